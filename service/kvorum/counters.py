@@ -1,0 +1,84 @@
+"""Plain numbers that the hot path counts and that :mod:`kvorum.telemetry` reads when it is scraped.
+
+An OpenTelemetry ``counter.add`` costs 3 to 5 microseconds, more than applying an operation; adding to an integer costs
+30 nanoseconds. So the node, the storage and the transport count here, and know nothing of OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+
+DURATION_BOUNDARIES_S = tuple(0.0005 * 2**k for k in range(15))
+"""0.5 ms to 8.192 s: the boundaries of every duration histogram, in seconds."""
+
+
+class Histogram:
+    """A cumulative histogram of durations in seconds, with explicit boundaries (upper bounds, inclusive)."""
+
+    __slots__ = ("boundaries", "counts", "sum", "min", "max")
+
+    def __init__(self, boundaries: tuple[float, ...] = DURATION_BOUNDARIES_S) -> None:
+        self.boundaries = boundaries
+        self.counts = [0] * (len(boundaries) + 1)
+        self.sum = 0.0
+        self.min = float("inf")
+        self.max = 0.0
+
+    def record(self, value: float, times: int = 1) -> None:
+        """Count ``value`` seconds, ``times`` times (a batch whose members share one duration)."""
+        self.counts[bisect_left(self.boundaries, value)] += times
+        self.sum += value * times
+        if value > self.max:
+            self.max = value
+        if value < self.min:
+            self.min = value
+
+    @property
+    def count(self) -> int:
+        """How many values were recorded."""
+        return sum(self.counts)
+
+
+class Counters:
+    """One node's numbers. A key of a dict is the value of a metric's label; never a key, a value or a client id."""
+
+    def __init__(self) -> None:
+        # Clients: the seed's three, and requests by operation and HTTP status.
+        self.writes = 0  # acknowledged by a quorum and applied
+        self.reads = 0
+        self.stale_reads = 0
+        self.write_duration = Histogram()  # end to end: from the request's arrival to its answer
+        self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)  # (op, code)
+        self.request_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
+        self.redirects = 0
+        self.inflight = 0
+        # Consensus.
+        self.elections: defaultdict[tuple[str, str], int] = defaultdict(
+            int
+        )  # (result, reason): won/lost, timeout/transfer
+        self.leader_changes = 0
+        self.proposals: defaultdict[str, int] = defaultdict(int)  # committed, refused, unknown
+        self.proposals_pending = 0
+        self.commit_duration = Histogram()  # from proposal to commit, per batch
+        self.apply_duration = Histogram()  # per batch of entries
+        self.read_index_duration = Histogram()  # per round
+        self.snapshots: defaultdict[tuple[str, str], int] = defaultdict(
+            int
+        )  # (op: create|send|install, result: ok|failed)
+        self.snapshot_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
+        # Peers.
+        self.peer_rtt: defaultdict[str, Histogram] = defaultdict(Histogram)  # peer name
+        self.peer_failures: defaultdict[tuple[str, str], int] = defaultdict(int)  # (peer name, reason)
+        self.identity_rejected: defaultdict[str, int] = defaultdict(int)  # reason
+        self.dns_failures: defaultdict[str, int] = defaultdict(int)  # peer name
+        self.messages_sent: defaultdict[str, int] = defaultdict(int)  # peer name
+        self.messages_received: defaultdict[str, int] = defaultdict(int)  # peer name
+        self.messages_dropped: defaultdict[str, int] = defaultdict(int)  # peer name: its queue was full
+        self.malformed_requests = 0
+        # Storage.
+        self.save_duration = Histogram()
+        self.saves = 0
+        self.saved_bytes = 0
+        # The process.
+        self.loop_lag = Histogram()

@@ -1,0 +1,243 @@
+"""What consensus members say to each other, and what consensus says to its driver.
+
+The messages are those of Figure 2 of the Raft paper (Ongaro and Ousterhout, extended version) and of the thesis
+(Ongaro 2014), with ``Heartbeat`` and ``ReadIndex`` messages of their own (see the divergences in the package docstring).
+Every message is a frozen, tagged ``msgspec.Struct``; :data:`Message` is their closed union. On the wire they are
+msgpack arrays: ``[tag, term, sender, recipient, ...]``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+NodeId = str
+"""A member: ``name@incarnation``. A node that lost its disk comes back as another member of the same name."""
+
+
+class EntryKind(IntEnum):
+    """What a log entry carries in ``data``."""
+
+    COMMAND = 0
+    """A batch of the state machine's commands; consensus does not look inside."""
+    NOOP = 1
+    """Empty: the entry by which a new leader commits what came before it (section 5.4.2, 8)."""
+    CONFIGURATION = 2
+    """A msgpack :class:`Configuration`; in force from the moment it is appended (thesis 4.1)."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One log entry (section 5.3). ``data`` is encoded once: the same bytes go to disk and to every peer."""
+
+    index: int
+    term: int
+    kind: EntryKind
+    data: bytes
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A server of the cluster: a voter, or a learner that receives the log but neither votes nor counts."""
+
+    id: NodeId
+    voter: bool
+    peer_url: str = ""
+    """Where its peers reach it, e.g. ``http://kv-0.kv-headless.default.svc.cluster.local:2380``."""
+    client_url: str = ""
+    """Where clients reach it; what a redirect hint names."""
+
+
+class Configuration(msgspec.Struct, frozen=True, array_like=True):
+    """The members, ordered by id."""
+
+    members: tuple[Member, ...] = ()
+
+    def voters(self) -> tuple[NodeId, ...]:
+        """Return the ids of the voters, ordered."""
+        return tuple(m.id for m in self.members if m.voter)
+
+    def learners(self) -> tuple[NodeId, ...]:
+        """Return the ids of the learners, ordered."""
+        return tuple(m.id for m in self.members if not m.voter)
+
+    def get(self, node: NodeId) -> Member | None:
+        """Return the member with this id, or None."""
+        for member in self.members:
+            if member.id == node:
+                return member
+        return None
+
+    def quorum(self) -> int:
+        """Return how many voters are a majority."""
+        return len(self.voters()) // 2 + 1
+
+
+class HardState(msgspec.Struct, frozen=True, array_like=True):
+    """What must be durable before any message that reveals it leaves (Figure 2, "persistent state")."""
+
+    current_term: int = 0
+    voted_for: NodeId | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """What a snapshot replaces: the log up to and including ``last_index`` (section 7). The data is the driver's."""
+
+    last_index: int
+    last_term: int
+    configuration: Configuration
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    term: int
+    sender: NodeId
+    recipient: NodeId
+
+
+class RequestVote(_Message, frozen=True, array_like=True, tag="rv", kw_only=True):
+    """Sections 5.2, 5.4.1; with ``pre_vote`` the question of thesis 9.6, asked for ``term`` without entering it."""
+
+    last_log_index: int
+    last_log_term: int
+    pre_vote: bool = False
+    leadership_transfer: bool = False
+    """The candidate was told to campaign by the leader (thesis 4.2.3): the leader's lease does not protect it."""
+
+
+class RequestVoteResponse(_Message, frozen=True, array_like=True, tag="rvr", kw_only=True):
+    """A granted pre-vote carries the term that was asked for; everything else the responder's own term."""
+
+    vote_granted: bool
+    pre_vote: bool = False
+
+
+class AppendEntries(_Message, frozen=True, array_like=True, tag="ae", kw_only=True):
+    """Section 5.3. Never empty but when it probes for the place where two logs agree."""
+
+    prev_log_index: int
+    prev_log_term: int
+    entries: tuple[Entry, ...]
+    leader_commit: int
+
+
+class AppendEntriesResponse(_Message, frozen=True, array_like=True, tag="aer", kw_only=True):
+    """The follower's answer, sent when the entries are on its disk.
+
+    ``index``: on success the last index known to match the leader's log (never more than was sent); on refusal the
+    ``prev_log_index`` that was refused. ``hint_index`` and ``hint_term``, on refusal: the last entry of the follower's
+    log whose term is at most ``prev_log_term`` (the fast backtracking of section 5.3, by term).
+    """
+
+    success: bool
+    index: int
+    hint_index: int = 0
+    hint_term: int = 0
+
+
+class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
+    """The empty AppendEntries of section 5.2; answered at once, since the answer says nothing about the log.
+
+    ``commit_index`` is at most what the recipient is known to hold. ``round`` numbers the leader's rounds: a quorum
+    of answers to a round later than a read's arrival proves that the leader still led then (thesis 6.4).
+    ``state_index`` and ``state_hash``: the leader's state hash after applying that index, for the driver (0: none).
+    """
+
+    commit_index: int
+    round: int
+    state_index: int = 0
+    state_hash: int = 0
+
+
+class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):
+    """Carries back the round; ``last_log_index`` helps the leader to notice a follower that needs entries."""
+
+    round: int
+
+
+class ReadIndex(_Message, frozen=True, array_like=True, tag="ri", kw_only=True):
+    """A follower asks the leader for a linearizable read barrier (thesis 6.4); ``context`` is the follower's own."""
+
+    context: int
+
+
+class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="rir", kw_only=True):
+    """The barrier: a read is linearizable once ``index`` is applied. ``index`` 0: refused, ask again."""
+
+    context: int
+    index: int
+
+
+class InstallSnapshot(_Message, frozen=True, array_like=True, tag="is", kw_only=True):
+    """Section 7: the follower needs what the leader's log no longer holds.
+
+    Consensus carries the description only. The follower's driver first fetches the file from the leader (in chunks,
+    resumable), makes it durable, and only then steps this message.
+    """
+
+    snapshot: Snapshot
+
+
+class InstallSnapshotResponse(_Message, frozen=True, array_like=True, tag="isr", kw_only=True):
+    """The follower's log now begins behind ``index`` (or already held it)."""
+
+    index: int
+
+
+class TimeoutNow(_Message, frozen=True, array_like=True, tag="tn", kw_only=True):
+    """Leadership transfer, thesis 3.10: campaign at once."""
+
+
+Message = (
+    RequestVote
+    | RequestVoteResponse
+    | AppendEntries
+    | AppendEntriesResponse
+    | Heartbeat
+    | HeartbeatResponse
+    | ReadIndex
+    | ReadIndexResponse
+    | InstallSnapshot
+    | InstallSnapshotResponse
+    | TimeoutNow
+)
+
+
+class Save(msgspec.Struct, frozen=True):
+    """What must become durable in one atomic write, before :meth:`Raft.saved` is told its ``number``.
+
+    Raises nothing by itself; a save that fails ends the process.
+    """
+
+    number: int
+    """Counts saves from 1; at most one is in flight."""
+    hard_state: HardState
+    entries: tuple[Entry, ...] = ()
+    """Contiguous; replaces everything in the log from ``entries[0].index`` on."""
+    snapshot: Snapshot | None = None
+    """Adopt this snapshot: the whole log is replaced by it, then ``entries`` follow."""
+
+
+class Read(msgspec.Struct, frozen=True):
+    """A read barrier was passed: whatever is read now, after ``committed`` was applied, is linearizable."""
+
+    context: int
+    index: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Everything there is to do now, handed over exactly once.
+
+    Order: adopt and apply as given; ``messages`` may leave at once; ``messages_after_save`` only when ``save`` is
+    durable. ``save`` is None while another save is in flight.
+    """
+
+    save: Save | None = None
+    messages: tuple[Message, ...] = ()
+    messages_after_save: tuple[Message, ...] = ()
+    restore: Snapshot | None = None
+    """Load this (already durable) snapshot into the state machine before applying ``committed``."""
+    committed: tuple[Entry, ...] = ()
+    """Apply these, in order. All of them are durable on this node."""
+    reads: tuple[Read, ...] = ()
+    """Release these reads after applying ``committed``."""
+    reads_refused: tuple[int, ...] = ()
+    """Contexts whose barrier failed (the leader changed); ask again."""

@@ -1,0 +1,139 @@
+"""What the driver asks of a disk. Two implementations: SQLite through sqlitedict, and the simulator's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from kvorum.raft.messages import Entry, HardState, Save, Snapshot
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """Who this data folder is. Lives and dies with the log; written before the first answer to a peer."""
+
+    name: str
+    """The stable name, e.g. the pod's: ``kv-0``."""
+    incarnation: str
+    """16 hex digits, drawn at random when the folder was created."""
+    cluster_id: str = ""
+    """32 hex digits; empty until the node has bootstrapped or joined."""
+
+    @property
+    def node_id(self) -> str:
+        """The member id: ``name@incarnation``."""
+        return f"{self.name}@{self.incarnation}"
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A complete, durable, verified snapshot file."""
+
+    snapshot: Snapshot
+    size_bytes: int
+    """Of the whole file, header included."""
+    sha256: str
+    """Of the whole file, 64 hex digits."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """All that was durable when the process started. ``entries`` are contiguous and follow ``snapshot.last_index``."""
+
+    identity: Identity | None = None
+    hard_state: HardState = HardState()
+    snapshot: Snapshot | None = None
+    entries: tuple[Entry, ...] = ()
+
+
+class SnapshotWriter(Protocol):
+    """A snapshot being written; it does not exist for :meth:`Storage.load` until :meth:`commit` has returned."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk of the payload (buffered; call from a thread or in small slices)."""
+
+    def commit(self) -> SnapshotInfo:
+        """Make it durable: flush, fsync, rename, fsync of the folder. Blocking: run it in a thread.
+
+        Raises:
+            StorageError: nothing of it is kept.
+        """
+
+    def abort(self) -> None:
+        """Throw it away."""
+
+
+class SnapshotFile(Protocol):
+    """The file side of snapshots. Each method blocks: run it in a thread, but in tests and at start."""
+
+    def create(self, snapshot: Snapshot) -> SnapshotWriter:
+        """Begin to write a snapshot of the state after ``snapshot.last_index``."""
+
+    def latest(self) -> SnapshotInfo | None:
+        """Return the newest complete snapshot, without reading its payload."""
+
+    def read(self, last_index: int) -> Iterable[bytes]:
+        """Yield the payload of the snapshot at ``last_index`` in chunks, verifying it on the way.
+
+        Raises:
+            StorageCorrupt: the bytes are not those that were written (at the latest after the last chunk).
+        """
+
+    def path(self, last_index: int) -> str:
+        """Return the file's path, for streaming it to a peer as it is (header included)."""
+
+    def receive(self, snapshot: Snapshot) -> SnapshotReceiver:
+        """Begin (or resume) to receive a snapshot file from a peer."""
+
+
+class SnapshotReceiver(Protocol):
+    """A snapshot file arriving from a peer; what has arrived survives a restart."""
+
+    @property
+    def offset_bytes(self) -> int:
+        """How much is already here: where to resume."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes of the file."""
+
+    def commit(self, sha256: str) -> SnapshotInfo:
+        """Verify the whole file against ``sha256`` and its own header, and make it durable.
+
+        Raises:
+            StorageCorrupt: it does not match; what arrived is thrown away.
+        """
+
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+
+
+class Storage(Protocol):
+    """The durable side of one node.
+
+    Every failure to write is fatal and is never retried: :class:`kvorum.errors.StorageError` goes to ``failed``, given
+    at construction, and the driver ends the process.
+    """
+
+    snapshots: SnapshotFile
+
+    def load(self) -> Loaded:
+        """Verify and read everything. Blocking, once, before the first save.
+
+        Raises:
+            StorageError: the folder cannot be trusted; the message says what to do.
+        """
+
+    def write_identity(self, identity: Identity) -> None:
+        """Make the identity durable. Blocking.
+
+        Raises:
+            StorageError: it is not durable.
+        """
+
+    def save(self, save: Save, done: Callable[[], None]) -> None:
+        """Make ``save`` durable in one atomic write, then call ``done`` on the event loop. At most one in flight."""
+
+    def compact(self, first_index: int, done: Callable[[], None]) -> None:
+        """Forget log entries before ``first_index``, which a durable snapshot covers. Not while a save is in flight."""
+
+    def close(self) -> None:
+        """Release the folder. Blocking; waits for the save in flight."""
