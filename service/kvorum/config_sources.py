@@ -1,0 +1,244 @@
+"""Where a configuration comes from: flags over environment over file over defaults; and how it is documented.
+
+Everything here is derived from the fields of :class:`kvorum.config.Config`, so a new knob needs one new field only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from kvorum.config import Config, PeerAddress, parse_peers, resolve
+from kvorum.errors import ConfigError
+
+ENV_PREFIX = "KVORUM_"
+CONFIG_FILE_ENV = "KVORUM_CONFIG"
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+class Knob(msgspec.Struct, frozen=True):
+    """One knob as the flags, the environment and the documentation see it."""
+
+    name: str
+    type: Any
+    """With its limits: what ``msgspec.convert`` takes."""
+    default: Any
+    help: str
+    unit: str
+    limits: str
+    alias: str | None
+    choices: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """The command line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is a switch."""
+        return isinstance(self.default, bool)
+
+    def show(self, value: Any) -> str:
+        """Return the value as a user would write it."""
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, tuple):
+            return ",".join(f"{peer.name}={peer.address}" for peer in value)
+        if isinstance(value, float):
+            return f"{value:g}"
+        return str(value)
+
+
+def knobs() -> tuple[Knob, ...]:
+    """Return every knob, in the order of the struct."""
+    hints = get_type_hints(Config, include_extras=True)
+    return tuple(_knob(field.name, hints[field.name], field.default) for field in msgspec.structs.fields(Config))
+
+
+def _knob(name: str, hint: Any, default: Any) -> Knob:
+    if get_origin(hint) is not Annotated:
+        raise TypeError(f"Config.{name} has no description")
+    inner, meta = get_args(hint)
+    extra = meta.extra or {}
+    choices = tuple(str(choice) for choice in get_args(inner)) if isinstance(default, str) else ()
+    bounds = (("", meta.ge), (" to ", meta.le))
+    limits = "".join(f"{word}{bound:,}" for word, bound in bounds if bound is not None)
+    if choices:
+        limits = ", ".join(choices)
+    elif meta.max_length is not None:
+        limits = f"at most {meta.max_length} characters"
+    return Knob(name, hint, default, meta.description, extra.get("unit", ""), limits, extra.get("alias"), choices)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and one flag per knob to the parser; a flag that is not given is absent from the namespace."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help=f"A TOML file of NAME = VALUE lines, names as below with '_' (or {CONFIG_FILE_ENV}).",
+    )
+    for knob in knobs():
+        names = [knob.flag] + ([knob.alias] if knob.alias else [])
+        if knob.is_bool:
+            parser.add_argument(
+                *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help(knob)
+            )
+        else:
+            parser.add_argument(
+                *names, dest=knob.name, metavar=_metavar(knob), default=argparse.SUPPRESS, help=_help(knob)
+            )
+
+
+def _metavar(knob: Knob) -> str:
+    if knob.choices:
+        return "{" + ",".join(knob.choices) + "}"
+    return knob.unit.upper() or ("N" if isinstance(knob.default, int) else "VALUE")
+
+
+def _help(knob: Knob) -> str:
+    facts = [knob.limits] if knob.limits and not knob.choices else []
+    if knob.show(knob.default):
+        facts.append(f"default {knob.show(knob.default)}")
+    facts.append(knob.env)
+    return (knob.help + f" [{'; '.join(facts)}]").replace("%", "%%")
+
+
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, host_name: str | None = None
+) -> tuple[Config, dict[str, str]]:
+    """Return the resolved configuration, and where each knob that was given came from.
+
+    Args:
+        flags: what the parser found (see :func:`add_arguments`); other names are ignored.
+        environ: the environment; None: the process's.
+        host_name: the default of ``name``; None: the machine's, up to its first dot.
+
+    Raises:
+        ConfigError: one line, naming the source of what is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    raw: dict[str, tuple[Any, str]] = {}
+    path = flags.get("config") or environ.get(CONFIG_FILE_ENV)
+    if path:
+        raw.update(_from_file(path))
+    for knob in knobs():
+        # An empty variable is an unset one: templates often leave them so.
+        if environ.get(knob.env):
+            raw[knob.name] = (environ[knob.env], knob.env)
+        if knob.name in flags:
+            raw[knob.name] = (flags[knob.name], knob.flag)
+    values = {knob.name: _convert(knob, *raw[knob.name]) for knob in knobs() if knob.name in raw}
+    host_name = host_name if host_name is not None else socket.gethostname().split(".")[0]
+    config = resolve(Config(**values), host_name=host_name)
+    return config, {name: source for name, (_, source) in raw.items()}
+
+
+def _from_file(path: str) -> dict[str, tuple[Any, str]]:
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not TOML: {error}") from None
+    known = {knob.name for knob in knobs()}
+    for name in document:
+        if name not in known:
+            hint = " (write '_' for '-')" if name.replace("-", "_") in known else ""
+            raise ConfigError(f"configuration file {path}: there is no knob {name!r}{hint}")
+    return {name: (value, f"{name} in {path}") for name, value in document.items()}
+
+
+def _convert(knob: Knob, value: Any, source: str) -> Any:
+    try:
+        if knob.name == "peers":
+            return _convert_peers(value)
+        if knob.is_bool and isinstance(value, str):
+            return _convert_bool(value)
+        if isinstance(value, bool) and not knob.is_bool:
+            raise ConfigError("a switch's value for a knob that is none")
+        return msgspec.convert(value, type=knob.type, strict=False)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except msgspec.ValidationError:
+        wanted = knob.limits and f" ({knob.limits}{' ' + knob.unit if knob.unit else ''})"
+        raise ConfigError(f"{source}: {value!r} is not {_kind(knob)}{wanted}") from None
+
+
+def _kind(knob: Knob) -> str:
+    if knob.choices:
+        return "one of the choices"
+    return {int: "a whole number", float: "a number", bool: "a switch"}.get(type(knob.default), "a string")
+
+
+def _convert_bool(value: str) -> bool:
+    word = value.strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise ConfigError(f"{value!r} is neither true nor false")
+    return word in _TRUE
+
+
+def _convert_peers(value: Any) -> tuple[PeerAddress, ...]:
+    """Take the flag's string, or in a file a table: ``[peers]`` with ``n1 = "127.0.0.1:9001"``."""
+    if isinstance(value, str):
+        return parse_peers(value)
+    if isinstance(value, dict) and all(isinstance(address, str) for address in value.values()):
+        return parse_peers(",".join(f"{name}={address}" for name, address in value.items()))
+    raise ConfigError("peers is neither NAME=HOST:PORT,... nor a table of them")
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the ``KVORUM_`` variables that no knob reads: most likely misspelt."""
+    known = {knob.env for knob in knobs()} | {CONFIG_FILE_ENV, "KVORUM_ENDPOINTS", "KVORUM_CLIENT_PORT"}
+    return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def markdown() -> str:
+    """Return docs/config.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Generated by `kvorum config --markdown`; a test compares. -->",
+        "",
+        "Every knob of a node. A flag wins over its environment variable, that over the file named by `--config` or",
+        f"`{CONFIG_FILE_ENV}` (TOML, one `name = value` a line, the names of the first column), that over the default.",
+        "What contradicts itself is refused with one line and exit status 2.",
+        "`kvorum config [FLAGS]` prints the values that a node with these flags would use, and where each comes from.",
+        "",
+        "| name | flag | variable | default | unit | limits | meaning |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for knob in knobs():
+        flag = f"`{knob.flag}`" + (f" (`{knob.alias}`)" if knob.alias else "")
+        default = f"`{shown}`" if (shown := knob.show(knob.default)) else ""
+        lines.append(
+            f"| `{knob.name}` | {flag} | `{knob.env}` | {default} | {knob.unit} | {knob.limits} | {knob.help} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def describe(config: Config, sources: Mapping[str, str]) -> str:
+    """Return the configuration as text: every knob, its value, its unit and where it comes from."""
+    lines = []
+    for knob in knobs():
+        value = knob.show(getattr(config, knob.name))
+        if knob.name == "bootstrap_token" and value:
+            value = "(set)"
+        source = sources.get(knob.name, "default")
+        lines.append(f"{knob.name:<24} {value or '-':<32} {knob.unit:<6} {source}")
+    return "\n".join(lines) + "\n"
