@@ -1,1 +1,19 @@
-"""The replicated key-value state."""
+"""The replicated key-value state: a pure function from the log to answers.
+
+Theory of operation. :class:`~kvorum.kv.store.Store` is what every node computes from the same committed entries: the
+same results, the same records, the same sessions and the same ``state_hash``, whatever the node, process or hour. So
+nothing here reads a clock, a random number or the environment, iterates over a set, or uses ``hash()``. Time is
+``time_ms``, and it comes from the entries themselves.
+
+::
+
+    commands   the commands, their results, their encoding          limits    how large anything may be
+    records    what the store keeps of one key                      sessions  a retried write is applied once
+    store      apply(entry) -> results; get(key) -> record
+    frames     the bytes of a snapshot                              cut       writes one while the store goes on
+    snapshot   reads one back, or refuses it
+
+The revision model is etcd's: one ``revision`` for the cluster, one more with each mutation that changed something; a
+record knows the revision that created it, the one that last changed it, and how many changes lie between. Only the
+latest version of a key is kept (docs/decisions/0001-latest-version-only.md).
+"""

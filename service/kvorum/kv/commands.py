@@ -1,6 +1,8 @@
 """The commands of the replicated state, their results, and their encoding.
 
-One log entry carries one :class:`Batch`: everything that was asked in one turn of the leader's loop.
+One log entry carries one :class:`Batch`: everything that was asked in one turn of the leader's loop. A field that this
+version does not know is refused (``forbid_unknown_fields``): a node that applied a command without its newer half would
+silently go its own way.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ MUST_NOT_EXIST = 0
 """``prev_revision``: create only."""
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=False):
+class Put(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="p", gc=False):
     """Set a key. With ``prev_revision`` only if the key's mod_revision is that (0: only if it does not exist).
 
     ``client_id`` and ``sequence`` (from 1) make a retry safe: it is applied once (thesis 6.3). Empty: no session.
@@ -28,7 +30,7 @@ class Put(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=False):
     sequence: int = 0
 
 
-class Delete(msgspec.Struct, frozen=True, array_like=True, tag="d", gc=False):
+class Delete(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="d", gc=False):
     """Remove a key; otherwise as :class:`Put`."""
 
     key: bytes
@@ -40,7 +42,7 @@ class Delete(msgspec.Struct, frozen=True, array_like=True, tag="d", gc=False):
 Command = Put | Delete
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True):
+class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One log entry's commands, in order; ``time_ms`` is the leader's wall clock (Unix, ms) when it proposed them."""
 
     time_ms: int
@@ -76,7 +78,8 @@ class SessionRefused(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=F
     ``unknown``: no such session, and the sequence is not 1 (it expired, or never was: whether an earlier try of this
     request was applied cannot be known). ``stale``: the sequence is below the window of remembered answers.
     ``ahead``: more than a window above the highest sequence seen. ``mismatch``: this sequence was used by another
-    request. ``full``: too many live sessions; try later.
+    request. ``full``: too many live sessions; try later. ``invalid``: the command or its batch passes a limit of
+    :mod:`kvorum.kv.limits` (with or without a session); only a node that does not check proposes such a command.
     """
 
     revision: int

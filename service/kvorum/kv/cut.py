@@ -1,0 +1,150 @@
+"""Writing a snapshot in slices, while the store goes on applying (section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kvorum.errors import InvariantViolated
+from kvorum.kv.frames import (
+    CHUNK_BYTES_MAX,
+    CHUNK_KEYS_MAX,
+    Frame,
+    FrameWriter,
+    Header,
+    RecordsFrame,
+    SessionsFrame,
+    Trailer,
+)
+from kvorum.kv.records import Record
+from kvorum.kv.sessions import SessionRow, Sessions
+
+CHUNK_KEYS = 1024
+"""Keys in a chunk unless asked otherwise: about half a millisecond of work."""
+CHUNK_BYTES = 256 * 1024
+"""Bytes in a chunk unless asked otherwise."""
+
+
+class SnapshotCut:
+    """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
+
+    The keys are listed at once; their records are read when their turn comes. A record that is replaced or deleted
+    meanwhile is first put aside in ``shadow`` by the store (copy on write), and likewise a session that changes. So the
+    cut costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state and on
+    the sizes asked for only: two nodes write the same snapshot at the same index.
+
+    Attributes:
+        header: the numbers of the store at that moment.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_done",
+        "_keys",
+        "_keys_written",
+        "_on_close",
+        "_records",
+        "_session_ids",
+        "_session_shadow",
+        "_sessions",
+        "_sessions_written",
+        "_shadow",
+        "_started",
+        "_writer",
+        "header",
+    )
+
+    def __init__(
+        self,
+        header: Header,
+        records: Mapping[bytes, Record],
+        shadow: dict[bytes, Record],
+        sessions: Sessions,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.header = header
+        self._records = records
+        self._shadow = shadow
+        self._keys = list(records)
+        self._keys_written = 0
+        self._sessions = sessions
+        self._session_ids, self._session_shadow = sessions.begin_cut()
+        self._sessions_written = 0
+        self._on_close = on_close
+        self._writer = FrameWriter()
+        self._started = False
+        self._done = False
+        self._closed = False
+
+    @property
+    def shadow_size(self) -> int:
+        """How many replaced records and sessions are held for this cut alone."""
+        return len(self._shadow) + len(self._session_shadow)
+
+    def next_chunk(self, max_keys: int = CHUNK_KEYS, max_bytes: int = CHUNK_BYTES) -> bytes | None:
+        """Return the next bytes of the snapshot, or None when it is complete.
+
+        Args:
+            max_keys: at most so many keys, or remembered answers of sessions (one session may exceed it).
+            max_bytes: about so many bytes: the chunk ends with the record that reaches this.
+
+        Raises:
+            InvariantViolated: the cut was closed before it was complete.
+        """
+        if self._done:
+            return None
+        if self._closed:
+            raise InvariantViolated("a snapshot is continued after it was closed")
+        max_keys = min(max(max_keys, 1), CHUNK_KEYS_MAX)
+        max_bytes = min(max(max_bytes, 1), CHUNK_BYTES_MAX)
+        return self._writer.encode(self._next_frame(max_keys, max_bytes))
+
+    def close(self) -> None:
+        """Let the store forget the cut. May be called at any time, and again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._keys = []
+        self._session_ids = []
+        self._shadow = {}
+        self._session_shadow = {}
+        self._sessions.end_cut()
+        self._on_close()
+
+    def _next_frame(self, max_keys: int, max_bytes: int) -> Frame:
+        if not self._started:
+            self._started = True
+            return self.header
+        if self._keys_written < len(self._keys):
+            return self._take_records(max_keys, max_bytes)
+        if self._sessions_written < len(self._session_ids):
+            return self._take_sessions(max_keys)
+        self._done = True
+        return Trailer(self._keys_written, self._sessions_written)
+
+    def _take_records(self, max_keys: int, max_bytes: int) -> RecordsFrame:
+        start = self._keys_written
+        candidates = self._keys[start : start + max_keys]
+        records: list[Record] = []
+        size = 0
+        for key in candidates:
+            record = self._shadow.pop(key, None) or self._records.get(key)
+            if record is None or record.mod_revision > self.header.revision:
+                raise InvariantViolated("a record changed under a snapshot without being put aside")
+            records.append(record)
+            size += len(key) + len(record.value)
+            if size >= max_bytes:
+                break
+        self._keys_written = start + len(records)
+        return RecordsFrame(tuple(candidates[: len(records)]), tuple(records))
+
+    def _take_sessions(self, max_answers: int) -> SessionsFrame:
+        rows: list[SessionRow] = []
+        answers = 0
+        for client_id in self._session_ids[self._sessions_written :]:
+            row = self._session_shadow.pop(client_id, None) or self._sessions.row(client_id)
+            rows.append(row)
+            answers += len(row.answers) + 1
+            if answers >= max_answers:
+                break
+        self._sessions_written += len(rows)
+        return SessionsFrame(tuple(rows))

@@ -1,0 +1,137 @@
+"""The bytes of a snapshot of the state: self-delimiting frames of msgpack.
+
+::
+
+    snapshot = Header frame, RecordsFrame*, SessionsFrame*, Trailer frame
+    frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
+
+``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
+repeated or out of place breaks the chain. The members of the cluster are not in here; the file's own header, which
+belongs to the storage, has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Annotated
+from zlib import crc32
+
+import msgspec
+
+from kvorum.errors import StorageCorrupt
+from kvorum.kv.records import Key, Record
+from kvorum.kv.sessions import SessionRow
+
+FORMAT = 1
+"""Raised when the meaning of the frames changes."""
+CHUNK_KEYS_MAX = 65_536
+"""The most keys (or remembered answers) that one frame may be asked to hold."""
+CHUNK_BYTES_MAX = 4 * 1024 * 1024
+"""The most bytes that one frame may be asked to hold; it may exceed this by its last record."""
+FRAME_BYTES_MAX = 16 * 1024 * 1024
+"""More than any frame that we write; what claims to be larger is not a frame."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_frame_header = Struct(">II")
+FRAME_HEADER_BYTES = _frame_header.size
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="h", kw_only=True):
+    """The first frame: the store's own numbers, and how much follows."""
+
+    format: int = FORMAT
+    revision: _Count
+    applied_index: _Count
+    applied_term: _Count
+    state_hash: _Count
+    time_ms: _Count
+    keys: _Count
+    sessions: _Count
+
+
+class RecordsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="r"):
+    """Keys and, as many, their records: two columns, so that a restore needs no loop over rows."""
+
+    keys: tuple[Key, ...]
+    records: tuple[Record, ...]
+
+
+class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="s"):
+    """Sessions, from the least recently used on."""
+
+    sessions: tuple[SessionRow, ...]
+
+
+class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="t"):
+    """The last frame: how much was written."""
+
+    keys: _Count
+    sessions: _Count
+
+
+Frame = Header | RecordsFrame | SessionsFrame | Trailer
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+class FrameWriter:
+    """Turns frames into bytes, one after the other."""
+
+    __slots__ = ("_crc",)
+
+    def __init__(self) -> None:
+        self._crc = 0
+
+    def encode(self, frame: Frame) -> bytes:
+        """Return the next frame's bytes."""
+        payload = _encoder.encode(frame)
+        self._crc = crc32(payload, self._crc)
+        return _frame_header.pack(len(payload), self._crc) + payload
+
+
+class FrameReader:
+    """Turns bytes, however they were cut, back into frames."""
+
+    __slots__ = ("_buffer", "_crc")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._crc = 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return len(self._buffer)
+
+    def feed(self, chunk: bytes) -> Iterator[Frame]:
+        """Yield the frames that ``chunk`` completes; exhaust the iterator before the next call.
+
+        Raises:
+            StorageCorrupt: these bytes were not written by a :class:`FrameWriter`.
+        """
+        buffer = self._buffer
+        buffer += chunk
+        start = 0
+        with memoryview(buffer) as view:
+            while len(buffer) - start >= FRAME_HEADER_BYTES:
+                length, crc = _frame_header.unpack_from(view, start)
+                if length > FRAME_BYTES_MAX:
+                    raise StorageCorrupt(f"a snapshot frame claims {length} bytes (limit {FRAME_BYTES_MAX})")
+                end = start + FRAME_HEADER_BYTES + length
+                if end > len(buffer):
+                    break
+                with view[start + FRAME_HEADER_BYTES : end] as payload:
+                    yield self._decode(payload, crc)
+                start = end
+        del buffer[:start]
+
+    def _decode(self, payload: memoryview, crc: int) -> Frame:
+        self._crc = crc32(payload, self._crc)
+        if self._crc != crc:
+            raise StorageCorrupt("a snapshot frame does not match its checksum")
+        try:
+            return _decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            raise StorageCorrupt(f"a snapshot frame is malformed: {error}") from error

@@ -1,0 +1,61 @@
+"""How large anything in the replicated state may be, and the check that the API makes before it proposes.
+
+The numbers are part of the state machine: two nodes with different numbers would compute different states from one
+log. So they are constants of the code, and not configuration.
+"""
+
+from __future__ import annotations
+
+from kvorum.errors import InvalidRequest, TooLarge
+from kvorum.kv.commands import ANY_REVISION, Command, Put
+
+KEY_BYTES_MAX = 1024
+"""Of a key; and a key has at least one byte."""
+VALUE_BYTES_MAX = 1024 * 1024
+"""Of a value; an empty value is a value."""
+CLIENT_ID_CHARS_MAX = 64
+"""Of a session's client id."""
+INTEGER_MAX = 2**63 - 1
+"""Of a sequence or a revision: what every client's language can hold."""
+BATCH_COMMANDS_MAX = 4096
+"""Commands in one log entry: about 3 ms of applying, which is how long one entry may hold up the loop."""
+SESSION_WINDOW = 256
+"""Answers that a session remembers, and how far its sequences may run ahead: what a client may have in flight."""
+SESSIONS_MAX = 10_000
+"""Live sessions."""
+SESSION_IDLE_MS = 3_600_000
+"""A session may be evicted, when there are too many, once it has been idle for longer than this (of the log's time)."""
+
+
+def check_command(command: Command) -> None:
+    """Refuse what the state machine would refuse, before it costs a round of consensus.
+
+    What passes here is never refused as ``invalid`` when it is applied.
+
+    Raises:
+        TooLarge: the key, the value or the client id is too long.
+        InvalidRequest: an empty key, a revision below -1, or a session that is not one.
+    """
+    if not command.key:
+        raise InvalidRequest("the key is empty")
+    if len(command.key) > KEY_BYTES_MAX:
+        raise TooLarge(f"the key has {len(command.key)} bytes", KEY_BYTES_MAX)
+    if isinstance(command, Put) and len(command.value) > VALUE_BYTES_MAX:
+        raise TooLarge(f"the value has {len(command.value)} bytes", VALUE_BYTES_MAX)
+    if not ANY_REVISION <= command.prev_revision <= INTEGER_MAX:
+        raise InvalidRequest(f"prev_revision {command.prev_revision} is not a revision, nor 0, nor -1")
+    _check_session(command.client_id, command.sequence)
+
+
+def _check_session(client_id: str, sequence: int) -> None:
+    if not client_id:
+        if sequence != 0:
+            raise InvalidRequest(f"sequence {sequence} without a client id")
+        return
+    if len(client_id) > CLIENT_ID_CHARS_MAX:
+        raise TooLarge(f"the client id has {len(client_id)} characters", CLIENT_ID_CHARS_MAX)
+    # Printable ASCII fits in a header as it is, and always encodes (a lone surrogate would not).
+    if not (client_id.isascii() and client_id.isprintable()):
+        raise InvalidRequest("the client id is not printable ASCII")
+    if not 1 <= sequence <= INTEGER_MAX:
+        raise InvalidRequest(f"sequence {sequence} is not between 1 and 2^63-1")

@@ -1,0 +1,162 @@
+"""Exactly-once writes: a retried command is applied once, and answered as it was the first time (thesis 6.3).
+
+A client names itself and numbers its commands from 1. For each client the state remembers the answers of the last
+:data:`~kvorum.kv.limits.SESSION_WINDOW` sequences, so that several may be in flight and arrive in any order. A command
+whose answer is remembered is not applied again. One that lies below the window is refused, because nobody can know
+any more whether it was applied; to stay clear of that, a client keeps its oldest unanswered sequence less than a window
+behind its newest.
+
+Sessions are never closed by a clock. Only when there are too many does a new one take the place of the least recently
+used, and only if that has been idle for an hour of the *log's* time, which is the same on every node (B24). A client
+therefore gives up retrying, and reports an unknown outcome, well within that hour.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Annotated
+from zlib import crc32
+
+import msgspec
+
+from kvorum.kv.commands import Command, CompareFailed, DeleteResult, Put, PutResult
+from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_MAX
+
+UNKNOWN = "unknown"
+STALE = "stale"
+AHEAD = "ahead"
+MISMATCH = "mismatch"
+FULL = "full"
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a sequence was answered, and the fingerprint of the command that it was."""
+
+    fingerprint: int
+    result: PutResult | DeleteResult | CompareFailed
+
+
+class SessionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A session as a snapshot holds it."""
+
+    client_id: str
+    highest: Annotated[int, msgspec.Meta(ge=1)]
+    last_used_ms: Annotated[int, msgspec.Meta(ge=0)]
+    answers: dict[int, Answer]
+
+
+class Session:
+    """One client's remembered answers: some of the sequences in ``(highest - SESSION_WINDOW, highest]``."""
+
+    __slots__ = ("answers", "cut_number", "highest", "last_used_ms")
+
+    def __init__(self, highest: int, last_used_ms: int, answers: dict[int, Answer], cut_number: int) -> None:
+        self.highest = highest
+        self.last_used_ms = last_used_ms
+        self.answers = answers
+        self.cut_number = cut_number  # the last cut for which this session was preserved, or that it is younger than
+
+    def raise_highest(self, sequence: int) -> None:
+        """Move the window up to ``sequence`` (at most a window further) and forget what falls out below."""
+        forget = self.answers.pop
+        for old in range(self.highest - SESSION_WINDOW + 1, sequence - SESSION_WINDOW + 1):
+            forget(old, None)
+        self.highest = sequence
+
+
+class Sessions:
+    """All sessions, from the least to the most recently used in log order."""
+
+    __slots__ = ("_cut_number", "_latest", "_sessions", "_shadow")
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._latest: Session | None = None  # the last in the order: it need not be moved there again
+        self._cut_number = 0
+        self._shadow: dict[str, SessionRow] | None = None
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def find(self, client_id: str, sequence: int, fingerprint: int, time_ms: int) -> Session | Answer | str:
+        """Decide what becomes of a command.
+
+        Returns:
+            The session that must remember the answer: apply the command. Or the answer of the first time. Or the
+            reason of a refusal: one of ``unknown``, ``stale``, ``ahead``, ``mismatch``, ``full``.
+        """
+        session = self._sessions.get(client_id)
+        if session is None:
+            return self._open(client_id, time_ms) if sequence == 1 else UNKNOWN
+        if session is not self._latest:
+            self._sessions.move_to_end(client_id)
+            self._latest = session
+        if session.cut_number != self._cut_number:
+            self._preserve(client_id, session)
+        session.last_used_ms = time_ms
+        answer = session.answers.get(sequence)
+        if answer is not None:
+            return answer if answer.fingerprint == fingerprint else MISMATCH
+        ahead = sequence - session.highest
+        if ahead > 0:
+            if ahead > SESSION_WINDOW:
+                return AHEAD
+            session.raise_highest(sequence)
+        elif ahead <= -SESSION_WINDOW:
+            return STALE
+        return session
+
+    def row(self, client_id: str) -> SessionRow:
+        """Return a session as it is now; its answers are not copied: encode the row before anything is applied."""
+        session = self._sessions[client_id]
+        return SessionRow(client_id, session.highest, session.last_used_ms, session.answers)
+
+    def restore(self, row: SessionRow) -> None:
+        """Add a session from a snapshot, as the most recently used one so far."""
+        session = Session(row.highest, row.last_used_ms, row.answers, self._cut_number)
+        self._sessions[row.client_id] = session
+        self._latest = session
+
+    def begin_cut(self) -> tuple[list[str], dict[str, SessionRow]]:
+        """Return all client ids in order, and a dict that gets each session's row just before its first change."""
+        self._cut_number += 1
+        self._shadow = {}
+        return list(self._sessions), self._shadow
+
+    def end_cut(self) -> None:
+        """Stop preserving."""
+        self._shadow = None
+
+    def _open(self, client_id: str, time_ms: int) -> Session | str:
+        if len(self._sessions) >= SESSIONS_MAX:
+            oldest_id, oldest = next(iter(self._sessions.items()))
+            if time_ms - oldest.last_used_ms <= SESSION_IDLE_MS:
+                return FULL
+            if oldest.cut_number != self._cut_number:
+                self._preserve(oldest_id, oldest)
+            del self._sessions[oldest_id]
+        session = Session(1, time_ms, {}, self._cut_number)
+        self._sessions[client_id] = session
+        self._latest = session
+        return session
+
+    def _preserve(self, client_id: str, session: Session) -> None:
+        """Note the session's state for the cut that is open, once per cut."""
+        session.cut_number = self._cut_number
+        if self._shadow is not None:
+            row = SessionRow(client_id, session.highest, session.last_used_ms, dict(session.answers))
+            self._shadow[client_id] = row
+
+
+def fingerprint(command: Command) -> int:
+    """Return 32 bits that differ, but for chance, between two commands with one client id and sequence.
+
+    It tells a client's mistake from a retry, and protects nobody but that client, so a checksum is enough. The seed
+    holds the kind, where the key ends, and ``prev_revision``: ``("ab", "c")`` and ``("a", "bc")`` are two commands.
+    """
+    key = command.key
+    if isinstance(command, Put):
+        seed = ((command.prev_revision + 1) * 4096 + len(key) * 2 + 1) & 0xFFFFFFFF
+        return crc32(command.value, crc32(key, seed))
+    seed = ((command.prev_revision + 1) * 4096 + len(key) * 2) & 0xFFFFFFFF
+    return crc32(key, seed)

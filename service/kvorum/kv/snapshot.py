@@ -1,0 +1,117 @@
+"""Reading a snapshot back: all of it, or nothing."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from kvorum.errors import StorageCorrupt
+from kvorum.kv.cut import SnapshotCut
+from kvorum.kv.frames import FORMAT, Frame, FrameReader, Header, RecordsFrame, SessionsFrame, Trailer
+from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, SESSION_WINDOW, SESSIONS_MAX
+from kvorum.kv.records import Record
+from kvorum.kv.sessions import SessionRow, Sessions
+from kvorum.kv.store import Store
+
+__all__ = ["Restorer", "SnapshotCut"]
+
+
+class Restorer:
+    """Builds a store from the chunks of a snapshot, however they are cut.
+
+    The store appears only at the end, complete and verified; after an error this restorer never yields one.
+    """
+
+    __slots__ = ("_failed", "_header", "_reader", "_records", "_sessions", "_trailer")
+
+    def __init__(self) -> None:
+        self._reader = FrameReader()
+        self._header: Header | None = None
+        self._records: dict[bytes, Record] = {}
+        self._sessions = Sessions()
+        self._trailer: Trailer | None = None
+        self._failed = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in the next bytes.
+
+        Raises:
+            StorageCorrupt: they are not what a :class:`SnapshotCut` wrote.
+        """
+        self._refuse_after_failure()
+        self._failed = True  # until proven otherwise: whatever raises below leaves the restorer unusable
+        for frame in self._reader.feed(chunk):
+            self._take(frame)
+        self._failed = False
+
+    def finish(self) -> Store:
+        """Return the store.
+
+        Raises:
+            StorageCorrupt: the snapshot is not complete.
+        """
+        self._refuse_after_failure()
+        self._failed = True  # the parts are handed over once
+        if self._header is None or self._trailer is None:
+            raise StorageCorrupt("the snapshot is truncated")
+        if self._reader.buffered_bytes:
+            raise StorageCorrupt("the snapshot goes on after its end")
+        return Store.restored(self._header, self._records, self._sessions)
+
+    def _refuse_after_failure(self) -> None:
+        if self._failed:
+            raise StorageCorrupt("this restore has failed or is finished")
+
+    def _take(self, frame: Frame) -> None:
+        if self._trailer is not None:
+            raise StorageCorrupt("the snapshot goes on after its end")
+        if isinstance(frame, Header):
+            self._take_header(frame)
+            return
+        if self._header is None:
+            raise StorageCorrupt("the snapshot does not begin with a header")
+        match frame:
+            case RecordsFrame():
+                self._take_records(frame, self._header)
+            case SessionsFrame():
+                for row in frame.sessions:
+                    self._take_session(row, self._header)
+            case Trailer():
+                self._take_trailer(frame, self._header)
+            case _:
+                assert_never(frame)
+
+    def _take_header(self, header: Header) -> None:
+        if self._header is not None:
+            raise StorageCorrupt("the snapshot has two headers")
+        if header.format != FORMAT:
+            raise StorageCorrupt(f"the snapshot's format is {header.format}; this version reads {FORMAT}")
+        self._header = header
+
+    def _take_records(self, frame: RecordsFrame, header: Header) -> None:
+        if len(frame.keys) != len(frame.records):
+            raise StorageCorrupt("a snapshot frame has more keys than records, or fewer")
+        revision = header.revision
+        for record in frame.records:
+            # The store relies on it: what is newer than a cut does not belong to the cut.
+            if not record.create_revision <= record.mod_revision <= revision:
+                raise StorageCorrupt("a record of the snapshot has an impossible revision")
+        self._records.update(zip(frame.keys, frame.records, strict=True))
+
+    def _take_session(self, row: SessionRow, header: Header) -> None:
+        window = range(max(row.highest - SESSION_WINDOW, 0) + 1, row.highest + 1)
+        if (
+            not 0 < len(row.client_id) <= CLIENT_ID_CHARS_MAX
+            or row.last_used_ms > header.time_ms
+            or row.highest not in row.answers
+            or not all(sequence in window for sequence in row.answers)
+            or len(self._sessions) >= SESSIONS_MAX
+        ):
+            raise StorageCorrupt("a session of the snapshot is impossible")
+        self._sessions.restore(row)
+
+    def _take_trailer(self, trailer: Trailer, header: Header) -> None:
+        written = (trailer.keys, trailer.sessions)
+        # Keys and sessions are counted by what is there, so a repeated one is missed here.
+        if written != (header.keys, header.sessions) or written != (len(self._records), len(self._sessions)):
+            raise StorageCorrupt("the snapshot does not hold what its header and trailer announce")
+        self._trailer = trailer
