@@ -24,6 +24,7 @@
             +-- StorageCorrupt   bytes that are not what was written
             +-- StorageForeign   the folder belongs to another node
             +-- StorageAmnesia   the log ends before what was once durable
+            +-- SnapshotFailed   a snapshot could not be received: try again later, the log is unharmed
 """
 
 
@@ -159,3 +160,7 @@ class StorageForeign(StorageError):
 
 class StorageAmnesia(StorageError):
     """The log ends before what was once durable: the node must not vote."""
+
+
+class SnapshotFailed(StorageError):
+    """A snapshot from a peer could not be stored, e.g. for lack of space. The log is unharmed: the caller may go on."""

@@ -27,13 +27,13 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, array_like=True):
-    """A complete, durable, verified snapshot file."""
+    """A complete, durable snapshot file."""
 
     snapshot: Snapshot
     size_bytes: int
-    """Of the whole file, header included."""
+    """Of the whole file, header and trailer included."""
     sha256: str
-    """Of the whole file, 64 hex digits."""
+    """Of all bytes of the file but the last 32, which are this hash. 64 hex digits; it names the file's bytes."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -69,7 +69,13 @@ class SnapshotFile(Protocol):
         """Begin to write a snapshot of the state after ``snapshot.last_index``."""
 
     def latest(self) -> SnapshotInfo | None:
-        """Return the newest complete snapshot, without reading its payload."""
+        """Return the newest complete snapshot that the log goes on from, without reading its payload."""
+
+    def kept(self) -> tuple[SnapshotInfo, ...]:
+        """Return what :meth:`latest` could fall back to, newest first; at most two.
+
+        A log that still holds every entry behind the *last* of these survives damage to the first.
+        """
 
     def read(self, last_index: int) -> Iterable[bytes]:
         """Yield the payload of the snapshot at ``last_index`` in chunks, verifying it on the way.
@@ -81,8 +87,22 @@ class SnapshotFile(Protocol):
     def path(self, last_index: int) -> str:
         """Return the file's path, for streaming it to a peer as it is (header included)."""
 
-    def receive(self, snapshot: Snapshot) -> SnapshotReceiver:
-        """Begin (or resume) to receive a snapshot file from a peer."""
+    def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return up to ``size_bytes`` of the file as it is, from ``offset_bytes`` on; empty behind its end.
+
+        Raises:
+            StorageCorrupt: there is no such snapshot.
+        """
+
+    def receive(self, snapshot: Snapshot, sha256: str = "") -> SnapshotReceiver:
+        """Begin (or resume) to receive a snapshot file from a peer.
+
+        With ``sha256`` (the sender's :attr:`SnapshotInfo.sha256`) only a part of that very file is resumed: two leaders
+        may write the same state as different bytes.
+
+        Raises:
+            SnapshotFailed: there is no room; the log is unharmed.
+        """
 
 
 class SnapshotReceiver(Protocol):
@@ -93,13 +113,17 @@ class SnapshotReceiver(Protocol):
         """How much is already here: where to resume."""
 
     def write(self, chunk: bytes) -> None:
-        """Append bytes of the file."""
+        """Append bytes of the file.
+
+        Raises:
+            SnapshotFailed: there is no room; what arrived is thrown away, the log is unharmed.
+        """
 
     def commit(self, sha256: str) -> SnapshotInfo:
         """Verify the whole file against ``sha256`` and its own header, and make it durable.
 
         Raises:
-            StorageCorrupt: it does not match; what arrived is thrown away.
+            SnapshotFailed: it does not match, or could not be made durable; what arrived is thrown away.
         """
 
     def abort(self) -> None:
@@ -113,7 +137,9 @@ class Storage(Protocol):
     at construction, and the driver ends the process.
     """
 
-    snapshots: SnapshotFile
+    @property
+    def snapshots(self) -> SnapshotFile:
+        """The snapshot files beside the log."""
 
     def load(self) -> Loaded:
         """Verify and read everything. Blocking, once, before the first save.
@@ -123,9 +149,10 @@ class Storage(Protocol):
         """
 
     def write_identity(self, identity: Identity) -> None:
-        """Make the identity durable. Blocking.
+        """Make the identity durable. Blocking; before the first save, and again when the cluster id is known.
 
         Raises:
+            StorageForeign: another node's identity is here.
             StorageError: it is not durable.
         """
 
@@ -133,7 +160,10 @@ class Storage(Protocol):
         """Make ``save`` durable in one atomic write, then call ``done`` on the event loop. At most one in flight."""
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
-        """Forget log entries before ``first_index``, which a durable snapshot covers. Not while a save is in flight."""
+        """Forget log entries before ``first_index``, which a durable snapshot covers, then call ``done``.
+
+        Works in slices, and saves may go on meanwhile; at most one compaction at a time. Every slice is crash-safe.
+        """
 
     def close(self) -> None:
         """Release the folder. Blocking; waits for the save in flight."""

@@ -1,0 +1,270 @@
+"""The twin of the disk, in memory: for tests, and for the simulator, which decides when a save becomes durable.
+
+Nothing here touches a file, a clock or a thread. Everything that was asked and is not yet durable is ``pending``;
+``complete`` makes the oldest of it durable and answers; ``crash`` loses it, or makes some of it durable without
+answering, which is what a crash just after an fsync does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.raft.messages import Save, Snapshot
+from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
+from kvorum.storage.records import LogState, check_compaction, check_identity, make_record, recover
+from kvorum.storage.snapshot_format import (
+    SNAPSHOTS_KEPT,
+    check_received,
+    encode_header,
+    read_header,
+    read_payload,
+    verify,
+)
+
+
+class Compaction(msgspec.Struct, frozen=True):
+    """A compaction that was asked for."""
+
+    first_index: int
+
+
+class MemoryStorage:
+    """A disk that does what it is told, when it is told; implements :class:`~kvorum.storage.interface.Storage`.
+
+    Args:
+        failed: called by :meth:`fail`, as a real disk would when a write fails.
+        automatic: every save is durable and answered before :meth:`save` returns; for tests that do not look at disks.
+    """
+
+    def __init__(self, failed: Callable[[StorageError], None] | None = None, *, automatic: bool = False) -> None:
+        self.snapshots = MemorySnapshots()
+        self._failed = failed
+        self._automatic = automatic
+        self._identity: Identity | None = None
+        self._state = LogState()
+        self._seq = 0
+        self._pending: deque[tuple[Save | Compaction, Callable[[], None]]] = deque()
+        self._dead = False
+
+    @property
+    def pending(self) -> tuple[Save | Compaction, ...]:
+        """What is not durable yet, oldest first."""
+        return tuple(operation for operation, _ in self._pending)
+
+    def load(self) -> Loaded:
+        """Return what is durable, as after a start."""
+        self._pending.clear()
+        self._dead = False
+        damaged: list[int] = []
+        loaded = recover(self._identity, self._state, self.snapshots.verified(damaged), damaged)
+        self.snapshots.adopt(loaded.snapshot)
+        return loaded
+
+    def write_identity(self, identity: Identity) -> None:
+        """Make the identity durable at once."""
+        check_identity(self._identity, identity)
+        self._identity = identity
+
+    def save(self, save: Save, done: Callable[[], None]) -> None:
+        """Put ``save`` among what is pending."""
+        if any(isinstance(operation, Save) for operation, _ in self._pending):
+            raise InvariantViolated("a save was begun while another is in flight")
+        self._begin(save, done)
+
+    def compact(self, first_index: int, done: Callable[[], None]) -> None:
+        """Put a compaction among what is pending."""
+        check_compaction(first_index, self.snapshots.latest())
+        if any(isinstance(operation, Compaction) for operation, _ in self._pending):
+            raise InvariantViolated("a compaction was begun while another is in progress")
+        self._begin(Compaction(first_index), done)
+
+    def close(self) -> None:
+        """Make durable what is pending, as a disk does that waits for its writes; nothing is answered."""
+        self.crash(len(self._pending))
+
+    # --- What a disk does, and what happens to it ---------------------------------------------------------------------
+
+    def complete(self) -> None:
+        """Make the oldest pending operation durable, and answer it."""
+        operation, done = self._pending.popleft()
+        self._apply(operation)
+        done()
+
+    def crash(self, durable: int = 0) -> None:
+        """Lose what is pending but for the ``durable`` oldest, which became durable and were never answered."""
+        for operation, _ in list(self._pending)[:durable]:
+            self._apply(operation)
+        self._pending.clear()
+
+    def fail(self, error: StorageError) -> None:
+        """Fail as a real disk does: what is pending is lost or not, and nothing is ever answered again."""
+        self._dead = True
+        self._pending.clear()
+        if self._failed is not None:
+            self._failed(error)
+
+    def _begin(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+        if self._dead:
+            return
+        self._pending.append((operation, done))
+        if self._automatic:
+            self.complete()
+
+    def _apply(self, operation: Save | Compaction) -> None:
+        if isinstance(operation, Compaction):
+            self._state.forget_before(operation.first_index)
+            return
+        self._seq += 1
+        self._state.apply(make_record(self._seq, 0, self._state.last_index, operation))
+        if operation.snapshot is not None:
+            self.snapshots.adopt(operation.snapshot)
+
+
+class MemorySnapshots:
+    """Snapshot files as bytes; implements :class:`~kvorum.storage.interface.SnapshotFile`."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, bytes] = {}
+        """The durable files by last index. A test may damage them."""
+        self.parts: dict[int, tuple[str, bytearray]] = {}
+        """What has arrived of files that peers send."""
+        self._infos: dict[int, SnapshotInfo] = {}
+        self._adopted = 0
+
+    def create(self, snapshot: Snapshot) -> MemoryWriter:
+        """Begin a snapshot."""
+        return MemoryWriter(self, snapshot)
+
+    def latest(self) -> SnapshotInfo | None:
+        """Return the newest that the log goes on from."""
+        return next(iter(self.kept()), None)
+
+    def kept(self) -> tuple[SnapshotInfo, ...]:
+        """Return those that the log goes on from, newest first."""
+        indexes = sorted((index for index in self._infos if index <= self._adopted), reverse=True)
+        return tuple(self._infos[index] for index in indexes)
+
+    def read(self, last_index: int) -> Iterator[bytes]:
+        """Yield the payload, verified."""
+        data = self._file(last_index)
+        stream = io.BytesIO(data)
+        _, header = read_header(stream)
+        yield from read_payload(stream, header, len(data))
+
+    def path(self, last_index: int) -> str:
+        """Return a name; there is no file."""
+        return f"memory:{last_index}"
+
+    def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return bytes of the file."""
+        return self._file(last_index)[offset_bytes : offset_bytes + size_bytes]
+
+    def receive(self, snapshot: Snapshot, sha256: str = "") -> MemoryReceiver:
+        """Begin or resume to receive a file."""
+        for last_index in [index for index in self.parts if index != snapshot.last_index]:
+            del self.parts[last_index]
+        expected, _ = self.parts.get(snapshot.last_index, ("", b""))
+        if expected != sha256:
+            self.parts.pop(snapshot.last_index, None)
+        _, part = self.parts.setdefault(snapshot.last_index, (sha256, bytearray()))
+        return MemoryReceiver(self, snapshot, part)
+
+    def adopt(self, snapshot: Snapshot | None) -> None:
+        """Note that the log goes on from ``snapshot``; one older is kept, and a newer one until a save adopts it."""
+        self._adopted = snapshot.last_index if snapshot is not None else 0
+        kept = [info.snapshot.last_index for info in self.kept()]
+        for last_index in kept[SNAPSHOTS_KEPT:]:
+            del self._infos[last_index], self.files[last_index]
+        ahead = sorted(index for index in self.files if index > self._adopted)
+        for last_index in ahead[:-1]:
+            del self._infos[last_index], self.files[last_index]
+
+    def verified(self, damaged: list[int]) -> Iterator[Snapshot]:
+        """Yield the valid ones, newest first; the others are removed, and their indexes put into ``damaged``."""
+        for last_index in sorted(self.files, reverse=True):
+            try:
+                data = self.files[last_index]
+                yield verify(io.BytesIO(data), len(data))[0]
+            except StorageCorrupt:
+                damaged.append(last_index)
+                del self.files[last_index]
+                self._infos.pop(last_index, None)
+
+    def put(self, data: bytes, *, own: bool) -> SnapshotInfo:
+        """Make a complete file durable; ``own``: it was taken from the log of this node, which goes on from it."""
+        snapshot, sha256 = verify(io.BytesIO(data), len(data))
+        info = SnapshotInfo(snapshot, len(data), sha256)
+        self.files[snapshot.last_index] = data
+        self._infos[snapshot.last_index] = info
+        if own:
+            self.adopt(max((snapshot, *(kept.snapshot for kept in self.kept())), key=lambda kept: kept.last_index))
+        return info
+
+    def _file(self, last_index: int) -> bytes:
+        if last_index not in self.files:
+            raise StorageCorrupt(f"there is no snapshot at {last_index}")
+        return self.files[last_index]
+
+
+class MemoryWriter:
+    """A snapshot being written."""
+
+    def __init__(self, snapshots: MemorySnapshots, snapshot: Snapshot) -> None:
+        self._snapshots = snapshots
+        self._data = bytearray(encode_header(snapshot))
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the payload."""
+        self._data += chunk
+
+    def commit(self) -> SnapshotInfo:
+        """Make it durable."""
+        return self._snapshots.put(sealed(bytes(self._data)), own=True)
+
+    def abort(self) -> None:
+        """Throw it away."""
+        self._data.clear()
+
+
+class MemoryReceiver:
+    """A snapshot file arriving from a peer."""
+
+    def __init__(self, snapshots: MemorySnapshots, snapshot: Snapshot, part: bytearray) -> None:
+        self._snapshots = snapshots
+        self._snapshot = snapshot
+        self._part = part
+
+    @property
+    def offset_bytes(self) -> int:
+        """Where to resume."""
+        return len(self._part)
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes of the file."""
+        self._part += chunk
+
+    def commit(self, sha256: str) -> SnapshotInfo:
+        """Verify the file and make it durable."""
+        data = bytes(self._part)
+        self.abort()
+        try:
+            snapshot, found = verify(io.BytesIO(data), len(data))
+        except StorageCorrupt as error:
+            raise SnapshotFailed(f"the snapshot that arrived is damaged: {error}") from error
+        check_received(self._snapshot, sha256, snapshot, found)
+        return self._snapshots.put(data, own=False)
+
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+        self._snapshots.parts.pop(self._snapshot.last_index, None)
+
+
+def sealed(data: bytes) -> bytes:
+    """Return a header and a payload with the hash that ends the file."""
+    return data + hashlib.sha256(data).digest()
