@@ -1,7 +1,7 @@
 """What consensus members say to each other, and what consensus says to its driver.
 
 The messages are those of Figure 2 of the Raft paper (Ongaro and Ousterhout, extended version) and of the thesis
-(Ongaro 2014), with ``Heartbeat`` and ``ReadIndex`` messages of their own (see the divergences in the package docstring).
+(Ongaro 2014), with ``Heartbeat`` and ``ReadIndex`` messages of their own (the package docstring says why).
 Every message is a frozen, tagged ``msgspec.Struct``; :data:`Message` is their closed union. On the wire they are
 msgpack arrays: ``[tag, term, sender, recipient, ...]``.
 """
@@ -148,7 +148,7 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
 
 
 class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):
-    """Carries back the round; ``last_log_index`` helps the leader to notice a follower that needs entries."""
+    """Carries back the round; says nothing about the log, so it need not wait for the disk."""
 
     round: int
 

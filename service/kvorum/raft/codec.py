@@ -1,0 +1,85 @@
+"""Messages as bytes, and the checks that every message from outside must pass before consensus sees it.
+
+A frame is a msgpack array of messages. Field types are checked by the decoder, numbers and order here: consensus may
+then rely on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from kvorum.errors import MalformedMessage
+from kvorum.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
+    Message,
+    ReadIndexResponse,
+    RequestVote,
+)
+
+INDEX_MAX = 2**62
+"""No index, term or round reaches this; a larger one is garbage."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(tuple[Message, ...])
+
+
+def encode(messages: Sequence[Message]) -> bytes:
+    """Return one frame."""
+    return _encoder.encode(messages)
+
+
+def decode(frame: bytes) -> tuple[Message, ...]:
+    """Return the messages in a frame, each of them checked.
+
+    Raises:
+        MalformedMessage: the bytes are no frame, or a message contradicts itself.
+    """
+    try:
+        messages = _decoder.decode(frame)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise MalformedMessage(f"not a frame of messages: {error}") from error
+    for message in messages:
+        _check(message)
+    return messages
+
+
+def _check(message: Message) -> None:
+    numbers: tuple[int, ...] = (message.term,)
+    match message:
+        case RequestVote():
+            numbers += (message.last_log_index, message.last_log_term)
+        case AppendEntries():
+            numbers += (message.prev_log_index, message.prev_log_term, message.leader_commit)
+            _check_entries(message)
+        case AppendEntriesResponse():
+            numbers += (message.index, message.hint_index, message.hint_term)
+        case Heartbeat():
+            numbers += (message.commit_index, message.round, message.state_index)
+        case HeartbeatResponse():
+            numbers += (message.round,)
+        case ReadIndexResponse() | InstallSnapshotResponse():
+            numbers += (message.index,)
+        case InstallSnapshot():
+            numbers += (message.snapshot.last_index, message.snapshot.last_term)
+        case _:
+            pass
+    if min(numbers) < 0 or max(numbers) >= INDEX_MAX:
+        raise MalformedMessage(f"{type(message).__name__} from {message.sender} has a number out of range")
+
+
+def _check_entries(message: AppendEntries) -> None:
+    index, term = message.prev_log_index, message.prev_log_term
+    for entry in message.entries:
+        if entry.index != index + 1 or not term <= entry.term <= message.term:
+            raise MalformedMessage(
+                f"AppendEntries from {message.sender}: entry {entry.index} of term {entry.term} "
+                f"cannot follow entry {index} of term {term}"
+            )
+        index, term = entry.index, entry.term

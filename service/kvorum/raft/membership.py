@@ -1,0 +1,137 @@
+"""Changes of the membership, one server at a time (thesis chapter 4).
+
+A configuration takes effect on every server the moment it is appended, committed or not, and is taken back when its
+entry is truncated (thesis 4.1). Two majorities of configurations that differ in one voter overlap; so at most one
+change may be uncommitted, and a leader starts none before an entry of its own term is committed (the bug that the
+author announced in 2015).
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from kvorum.errors import MembershipRefused
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member, NodeId
+
+MEMBERS_MAX = 64
+"""Voters and learners together."""
+
+
+class AddLearner(msgspec.Struct, frozen=True, tag="add_learner"):
+    """Begin to replicate to a new member, which does not count yet (thesis 4.2.1)."""
+
+    member: Member
+
+
+class Promote(msgspec.Struct, frozen=True, tag="promote"):
+    """Make a learner that has caught up a voter."""
+
+    id: NodeId
+
+
+class Remove(msgspec.Struct, frozen=True, tag="remove"):
+    """Remove a voter or a learner; a leader that removes itself steps down when that is committed (thesis 4.2.2)."""
+
+    id: NodeId
+
+
+Change = AddLearner | Promote | Remove
+
+_configuration_decoder = msgspec.msgpack.Decoder(Configuration)
+
+
+def encode_configuration(configuration: Configuration) -> bytes:
+    """Return the data of a CONFIGURATION entry."""
+    return msgspec.msgpack.encode(configuration)
+
+
+def decode_configuration(data: bytes) -> Configuration:
+    """Return the configuration in a CONFIGURATION entry's data.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    return _configuration_decoder.decode(data)
+
+
+def bootstrap_entry(configuration: Configuration) -> Entry:
+    """Return the first entry of a new cluster, the same on each of its first voters: index 1, term 1."""
+    return Entry(1, 1, EntryKind.CONFIGURATION, encode_configuration(configuration))
+
+
+def changed(configuration: Configuration, change: Change) -> Configuration:
+    """Return the configuration after the change.
+
+    Raises:
+        MembershipRefused: the change makes no sense here.
+    """
+    members = {member.id: member for member in configuration.members}
+    match change:
+        case AddLearner(member):
+            if member.id in members:
+                raise MembershipRefused(f"{member.id} is a member already")
+            if len(members) >= MEMBERS_MAX:
+                raise MembershipRefused(f"there are {len(members)} members already (limit {MEMBERS_MAX})")
+            members[member.id] = msgspec.structs.replace(member, voter=False)
+        case Promote(node):
+            if node not in members:
+                raise MembershipRefused(f"{node} is not a member")
+            if members[node].voter:
+                raise MembershipRefused(f"{node} is a voter already")
+            members[node] = msgspec.structs.replace(members[node], voter=True)
+        case Remove(node):
+            if node not in members:
+                raise MembershipRefused(f"{node} is not a member")
+            if configuration.voters() == (node,):
+                raise MembershipRefused(f"{node} is the last voter")
+            del members[node]
+        case _:
+            assert_never(change)
+    return Configuration(tuple(members[node] for node in sorted(members)))
+
+
+class Configurations:
+    """The configurations in the log: the one in force, and those to return to on truncation.
+
+    Args:
+        index: the index at which ``configuration`` was in force (a snapshot's, or 0).
+        configuration: the one in force there.
+    """
+
+    def __init__(self, index: int, configuration: Configuration) -> None:
+        self._history = [(index, configuration)]
+
+    @property
+    def latest(self) -> Configuration:
+        """The one in force: the last in the log, committed or not (thesis 4.1)."""
+        return self._history[-1][1]
+
+    @property
+    def latest_index(self) -> int:
+        """The index of the one in force."""
+        return self._history[-1][0]
+
+    def append(self, index: int, configuration: Configuration) -> None:
+        """Put a configuration in force that was appended at ``index``."""
+        self._history.append((index, configuration))
+
+    def truncate(self, index: int) -> bool:
+        """Return to what was in force before ``index``. Return whether that changed anything."""
+        before = len(self._history)
+        while len(self._history) > 1 and self._history[-1][0] >= index:
+            self._history.pop()
+        return len(self._history) != before
+
+    def at(self, index: int) -> Configuration:
+        """Return the configuration in force at ``index``, which must not be compacted away."""
+        for at, configuration in reversed(self._history):
+            if at <= index:
+                return configuration
+        return self._history[0][1]
+
+    def compact(self, index: int) -> None:
+        """Forget what nothing after ``index`` can return to."""
+        while len(self._history) > 1 and self._history[1][0] <= index:
+            self._history.pop(0)

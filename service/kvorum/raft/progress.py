@@ -1,0 +1,88 @@
+"""What a leader knows of one follower, and how much it may send it (section 5.3, thesis 10.2.1).
+
+``probe``: where the logs agree is not known; one AppendEntries at a time. ``replicate``: it is known; entries are sent
+ahead of the answers, as far as the window allows. ``snapshot``: the follower needs what the log no longer holds, and
+gets no entries until it has the snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import StrEnum
+
+
+class ReplicationState(StrEnum):
+    """The three ways to send to a follower."""
+
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class Progress:
+    """One follower. ``match_index``: the last entry known to be durable there; ``next_index``: the next to send.
+
+    Args:
+        next_index: where to probe first; one past the leader's last index (Figure 2).
+    """
+
+    def __init__(self, next_index: int) -> None:
+        self.match_index = 0
+        self.next_index = next_index
+        self.state = ReplicationState.PROBE
+        self.silent_ticks = 0
+        self.probe_sent = False
+        self.commit_sent = 0
+        self.snapshot_index = 0
+        self.snapshot_ticks = 0
+        self._inflight: deque[tuple[int, int]] = deque()  # (last index, bytes) of each unanswered AppendEntries
+        self._inflight_bytes = 0
+
+    def become_probe(self) -> None:
+        """Go back to one message at a time, from what is known to match."""
+        self.state = ReplicationState.PROBE
+        self.next_index = self.match_index + 1
+        self._reset()
+
+    def become_replicate(self) -> None:
+        """Send ahead of the answers."""
+        self.state = ReplicationState.REPLICATE
+        self.next_index = self.match_index + 1
+        self._reset()
+
+    def become_snapshot(self, index: int) -> None:
+        """Wait for the follower to fetch the snapshot that ends at ``index``."""
+        self.state = ReplicationState.SNAPSHOT
+        self._reset()
+        self.snapshot_index = index
+
+    def _reset(self) -> None:
+        self.probe_sent = False
+        self.snapshot_index = 0
+        self.snapshot_ticks = 0
+        self._inflight.clear()
+        self._inflight_bytes = 0
+
+    def has_inflight(self) -> bool:
+        """Tell whether an AppendEntries with entries is unanswered."""
+        return bool(self._inflight)
+
+    def is_window_full(self, messages_max: int, bytes_max: int) -> bool:
+        """Tell whether no further entries may be sent before an answer."""
+        return len(self._inflight) >= messages_max or self._inflight_bytes >= bytes_max
+
+    def sent(self, last_index: int, size_bytes: int) -> None:
+        """Take note of entries sent up to ``last_index``."""
+        self.next_index = last_index + 1
+        self._inflight.append((last_index, size_bytes))
+        self._inflight_bytes += size_bytes
+
+    def matched(self, index: int) -> bool:
+        """Take note that the follower holds everything up to ``index``. Return whether that is news."""
+        while self._inflight and self._inflight[0][0] <= index:
+            self._inflight_bytes -= self._inflight.popleft()[1]
+        self.next_index = max(self.next_index, index + 1)
+        if index <= self.match_index:
+            return False
+        self.match_index = index
+        return True

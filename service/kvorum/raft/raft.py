@@ -1,0 +1,630 @@
+"""One consensus server: a synchronous, deterministic state machine.
+
+No clock, no I/O, no randomness but the injected one. The driver calls :meth:`Raft.tick`, :meth:`Raft.step` and the
+proposing methods in any order, then takes everything there is to do from :meth:`Raft.ready`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import assert_never
+
+import msgspec
+
+from kvorum.errors import InvariantViolated, NoLeader, NotLeader
+from kvorum.raft.config import RaftConfig
+from kvorum.raft.follower import answer_append_entries
+from kvorum.raft.leader import Leader
+from kvorum.raft.log import RaftLog
+from kvorum.raft.membership import Change, Configurations, decode_configuration
+from kvorum.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Heartbeat,
+    HeartbeatResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
+    Message,
+    NodeId,
+    Read,
+    ReadIndex,
+    ReadIndexResponse,
+    Ready,
+    RequestVote,
+    RequestVoteResponse,
+    Save,
+    Snapshot,
+    TimeoutNow,
+)
+from kvorum.raft.outbox import Outbox
+from kvorum.raft.status import PeerStatus, RaftStatus, Role
+
+
+class Raft:
+    """One server.
+
+    Args:
+        config: limits and timeouts.
+        random: draws the election timeouts; nothing else is random.
+        hard_state: as it was last saved.
+        snapshot: the newest durable snapshot, or None.
+        entries: the durable entries that follow it.
+
+    Raises:
+        InvariantViolated: the entries leave a gap, or carry a configuration that does not decode.
+    """
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        random: Random,
+        *,
+        hard_state: HardState | None = None,
+        snapshot: Snapshot | None = None,
+        entries: Sequence[Entry] = (),
+    ) -> None:
+        self.config = config
+        self.snapshot = snapshot
+        self.role = Role.FOLLOWER
+        self.leader: NodeId | None = None
+        self._random = random
+        hard_state = hard_state or HardState()
+        self.current_term = hard_state.current_term
+        self.voted_for = hard_state.voted_for
+        self._outbox = Outbox(hard_state)
+        self.log = RaftLog(snapshot.last_index if snapshot else 0, snapshot.last_term if snapshot else 0, entries)
+        self.configurations = Configurations(
+            snapshot.last_index if snapshot else 0, snapshot.configuration if snapshot else Configuration()
+        )
+        self._note_configurations(entries)
+        self._leader_state: Leader | None = None
+        self._votes: dict[NodeId, bool] = {}
+        self._leader_suspected = False
+        self._election_elapsed = 0
+        self._election_timeout = 0
+        self._saves = 0
+        self._save_in_flight: HardState | None = None
+        self._save_elapsed = 0
+        self._snapshot_to_save: Snapshot | None = None
+        self._snapshot_saving: Snapshot | None = None
+        self._snapshot_to_restore: Snapshot | None = None
+        self._asked_reads: dict[int, int] = {}  # context -> ticks since the leader was asked
+        self._passed_reads: list[tuple[int, int]] = []  # (context, index), to be released once applied
+        self._refused_reads: list[int] = []
+        self._draw_election_timeout()
+
+    # --- What the driver asks -----------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> NodeId:
+        """This server's own id."""
+        return self.config.id
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force: the latest in the log."""
+        return self.configurations.latest
+
+    @property
+    def is_transferring(self) -> bool:
+        """Whether this server is handing its leadership over; the driver holds writes meanwhile."""
+        return self._leader_state is not None and self._leader_state.transfer_target is not None
+
+    def status(self) -> RaftStatus:
+        """Return a picture of this server."""
+        state = self._leader_state
+        timeout = self.config.election_timeout_ticks
+        return RaftStatus(
+            id=self.id,
+            role=self.role,
+            term=self.current_term,
+            voted_for=self.voted_for,
+            leader=self.leader,
+            commit_index=self.log.commit_index,
+            applied_index=self.log.applied_index,
+            first_index=self.log.first_index,
+            last_index=self.log.last_index,
+            saved_index=self.log.saved_index,
+            snapshot_index=self.snapshot.last_index if self.snapshot else 0,
+            configuration=self.configuration,
+            configuration_index=self.configurations.latest_index,
+            transfer_target=state.transfer_target if state else None,
+            progress={
+                node: PeerStatus(p.match_index, p.next_index, p.state, p.silent_ticks < timeout)
+                for node, p in (state.progress if state else {}).items()
+            },
+        )
+
+    def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
+        """Append commands to the log; return (index of the first, term).
+
+        They are committed if an entry of that term is later handed over at that index; if another term's is, they are
+        lost for good.
+
+        Raises:
+            NotLeader: nothing was appended.
+            Overloaded: nothing was appended: too much waits for a quorum, or the leadership is being handed over.
+        """
+        if self._leader_state is None:
+            raise NotLeader(self.leader)
+        return self._leader_state.propose(payloads), self.current_term
+
+    def propose_change(self, change: Change) -> int:
+        """Append a membership change; return its index.
+
+        Raises:
+            NotLeader: nothing was appended.
+            MembershipRefused: nothing was appended: it would not be safe now, or makes no sense.
+        """
+        if self._leader_state is None:
+            raise NotLeader(self.leader)
+        return self._leader_state.propose_change(change)
+
+    def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
+        """Begin to hand the leadership over (thesis 3.10); return to whom.
+
+        Raises:
+            NotLeader: this server has none to give.
+            TransferFailed: there is nobody to take it.
+        """
+        if self._leader_state is None:
+            raise NotLeader(self.leader)
+        return self._leader_state.transfer(target)
+
+    def read_index(self, context: int) -> None:
+        """Begin a linearizable read barrier (thesis 6.4); a later Ready releases or refuses ``context``.
+
+        ``context`` must never have been used before by this server, restarts included: a late answer would pass for
+        a new one.
+
+        Raises:
+            NoLeader: nobody to ask.
+        """
+        if self._leader_state is not None:
+            self._leader_state.read_index(self.id, context)
+        elif self.leader is not None:
+            self._asked_reads[context] = 0
+            self._send_read_index(context)
+        else:
+            raise NoLeader("no leader is known")
+
+    def abandon_read(self, context: int) -> None:
+        """Forget a barrier that nobody waits for any more."""
+        self._asked_reads.pop(context, None)
+
+    def set_state_digest(self, index: int, state_hash: int) -> None:
+        """Let the leader's heartbeats carry the state machine's hash after applying ``index``."""
+        if self._leader_state is not None:
+            self._leader_state.state_index, self._leader_state.state_hash = index, state_hash
+
+    def snapshot_at(self, index: int) -> Snapshot:
+        """Describe a snapshot of the state after ``index``, which must be applied and in the log.
+
+        Raises:
+            InvariantViolated: it is not.
+        """
+        term = self.log.term(index)
+        if term is None or index > self.log.applied_index:
+            raise InvariantViolated(f"no snapshot at {index}: the log is at {self.log.applied_index}")
+        return Snapshot(index, term, self.configurations.at(index))
+
+    def compact(self, snapshot: Snapshot, retain: int) -> int:
+        """A snapshot of our own is durable: forget the log before it, but for ``retain`` entries (section 7).
+
+        Returns:
+            The first index that the log still holds; the durable log may be cut there too.
+        """
+        if self.snapshot is None or snapshot.last_index > self.snapshot.last_index:
+            self.snapshot = snapshot
+            self.log.compact(snapshot.last_index - retain)
+            self.configurations.compact(self.log.base_index)
+        return self.log.first_index
+
+    def reapply_from(self, index: int) -> None:
+        """Hand over again what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
+
+        Raises:
+            InvariantViolated: the log does not reach back that far.
+        """
+        if not self.log.base_index <= index <= self.log.applied_index:
+            raise InvariantViolated(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
+        self.log.applied_index = index
+
+    def peer_unreachable(self, node: NodeId) -> None:
+        """A hint: the connection to ``node`` broke. If it led, do not wait for the whole election timeout.
+
+        Safe when wrong: a pre-vote fails while the others hear the leader.
+        """
+        if node == self.leader and self.role is Role.FOLLOWER and not self._leader_suspected:
+            self._leader_suspected = True
+            soon = self._election_elapsed + 1 + self._random.randrange(2 * self.config.heartbeat_timeout_ticks)
+            self._election_timeout = min(self._election_timeout, soon)
+
+    # --- Time ---------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let one tick pass: the only notion of time."""
+        if self._save_in_flight is not None:
+            self._save_elapsed += 1
+        if self._leader_state is not None:
+            if self._is_disk_stalled() or not self._leader_state.tick():
+                self._become_follower(self.current_term, None)
+            return
+        for context in self._asked_reads:
+            self._asked_reads[context] += 1
+            if self._asked_reads[context] % self.config.heartbeat_timeout_ticks == 0:
+                self._send_read_index(context)
+        self._election_elapsed += 1
+        if self._election_elapsed >= self._election_timeout and self._is_electable():
+            self._campaign_softly()
+
+    def _is_disk_stalled(self) -> bool:
+        """A server that cannot write must not lead (bug B8): it would be heard of, and commit nothing."""
+        return self._save_in_flight is not None and self._save_elapsed >= self.config.election_timeout_ticks
+
+    def _is_electable(self) -> bool:
+        member = self.configuration.get(self.id)
+        restoring = self._snapshot_to_save is not None or self._snapshot_saving is not None
+        return member is not None and member.voter and not restoring and not self._is_disk_stalled()
+
+    def _draw_election_timeout(self) -> None:
+        """Randomized, so that split votes are rare (section 5.2)."""
+        ticks = self.config.election_timeout_ticks
+        self._election_elapsed = 0
+        self._election_timeout = ticks + self._random.randrange(ticks)
+
+    def _hears_leader(self) -> bool:
+        """The lease that protects a working leader from candidates (section 6, thesis 4.2.3)."""
+        if self.role is Role.LEADER:
+            return True
+        in_time = self._election_elapsed < self.config.election_timeout_ticks
+        return self.leader is not None and in_time and not self._leader_suspected
+
+    # --- Roles --------------------------------------------------------------------------------------------------
+
+    def _become_follower(self, term: int, leader: NodeId | None) -> None:
+        if term > self.current_term:
+            self._set_hard_state(term, None)
+        if self._leader_state is not None:
+            self._refused_reads += self._leader_state.abandon_reads()
+            self._leader_state = None
+        if leader != self.leader:
+            self._refused_reads += self._asked_reads
+            self._asked_reads.clear()
+        self.role = Role.FOLLOWER
+        self.leader = leader
+        self._leader_suspected = False
+        self._draw_election_timeout()
+
+    def _campaign_softly(self) -> None:
+        """Ask whether an election could be won, without disturbing anybody (pre-vote, thesis 9.6)."""
+        self._become_follower(self.current_term, None)
+        self.role = Role.PRE_CANDIDATE
+        self._ask_for_votes(pre_vote=True, leadership_transfer=False)
+
+    def _campaign(self, *, leadership_transfer: bool) -> None:
+        """Start an election (section 5.2)."""
+        self._become_follower(self.current_term + 1, None)
+        self._set_hard_state(self.current_term, self.id)
+        self.role = Role.CANDIDATE
+        self._ask_for_votes(pre_vote=False, leadership_transfer=leadership_transfer)
+
+    def _ask_for_votes(self, *, pre_vote: bool, leadership_transfer: bool) -> None:
+        self._votes = {self.id: True}
+        for voter in self.configuration.voters():
+            if voter == self.id:
+                continue
+            request = RequestVote(
+                term=self.current_term + 1 if pre_vote else self.current_term,
+                sender=self.id,
+                recipient=voter,
+                last_log_index=self.log.last_index,
+                last_log_term=self.log.last_term,
+                pre_vote=pre_vote,
+                leadership_transfer=leadership_transfer,
+            )
+            self._outbox.send(request, after_save=not pre_vote)
+        self._count_votes()
+
+    def _count_votes(self) -> None:
+        voters = self.configuration.voters()
+        granted = sum(self._votes.get(voter, False) for voter in voters)
+        refused = sum(not self._votes.get(voter, True) for voter in voters)
+        if granted >= self.configuration.quorum():
+            if self.role is Role.PRE_CANDIDATE:
+                self._campaign(leadership_transfer=False)
+            else:
+                self._become_leader()
+        elif refused > len(voters) - self.configuration.quorum():
+            self._become_follower(self.current_term, None)
+
+    def _become_leader(self) -> None:
+        self.role = Role.LEADER
+        self.leader = self.id
+        self._leader_suspected = False
+        self._leader_state = Leader(self.config, self.current_term, self.log, self.configurations, self._outbox)
+        # An entry of this term commits what came before it, and makes the commit index current (5.4.2, 8).
+        self._leader_state.append(EntryKind.NOOP, [b""])
+        self._leader_state.broadcast_heartbeat()
+
+    def _set_hard_state(self, current_term: int, voted_for: NodeId | None) -> None:
+        self.current_term, self.voted_for = current_term, voted_for
+        self._outbox.current = HardState(current_term, voted_for)
+
+    # --- Messages -----------------------------------------------------------------------------------------------
+
+    def step(self, message: Message) -> None:
+        """Take a message from a peer. One that is not for this server, or of an old term, changes nothing.
+
+        Raises:
+            InvariantViolated: the message contradicts what is committed: a bug, or another cluster's.
+        """
+        if message.recipient != self.id or message.sender == self.id:
+            return
+        if isinstance(message, RequestVote):
+            self._on_request_vote(message)
+            return
+        if message.term > self.current_term and not self._is_granted_pre_vote(message):
+            # Section 5.1: whoever sees a higher term enters it as a follower.
+            self._become_follower(message.term, message.sender if self._is_from_leader(message) else None)
+        elif message.term < self.current_term:
+            self._answer_an_old_leader(message)
+            return
+        self._dispatch(message)
+
+    @staticmethod
+    def _is_granted_pre_vote(message: Message) -> bool:
+        return isinstance(message, RequestVoteResponse) and message.pre_vote and message.vote_granted
+
+    @staticmethod
+    def _is_from_leader(message: Message) -> bool:
+        return isinstance(message, AppendEntries | Heartbeat | InstallSnapshot)
+
+    def _answer_an_old_leader(self, message: Message) -> None:
+        """A deposed leader learns of the new term from the answer (section 5.1)."""
+        match message:
+            case Heartbeat():
+                self._outbox.send(
+                    HeartbeatResponse(term=self.current_term, sender=self.id, recipient=message.sender, round=0)
+                )
+            case AppendEntries():
+                self._outbox.send(
+                    AppendEntriesResponse(
+                        term=self.current_term,
+                        sender=self.id,
+                        recipient=message.sender,
+                        success=False,
+                        index=message.prev_log_index,
+                    )
+                )
+            case _:
+                pass
+
+    def _dispatch(self, message: Message) -> None:
+        match message:
+            case RequestVoteResponse():
+                self._on_request_vote_response(message)
+            case AppendEntries():
+                self._follow(message.sender)
+                self._on_append_entries(message)
+            case Heartbeat():
+                self._follow(message.sender)
+                self._on_heartbeat(message)
+            case InstallSnapshot():
+                self._follow(message.sender)
+                self._on_install_snapshot(message)
+            case AppendEntriesResponse():
+                if self._leader_state is not None:
+                    self._leader_state.on_append_entries_response(message)
+                    self._after_commit()
+            case HeartbeatResponse():
+                if self._leader_state is not None:
+                    self._leader_state.on_heartbeat_response(message)
+            case InstallSnapshotResponse():
+                if self._leader_state is not None:
+                    self._leader_state.on_install_snapshot_response(message)
+                    self._after_commit()
+            case ReadIndex():
+                self._on_read_index(message)
+            case ReadIndexResponse():
+                self._on_read_index_response(message)
+            case TimeoutNow():
+                if self._leader_state is None and self._is_electable():
+                    self._campaign(leadership_transfer=True)
+            case RequestVote():
+                pass  # Taken in step(): its term is handled by rules of its own.
+            case _:
+                assert_never(message)
+
+    def _follow(self, leader: NodeId) -> None:
+        """A message from this term's leader."""
+        if self._leader_state is not None:
+            raise InvariantViolated(f"{leader} also leads term {self.current_term}, which this server won")
+        if self.role is not Role.FOLLOWER or self.leader != leader:
+            self._become_follower(self.current_term, leader)
+        self._leader_suspected = False
+        self._draw_election_timeout()
+
+    def _on_request_vote(self, message: RequestVote) -> None:
+        """Sections 5.2 and 5.4.1; the lease of section 6; pre-vote, thesis 9.6."""
+        if not message.leadership_transfer and self._hears_leader() and message.term > self.current_term:
+            return  # A leader is at work here: no answer, and no new term.
+        if message.term > self.current_term and not message.pre_vote:
+            self._become_follower(message.term, None)
+        granted = message.term >= self.current_term and self.log.is_up_to_date(
+            message.last_log_index, message.last_log_term
+        )
+        if message.pre_vote:
+            granted = granted and message.term > self.current_term
+        else:
+            granted = granted and message.term == self.current_term and self.voted_for in (None, message.sender)
+            granted = granted and self._leader_state is None
+        if granted and not message.pre_vote:
+            self._set_hard_state(self.current_term, message.sender)
+            self._draw_election_timeout()
+        response = RequestVoteResponse(
+            term=message.term if granted else self.current_term,
+            sender=self.id,
+            recipient=message.sender,
+            vote_granted=granted,
+            pre_vote=message.pre_vote,
+        )
+        self._outbox.send(response, after_save=granted and not message.pre_vote)
+
+    def _on_request_vote_response(self, message: RequestVoteResponse) -> None:
+        if message.pre_vote:
+            asked_term = self.current_term + 1 if message.vote_granted else self.current_term
+            if self.role is not Role.PRE_CANDIDATE or message.term != asked_term:
+                return
+        elif self.role is not Role.CANDIDATE or message.term != self.current_term:
+            return
+        self._votes.setdefault(message.sender, message.vote_granted)
+        self._count_votes()
+
+    def _on_append_entries(self, message: AppendEntries) -> None:
+        response, appended = answer_append_entries(self.id, self.current_term, self.log, message)
+        if appended:
+            self.configurations.truncate(appended[0].index)
+            self._note_configurations(appended)
+        self._outbox.send(response, after_save=response.success and response.index > self.log.saved_index)
+
+    def _note_configurations(self, entries: Sequence[Entry]) -> None:
+        """A configuration is in force from the moment it is appended (thesis 4.1)."""
+        for entry in entries:
+            if entry.kind is EntryKind.CONFIGURATION:
+                try:
+                    configuration = decode_configuration(entry.data)
+                except msgspec.DecodeError as error:
+                    raise InvariantViolated(f"entry {entry.index} is no configuration: {error}") from error
+                self.configurations.append(entry.index, configuration)
+
+    def _on_heartbeat(self, message: Heartbeat) -> None:
+        self.log.commit_to(message.commit_index)
+        self._outbox.send(
+            HeartbeatResponse(term=self.current_term, sender=self.id, recipient=message.sender, round=message.round)
+        )
+
+    def _on_install_snapshot(self, message: InstallSnapshot) -> None:
+        """Section 7. The driver has fetched the snapshot and made it durable before it steps this."""
+        snapshot = message.snapshot
+        if snapshot.last_index > self.log.commit_index:
+            if self.log.matches(snapshot.last_index, snapshot.last_term):
+                # The log already holds what the snapshot covers: keep what follows it.
+                self.log.commit_to(snapshot.last_index)
+            else:
+                self.log.restore(snapshot.last_index, snapshot.last_term)
+                self.configurations = Configurations(snapshot.last_index, snapshot.configuration)
+                self.snapshot = self._snapshot_to_save = snapshot
+        self._outbox.send(
+            InstallSnapshotResponse(
+                term=self.current_term, sender=self.id, recipient=message.sender, index=self.log.commit_index
+            ),
+            after_save=self.log.commit_index > self.log.saved_index,
+        )
+
+    # --- Reads --------------------------------------------------------------------------------------------------
+
+    def _send_read_index(self, context: int) -> None:
+        if self.leader is not None:
+            self._outbox.send(ReadIndex(term=self.current_term, sender=self.id, recipient=self.leader, context=context))
+
+    def _on_read_index(self, message: ReadIndex) -> None:
+        if self._leader_state is not None:
+            self._leader_state.read_index(message.sender, message.context)
+            return
+        self._outbox.send(
+            ReadIndexResponse(
+                term=self.current_term, sender=self.id, recipient=message.sender, context=message.context, index=0
+            )
+        )
+
+    def _on_read_index_response(self, message: ReadIndexResponse) -> None:
+        if message.sender != self.leader or self._asked_reads.pop(message.context, None) is None:
+            return
+        if message.index:
+            self._passed_reads.append((message.context, message.index))
+        else:
+            self._refused_reads.append(message.context)
+
+    # --- Handing over -------------------------------------------------------------------------------------------
+
+    def saved(self, number: int) -> None:
+        """The save with this number is durable here.
+
+        Raises:
+            InvariantViolated: no such save is in flight.
+        """
+        if self._save_in_flight is None or number != self._saves:
+            raise InvariantViolated(f"save {number} is not in flight")
+        self._outbox.durable = self._save_in_flight
+        self._save_in_flight = None
+        self.log.saved()
+        if self._snapshot_saving is not None:
+            self._snapshot_to_restore, self._snapshot_saving = self._snapshot_saving, None
+            self.log.applied_index = self._snapshot_to_restore.last_index
+        if self._leader_state is not None:
+            self._leader_state.maybe_commit()
+            self._after_commit()
+
+    def _after_commit(self) -> None:
+        """A leader that is no longer a voter leaves when that is committed (thesis 4.2.2)."""
+        state = self._leader_state
+        member = self.configuration.get(self.id)
+        if state is None or (member is not None and member.voter):
+            return
+        if self.configurations.latest_index <= self.log.commit_index:
+            state.broadcast_heartbeat()
+            state.send_timeout_now_to_the_furthest()
+            self._become_follower(self.current_term, None)
+
+    def ready(self) -> Ready | None:
+        """Hand over everything there is to do now, exactly once; None when there is nothing."""
+        if self._leader_state is not None:
+            self._leader_state.flush(self.snapshot)
+            self._passed_reads += self._leader_state.released
+            self._leader_state.released = []
+        save = self._take_save()
+        messages_after_save: tuple[Message, ...] = ()
+        messages = self._outbox.take_immediate()
+        if save is not None:
+            messages_after_save = self._outbox.take_after_save()
+        elif self._save_in_flight is None:
+            # Nothing is unsaved any more: what waited need not wait for another save.
+            messages += self._outbox.take_after_save()
+        restore, self._snapshot_to_restore = self._snapshot_to_restore, None
+        committed = self.log.take_applicable(self.config.committed_bytes_max) if self.log.has_applicable() else ()
+        reads = self._take_reads()
+        refused, self._refused_reads = tuple(self._refused_reads), []
+        if not (save or messages or messages_after_save or restore or committed or reads or refused):
+            return None
+        return Ready(save, messages, messages_after_save, restore, committed, reads, refused)
+
+    def _take_save(self) -> Save | None:
+        if self._save_in_flight is not None:
+            return None
+        hard_state = self._outbox.current
+        snapshot = self._snapshot_to_save
+        if snapshot is None and hard_state == self._outbox.durable and not self.log.has_unsaved():
+            return None
+        entries = self.log.take_unsaved()
+        if snapshot is not None:
+            self.log.take_snapshot_save()
+            self._snapshot_saving, self._snapshot_to_save = snapshot, None
+        self._saves += 1
+        self._save_elapsed = 0
+        self._save_in_flight = hard_state
+        return Save(self._saves, hard_state, entries, snapshot)
+
+    def _take_reads(self) -> tuple[Read, ...]:
+        if not self._passed_reads:
+            return ()
+        applied = self.log.applied_index
+        released = tuple(Read(context, index) for context, index in self._passed_reads if index <= applied)
+        if released:
+            self._passed_reads = [(context, index) for context, index in self._passed_reads if index > applied]
+        return released
