@@ -220,13 +220,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return the host and the port of ``HOST:PORT`` or ``[IPV6]:PORT``.
+    """Return the host and the port of ``HOST:PORT`` or ``[IPV6]:PORT``; a listener's port 0 is for tests.
 
     Raises:
         ConfigError: it is neither.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{address!r} is not HOST:PORT with a port from 1 to 65535")
     if host.startswith("[") and host.endswith("]"):
         try:
@@ -330,6 +330,8 @@ def _check_listeners(config: Config) -> None:
             host, port = split_address(address)
         except ConfigError as error:
             raise ConfigError(f"{knob}: {error}") from None
+        if port == 0:
+            raise ConfigError(f"{knob} {address}: say a port, since others must find it")
         for other, (other_host, other_port) in seen.items():
             if port == other_port and (host == other_host or _is_wildcard(host) or _is_wildcard(other_host)):
                 raise ConfigError(f"{other} and {knob} both want port {port}")
@@ -362,7 +364,7 @@ def _check_peers(config: Config) -> None:
             raise ConfigError(f"peers names {peer.name} twice")
         if peer.address in addresses:
             raise ConfigError(f"peers gives {peer.address} to both {addresses[peer.address]} and {peer.name}")
-        if _is_wildcard(peer.host):
+        if _is_wildcard(peer.host) or peer.port == 0:
             raise ConfigError(f"peers: {peer.name}={peer.address} is no address that others can reach")
         names.add(peer.name)
         addresses[peer.address] = peer.name

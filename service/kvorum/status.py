@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
+
+
+class Check(NamedTuple):
+    """One line of ``/livez`` or ``/readyz``."""
+
+    name: str
+    """A short word that ``?exclude=`` may name."""
+    ok: bool
+    detail: str = ""
+    """One readable sentence when it is not ok."""
 
 
 class MemberStatus(msgspec.Struct, frozen=True):

@@ -1,0 +1,112 @@
+"""What the API asks of a node. Two implementations: :class:`kvorum.node.Node`, and the tests' fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvorum.config import Config
+from kvorum.counters import Counters
+from kvorum.kv.commands import Command, Result
+from kvorum.status import Check, NodeStatus
+
+
+class RecordView(Protocol):
+    """What is known of a key."""
+
+    @property
+    def value(self) -> bytes:
+        """The bytes."""
+
+    @property
+    def create_revision(self) -> int:
+        """The revision that created the key."""
+
+    @property
+    def mod_revision(self) -> int:
+        """The revision that last changed it."""
+
+    @property
+    def version(self) -> int:
+        """How many times it was put since it was created."""
+
+
+class StoreView(Protocol):
+    """The applied state, to read from."""
+
+    @property
+    def revision(self) -> int:
+        """The cluster-wide revision."""
+
+    def get(self, key: bytes) -> RecordView | None:
+        """Return the key's record, or None."""
+
+
+class NodeFacade(Protocol):
+    """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+
+    @property
+    def counters(self) -> Counters:
+        """Where requests are counted."""
+
+    @property
+    def store(self) -> StoreView:
+        """The applied state; a new object after a snapshot was installed."""
+
+    async def propose(self, command: Command, timeout_ms: int) -> Result:
+        """Replicate the command and return what applying it gave.
+
+        Raises:
+            NotLeader, NoLeader, Overloaded, TooLarge: certainly not done.
+            OutcomeUnknown: it may be done, now or later.
+        """
+
+    async def read_barrier(self, timeout_ms: int) -> None:
+        """Return when ``store`` holds everything that was acknowledged before the call.
+
+        Raises:
+            NoLeader, ReadTimeout: no quorum said so in time.
+        """
+
+    def staleness_ms(self) -> int | None:
+        """Return the milliseconds since this node last heard of a leader, or None."""
+
+    def status(self) -> NodeStatus:
+        """Return what the node says of itself."""
+
+    def leader_client_url(self) -> str | None:
+        """Return the leader's client URL if a leader is known."""
+
+    def leader_name(self) -> str | None:
+        """Return the leader's name if one is known."""
+
+    async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:
+        """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
+
+        Raises:
+            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
+        """
+
+    async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
+        """Add a learner.
+
+        Raises:
+            NotLeader, MembershipRefused: not done.
+            OutcomeUnknown: it may be.
+        """
+
+    async def promote_member(self, name: str, timeout_ms: int) -> None:
+        """Make a learner a voter. Raises as :meth:`add_member`."""
+
+    async def remove_member(self, name: str, timeout_ms: int) -> None:
+        """Remove a member. Raises as :meth:`add_member`."""
+
+    def liveness(self) -> Sequence[Check]:
+        """Return the checks of ``/livez``: nothing about quorum, peers or disk space."""
+
+    def readiness(self) -> Sequence[Check]:
+        """Return the checks of ``/readyz``."""

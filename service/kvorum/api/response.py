@@ -1,0 +1,137 @@
+"""One answer to one request, rendered by hand and written at once.
+
+aiohttp asks three things of a response: ``prepare``, ``write_eof`` and ``keep_alive``. Answering them with a struct of
+bytes instead of its own ``web.Response`` saves a fifth of a request's CPU (60 against 48 us).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+
+from aiohttp import HttpVersion, HttpVersion11, hdrs
+from aiohttp.web import BaseRequest
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: " for status in HTTPStatus}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_COALESCE_BYTES_MAX = 64 * 1024
+"""A body up to this long is joined to its head: one system call is dearer than the copy."""
+
+
+class _Clock:
+    """The Date header's value, formatted once a second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def date(self) -> str:
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            self._text = formatdate(now, usegmt=True)
+        return self._text
+
+
+_clock = _Clock()
+
+
+def header(name: str, value: str) -> str:
+    """Return one header line. Use it for everything that came from outside.
+
+    Raises:
+        ValueError: the value would break out of its line.
+    """
+    if _CONTROL.search(value):
+        raise ValueError(f"a control character in the header {name}")
+    return f"{name}: {value}\r\n"
+
+
+class Response:
+    """One answer.
+
+    Args:
+        status: the HTTP status.
+        body: the whole body.
+        content_type: of the body; empty: there is none.
+        headers: complete further header lines, each made by :func:`header` or of numbers and constants.
+        close: end the connection after this answer.
+    """
+
+    __slots__ = ("_request", "body", "close", "content_type", "headers", "keep_alive", "status", "write_timeout_s")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: str = "",
+        *,
+        close: bool = False,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.close = close
+        self.keep_alive = False
+        self.write_timeout_s = 10.0
+        self._request: BaseRequest | None = None
+
+    async def prepare(self, request: BaseRequest) -> None:
+        """Take the request that this answers (called by aiohttp)."""
+        self._request = request
+
+    async def write_eof(self) -> None:
+        """Write the answer (called by aiohttp).
+
+        Raises:
+            ConnectionError: the client is gone, or does not read.
+        """
+        request = self._request
+        assert request is not None, "prepare comes first"  # noqa: S101
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        # A body that was not read to its end would be taken for the next request.
+        self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
+        head = self._head(request.version)
+        if request.method == hdrs.METH_HEAD or self.status == 304:
+            transport.write(head)
+        elif len(self.body) <= _COALESCE_BYTES_MAX:
+            transport.write(head + self.body)
+        else:
+            transport.write(head)
+            transport.write(self.body)
+        if request.protocol.writing_paused:
+            await self._drain(request)
+
+    def render(self) -> bytes:
+        """Return head and body, for a connection that ends here and has no request."""
+        return self._head(HttpVersion11) + self.body
+
+    def _head(self, version: HttpVersion) -> bytes:
+        content = f"Content-Type: {self.content_type}\r\n" if self.content_type else ""
+        length = "" if self.status == 304 else f"Content-Length: {len(self.body)}\r\n"
+        if not self.keep_alive:
+            connection = "Connection: close\r\n"
+        elif version != HttpVersion11:
+            connection = "Connection: keep-alive\r\n"
+        else:
+            connection = ""
+        text = f"{_STATUS_LINES[self.status]}{_clock.date()}\r\n{content}{self.headers}{length}{connection}\r\n"
+        # A Location repeats the client's own bytes: what was not UTF-8 goes back as it came.
+        return text.encode("utf-8", "surrogateescape")
+
+    async def _drain(self, request: BaseRequest) -> None:
+        """Wait until the client has read most of it, so that answers do not pile up; but not for ever."""
+        try:
+            async with asyncio.timeout(self.write_timeout_s):
+                await request.writer.drain()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the client does not read its answers") from None
