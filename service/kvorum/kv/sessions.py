@@ -14,12 +14,13 @@ therefore gives up retrying, and reports an unknown outcome, well within that ho
 from __future__ import annotations
 
 from collections import OrderedDict
+from operator import attrgetter
 from typing import Annotated
 from zlib import crc32
 
 import msgspec
 
-from kvorum.kv.commands import Command, CompareFailed, DeleteResult, Put, PutResult
+from kvorum.kv.commands import ANY_REVISION, Command, CompareFailed, DeleteResult, Put, PutResult
 from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_MAX
 
 UNKNOWN = "unknown"
@@ -32,36 +33,44 @@ FULL = "full"
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What a sequence was answered, and the fingerprint of the command that it was."""
 
+    sequence: Annotated[int, msgspec.Meta(ge=1)]
     fingerprint: int
     result: PutResult | DeleteResult | CompareFailed
 
 
 class SessionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A session as a snapshot holds it."""
+    """A session as a snapshot holds it: only answers in the window, in the order of their sequences."""
 
     client_id: str
     highest: Annotated[int, msgspec.Meta(ge=1)]
     last_used_ms: Annotated[int, msgspec.Meta(ge=0)]
-    answers: dict[int, Answer]
+    answers: tuple[Answer, ...]
 
 
 class Session:
-    """One client's remembered answers: some of the sequences in ``(highest - SESSION_WINDOW, highest]``."""
+    """One client's remembered answers.
+
+    ``answers`` is a ring: a sequence's slot is its remainder by the window, so a new answer takes the place of the one
+    that falls out of ``(highest - SESSION_WINDOW, highest]``, and a slot may hold an answer from below the window.
+    """
 
     __slots__ = ("answers", "cut_number", "highest", "last_used_ms")
 
-    def __init__(self, highest: int, last_used_ms: int, answers: dict[int, Answer], cut_number: int) -> None:
+    def __init__(self, highest: int, last_used_ms: int, cut_number: int) -> None:
         self.highest = highest
         self.last_used_ms = last_used_ms
-        self.answers = answers
+        self.answers: dict[int, Answer] = {}
         self.cut_number = cut_number  # the last cut for which this session was preserved, or that it is younger than
 
-    def raise_highest(self, sequence: int) -> None:
-        """Move the window up to ``sequence`` (at most a window further) and forget what falls out below."""
-        forget = self.answers.pop
-        for old in range(self.highest - SESSION_WINDOW + 1, sequence - SESSION_WINDOW + 1):
-            forget(old, None)
-        self.highest = sequence
+    def remember(self, answer: Answer) -> None:
+        """Keep an answer in the window."""
+        self.answers[answer.sequence % SESSION_WINDOW] = answer
+
+    def row(self, client_id: str) -> SessionRow:
+        """Return the session as it is now; two sessions that answer alike have equal rows."""
+        lowest = self.highest - SESSION_WINDOW + 1
+        answers = sorted((a for a in self.answers.values() if a.sequence >= lowest), key=attrgetter("sequence"))
+        return SessionRow(client_id, self.highest, self.last_used_ms, tuple(answers))
 
 
 class Sessions:
@@ -94,26 +103,28 @@ class Sessions:
         if session.cut_number != self._cut_number:
             self._preserve(client_id, session)
         session.last_used_ms = time_ms
-        answer = session.answers.get(sequence)
-        if answer is not None:
-            return answer if answer.fingerprint == fingerprint else MISMATCH
         ahead = sequence - session.highest
         if ahead > 0:
             if ahead > SESSION_WINDOW:
                 return AHEAD
-            session.raise_highest(sequence)
-        elif ahead <= -SESSION_WINDOW:
+            session.highest = sequence
+            return session
+        if ahead <= -SESSION_WINDOW:
             return STALE
-        return session
+        answer = session.answers.get(sequence % SESSION_WINDOW)
+        if answer is None or answer.sequence != sequence:
+            return session
+        return answer if answer.fingerprint == fingerprint else MISMATCH
 
     def row(self, client_id: str) -> SessionRow:
-        """Return a session as it is now; its answers are not copied: encode the row before anything is applied."""
-        session = self._sessions[client_id]
-        return SessionRow(client_id, session.highest, session.last_used_ms, session.answers)
+        """Return a session as it is now."""
+        return self._sessions[client_id].row(client_id)
 
     def restore(self, row: SessionRow) -> None:
         """Add a session from a snapshot, as the most recently used one so far."""
-        session = Session(row.highest, row.last_used_ms, row.answers, self._cut_number)
+        session = Session(row.highest, row.last_used_ms, self._cut_number)
+        for answer in row.answers:
+            session.remember(answer)
         self._sessions[row.client_id] = session
         self._latest = session
 
@@ -135,7 +146,7 @@ class Sessions:
             if oldest.cut_number != self._cut_number:
                 self._preserve(oldest_id, oldest)
             del self._sessions[oldest_id]
-        session = Session(1, time_ms, {}, self._cut_number)
+        session = Session(1, time_ms, self._cut_number)
         self._sessions[client_id] = session
         self._latest = session
         return session
@@ -144,19 +155,22 @@ class Sessions:
         """Note the session's state for the cut that is open, once per cut."""
         session.cut_number = self._cut_number
         if self._shadow is not None:
-            row = SessionRow(client_id, session.highest, session.last_used_ms, dict(session.answers))
-            self._shadow[client_id] = row
+            self._shadow[client_id] = session.row(client_id)
 
 
 def fingerprint(command: Command) -> int:
     """Return 32 bits that differ, but for chance, between two commands with one client id and sequence.
 
-    It tells a client's mistake from a retry, and protects nobody but that client, so a checksum is enough. The seed
-    holds the kind, where the key ends, and ``prev_revision``: ``("ab", "c")`` and ``("a", "bc")`` are two commands.
+    It tells a client's mistake from a retry, and protects nobody but that client, so a checksum is enough. It begins
+    with the key's length: ``("ab", "c")`` and ``("a", "bc")`` are two commands.
     """
     key = command.key
+    mark = crc32(key, len(key))
     if isinstance(command, Put):
-        seed = ((command.prev_revision + 1) * 4096 + len(key) * 2 + 1) & 0xFFFFFFFF
-        return crc32(command.value, crc32(key, seed))
-    seed = ((command.prev_revision + 1) * 4096 + len(key) * 2) & 0xFFFFFFFF
-    return crc32(key, seed)
+        mark = crc32(command.value, mark)
+    else:
+        mark ^= 0xFFFFFFFF
+    if command.prev_revision != ANY_REVISION:
+        # Odd, so that any two revisions within 32 bits stay apart.
+        mark ^= (command.prev_revision + 1) * 0x9E3779B1 & 0xFFFFFFFF
+    return mark

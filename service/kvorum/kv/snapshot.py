@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import assert_never
 
 from kvorum.errors import StorageCorrupt
@@ -98,12 +99,15 @@ class Restorer:
         self._records.update(zip(frame.keys, frame.records, strict=True))
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
-        window = range(max(row.highest - SESSION_WINDOW, 0) + 1, row.highest + 1)
+        sequences = [answer.sequence for answer in row.answers]
+        # The highest sequence is always remembered, and a row is sorted.
         if (
             not 0 < len(row.client_id) <= CLIENT_ID_CHARS_MAX
             or row.last_used_ms > header.time_ms
-            or row.highest not in row.answers
-            or not all(sequence in window for sequence in row.answers)
+            or not sequences
+            or sequences[0] <= row.highest - SESSION_WINDOW
+            or sequences[-1] != row.highest
+            or any(a >= b for a, b in pairwise(sequences))
             or len(self._sessions) >= SESSIONS_MAX
         ):
             raise StorageCorrupt("a session of the snapshot is impossible")

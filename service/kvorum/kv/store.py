@@ -12,6 +12,7 @@ import msgspec
 from kvorum.errors import InvariantViolated
 from kvorum.kv.commands import (
     ANY_REVISION,
+    MUST_NOT_EXIST,
     Batch,
     Command,
     CompareFailed,
@@ -116,7 +117,7 @@ class Store:
                     batch = decode_batch(entry.data)
                 except msgspec.DecodeError as error:
                     raise InvariantViolated(f"the committed entry {entry.index} is not a batch: {error}") from error
-                results = self._apply_batch(batch)
+                results = self._apply_batch(batch, len(entry.data))
             case EntryKind.NOOP | EntryKind.CONFIGURATION:
                 results = []
             case _:
@@ -155,7 +156,7 @@ class Store:
         self._cut_revision = NO_CUT
         self._shadow = {}
 
-    def _apply_batch(self, batch: Batch) -> list[Result]:
+    def _apply_batch(self, batch: Batch, data_bytes: int) -> list[Result]:
         if batch.time_ms > self.time_ms:
             self.time_ms = batch.time_ms
         commands = batch.commands
@@ -164,25 +165,31 @@ class Store:
             # One refusal per command: whoever waits for the n-th result finds it.
             results.extend([SessionRefused(self.revision, INVALID)] * len(commands))
             return results
-        add = results.append
+        large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
         for command in commands:
-            if _passes_a_limit(command):
-                add(SessionRefused(self.revision, INVALID))
+            # The limits come first: what passes one must not open a session, nor be remembered by one.
+            if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
+                result: Result = SessionRefused(self.revision, INVALID)
             elif command.client_id:
-                add(self._apply_once(command))
+                result = self._apply_once(command)
             elif isinstance(command, Put):
-                add(self._put(command))
+                result = self._put(command)
             else:
-                add(self._delete(command))
+                result = self._delete(command)
+            results.append(result)
         return results
 
     def _apply_once(self, command: Command) -> Result:
         """Apply a command of a session, unless it has been applied already."""
+        client_id = command.client_id
+        sequence = command.sequence
+        if len(client_id) > CLIENT_ID_CHARS_MAX or sequence < 1:
+            return SessionRefused(self.revision, INVALID)
         mark = fingerprint(command)
-        found = self._sessions.find(command.client_id, command.sequence, mark, self.time_ms)
+        found = self._sessions.find(client_id, sequence, mark, self.time_ms)
         if isinstance(found, Session):
             result = self._put(command) if isinstance(command, Put) else self._delete(command)
-            found.answers[command.sequence] = Answer(mark, result)
+            found.remember(Answer(sequence, mark, result))
             return result
         if isinstance(found, Answer):
             return found.result
@@ -190,15 +197,16 @@ class Store:
 
     def _put(self, command: Put) -> PutResult | CompareFailed:
         key = command.key
+        prev_revision = command.prev_revision
         old = self._records.get(key)
         if old is None:
-            if command.prev_revision > 0 or command.prev_revision < ANY_REVISION:
+            if prev_revision != ANY_REVISION and prev_revision != MUST_NOT_EXIST:
                 return CompareFailed(self.revision, 0)
-            self.revision = create_revision = revision = self.revision + 1
+            self.revision = revision = create_revision = self.revision + 1
             version = 1
         else:
             mod_revision = old.mod_revision
-            if command.prev_revision not in (ANY_REVISION, mod_revision):
+            if prev_revision != ANY_REVISION and prev_revision != mod_revision:
                 return CompareFailed(self.revision, mod_revision)
             if mod_revision <= self._cut_revision:
                 self._shadow[key] = old
@@ -223,14 +231,8 @@ class Store:
         return DeleteResult(self.revision, 1)
 
 
-def _passes_a_limit(command: Command) -> bool:
-    """Tell whether a command is larger than the API lets through: only a faulty peer proposes such."""
-    if not 0 < len(command.key) <= KEY_BYTES_MAX:
-        return True
-    if isinstance(command, Put) and len(command.value) > VALUE_BYTES_MAX:
-        return True
-    client_id = command.client_id
-    return client_id != "" and (len(client_id) > CLIENT_ID_CHARS_MAX or command.sequence < 1)
+def _value_is_too_large(command: Command) -> bool:
+    return isinstance(command, Put) and len(command.value) > VALUE_BYTES_MAX
 
 
 def _next_state_hash(previous: int, entry: Entry, results: list[Result]) -> int:

@@ -1,0 +1,106 @@
+"""A naive state machine, correct by inspection: it remembers everything that ever happened and searches it.
+
+It shares with the real one the commands, the results and the wording of the refusals, and no line of logic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvorum.kv.commands import Batch, Command, CompareFailed, DeleteResult, Put, PutResult, Result, SessionRefused
+from kvorum.kv.records import Record
+
+
+@dataclass
+class ModelSession:
+    """A client, and every command it ever had applied."""
+
+    client_id: str
+    last_used_ms: int
+    applied: dict[int, tuple[tuple[object, ...], Result]] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """The whole past: ``history[i]`` is the change of revision ``i + 1``; a value of None is a deletion."""
+
+    window: int
+    sessions_max: int
+    idle_ms: int
+    history: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    sessions: list[ModelSession] = field(default_factory=list)
+    time_ms: int = 0
+
+    def get(self, key: bytes) -> Record | None:
+        """Search the past for the key's latest life."""
+        life: list[tuple[int, bytes]] = []
+        for revision, (changed, value) in enumerate(self.history, 1):
+            if changed == key:
+                life = [] if value is None else [*life, (revision, value)]
+        if not life:
+            return None
+        return Record(life[-1][1], life[0][0], life[-1][0], len(life))
+
+    def apply(self, batch: Batch) -> list[Result]:
+        """Apply a batch."""
+        self.time_ms = max(self.time_ms, batch.time_ms)
+        return [self._apply(command) for command in batch.commands]
+
+    def _apply(self, command: Command) -> Result:
+        revision = len(self.history)
+        if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
+            return SessionRefused(revision, "invalid")
+        if command.client_id == "":
+            return self._change(command)
+        if command.sequence <= 0:
+            return SessionRefused(revision, "invalid")
+        what = (type(command), command.key, getattr(command, "value", None), command.prev_revision)
+        verdict = self._session(command.client_id, command.sequence, what)
+        if isinstance(verdict, str):
+            return SessionRefused(revision, verdict)
+        if isinstance(verdict, ModelSession):
+            verdict.applied[command.sequence] = (what, self._change(command))
+            return verdict.applied[command.sequence][1]
+        return verdict
+
+    def _session(self, client_id: str, sequence: int, what: tuple[object, ...]) -> ModelSession | Result | str:
+        mine = [session for session in self.sessions if session.client_id == client_id]
+        if not mine:
+            return self._open(client_id) if sequence == 1 else "unknown"
+        session = mine[0]
+        self.sessions.remove(session)
+        self.sessions.append(session)
+        session.last_used_ms = self.time_ms
+        highest = max(session.applied)
+        if sequence > highest + self.window:
+            return "ahead"
+        if sequence <= highest - self.window:
+            return "stale"
+        if sequence not in session.applied:
+            return session
+        first, result = session.applied[sequence]
+        return result if first == what else "mismatch"
+
+    def _open(self, client_id: str) -> ModelSession | str:
+        if len(self.sessions) == self.sessions_max:
+            if self.time_ms - self.sessions[0].last_used_ms <= self.idle_ms:
+                return "full"
+            del self.sessions[0]
+        session = ModelSession(client_id, self.time_ms)
+        self.sessions.append(session)
+        return session
+
+    def _change(self, command: Command) -> Result:
+        old = self.get(command.key)
+        mod_revision = old.mod_revision if old else 0
+        if command.prev_revision not in (-1, mod_revision):
+            return CompareFailed(len(self.history), mod_revision)
+        if isinstance(command, Put):
+            self.history.append((command.key, command.value))
+            new = self.get(command.key)
+            assert new is not None
+            return PutResult(len(self.history), new.create_revision, new.mod_revision, new.version)
+        if old is None:
+            return DeleteResult(len(self.history), 0)
+        self.history.append((command.key, None))
+        return DeleteResult(len(self.history), 1)

@@ -1,0 +1,108 @@
+"""The store against the naive model, and against itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hypothesis import given
+from kv.kv_model import Model
+from kv.kv_support import (
+    KEYS,
+    SESSIONS,
+    WINDOW,
+    apply_batches,
+    batches,
+    entry_of,
+    examples,
+    restore,
+    small_sessions,
+    snapshot_of,
+)
+
+from kvorum.kv.commands import Batch
+from kvorum.kv.limits import SESSION_IDLE_MS
+from kvorum.kv.store import Store
+from kvorum.raft.messages import Entry, EntryKind
+
+
+@examples
+@given(st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=14))
+def test_every_answer_and_every_record_is_the_models(log: list[Batch | EntryKind]) -> None:
+    with small_sessions():
+        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS)
+        for index, item in enumerate(log, 1):
+            if isinstance(item, Batch):
+                assert store.apply(entry_of(index, item)) == model.apply(item)
+            else:
+                assert store.apply(Entry(index, 1, item, b"")) == []
+            records = {key: model.get(key) for key in KEYS}
+            assert {key: store.get(key) for key in KEYS} == records
+            assert len(store) == sum(record is not None for record in records.values())
+            assert (store.revision, store.time_ms) == (len(model.history), model.time_ms)
+            assert (store.applied_index, store.session_count) == (index, len(model.sessions))
+
+
+@examples
+@given(st.lists(batches, max_size=8), st.lists(batches, max_size=8))
+def test_a_restored_store_equals_the_first_and_has_the_same_future(past: list[Batch], future: list[Batch]) -> None:
+    with small_sessions():
+        store = Store()
+        apply_batches(store, past)
+
+        restored = restore(snapshot_of(store))
+
+        for name in ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count"):
+            assert getattr(restored, name) == getattr(store, name)
+        assert {key: restored.get(key) for key in KEYS} == {key: store.get(key) for key in KEYS}
+        assert snapshot_of(restored) == snapshot_of(store)
+        assert apply_batches(restored, future) == apply_batches(store, future)
+        assert restored.state_hash == store.state_hash
+        assert snapshot_of(restored) == snapshot_of(store)
+
+
+@examples
+@given(st.lists(batches, min_size=1, max_size=5), st.data())
+def test_the_state_hash_tells_any_two_different_logs_apart(log: list[Batch], data: st.DataObject) -> None:
+    other = list(log)
+    at = data.draw(st.integers(0, len(log) - 1))
+    other[at] = data.draw(batches.filter(lambda batch: batch != log[at]))
+    first, second = Store(), Store()
+
+    apply_batches(first, log)
+    apply_batches(second, other)
+
+    assert first.state_hash != second.state_hash
+
+
+_GOLDEN = """
+from kvorum.kv.commands import Delete, Put
+from kv.kv_support import apply, snapshot_of
+from kvorum.kv.store import Store
+from hashlib import sha256
+
+store = Store()
+for number in range(40):
+    key = b"key-%d" % (number % 7)
+    client = f"client-{number % 5}"
+    apply(store, Put(key, b"v" * number, -1, client, number // 5 + 1), Delete(b"key-3"), Put(b"x", b"y", number),
+          time_ms=1000 + number)
+print(f"{store.state_hash:016x} {sha256(snapshot_of(store)).hexdigest()}")
+"""
+
+
+def _run_golden(hash_seed: str) -> str:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root / "service"), str(root / "tests")])
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", _GOLDEN], env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def test_the_state_does_not_depend_on_the_process() -> None:
+    assert _run_golden("0") == _run_golden("1") == _run_golden("4242")
