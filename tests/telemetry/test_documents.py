@@ -1,0 +1,32 @@
+"""What is generated is what is committed: docs/metrics.md, docs/alerts.md and the dashboard."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from telemetry.prometheus_tools import ROOT
+
+from kvorum.telemetry.instruments import all_instruments
+from kvorum.telemetry.reference import markdown
+
+
+def test_the_metrics_page_is_the_one_that_the_instruments_make() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == markdown(), "run make metrics-doc"
+
+
+def test_every_instrument_has_a_row_and_a_whole_sentence() -> None:
+    rows = re.findall(r"^\| `kvorum_", markdown(), re.MULTILINE)
+    assert len(rows) == len(all_instruments())
+    for instrument in all_instruments():
+        assert instrument.description[0].isupper() or instrument.description[0].isdigit()
+        assert instrument.description.endswith(".")
+
+
+@pytest.mark.parametrize(("generator", "target"), [("alerts_doc.py", "docs/alerts.md")])
+def test_a_generated_file_is_the_one_that_is_committed(generator: str, target: str) -> None:
+    command = [sys.executable, str(ROOT / "deploy" / "observe" / generator)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert (ROOT / target).read_text() == made, "run make metrics-doc dashboard"
