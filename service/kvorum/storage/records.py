@@ -263,6 +263,22 @@ def check_identity(stored: Identity | None, identity: Identity) -> None:
         )
 
 
+def check_save(save: Save, last_index: int) -> None:
+    """Refuse to write what could not be read back: a hole, or entries out of order.
+
+    Raises:
+        InvariantViolated: ``save.entries`` do not continue or replace a log that ends at ``last_index``.
+    """
+    if save.snapshot is not None:
+        last_index = save.snapshot.last_index
+    if not save.entries:
+        return
+    first, last = save.entries[0].index, save.entries[-1].index
+    detached = first != last_index + 1 if save.snapshot is not None else not 1 <= first <= last_index + 1
+    if detached or last - first + 1 != len(save.entries):
+        raise InvariantViolated(f"entries {first} to {last} ({len(save.entries)}) in a log that ends at {last_index}")
+
+
 def check_compaction(first_index: int, latest: SnapshotInfo | None) -> None:
     """Refuse to forget what no durable snapshot covers.
 

@@ -1,0 +1,356 @@
+"""The log on disk, through sqlitedict; :class:`SqliteStorage` is the driver's disk.
+
+One save is one row, one statement and one fsync: term, vote, truncation and entries become durable together or not at
+all. The event loop never waits: the table's thread writes, and wakes the loop when the row is durable.
+
+::
+
+    loop:    save() --> encode --> queue                                        _saved() --> done()
+    thread:                          INSERT (write, fdatasync) --> mark --> call_soon_threadsafe
+
+**What is trusted.** :meth:`SqliteStorage.load` verifies everything before anything is opened for writing. The rows are
+a chain of checksums, so nothing can be missing between two of them; the last record says where the log ends, so nothing
+can be missing before them that a snapshot does not cover; and the mark, a file of 12 bytes, says where the log ended at
+least, so that a lost end is noticed even where SQLite itself sees a shorter but valid file.
+
+**What fails.** A statement that fails, or that does not answer in time, ends the storage: ``failed`` is called once,
+and no save is answered any more. Nothing is ever tried again: after a failed fsync the kernel may have dropped the
+pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvorum.counters import Counters
+from kvorum.errors import InvariantViolated, StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
+from kvorum.raft.messages import Save
+from kvorum.storage.folder import (
+    DATABASE,
+    SNAPSHOTS,
+    Lock,
+    Mark,
+    check_mark,
+    create_file,
+    create_folder,
+    explained,
+    sync_folder,
+)
+from kvorum.storage.interface import Identity, Loaded
+from kvorum.storage.records import (
+    REJOIN,
+    Record,
+    check_compaction,
+    check_identity,
+    check_save,
+    encode_identity,
+    encode_record,
+    make_record,
+    recover,
+)
+from kvorum.storage.snapshots import Snapshots
+from kvorum.storage.table import Table
+from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, key_of, read_log
+
+INSERT = f"INSERT INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
+INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
+DELETE_BEFORE = f"DELETE FROM {TABLE} WHERE key < ?"  # noqa: S608
+CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+
+CHECKPOINT_PAGES = 1000
+"""How many pages (4 KiB) the write-ahead log may grow by, about, before it is folded into the database."""
+COMPACT_ROWS = 256
+COMPACT_BYTES = 4 * 1024 * 1024
+"""What one statement of a compaction deletes at most: saves wait behind it."""
+CLOSE_DEADLINE_S = 10.0
+
+_PAGE_BYTES = 4096
+_PAGES_PER_STATEMENT = 4
+"""A statement writes its data's pages, and about so many of the trees above them."""
+
+
+@dataclass(slots=True)
+class _InFlight:
+    record: Record
+    crc: int
+    size_bytes: int
+    done: Callable[[], None]
+    started: float
+
+
+class SqliteStorage:
+    """One node's data folder; implements :class:`~kvorum.storage.interface.Storage`.
+
+    Args:
+        data_dir: the folder; it is created if need be.
+        failed: called once, on the event loop, when a write fails or takes too long.
+        save_deadline_ms: how long a save may take.
+        counters: where saves are counted.
+        name: the node that the folder must belong to if it belongs to any; empty: any.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        failed: Callable[[StorageError], None],
+        save_deadline_ms: int,
+        counters: Counters,
+        name: str = "",
+    ) -> None:
+        self._folder = Path(data_dir)
+        self._failed = failed
+        self._save_deadline_s = save_deadline_ms / 1000
+        self._counters = counters
+        self._name = name
+        self._snapshots = Snapshots(self._folder / SNAPSHOTS)
+        self._mark = Mark(self._folder)
+        self._lock: Lock | None = None
+        self._table: Table | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._log = Log()
+        self._last_index = 0
+        self._identity: Identity | None = None
+        self._in_flight: _InFlight | None = None
+        self._compaction: tuple[int, Callable[[], None]] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._pages = 0
+        self._dead = False
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The snapshot files."""
+        return self._snapshots
+
+    # --- Starting -----------------------------------------------------------------------------------------------------
+
+    def load(self) -> Loaded:
+        """Take the folder, verify it, and read it.
+
+        Raises:
+            StorageLocked: another process holds the folder.
+            StorageForeign: it belongs to another node, another program or another version.
+            StorageCorrupt: what is there is not what was written.
+            StorageAmnesia: what was once durable is missing.
+            StorageError: the disk refuses.
+        """
+        try:
+            with explained(f"cannot use the data folder {self._folder}"):
+                create_folder(self._folder)
+                self._lock = Lock(self._folder)
+                self._snapshots.open()
+                log = read_log(self._folder / DATABASE)
+                self._check(log)
+                damaged: list[int] = []
+                loaded = recover(log.identity, log.state, self._snapshots.verified(damaged), damaged)
+                self._open(log, loaded)
+        except StorageError:
+            self.close()
+            raise
+        return loaded
+
+    def _check(self, log: Log) -> None:
+        """Compare the log with what stands beside it, and make the mark of a folder that is new."""
+        if self._name and log.identity is not None and log.identity.name != self._name:
+            raise StorageForeign(f"the data folder {self._folder} belongs to {log.identity.name}, not to {self._name}")
+        mark = self._mark.read()
+        if mark is None:
+            if log.identity is not None or self._snapshots.exist():
+                raise StorageAmnesia(
+                    f"the data folder {self._folder} has no mark: it is an incomplete copy. "
+                    f"The node must not vote; {REJOIN}"
+                )
+            self._mark.create()
+            return
+        try:
+            check_mark(mark, log.last_seq, log.crcs)
+        except StorageAmnesia as error:
+            raise StorageAmnesia(f"{self._folder}: {error}; {REJOIN}") from error
+        except StorageCorrupt as error:
+            raise StorageCorrupt(f"{self._folder}: {error}; {REJOIN}") from error
+
+    def _open(self, log: Log, loaded: Loaded) -> None:
+        path = self._folder / DATABASE
+        create_file(path)
+        self._table = Table(path, TABLE, CLOSE_DEADLINE_S)
+        self._mark.open()
+        sync_folder(self._folder)
+        self._snapshots.adopt(loaded.snapshot)
+        self._identity = log.identity
+        self._last_index = log.state.last_index
+        self._log = log
+        log.crcs.clear()
+        log.state.entries.clear()
+
+    def write_identity(self, identity: Identity) -> None:
+        """Make the identity durable."""
+        check_identity(self._identity, identity)
+        if self._table is None:
+            raise InvariantViolated("the storage is not open")
+        self._table.run(INSERT_IDENTITY, (IDENTITY_KEY, encode_identity(identity)))
+        self._identity = identity
+
+    # --- Saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, save: Save, done: Callable[[], None]) -> None:
+        """Queue one row, and return; ``done`` is called on the event loop when the row is durable."""
+        if self._dead:
+            return
+        if self._in_flight is not None:
+            raise InvariantViolated("a save was begun while another is in flight")
+        if self._identity is None:
+            raise InvariantViolated("a save was begun before the identity was written")
+        check_save(save, self._last_index)
+        loop = self._running_loop()
+        record = make_record(self._log.last_seq + 1, self._log.last_crc, self._last_index, save)
+        value, crc = encode_record(record)
+        self._in_flight = _InFlight(record, crc, len(value), done, loop.time())
+        if self._watchdog is None:
+            self._watchdog = loop.call_later(self._save_deadline_s, self._check_deadline)
+
+        def answered(rows: list[tuple[Any, ...]], error: BaseException | None) -> None:
+            if error is None:
+                error = self._write_mark(record.seq, crc)
+            self._wake(self._saved, error)
+
+        self._begin(INSERT, (key_of(record.seq), value), answered)
+
+    def _write_mark(self, seq: int, crc: int) -> BaseException | None:
+        """Runs on the table's thread: the mark's page may be under write-back, and the loop must not wait for that."""
+        try:
+            self._mark.write(seq, crc)
+        except OSError as error:
+            return error
+        return None
+
+    def _saved(self, error: BaseException | None) -> None:
+        saved, self._in_flight = self._in_flight, None
+        if saved is None or self._dead:
+            return
+        if error is not None:
+            self._fail(f"record {saved.record.seq} could not be written: {error}")
+            return
+        record = saved.record
+        self._log.rows.add(record, saved.size_bytes)
+        self._log.last_seq, self._log.last_crc = record.seq, saved.crc
+        self._last_index = record.last_index
+        if record.base is not None and not self._adopt(record.base.last_index):
+            return
+        self._counters.save_duration.record(self._running_loop().time() - saved.started)
+        self._counters.saves += 1
+        self._counters.saved_bytes += saved.size_bytes
+        self._grew(saved.size_bytes // _PAGE_BYTES)
+        saved.done()
+
+    def _adopt(self, last_index: int) -> bool:
+        try:
+            self._snapshots.adopt_index(last_index)
+        except OSError as error:
+            self._fail(f"an old snapshot could not be removed: {error}")
+            return False
+        return True
+
+    def _check_deadline(self) -> None:
+        """One timer for all saves: it is set again for what is left of the save that it finds in flight."""
+        self._watchdog = None
+        if self._in_flight is None or self._dead:
+            return
+        loop = self._running_loop()
+        remaining_s = self._in_flight.started + self._save_deadline_s - loop.time()
+        if remaining_s > 0:
+            self._watchdog = loop.call_later(remaining_s, self._check_deadline)
+            return
+        self._fail(f"the disk did not make record {self._in_flight.record.seq} durable in {self._save_deadline_s:g} s")
+
+    # --- Keeping it small ---------------------------------------------------------------------------------------------
+
+    def compact(self, first_index: int, done: Callable[[], None]) -> None:
+        """Delete the rows that hold nothing from ``first_index`` on, a slice at a time; the last row stays."""
+        if self._dead:
+            return
+        if self._compaction is not None:
+            raise InvariantViolated("a compaction was begun while another is in progress")
+        check_compaction(first_index, self._snapshots.latest())
+        self._compaction = (first_index, done)
+        self._running_loop().call_soon(self._compact_slice, None)
+
+    def _compact_slice(self, error: BaseException | None) -> None:
+        if self._dead or self._compaction is None:
+            return
+        if error is not None:
+            self._fail(f"the log could not be compacted: {error}")
+            return
+        first_index, done = self._compaction
+        taken = self._log.rows.take(first_index, COMPACT_ROWS, COMPACT_BYTES)
+        if not taken:
+            self._compaction = None
+            done()
+            return
+        self._grew(len(taken))
+        self._begin(
+            DELETE_BEFORE, (key_of(taken[-1].seq + 1),), lambda rows, error: self._wake(self._compact_slice, error)
+        )
+
+    def _grew(self, pages: int) -> None:
+        """Fold the write-ahead log into the database when it has grown enough."""
+        self._pages += pages + _PAGES_PER_STATEMENT
+        if self._pages >= CHECKPOINT_PAGES:
+            self._pages = 0
+            self._begin(CHECKPOINT, (), lambda rows, error: self._wake(self._checkpointed, error))
+
+    def _checkpointed(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._fail(f"the write-ahead log could not be folded into the database: {error}")
+
+    # --- Failing and ending -------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for the save in flight and release the folder; with a disk that does not answer, keep the lock."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        table, self._table = self._table, None
+        if table is not None and not table.close():
+            return
+        self._mark.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _begin(
+        self,
+        statement: str,
+        arguments: tuple[object, ...],
+        answered: Callable[[list[tuple[Any, ...]], BaseException | None], None],
+    ) -> None:
+        if self._table is None:
+            raise InvariantViolated("the storage is not open")
+        try:
+            self._table.begin(statement, arguments, answered)
+        except StorageError as error:
+            self._fail(str(error))
+
+    def _wake(self, callback: Callable[[BaseException | None], None], error: BaseException | None) -> None:
+        """Runs on the table's thread."""
+        try:
+            self._running_loop().call_soon_threadsafe(callback, error)
+        except RuntimeError:
+            # The loop has ended: nobody waits for this answer. The next start reads what is durable.
+            return
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _fail(self, reason: str) -> None:
+        if self._dead:
+            return
+        self._dead = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        self._failed(StorageError(f"{self._folder}: {reason}"))

@@ -1,0 +1,344 @@
+"""Snapshot files in a folder: written beside, made durable, then renamed into place.
+
+::
+
+    00000000000000001000.snapshot   complete; the number is its last index
+    00000000000000001000.writing    our own, being written; removed at start
+    00000000000000001000-HASH.part  arriving from a peer; resumed after a restart
+    00000000000000001000.damaged    its hash did not match; the last one is left for whoever wants to know why
+
+Which files are used is up to the log: a file that arrived from a peer but that no record of the log adopts is left
+alone, and not announced, until a save adopts it. Two that the log goes on from are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.raft.messages import Snapshot
+from kvorum.storage.folder import FILE_MODE, create_folder, explained, sync_folder
+from kvorum.storage.interface import SnapshotInfo
+from kvorum.storage.snapshot_format import (
+    CHUNK_BYTES,
+    HASH_BYTES,
+    SNAPSHOTS_KEPT,
+    check_received,
+    encode_header,
+    read_header,
+    read_payload,
+    verify,
+)
+
+log = logging.getLogger(__name__)
+
+COMPLETE = ".snapshot"
+WRITING = ".writing"
+PART = ".part"
+DAMAGED = ".damaged"
+
+_WRITE_BACK_BYTES = 4 * 1024 * 1024
+"""How much of a file may wait in the page cache: one large fsync at the end would hold up the saves of the log."""
+
+
+class Snapshots:
+    """The snapshot files of one node; implements :class:`~kvorum.storage.interface.SnapshotFile`.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._infos: dict[int, SnapshotInfo] = {}
+        self._adopted = 0
+        """The last index of the newest snapshot that the log goes on from."""
+
+    # --- For the driver -----------------------------------------------------------------------------------------------
+
+    def create(self, snapshot: Snapshot) -> Writer:
+        """Begin to write a snapshot.
+
+        Raises:
+            StorageError: the file cannot be created.
+        """
+        with explained("cannot create a snapshot"):
+            return Writer(self, snapshot)
+
+    def latest(self) -> SnapshotInfo | None:
+        """Return the newest snapshot that the log goes on from."""
+        return next(iter(self.kept()), None)
+
+    def kept(self) -> tuple[SnapshotInfo, ...]:
+        """Return the snapshots that the log goes on from, newest first."""
+        with self._lock:
+            return self._kept()
+
+    def read(self, last_index: int) -> Iterator[bytes]:
+        """Yield the payload in chunks; its hash is verified at the end."""
+        with explained(f"cannot read the snapshot at {last_index}"), self._open(last_index) as stream:
+            _, header = read_header(stream)
+            yield from read_payload(stream, header, os.fstat(stream.fileno()).st_size)
+
+    def path(self, last_index: int) -> str:
+        """Return the file's path. A file that is open stays readable when it is removed."""
+        return str(self._path(last_index))
+
+    def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return bytes of the file."""
+        with explained(f"cannot read the snapshot at {last_index}"), self._open(last_index) as stream:
+            return os.pread(stream.fileno(), size_bytes, offset_bytes)
+
+    def receive(self, snapshot: Snapshot, sha256: str = "") -> Receiver:
+        """Begin or resume to receive a file; parts of any other are removed."""
+        path = self.folder / f"{snapshot.last_index:020d}-{sha256[:16] or 'unknown'}{PART}"
+        try:
+            for other in self.folder.glob(f"*{PART}"):
+                if other != path:
+                    other.unlink(missing_ok=True)
+            return Receiver(self, snapshot, path)
+        except OSError as error:
+            raise SnapshotFailed(f"cannot receive a snapshot: {error.strerror}") from error
+
+    # --- For the log --------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Create the folder, remove what a crash left, and read the headers of what is complete."""
+        create_folder(self.folder)
+        for leftover in self.folder.glob(f"*{WRITING}"):
+            leftover.unlink()
+        for path in self.folder.glob(f"*{COMPLETE}"):
+            try:
+                info = _describe(path)
+                if info.snapshot.last_index != _last_index(path):
+                    raise StorageCorrupt(f"it is of entry {info.snapshot.last_index}")
+                self._infos[info.snapshot.last_index] = info
+            except StorageCorrupt as error:
+                self._set_aside(path, error)
+
+    def exist(self) -> bool:
+        """Tell whether there is any file of a snapshot, valid or not."""
+        return any(self.folder.glob(f"*{COMPLETE}")) or any(self.folder.glob(f"*{DAMAGED}"))
+
+    def verified(self, damaged: list[int]) -> Iterator[Snapshot]:
+        """Yield the valid snapshots, newest first, each read as a whole; set the others aside, and list them."""
+        damaged.extend(_last_index(path) for path in self.folder.glob(f"*{DAMAGED}"))
+        for last_index in sorted(self._infos, reverse=True):
+            path = self._path(last_index)
+            try:
+                with open(path, "rb") as stream:
+                    snapshot, sha256 = verify(stream, os.fstat(stream.fileno()).st_size)
+            except StorageCorrupt as error:
+                del self._infos[last_index]
+                self._set_aside(path, error)
+                damaged.append(last_index)
+                continue
+            self._infos[last_index] = SnapshotInfo(snapshot, path.stat().st_size, sha256)
+            yield snapshot
+
+    def adopt(self, snapshot: Snapshot | None) -> None:
+        """Note which snapshot the log goes on from."""
+        self.adopt_index(snapshot.last_index if snapshot is not None else 0)
+
+    def adopt_index(self, last_index: int) -> None:
+        """Note that the log goes on from the snapshot at ``last_index``: a second older one is removed."""
+        with self._lock:
+            self._adopted = last_index
+            self._prune()
+
+    def add(self, path: Path, info: SnapshotInfo, *, own: bool) -> None:
+        """Rename a synced file into place; ``own``: it was taken from the log of this node, which goes on from it."""
+        last_index = info.snapshot.last_index
+        with self._lock:
+            path.rename(self._path(last_index))
+            sync_folder(self.folder)
+            self._infos[last_index] = info
+            if own:
+                self._adopted = max(self._adopted, last_index)
+            self._prune()
+
+    def _kept(self) -> tuple[SnapshotInfo, ...]:
+        indexes = sorted((index for index in self._infos if index <= self._adopted), reverse=True)
+        return tuple(self._infos[index] for index in indexes)
+
+    def _prune(self) -> None:
+        """Remove what is not needed. A file that comes back after a crash does no harm: the folder is not synced."""
+        kept = [info.snapshot.last_index for info in self._kept()]
+        ahead = sorted(index for index in self._infos if index > self._adopted)
+        for last_index in kept[SNAPSHOTS_KEPT:] + ahead[:-1]:
+            del self._infos[last_index]
+            self._path(last_index).unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path, error: StorageCorrupt) -> None:
+        log.warning("the snapshot %s is damaged and is set aside: %s", path, error)
+        for older in self.folder.glob(f"*{DAMAGED}"):
+            older.unlink()
+        path.rename(path.with_suffix(DAMAGED))
+
+    def _path(self, last_index: int) -> Path:
+        return self.folder / f"{last_index:020d}{COMPLETE}"
+
+    def _open(self, last_index: int) -> BinaryIO:
+        try:
+            return open(self._path(last_index), "rb")
+        except FileNotFoundError:
+            raise StorageCorrupt(f"there is no snapshot at {last_index}") from None
+
+
+class Writer:
+    """A snapshot of our own being written. A failure is fatal: a disk that has no room for it has none for the log."""
+
+    def __init__(self, snapshots: Snapshots, snapshot: Snapshot) -> None:
+        self._snapshots = snapshots
+        self._snapshot = snapshot
+        self._path = snapshots.folder / f"{snapshot.last_index:020d}{WRITING}"
+        descriptor = os.open(self._path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
+        self._file = os.fdopen(descriptor, "wb", CHUNK_BYTES)
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+        self._written_back = 0
+        self.write(encode_header(snapshot))
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the payload.
+
+        Raises:
+            StorageError: the disk refused; nothing of the snapshot is kept.
+        """
+        try:
+            self._append(chunk)
+            self._digest.update(chunk)
+        except OSError as error:
+            self.abort()
+            raise StorageError(f"cannot write a snapshot: {error.strerror}") from error
+
+    def commit(self) -> SnapshotInfo:
+        """Make it durable."""
+        sha256 = self._digest.digest()
+        try:
+            self._append(sha256)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            info = SnapshotInfo(self._snapshot, self._size_bytes, sha256.hex())
+            self._snapshots.add(self._path, info, own=True)
+        except OSError as error:
+            self.abort()
+            raise StorageError(f"cannot write a snapshot: {error.strerror}") from error
+        return info
+
+    def abort(self) -> None:
+        """Throw it away."""
+        _close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def _append(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._size_bytes += len(chunk)
+        if self._size_bytes - self._written_back >= _WRITE_BACK_BYTES:
+            self._file.flush()
+            _begin_write_back(self._file.fileno())
+            self._written_back = self._size_bytes
+
+
+class Receiver:
+    """A snapshot file arriving from a peer.
+
+    A failure is not fatal: the part is removed, which gives the log its room back. The file is open only during
+    :meth:`write`, so a receiver may simply be dropped when the sender goes away.
+    """
+
+    def __init__(self, snapshots: Snapshots, snapshot: Snapshot, path: Path) -> None:
+        self._snapshots = snapshots
+        self._snapshot = snapshot
+        self._path = path
+        self._offset_bytes = path.stat().st_size if path.exists() else 0
+        self._written_back = self._offset_bytes
+
+    @property
+    def offset_bytes(self) -> int:
+        """Where to resume."""
+        return self._offset_bytes
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes of the file."""
+        try:
+            descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY, FILE_MODE)
+            try:
+                _write_all(descriptor, chunk, self._offset_bytes)
+                self._offset_bytes += len(chunk)
+                if self._offset_bytes - self._written_back >= _WRITE_BACK_BYTES:
+                    _begin_write_back(descriptor)
+                    self._written_back = self._offset_bytes
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self.abort()
+            raise SnapshotFailed(f"cannot store a snapshot from a peer: {error.strerror}") from error
+
+    def commit(self, sha256: str) -> SnapshotInfo:
+        """Verify the whole file and make it durable."""
+        try:
+            with open(self._path, "rb") as stream:
+                size_bytes = os.fstat(stream.fileno()).st_size
+                snapshot, found = verify(stream, size_bytes)
+                check_received(self._snapshot, sha256, snapshot, found)
+                os.fsync(stream.fileno())
+            info = SnapshotInfo(snapshot, size_bytes, found)
+            self._snapshots.add(self._path, info, own=False)
+        except StorageCorrupt as error:
+            self.abort()
+            raise SnapshotFailed(f"the snapshot that arrived is damaged: {error}") from error
+        except SnapshotFailed:
+            self.abort()
+            raise
+        except OSError as error:
+            self.abort()
+            raise SnapshotFailed(f"cannot store a snapshot from a peer: {error.strerror}") from error
+        return info
+
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+        self._path.unlink(missing_ok=True)
+        self._offset_bytes = 0
+        self._written_back = 0
+
+
+def _describe(path: Path) -> SnapshotInfo:
+    """Read a file's header and trailer, not its payload."""
+    with open(path, "rb") as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        snapshot, header = read_header(stream)
+        if size_bytes < len(header) + HASH_BYTES:
+            raise StorageCorrupt("the file is too short")
+        return SnapshotInfo(snapshot, size_bytes, os.pread(stream.fileno(), HASH_BYTES, size_bytes - HASH_BYTES).hex())
+
+
+def _last_index(path: Path) -> int:
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _begin_write_back(descriptor: int) -> None:
+    """Ask the kernel to start writing, and not to keep the pages: nobody reads them soon."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _close(file: BinaryIO) -> None:
+    """Close a file whose buffer may be impossible to write: what it still holds is thrown away with the file."""
+    try:
+        file.close()
+    except OSError as error:
+        log.debug("closing a snapshot that is thrown away: %s", error)
