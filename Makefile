@@ -46,5 +46,20 @@ fix: setup ## Format and fix what can be fixed
 .PHONY: lock
 lock: setup ## Renew the lock files from pyproject.toml
 	@$(BIN)/pip install -q pip-tools
-	@$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-header --strip-extras --allow-unsafe --extra fast -o requirements.lock pyproject.toml
-	@$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-header --strip-extras --allow-unsafe --extra fast --extra otlp --extra dev --build-deps-for editable -o requirements-dev.lock pyproject.toml
+	@$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe --extra fast -o requirements.lock pyproject.toml
+	@$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe --extra fast --extra otlp --extra dev --build-deps-for editable -o requirements-dev.lock pyproject.toml
+	@$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe --only-build-deps --build-deps-for wheel -o requirements-build.lock pyproject.toml
+
+# --- Measuring ----------------------------------------------------------------------------------------------------
+.PHONY: bench profile
+bench: setup ## Measure Kvorum and etcd (ETCD=path, or on the PATH) in one run; options: BENCH="--rounds 1 --seconds 2"
+	@$(BIN)/python -m bench $(BENCH)
+
+profile: setup ## Sample the leader under load with py-spy; options: PROFILE="--op get --clients 64"
+	@$(BIN)/python -m bench.profiler $(PROFILE)
+
+# --- Observability ------------------------------------------------------------------------------------------------
+.PHONY: metrics-doc
+metrics-doc: setup ## Write docs/metrics.md and docs/alerts.md anew from the instruments and the rules
+	@$(BIN)/python -m kvorum.telemetry.reference > docs/metrics.md
+	@$(BIN)/python deploy/observe/alerts_doc.py > docs/alerts.md

@@ -1,0 +1,3 @@
+module kvorum.test/bench/loadgen
+
+go 1.21
