@@ -67,6 +67,13 @@ def test_data_that_is_no_batch_ends_the_process_and_changes_nothing(data: bytes)
         store.apply(Entry(2, 1, EntryKind.COMMAND, data))
 
 
+def test_a_client_id_that_is_not_utf8_is_no_batch() -> None:
+    data = encode_batch(7, [Put(b"a", b"1", 0, "ann", 1)]).replace(b"ann", b"\xff\xfe\xfd")
+
+    with pytest.raises(InvariantViolated, match="not a batch"):
+        Store().apply(Entry(1, 1, EntryKind.COMMAND, data))
+
+
 @pytest.mark.parametrize(
     "batch",
     [

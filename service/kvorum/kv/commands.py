@@ -103,4 +103,7 @@ def decode_batch(data: bytes) -> Batch:
     Raises:
         msgspec.DecodeError: they are not a batch.
     """
-    return _decoder.decode(data)
+    try:
+        return _decoder.decode(data)
+    except UnicodeDecodeError as error:  # msgspec lets it through as it is
+        raise msgspec.DecodeError(f"a string is not UTF-8: {error}") from error

@@ -133,5 +133,5 @@ class FrameReader:
             raise StorageCorrupt("a snapshot frame does not match its checksum")
         try:
             return _decoder.decode(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StorageCorrupt(f"a snapshot frame is malformed: {error}") from error

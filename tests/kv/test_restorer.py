@@ -1,0 +1,305 @@
+"""Reading snapshots that are damaged, foreign, or made up: a typed error, and never half a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import pack, unpack_from
+from zlib import crc32
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given
+from kv.kv_support import apply, examples, restore, snapshot_of
+
+from kvorum.errors import StorageCorrupt
+from kvorum.kv.commands import CompareFailed, Delete, Put, PutResult
+from kvorum.kv.frames import FRAME_BYTES_MAX, Frame, FrameWriter, Header, RecordsFrame, SessionsFrame, Trailer
+from kvorum.kv.limits import SESSION_WINDOW
+from kvorum.kv.records import Record
+from kvorum.kv.sessions import Answer, SessionRow
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
+
+
+def a_store() -> Store:
+    store = Store()
+    for number in range(6):
+        key = b"key-%d" % number
+        apply(store, Put(key, b"v" * number, -1, f"client-{number % 2}", number // 2 + 1), Delete(key, 1), time_ms=9)
+    return store
+
+
+SNAPSHOT = snapshot_of(a_store(), max_keys=2)
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Return the payloads of the frames."""
+    payloads, start = [], 0
+    while start < len(data):
+        (length,) = unpack_from(">I", data, start)
+        payloads.append(data[start + 8 : start + 8 + length])
+        start += 8 + length
+    return payloads
+
+
+def framed(payloads: list[bytes]) -> bytes:
+    """Return payloads as a chain of frames with correct checksums."""
+    data, crc = b"", 0
+    for payload in payloads:
+        crc = crc32(payload, crc)
+        data += pack(">II", len(payload), crc) + payload
+    return data
+
+
+FORMAT_1 = bytes.fromhex(
+    "0000001326a3000a99a16801030101cfac2a554f4d2ed4620901010000000fd10bb0e593a17291c401619194c40131010101"
+    "00000032294a095592a1739194a3616e6e0309939301ce75fa796295a170010101019302cef946209093a16403019303ce08"
+    "fded1893a1630300000000052c078d2a93a1740101"
+)
+"""A snapshot as the first version wrote it; every later version must read it, and write it or raise FORMAT."""
+
+
+def test_the_first_versions_snapshot_is_still_read_and_written() -> None:
+    store = Store()
+    commands = [Put(b"a", b"1", -1, "ann", 1), Put(b"b", b"2")]
+    results = apply(store, *commands, Delete(b"b", -1, "ann", 2), Delete(b"b", 7, "ann", 3), time_ms=9)
+
+    restored = restore(FORMAT_1)
+
+    assert snapshot_of(restored) == snapshot_of(store) == FORMAT_1
+    assert restored.get(b"a") == Record(b"1", 1, 1, 1)
+    assert apply(restored, commands[0], Delete(b"b", 7, "ann", 3)) == [results[0], CompareFailed(3, 0)]
+
+
+_at = st.integers(0, 10_000)
+_mutations = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), _at, st.integers(0, 7)),
+        st.tuples(st.just("set"), _at, st.integers(0, 255)),
+        st.tuples(st.just("delete"), _at, st.integers(1, 9)),
+        st.tuples(st.just("insert"), _at, st.binary(min_size=1, max_size=9)),
+        st.tuples(st.just("repeat"), _at, st.integers(1, 40)),
+        st.tuples(st.just("truncate"), _at, st.just(0)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def mutated(data: bytes, mutations: list[tuple[str, int, int | bytes]]) -> bytes:
+    out = bytearray(data)
+    for kind, position, what in mutations:
+        at = position % (len(out) + 1)
+        if isinstance(what, bytes):
+            out[at:at] = what
+        elif kind == "flip" and at < len(out):
+            out[at] ^= 1 << what
+        elif kind == "set" and at < len(out):
+            out[at] = what
+        elif kind == "delete":
+            del out[at : at + what]
+        elif kind == "repeat":
+            out[at:at] = out[at : at + what]
+        elif kind == "truncate":
+            del out[at:]
+    return bytes(out)
+
+
+@examples
+@given(_mutations)
+def test_mutated_bytes_are_refused_or_change_nothing(mutations: list[tuple[str, int, int | bytes]]) -> None:
+    data = mutated(SNAPSHOT, mutations)
+    try:
+        store = restore(data)
+    except StorageCorrupt:
+        return
+    assert snapshot_of(store, max_keys=2) == SNAPSHOT
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_no_flipped_bit_passes(bit: int) -> None:
+    for at in range(len(SNAPSHOT)):
+        data = bytearray(SNAPSHOT)
+        data[at] ^= 1 << bit
+        with pytest.raises(StorageCorrupt):
+            restore(bytes(data))
+
+
+def test_no_truncation_passes() -> None:
+    for end in range(len(SNAPSHOT)):
+        restorer = Restorer()
+        restorer.feed(SNAPSHOT[:end])
+        with pytest.raises(StorageCorrupt, match="truncated"):
+            restorer.finish()
+
+
+@examples
+@given(st.integers(0, 20), _mutations)
+def test_made_up_frames_with_correct_checksums_raise_nothing_else(
+    number: int, mutations: list[tuple[str, int, int | bytes]]
+) -> None:
+    payloads = frames_of(SNAPSHOT)
+    at = number % len(payloads)
+    payloads[at] = mutated(payloads[at], mutations)
+    try:
+        store = restore(framed(payloads))
+    except StorageCorrupt:
+        return
+    assert restore(snapshot_of(store)).state_hash == store.state_hash
+
+
+@examples
+@given(st.binary(max_size=80))
+def test_arbitrary_bytes_are_not_a_snapshot(data: bytes) -> None:
+    for attempt in (data, framed([data]), SNAPSHOT + data[:1] + b"x"):
+        with pytest.raises(StorageCorrupt):
+            restore(attempt)
+
+
+@pytest.mark.parametrize("order", ["0213456", "01123456", "023456", "1234560", "012346"])
+def test_frames_out_of_place_break_the_chain(order: str) -> None:
+    payloads = frames_of(SNAPSHOT)
+    bounds = [0]
+    for payload in payloads:
+        bounds.append(bounds[-1] + 8 + len(payload))
+    assert len(payloads) == 7
+
+    with pytest.raises(StorageCorrupt, match="checksum"):
+        restore(b"".join(SNAPSHOT[bounds[i] : bounds[i + 1]] for i in map(int, order)))
+
+
+def test_a_frame_that_claims_too_much_is_refused_before_it_arrives() -> None:
+    with pytest.raises(StorageCorrupt, match="claims"):
+        Restorer().feed(pack(">II", FRAME_BYTES_MAX + 1, 0))
+
+
+def test_after_an_error_there_is_no_store() -> None:
+    restorer = Restorer()
+    with pytest.raises(StorageCorrupt):
+        restorer.feed(SNAPSHOT + b"too much" * 9)
+
+    with pytest.raises(StorageCorrupt):
+        restorer.feed(b"")
+    with pytest.raises(StorageCorrupt):
+        restorer.finish()
+
+
+def test_a_store_is_handed_over_once() -> None:
+    restorer = Restorer()
+    restorer.feed(SNAPSHOT)
+    restorer.finish()
+
+    with pytest.raises(StorageCorrupt):
+        restorer.finish()
+
+
+def _header(revision: int = 9, keys: int = 0, sessions: int = 0, format: int = 1) -> Header:
+    return Header(
+        format=format,
+        revision=revision,
+        applied_index=3,
+        applied_term=1,
+        state_hash=7,
+        time_ms=9,
+        keys=keys,
+        sessions=sessions,
+    )
+
+
+def _session(
+    client_id: str = "ann", highest: int = 1, last_used_ms: int = 9, sequences: tuple[int, ...] = (1,)
+) -> list[Frame]:
+    answers = tuple(Answer(sequence, 5, CompareFailed(1, 1)) for sequence in sequences)
+    row = SessionRow(client_id, highest, last_used_ms, answers)
+    return [_header(sessions=1), SessionsFrame((row,)), Trailer(0, 1)]
+
+
+def _record(key: bytes = b"a", value: bytes = b"v", create: int = 1, mod: int = 2, version: int = 2) -> RecordsFrame:
+    return RecordsFrame((key,), (Record(value, create, mod, version),))
+
+
+_End = Trailer(0, 0)
+WELL_FORMED: dict[str, Sequence[Frame]] = {
+    "nothing in it": [_header(), _End],
+    "a record": [_header(keys=1), _record(mod=9), Trailer(1, 0)],
+    "a session": _session(),
+    "a window": _session(highest=SESSION_WINDOW + 1, sequences=(2, SESSION_WINDOW + 1)),
+}
+IMPOSSIBLE: dict[str, Sequence[Frame]] = {
+    "no header": [_End],
+    "two headers": [_header(), _header(), _End],
+    "another format": [_header(format=2), _End],
+    "a trailer in the middle": [_header(), _End, _End],
+    "a header after the trailer": [_header(), _End, _header()],
+    "fewer records than keys": [_header(keys=2), RecordsFrame((b"a", b"b"), (Record(b"", 1, 1, 1),)), Trailer(2, 0)],
+    "more records than keys": [_header(keys=1), RecordsFrame((b"a",), (Record(b"", 1, 1, 1),) * 2), Trailer(1, 0)],
+    "fewer keys than announced": [_header(keys=2), _record(), Trailer(2, 0)],
+    "fewer keys than the header says": [_header(keys=2), _record(), Trailer(1, 0)],
+    "fewer keys than the trailer says": [_header(keys=1), _record(), Trailer(2, 0)],
+    "a key twice": [_header(keys=2), _record(), _record(), Trailer(2, 0)],
+    "a key twice in a frame": [_header(keys=2), RecordsFrame((b"a",) * 2, (Record(b"", 1, 1, 1),) * 2), Trailer(2, 0)],
+    "an empty key": [_header(keys=1), _record(key=b""), Trailer(1, 0)],
+    "a key too long": [_header(keys=1), _record(key=b"k" * 1025), Trailer(1, 0)],
+    "a value too long": [_header(keys=1), _record(value=b"v" * (2**20 + 1)), Trailer(1, 0)],
+    "a record from the future": [_header(keys=1), _record(mod=10), Trailer(1, 0)],
+    "a record changed before it was created": [_header(keys=1), _record(create=3), Trailer(1, 0)],
+    "a record of no revision": [_header(keys=1), _record(create=0), Trailer(1, 0)],
+    "a record of no version": [_header(keys=1), _record(version=0), Trailer(1, 0)],
+    "a session missing": [_header(sessions=1), _End],
+    "a session twice": [_header(sessions=2), _session()[1], _session()[1], Trailer(0, 2)],
+    "a session without a name": _session(client_id=""),
+    "a session with too long a name": _session(client_id="x" * 65),
+    "a session used in the future": _session(last_used_ms=10),
+    "a session used before time": _session(last_used_ms=-1),
+    "a session without answers": _session(sequences=()),
+    "a session that never was": _session(highest=0, sequences=(0,)),
+    "a session without its last answer": _session(highest=2),
+    "a session beyond its highest": _session(highest=1, sequences=(1, 2)),
+    "a session wider than its window": _session(highest=SESSION_WINDOW + 1, sequences=(1, SESSION_WINDOW + 1)),
+    "a session out of order": _session(highest=3, sequences=(2, 1, 3)),
+    "an answer twice": _session(highest=3, sequences=(1, 1, 3)),
+}
+
+
+def _written(frames: Sequence[Frame]) -> bytes:
+    writer = FrameWriter()
+    return b"".join(writer.encode(frame) for frame in frames)
+
+
+@pytest.mark.parametrize("name", WELL_FORMED)
+def test_what_is_well_formed_is_restored(name: str) -> None:
+    store = restore(_written(WELL_FORMED[name]))
+
+    assert (store.revision, store.applied_index, store.applied_term, store.state_hash, store.time_ms) == (9, 3, 1, 7, 9)
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_can_not_be_is_refused(name: str) -> None:
+    with pytest.raises(StorageCorrupt):
+        restore(_written(IMPOSSIBLE[name]))
+
+
+def test_more_sessions_than_there_may_be_are_refused() -> None:
+    rows = tuple(SessionRow(f"client-{i}", 1, 0, (Answer(1, 5, PutResult(1, 1, 1, 1)),)) for i in range(10_001))
+
+    restore(_written([_header(sessions=10_000), SessionsFrame(rows[:-1]), Trailer(0, 10_000)]))
+    with pytest.raises(StorageCorrupt):
+        restore(_written([_header(sessions=10_001), SessionsFrame(rows), Trailer(0, 10_001)]))
+
+
+def test_a_refusal_is_not_an_answer_that_a_session_can_hold() -> None:
+    payloads = frames_of(_written(_session()))
+    session = msgspec.msgpack.decode(payloads[1])
+    session[1][0][3][0][2] = ["s", 1, "stale"]
+    payloads[1] = msgspec.msgpack.encode(session)
+
+    with pytest.raises(StorageCorrupt, match="malformed"):
+        restore(framed(payloads))
+
+
+def test_a_name_that_is_not_utf8_is_malformed() -> None:
+    payloads = [payload.replace(b"ann", b"\xff\xfe\xfd") for payload in frames_of(_written(_session()))]
+
+    with pytest.raises(StorageCorrupt, match="malformed"):
+        restore(framed(payloads))

@@ -1,0 +1,241 @@
+"""The cut: the state of one moment, written while the store goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from kv.kv_support import (
+    KEYS,
+    SESSIONS,
+    apply,
+    apply_batches,
+    batches,
+    examples,
+    restore,
+    small_sessions,
+    snapshot_of,
+)
+
+from kvorum.errors import InvariantViolated, StorageCorrupt
+from kvorum.kv.commands import Batch, Delete, Put
+from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
+
+_steps = st.lists(st.one_of(batches, st.tuples(st.integers(1, 3), st.sampled_from([1, 4, 4096]))), max_size=16)
+
+
+@examples
+@given(st.lists(batches, max_size=6), _steps)
+def test_a_cut_is_the_state_at_its_beginning_whatever_is_applied_meanwhile(
+    past: list[Batch], steps: list[Batch | tuple[int, int]]
+) -> None:
+    with small_sessions():
+        store, untouched = Store(), Store()
+        apply_batches(store, past)
+        apply_batches(untouched, past)
+        expected = snapshot_of(untouched)
+
+        cut = store.begin_snapshot()
+        chunks: list[bytes | None] = []
+        for step in steps:
+            if isinstance(step, Batch):
+                assert apply_batches(store, [step]) == apply_batches(untouched, [step])
+            else:
+                chunks.append(cut.next_chunk(*step))
+        while chunks[-1:] != [None]:
+            chunks.append(cut.next_chunk(1, 1))
+        cut.close()
+
+        data = b"".join(chunk for chunk in chunks if chunk is not None)
+        assert snapshot_of(restore(data)) == expected
+        assert snapshot_of(store) == snapshot_of(untouched)
+
+
+@examples
+@given(st.lists(batches, max_size=6), st.lists(st.integers(1, 60), min_size=1))
+def test_a_restore_does_not_depend_on_where_the_bytes_are_cut(past: list[Batch], sizes: list[int]) -> None:
+    with small_sessions():
+        store = Store()
+        apply_batches(store, past)
+        data = snapshot_of(store, max_keys=2)
+        restorer = Restorer()
+
+        rest, turn = data, 0
+        while rest:
+            size = sizes[turn % len(sizes)]
+            restorer.feed(rest[:size])
+            rest, turn = rest[size:], turn + 1
+
+        assert snapshot_of(restorer.finish(), max_keys=2) == data
+
+
+def test_all_nodes_write_the_same_bytes_whatever_their_past() -> None:
+    first, second = Store(), Store()
+    past = [Batch(number, (Put(b"%d" % (number % 50), b"v", -1, f"client-{number % 9}", 1),)) for number in range(99)]
+    past[30:30] = [Batch(30, (Delete(b"7"), Put(b"7", b"again")))]
+    apply_batches(first, past)
+
+    apply_batches(second, past[:40])
+    second = restore(snapshot_of(second, max_keys=3))
+    apply_batches(second, past[40:])
+
+    assert snapshot_of(first) == snapshot_of(second)
+
+
+def test_an_empty_store_has_a_snapshot() -> None:
+    restored = restore(snapshot_of(Store()))
+
+    assert (len(restored), restored.revision, restored.applied_index, restored.session_count) == (0, 0, 0, 0)
+
+
+def test_revisions_go_on_after_a_restore_even_if_all_keys_are_gone() -> None:
+    store = Store()
+    apply(store, Put(b"a", b"1"), Delete(b"a"))
+
+    restored = restore(snapshot_of(store))
+
+    assert apply(restored, Put(b"a", b"2"))[0].revision == 3
+
+
+def test_a_chunk_holds_no_more_than_was_asked_for() -> None:
+    store = Store()
+    apply(store, *(Put(b"%03d" % number, b"v" * 100) for number in range(100)))
+    cut = store.begin_snapshot()
+    cut.next_chunk()
+
+    by_keys = cut.next_chunk(max_keys=3)
+    by_bytes = cut.next_chunk(max_bytes=350)
+    rest = cut.next_chunk()
+
+    assert by_keys is not None and by_keys.count(b"v" * 100) == 3
+    assert by_bytes is not None and by_bytes.count(b"v" * 100) == 4  # the fourth reaches 350 bytes
+    assert rest is not None and rest.count(b"v" * 100) == 93
+    cut.close()
+
+
+def test_a_chunk_of_sessions_is_bounded_by_their_answers() -> None:
+    store = Store()
+    for client in range(10):
+        apply(store, *(Put(b"a", b"v", -1, f"client-{client}", sequence) for sequence in range(1, 101)))
+    cut = store.begin_snapshot()
+
+    chunks = []
+    while (chunk := cut.next_chunk(max_keys=250)) is not None:
+        chunks.append(chunk)
+    cut.close()
+
+    assert [chunk.count(b"client-") for chunk in chunks] == [0, 0, 3, 3, 3, 1, 0]
+
+
+def test_a_cut_holds_only_what_changed_and_lets_go_of_it() -> None:
+    store = Store()
+    apply(store, *(Put(b"%d" % number, b"v", -1, f"client-{number}", 1) for number in range(100)))
+    cut = store.begin_snapshot()
+
+    for value in (b"1", b"2"):
+        apply(store, Put(b"5", value), Put(b"new", value), Put(b"6", b"x", -1, "client-6", 2), Delete(b"7"))
+
+    assert cut.shadow_size == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
+    while cut.next_chunk() is not None:
+        pass
+    assert cut.shadow_size == 0
+    cut.close()
+    apply(store, Put(b"8", b"v", -1, "client-8", 2))
+    assert cut.shadow_size == 0
+
+
+def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_was() -> None:
+    with small_sessions():
+        store = Store()
+        apply(store, *(Put(b"a", b"v", -1, f"client-{number}", 1) for number in range(SESSIONS)))
+        expected = snapshot_of(store)
+        cut = store.begin_snapshot()
+        chunks = [cut.next_chunk()]
+
+        apply(store, Put(b"a", b"v", -1, "new", 1), time_ms=SESSION_IDLE_MS + 1)
+        apply(store, Put(b"a", b"w", -1, "client-0", 1))
+
+        while chunks[-1] is not None:
+            chunks.append(cut.next_chunk())
+        cut.close()
+        assert b"".join(chunk for chunk in chunks if chunk is not None) == expected
+
+
+def test_one_cut_at_a_time() -> None:
+    store = Store()
+    cut = store.begin_snapshot()
+
+    with pytest.raises(InvariantViolated, match="another"):
+        store.begin_snapshot()
+
+    cut.close()
+    store.begin_snapshot().close()
+
+
+def test_a_cut_that_was_closed_early_can_not_pass_for_complete() -> None:
+    store = Store()
+    cut = store.begin_snapshot()
+    chunk = cut.next_chunk()
+    cut.close()
+    cut.close()
+
+    with pytest.raises(InvariantViolated, match="closed"):
+        cut.next_chunk()
+    assert chunk is not None
+    restorer = Restorer()
+    restorer.feed(chunk)
+    with pytest.raises(StorageCorrupt, match="truncated"):
+        restorer.finish()
+
+
+def test_closing_an_old_cut_again_leaves_the_new_one_alone() -> None:
+    store = Store()
+    apply(store, Put(b"a", b"1", -1, "ann", 1))
+    expected = snapshot_of(store)
+    old = store.begin_snapshot()
+    old.close()
+    cut = store.begin_snapshot()
+    old.close()
+
+    apply(store, Put(b"a", b"2", -1, "ann", 2))
+
+    chunks = [chunk for chunk in (cut.next_chunk() for _ in range(9)) if chunk is not None]
+    cut.close()
+    assert b"".join(chunks) == expected
+
+
+def _break(store: Store) -> None:
+    store._records[b"a"] = store._records[b"b"]  # newer than the cut, and not put aside
+
+
+def _lose(store: Store) -> None:
+    del store._records[b"a"]
+
+
+@pytest.mark.parametrize("harm", [_break, _lose])
+def test_a_record_changed_behind_the_cut_is_noticed(harm: Callable[[Store], None]) -> None:
+    store = Store()
+    apply(store, Put(b"a", b"1"))
+    cut = store.begin_snapshot()
+    apply(store, Put(b"b", b"2"))
+    cut.next_chunk()
+
+    harm(store)
+
+    with pytest.raises(InvariantViolated, match="under a snapshot"):
+        cut.next_chunk()
+
+
+def test_every_key_and_a_full_window_survive() -> None:
+    store = Store()
+    sequences = range(1, SESSION_WINDOW + 100)
+    apply(store, *(Put(KEYS[n % len(KEYS)], b"v" * n, -1, "ann", n) for n in sequences))
+
+    restored = restore(snapshot_of(store, max_keys=1))
+
+    assert snapshot_of(restored) == snapshot_of(store)
+    assert {key: restored.get(key) for key in KEYS} == {key: store.get(key) for key in KEYS}
