@@ -123,7 +123,11 @@ class Kvorum:
 
     def version(self) -> str:
         """Return the version, in words."""
-        return metadata.version("kvorum")
+        try:
+            loop = f"uvloop {metadata.version('uvloop')}"
+        except metadata.PackageNotFoundError:
+            loop = "asyncio's own loop"
+        return f"{metadata.version('kvorum')} ({loop})"
 
     def servers(self, folder: Path, client_ports: Sequence[int], peer_ports: Sequence[int]) -> list[Server]:
         """Return the servers of one cluster, not started."""
