@@ -20,6 +20,9 @@ from kvorum.errors import ConfigError
 ENV_PREFIX = "KVORUM_"
 CONFIG_FILE_ENV = "KVORUM_CONFIG"
 
+_OTHER_ENV = ("KVORUM_ENDPOINTS", "KVORUM_CLIENT_PORT", "KVORUM_BUILD_REVISION")
+"""Read by the client, and by the metrics of an image that was built with it."""
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 

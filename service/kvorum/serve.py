@@ -1,0 +1,161 @@
+"""One node as a process: configuration -> logging -> node -> metrics and API -> until a signal -> exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Protocol
+
+import kvorum
+from kvorum import logs
+from kvorum.api import ApiServer, NodeFacade
+from kvorum.config import Config
+from kvorum.errors import ConfigError, FatalError, StorageError
+from kvorum.telemetry import Telemetry
+
+EXIT_CONFIG = 2
+EXIT_ADDRESS = 3
+EXIT_STORAGE = 4
+EXIT_FATAL = 5
+
+logger = logging.getLogger(__name__)
+
+
+class RunnableNode(NodeFacade, Protocol):
+    """A node's life."""
+
+    async def start(self) -> None:
+        """Open the storage, load the state, listen for peers.
+
+        Raises:
+            StorageError: the folder cannot be trusted or had.
+            OSError: the peer port cannot be had.
+        """
+
+    async def run(self) -> None:
+        """Return never: raise what ends the node. Cancelling it does not stop the node; :meth:`close` does.
+
+        Raises:
+            FatalError: it must end.
+        """
+
+    async def drain(self) -> None:
+        """Stop being ready, hand over the leadership, finish what is in flight; the API still answers and redirects.
+
+        Waits, within ``shutdown_grace_s``, while the others would have no quorum without us.
+        """
+
+    async def close(self) -> None:
+        """Close the peers' connections and the storage. Safe at any time after :meth:`start` was called."""
+
+
+def build_node(config: Config) -> RunnableNode:
+    """Return the node, not started yet."""
+    from kvorum.node import Node
+
+    return Node(config)
+
+
+def run(config: Config, unknown_variables: Sequence[str] = ()) -> int:
+    """Run a node until a signal ends it, and return the exit status.
+
+    Args:
+        config: as resolved.
+        unknown_variables: environment variables that look as if they were meant for us.
+    """
+    # Files of the data folder are nobody else's business.
+    os.umask(0o077)
+    logs.configure(config.name, config.log_format, config.log_level)
+    if unknown_variables:
+        logger.warning("No knob reads these variables: %s", ", ".join(unknown_variables))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
+            return runner.run(_serve(config))
+    except asyncio.CancelledError:
+        logger.warning("Stopped at once: it was starting, or was told twice")
+        return 0
+    except StorageError as error:
+        logger.error("The storage cannot be used: %s", error)
+        return EXIT_STORAGE
+    except FatalError as error:
+        logger.error("The node stopped itself: %s", error)
+        return EXIT_FATAL
+    except OSError as error:
+        logger.error("Cannot listen: %s", error.strerror or error)
+        return EXIT_ADDRESS
+
+
+def _loop_factory(choice: str) -> type[asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop if it is wanted and there (twice the requests a second), or None: asyncio's own."""
+    if choice == "off":
+        return None
+    if importlib.util.find_spec("uvloop") is None:
+        if choice == "on":
+            raise ConfigError("uvloop on: it is not installed (pip install 'kvorum[fast]')")
+        return None
+    import uvloop
+
+    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return loop
+
+
+async def _serve(config: Config) -> int:
+    """Compose the node and live with it. What is opened last is closed first."""
+    stopping = _Stopping()
+    logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
+    node = build_node(config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(node.close)
+        await node.start()
+        telemetry = Telemetry(node)
+        stack.callback(telemetry.close)
+        api = ApiServer(node, telemetry.render)
+        stack.push_async_callback(api.stop)
+        await api.start()
+        logger.info("Clients are served at %s", config.advertise_client_url)
+        stopping.gently = True
+        await _until_stopped(node, telemetry, stopping.event)
+        logger.info("Stopping")
+        await node.drain()
+    logger.info("Stopped")
+    return 0
+
+
+async def _until_stopped(node: RunnableNode, telemetry: Telemetry, stopping: asyncio.Event) -> None:
+    """Return when a signal has come. The node goes on being driven: it has leadership to hand over.
+
+    Raises:
+        FatalError: the node must end first.
+    """
+    signalled = asyncio.create_task(stopping.wait(), name="signal")
+    measuring = asyncio.create_task(telemetry.run(), name="telemetry")
+    failing = asyncio.create_task(node.run(), name="node")
+    try:
+        done, _ = await asyncio.wait([signalled, measuring, failing], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (signalled, measuring, failing):
+            task.cancel()
+        await asyncio.gather(signalled, measuring, failing, return_exceptions=True)
+
+
+class _Stopping:
+    """SIGTERM and SIGINT: the first one sets ``event``; before ``gently``, or the second time, it ends everything."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.gently = False
+        self._main = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._main is not None and (self.event.is_set() or not self.gently):
+            self._main.cancel()
+        self.event.set()
