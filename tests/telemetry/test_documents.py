@@ -25,7 +25,10 @@ def test_every_instrument_has_a_row_and_a_whole_sentence() -> None:
         assert instrument.description.endswith(".")
 
 
-@pytest.mark.parametrize(("generator", "target"), [("alerts_doc.py", "docs/alerts.md")])
+@pytest.mark.parametrize(
+    ("generator", "target"),
+    [("alerts_doc.py", "docs/alerts.md"), ("dashboard.py", "deploy/helm/dashboards/kvorum.json")],
+)
 def test_a_generated_file_is_the_one_that_is_committed(generator: str, target: str) -> None:
     command = [sys.executable, str(ROOT / "deploy" / "observe" / generator)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
