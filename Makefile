@@ -63,3 +63,7 @@ profile: setup ## Sample the leader under load with py-spy; options: PROFILE="--
 metrics-doc: setup ## Write docs/metrics.md and docs/alerts.md anew from the instruments and the rules
 	@$(BIN)/python -m kvorum.telemetry.reference > docs/metrics.md
 	@$(BIN)/python deploy/observe/alerts_doc.py > docs/alerts.md
+
+.PHONY: dashboard
+dashboard: setup ## Write the Grafana dashboard anew from deploy/observe/dashboard.py
+	@$(BIN)/python deploy/observe/dashboard.py > deploy/helm/dashboards/kvorum.json

@@ -1,4 +1,4 @@
-"""The dashboard obeys the rules that make it work in any Grafana: nothing to fill in, nothing retired, all explained."""
+"""The dashboard obeys the rules that let it work in any Grafana: nothing to fill in, nothing retired, all explained."""
 
 from __future__ import annotations
 
