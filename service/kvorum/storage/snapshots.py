@@ -113,7 +113,7 @@ class Snapshots:
         create_folder(self.folder)
         for leftover in self.folder.glob(f"*{WRITING}"):
             leftover.unlink()
-        for path in self.folder.glob(f"*{COMPLETE}"):
+        for path in sorted(self.folder.glob(f"*{COMPLETE}")):
             try:
                 info = _describe(path)
                 if info.snapshot.last_index != _last_index(path):
