@@ -14,7 +14,7 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
-from bench.clusters import Cluster
+from bench.clusters import Cluster, System
 from bench.processes import BenchError
 
 ATTEMPT_EVERY_S = 0.010
@@ -41,7 +41,7 @@ def measure_failovers(cluster: Cluster, runs: int, tell: Callable[[str], None]) 
         survivors = [port for i, port in enumerate(cluster.client_ports) if i != leader]
         killed_at = time.monotonic()
         cluster.servers[leader].kill()
-        acknowledged_at = asyncio.run(first_acknowledged(cluster, survivors))
+        acknowledged_at = asyncio.run(first_acknowledged(cluster.system, survivors))
         results.append(Failover(cluster.system.name, run, acknowledged_at - killed_at))
         tell(f"  {cluster.system.name}: failover {run + 1}: {results[-1].seconds:.3f} s")
         cluster.servers[leader].start()
@@ -49,7 +49,7 @@ def measure_failovers(cluster: Cluster, runs: int, tell: Callable[[str], None]) 
     return results
 
 
-async def first_acknowledged(cluster: Cluster, ports: list[int]) -> float:
+async def first_acknowledged(system: System, ports: list[int]) -> float:
     """Return the moment at which the first put was acknowledged by any of these nodes."""
     loop = asyncio.get_running_loop()
     acknowledged: asyncio.Future[float] = loop.create_future()
@@ -60,9 +60,9 @@ async def first_acknowledged(cluster: Cluster, ports: list[int]) -> float:
         try:
             while not acknowledged.done():
                 if time.monotonic() > deadline:
-                    raise BenchError(f"{cluster.system.name}: no write was acknowledged within {GIVE_UP_S:.0f} s")
+                    raise BenchError(f"{system.name}: no write was acknowledged within {GIVE_UP_S:.0f} s")
                 for port in ports:
-                    task = loop.create_task(_attempt(cluster, session, port, acknowledged))
+                    task = loop.create_task(_attempt(system, session, port, acknowledged))
                     attempts.add(task)
                     task.add_done_callback(attempts.discard)
                 await asyncio.wait([acknowledged], timeout=ATTEMPT_EVERY_S)
@@ -75,9 +75,9 @@ async def first_acknowledged(cluster: Cluster, ports: list[int]) -> float:
 
 
 async def _attempt(
-    cluster: Cluster, session: aiohttp.ClientSession, port: int, acknowledged: asyncio.Future[float]
+    system: System, session: aiohttp.ClientSession, port: int, acknowledged: asyncio.Future[float]
 ) -> None:
-    method, path, body = cluster.system.put("failover-key", b"v" * 200)
+    method, path, body = system.put("failover-key", b"v" * 200)
     try:
         async with session.request(method, f"http://127.0.0.1:{port}{path}", data=body) as response:
             await response.read()
