@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 import aiohttp
 import msgspec
@@ -128,9 +129,9 @@ def _in_use(port: int) -> str | None:
     return None
 
 
-def print_line(line: str, stream: object = None) -> None:
+def print_line(line: str, stream: TextIO | None = None) -> None:
     """Print a line at once; several processes' lines must not mix."""
-    print(line, file=stream or sys.stdout, flush=True)  # type: ignore[call-overload]
+    print(line, file=stream or sys.stdout, flush=True)
 
 
 class _LocalCluster:
@@ -195,8 +196,8 @@ class _LocalCluster:
         """Say once that the whole cluster is ready, and who leads it."""
         urls = [f"http://127.0.0.1:{node.client_port}" for node in self._nodes]
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
-            while not all([await _is_ready(session, url) for url in urls]):
-                await asyncio.sleep(POLL_INTERVAL_S)
+            while not all([await _is_ready(session, url) for url in urls]):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_INTERVAL_S)  # another process: there is no event to wait for
             async with session.get(urls[0] + "/v1/cluster/leader") as answer:
                 print_line(f"Ready: {len(urls)} nodes, led by {(await answer.json())['leader']}")
 

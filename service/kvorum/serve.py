@@ -9,13 +9,14 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from typing import Protocol
 
 import kvorum
 from kvorum import logs
-from kvorum.api import ApiServer, NodeFacade
+from kvorum.api import ApiServer
+from kvorum.cluster import join_and_reconcile
 from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, StorageError
+from kvorum.node import Node
 from kvorum.telemetry import Telemetry
 
 EXIT_CONFIG = 2
@@ -24,41 +25,6 @@ EXIT_STORAGE = 4
 EXIT_FATAL = 5
 
 logger = logging.getLogger(__name__)
-
-
-class RunnableNode(NodeFacade, Protocol):
-    """A node's life."""
-
-    async def start(self) -> None:
-        """Open the storage, load the state, listen for peers.
-
-        Raises:
-            StorageError: the folder cannot be trusted or had.
-            OSError: the peer port cannot be had.
-        """
-
-    async def run(self) -> None:
-        """Return never: raise what ends the node. Cancelling it does not stop the node; :meth:`close` does.
-
-        Raises:
-            FatalError: it must end.
-        """
-
-    async def drain(self) -> None:
-        """Stop being ready, hand over the leadership, finish what is in flight; the API still answers and redirects.
-
-        Waits, within ``shutdown_grace_s``, while the others would have no quorum without us.
-        """
-
-    async def close(self) -> None:
-        """Close the peers' connections and the storage. Safe at any time after :meth:`start` was called."""
-
-
-def build_node(config: Config) -> RunnableNode:
-    """Return the node, not started yet."""
-    from kvorum.node import Node
-
-    return Node(config)
 
 
 def run(config: Config, unknown_variables: Sequence[str] = ()) -> int:
@@ -108,7 +74,7 @@ async def _serve(config: Config) -> int:
     """Compose the node and live with it. What is opened last is closed first."""
     stopping = _Stopping()
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
-    node = build_node(config)
+    node = Node(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(node.close)
         await node.start()
@@ -126,7 +92,7 @@ async def _serve(config: Config) -> int:
     return 0
 
 
-async def _until_stopped(node: RunnableNode, telemetry: Telemetry, stopping: asyncio.Event) -> None:
+async def _until_stopped(node: Node, telemetry: Telemetry, stopping: asyncio.Event) -> None:
     """Return when a signal has come. The node goes on being driven: it has leadership to hand over.
 
     Raises:
@@ -135,14 +101,16 @@ async def _until_stopped(node: RunnableNode, telemetry: Telemetry, stopping: asy
     signalled = asyncio.create_task(stopping.wait(), name="signal")
     measuring = asyncio.create_task(telemetry.run(), name="telemetry")
     failing = asyncio.create_task(node.run(), name="node")
+    clustering = asyncio.create_task(join_and_reconcile(node), name="cluster")
+    tasks = (signalled, measuring, failing, clustering)
     try:
-        done, _ = await asyncio.wait([signalled, measuring, failing], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (signalled, measuring, failing):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(signalled, measuring, failing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Stopping:

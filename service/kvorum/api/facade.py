@@ -45,13 +45,10 @@ class StoreView(Protocol):
 class NodeFacade(Protocol):
     """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
 
-    @property
-    def config(self) -> Config:
-        """The resolved configuration."""
-
-    @property
-    def counters(self) -> Counters:
-        """Where requests are counted."""
+    config: Config
+    """The resolved configuration."""
+    counters: Counters
+    """Where requests are counted."""
 
     @property
     def store(self) -> StoreView:

@@ -12,12 +12,12 @@ from typing import assert_never
 
 import msgspec
 
-from kvorum.errors import InvariantViolated, NoLeader, NotLeader
+from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.follower import answer_append_entries
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
-from kvorum.raft.membership import Change, Configurations, decode_configuration
+from kvorum.raft.membership import Change, Configurations, bootstrap_entry, decode_configuration
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -72,6 +72,8 @@ class Raft:
         self.snapshot = snapshot
         self.role = Role.FOLLOWER
         self.leader: NodeId | None = None
+        self.campaign_reason = "timeout"
+        """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
         self._random = random
         hard_state = hard_state or HardState()
         self.current_term = hard_state.current_term
@@ -139,6 +141,24 @@ class Raft:
                 for node, p in (state.progress if state else {}).items()
             },
         )
+
+    def bootstrap(self, configuration: Configuration) -> None:
+        """Write the first configuration of a new cluster; called on one server, once in the cluster's life.
+
+        The others learn of it from this server's log. Afterwards it campaigns.
+
+        Raises:
+            MembershipRefused: this server is not empty, or not one of the voters.
+        """
+        if self.current_term or self.log.last_index:
+            raise MembershipRefused("this server has a log already: it cannot begin a new cluster")
+        if self.id not in configuration.voters():
+            raise MembershipRefused(f"{self.id} is not a voter of the first configuration")
+        entry = bootstrap_entry(configuration)
+        self._set_hard_state(entry.term, None)
+        self.log.append([entry])
+        self._note_configurations([entry])
+        self._campaign_softly()
 
     def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
         """Append commands to the log; return (index of the first, term).
@@ -252,7 +272,7 @@ class Raft:
         if self._save_in_flight is not None:
             self._save_elapsed += 1
         if self._leader_state is not None:
-            if self._is_disk_stalled() or not self._leader_state.tick():
+            if self.is_disk_stalled or not self._leader_state.tick():
                 self._become_follower(self.current_term, None)
             return
         for context in self._asked_reads:
@@ -263,14 +283,15 @@ class Raft:
         if self._election_elapsed >= self._election_timeout and self._is_electable():
             self._campaign_softly()
 
-    def _is_disk_stalled(self) -> bool:
-        """A server that cannot write must not lead (bug B8): it would be heard of, and commit nothing."""
+    @property
+    def is_disk_stalled(self) -> bool:
+        """Whether the disk makes no progress: such a server must not lead, it would commit nothing (bug B8)."""
         return self._save_in_flight is not None and self._save_elapsed >= self.config.election_timeout_ticks
 
     def _is_electable(self) -> bool:
         member = self.configuration.get(self.id)
         restoring = self._snapshot_to_save is not None or self._snapshot_saving is not None
-        return member is not None and member.voter and not restoring and not self._is_disk_stalled()
+        return member is not None and member.voter and not restoring and not self.is_disk_stalled
 
     def _draw_election_timeout(self) -> None:
         """Randomized, so that split votes are rare (section 5.2)."""
@@ -303,6 +324,7 @@ class Raft:
 
     def _campaign_softly(self) -> None:
         """Ask whether an election could be won, without disturbing anybody (pre-vote, thesis 9.6)."""
+        self.campaign_reason = "disconnect" if self._leader_suspected else "timeout"
         self._become_follower(self.current_term, None)
         self.role = Role.PRE_CANDIDATE
         self._ask_for_votes(pre_vote=True, leadership_transfer=False)
@@ -312,6 +334,8 @@ class Raft:
         self._become_follower(self.current_term + 1, None)
         self._set_hard_state(self.current_term, self.id)
         self.role = Role.CANDIDATE
+        if leadership_transfer:
+            self.campaign_reason = "transfer"
         self._ask_for_votes(pre_vote=False, leadership_transfer=leadership_transfer)
 
     def _ask_for_votes(self, *, pre_vote: bool, leadership_transfer: bool) -> None:

@@ -23,7 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvorum.telemetry.bridge import SCOPE, ProducerReader, observe, produce_histograms
 from kvorum.telemetry.instruments import Kind, all_instruments
-from kvorum.telemetry.sampler import log_periodically, sample_disk, watch_loop
+from kvorum.telemetry.sampler import log_periodically, sample_disk
 from kvorum.telemetry.scrape import DiskFacts, ObservedNode, Scrape
 
 __all__ = ["ObservedNode", "Telemetry"]
@@ -87,9 +87,8 @@ class Telemetry:
             self._scrape = None
 
     async def run(self) -> None:
-        """Measure the loop's lag, look at the disk, and log a line now and then, until cancelled."""
+        """Look at the disk, and log a line now and then, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch_loop(self._node.counters.loop_lag))
             tasks.create_task(sample_disk(self._node.config.data_dir, self._store_disk))
             if self._node.config.metrics_log_interval_s > 0:
                 tasks.create_task(log_periodically(self._node))

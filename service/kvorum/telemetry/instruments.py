@@ -25,11 +25,12 @@ HistogramPoints = Iterable[tuple[Labels, Histogram]]
 Second = TypeVar("Second", str, int)
 
 STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joining")
-ELECTIONS = (("won", "timeout"), ("lost", "timeout"), ("won", "transfer"), ("lost", "transfer"))
+ELECTION_REASONS = ("timeout", "disconnect", "transfer")
+ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOT_OPS = ("create", "send", "install")
 SNAPSHOTS = tuple((op, result) for op in SNAPSHOT_OPS for result in ("ok", "failed"))
-IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "removed")
+IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed")
 
 
 class Kind(Enum):
@@ -121,7 +122,7 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.elections",
             "{election}",
-            "Elections in which this node stood, by result and by what made it stand.",
+            "Elections in which this node stood, by result and by what made it stand: silence, a broken connection, a transfer.",
             lambda s: _by_pair(s.counters.elections, ELECTIONS),
             "result",
             "reason",
@@ -154,7 +155,7 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.identity.rejected",
             "{connection}",
-            "Peers refused because of who they are: another cluster, name, incarnation or version, or removed.",
+            "Peers refused because of who they are: another cluster, name, incarnation, version or token, or removed.",
             lambda s: _by(s.counters.identity_rejected, IDENTITY_REASONS),
             "reason",
         ),
@@ -437,7 +438,7 @@ def _clients() -> tuple[Instrument, ...]:
             "kvorum.reads",
             "{read}",
             "Reads answered, by consistency.",
-            lambda s: _by({"linearizable": s.counters.reads - s.counters.stale_reads, "stale": s.counters.stale_reads}),
+            lambda s: _by({"linearizable": s.counters.reads, "stale": s.counters.stale_reads}),
             "consistency",
         ),
         _counter(
@@ -483,7 +484,7 @@ def _process() -> tuple[Instrument, ...]:
     return (
         _histogram(
             "kvorum.loop.lag",
-            "By how much the event loop was late, sampled every tenth of a second.",
+            "By how much the event loop was late, measured at each tick of consensus time.",
             lambda s: _only(s.counters.loop_lag),
         ),
         _gauge(

@@ -1,4 +1,4 @@
-"""What telemetry does between scrapes: it measures the event loop, looks at the disk, and writes a line to the log."""
+"""What telemetry does between scrapes: it looks at the disk, and writes a line to the log."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from kvorum.counters import Counters, Histogram
+from kvorum.counters import Counters
 from kvorum.telemetry.scrape import DiskFacts, ObservedNode, read_disk
 
-LOOP_SAMPLE_INTERVAL_S = 0.1
 DISK_SAMPLE_INTERVAL_S = 5.0
 
 logger = logging.getLogger("kvorum.metrics")
-
-
-async def watch_loop(lag: Histogram, interval_s: float = LOOP_SAMPLE_INTERVAL_S) -> None:
-    """Record by how much a timer of the event loop is late, until cancelled."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + interval_s
-        await asyncio.sleep(interval_s)
-        lag.record(max(0.0, loop.time() - due))
 
 
 async def sample_disk(
@@ -69,7 +59,7 @@ class Totals(msgspec.Struct, frozen=True):
             counters.writes,
             tuple(counters.write_duration.counts),
             counters.write_duration.boundaries,
-            counters.reads,
+            counters.reads + counters.stale_reads,
             sum(count for (result, _), count in counters.elections.items() if result == "won"),
             sum(count for (result, _), count in counters.elections.items() if result == "lost"),
             counters.leader_changes,

@@ -1,0 +1,40 @@
+"""Deadlines of many waiting requests, without a timer each.
+
+A timer a request costs more than the request. Those with the same timeout expire in the order in which they came, so
+one queue a timeout is enough, and a sweep now and then looks at the heads only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from time import monotonic
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Deadlines(Generic[T]):
+    """Futures and when they expire."""
+
+    def __init__(self) -> None:
+        self._queues: dict[float, deque[tuple[float, asyncio.Future[T]]]] = {}
+
+    def add(self, waiter: asyncio.Future[T], timeout_s: float) -> None:
+        """Let this future expire after ``timeout_s`` seconds."""
+        queue = self._queues.get(timeout_s)
+        if queue is None:
+            queue = self._queues[timeout_s] = deque()
+        queue.append((monotonic() + timeout_s, waiter))
+
+    def expired(self) -> Iterator[asyncio.Future[T]]:
+        """Yield, once, every future that is past its deadline and not done; forget those that are done."""
+        now = monotonic()
+        for timeout_s, queue in list(self._queues.items()):
+            while queue and (queue[0][1].done() or queue[0][0] <= now):
+                waiter = queue.popleft()[1]
+                if not waiter.done():
+                    yield waiter
+            if not queue:
+                del self._queues[timeout_s]

@@ -1,0 +1,71 @@
+"""Leaving well: what happens between SIGTERM and the end (docs/operations).
+
+PodDisruptionBudgets do not govern rollouts, and the controller may stop a pod while another is not ready yet. So the
+safety of the quorum lies here: a node that is still needed for a quorum stays as long as its grace period allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from kvorum.errors import CallerError, PeerError
+from kvorum.raft import Role
+from kvorum.transport import Hello
+
+if TYPE_CHECKING:
+    from kvorum.node.node import Node
+
+log = logging.getLogger("kvorum.node")
+
+POLL_S = 0.2
+WRITES_POLL_S = 0.01
+
+
+async def hand_over(node: Node, deadline: float) -> None:
+    """Give the leadership to another voter, and let writes in flight be answered."""
+    timeout_ms = 2 * node.config.election_timeout_ms
+    while node.raft.role is Role.LEADER and len(node.raft.configuration.voters()) > 1 and monotonic() < deadline:
+        try:
+            successor = await node.transfer_leadership(None, timeout_ms)
+        except CallerError as error:
+            log.warning("cannot hand over the leadership yet: %s", error)
+            await asyncio.sleep(POLL_S)
+        else:
+            log.info("handed the leadership to %s", successor)
+    while node.driver.writes.pending and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
+        await asyncio.sleep(WRITES_POLL_S)
+
+
+async def wait_for_quorum_without(node: Node, deadline: float) -> None:
+    """Return once the others can do without us, or cannot be helped by our staying, or the grace is over."""
+    waited = False
+    while monotonic() < deadline:
+        voters = node.raft.configuration.voters()
+        quorum = node.raft.configuration.quorum()
+        others = [voter for voter in voters if voter != node.raft.id]
+        if node.raft.id not in voters or not others:
+            return
+        serving = sum(hello is not None and hello.is_serving for hello in await _hellos(node, others))
+        if serving >= quorum or serving + 1 < quorum:
+            return
+        if not waited:
+            waited = True
+            log.warning("only %d of the other voters serve; staying, since %d are a quorum", serving, quorum)
+        await asyncio.sleep(POLL_S)
+
+
+async def _hellos(node: Node, others: list[str]) -> list[Hello | None]:
+    async def ask(other: str) -> Hello | None:
+        url = node.transport.url_of(other)
+        if url is None:
+            return None
+        try:
+            hello = await node.transport.hello(url, timeout_s=1.0)
+        except PeerError:
+            return None
+        return hello if hello.node_id == other else None
+
+    return list(await asyncio.gather(*(ask(other) for other in others)))

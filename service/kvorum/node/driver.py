@@ -1,0 +1,361 @@
+"""The driver: between consensus, the disk, the peers and the replicated state. All of it runs on one event loop.
+
+Nothing here awaits between a check and its use: every input changes consensus synchronously, and one call at the end of
+the loop's turn (:meth:`Driver._drive`) does everything that consensus then has to do. While a save is in flight, what
+arrives fills the next one: group commit comes for free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from random import Random, SystemRandom
+
+from kvorum.config import Config
+from kvorum.counters import Counters
+from kvorum.errors import FatalError, InvariantViolated, StorageError
+from kvorum.identity import Identity
+from kvorum.kv.cut import SnapshotCut
+from kvorum.kv.store import Store
+from kvorum.node.barriers import Barriers
+from kvorum.node.digests import Digests
+from kvorum.node.snapshots import Fetcher, take_snapshot
+from kvorum.node.writes import Writes
+from kvorum.raft import Raft, RaftConfig, Role
+from kvorum.raft.log import entry_bytes
+from kvorum.raft.messages import Entry, Heartbeat, InstallSnapshot, Message, Ready, Snapshot
+from kvorum.storage.interface import Loaded, Storage
+from kvorum.transport import Transport
+
+log = logging.getLogger("kvorum.raft")
+
+READIES_A_TURN_MAX = 16
+"""After this many, the loop gets a turn for its other work."""
+SNAPSHOT_RETRY_S = 30.0
+
+
+class Driver:
+    """Runs one consensus server; see the module's docstring.
+
+    Args:
+        config: the node's.
+        identity: whose log it is.
+        loaded: what was durable at start.
+        store: the state at ``loaded.snapshot``.
+        storage: the open storage.
+        transport: how messages leave.
+        counters: where things are counted.
+        fail: ends the process; called once, with what cannot be survived.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        loaded: Loaded,
+        store: Store,
+        storage: Storage,
+        transport: Transport,
+        counters: Counters,
+        fail: Callable[[FatalError], None],
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.digests = Digests()
+        self.on_membership: Callable[[], None] = lambda: None
+        self.on_contradiction: Callable[[int], None] = lambda _: None
+        self._storage = storage
+        self._transport = transport
+        self._counters = counters
+        self._fail = fail
+        self._failed = False
+        self._scheduled = False
+        self._loop = asyncio.get_running_loop()
+        # Election timeouts must differ between nodes; nothing else is random.
+        self.raft = Raft(
+            _raft_config(config, identity.node_id),
+            Random(SystemRandom().getrandbits(64)),  # noqa: S311
+            hard_state=loaded.hard_state,
+            snapshot=loaded.snapshot,
+            entries=loaded.entries,
+        )
+        self.writes = Writes(
+            self.raft, counters, config.pending_max, config.batch_bytes_max, lambda: int(time.time() * 1000)
+        )
+        # Contexts of reads must never repeat, restarts included (bug B21).
+        self.barriers = Barriers(self.raft, counters, secrets.randbits(40) << 21)
+        self.fetcher = Fetcher(storage, transport, counters)
+        self.fetched: dict[tuple[int, int], Store] = {}
+        self._save_started = 0.0
+        self._applied_bytes = 0
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self._snapshot_not_before = 0.0
+        self._compacting = False
+        self._last_role = (Role.FOLLOWER, 0, "")
+        self._configuration_seen = self.raft.configuration
+        self.last_contact: float | None = None
+
+    # --- Inputs -------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Drive at the end of this turn of the loop, once whatever the number of inputs."""
+        if not self._scheduled and not self._failed:
+            self._scheduled = True
+            self._loop.call_soon(self._drive)
+
+    def tick(self) -> None:
+        """Let one tick of consensus time pass."""
+        self.guarded(self.raft.tick)
+        self.writes.expire()
+        self.barriers.expire()
+        self.schedule()
+
+    def on_messages(self, messages: tuple[Message, ...]) -> None:
+        """Take messages from a peer."""
+        for message in messages:
+            if isinstance(message, InstallSnapshot) and self._must_fetch(message):
+                self._fetch_then_step(message)
+            else:
+                self.guarded(partial(self.raft.step, message))
+                if isinstance(message, Heartbeat) and message.sender == self.raft.leader:
+                    self.last_contact = time.monotonic()
+                    if message.state_index:
+                        self.digests.claim(message.state_index, message.state_hash)
+        self.schedule()
+
+    def peer_unreachable(self, node: str) -> None:
+        """A stream to or from this peer broke."""
+        self.raft.peer_unreachable(node)
+        self.schedule()
+
+    def guarded(self, act: Callable[[], object]) -> None:
+        """Run a step of consensus; a broken invariant ends the process."""
+        if self._failed:
+            return
+        try:
+            act()
+        except FatalError as error:
+            self.fail(error)
+
+    def fail(self, error: FatalError) -> None:
+        """End the process: going on could break a promise."""
+        if not self._failed:
+            self._failed = True
+            self._fail(error)
+
+    async def close(self) -> None:
+        """Take no more input, answer everybody who waits, end the tasks."""
+        self._failed = True
+        self.writes.stop()
+        self.barriers.stop()
+        await self.fetcher.close()
+        if self._snapshot_task is not None:
+            self._snapshot_task.cancel()
+            await asyncio.gather(self._snapshot_task, return_exceptions=True)
+
+    # --- Driving ------------------------------------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        self._scheduled = False
+        if self._failed:
+            return
+        try:
+            self._drive_on()
+        except FatalError as error:
+            self.fail(error)
+        except Exception as error:
+            log.exception("the driver failed")
+            self.fail(InvariantViolated(f"the driver failed: {error!r}"))
+
+    def _drive_on(self) -> None:
+        self.writes.flush()
+        self.barriers.flush()
+        for _ in range(READIES_A_TURN_MAX):
+            ready = self.raft.ready()
+            if ready is None:
+                break
+            self._handle(ready)
+            if ready.reads_refused:
+                self.barriers.flush()
+        else:
+            self.schedule()
+        self._counters.proposals_pending = self.writes.pending
+        self._note_changes()
+
+    def _handle(self, ready: Ready) -> None:
+        # The leader's entries leave before its own disk is asked for anything (thesis 10.2.1).
+        self._transport.send(ready.messages)
+        if ready.save is not None:
+            self._save_started = time.monotonic()
+            self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))
+        if ready.restore is not None:
+            self._restore(ready.restore)
+        if ready.committed:
+            self._apply(ready.committed)
+        if ready.reads or ready.reads_refused:
+            self.barriers.released(ready.reads, ready.reads_refused)
+
+    def _saved(self, number: int, messages: tuple[Message, ...]) -> None:
+        if self._failed:
+            return
+        self._transport.send(messages)
+        self.guarded(partial(self.raft.saved, number))
+        self._drive()
+
+    def _apply(self, entries: tuple[Entry, ...]) -> None:
+        since = time.perf_counter()
+        store, writes = self.store, self.writes
+        for entry in entries:
+            results = store.apply(entry)
+            writes.applied(entry, results)
+            self.digests.applied(entry.index, store.state_hash)
+            self._applied_bytes += entry_bytes(entry)
+        self._counters.apply_duration.record(time.perf_counter() - since)
+        self.raft.set_state_digest(store.applied_index, store.state_hash)
+        contradiction = self.digests.contradicted_at()
+        if contradiction is not None:
+            self.on_contradiction(contradiction)
+        self._snapshot_if_due()
+
+    # --- Snapshots ----------------------------------------------------------------------------------------------
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        store = self.fetched.pop((snapshot.last_index, snapshot.last_term), None)
+        if store is None:
+            raise InvariantViolated(f"the snapshot at {snapshot.last_index} was adopted, but its state is not here")
+        self.fetched.clear()
+        self.replace_store(store)
+        self.writes.restored(snapshot.last_index)
+        log.info("%s installed the snapshot at index %d", self.raft.id, snapshot.last_index)
+
+    def replace_store(self, store: Store) -> None:
+        """Serve this state from now on."""
+        self.store = store
+        self._applied_bytes = 0
+        self.digests.forget()
+        self.digests.applied(store.applied_index, store.state_hash)
+
+    def _must_fetch(self, message: InstallSnapshot) -> bool:
+        if message.term < self.raft.current_term:
+            return False
+        snapshot = message.snapshot
+        known = (snapshot.last_index, snapshot.last_term) in self.fetched
+        return not known and snapshot.last_index > self.raft.log.commit_index
+
+    def _fetch_then_step(self, message: InstallSnapshot) -> None:
+        # It also says that its sender leads: do not campaign while the file is on its way.
+        self.guarded(partial(self.raft.step, _as_heartbeat(message)))
+
+        def fetched(snapshot: Snapshot, store: Store) -> None:
+            if self._failed:
+                return
+            self.fetched[snapshot.last_index, snapshot.last_term] = store
+            self.guarded(partial(self.raft.step, message))
+            self.schedule()
+
+        self.fetcher.begin(message.sender, message.snapshot, fetched)
+
+    def _snapshot_if_due(self) -> None:
+        last = self.raft.snapshot.last_index if self.raft.snapshot else 0
+        due = (
+            self.store.applied_index - last >= self.config.snapshot_entries
+            or self._applied_bytes >= self.config.snapshot_bytes
+        )
+        if due and time.monotonic() >= self._snapshot_not_before:
+            self.begin_snapshot()
+
+    def begin_snapshot(self) -> asyncio.Task[None]:
+        """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task."""
+        if self._snapshot_task is None or self._snapshot_task.done():
+            self._applied_bytes = 0
+            snapshot = self.raft.snapshot_at(self.store.applied_index)
+            # The cut is made now: by the time the task runs, the store may have moved on.
+            cut = self.store.begin_snapshot()
+            self._snapshot_task = asyncio.create_task(self._take_snapshot(cut, snapshot), name="snapshot")
+        return self._snapshot_task
+
+    async def _take_snapshot(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
+        try:
+            await take_snapshot(self._storage, cut, snapshot, self._counters)
+        except StorageError as error:
+            # The log goes on without it; only space is lost. Try again later.
+            self._snapshot_not_before = time.monotonic() + SNAPSHOT_RETRY_S
+            log.error("no snapshot at index %d: %s", snapshot.last_index, error)
+            return
+        if self._failed:
+            return
+        self.raft.compact(snapshot, self.config.log_retain_entries)
+        self._compact()
+
+    def _compact(self) -> None:
+        """Cut the durable log where the older of the kept snapshots still suffices."""
+        kept = self._storage.snapshots.kept()
+        if not kept or self._compacting:
+            return
+        first_index = min(self.raft.log.first_index, kept[-1].snapshot.last_index + 1)
+
+        def done() -> None:
+            self._compacting = False
+
+        self._compacting = True
+        self._storage.compact(first_index, done)
+
+    # --- What others want to know -------------------------------------------------------------------------------
+
+    def _note_changes(self) -> None:
+        raft = self.raft
+        if raft.role is Role.LEADER:
+            self.last_contact = time.monotonic()
+        current = (raft.role, raft.current_term, raft.leader or "")
+        if current != self._last_role:
+            self._log_role(current)
+            self._last_role = current
+            # The first hash of a new leadership is the one that is already there.
+            raft.set_state_digest(self.store.applied_index, self.store.state_hash)
+        if raft.configuration is not self._configuration_seen:
+            self._configuration_seen = raft.configuration
+            log.info(
+                "the members are now: %s (index %d)",
+                ", ".join(f"{m.id}{'' if m.voter else ' (learner)'}" for m in raft.configuration.members) or "none",
+                raft.configurations.latest_index,
+            )
+            self.on_membership()
+
+    def _log_role(self, current: tuple[Role, int, str]) -> None:
+        role, term, leader = current
+        before, _, leader_before = self._last_role
+        if leader and leader != leader_before:
+            self._counters.leader_changes += 1
+        match role:
+            case Role.LEADER:
+                self._counters.elections["won", self.raft.campaign_reason] += 1
+                log.info("%s was elected leader of term %d", self.raft.id, term)
+            case Role.CANDIDATE:
+                log.info("%s campaigns in term %d", self.raft.id, term)
+            case Role.PRE_CANDIDATE:
+                log.info("%s hears no leader and asks whether it could win term %d", self.raft.id, term + 1)
+            case Role.FOLLOWER:
+                if before is Role.LEADER:
+                    log.warning("%s stepped down; now in term %d", self.raft.id, term)
+                elif before is Role.CANDIDATE:
+                    self._counters.elections["lost", self.raft.campaign_reason] += 1
+                if leader:
+                    log.info("%s follows %s in term %d", self.raft.id, leader, term)
+
+
+def _raft_config(config: Config, node: str) -> RaftConfig:
+    return RaftConfig(
+        id=node,
+        election_timeout_ticks=max(config.election_timeout_ms // config.tick_ms, 2),
+        heartbeat_timeout_ticks=max(config.heartbeat_ms // config.tick_ms, 1),
+        append_bytes_max=config.batch_bytes_max,
+        committed_bytes_max=config.batch_bytes_max,
+    )
+
+
+def _as_heartbeat(message: InstallSnapshot) -> Heartbeat:
+    return Heartbeat(term=message.term, sender=message.sender, recipient=message.recipient, commit_index=0, round=0)

@@ -1,0 +1,166 @@
+"""Taking snapshots of our own, and fetching those of others (section 7).
+
+A snapshot is written in slices between other work: the loop encodes one chunk, a thread writes it. One that is needed
+from a peer is fetched in chunks that resume, verified, made durable and decoded before consensus hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from kvorum.counters import Counters
+from kvorum.errors import MalformedMessage, PeerError, StorageCorrupt, StorageError
+from kvorum.kv.cut import SnapshotCut
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
+from kvorum.raft.messages import Snapshot
+from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
+from kvorum.transport import Transport
+from kvorum.transport.server import SnapshotChunk
+
+log = logging.getLogger("kvorum.snapshot")
+
+FETCH_TRIES = 20
+FETCH_PAUSE_S = 0.25
+
+
+async def take_snapshot(storage: Storage, cut: SnapshotCut, snapshot: Snapshot, counters: Counters) -> SnapshotInfo:
+    """Write the cut as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
+
+    Raises:
+        StorageError: it could not be written; nothing of it is kept.
+    """
+    since = monotonic()
+    try:
+        writer = await asyncio.to_thread(storage.snapshots.create, snapshot)
+        try:
+            while (chunk := cut.next_chunk()) is not None:
+                await asyncio.to_thread(writer.write, chunk)
+            info = await asyncio.to_thread(writer.commit)
+        except BaseException:
+            writer.abort()
+            raise
+    except StorageError:
+        counters.snapshots["create", "failed"] += 1
+        raise
+    finally:
+        cut.close()
+    duration_s = monotonic() - since
+    counters.snapshots["create", "ok"] += 1
+    counters.snapshot_duration["create"].record(duration_s)
+    log.info(
+        "took a snapshot at index %d: %d keys, %d bytes, %.1f s",
+        snapshot.last_index,
+        cut.header.keys,
+        info.size_bytes,
+        duration_s,
+    )
+    return info
+
+
+def load_store(snapshots: SnapshotFile, last_index: int) -> Store:
+    """Return the state in a durable snapshot. Blocking: run it in a thread.
+
+    Raises:
+        StorageCorrupt: it is damaged.
+    """
+    restorer = Restorer()
+    for chunk in snapshots.read(last_index):
+        restorer.feed(chunk)
+    return restorer.finish()
+
+
+def read_chunk(snapshots: SnapshotFile, last_index: int, offset_bytes: int, size_bytes: int) -> SnapshotChunk:
+    """Return a piece of one of our snapshot files (``last_index`` 0: the newest). Blocking: run it in a thread.
+
+    Raises:
+        StorageError: there is no such snapshot.
+    """
+    for info in snapshots.kept():
+        if last_index in (0, info.snapshot.last_index):
+            index = info.snapshot.last_index
+            data = snapshots.chunk(index, offset_bytes, size_bytes)
+            return SnapshotChunk(data, index, info.size_bytes, info.sha256)
+    raise StorageCorrupt(f"there is no snapshot at {last_index} here")
+
+
+class Fetcher:
+    """Fetches one snapshot at a time from another member.
+
+    Args:
+        storage: where it goes.
+        transport: how to ask.
+        counters: where fetches are counted.
+    """
+
+    def __init__(self, storage: Storage, transport: Transport, counters: Counters) -> None:
+        self._storage = storage
+        self._transport = transport
+        self._counters = counters
+        self._task: asyncio.Task[None] | None = None
+        self._index = 0
+
+    def is_fetching(self, last_index: int) -> bool:
+        """Tell whether a snapshot at ``last_index`` or a later one is on its way."""
+        return self._task is not None and not self._task.done() and self._index >= last_index
+
+    def begin(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
+        """Fetch ``snapshot`` from the member ``source``, unless it is on its way; ``then`` gets the decoded state."""
+        if self.is_fetching(snapshot.last_index):
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self._index = snapshot.last_index
+        self._task = asyncio.create_task(self._run(source, snapshot, then), name="fetch a snapshot")
+
+    async def close(self) -> None:
+        """Stop fetching; what has arrived is kept for the next time."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
+        since = monotonic()
+        for _ in range(FETCH_TRIES):
+            try:
+                info = await self.fetch(source, snapshot)
+                store = await asyncio.to_thread(load_store, self._storage.snapshots, info.snapshot.last_index)
+            except (PeerError, StorageError) as error:
+                self._counters.snapshots["install", "failed"] += 1
+                log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
+                await asyncio.sleep(FETCH_PAUSE_S)
+                continue
+            duration_s = monotonic() - since
+            self._counters.snapshots["install", "ok"] += 1
+            self._counters.snapshot_duration["install"].record(duration_s)
+            log.info(
+                "fetched the snapshot at %d from %s: %d bytes, %.1f s",
+                snapshot.last_index,
+                source,
+                info.size_bytes,
+                duration_s,
+            )
+            then(info.snapshot, store)
+            return
+
+    async def fetch(self, source: str, snapshot: Snapshot) -> SnapshotInfo:
+        """Bring the snapshot file here, resuming what an earlier try left.
+
+        Raises:
+            PeerError: the member does not give it.
+            StorageError: it could not be stored, or is not what was announced.
+        """
+        first = await self._transport.snapshot_chunk(source, snapshot.last_index, 0)
+        receiver = await asyncio.to_thread(self._storage.snapshots.receive, snapshot, first.sha256)
+        while receiver.offset_bytes < first.size_bytes:
+            offset = receiver.offset_bytes
+            chunk = first
+            if offset:
+                chunk = await self._transport.snapshot_chunk(source, snapshot.last_index, offset)
+            if chunk.sha256 != first.sha256 or not chunk.data:
+                raise MalformedMessage(f"{source} changed its snapshot at {snapshot.last_index} meanwhile")
+            await asyncio.to_thread(receiver.write, chunk.data)
+        return await asyncio.to_thread(receiver.commit, first.sha256)

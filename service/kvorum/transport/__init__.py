@@ -1,0 +1,15 @@
+"""Between peers: one WebSocket stream and one bounded queue to each, and a few plain requests.
+
+A stream is one-way: each server dials every other, and sends on the stream that it dialled. So the loss of either
+direction is seen by its sender, and a server learns within milliseconds that a peer's process has died, from the
+stream that the peer had dialled. Order holds within a stream; what is lost with a stream consensus sends again.
+
+Every connection begins with a handshake (:mod:`kvorum.transport.handshake`): which cluster, from whom, to whom, each
+with the incarnation of its disk. Whatever does not match is refused and counted.
+"""
+
+from kvorum.transport.handshake import Greeting, Hello
+from kvorum.transport.server import PeerHandler, PeerServer
+from kvorum.transport.transport import Transport
+
+__all__ = ["Greeting", "Hello", "PeerHandler", "PeerServer", "Transport"]

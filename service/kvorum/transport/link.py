@@ -1,0 +1,157 @@
+"""One peer: a bounded queue of messages, and the stream that we dial to carry them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+import aiohttp
+
+from kvorum.counters import Counters
+from kvorum.raft.codec import encode
+from kvorum.raft.messages import AppendEntries, Message
+from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.settings import Dialling
+
+log = logging.getLogger("kvorum.transport")
+
+QUEUE_MESSAGES_MAX = 4096
+QUEUE_BYTES_MAX = 64 << 20
+"""When full, what comes is dropped and counted: consensus sends again what matters."""
+FRAME_BYTES = 4 << 20
+"""A frame is closed once it holds this much."""
+CONNECT_TIMEOUT_S = 2.0
+SEND_TIMEOUT_S = 5.0
+BACKOFF_MIN_S = 0.05
+BACKOFF_MAX_S = 1.0
+
+
+class Link:
+    """The way to one peer.
+
+    Args:
+        node: the peer's member id.
+        url: the base URL of its peer port; see :meth:`retarget`.
+        dialling: what every link shares.
+        on_broken: called with the member id when an open stream breaks.
+    """
+
+    def __init__(self, node: str, url: str, dialling: Dialling, on_broken: Callable[[str], None]) -> None:
+        self.node = node
+        self.url = url
+        self.connected = False
+        self._name = node.rpartition("@")[0]
+        self._dialling = dialling
+        self._counters: Counters = dialling.counters
+        self._random: Random = dialling.random
+        self._on_broken = on_broken
+        self._queue: deque[tuple[int, Message]] = deque()
+        self._queued_bytes = 0
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._complaint = ""
+
+    def retarget(self, url: str) -> None:
+        """The peer moved: the next connection goes there."""
+        self.url = url
+
+    def hurry(self) -> None:
+        """The peer is there (it just called us): do not wait out the backoff."""
+        self._hurry.set()
+
+    def send(self, message: Message) -> None:
+        """Queue a message; drop it when the queue is full, or when there is no stream for it to leave on soon."""
+        size = 64
+        if isinstance(message, AppendEntries):
+            size += sum(len(entry.data) + 24 for entry in message.entries)
+        if len(self._queue) >= QUEUE_MESSAGES_MAX or self._queued_bytes + size > QUEUE_BYTES_MAX:
+            self._counters.messages_dropped[self._name] += 1
+            return
+        self._queue.append((size, message))
+        self._queued_bytes += size
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep a stream open for as long as the peer is known; ends only by being cancelled."""
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            try:
+                await self._run_stream()
+                backoff_s = BACKOFF_MIN_S
+            except aiohttp.WSServerHandshakeError as error:
+                self._failed("rejected", f"it answers {error.status}")
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                self._failed("unreachable", str(error) or type(error).__name__)
+            if self.connected:
+                self.connected = False
+                backoff_s = BACKOFF_MIN_S
+                self._on_broken(self.node)
+            # What waited for the old stream is out of date; consensus knows what to send on a new one.
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._hurry.clear()
+            try:
+                await asyncio.wait_for(self._hurry.wait(), backoff_s * (0.5 + self._random.random()))
+            except TimeoutError:
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    def _failed(self, reason: str, detail: str) -> None:
+        self._counters.peer_failures[self._name, reason] += 1
+        if "resolv" in detail or "Name or service" in detail:
+            self._counters.dns_failures[self._name] += 1
+        if self._complaint != detail:
+            self._complaint = detail
+            log.info("cannot reach %s at %s: %s; trying again until it answers", self.node, self.url, detail)
+
+    async def _run_stream(self) -> None:
+        dialling = self._dialling
+        headers = dialling_headers(dialling.identity(), self.node, dialling.peer_url, dialling.token)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            stream = await dialling.session().ws_connect(
+                f"{self.url}/raft/v1/stream", headers=headers, compress=0, autoping=True, max_msg_size=64 * 1024
+            )
+        try:
+            self.connected = True
+            self._complaint = ""
+            log.info("connected to %s at %s", self.node, self.url)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(stream))
+                group.create_task(self._write(stream))
+        except* _StreamBroken:
+            pass
+        except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
+            self._failed("broken", str(errors.exceptions[0]))
+        finally:
+            await stream.close()
+
+    async def _watch(self, stream: aiohttp.ClientWebSocketResponse) -> None:
+        """Notice at once that the peer has closed; it never sends anything on a stream that it did not dial."""
+        await stream.receive()
+        raise _StreamBroken
+
+    async def _write(self, stream: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                messages = self._take()
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await stream.send_bytes(encode(messages))
+                self._counters.messages_sent[self._name] += len(messages)
+
+    def _take(self) -> list[Message]:
+        messages: list[Message] = []
+        size = 0
+        while self._queue and size < FRAME_BYTES:
+            message_bytes, message = self._queue.popleft()
+            size += message_bytes
+            messages.append(message)
+        self._queued_bytes -= size
+        return messages
+
+
+class _StreamBroken(Exception):
+    """The peer closed the stream."""

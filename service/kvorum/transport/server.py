@@ -1,0 +1,197 @@
+"""The peer port: streams that come in, and what a peer may ask for besides."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from kvorum.counters import Counters
+from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
+from kvorum.identity import Identity
+from kvorum.raft.codec import decode
+from kvorum.raft.messages import Message
+from kvorum.transport.handshake import Greeting, Hello, check_greeting
+
+log = logging.getLogger("kvorum.transport")
+
+FRAME_BYTES_MAX = 32 << 20
+"""A frame that is longer closes its stream; the sender keeps far below it."""
+SNAPSHOT_CHUNK_BYTES = 1 << 20
+HEADER_SIZE = "X-Kvorum-Snapshot-Bytes"
+HEADER_SHA256 = "X-Kvorum-Snapshot-Sha256"
+HEADER_INDEX = "X-Kvorum-Snapshot-Index"
+
+
+class SnapshotChunk(msgspec.Struct, frozen=True):
+    """A piece of a snapshot file, and what the whole file is."""
+
+    data: bytes
+    last_index: int
+    size_bytes: int
+    sha256: str
+
+
+class PeerHandler(Protocol):
+    """What the peer port asks of the node; the tests' fake is the second implementation."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are now."""
+
+    def hello(self) -> Hello:
+        """Return what we say of ourselves to anybody."""
+
+    async def join(self, greeting: Greeting) -> None:
+        """Make the caller's cluster ours, durably; called only while we have none.
+
+        Raises:
+            IdentityRejected: no.
+        """
+
+    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
+        """Take checked messages, all from ``sender``."""
+
+    def on_connected(self, greeting: Greeting) -> None:
+        """A peer's stream to us is open."""
+
+    def on_disconnected(self, sender: str) -> None:
+        """A peer's stream to us broke."""
+
+    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+
+        Raises:
+            StorageError: there is no such snapshot (any more).
+        """
+
+    def state_hash_at(self, index: int) -> int | None:
+        """Return the state hash after applying ``index``, if it is remembered."""
+
+    def suspect_state(self, index: int) -> None:
+        """A peer's state differs from ours at ``index``: find out which of us is wrong."""
+
+
+class PeerServer:
+    """The aiohttp application of the peer port.
+
+    Args:
+        handler: the node.
+        counters: where rejections and messages are counted.
+        token: the bootstrap token.
+        stream_silence_s: a stream without a frame for so long is taken for dead.
+    """
+
+    def __init__(self, handler: PeerHandler, counters: Counters, token: str, stream_silence_s: float) -> None:
+        self._handler = handler
+        self._counters = counters
+        self._token = token
+        self._silence_s = stream_silence_s
+        self._streams: dict[str, web.WebSocketResponse] = {}
+        self._rejections: dict[str, str] = {}
+        self.app = web.Application(client_max_size=64 * 1024)
+        self.app.router.add_get("/raft/v1/hello", self._hello)
+        self.app.router.add_get("/raft/v1/stream", self._stream)
+        self.app.router.add_get("/raft/v1/snapshots/{last_index:[0-9]{1,19}}", self._snapshot)
+        self.app.router.add_get("/raft/v1/state-hash/{index:[0-9]{1,19}}", self._state_hash)
+        self.app.router.add_post("/raft/v1/suspect/{index:[0-9]{1,19}}", self._suspect)
+
+    async def close(self) -> None:
+        """Close the streams that came in."""
+        for stream in list(self._streams.values()):
+            await stream.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+
+    def _check(self, request: web.Request) -> Greeting:
+        try:
+            return check_greeting(request.headers, self._handler.identity, self._token)
+        except IdentityRejected as error:
+            raise self._refusal(error, request) from None
+
+    def _refusal(self, error: IdentityRejected, request: web.Request) -> web.HTTPException:
+        self._counters.identity_rejected[error.reason] += 1
+        if self._rejections.get(request.remote or "") != str(error):
+            # Once per peer and reason, not once per attempt.
+            if len(self._rejections) > 256:
+                self._rejections.clear()
+            self._rejections[request.remote or ""] = str(error)
+            log.warning("refused a peer at %s: %s", request.remote, error)
+        return web.HTTPForbidden(text=f"{error.reason}: {error}\n")
+
+    async def _hello(self, request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(self._handler.hello()), content_type="application/json")
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        greeting = self._check(request)
+        if not self._handler.identity.cluster_id:
+            try:
+                await self._handler.join(greeting)
+            except IdentityRejected as error:
+                raise self._refusal(error, request) from None
+        stream = web.WebSocketResponse(
+            max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0, receive_timeout=self._silence_s
+        )
+        await stream.prepare(request)
+        before = self._streams.get(greeting.sender)
+        self._streams[greeting.sender] = stream
+        if before is not None:
+            await before.close()
+        self._handler.on_connected(greeting)
+        try:
+            await self._receive(stream, greeting.sender)
+        finally:
+            if self._streams.get(greeting.sender) is stream:
+                del self._streams[greeting.sender]
+                self._handler.on_disconnected(greeting.sender)
+        return stream
+
+    async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
+        name = sender.rpartition("@")[0]
+        try:
+            async for frame in stream:
+                if frame.type is not aiohttp.WSMsgType.BINARY:
+                    raise MalformedMessage("a frame that is not binary")
+                messages = decode(frame.data)
+                for message in messages:
+                    if message.sender != sender:
+                        raise MalformedMessage(f"a message from {message.sender!r} on a stream of {sender!r}")
+                self._counters.messages_received[name] += len(messages)
+                self._handler.on_messages(sender, messages)
+        except TimeoutError:
+            self._counters.peer_failures[name, "silent"] += 1
+        except MalformedMessage as error:
+            self._counters.peer_failures[name, "malformed"] += 1
+            log.warning("closed the stream of %s: %s", sender, error)
+        await stream.close()
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        self._check(request)
+        try:
+            offset = int(request.query.get("offset", "0"))
+            at_least = int(request.query.get("at_least", "0"))
+            last_index = int(request.match_info["last_index"])
+            chunk = await self._handler.snapshot_chunk(last_index, max(offset, 0), SNAPSHOT_CHUNK_BYTES, at_least)
+        except ValueError:
+            raise web.HTTPBadRequest(text="offset or at_least is not a number\n") from None
+        except StorageError as error:
+            raise web.HTTPNotFound(text=f"{error}\n") from None
+        headers = {
+            HEADER_INDEX: str(chunk.last_index),
+            HEADER_SIZE: str(chunk.size_bytes),
+            HEADER_SHA256: chunk.sha256,
+        }
+        return web.Response(body=chunk.data, headers=headers, content_type="application/octet-stream")
+
+    async def _state_hash(self, request: web.Request) -> web.Response:
+        self._check(request)
+        state_hash = self._handler.state_hash_at(int(request.match_info["index"]))
+        if state_hash is None:
+            raise web.HTTPNotFound(text="not remembered\n")
+        return web.Response(text=f"{state_hash:016x}")
+
+    async def _suspect(self, request: web.Request) -> web.Response:
+        self._check(request)
+        self._handler.suspect_state(int(request.match_info["index"]))
+        return web.Response(status=202)

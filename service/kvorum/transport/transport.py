@@ -1,0 +1,194 @@
+"""The outgoing side: one link a member, and plain requests to peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import aiohttp
+import msgspec
+
+from kvorum.errors import MalformedMessage, PeerError
+from kvorum.raft.messages import Message
+from kvorum.transport.handshake import Hello, dialling_headers
+from kvorum.transport.link import Link
+from kvorum.transport.server import (
+    HEADER_INDEX,
+    HEADER_SHA256,
+    HEADER_SIZE,
+    SNAPSHOT_CHUNK_BYTES,
+    SnapshotChunk,
+)
+from kvorum.transport.settings import Dialling
+
+log = logging.getLogger("kvorum.transport")
+
+DNS_CACHE_S = 1
+"""A pod's address changes with every restart; a stale one costs a failed dial each time."""
+STRANGERS_MAX = 16
+"""Servers that are not in our configuration and yet called us: candidates of a newer one, the leader of a joiner."""
+REQUEST_TIMEOUT_S = 5.0
+
+
+class Transport:
+    """Sends messages to members, and to whoever called us lately.
+
+    Args:
+        dialling: how we call.
+        on_broken: called with a member id when our stream to it breaks.
+    """
+
+    def __init__(self, dialling: Dialling, on_broken: Callable[[str], None]) -> None:
+        self._dialling = dialling
+        self._on_broken = on_broken
+        self._members: dict[str, str] = {}
+        self._strangers: dict[str, str] = {}
+        self._links: dict[str, Link] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def set_members(self, urls: Mapping[str, str]) -> None:
+        """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long."""
+        if urls == self._members:
+            return
+        self._members = dict(urls)
+        for node in [node for node in self._links if node not in urls and node not in self._strangers]:
+            self._drop(node)
+        for node, url in urls.items():
+            self._strangers.pop(node, None)
+            self._ensure(node, url)
+
+    def add_stranger(self, node: str, url: str) -> None:
+        """A server that is not a member called: keep a way to answer it."""
+        if node in self._links:
+            self._links[node].hurry()
+        if node in self._members or not url:
+            return
+        while len(self._strangers) >= STRANGERS_MAX and node not in self._strangers:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            self._drop(oldest)
+        self._strangers[node] = url
+        self._ensure(node, url)
+
+    def remove_stranger(self, node: str) -> None:
+        """A server that is not a member hung up."""
+        if self._strangers.pop(node, None) is not None and node not in self._members:
+            self._drop(node)
+
+    def url_of(self, node: str) -> str | None:
+        """Return where a member or a stranger is reached."""
+        return self._members.get(node) or self._strangers.get(node)
+
+    def is_connected(self, node: str) -> bool:
+        """Tell whether our stream to this server is open."""
+        link = self._links.get(node)
+        return link is not None and link.connected
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Queue each message for its recipient; one that we know no way to is dropped."""
+        for message in messages:
+            link = self._links.get(message.recipient)
+            if link is not None:
+                link.send(message)
+
+    async def close(self) -> None:
+        """Close every stream."""
+        tasks = list(self._tasks.values())
+        for node in list(self._links):
+            self._drop(node)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ensure(self, node: str, url: str) -> None:
+        link = self._links.get(node)
+        if link is not None:
+            link.retarget(url)
+            return
+        self._links[node] = link = Link(node, url, self._dialling, self._on_broken)
+        self._tasks[node] = asyncio.create_task(link.run(), name=f"link to {node}")
+        self._tasks[node].add_done_callback(_complain)
+
+    def _drop(self, node: str) -> None:
+        del self._links[node]
+        self._tasks.pop(node).cancel()
+
+    # --- Requests -----------------------------------------------------------------------------------------------
+
+    async def hello(self, url: str, timeout_s: float = 2.0) -> Hello:
+        """Ask who answers at this peer port.
+
+        Raises:
+            PeerError: nobody, or nobody that makes sense.
+        """
+        _, body = await self._request("GET", f"{url}/raft/v1/hello", {}, timeout_s)
+        try:
+            return msgspec.json.decode(body, type=Hello)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise MalformedMessage(f"{url} answers no hello: {error}") from error
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        """Fetch a piece of a member's snapshot file (``last_index`` 0: its newest, at ``at_least`` or later).
+
+        Raises:
+            PeerError: it has none, or does not answer.
+        """
+        path = f"/raft/v1/snapshots/{last_index}?offset={offset_bytes}&at_least={at_least}"
+        headers, body = await self._call("GET", node, path, 4 * REQUEST_TIMEOUT_S)
+        if len(body) > SNAPSHOT_CHUNK_BYTES:
+            raise MalformedMessage(f"{node} sends {len(body)} bytes for a chunk")
+        try:
+            return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
+        except (KeyError, ValueError) as error:
+            raise MalformedMessage(f"{node} sends a snapshot without its description: {error}") from error
+
+    async def state_hash(self, node: str, index: int) -> int | None:
+        """Ask a member for its state hash after applying ``index``; None: it does not remember, or does not answer."""
+        try:
+            _, body = await self._call("GET", node, f"/raft/v1/state-hash/{index}", REQUEST_TIMEOUT_S)
+            return int(body, 16)
+        except (PeerError, ValueError):
+            return None
+
+    async def suspect(self, node: str, index: int) -> None:
+        """Tell a member that its state differs from others' at ``index``.
+
+        Raises:
+            PeerError: it does not answer.
+        """
+        await self._call("POST", node, f"/raft/v1/suspect/{index}", REQUEST_TIMEOUT_S)
+
+    async def _call(self, method: str, node: str, path: str, timeout_s: float) -> tuple[Mapping[str, str], bytes]:
+        url = self.url_of(node)
+        if url is None:
+            raise PeerError(f"no way to {node} is known")
+        dialling = self._dialling
+        headers = dialling_headers(dialling.identity(), node, dialling.peer_url, dialling.token)
+        return await self._request(method, url + path, headers, timeout_s)
+
+    async def _request(
+        self, method: str, url: str, headers: dict[str, str], timeout_s: float
+    ) -> tuple[Mapping[str, str], bytes]:
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._dialling.session().request(
+                method, url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                body = (
+                    await response.content.read(SNAPSHOT_CHUNK_BYTES + 1)
+                    if response.status >= 300
+                    else (await response.read())
+                )
+                if response.status >= 300:
+                    raise PeerError(f"{url} answers {response.status}: {body[:200].decode(errors='replace').strip()}")
+                return response.headers, body
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PeerError(f"{url}: {error or type(error).__name__}") from error
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """A link never ends by itself: whatever ended it is a bug, and must not pass in silence."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a link died: %r", error)
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"{task.get_name()} died", "exception": error, "task": task}
+        )
