@@ -46,26 +46,24 @@ class Counters:
     def __init__(self) -> None:
         # Clients: the seed's three, and requests by operation and HTTP status.
         self.writes = 0  # acknowledged by a quorum and applied
-        self.reads = 0
-        self.stale_reads = 0
+        self.reads = 0  # linearizable ones
+        self.stale_reads = 0  # not among the reads above
         self.write_duration = Histogram()  # end to end: from the request's arrival to its answer
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)  # (op, code)
         self.request_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
         self.redirects = 0
         self.inflight = 0
         # Consensus.
-        self.elections: defaultdict[tuple[str, str], int] = defaultdict(
-            int
-        )  # (result, reason): won/lost, timeout/transfer
+        # (won | lost, timeout | disconnect | transfer)
+        self.elections: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.leader_changes = 0
         self.proposals: defaultdict[str, int] = defaultdict(int)  # committed, refused, unknown
         self.proposals_pending = 0
-        self.commit_duration = Histogram()  # from proposal to commit, per batch
+        self.commit_duration = Histogram()  # from proposal to commit on the leader, per batch
         self.apply_duration = Histogram()  # per batch of entries
         self.read_index_duration = Histogram()  # per round
-        self.snapshots: defaultdict[tuple[str, str], int] = defaultdict(
-            int
-        )  # (op: create|send|install, result: ok|failed)
+        # (create | send | install, ok | failed)
+        self.snapshots: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.snapshot_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
         # Peers.
         self.peer_rtt: defaultdict[str, Histogram] = defaultdict(Histogram)  # peer name

@@ -220,7 +220,7 @@ def test_counters_show_what_was_counted(tmp_path: Path) -> None:
     with telemetry_of(node) as telemetry:
         shown = values(telemetry)
     assert shown["kvorum_writes_total"] == 11
-    assert shown['kvorum_reads_total{consistency="linearizable"}'] == 23
+    assert shown['kvorum_reads_total{consistency="linearizable"}'] == 30
     assert shown['kvorum_reads_total{consistency="stale"}'] == 7
     assert shown["kvorum_redirects_total"] == 4
     assert shown['kvorum_requests_total{code="307",op="put"}'] == 4

@@ -122,7 +122,7 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.elections",
             "{election}",
-            "Elections in which this node stood, by result and by what made it stand: silence, a broken connection, a transfer.",
+            "Elections in which this node stood, by result and reason (silence, a broken connection, a transfer).",
             lambda s: _by_pair(s.counters.elections, ELECTIONS),
             "result",
             "reason",
