@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
+
 from kvorum.api import ApiServer
 from kvorum.config import Config, resolve
 from kvorum.counters import Counters

@@ -6,6 +6,7 @@ import base64
 
 import pytest
 from api.fake_node import FakeNode, Server, make_config, run
+
 from kvorum.kv.commands import Put
 
 
