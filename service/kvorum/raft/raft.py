@@ -117,6 +117,16 @@ class Raft:
         """Whether this server is handing its leadership over; the driver holds writes meanwhile."""
         return self._leader_state is not None and self._leader_state.transfer_target is not None
 
+    @property
+    def can_change_membership(self) -> bool:
+        """Whether a change could be proposed now: we lead, in a term with a committed entry, and none is pending."""
+        return (
+            self._leader_state is not None
+            and self._leader_state.has_committed_in_term()
+            and self.configurations.latest_index <= self.log.commit_index
+            and not self.is_transferring
+        )
+
     def status(self) -> RaftStatus:
         """Return a picture of this server."""
         state = self._leader_state
@@ -275,13 +285,16 @@ class Raft:
             if self.is_disk_stalled or not self._leader_state.tick():
                 self._become_follower(self.current_term, None)
             return
+        self._election_elapsed += 1
+        if self._election_elapsed >= self._election_timeout:
+            if self._is_electable():
+                self._campaign_softly()
+            else:
+                self._become_follower(self.current_term, None)  # It can only wait, but not for a leader that is gone.
         for context in self._asked_reads:
             self._asked_reads[context] += 1
             if self._asked_reads[context] % self.config.heartbeat_timeout_ticks == 0:
                 self._send_read_index(context)
-        self._election_elapsed += 1
-        if self._election_elapsed >= self._election_timeout and self._is_electable():
-            self._campaign_softly()
 
     @property
     def is_disk_stalled(self) -> bool:
@@ -469,6 +482,8 @@ class Raft:
         """A message from this term's leader."""
         if self._leader_state is not None:
             raise InvariantViolated(f"{leader} also leads term {self.current_term}, which this server won")
+        if self.leader not in (None, leader):
+            raise InvariantViolated(f"{leader} leads term {self.current_term}, and so does {self.leader}")
         if self.role is not Role.FOLLOWER or self.leader != leader:
             self._become_follower(self.current_term, leader)
         self._leader_suspected = False
@@ -490,6 +505,7 @@ class Raft:
             granted = granted and self._leader_state is None
         if granted and not message.pre_vote:
             self._set_hard_state(self.current_term, message.sender)
+            self.role = Role.FOLLOWER  # A pre-candidate gives way: the other is ahead of it.
             self._draw_election_timeout()
         response = RequestVoteResponse(
             term=message.term if granted else self.current_term,
