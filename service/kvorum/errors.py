@@ -16,6 +16,7 @@
     +-- PeerError                a peer's: refuse, count, go on
     |   +-- MalformedMessage     bytes that do not decode to a message
     |   +-- IdentityRejected     another cluster, another incarnation, another name
+    +-- KubernetesError          the API server did not do what we asked; nothing depends on it
     +-- ConfigError              contradictory or malformed configuration: exit 2
     +-- FatalError               ours: the process ends and its supervisor restarts it
         +-- InvariantViolated    a bug in consensus or in the state machine
@@ -128,6 +129,10 @@ class IdentityRejected(PeerError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class KubernetesError(KvorumError):
+    """The Kubernetes API server did not answer in time, refused, or answered nonsense. No promise depends on it."""
 
 
 class ConfigError(KvorumError):

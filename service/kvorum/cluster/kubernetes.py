@@ -1,0 +1,206 @@
+"""The little that a node asks of the Kubernetes API server: its StatefulSet's desired replicas, its own pod's label.
+
+Through aiohttp, which is here anyway: the official client is synchronous, takes half a second to import and would be
+two thirds of the image. Everything has a deadline, and nothing here is needed for a promise to hold: without the API
+server the membership stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from kvorum.errors import KubernetesError
+
+ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ROLE_LABEL = "kvorum.io/role"
+REQUEST_TIMEOUT_S = 3.0
+RESPONSE_BYTES_MAX = 4 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+class StatefulSet(msgspec.Struct, frozen=True):
+    """What matters of a StatefulSet."""
+
+    uid: str
+    generation: int
+    """Raised by the API server with every change of the spec."""
+    replicas: int
+    """Desired, not actual."""
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    uid: str
+    generation: int = 0
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    replicas: int = 1
+
+
+class _StatefulSetBody(msgspec.Struct, frozen=True):
+    metadata: _Metadata
+    spec: _Spec
+
+
+class KubernetesApi:
+    """The API server, as this pod's ServiceAccount sees it. An async context manager.
+
+    Args:
+        base_url: e.g. ``https://10.96.0.1:443``.
+        namespace: the pod's.
+        token: returns the bearer token; called per request, since the kubelet renews it. Blocking: run in a thread.
+        tls: trusts the cluster's authority; None for plain HTTP (tests).
+    """
+
+    def __init__(self, base_url: str, namespace: str, token: Callable[[], str], tls: ssl.SSLContext | None) -> None:
+        self._namespace = namespace
+        self._token = token
+        connector = aiohttp.TCPConnector(limit=2, ssl=tls if tls is not None else True)
+        self._session = aiohttp.ClientSession(
+            base_url,
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
+            # The API server is never behind the proxy that the environment may name.
+            trust_env=False,
+        )
+
+    @classmethod
+    def in_pod(cls, environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT_DIR) -> KubernetesApi | None:
+        """Return the API server of the cluster that this pod runs in; None without a ServiceAccount's token.
+
+        Blocking: reads three small files. Call it inside a running loop.
+
+        Raises:
+            KubernetesError: there is a token, but what belongs to it cannot be read.
+        """
+        token_file = account / "token"
+        host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host or not token_file.exists():
+            return None
+        try:
+            namespace = (account / "namespace").read_text().strip()
+            tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
+        except OSError as error:
+            raise KubernetesError(f"the ServiceAccount's files cannot be read: {error}") from error
+        address = f"[{host}]" if ":" in host else host
+        return cls(f"https://{address}:{port}", namespace, lambda: token_file.read_text().strip(), tls)
+
+    async def __aenter__(self) -> Self:
+        """Return the API server."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def stateful_set(self, name: str) -> StatefulSet:
+        """Return the StatefulSet ``name`` of our namespace.
+
+        Raises:
+            KubernetesError: the API server does not answer in time, refuses, or answers nonsense.
+        """
+        path = f"/apis/apps/v1/namespaces/{self._namespace}/statefulsets/{name}"
+        body = await self._request("GET", path)
+        try:
+            parsed = msgspec.json.decode(body, type=_StatefulSetBody)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise KubernetesError(f"GET {path} answers no StatefulSet: {error}") from error
+        return StatefulSet(parsed.metadata.uid, parsed.metadata.generation, parsed.spec.replicas)
+
+    async def label_pod(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Set labels of a pod of our namespace; None removes one.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`.
+        """
+        path = f"/api/v1/namespaces/{self._namespace}/pods/{name}"
+        patch = msgspec.json.encode({"metadata": {"labels": dict(labels)}})
+        await self._request("PATCH", path, data=patch, headers={"Content-Type": "application/merge-patch+json"})
+
+    async def _request(self, method: str, path: str, **options: Any) -> bytes:
+        try:
+            token = await asyncio.to_thread(self._token)
+        except OSError as error:
+            raise KubernetesError(f"the ServiceAccount's token cannot be read: {error}") from error
+        headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
+        try:
+            async with self._session.request(
+                method, path, headers=headers, allow_redirects=False, **options
+            ) as response:
+                body = await response.content.read(RESPONSE_BYTES_MAX)
+                while not response.content.at_eof() and len(body) < RESPONSE_BYTES_MAX:
+                    body += await response.content.read(RESPONSE_BYTES_MAX - len(body))
+                if response.status != 200:
+                    raise KubernetesError(f"{method} {path} answers {response.status}: {_message(body)}")
+                return body
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise KubernetesError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+
+
+def _message(body: bytes) -> str:
+    """Return the one readable field of the API server's error document."""
+    try:
+        status = msgspec.json.decode(body)
+    except (msgspec.DecodeError, ValueError):
+        return body[:200].decode(errors="replace").strip()
+    return str(status.get("message", ""))[:300] if isinstance(status, dict) else ""
+
+
+class RoleLabel:
+    """Keeps the label ``kvorum.io/role`` of our own pod right, for a Service that selects the leader.
+
+    The label is advice: it is late by up to ``interval_s``, and a paused leader keeps it. Nodes redirect whoever
+    follows it in vain.
+
+    Args:
+        api: the API server.
+        pod: our pod's name.
+        role: returns what the label should say now.
+        interval_s: how often that is looked at.
+        retry_max_s: the longest wait after a failure.
+    """
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        pod: str,
+        role: Callable[[], str],
+        *,
+        interval_s: float = 0.5,
+        retry_max_s: float = 30.0,
+    ) -> None:
+        self._api = api
+        self._pod = pod
+        self._role = role
+        self._interval_s = interval_s
+        self._retry_max_s = retry_max_s
+
+    async def run(self) -> None:
+        """Keep it right until cancelled. A failure is logged once and tried again ever more rarely."""
+        labelled: str | None = None
+        wait_s = self._interval_s
+        while True:
+            role = self._role()
+            if role != labelled:
+                try:
+                    await self._api.label_pod(self._pod, {ROLE_LABEL: role})
+                except KubernetesError as error:
+                    if wait_s == self._interval_s:
+                        logger.warning("this pod cannot be labelled %s=%s: %s", ROLE_LABEL, role, error)
+                    wait_s = min(2 * wait_s, self._retry_max_s)
+                else:
+                    labelled, wait_s = role, self._interval_s
+            await asyncio.sleep(wait_s)

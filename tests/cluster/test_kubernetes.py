@@ -1,0 +1,214 @@
+"""The node as a client of the Kubernetes API server, against a server that answers, refuses, hangs and lies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from aiohttp import web
+
+from kvorum.cluster import kubernetes
+from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
+from kvorum.errors import KubernetesError
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+STATEFUL_SET = {"metadata": {"uid": "u", "generation": 7, "name": "kv"}, "spec": {"replicas": 5, "serviceName": "x"}}
+
+
+@contextlib.asynccontextmanager
+async def api_server(handler: Handler, token: Callable[[], str] = lambda: "secret") -> AsyncIterator[KubernetesApi]:
+    runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        async with KubernetesApi(f"http://127.0.0.1:{port}", "prod", token, None) as api:
+            yield api
+    finally:
+        await runner.cleanup()
+
+
+def answering(document: object, status: int = 200) -> Handler:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response(document, status=status)
+
+    return handler
+
+
+def ask(handler: Handler, token: Callable[[], str] = lambda: "secret") -> StatefulSet:
+    async def scenario() -> StatefulSet:
+        async with api_server(handler, token) as api:
+            return await api.stateful_set("kv")
+
+    return asyncio.run(scenario())
+
+
+def test_the_desired_replicas_are_read_from_our_own_stateful_set() -> None:
+    asked = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append((request.method, request.path, request.headers["Authorization"]))
+        return web.json_response(STATEFUL_SET)
+
+    assert ask(handler) == StatefulSet("u", 7, 5)
+    assert asked == [("GET", "/apis/apps/v1/namespaces/prod/statefulsets/kv", "Bearer secret")]
+
+
+def test_the_token_is_read_again_for_every_request_since_the_kubelet_renews_it() -> None:
+    seen = []
+    tokens = iter(["first", "second"])
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.headers["Authorization"])
+        return web.json_response(STATEFUL_SET)
+
+    async def scenario() -> None:
+        async with api_server(handler, lambda: next(tokens)) as api:
+            await api.stateful_set("kv")
+            await api.stateful_set("kv")
+
+    asyncio.run(scenario())
+    assert seen == ["Bearer first", "Bearer second"]
+
+
+def unreadable_token() -> str:
+    raise FileNotFoundError("no token")
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        (answering({"message": "statefulsets is forbidden"}, 403), "403: statefulsets is forbidden"),
+        (answering("x", 500), "500"),
+        (answering([], 302), "302"),
+        (answering({"kind": "Pod"}), "answers no StatefulSet"),
+        (answering({"metadata": {"uid": "u"}, "spec": {"replicas": "many"}}), "answers no StatefulSet"),
+    ],
+    ids=["forbidden", "server error", "redirect", "another document", "nonsense"],
+)
+def test_a_refusal_or_nonsense_is_one_typed_error(handler: Handler, says: str) -> None:
+    with pytest.raises(KubernetesError, match=says):
+        ask(handler)
+
+
+def test_a_token_that_cannot_be_read_is_the_same_error() -> None:
+    with pytest.raises(KubernetesError, match="token cannot be read"):
+        ask(answering(STATEFUL_SET), unreadable_token)
+
+
+def test_a_server_that_is_not_there_is_the_same_error() -> None:
+    async def scenario() -> None:
+        async with KubernetesApi("http://127.0.0.1:1", "prod", lambda: "t", None) as api:
+            await api.stateful_set("kv")
+
+    with pytest.raises(KubernetesError):
+        asyncio.run(scenario())
+
+
+def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "REQUEST_TIMEOUT_S", 0.1)
+
+    async def scenario() -> None:
+        released = asyncio.Event()
+
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
+            await released.wait()
+            return web.Response()
+
+        async with api_server(handler) as api:
+            try:
+                with pytest.raises(KubernetesError):
+                    await api.stateful_set("kv")
+            finally:
+                released.set()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_outside_of_a_pod_there_is_no_api_server(tmp_path: Path) -> None:
+    assert KubernetesApi.in_pod({}, tmp_path) is None
+    assert KubernetesApi.in_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path) is None
+
+
+def test_a_token_without_an_authority_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "namespace").write_text("prod")
+    with pytest.raises(KubernetesError, match="files cannot be read"):
+        KubernetesApi.in_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 20
+    while not condition():
+        assert monotonic() < deadline, "it never happened"
+        await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def labelling(api: KubernetesApi, role: Callable[[], str]) -> AsyncIterator[None]:
+    task = asyncio.create_task(RoleLabel(api, "kv-1", role, interval_s=0.005, retry_max_s=0.02).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_the_pod_carries_its_role_and_is_patched_only_when_it_changes() -> None:
+    patches: list[tuple[str, str, str, object]] = []
+    looks = 0
+    role = "follower"
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        patches.append((request.method, request.path, request.content_type, body))
+        return web.json_response({})
+
+    def current() -> str:
+        nonlocal looks
+        looks += 1
+        return role
+
+    async def scenario() -> None:
+        nonlocal role
+        async with api_server(handler) as api, labelling(api, current):
+            await until(lambda: len(patches) == 1)
+            seen = looks
+            await until(lambda: looks > seen + 5)
+            role = "leader"
+            await until(lambda: len(patches) == 2)
+            seen = looks
+            await until(lambda: looks > seen + 5)
+
+    asyncio.run(scenario())
+    path = "/api/v1/namespaces/prod/pods/kv-1"
+    assert patches == [
+        ("PATCH", path, "application/merge-patch+json", {"metadata": {"labels": {ROLE_LABEL: value}}})
+        for value in ("follower", "leader")
+    ]
+
+
+def test_a_refused_label_is_tried_again_and_complained_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([403, 500, 403, 200])
+    done = False
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal done
+        status = next(answers)
+        done = status == 200
+        return web.json_response({"message": "no"}, status=status)
+
+    async def scenario() -> None:
+        async with api_server(handler) as api, labelling(api, lambda: "leader"):
+            await until(lambda: done)
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records if record.name == "kvorum.cluster.kubernetes"] == [
+        "this pod cannot be labelled kvorum.io/role=leader: PATCH /api/v1/namespaces/prod/pods/kv-1 answers 403: no"
+    ]
