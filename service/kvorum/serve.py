@@ -13,7 +13,15 @@ from collections.abc import Sequence
 import kvorum
 from kvorum import logs
 from kvorum.api import ApiServer
-from kvorum.cluster import join_and_reconcile
+from kvorum.cluster import (
+    Removed,
+    desired_source,
+    finish_setting_aside,
+    join_and_reconcile,
+    leave_if_surplus,
+    set_aside,
+)
+from kvorum.cluster.reconcile import DesiredSource
 from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, StorageError
 from kvorum.node import Node
@@ -74,7 +82,28 @@ async def _serve(config: Config) -> int:
     """Compose the node and live with it. What is opened last is closed first."""
     stopping = _Stopping()
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
+    while True:
+        await asyncio.to_thread(finish_setting_aside, config.data_dir)
+        try:
+            await _live(config, stopping)
+        except Removed as error:
+            logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
+            await asyncio.to_thread(set_aside, config.data_dir)
+        else:
+            logger.info("Stopped")
+            return 0
+
+
+async def _live(config: Config, stopping: _Stopping) -> None:
+    """Live with one incarnation of the node, from its start to its end.
+
+    Raises:
+        Removed: the cluster goes on without it.
+        FatalError: it must end.
+        OSError: a port cannot be had.
+    """
     node = Node(config)
+    source = desired_source(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(node.close)
         await node.start()
@@ -85,23 +114,23 @@ async def _serve(config: Config) -> int:
         await api.start()
         logger.info("Clients are served at %s", config.advertise_client_url)
         stopping.gently = True
-        await _until_stopped(node, telemetry, stopping.event)
+        await _until_stopped(node, source, telemetry, stopping.event)
         logger.info("Stopping")
+        await leave_if_surplus(node, source, config.shutdown_grace_s / 2)
         await node.drain()
-    logger.info("Stopped")
-    return 0
 
 
-async def _until_stopped(node: Node, telemetry: Telemetry, stopping: asyncio.Event) -> None:
+async def _until_stopped(node: Node, source: DesiredSource, telemetry: Telemetry, stopping: asyncio.Event) -> None:
     """Return when a signal has come. The node goes on being driven: it has leadership to hand over.
 
     Raises:
         FatalError: the node must end first.
+        Removed: its data must be put aside first.
     """
     signalled = asyncio.create_task(stopping.wait(), name="signal")
     measuring = asyncio.create_task(telemetry.run(), name="telemetry")
     failing = asyncio.create_task(node.run(), name="node")
-    clustering = asyncio.create_task(join_and_reconcile(node), name="cluster")
+    clustering = asyncio.create_task(join_and_reconcile(node, source), name="cluster")
     tasks = (signalled, measuring, failing, clustering)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,108 @@
+"""What the leader sees of the nodes that are, or should be, members: the reconciler's view."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from kvorum.cluster.reconcile import Desired, Health, Seen, View, name_of
+from kvorum.config import Config, split_address, split_ordinal
+from kvorum.errors import ConfigError, PeerError
+from kvorum.node import Node
+from kvorum.raft import Role
+from kvorum.raft.membership import AddLearner, Promote, Remove
+
+LOOK_S = 1.0
+"""Between two rounds of asking who is there, on the leader."""
+SEEN_FOR_S = 5.0
+"""How long an answer counts."""
+
+
+def peer_url_of(config: Config, name: str) -> str | None:
+    """Return where the node of this name answers its peers, as far as the configuration tells."""
+    for peer in config.expected_members():
+        if peer.name == name:
+            return peer.url
+    if not config.discovery_dns:
+        return None
+    try:
+        base, _ = split_ordinal(name)
+        own_base, _ = split_ordinal(config.name)
+    except ConfigError:
+        return None
+    port = config.dns_peer_port or split_address(config.listen_peer)[1]
+    return f"http://{name}.{config.discovery_dns}:{port}" if base == own_base else None
+
+
+class Observer:
+    """Asks around while this node leads, and shows the reconciler what it found.
+
+    Args:
+        node: this node.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._seen: dict[str, tuple[float, Seen]] = {}
+        self._desired: Desired | None = None
+
+    async def run(self) -> None:
+        """Look around, for ever."""
+        while True:
+            if self._node.raft.role is Role.LEADER:
+                await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Ask every node that is or should be a member who it is."""
+        node = self._node
+        urls = {name_of(member.id): member.peer_url for member in node.raft.configuration.members}
+        names = list(urls) + [peer.name for peer in node.config.expected_members()]
+        if self._desired is not None:
+            names += self._desired.names
+        asked = {}
+        for name in dict.fromkeys(names):
+            url = peer_url_of(node.config, name) or urls.get(name)
+            if url and name != node.config.name:
+                asked[name] = url
+        await asyncio.gather(*(self._ask(name, url) for name, url in asked.items()))
+
+    async def _ask(self, name: str, url: str) -> None:
+        try:
+            hello = await self._node.transport.hello(url)
+        except PeerError:
+            return
+        ours = self._node.hello()
+        if hello.name != name or hello.token != ours.token or hello.cluster_id not in ("", ours.cluster_id):
+            return
+        self._seen[name] = (monotonic(), Seen(hello.node_id, hello.empty, url, hello.client_url))
+
+    # --- What the reconciler asks -------------------------------------------------------------------------------
+
+    def membership_view(self, desired: Desired | None) -> View | None:
+        """Return what this node sees as the leader, or None when it does not lead."""
+        if desired is not None:
+            self._desired = desired
+        status = self._node.raft.status()
+        if status.role is not Role.LEADER or self._node.stopping:
+            return None
+        now = monotonic()
+        return View(
+            leader=status.id,
+            configuration=status.configuration,
+            settled=self._node.raft.can_change_membership,
+            seen={name: seen for name, (at, seen) in self._seen.items() if now - at < SEEN_FOR_S},
+            health={
+                peer: Health(progress.active, max(status.last_index - progress.match_index, 0))
+                for peer, progress in status.progress.items()
+            },
+            desired=desired,
+        )
+
+    async def change_membership(self, change: AddLearner | Promote | Remove, timeout_ms: int) -> None:
+        """Propose the change and wait until it is committed."""
+        await self._node.change_membership(change, timeout_ms)
+
+    async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:
+        """Hand the leadership over and return the new leader's name."""
+        return await self._node.transfer_leadership(target_name, timeout_ms)

@@ -1,0 +1,134 @@
+"""A node that was removed: it finds out, and starts again with an empty disk (bug B29).
+
+A removed incarnation is never revived: its old log may lack what was committed without it, and its vote no longer
+counts. So it puts its data aside and comes back as a new incarnation, which the leader adds if it should be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+from time import monotonic
+
+from kvorum.cluster.bootstrap import ask_expected
+from kvorum.cluster.reconcile import Desired, DesiredSource
+from kvorum.errors import KvorumError, PeerError
+from kvorum.node import Node
+from kvorum.storage.folder import LOCK, sync_folder
+from kvorum.transport import Hello
+
+log = logging.getLogger("kvorum.cluster")
+
+ASK_S = 1.0
+SET_ASIDE = "removed"
+"""The folder, inside the data folder, that holds what the last removed incarnation left."""
+IN_PROGRESS = "removing"
+"""The file that says that the data folder is being emptied."""
+
+
+class Removed(KvorumError):
+    """This incarnation is no longer a member; its data must be put aside."""
+
+
+async def watch_for_removal(node: Node) -> None:
+    """Return never; ask, while no leader calls us, whether we were removed.
+
+    Raises:
+        Removed: a leader of our cluster, with a newer and committed configuration, does not count us in.
+    """
+    while True:
+        await asyncio.sleep(ASK_S)
+        staleness_ms = node.staleness_ms()
+        is_lost = staleness_ms is None or staleness_ms > 2 * node.config.election_timeout_ms
+        if node.identity.cluster_id and is_lost and not node.stopping:
+            for hello in await _ask_around(node):
+                if excludes(node.hello(), hello):
+                    raise Removed(f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no member any more")
+
+
+def excludes(ours: Hello, leader: Hello) -> bool:
+    """Tell whether this answer proves that we were removed."""
+    return (
+        leader.is_leader
+        and leader.cluster_id == ours.cluster_id
+        and leader.configuration_committed
+        and leader.configuration_index > ours.configuration_index
+        and bool(ours.members)
+        and ours.node_id not in leader.members
+    )
+
+
+async def _ask_around(node: Node) -> list[Hello]:
+    """Ask everybody we know of: the expected members, and those of our last configuration."""
+    hellos = [hello for hello in (await ask_expected(node)).values() if hello is not None]
+    known = {hello.node_id for hello in hellos}
+    for member in node.raft.configuration.members:
+        if member.id not in known and member.id != node.raft.id:
+            try:
+                hellos.append(await node.transport.hello(member.peer_url))
+            except PeerError as error:
+                log.debug("%s does not answer: %s", member.id, error)
+    return hellos
+
+
+def set_aside(data_dir: str) -> None:
+    """Move what is in the data folder into its ``removed`` folder, in place of what an earlier removal left there.
+
+    Blocking. Safe at any crash: until all of it is done, the folder says so, and :func:`finish_setting_aside` goes on.
+    """
+    folder = Path(data_dir)
+    shutil.rmtree(folder / SET_ASIDE, ignore_errors=True)
+    (folder / IN_PROGRESS).touch(mode=0o600)
+    sync_folder(folder)
+    finish_setting_aside(data_dir)
+
+
+def finish_setting_aside(data_dir: str) -> None:
+    """Finish what a crash interrupted; called before the folder is opened. Blocking."""
+    folder = Path(data_dir)
+    if not (folder / IN_PROGRESS).exists():
+        return
+    (folder / SET_ASIDE).mkdir(mode=0o700, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found"):
+            path.rename(folder / SET_ASIDE / path.name)
+    sync_folder(folder)
+    (folder / IN_PROGRESS).unlink()
+    sync_folder(folder)
+
+
+async def leave_if_surplus(node: Node, source: DesiredSource, timeout_s: float) -> None:
+    """Before we stop: if we are scaled in, let the leader remove us first, so that the others need no vote of ours."""
+    desired = await source.desired()
+    if desired is None or not desired.is_surplus(node.config.name) or not _is_member(node):
+        return
+    log.info("%s is scaled in; waiting to be removed from the cluster", node.config.name)
+    deadline = monotonic() + timeout_s
+    while _is_member(node) and monotonic() < deadline:
+        answers = await _ask_around(node)
+        if any(excludes(node.hello(), hello) for hello in answers):
+            break
+        await asyncio.sleep(ASK_S / 4)
+    log.info("%s %s a member", node.config.name, "is still" if _is_member(node) else "is no longer")
+
+
+def _is_member(node: Node) -> bool:
+    return node.raft.configuration.get(node.raft.id) is not None
+
+
+class ConfiguredSource:
+    """Who should be a member where there is no API server to ask: the configuration's first members.
+
+    Args:
+        names: theirs, in order.
+        base: of a StatefulSet's pods, whose surplus ordinals are removed; empty: nobody is removed.
+    """
+
+    def __init__(self, names: tuple[str, ...], base: str) -> None:
+        self._desired = Desired(names, base)
+
+    async def desired(self) -> Desired | None:
+        """Return who should be a member."""
+        return self._desired
