@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvorum.errors import InvariantViolated
 from kvorum.raft.log import RaftLog
 from kvorum.raft.messages import AppendEntries, AppendEntriesResponse, Entry, NodeId
 
@@ -31,6 +32,7 @@ def answer_append_entries(
         )
 
     last_new_index = message.prev_log_index + len(message.entries)
+    _check_committed(log, message)
     if last_new_index <= log.commit_index:
         return answer(True, log.commit_index), ()
     entries = message.entries
@@ -50,3 +52,14 @@ def answer_append_entries(
             break
     log.commit_to(min(message.leader_commit, last_new_index))
     return answer(True, last_new_index), appended
+
+
+def _check_committed(log: RaftLog, message: AppendEntries) -> None:
+    """What is committed here is in the log of every later leader (Leader Completeness, section 5.4.3)."""
+    known = [(message.prev_log_index, message.prev_log_term)]
+    known += [(entry.index, entry.term) for entry in message.entries[: max(0, log.commit_index - known[0][0])]]
+    for index, term in known:
+        if index <= log.commit_index and log.term(index) not in (None, term):
+            raise InvariantViolated(
+                f"{message.sender} has an entry {index} of term {term}, yet one of term {log.term(index)} is committed"
+            )

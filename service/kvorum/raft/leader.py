@@ -5,6 +5,7 @@ A :class:`Leader` lives for one term of one leader; everything here is the "vola
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from kvorum.errors import MembershipRefused, Overloaded, TransferFailed
@@ -59,6 +60,7 @@ class Leader:
         self._acknowledged_round: dict[NodeId, int] = {}
         self._heartbeat_elapsed = 0
         self._transfer_elapsed = 0
+        self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of what was appended in this term
         self._uncommitted_bytes = 0
         self.follow_configuration()
 
@@ -82,7 +84,9 @@ class Leader:
         entries = [Entry(first + offset, self.term, kind, data) for offset, data in enumerate(payloads)]
         self._log.append(entries)
         for entry in entries:
-            self._uncommitted_bytes += entry_bytes(entry)
+            size = entry_bytes(entry)
+            self._uncommitted.append((entry.index, size))
+            self._uncommitted_bytes += size
         return first
 
     def propose_change(self, change: Change) -> int:
@@ -148,6 +152,7 @@ class Leader:
         self._heartbeat_elapsed += 1
         for progress in self.progress.values():
             progress.silent_ticks += 1
+            progress.quiet_ticks += 1
             if progress.state is ReplicationState.SNAPSHOT:
                 progress.snapshot_ticks += 1
         if self.transfer_target is not None:
@@ -221,6 +226,7 @@ class Leader:
         if prev_log_term is None:
             return self._send_snapshot(node, progress, snapshot)
         entries = () if empty else self._log.slice(progress.next_index, self._config.append_bytes_max)
+        progress.quiet_ticks = 0
         self._outbox.send(
             AppendEntries(
                 term=self.term,
@@ -286,12 +292,22 @@ class Leader:
         if acknowledged > self._acknowledged_round.get(message.sender, 0):
             self._acknowledged_round[message.sender] = acknowledged
             self._release_reads()
+        # Answers to read rounds come much more often than heartbeats: what was just sent is not sent again (bug B18).
+        if progress.quiet_ticks >= self._config.heartbeat_timeout_ticks:
+            self._ask_again(message.sender, progress)
+
+    def _ask_again(self, node: NodeId, progress: Progress) -> None:
+        """Nothing was sent for a while: what was sent before may be lost (bug B15)."""
         progress.probe_sent = False
-        if progress.state is ReplicationState.REPLICATE and progress.match_index < self._log.last_index:
-            # If something sent was lost, this empty one is refused, and the follower is probed (bug B15).
-            full = progress.is_window_full(self._config.inflight_messages_max, self._config.inflight_bytes_max)
-            if full or progress.next_index > self._log.last_index:
-                self._send_entries(message.sender, progress, None, empty=True)
+        if progress.state is not ReplicationState.REPLICATE or progress.match_index >= self._log.last_index:
+            return
+        if self._log.term(progress.next_index - 1) is None:
+            progress.become_probe()  # The log was compacted meanwhile: it can be offered a snapshot only.
+            return
+        full = progress.is_window_full(self._config.inflight_messages_max, self._config.inflight_bytes_max)
+        if full or progress.next_index > self._log.last_index:
+            # If something was lost, this empty one is refused, and the follower is probed.
+            self._send_entries(node, progress, None, empty=True)
 
     def on_install_snapshot_response(self, message: InstallSnapshotResponse) -> None:
         """A follower adopted a snapshot, or already held what it covers."""
@@ -313,11 +329,9 @@ class Leader:
         index = matches[len(voters) // 2]
         if index <= self._log.commit_index or self._log.term(index) != self.term:
             return False
-        before = self._log.commit_index
         self._log.commit_to(index)
-        for entry in self._log.slice(before + 1, self._uncommitted_bytes + 1, index):
-            self._uncommitted_bytes -= entry_bytes(entry)
-        self._uncommitted_bytes = max(self._uncommitted_bytes, 0)
+        while self._uncommitted and self._uncommitted[0][0] <= index:
+            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
         return True
 
     def _match_index(self, node: NodeId) -> int:

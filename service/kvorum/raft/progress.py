@@ -30,7 +30,8 @@ class Progress:
         self.match_index = 0
         self.next_index = next_index
         self.state = ReplicationState.PROBE
-        self.silent_ticks = 0
+        self.silent_ticks = 0  # since it was heard
+        self.quiet_ticks = 0  # since it was sent an AppendEntries
         self.probe_sent = False
         self.commit_sent = 0
         self.snapshot_index = 0
