@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 import kvorum
-from kvorum import config_sources, local, serve
-from kvorum.errors import ConfigError
+from kvorum import config_sources, local, recover, serve
+from kvorum.errors import ConfigError, StorageError
 
 EXIT_STATUS = f"""\
 exit status:
@@ -60,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="Print docs/config.md instead: every knob there is.")
     config_sources.add_arguments(command)
 
+    command = _command(commands, "recover", "begin a new cluster with what one survivor holds", _recover)
+    command.add_argument("--data-dir", required=True, help="The survivor's data folder. Its node must not be running.")
+    command.add_argument(
+        "--force-new-cluster",
+        action="store_true",
+        required=True,
+        help="Yes: a majority of the disks is lost, and what only they held may be lost with them.",
+    )
+    command.add_argument(
+        "--at-next-start", action="store_true", help="The node is running (a pod): do it when it starts next."
+    )
+
     _command(commands, "version", "print the version", _version)
     return parser
 
@@ -96,6 +108,20 @@ def _config(options: argparse.Namespace) -> int:
         print(config_sources.markdown(), end="")
     else:
         print(config_sources.describe(*config_sources.load(vars(options))), end="")
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    if options.at_next_start:
+        recover.request(options.data_dir)
+        print("The node will recover when it starts next: restart it now (in Kubernetes: delete its pod).")
+        return 0
+    try:
+        identity = recover.force_new_cluster(options.data_dir)
+    except StorageError as error:
+        print(f"kvorum: {error}", file=sys.stderr)
+        return serve.EXIT_STORAGE
+    print(f"{identity.node_id} is now cluster {identity.cluster_id}, alone. Start it, then empty the other disks.")
     return 0
 
 

@@ -25,6 +25,7 @@ from kvorum.cluster.reconcile import DesiredSource
 from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, StorageError
 from kvorum.node import Node
+from kvorum.recover import recover_if_requested
 from kvorum.telemetry import Telemetry
 
 EXIT_CONFIG = 2
@@ -84,6 +85,7 @@ async def _serve(config: Config) -> int:
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
     while True:
         await asyncio.to_thread(finish_setting_aside, config.data_dir)
+        await asyncio.to_thread(recover_if_requested, config.data_dir)
         try:
             await _live(config, stopping)
         except Removed as error:

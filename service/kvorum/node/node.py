@@ -122,6 +122,7 @@ class Node:
             self._fail,
             save_deadline_ms=max(20 * self.config.save_timeout_ms, SAVE_DEADLINE_MIN_MS),
             counters=self.counters,
+            name=self.config.name,
         )
 
     def _dialling(self) -> Dialling:

@@ -35,7 +35,6 @@ from kvorum.storage.folder import (
     Lock,
     Mark,
     check_mark,
-    create_file,
     create_folder,
     explained,
     sync_folder,
@@ -54,7 +53,7 @@ from kvorum.storage.records import (
 )
 from kvorum.storage.snapshots import Snapshots
 from kvorum.storage.table import Table
-from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, key_of, read_log
+from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, create_log, key_of, read_log
 
 INSERT = f"INSERT INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
 INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
@@ -174,7 +173,8 @@ class SqliteStorage:
 
     def _open(self, log: Log, loaded: Loaded) -> None:
         path = self._folder / DATABASE
-        create_file(path)
+        if not path.exists():
+            create_log(path)
         self._table = Table(path, TABLE, CLOSE_DEADLINE_S)
         self._mark.open()
         sync_folder(self._folder)
@@ -185,9 +185,10 @@ class SqliteStorage:
         log.crcs.clear()
         log.state.entries.clear()
 
-    def write_identity(self, identity: Identity) -> None:
-        """Make the identity durable."""
-        check_identity(self._identity, identity)
+    def write_identity(self, identity: Identity, *, replace: bool = False) -> None:
+        """Make the identity durable; with ``replace`` whoever the folder belonged to (``kvorum recover``)."""
+        if not replace:
+            check_identity(self._identity, identity)
         if self._table is None:
             raise InvariantViolated("the storage is not open")
         self._table.run(INSERT_IDENTITY, (IDENTITY_KEY, encode_identity(identity)))
