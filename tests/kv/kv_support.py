@@ -61,8 +61,8 @@ batches = st.builds(Batch, _times, st.lists(commands(), max_size=8).map(tuple))
 def small_sessions() -> Iterator[None]:
     """A window of 4 and at most 3 sessions, so that short histories meet the bounds."""
     with ExitStack() as stack:
+        stack.enter_context(patch("kvorum.kv.sessions.SESSION_WINDOW", WINDOW))
         for module in ("sessions", "snapshot"):
-            stack.enter_context(patch(f"kvorum.kv.{module}.SESSION_WINDOW", WINDOW))
             stack.enter_context(patch(f"kvorum.kv.{module}.SESSIONS_MAX", SESSIONS))
         yield
 

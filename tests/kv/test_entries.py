@@ -36,6 +36,15 @@ def test_the_log_time_never_goes_back() -> None:
         assert store.time_ms == expected
 
 
+def test_the_kind_of_an_entry_is_part_of_the_hash() -> None:
+    first, second = Store(), Store()
+
+    first.apply(Entry(1, 1, EntryKind.NOOP, b""))
+    second.apply(Entry(1, 1, EntryKind.CONFIGURATION, b""))
+
+    assert first.state_hash != second.state_hash
+
+
 @pytest.mark.parametrize(("index", "term"), [(1, 2), (3, 2), (0, 2), (2, 1)])
 def test_an_entry_out_of_order_is_refused_and_nothing_is_applied(index: int, term: int) -> None:
     store = Store()

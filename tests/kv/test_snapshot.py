@@ -145,7 +145,7 @@ def test_a_cut_holds_only_what_changed_and_lets_go_of_it() -> None:
     assert cut.shadow_size == 0
     cut.close()
     apply(store, Put(b"8", b"v", -1, "client-8", 2))
-    assert cut.shadow_size == 0
+    assert (cut.shadow_size, store._shadow, store._sessions._shadow) == (0, {}, None)
 
 
 def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_was() -> None:

@@ -143,7 +143,7 @@ class SnapshotCut:
         for client_id in self._session_ids[self._sessions_written :]:
             row = self._session_shadow.pop(client_id, None) or self._sessions.row(client_id)
             rows.append(row)
-            answers += len(row.answers) + 1
+            answers += row.answer_count + 1
             if answers >= max_answers:
                 break
         self._sessions_written += len(rows)

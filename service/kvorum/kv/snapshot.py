@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import assert_never
 
 from kvorum.errors import StorageCorrupt
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.frames import FORMAT, Frame, FrameReader, Header, RecordsFrame, SessionsFrame, Trailer
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, SESSION_WINDOW, SESSIONS_MAX
+from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, SESSIONS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.store import Store
@@ -99,15 +98,10 @@ class Restorer:
         self._records.update(zip(frame.keys, frame.records, strict=True))
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
-        sequences = [answer.sequence for answer in row.answers]
-        # The highest sequence is always remembered, and a row is sorted.
         if (
             not 0 < len(row.client_id) <= CLIENT_ID_CHARS_MAX
             or row.last_used_ms > header.time_ms
-            or not sequences
-            or sequences[0] <= row.highest - SESSION_WINDOW
-            or sequences[-1] != row.highest
-            or any(a >= b for a, b in pairwise(sequences))
+            or not row.is_possible()
             or len(self._sessions) >= SESSIONS_MAX
         ):
             raise StorageCorrupt("a session of the snapshot is impossible")

@@ -28,7 +28,7 @@ from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.frames import Header
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, CLIENT_ID_CHARS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvorum.kv.records import Record
-from kvorum.kv.sessions import Answer, Session, Sessions, fingerprint
+from kvorum.kv.sessions import Session, Sessions, fingerprint
 from kvorum.raft.messages import Entry, EntryKind
 
 INVALID = "invalid"
@@ -189,11 +189,11 @@ class Store:
         found = self._sessions.find(client_id, sequence, mark, self.time_ms)
         if isinstance(found, Session):
             result = self._put(command) if isinstance(command, Put) else self._delete(command)
-            found.remember(Answer(sequence, mark, result))
+            found.remember(sequence, mark, result)
             return result
-        if isinstance(found, Answer):
-            return found.result
-        return SessionRefused(self.revision, found)
+        if isinstance(found, str):
+            return SessionRefused(self.revision, found)
+        return found
 
     def _put(self, command: Put) -> PutResult | CompareFailed:
         key = command.key
@@ -239,7 +239,8 @@ def _next_state_hash(previous: int, entry: Entry, results: list[Result]) -> int:
     """Return the state hash after an entry: a chain over what was asked and over everything that was answered.
 
     The data enters by its length and CRC: the log's own checksums guard its bytes, and hashing them again would cost
-    as much as applying them. The results enter in full, since they show what the state machine made of the data.
+    as much as applying them. The results enter in full, since they show what the state machine made of the data. So a
+    change of a result's encoding changes the hash, and nodes of both versions must not be compared meanwhile.
     """
     data = entry.data
     digest = blake2b(_pack_entry(previous, entry.index, entry.term, entry.kind, len(data), crc32(data)), digest_size=8)
