@@ -96,7 +96,8 @@ def _command(
 
 def _serve(options: argparse.Namespace) -> int:
     config, _ = config_sources.load(vars(options))
-    return serve.run(config, config_sources.unknown_variables(os.environ))
+    path = getattr(options, "config", "") or os.environ.get(config_sources.CONFIG_FILE_ENV, "")
+    return serve.run(config, path, config_sources.unknown_variables(os.environ))
 
 
 def _local(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import kvorum
 from kvorum import logs
 from kvorum.api import ApiServer
 from kvorum.cluster import (
+    KubernetesApi,
     Removed,
     desired_source,
     finish_setting_aside,
@@ -21,9 +22,8 @@ from kvorum.cluster import (
     leave_if_surplus,
     set_aside,
 )
-from kvorum.cluster.reconcile import DesiredSource
 from kvorum.config import Config
-from kvorum.errors import ConfigError, FatalError, StorageError
+from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.node import Node
 from kvorum.recover import recover_if_requested
 from kvorum.telemetry import Telemetry
@@ -36,11 +36,12 @@ EXIT_FATAL = 5
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, unknown_variables: Sequence[str] = ()) -> int:
+def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] = ()) -> int:
     """Run a node until a signal ends it, and return the exit status.
 
     Args:
         config: as resolved.
+        config_path: the file that it came from, if any; in a pod, where the replica count may change while we run.
         unknown_variables: environment variables that look as if they were meant for us.
     """
     # Files of the data folder are nobody else's business.
@@ -50,7 +51,7 @@ def run(config: Config, unknown_variables: Sequence[str] = ()) -> int:
         logger.warning("No knob reads these variables: %s", ", ".join(unknown_variables))
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
-            return runner.run(_serve(config))
+            return runner.run(_serve(config, config_path))
     except asyncio.CancelledError:
         logger.warning("Stopped at once: it was starting, or was told twice")
         return 0
@@ -79,7 +80,7 @@ def _loop_factory(choice: str) -> type[asyncio.AbstractEventLoop] | None:
     return loop
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, config_path: str) -> int:
     """Compose the node and live with it. What is opened last is closed first."""
     stopping = _Stopping()
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
@@ -87,7 +88,7 @@ async def _serve(config: Config) -> int:
         await asyncio.to_thread(finish_setting_aside, config.data_dir)
         await asyncio.to_thread(recover_if_requested, config.data_dir)
         try:
-            await _live(config, stopping)
+            await _live(config, config_path, stopping)
         except Removed as error:
             logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
             await asyncio.to_thread(set_aside, config.data_dir)
@@ -96,7 +97,7 @@ async def _serve(config: Config) -> int:
             return 0
 
 
-async def _live(config: Config, stopping: _Stopping) -> None:
+async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
     """Live with one incarnation of the node, from its start to its end.
 
     Raises:
@@ -105,21 +106,36 @@ async def _live(config: Config, stopping: _Stopping) -> None:
         OSError: a port cannot be had.
     """
     node = Node(config)
-    source = desired_source(config)
     async with contextlib.AsyncExitStack() as stack:
+        api = await _kubernetes_api(config)
+        if api is not None:
+            await stack.enter_async_context(api)
+        source = desired_source(config, config_path, api)
         stack.push_async_callback(node.close)
         await node.start()
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        api = ApiServer(node, telemetry.render)
-        stack.push_async_callback(api.stop)
-        await api.start()
+        server = ApiServer(node, telemetry.render)
+        stack.push_async_callback(server.stop)
+        await server.start()
         logger.info("Clients are served at %s", config.advertise_client_url)
         stopping.gently = True
-        await _until_stopped(node, source, telemetry, stopping.event)
+        cluster = join_and_reconcile(node, source, api)
+        await _until_stopped(node, cluster, telemetry, stopping.event)
         logger.info("Stopping")
         await leave_if_surplus(node, source, config.shutdown_grace_s / 2)
         await node.drain()
+
+
+async def _kubernetes_api(config: Config) -> KubernetesApi | None:
+    """Return the API server if this node is a pod of a StatefulSet and may ask it."""
+    if not config.discovery_dns:
+        return None
+    try:
+        return KubernetesApi.in_pod()
+    except KubernetesError as error:
+        logger.warning("The API server is not asked: %s", error)
+        return None
 
 
 async def _until_stopped(node: Node, source: DesiredSource, telemetry: Telemetry, stopping: asyncio.Event) -> None:
@@ -132,7 +148,7 @@ async def _until_stopped(node: Node, source: DesiredSource, telemetry: Telemetry
     signalled = asyncio.create_task(stopping.wait(), name="signal")
     measuring = asyncio.create_task(telemetry.run(), name="telemetry")
     failing = asyncio.create_task(node.run(), name="node")
-    clustering = asyncio.create_task(join_and_reconcile(node, source), name="cluster")
+    clustering = asyncio.create_task(cluster, name="cluster")
     tasks = (signalled, measuring, failing, clustering)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -5,30 +5,32 @@ from __future__ import annotations
 import asyncio
 
 from kvorum.cluster.bootstrap import bootstrap
+from kvorum.cluster.desired import desired_source
+from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import DesiredSource, Reconciler
-from kvorum.cluster.removal import (
-    ConfiguredSource,
-    Removed,
-    finish_setting_aside,
-    leave_if_surplus,
-    set_aside,
-    watch_for_removal,
-)
-from kvorum.config import Config, split_ordinal
+from kvorum.cluster.removal import Removed, finish_setting_aside, leave_if_surplus, set_aside, watch_for_removal
 from kvorum.node import Node
+from kvorum.raft import Role
 
-__all__ = ["Removed", "desired_source", "finish_setting_aside", "join_and_reconcile", "leave_if_surplus", "set_aside"]
+__all__ = [
+    "KubernetesApi",
+    "Removed",
+    "desired_source",
+    "finish_setting_aside",
+    "join_and_reconcile",
+    "leave_if_surplus",
+    "set_aside",
+]
 
 
-def desired_source(config: Config) -> DesiredSource:
-    """Return who says how many members there should be: the configuration."""
-    names = tuple(peer.name for peer in config.expected_members())
-    return ConfiguredSource(names, split_ordinal(config.name)[0] if config.discovery_dns else "")
-
-
-async def join_and_reconcile(node: Node, source: DesiredSource) -> None:
+async def join_and_reconcile(node: Node, source: DesiredSource, api: KubernetesApi | None) -> None:
     """Get into a cluster, then keep its membership right while this node leads; never returns.
+
+    Args:
+        node: this node.
+        source: who should be a member.
+        api: the API server, to label our pod there; None: we are in no pod.
 
     Raises:
         Removed: this incarnation was removed; its data must be put aside before it starts again.
@@ -40,6 +42,9 @@ async def join_and_reconcile(node: Node, source: DesiredSource) -> None:
         asyncio.create_task(Reconciler(observer, source).run(), name="reconciler"),
         asyncio.create_task(watch_for_removal(node), name="removal"),
     ]
+    if api is not None:
+        label = RoleLabel(api, node.config.name, lambda: "leader" if node.raft.role is Role.LEADER else "follower")
+        tasks.append(asyncio.create_task(label.run(), name="role label"))
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 
 from kvorum.cluster.bootstrap import ask_expected
-from kvorum.cluster.reconcile import Desired, DesiredSource
+from kvorum.cluster.reconcile import DesiredSource
 from kvorum.errors import KvorumError, PeerError
 from kvorum.node import Node
 from kvorum.storage.folder import LOCK, sync_folder
@@ -116,19 +116,3 @@ async def leave_if_surplus(node: Node, source: DesiredSource, timeout_s: float) 
 
 def _is_member(node: Node) -> bool:
     return node.raft.configuration.get(node.raft.id) is not None
-
-
-class ConfiguredSource:
-    """Who should be a member where there is no API server to ask: the configuration's first members.
-
-    Args:
-        names: theirs, in order.
-        base: of a StatefulSet's pods, whose surplus ordinals are removed; empty: nobody is removed.
-    """
-
-    def __init__(self, names: tuple[str, ...], base: str) -> None:
-        self._desired = Desired(names, base)
-
-    async def desired(self) -> Desired | None:
-        """Return who should be a member."""
-        return self._desired
