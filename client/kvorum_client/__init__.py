@@ -1,1 +1,45 @@
-"""The Python client of Kvorum and the ``kv`` command."""
+"""The Python client of Kvorum.
+
+::
+
+    async with Client(["http://127.0.0.1:8001"]) as kv:
+        await kv.put("greeting", "hello")
+        record = await kv.get("greeting")
+
+Theory of operation. A call has one deadline. Within it the client tries node after node: it follows the leader's
+hints, fails over when a node does not answer, and waits a little, with jitter, when nobody leads. Reads may be asked
+twice; so may writes, because each carries a session's id and a sequence number, and the cluster applies it once and
+remembers the answer (:mod:`kvorum_client.sessions`). When the deadline passes, the error says which of two things is
+true: nothing was done (:class:`Unavailable`), or nobody can tell (:class:`OutcomeUnknown`).
+
+Needs aiohttp and msgspec; imports nothing of ``kvorum``.
+"""
+
+from kvorum_client.client import Client
+from kvorum_client.errors import (
+    ClientError,
+    CompareFailed,
+    InvalidArgument,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
+from kvorum_client.sync import SyncClient
+
+__all__ = [
+    "Client",
+    "ClientError",
+    "CompareFailed",
+    "DeleteResult",
+    "InvalidArgument",
+    "Member",
+    "NodeHealth",
+    "NodeStatus",
+    "OutcomeUnknown",
+    "PutResult",
+    "Record",
+    "Refused",
+    "SyncClient",
+    "Unavailable",
+]

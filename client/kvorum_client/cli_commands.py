@@ -1,0 +1,226 @@
+"""What each ``kv`` command does: ask the client, print the answer, return the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from kvorum_client.client import Client
+from kvorum_client.errors import ClientError, InvalidArgument, Unavailable
+from kvorum_client.results import Member, NodeHealth, NodeStatus
+
+PROBE_TIMEOUT_S = 2.0
+"""What a dead node may cost `kv status`."""
+
+
+async def put(client: Client, options: argparse.Namespace) -> int:
+    """``kv put KEY VALUE|-|@FILE``."""
+    value = options.value.encode("utf-8", "surrogateescape") if options.literal else await _read_value(options.value)
+    result = await client.put(options.key, value, prev_revision=options.prev_revision)
+    if options.output == "json":
+        _print_json(result)
+    else:
+        print(f"{options.key}: revision {result.revision}, version {result.version}")
+    return 0
+
+
+async def _read_value(argument: str) -> bytes:
+    if argument == "-":
+        return await asyncio.to_thread(sys.stdin.buffer.read)
+    if argument.startswith("@"):
+        return await asyncio.to_thread(_read_file, argument[1:])
+    return argument.encode("utf-8", "surrogateescape")
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+async def get(client: Client, options: argparse.Namespace) -> int:
+    """``kv get KEY``."""
+    record = await client.get(options.key, stale=options.stale, max_staleness_ms=options.max_staleness_ms)
+    if record is None:
+        print(f"kv: no such key: {options.key}", file=sys.stderr)
+        return 1
+    if options.output == "raw":
+        sys.stdout.buffer.write(record.value + (b"\n" if sys.stdout.isatty() else b""))
+        sys.stdout.buffer.flush()
+        return 0
+    fields = {**_text("key", record.key), **_text("value", record.value)}
+    fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
+    if record.staleness_ms is not None:
+        fields["staleness_ms"] = record.staleness_ms
+    if options.output == "json":
+        _print_json(fields)
+    else:
+        _print_table([list(fields), [_printable(value) for value in fields.values()]])
+    return 0
+
+
+async def delete(client: Client, options: argparse.Namespace) -> int:
+    """``kv del KEY``."""
+    result = await client.delete(options.key, prev_revision=options.prev_revision)
+    if options.output == "json":
+        _print_json(result)
+    elif result.deleted:
+        print(f"{options.key}: deleted at revision {result.revision}")
+    else:
+        print(f"kv: no such key: {options.key}", file=sys.stderr)
+    return 0 if result.deleted else 1
+
+
+async def status(client: Client, options: argparse.Namespace) -> int:
+    """``kv status``: every node that can be found through the endpoints."""
+    found = await _ask_everybody(client)
+    if options.output == "json":
+        _print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
+    else:
+        leader = next((s for s in found.values() if isinstance(s, NodeStatus) and s.state == "leader"), None)
+        rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", "HEALTH"]]
+        _print_table(rows + [_status_row(endpoint, answer, leader) for endpoint, answer in found.items()])
+    led = any(isinstance(answer, NodeStatus) and answer.leader_name for answer in found.values())
+    return 0 if led else 3
+
+
+def _status_row(endpoint: str, answer: NodeStatus | str, leader: NodeStatus | None) -> list[str]:
+    if isinstance(answer, str):
+        return ["-", endpoint, "unreachable", "-", "-", "-", "-", "-", "-", answer]
+    lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
+    health = answer.quarantined or ("ok" if answer.caught_up else "behind")
+    figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
+    return [answer.name, endpoint, answer.state, *map(str, figures), health]
+
+
+async def _ask_everybody(client: Client) -> dict[str, NodeStatus | str]:
+    """Ask the endpoints, then the members they know of and that have not answered yet; each once."""
+    found = dict(zip(client.endpoints, await _ask(client, client.endpoints), strict=True))
+    statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
+    names = {answer.name for answer in statuses}
+    others = {m.name: m.client_url for s in statuses for m in s.members if m.name not in names and m.client_url}
+    urls = [url for url in others.values() if url not in found]
+    return found | dict(zip(urls, await _ask(client, urls), strict=True))
+
+
+async def _ask(client: Client, endpoints: Sequence[str]) -> list[NodeStatus | str]:
+    async def one(endpoint: str) -> NodeStatus | str:
+        try:
+            return await client.status(endpoint, timeout_s=PROBE_TIMEOUT_S)
+        except ClientError as error:
+            return str(error).removeprefix(f"{endpoint}: ")
+
+    return list(await asyncio.gather(*(one(endpoint) for endpoint in endpoints)))
+
+
+async def health(client: Client, options: argparse.Namespace) -> int:
+    """``kv health``: every node's ``/readyz``."""
+    endpoints = list(await _ask_everybody(client))
+    answers = await asyncio.gather(*(client.health(endpoint, timeout_s=PROBE_TIMEOUT_S) for endpoint in endpoints))
+    if options.output == "json":
+        _print_json(answers)
+    else:
+        for answer in answers:
+            _print_health(answer)
+    return 0 if all(answer.ready for answer in answers) else 3
+
+
+def _print_health(answer: NodeHealth) -> None:
+    print(f"{answer.endpoint} is {'ready' if answer.ready else 'NOT ready'}")
+    for line in answer.detail.splitlines():
+        print(f"  {_printable(line)}")
+
+
+async def member_list(client: Client, options: argparse.Namespace) -> int:
+    """``kv member list``."""
+    members = (await _leader_status(client)).members
+    if options.output == "json":
+        _print_json(members)
+    else:
+        _print_members(members)
+    return 0
+
+
+async def _leader_status(client: Client) -> NodeStatus:
+    """Return the leader's view, or any node's if the leader cannot be reached from here."""
+    answer = await client.status()
+    if answer.leader_client_url and answer.state != "leader":
+        try:
+            return await client.status(answer.leader_client_url, timeout_s=PROBE_TIMEOUT_S)
+        except Unavailable:
+            return answer
+    return answer
+
+
+def _print_members(members: Sequence[Member]) -> None:
+    rows = [["NAME", "ROLE", "CLIENT-URL", "PEER-URL", "LAG", "HEALTHY", "ID"]]
+    for m in members:
+        lag = "-" if m.lag is None else str(m.lag)
+        healthy = {None: "-", True: "yes", False: "NO"}[m.healthy]
+        rows.append([m.name, "voter" if m.voter else "learner", m.client_url, m.peer_url, lag, healthy, m.id])
+    _print_table(rows)
+
+
+async def member_add(client: Client, options: argparse.Namespace) -> int:
+    """``kv member add NAME PEER-URL CLIENT-URL``."""
+    _print_members(await client.add_member(options.name, options.peer_url, options.client_url))
+    return 0
+
+
+async def member_promote(client: Client, options: argparse.Namespace) -> int:
+    """``kv member promote NAME``."""
+    _print_members(await client.promote_member(options.name))
+    return 0
+
+
+async def member_remove(client: Client, options: argparse.Namespace) -> int:
+    """``kv member remove NAME``."""
+    _print_members(await client.remove_member(options.name))
+    return 0
+
+
+async def leader_show(client: Client, options: argparse.Namespace) -> int:
+    """``kv leader show``."""
+    answer = await client.status()
+    if not answer.leader_name:
+        print(f"kv: {answer.name} knows of no leader", file=sys.stderr)
+        return 3
+    print(f"{answer.leader_name} leads term {answer.term}, at {answer.leader_client_url}, says {answer.name}")
+    return 0
+
+
+async def leader_move(client: Client, options: argparse.Namespace) -> int:
+    """``kv leader move [NAME]``."""
+    print(f"{await client.move_leader(options.target)} leads now")
+    return 0
+
+
+def _text(name: str, data: bytes) -> dict[str, Any]:
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+def _print_json(data: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _printable(value: object) -> str:
+    # What somebody stored must not move this terminal's cursor.
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

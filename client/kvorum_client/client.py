@@ -1,0 +1,423 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TypeVar
+from urllib.parse import quote_from_bytes, urlencode, urlsplit
+
+import msgspec
+
+from kvorum_client.errors import ClientError, CompareFailed, InvalidArgument, OutcomeUnknown, Refused, Unavailable
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, Problem, PutResult, Record
+from kvorum_client.sessions import Sessions, Ticket
+from kvorum_client.transport import Answer, NoAnswer, NotSent, Router, Transport
+
+T = TypeVar("T")
+
+BACKOFF_MIN_S = 0.02
+BACKOFF_MAX_S = 0.5
+REDIRECTS_MAX = 4
+"""Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
+_TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
+_SESSION_GONE = frozenset({"session_unknown", "session_stale"})
+
+
+class _SessionLostError(Exception):
+    """The cluster does not know the session, and this write was never sent before: open another one."""
+
+
+class _SessionsFullError(Exception):
+    """The cluster takes no further session now: write without one."""
+
+
+class _Members(msgspec.Struct):
+    members: tuple[Member, ...]
+
+
+class _Call(msgspec.Struct):
+    """One call, over all its attempts."""
+
+    method: str
+    path: str
+    deadline: float
+    body: bytes = b""
+    headers: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+    ticket: Ticket | None = None
+    is_write: bool = False
+    any_node: bool = False
+    """Any node's own answer will do: do not go to the leader for it."""
+    waits: bool = True
+    """The node waits for the cluster: tell it for how long."""
+    perhaps_done: bool = False
+    reason: str = "no node was asked in time"
+
+    def target(self, timeout_s: float) -> str:
+        """Return path and query of an attempt that takes this long."""
+        parameters = self.parameters
+        if self.waits:
+            # The node should give up first, since it knows more about why.
+            parameters = {**parameters, "timeout_ms": str(max(1, int(900 * timeout_s)))}
+        return self.path + ("?" + urlencode(parameters) if parameters else "")
+
+    @property
+    def may_repeat(self) -> bool:
+        return not self.is_write or self.ticket is not None
+
+
+class Client:
+    """A client of one cluster; for one event loop. Use it as an asynchronous context manager, or call :meth:`close`.
+
+    Args:
+        endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
+            which stands for several addresses, is enough.
+        timeout_s: the deadline of each call that is not given one of its own.
+
+    Raises:
+        InvalidArgument: no endpoints, or a malformed one.
+    """
+
+    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        if isinstance(endpoints, str):
+            endpoints = endpoints.split(",")
+        self._router = Router(endpoints)
+        self._transport = Transport()
+        self._sessions = Sessions()
+        self._timeout_s = _check_timeout(timeout_s)
+        self._random = random.Random()  # noqa: S311 - jitter, not a secret
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    # Keys.
+
+    async def put(
+        self, key: bytes | str, value: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
+    ) -> PutResult:
+        """Set the key.
+
+        Args:
+            key: 1 to 1024 bytes; text is encoded as UTF-8.
+            value: up to 1 MiB; text is encoded as UTF-8.
+            prev_revision: only if the key's mod_revision is this; 0: only if it does not exist.
+            timeout_s: the deadline.
+
+        Raises:
+            CompareFailed: the key is at another revision.
+            Refused, Unavailable: not done.
+            OutcomeUnknown: perhaps done.
+        """
+        answer = await self._write("PUT", key, _bytes(value, "the value"), prev_revision, timeout_s)
+        return _decode(answer.body, PutResult)
+
+    async def delete(
+        self, key: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
+    ) -> DeleteResult:
+        """Remove the key. Arguments and errors as :meth:`put`."""
+        return _decode((await self._write("DELETE", key, b"", prev_revision, timeout_s)).body, DeleteResult)
+
+    async def get(
+        self,
+        key: bytes | str,
+        *,
+        stale: bool = False,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Record | None:
+        """Return the key's record, or None if it does not exist.
+
+        Args:
+            key: as in :meth:`put`.
+            stale: take what the node at hand has applied, without asking a quorum.
+            max_staleness_ms: (implies ``stale``) only from a node that heard of a leader within this time.
+            timeout_s: the deadline.
+
+        Raises:
+            Refused, Unavailable: there is no answer.
+        """
+        name = _bytes(key, "the key")
+        call = _Call("GET", _key_path(name), self._deadline(timeout_s))
+        if stale or max_staleness_ms is not None:
+            call.any_node = True
+            call.parameters = {"consistency": "stale"}
+            if max_staleness_ms is not None:
+                call.parameters["max_staleness_ms"] = str(max_staleness_ms)
+        answer = await self._call(call)
+        return None if answer.status == 404 else _record(name, answer)
+
+    async def _write(
+        self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
+    ) -> Answer:
+        parameters = {} if prev_revision is None else {"prev_revision": str(prev_revision)}
+        path, deadline = _key_path(_bytes(key, "the key")), self._deadline(timeout_s)
+        while True:
+            call = _Call(method, path, deadline, body, parameters=parameters, is_write=True)
+            try:
+                async with self._sessions.ticket(deadline - time.monotonic()) as ticket:
+                    call.ticket, call.headers = ticket, {"Idempotency-Key": ticket.idempotency_key}
+                    return await self._call(call)
+            except TimeoutError:
+                raise Unavailable("too many writes are in flight already; nothing was sent") from None
+            except _SessionLostError:
+                continue
+            except _SessionsFullError:
+                return await self._call(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
+
+    # The cluster.
+
+    async def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
+        """Return what one node says of itself and the cluster: the given one, or any that answers.
+
+        Raises:
+            Unavailable: it, or none, answers.
+        """
+        deadline = self._deadline(timeout_s)
+        if endpoint is None:
+            call = _Call("GET", "/v1/cluster", deadline, any_node=True, waits=False)
+            return _decode((await self._call(call)).body, NodeStatus)
+        answer = await self._ask(endpoint, "/v1/cluster", deadline)
+        if answer.status != 200:
+            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+        return _decode(answer.body, NodeStatus)
+
+    async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
+        """Return whether one node is ready, and why not."""
+        try:
+            answer = await self._ask(endpoint, "/readyz?verbose", self._deadline(timeout_s))
+        except Unavailable as error:
+            return NodeHealth(endpoint, False, str(error))
+        return NodeHealth(endpoint, answer.status == 200, answer.body.decode("utf-8", "replace").strip())
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The endpoints, as base URLs."""
+        return self._router.endpoints
+
+    async def members(self, *, timeout_s: float | None = None) -> tuple[Member, ...]:
+        """Return the members, as the leader sees them if one is known, else as any node does."""
+        call = _Call("GET", "/v1/cluster/members", self._deadline(timeout_s), waits=False)
+        return _decode((await self._call(call)).body, _Members).members
+
+    async def add_member(
+        self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
+    ) -> tuple[Member, ...]:
+        """Add a learner and return the members.
+
+        Raises:
+            Refused, Unavailable: not done.
+            OutcomeUnknown: perhaps done; look at :meth:`members`.
+        """
+        body = {"name": name, "peer_url": peer_url, "client_url": client_url}
+        return await self._change_members("POST", "", body, timeout_s)
+
+    async def promote_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
+        """Make a learner a voter and return the members. Errors as :meth:`add_member`."""
+        return await self._change_members("POST", f"/{_quote(name.encode())}/promote", None, timeout_s)
+
+    async def remove_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
+        """Remove a member and return the members. Errors as :meth:`add_member`."""
+        return await self._change_members("DELETE", f"/{_quote(name.encode())}", None, timeout_s)
+
+    async def move_leader(self, target: str | None = None, *, timeout_s: float | None = None) -> str:
+        """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
+
+        Raises:
+            Refused, Unavailable: the leadership stays where it is.
+            OutcomeUnknown: it may have moved.
+        """
+        body = msgspec.json.encode({"target": target})
+        call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
+        return str(_decode((await self._call(call)).body, dict[str, str])["leader"])
+
+    async def _change_members(
+        self, method: str, path: str, body: Mapping[str, str] | None, timeout_s: float | None
+    ) -> tuple[Member, ...]:
+        data = msgspec.json.encode(body) if body is not None else b""
+        call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), data, is_write=True)
+        return _decode((await self._call(call)).body, _Members).members
+
+    async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
+        """Ask this one node, once."""
+        base = Router([endpoint]).endpoints[0]
+        try:
+            return await self._transport.exchange(base, "GET", target, b"", {}, deadline - time.monotonic())
+        except (NotSent, NoAnswer) as error:
+            raise Unavailable(str(error)) from None
+
+    # One call: attempt after attempt.
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        return time.monotonic() + (self._timeout_s if timeout_s is None else _check_timeout(timeout_s))
+
+    async def _call(self, call: _Call) -> Answer:
+        """Try node after node until one answers for good, or the deadline passes."""
+        pause_s, redirects, failures = BACKOFF_MIN_S, 0, 0
+        while (remaining_s := call.deadline - time.monotonic()) > 0:
+            base = await (self._router.pick_any() if call.any_node else self._router.pick())
+            answer = await self._attempt(call, base, remaining_s)
+            if answer is not None and answer.status == 307 and redirects < REDIRECTS_MAX:
+                redirects += 1
+                if self._redirected(answer, base):
+                    continue
+            elif answer is not None and answer.status != 307 and (done := self._judge(call, answer)) is not None:
+                return done
+            redirects, failures = 0, failures + 1
+            await self._router.failed(base)
+            if failures % self._router.count == 0:
+                # Everybody was asked once more: give them time for an election.
+                await self._pause(call, pause_s)
+                pause_s = min(2 * pause_s, BACKOFF_MAX_S)
+        if call.is_write and call.perhaps_done:
+            raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+        raise Unavailable(call.reason)
+
+    async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
+        """Ask one node once. None: no answer came.
+
+        Raises:
+            OutcomeUnknown: none came, and the call may not be repeated.
+        """
+        # A node that hangs must leave time to ask another one.
+        timeout_s = min(remaining_s, max(self._timeout_s / 4, 0.25))
+        try:
+            return await self._transport.exchange(
+                base, call.method, call.target(timeout_s), call.body, call.headers, timeout_s
+            )
+        except NotSent as error:
+            call.reason = str(error)
+            if base == self._router.leader and call.waits:
+                # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.
+                call.parameters = {**call.parameters, "forward": "true"}
+            return None
+        except NoAnswer as error:
+            call.reason = str(error)
+            call.perhaps_done = True
+            if not call.may_repeat:
+                raise OutcomeUnknown(f"it may or may not be done: {error}") from None
+            return None
+
+    def _redirected(self, answer: Answer, base: str) -> bool:
+        """Follow the hint to the leader. False: it leads nowhere new."""
+        parts = urlsplit(answer.headers.get("Location", ""))
+        leader = f"{parts.scheme}://{parts.netloc}"
+        if parts.scheme != "http" or not parts.netloc or leader == base:
+            return False
+        self._router.leader = leader
+        return True
+
+    def _judge(self, call: _Call, answer: Answer) -> Answer | None:
+        """Return the answer if it is the last word; None: try again.
+
+        Raises:
+            ClientError: it is the last word, and it is no.
+        """
+        if answer.status < 300:
+            self._note_answered(call)
+            return answer
+        problem = _problem(answer)
+        call.reason = problem.detail or f"HTTP status {answer.status}"
+        if problem.code == "not_found" and call.method == "GET":
+            return answer
+        if problem.code in _SESSION_GONE and call.ticket is not None:
+            call.ticket.lost = True
+            if call.perhaps_done:
+                raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+            raise _SessionLostError
+        if problem.code == "sessions_full" and call.ticket is not None:
+            raise _SessionsFullError
+        if problem.code in _TRY_AGAIN or answer.status >= 500:
+            self._note_refusal(call, problem)
+            return None
+        if problem.code == "compare_failed":
+            self._note_answered(call)
+            raise CompareFailed(problem.detail, problem.mod_revision, problem.revision)
+        if call.is_write and call.perhaps_done and not problem.code.startswith("session"):
+            # An earlier attempt went into the dark, and this one was refused before it reached the log.
+            raise OutcomeUnknown(f"an earlier attempt may be done; this one was refused: {call.reason}")
+        raise Refused(answer.status, problem.code, call.reason)
+
+    def _note_refusal(self, call: _Call, problem: Problem) -> None:
+        if problem.outcome == "refused":
+            return
+        call.perhaps_done = True
+        if not call.may_repeat:
+            raise OutcomeUnknown(f"it may or may not be done: {call.reason}")
+
+    def _note_answered(self, call: _Call) -> None:
+        if call.ticket is not None:
+            call.ticket.answered = True
+
+    async def _pause(self, call: _Call, pause_s: float) -> None:
+        remaining_s = call.deadline - time.monotonic()
+        await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
+
+
+def _check_timeout(timeout_s: float) -> float:
+    if not timeout_s > 0:
+        raise InvalidArgument("a timeout is a positive number of seconds")
+    return timeout_s
+
+
+def _bytes(data: bytes | str, what: str) -> bytes:
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogateescape")
+    if not isinstance(data, bytes):
+        raise InvalidArgument(f"{what} is neither bytes nor text")
+    return data
+
+
+def _quote(data: bytes) -> str:
+    quoted = quote_from_bytes(data, safe="")
+    # A path of dots alone would be taken for a folder by whatever lies between.
+    return quoted if data.strip(b".") else quoted.replace(".", "%2E")
+
+
+def _key_path(key: bytes) -> str:
+    if not key:
+        raise InvalidArgument("the key is empty")
+    return f"/v1/kv/{_quote(key)}"
+
+
+def _record(key: bytes, answer: Answer) -> Record:
+    headers = answer.headers
+    try:
+        staleness = headers.get("X-Kvorum-Staleness-Ms")
+        return Record(
+            key,
+            answer.body,
+            int(headers["X-Kvorum-Create-Revision"]),
+            int(headers["X-Kvorum-Mod-Revision"]),
+            int(headers["X-Kvorum-Version"]),
+            int(headers["X-Kvorum-Revision"]),
+            int(staleness) if staleness is not None else None,
+        )
+    except (KeyError, ValueError):
+        raise ClientError("the answer is not Kvorum's: it lacks the revisions") from None
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ClientError(f"the answer is not Kvorum's: {error}") from None
+
+
+def _problem(answer: Answer) -> Problem:
+    try:
+        return msgspec.json.decode(answer.body, type=Problem)
+    except msgspec.MsgspecError:
+        return Problem("unexpected", f"HTTP status {answer.status}, without a reason that we know")

@@ -1,0 +1,112 @@
+"""Idempotency keys: who a write is from, and which of its writes it is, so that a retry is applied once.
+
+The cluster remembers a session's last 256 answers, and knows a session from its sequence 1 on. Hence two rules, kept
+here and nowhere else. The first write of a session is awaited alone. No write is sent whose sequence is 200 or more
+above the oldest one still in flight: what is being retried must not fall out of the window. When that leaves no room,
+another session is opened: a *lane*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+
+WINDOW = 200
+"""How far a lane runs ahead of its oldest write in flight; below the cluster's 256."""
+LANES_MAX = 64
+"""How many sessions one client opens; more writes than these hold wait for room."""
+
+
+class _Lane:
+    """One session."""
+
+    def __init__(self) -> None:
+        self.client_id = secrets.token_hex(12)
+        self.next_sequence = 1
+        self.open = False
+        self.in_flight: dict[int, None] = {}
+
+    @property
+    def has_room(self) -> bool:
+        oldest = next(iter(self.in_flight), self.next_sequence)
+        return self.open and self.next_sequence - oldest < WINDOW
+
+    def take(self) -> int:
+        sequence = self.next_sequence
+        self.next_sequence += 1
+        self.in_flight[sequence] = None
+        return sequence
+
+
+class Ticket:
+    """One write's place in a session.
+
+    Args:
+        lane: the session.
+        sequence: which of its writes this is.
+    """
+
+    def __init__(self, lane: _Lane, sequence: int) -> None:
+        self.lane = lane
+        self.sequence = sequence
+        self.answered = False
+        """Set by the caller when the cluster has answered for this sequence: the session exists."""
+        self.lost = False
+        """Set by the caller when the cluster does not know the session."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The header's value."""
+        return f"{self.lane.client_id}/{self.sequence}"
+
+
+class Sessions:
+    """The sessions of one client; for one event loop."""
+
+    def __init__(self) -> None:
+        self._lanes: list[_Lane] = []
+        self._opening: _Lane | None = None
+        self._changed: asyncio.Event | None = None
+
+    @contextlib.asynccontextmanager
+    async def ticket(self, timeout_s: float) -> AsyncIterator[Ticket]:
+        """Lend a place in a session for one write; waits while another write opens the session, or all are full.
+
+        Raises:
+            TimeoutError: there was no room in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while (ticket := self._take()) is None:
+                if self._changed is None:
+                    self._changed = asyncio.Event()
+                await self._changed.wait()
+        try:
+            yield ticket
+        finally:
+            self._give_back(ticket)
+
+    def _take(self) -> Ticket | None:
+        for lane in self._lanes:
+            if lane.has_room:
+                return Ticket(lane, lane.take())
+        if self._opening is not None or len(self._lanes) >= LANES_MAX:
+            return None
+        lane = self._opening = _Lane()
+        return Ticket(lane, lane.take())
+
+    def _give_back(self, ticket: Ticket) -> None:
+        lane = ticket.lane
+        lane.in_flight.pop(ticket.sequence, None)
+        if lane is self._opening:
+            self._opening = None
+            # Without an answer nobody knows whether the session exists: the next write opens another one.
+            if ticket.answered:
+                lane.open = True
+                self._lanes.append(lane)
+        if ticket.lost and lane in self._lanes:
+            self._lanes.remove(lane)
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

@@ -1,0 +1,190 @@
+"""One HTTP exchange with one node; and which node to ask next."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from kvorum_client.errors import InvalidArgument
+
+CONNECT_TIMEOUT_S = 1.0
+RESOLVE_INTERVAL_S = 2.0
+"""A name is resolved again after this long, when a node did not answer."""
+_CONNECTIONS_MAX = 1024
+
+
+class NotSent(Exception):
+    """No connection: the request has certainly not reached the node."""
+
+
+class NoAnswer(Exception):
+    """The request may have reached the node; no answer came."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a node answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """The connections of one client."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def exchange(
+        self, base: str, method: str, target: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> Answer:
+        """Send one request and return the answer, whatever its status.
+
+        Raises:
+            NotSent: certainly not sent.
+            NoAnswer: perhaps sent.
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
+        try:
+            async with self._open().request(
+                method,
+                # Encoded already: a key is decoded once, by the node.
+                URL(base + target, encoded=True),
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+            ) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSent(_reason(base, error)) from None
+        except aiohttp.InvalidURL as error:
+            raise InvalidArgument(f"{base} is not an endpoint: {error}") from None
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise NoAnswer(_reason(base, error)) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, ttl_dns_cache=1, keepalive_timeout=10),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+            )
+            # aiohttp would send a PUT or DELETE a second time when a kept-alive connection breaks. Whether to try
+            # again, and where, is for the client to decide, which knows whether it may.
+            self._session._retry_connection = False
+        return self._session
+
+
+def _reason(base: str, error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        # aiohttp's own strerror repeats the address; a resolver's numbers are negative, and not the system's.
+        text = os.strerror(error.errno).lower() if error.errno > 0 else str(error.strerror).lower()
+    else:
+        text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+    return f"{base}: {text or type(error).__name__}"
+
+
+def parse_endpoint(text: str) -> str:
+    """Return the base URL of ``HOST:PORT`` or ``http://HOST:PORT``.
+
+    Raises:
+        InvalidArgument: it is neither.
+    """
+    url = text.strip()
+    url = (url if "://" in url else f"http://{url}").removesuffix("/")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidArgument(f"{text!r} is not an endpoint: {error}") from None
+    if parts.scheme != "http" or not parts.hostname or parts.path or parts.query or parts.username is not None:
+        raise InvalidArgument(f"{text!r} is not an endpoint: write HOST:PORT or http://HOST:PORT")
+    return url if port is not None else f"{url}:8001"
+
+
+class Router:
+    """Which node to ask: the leader if it is known, else the endpoints in turn, each of a name's addresses by itself.
+
+    Args:
+        endpoints: ``HOST:PORT`` or ``http://HOST:PORT``; a host may be a name with several addresses.
+
+    Raises:
+        InvalidArgument: there is none, or one is malformed.
+    """
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self.endpoints = tuple(dict.fromkeys(parse_endpoint(endpoint) for endpoint in endpoints if endpoint.strip()))
+        if not self.endpoints:
+            raise InvalidArgument("no endpoints")
+        self._bases: list[str] = []
+        self._resolved_at = float("-inf")
+        self._turn = 0
+        self.leader: str | None = None
+
+    async def pick(self) -> str:
+        """Return the base URL to ask next."""
+        return self.leader or await self.pick_any()
+
+    async def pick_any(self) -> str:
+        """Return the base URL of the endpoint whose turn it is."""
+        if not self._bases:
+            await self._resolve()
+        return self._bases[self._turn % len(self._bases)]
+
+    async def failed(self, base: str) -> None:
+        """Take note that this node did not answer, or could not help."""
+        if base == self.leader:
+            self.leader = None
+        if self._bases and base == self._bases[self._turn % len(self._bases)]:
+            self._turn += 1
+        if time.monotonic() - self._resolved_at > RESOLVE_INTERVAL_S:
+            await self._resolve()
+
+    @property
+    def count(self) -> int:
+        """How many nodes there are to ask."""
+        return max(1, len(self._bases))
+
+    async def _resolve(self) -> None:
+        """Expand names to their addresses: a node behind a name must not hide the others."""
+        lists = await asyncio.gather(*(_addresses(endpoint) for endpoint in self.endpoints))
+        self._bases = list(dict.fromkeys(base for bases in lists for base in bases))
+        self._resolved_at = time.monotonic()
+
+
+async def _addresses(endpoint: str) -> list[str]:
+    parts = urlsplit(endpoint)
+    host, port = parts.hostname or "", parts.port
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return [endpoint]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        # The attempt to connect will say what is wrong, and the name may be there the next time.
+        return [endpoint]
+    hosts = dict.fromkeys(str(address[0]) for *_, address in found)
+    if len(hosts) < 2:
+        return [endpoint]
+    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts]

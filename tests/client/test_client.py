@@ -1,0 +1,473 @@
+"""The client against real HTTP front ends over fake nodes: redirects, failover, retries, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from api.fake_node import FakeNode, Server, make_config, serving, until
+
+from kvorum.errors import NoLeader
+from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
+from kvorum.kv.commands import Command
+from kvorum.kv.store import Store
+from kvorum_client import Client, CompareFailed, InvalidArgument, OutcomeUnknown, Refused, SyncClient, Unavailable
+from kvorum_client.sessions import LANES_MAX, WINDOW, Sessions
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def cluster(count: int = 3) -> AsyncIterator[list[Server]]:
+    """Serve fake nodes that share one store; the first leads."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = Store()
+        servers = []
+        for i in range(1, count + 1):
+            node = FakeNode(make_config(name=f"n{i}"))
+            node.store = store
+            servers.append(await stack.enter_async_context(serving(node)))
+        elect(servers, 0)
+        yield servers
+
+
+def elect(servers: list[Server], leader: int) -> None:
+    for i, server in enumerate(servers):
+        server.node.follow(f"n{leader + 1}", servers[leader].url)
+        server.node.leads = i == leader
+
+
+def depose(servers: list[Server]) -> None:
+    for server in servers:
+        server.node.leads, server.node.leader = False, None
+
+
+def test_put_get_delete_and_their_results() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            assert await kv.get("k") is None
+            put = await kv.put("k", "é")
+            assert (put.revision, put.create_revision, put.mod_revision, put.version) == (1, 1, 1, 1)
+            record = await kv.get(b"k")
+            assert record is not None
+            assert (record.key, record.value, record.revision, record.staleness_ms) == (b"k", "é".encode(), 1, None)
+            assert (await kv.delete("k")).deleted == 1
+            assert (await kv.delete("k")).deleted == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "key", [b"a/b", b"%2F", b".", b"..", b"\x00\xff", b"a?b#c", b" +&=", "é".encode(), b"x" * 1024]
+)
+def test_every_key_arrives_as_it_is(key: bytes) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            await kv.put(key, b"v")
+            assert servers[0].node.proposed[0].key == key
+            record = await kv.get(key)
+            assert record is not None and record.value == b"v"
+
+    run(scenario)
+
+
+def test_a_redirect_is_followed_and_remembered() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client([servers[2].url]) as kv:
+            await kv.put("k", "1")
+            await kv.put("k", "2")
+            assert len(servers[0].node.proposed) == 2
+            assert servers[2].node.counters.redirects == 1
+
+    run(scenario)
+
+
+def test_a_dead_endpoint_is_passed_over() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client(["127.0.0.1:1", servers[1].url]) as kv:
+            assert (await kv.put("k", "v")).revision == 1
+            record = await kv.get("k")
+            assert record is not None
+
+    run(scenario)
+
+
+def test_a_write_during_an_election_waits_for_the_new_leader() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client([s.url for s in servers]) as kv:
+            await kv.put("k", "1")
+            depose(servers)
+            for server in servers:
+                server.node.error = NoLeader("no leader")
+            writing = asyncio.create_task(kv.put("k", "2"))
+            await until(lambda: any(status == 503 for s in servers for _, status in s.node.counters.requests))
+            for server in servers:
+                server.node.error = None
+            elect(servers, 2)
+            assert (await writing).revision == 2
+
+    run(scenario)
+
+
+def test_a_write_whose_answer_was_lost_is_retried_and_applied_once() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            await kv.put("k", "0")
+            apply = node.propose
+            lost: list[Command] = []
+
+            async def propose_and_lose_the_first_answer(command, timeout_ms):  # type: ignore[no-untyped-def]
+                result = await apply(command, timeout_ms)
+                if not lost:
+                    lost.append(command)
+                    raise ServerOutcomeUnknown("the leader lost its quorum")
+                return result
+
+            node.propose = propose_and_lose_the_first_answer  # type: ignore[method-assign]
+            result = await kv.put("k", "1")
+            assert result.revision == node.store.revision == 2
+            assert node.proposed[-1] == node.proposed[-2] == lost[0]
+
+    run(scenario)
+
+
+def test_a_connection_cut_in_the_middle_of_a_write_is_not_two_writes() -> None:
+    """Aiohttp itself repeats a PUT on a broken kept-alive connection; ours must be the only retry."""
+
+    async def scenario() -> None:
+        keys: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while True:
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                    await reader.readexactly(length)
+                    keys.append(head.split(b"Idempotency-Key: ")[1].split(b"\r\n")[0])
+                    if len(keys) == 2:
+                        return
+                    body = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            except asyncio.IncompleteReadError:
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, Client([f"127.0.0.1:{server.sockets[0].getsockname()[1]}"]) as kv:
+            await kv.put("k", "1")
+            await kv.put("k", "2")
+            client_id = keys[0].split(b"/")[0]
+            assert keys == [client_id + b"/1", client_id + b"/2", client_id + b"/2"]
+
+    run(scenario)
+
+
+def test_a_deadline_with_nothing_sent_is_unavailable_and_with_something_sent_unknown() -> None:
+    async def scenario() -> None:
+        async with Client(["127.0.0.1:1"], timeout_s=0.3) as kv:
+            with pytest.raises(Unavailable):
+                await kv.put("k", "v")
+            with pytest.raises(Unavailable):
+                await kv.get("k")
+        async with cluster(1) as servers, Client([servers[0].url], timeout_s=0.5) as kv:
+            servers[0].node.error = NoLeader("no leader")
+            with pytest.raises(Unavailable, match="no leader"):
+                await kv.put("k", "v")
+            servers[0].node.error = ServerOutcomeUnknown("lost the quorum")
+            with pytest.raises(OutcomeUnknown, match="lost the quorum"):
+                await kv.put("k", "v")
+            servers[0].node.error = None
+            servers[0].node.gate = asyncio.Event()
+            with pytest.raises(OutcomeUnknown):
+                await kv.put("k", "v")
+            with pytest.raises(Unavailable):
+                await kv.get("k")
+            servers[0].node.gate.set()
+
+    run(scenario)
+
+
+def test_a_node_that_hangs_leaves_time_for_another() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([s.url for s in servers], timeout_s=2) as kv:
+            servers[0].node.gate = asyncio.Event()
+            elect(servers, 1)
+            record = await kv.put("k", "v")
+            assert record.revision == 1
+            assert (await kv.get("k")) is not None
+            servers[0].node.gate.set()
+
+    run(scenario)
+
+
+def test_a_failed_compare_tells_where_the_key_is() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            await kv.put("k", "1", prev_revision=0)
+            with pytest.raises(CompareFailed) as caught:
+                await kv.put("k", "2", prev_revision=0)
+            assert (caught.value.mod_revision, caught.value.revision) == (1, 1)
+            await kv.put("k", "2", prev_revision=1)
+
+    run(scenario)
+
+
+def test_a_refusal_is_not_repeated() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([s.url for s in servers]) as kv:
+            with pytest.raises(Refused) as caught:
+                await kv.put("k" * 1025, "v")
+            assert (caught.value.status, caught.value.code) == (413, "too_large")
+            assert sum(n for s in servers for n in s.node.counters.requests.values()) == 1
+
+    run(scenario)
+
+
+def test_the_first_write_of_a_session_goes_alone_and_the_others_follow() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            node.gate = asyncio.Event()
+            writes = [asyncio.create_task(kv.put(f"k{i}", "v")) for i in range(50)]
+            await until(lambda: bool(node.timeouts_ms))
+            assert (len(node.timeouts_ms), node.counters.inflight) == (1, 1)
+            node.gate.set()
+            await asyncio.gather(*writes)
+            assert {command.client_id for command in node.proposed} == {node.proposed[0].client_id}
+            assert sorted(command.sequence for command in node.proposed) == list(range(1, 51))
+
+    run(scenario)
+
+
+def test_no_lane_runs_further_ahead_than_the_cluster_remembers() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with contextlib.AsyncExitStack() as stack:
+            async with sessions.ticket(1) as first:
+                first.answered = True
+            oldest = await stack.enter_async_context(sessions.ticket(1))
+            for _ in range(WINDOW - 1):
+                async with sessions.ticket(1) as ticket:
+                    assert ticket.lane is oldest.lane
+            async with sessions.ticket(1) as ticket:
+                assert ticket.lane is not oldest.lane
+                assert ticket.sequence == 1
+
+    run(scenario)
+
+
+def test_writes_beyond_every_lane_wait_for_room() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(LANES_MAX):
+                async with sessions.ticket(1) as ticket:
+                    ticket.answered = True
+                held = [await stack.enter_async_context(sessions.ticket(1)) for _ in range(WINDOW)]
+                assert {t.lane for t in held} == {ticket.lane}
+            with pytest.raises(TimeoutError):
+                async with sessions.ticket(0.01):
+                    pass
+
+    run(scenario)
+
+
+def test_a_session_that_was_never_answered_is_not_built_upon() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with sessions.ticket(1) as first:
+            pass
+        async with sessions.ticket(1) as second:
+            assert second.lane is not first.lane
+            assert second.sequence == 1
+
+    run(scenario)
+
+
+def test_a_session_that_the_cluster_forgot_is_replaced_without_the_caller_noticing() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            await kv.put("k", "1")
+            servers[0].node.store = Store()
+            assert (await kv.put("k", "2")).revision == 1
+            ids = [command.client_id for command in servers[0].node.proposed]
+            assert ids[0] == ids[1] != ids[2]
+
+    run(scenario)
+
+
+def test_a_session_lost_after_a_try_makes_the_outcome_unknown() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            await kv.put("k", "1")
+            apply, tries = node.propose, []
+
+            async def forget_after_the_first_try(command, timeout_ms):  # type: ignore[no-untyped-def]
+                tries.append(command)
+                if len(tries) == 1:
+                    node.store = Store()
+                    raise ServerOutcomeUnknown("the answer is lost")
+                return await apply(command, timeout_ms)
+
+            node.propose = forget_after_the_first_try  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknown):
+                await kv.put("k", "2")
+
+    run(scenario)
+
+
+def test_a_stale_read_takes_what_the_node_at_hand_has() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client([servers[1].url]) as kv:
+            await kv.put("k", "v")
+            servers[1].node.staleness = 7
+            record = await kv.get("k", stale=True)
+            assert record is not None and record.staleness_ms == 7
+            assert servers[1].node.barriers == servers[0].node.barriers == 0
+
+    run(scenario)
+
+
+def test_a_read_too_stale_at_one_node_is_asked_of_another() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([s.url for s in servers]) as kv:
+            await kv.put("k", "v")
+            servers[0].node.staleness, servers[1].node.staleness = 5000, 3
+            record = await kv.get("k", max_staleness_ms=100)
+            assert record is not None and record.staleness_ms == 3
+
+    run(scenario)
+
+
+def test_a_leader_that_only_its_peers_can_reach_is_reached_through_them() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([servers[1].url]) as kv:
+            # As through a port-forward: the hint names a host that means nothing here...
+            servers[1].node.follow("n1", "http://127.0.0.1:1")
+            forward = servers[1].node.leader_client_url
+            answers = iter(["http://127.0.0.1:1"])
+            # ... and the node itself can reach its leader.
+            servers[1].node.leader_client_url = lambda: next(answers, servers[0].url)  # type: ignore[method-assign]
+            assert forward() == "http://127.0.0.1:1"
+            assert (await kv.put("k", "v")).revision == 1
+
+    run(scenario)
+
+
+def test_two_nodes_that_name_each_other_do_not_make_the_client_spin() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([servers[0].url], timeout_s=0.4) as kv:
+            servers[0].node.follow("n2", servers[1].url)
+            servers[1].node.follow("n1", servers[0].url)
+            with pytest.raises(Unavailable):
+                await kv.put("k", "v")
+            assert sum(s.node.counters.redirects for s in servers) < 100
+
+    run(scenario)
+
+
+def test_a_name_with_several_addresses_is_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            port = servers[0].port
+            loop = asyncio.get_running_loop()
+            real = loop.getaddrinfo
+
+            async def getaddrinfo(host, port, **options):  # type: ignore[no-untyped-def]
+                if host != "kv-headless":
+                    return await real(host, port, **options)
+                found = await real("127.0.0.1", port, **options)
+                dead = await real("127.0.0.2", port, **options)
+                return dead + found
+
+            monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+            async with Client([f"kv-headless:{port}"]) as kv:
+                assert (await kv.put("k", "v")).revision == 1
+
+    run(scenario)
+
+
+def test_status_health_and_members() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client([servers[1].url]) as kv:
+            status = await kv.status()
+            assert (status.name, status.state, status.leader_name) == ("n2", "follower", "n1")
+            assert (await kv.status(servers[0].url)).state == "leader"
+            health = await kv.health(servers[0].url)
+            assert health.ready and "[+]leader ok" in health.detail
+            assert not (await kv.health("127.0.0.1:1")).ready
+            assert [m.name for m in await kv.members()] == ["n1", "n2", "n3"]
+            added = await kv.add_member("n4", "http://127.0.0.1:9004", "http://127.0.0.1:8004")
+            assert [(m.name, m.voter) for m in added][-1] == ("n4", False)
+            assert (await kv.promote_member("n4"))[-1].voter
+            assert [m.name for m in await kv.remove_member("n4")] == ["n1", "n2", "n3"]
+            with pytest.raises(Refused):
+                await kv.remove_member("n9")
+            assert await kv.move_leader("n3") == "n3"
+            assert servers[0].node.calls == [("transfer", "n3")]
+
+    run(scenario)
+
+
+def test_a_membership_change_without_an_answer_is_unknown_and_not_repeated() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            servers[0].node.error = ServerOutcomeUnknown("who knows")
+            with pytest.raises(OutcomeUnknown):
+                await kv.remove_member("n3")
+            assert len(servers[0].node.timeouts_ms) == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://", "ftp://x:1", "http://u@h:1", "http://h:1/path", "h:99999", "h:x"])
+def test_a_malformed_endpoint_is_refused_at_once(endpoint: str) -> None:
+    with pytest.raises(InvalidArgument):
+        Client([endpoint])
+
+
+def test_mistakes_are_found_before_anything_is_sent() -> None:
+    async def scenario() -> None:
+        async with Client(["127.0.0.1:1"]) as kv:
+            with pytest.raises(InvalidArgument):
+                await kv.put("", "v")
+            with pytest.raises(InvalidArgument):
+                await kv.put("k", 3)  # type: ignore[arg-type]
+            with pytest.raises(InvalidArgument):
+                await kv.get("k", timeout_s=0)
+
+    run(scenario)
+
+
+def test_the_synchronous_twin_has_the_same_methods_and_does_the_same() -> None:
+    public = {name for name in vars(Client) if not name.startswith("_")} - {"endpoints"}
+    assert public == {name for name in vars(SyncClient) if not name.startswith("_")}
+
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+
+            def use() -> None:
+                with SyncClient([servers[0].url]) as kv:
+                    kv.put("k", "v")
+                    record = kv.get("k")
+                    assert record is not None and record.value == b"v"
+                    with pytest.raises(CompareFailed):
+                        kv.delete("k", prev_revision=9)
+                    assert kv.delete("k").deleted == 1
+                    assert kv.status().name == "n1"
+                kv.close()
+
+            await asyncio.to_thread(use)
+
+    run(scenario)
