@@ -18,6 +18,7 @@ from raft.harness import (
     ask_read,
     candidate,
     command,
+    configuration,
     configuration_entry,
     follower,
     heard,
@@ -363,12 +364,8 @@ def test_unsaved_entries_count_when_a_vote_is_weighed() -> None:
 
 def test_the_log_of_a_snapshot_counts_when_a_vote_is_weighed() -> None:
     """5.4.1 with section 7: the last entry may be known by the snapshot only."""
-    server = Server(snapshot=Snapshot(5, 2, configuration_of("abc")), term=2)
+    server = Server(snapshot=Snapshot(5, 2, configuration()), term=2)
     assert server.take(request_vote("b", "a", 3, (4, 2))).messages_after_save == (vote("a", "b", 3, granted=False),)
-
-
-def configuration_of(voters: str) -> Configuration:
-    return Server(log("1", voters)).raft.configuration
 
 
 # --- Stale answers --------------------------------------------------------------------------------------------------
@@ -675,7 +672,7 @@ def test_a_suspicion_ends_when_the_leader_is_heard() -> None:
 def test_bootstrap_writes_the_first_configuration_and_campaigns() -> None:
     """Thesis 4.4: "the first server's log [is initialized] with a configuration entry"; others learn it from there."""
     server = Server(config=RaftConfig("a", ELECTION, HEARTBEAT))
-    server.raft.bootstrap(configuration_of("abc"))
+    server.raft.bootstrap(configuration())
     first = configuration_entry(1, 1, "abc")
     asks = tuple(request_pre_vote("a", node, 2, (1, 1)) for node in "bc")
     assert server.ready() == Ready(save=saves(1, None, [first]), messages_after_save=asks)

@@ -31,7 +31,7 @@ class RaftLog:
         entries: contiguous, all of them durable.
 
     Raises:
-        InvariantViolated: the entries do not follow the snapshot without a gap.
+        InvariantViolated: the entries do not follow the snapshot without a gap, or their terms go back.
     """
 
     def __init__(self, snapshot_index: int, snapshot_term: int, entries: Sequence[Entry]) -> None:
@@ -41,6 +41,9 @@ class RaftLog:
         for offset, entry in enumerate(self._entries):
             if entry.index != snapshot_index + 1 + offset:
                 raise InvariantViolated(f"the log has entry {entry.index} where {snapshot_index + 1 + offset} belongs")
+        terms = [snapshot_term, *(entry.term for entry in self._entries)]
+        if terms != sorted(terms):
+            raise InvariantViolated("the terms in the log go back")
         self.commit_index = snapshot_index
         self.applied_index = snapshot_index
         self.saved_index = self.last_index

@@ -53,7 +53,10 @@ def decode_configuration(data: bytes) -> Configuration:
     Raises:
         msgspec.DecodeError: it is none.
     """
-    return _configuration_decoder.decode(data)
+    try:
+        return _configuration_decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not a configuration: {error}") from error
 
 
 def bootstrap_entry(configuration: Configuration) -> Entry:

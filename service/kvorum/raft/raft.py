@@ -56,7 +56,8 @@ class Raft:
         entries: the durable entries that follow it.
 
     Raises:
-        InvariantViolated: the entries leave a gap, or carry a configuration that does not decode.
+        InvariantViolated: the entries leave a gap, are ahead of the term, or carry a configuration that does not
+            decode.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Raft:
         self.voted_for = hard_state.voted_for
         self._outbox = Outbox(hard_state)
         self.log = RaftLog(snapshot.last_index if snapshot else 0, snapshot.last_term if snapshot else 0, entries)
+        if self.log.last_term > self.current_term:
+            raise InvariantViolated(f"the log is in term {self.log.last_term}, yet the term is {self.current_term}")
         self.configurations = Configurations(
             snapshot.last_index if snapshot else 0, snapshot.configuration if snapshot else Configuration()
         )
