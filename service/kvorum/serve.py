@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 import kvorum
 from kvorum import logs
@@ -138,7 +138,9 @@ async def _kubernetes_api(config: Config) -> KubernetesApi | None:
         return None
 
 
-async def _until_stopped(node: Node, source: DesiredSource, telemetry: Telemetry, stopping: asyncio.Event) -> None:
+async def _until_stopped(
+    node: Node, cluster: Coroutine[None, None, None], telemetry: Telemetry, stopping: asyncio.Event
+) -> None:
     """Return when a signal has come. The node goes on being driven: it has leadership to hand over.
 
     Raises:
