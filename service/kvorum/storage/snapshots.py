@@ -111,6 +111,8 @@ class Snapshots:
     def open(self) -> None:
         """Create the folder, remove what a crash left, and read the headers of what is complete."""
         create_folder(self.folder)
+        # A crash may have come between a rename and its sync; what is found here counts as durable.
+        sync_folder(self.folder)
         for leftover in self.folder.glob(f"*{WRITING}"):
             leftover.unlink()
         for path in sorted(self.folder.glob(f"*{COMPLETE}")):
@@ -157,7 +159,11 @@ class Snapshots:
         last_index = info.snapshot.last_index
         with self._lock:
             path.rename(self._path(last_index))
-            sync_folder(self.folder)
+            try:
+                sync_folder(self.folder)
+            except OSError:
+                self._path(last_index).unlink()
+                raise
             self._infos[last_index] = info
             if own:
                 self._adopted = max(self._adopted, last_index)

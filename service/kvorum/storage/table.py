@@ -65,6 +65,10 @@ class Table:
         self.run("PRAGMA synchronous=FULL")
         self.run("PRAGMA wal_autocheckpoint=0")
         self.run("PRAGMA locking_mode=EXCLUSIVE")
+        # What was read a moment ago may be in the kernel's memory only: the process before us may have been killed
+        # between its write and its fsync, or the fsync may have failed. From here on it counts as durable, so it is
+        # written anew, into the database, and synced.
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
         found = {pragma: self.run(f"PRAGMA {pragma}")[0][0] for pragma in wanted}
         if found != wanted:
             self.close()

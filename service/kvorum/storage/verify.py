@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from kvorum.errors import StorageCorrupt, StorageForeign
+from kvorum.errors import StorageCorrupt, StorageError, StorageForeign
+from kvorum.storage.folder import create_file, sync_file, sync_folder
 from kvorum.storage.interface import Identity
 from kvorum.storage.records import FORMAT, REJOIN, LogState, Record, decode_identity, decode_record
 
@@ -85,8 +86,29 @@ def key_of(seq: int) -> str:
     return f"{seq:020d}"
 
 
+def create_log(path: Path) -> None:
+    """Make an empty log, durably, under a name of its own first: a log is there as a whole or not at all.
+
+    Otherwise a crash could leave the rollback journal with which SQLite turns an empty file into one with a write-ahead
+    log, and a reader that changes nothing cannot do anything with it.
+    """
+    temporary = path.with_suffix(".new")
+    for leftover in path.parent.glob(f"{temporary.name}*"):
+        leftover.unlink()
+    create_file(temporary)
+    try:
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(_SCHEMA)
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot create {path}: {error}") from error
+    sync_file(temporary)
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
 def read_log(path: Path) -> Log:
-    """Verify and read a log. A file that is missing or has no tables is an empty log.
+    """Verify and read a log. A file that is missing is an empty log.
 
     Raises:
         StorageCorrupt: it is damaged.
@@ -106,11 +128,9 @@ def read_log(path: Path) -> Log:
 def _read(connection: sqlite3.Connection, path: Path) -> Log:
     log = Log()
     tables = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    if not tables:
-        return log
     if tables != [(b"table", TABLE.encode(), _SCHEMA.encode())]:
         names = ", ".join(name.decode(errors="replace") for _, name, _ in tables)
-        raise StorageForeign(f"{path} is not a log of Kvorum: it holds {names}")
+        raise StorageForeign(f"{path} is not a log of Kvorum: it holds {names or 'no table'}")
     findings = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
     if findings != [b"ok"]:
         details = "; ".join(finding.decode(errors="replace") for finding in findings)
