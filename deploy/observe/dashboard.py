@@ -349,7 +349,7 @@ def storage() -> list[Panel]:
         ),
         graph(
             "Snapshot duration, p99",
-            "The time that writing, sending or installing a snapshot took.",
+            "The time that writing a snapshot, or fetching and loading one, took.",
             "s",
             Query(quantile(0.99, "kvorum_raft_snapshot_duration_seconds", "op"), "{{op}}"),
         ),

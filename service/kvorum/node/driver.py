@@ -23,11 +23,12 @@ from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.store import Store
 from kvorum.node.barriers import Barriers
 from kvorum.node.digests import Digests
+from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Fetcher, take_snapshot
 from kvorum.node.writes import Writes
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import entry_bytes
-from kvorum.raft.messages import Entry, Heartbeat, InstallSnapshot, Message, Ready, Snapshot
+from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, InstallSnapshot, Message, Ready, Snapshot
 from kvorum.storage.interface import Loaded, Storage
 from kvorum.transport import Transport
 
@@ -90,6 +91,7 @@ class Driver:
         self.barriers = Barriers(self.raft, counters, secrets.randbits(40) << 21)
         self.fetcher = Fetcher(storage, transport, counters)
         self.fetched: dict[tuple[int, int], Store] = {}
+        self._round_trips = RoundTrips(counters)
         self._save_started = 0.0
         self._applied_bytes = 0
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -125,10 +127,13 @@ class Driver:
                     self.last_contact = time.monotonic()
                     if message.state_index:
                         self.digests.claim(message.state_index, message.state_hash)
+                elif isinstance(message, HeartbeatResponse):
+                    self._round_trips.answered(message)
         self.schedule()
 
     def peer_unreachable(self, node: str) -> None:
         """A stream to or from this peer broke."""
+        self._round_trips.forget(node)
         self.raft.peer_unreachable(node)
         self.schedule()
 
@@ -189,6 +194,7 @@ class Driver:
     def _handle(self, ready: Ready) -> None:
         # The leader's entries leave before its own disk is asked for anything (thesis 10.2.1).
         self._transport.send(ready.messages)
+        self._round_trips.sent(ready.messages)
         if ready.save is not None:
             self._save_started = time.monotonic()
             self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))

@@ -28,8 +28,8 @@ STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joinin
 ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
-SNAPSHOT_OPS = ("create", "send", "install")
-SNAPSHOTS = tuple((op, result) for op in SNAPSHOT_OPS for result in ("ok", "failed"))
+SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
+TIMED_SNAPSHOT_OPS = ("create", "install")
 IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed")
 
 
@@ -273,8 +273,8 @@ def _progress() -> tuple[Instrument, ...]:
         ),
         _histogram(
             "kvorum.raft.snapshot.duration",
-            "The time that a snapshot's writing, sending or installation took.",
-            lambda s: _histograms_by({**dict.fromkeys(SNAPSHOT_OPS, _NEVER), **s.counters.snapshot_duration}),
+            "The time that writing a snapshot, or fetching and loading one, took.",
+            lambda s: _histograms_by({**dict.fromkeys(TIMED_SNAPSHOT_OPS, _NEVER), **s.counters.snapshot_duration}),
             "op",
         ),
     )

@@ -176,7 +176,11 @@ class PeerServer:
         except ValueError:
             raise web.HTTPBadRequest(text="offset or at_least is not a number\n") from None
         except StorageError as error:
+            self._counters.snapshots["send", "failed"] += 1
             raise web.HTTPNotFound(text=f"{error}\n") from None
+        if max(offset, 0) + len(chunk.data) >= chunk.size_bytes:
+            # The last piece: whether the peer can use it, its own counter says.
+            self._counters.snapshots["send", "ok"] += 1
         headers = {
             HEADER_INDEX: str(chunk.last_index),
             HEADER_SIZE: str(chunk.size_bytes),

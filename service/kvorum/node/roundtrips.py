@@ -1,0 +1,56 @@
+"""How long heartbeats take to a peer and back: the network and the peer's event loop, without its disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from time import monotonic
+
+from kvorum.counters import Counters
+from kvorum.raft.messages import Heartbeat, HeartbeatResponse, Message, NodeId
+
+OUTSTANDING_MAX = 256
+
+
+class RoundTrips:
+    """Matches answers with heartbeats. A stream keeps their order: the oldest of a round is the one that is answered.
+
+    Args:
+        counters: where round trips are recorded, and where a dropped message shows.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._outstanding: dict[NodeId, deque[tuple[int, float]]] = {}
+        self._dropped: dict[NodeId, int] = {}
+
+    def sent(self, messages: Iterable[Message]) -> None:
+        """Note the heartbeats among the messages that leave now."""
+        now = monotonic()
+        for message in messages:
+            if isinstance(message, Heartbeat):
+                waiting = self._outstanding.get(message.recipient)
+                if waiting is None:
+                    waiting = self._outstanding[message.recipient] = deque(maxlen=OUTSTANDING_MAX)
+                waiting.append((message.round, now))
+
+    def answered(self, message: HeartbeatResponse) -> None:
+        """Record the round trip that this answer ends."""
+        node = message.sender
+        waiting = self._outstanding.get(node)
+        if waiting is None:
+            return
+        name = node.partition("@")[0]
+        dropped = self._counters.messages_dropped.get(name, 0)
+        if dropped != self._dropped.get(node, 0):
+            # Something was dropped before it was sent: which heartbeat is answered is not known any more.
+            self._dropped[node] = dropped
+            waiting.clear()
+        while waiting and waiting[0][0] < message.round:
+            waiting.popleft()
+        if waiting and waiting[0][0] == message.round:
+            self._counters.peer_rtt[name].record(monotonic() - waiting.popleft()[1])
+
+    def forget(self, node: NodeId) -> None:
+        """The stream broke: what was sent on it will not be answered."""
+        self._outstanding.pop(node, None)

@@ -1,0 +1,251 @@
+"""A real Prometheus scrapes a real cluster while leaders are killed: all that is shown, alerted and documented exists.
+
+One run serves all tests here: three nodes and a Prometheus, traffic, then a killed leader, a follower that needs a
+snapshot, and a leader that is told to stop. ``make observe`` runs it; KVORUM_OBSERVE_OUT keeps the panels' data, from
+which the dashboard's picture is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from telemetry.live import Cluster, Prometheus, fill_in, running_cluster, running_prometheus, traffic, until
+from telemetry.prometheus_tools import DASHBOARD, ROOT, RULES, tool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+MODEL: dict[str, Any] = json.loads(DASHBOARD.read_text())
+TARGETS = [(panel, target) for panel in MODEL["panels"] for target in panel.get("targets", [])]
+ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+STEADY_S = 12.0
+"""How long traffic flows between two events: long enough for each rate."""
+FLAGS = ("--snapshot-entries", "300", "--log-retain-entries", "50", "--log-format", "text")
+
+Series = list[dict[str, Any]]
+
+
+class Run(NamedTuple):
+    """What the run has left behind."""
+
+    exposition: str
+    """The ``/metrics`` of all nodes, one after the other, at the end."""
+    panels: dict[str, Series]
+    """(title, refId) -> the query's series over the whole run."""
+    annotations: Series
+    selected: dict[str, Series]
+    """A selector of an alert's expression -> its series over the whole run."""
+    rules: list[dict[str, Any]]
+    """Prometheus's own account of its rules."""
+    fired: set[str]
+    statuses: dict[int, int]
+    leaders: list[str]
+    variables: dict[str, list[str]]
+    started: float
+    ended: float
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    tool("prometheus")
+    return asyncio.run(_run(tmp_path_factory.mktemp("observe")))
+
+
+async def _run(folder: Path) -> Run:
+    started = time.time()
+    async with (
+        running_cluster(folder, *FLAGS) as cluster,
+        running_prometheus(folder, cluster.client) as prometheus,
+    ):
+        stopping = asyncio.Event()
+        flowing = asyncio.create_task(traffic(cluster, stopping))
+        try:
+            leaders = await _story(cluster)
+        finally:
+            stopping.set()
+            statuses = await flowing
+        return await _collect(cluster, prometheus, started, leaders, statuses)
+
+
+async def _story(cluster: Cluster) -> list[str]:
+    """Let happen what the panels show; return the leaders in turn."""
+    leaders = [await cluster.settled()]
+    await asyncio.sleep(STEADY_S)
+    await cluster.stop(leaders[-1])
+    leaders.append(await until("a new leader", cluster.leader))
+    await asyncio.sleep(STEADY_S)
+    await cluster.start(leaders[0])
+    await cluster.settled()
+    await asyncio.sleep(STEADY_S)
+    leader = await cluster.settled()
+    follower = next(name for name in cluster.names if name != leader)
+    await cluster.stop(follower)
+    await _outgrow(cluster, follower)
+    await cluster.start(follower)
+    await cluster.settled()
+    await asyncio.sleep(STEADY_S)
+    leaders.append(await cluster.settled())
+    await cluster.stop(leaders[-1], signal.SIGTERM)
+    leaders.append(await until("a new leader", cluster.leader))
+    await asyncio.sleep(STEADY_S / 2)
+    await cluster.start(leaders[-2])
+    await cluster.settled()
+    await asyncio.sleep(STEADY_S)
+    return leaders
+
+
+async def _outgrow(cluster: Cluster, absent: str) -> None:
+    """Wait until the others have forgotten the entries that the absent node will ask for."""
+    leader = await until("a leader", cluster.leader)
+    status = await cluster.status(leader)
+    assert status is not None
+    last_index = status["last_index"]
+
+    async def forgotten() -> bool:
+        now = await cluster.status(leader)
+        return now is not None and now["first_index"] > last_index + 1
+
+    await until(f"the log has moved on without {absent}", forgotten, deadline_s=60)
+
+
+async def _collect(
+    cluster: Cluster, prometheus: Prometheus, started: float, leaders: list[str], statuses: dict[int, int]
+) -> Run:
+    ended = time.time()
+    panels = {
+        f"{panel['title']} {target['refId']}": await prometheus.over(fill_in(target["expr"]), started, ended)
+        for panel, target in TARGETS
+    }
+    fired = await prometheus.over('count by (alertname) (ALERTS{alertstate="firing"})', started, ended)
+    groups = (await prometheus.api("rules"))["groups"]
+    annotation = fill_in(MODEL["annotations"]["list"][0]["expr"]).replace("offset 1m", "offset 5s")
+    found = Run(
+        exposition="".join([await cluster.metrics(name) for name in cluster.names]),
+        panels=panels,
+        annotations=await prometheus.over(annotation, started, ended),
+        selected={
+            selector: await prometheus.over(selector, started, ended)
+            for rule in ALERTS
+            for selector in _selectors(rule["expr"])
+        },
+        rules=[rule for group in groups for rule in group["rules"]],
+        fired={series["metric"]["alertname"] for series in fired},
+        statuses=statuses,
+        leaders=leaders,
+        variables={label: await prometheus.api(f"label/{label}/values") for label in ("namespace", "job", "pod")},
+        started=started,
+        ended=ended,
+    )
+    _keep(found)
+    return found
+
+
+def _keep(run: Run) -> None:
+    """Leave the panels' data where the picture is drawn from."""
+    out = os.environ.get("KVORUM_OBSERVE_OUT")
+    if out:
+        kept = {"started": run.started, "ended": run.ended, "panels": run.panels, "annotations": run.annotations}
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "panels.json").write_text(json.dumps(kept))
+
+
+def _selectors(expr: str) -> list[str]:
+    return re.findall(r"\b(?:kvorum|process)_[a-z_]+(?:\{[^}]*\})?", expr)
+
+
+def _finite(series: Series) -> list[float]:
+    values = [float(value) for one in series for _, value in one.get("values", [one.get("value")])]
+    return [value for value in values if math.isfinite(value)]
+
+
+def test_the_run_was_worth_watching(run: Run) -> None:
+    """Otherwise the tests below would say little: leaders changed, and traffic went on."""
+    assert len(set(run.leaders[:2])) == 2
+    assert len(set(run.leaders[2:])) == 2
+    assert run.statuses[200] > 1000
+    assert 500 not in run.statuses
+
+
+@pytest.mark.parametrize(
+    ("panel", "target"), TARGETS, ids=[f"{panel['title']} {target['refId']}" for panel, target in TARGETS]
+)
+def test_each_query_of_the_dashboard_returns_figures(run: Run, panel: dict[str, Any], target: dict[str, Any]) -> None:
+    assert _finite(run.panels[f"{panel['title']} {target['refId']}"])
+
+
+def test_each_documented_metric_is_on_a_live_node(run: Run) -> None:
+    documented = re.findall(r"^\| `(\w+)` \| (\w+)", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert len(documented) > 40
+    for name, kind in documented:
+        sample = f"{name}_count" if kind == "histogram" else name
+        assert re.search(rf"^{sample}[{{ ]", run.exposition, re.MULTILINE), name
+
+
+def test_each_live_metric_of_ours_is_documented(run: Run) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for name in re.findall(r"^# TYPE (kvorum_\w+)", run.exposition, re.MULTILINE):
+        assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_each_selector_of_an_alert_finds_series(run: Run, alert: dict[str, Any]) -> None:
+    """A misspelt metric or label evaluates without an error, to nothing: the alert would be silent for ever."""
+    selectors = _selectors(alert["expr"])
+    assert selectors
+    for selector in selectors:
+        assert _finite(run.selected[selector]), selector
+
+
+def test_prometheus_evaluates_every_alert_without_an_error(run: Run) -> None:
+    assert {rule["name"] for rule in run.rules} == {rule["alert"] for rule in ALERTS}
+    for rule in run.rules:
+        assert rule["health"] == "ok", rule
+        assert not rule.get("lastError"), rule
+
+
+def test_no_alert_about_a_broken_promise_fires_in_a_sound_cluster(run: Run) -> None:
+    assert not run.fired & {
+        "KvorumMultipleLeaders",
+        "KvorumQuarantined",
+        "KvorumIdentityRejected",
+        "KvorumClusterDown",
+        "KvorumNoLeader",
+        "KvorumInsufficientMembers",
+        "KvorumMembershipMismatch",
+    }
+
+
+def test_the_state_timeline_shows_the_killed_leader_down_and_its_successor_leading(run: Run) -> None:
+    states = {
+        one["metric"]["pod"]: [int(float(value)) for _, value in one["values"]]
+        for one in run.panels["State of each pod A"]
+    }
+    killed, successor = run.leaders[:2]
+    assert 6 in states[killed]
+    assert 0 in states[killed]
+    assert 3 in states[killed][states[killed].index(0) :]
+    assert 6 in states[successor]
+
+
+def test_a_leader_change_is_annotated(run: Run) -> None:
+    assert set(run.leaders[1:]) <= {one["metric"]["pod"] for one in run.annotations}
+
+
+def test_the_variables_of_the_dashboard_find_the_cluster(run: Run) -> None:
+    assert run.variables == {"namespace": ["default"], "job": ["kv"], "pod": ["n1", "n2", "n3"]}
+
+
+def test_a_snapshot_was_taken_sent_and_installed(run: Run) -> None:
+    for op in ("create", "send", "install"):
+        assert re.search(
+            rf'^kvorum_raft_snapshots_total{{op="{op}",result="ok"}} [1-9]', run.exposition, re.MULTILINE
+        ), op
