@@ -533,6 +533,21 @@ def test_a_follower_that_fell_behind_a_compacted_log_with_a_full_window_is_probe
     assert [type(message).__name__ for message in server.take(heard("b", "a", 2)).messages] == ["InstallSnapshot"]
 
 
+def test_a_follower_whose_window_opens_behind_a_compacted_log_is_offered_one_snapshot() -> None:
+    """B18: and the loop that fills the window ends."""
+    server = small_leader(inflight_messages_max=1)
+    for data in (b"x", b"y", b"z"):
+        server.raft.propose([data])
+        server.drain()
+        server.drain(appended("c", "a", 2, server.raft.log.last_index))
+    server.raft.compact(server.raft.snapshot_at(5), retain=0)
+    ready = server.take(appended("b", "a", 2, 3))
+    assert [type(message).__name__ for message in ready.messages if message.recipient == "b"] == [
+        "InstallSnapshot",
+        "Heartbeat",
+    ]
+
+
 # --- A whole cluster ------------------------------------------------------------------------------------------------
 
 

@@ -250,13 +250,14 @@ class Raft:
         """A snapshot of our own is durable: forget the log before it, but for ``retain`` entries (section 7).
 
         Returns:
-            The first index that the log still holds; the durable log may be cut there too.
+            Where the durable log may be cut too: the first index that the log still holds, but nothing that only a
+            newer snapshot covers, whose own save may not be done.
         """
         if self.snapshot is None or snapshot.last_index > self.snapshot.last_index:
             self.snapshot = snapshot
             self.log.compact(snapshot.last_index - retain)
             self.configurations.compact(self.log.base_index)
-        return self.log.first_index
+        return min(self.log.first_index, snapshot.last_index + 1)
 
     def reapply_from(self, index: int) -> None:
         """Hand over again what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
