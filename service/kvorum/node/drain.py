@@ -25,16 +25,22 @@ WRITES_POLL_S = 0.01
 
 
 async def hand_over(node: Node, deadline: float) -> None:
-    """Give the leadership to another voter, and let writes in flight be answered."""
+    """Give the leadership to the furthest of the voters that serve, and let writes in flight be answered."""
     timeout_ms = 2 * node.config.election_timeout_ms
-    while node.raft.role is Role.LEADER and len(node.raft.configuration.voters()) > 1 and monotonic() < deadline:
+    while node.raft.role is Role.LEADER and monotonic() < deadline:
+        others = [voter for voter in node.raft.configuration.voters() if voter != node.raft.id]
+        hellos = await _hellos(node, others)
+        progress = node.raft.status().progress
+        heirs = [hello.node_id for hello in hellos if hello and hello.is_serving and hello.node_id in progress]
+        if not heirs:
+            # Everybody stops, or nobody else is fit: an election will do once somebody is.
+            break
         try:
-            successor = await node.transfer_leadership(None, timeout_ms)
+            heir = max(heirs, key=lambda voter: progress[voter].match_index)
+            log.info("handed the leadership to %s", await node.transfer_leadership(heir, timeout_ms))
         except CallerError as error:
             log.warning("cannot hand over the leadership yet: %s", error)
             await asyncio.sleep(POLL_S)
-        else:
-            log.info("handed the leadership to %s", successor)
     while node.driver.writes.pending and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
         await asyncio.sleep(WRITES_POLL_S)
 

@@ -25,6 +25,8 @@ FRAME_BYTES = 4 << 20
 """A frame is closed once it holds this much."""
 CONNECT_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 2.0
+"""An idle stream carries an empty frame this often; the receiving side gives up on a silent one (see Node)."""
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 1.0
 
@@ -53,6 +55,7 @@ class Link:
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._complaint = ""
+        self._idle = True
 
     def retarget(self, url: str) -> None:
         """The peer moved: the next connection goes there."""
@@ -120,6 +123,7 @@ class Link:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))
                 group.create_task(self._write(stream))
+                group.create_task(self._keep_alive())
         except* _StreamBroken:
             pass
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
@@ -136,11 +140,22 @@ class Link:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if not self._queue:
+                await stream.send_bytes(encode(()))
             while self._queue:
                 messages = self._take()
+                self._idle = False
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await stream.send_bytes(encode(messages))
                 self._counters.messages_sent[self._name] += len(messages)
+
+    async def _keep_alive(self) -> None:
+        """Two followers have nothing to say to each other; an empty frame now and then shows that the stream lives."""
+        while True:
+            self._idle = True
+            await asyncio.sleep(KEEP_ALIVE_S)
+            if self._idle:
+                self._wake.set()
 
     def _take(self) -> list[Message]:
         messages: list[Message] = []
