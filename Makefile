@@ -67,3 +67,68 @@ metrics-doc: setup ## Write docs/metrics.md and docs/alerts.md anew from the ins
 .PHONY: dashboard
 dashboard: setup ## Write the Grafana dashboard anew from deploy/observe/dashboard.py
 	@$(BIN)/python deploy/observe/dashboard.py > deploy/helm/dashboards/kvorum.json
+
+# --- Kubernetes ---------------------------------------------------------------------------------------------------
+KIND_CLUSTER ?= kvorum-e2e
+KIND_NODE_IMAGE ?=
+KUBE_CONTEXT ?= kind-$(KIND_CLUSTER)
+NAMESPACE ?= kvorum-e2e
+RELEASE ?= kv
+IMAGE ?= kvorum
+ifndef TAG
+TAG := $(shell deploy/image-tag)
+endif
+BASE_IMAGE ?= python:3.11-slim
+DOCKER_BUILD_FLAGS ?=
+KEEP ?=
+E2E_REPORT ?= e2e-report
+E2E ?=
+KIND = KIND_CLUSTER='$(KIND_CLUSTER)' KIND_NODE_IMAGE='$(KIND_NODE_IMAGE)' KUBE_CONTEXT='$(KUBE_CONTEXT)' \
+  NAMESPACE='$(NAMESPACE)' RELEASE='$(RELEASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' KEEP='$(KEEP)' E2E_REPORT='$(E2E_REPORT)' \
+  BIN='$(BIN)' deploy/kind/run
+
+.PHONY: image
+image: ## Build the image IMAGE:TAG (TAG follows from the files' content)
+	@docker image inspect $(IMAGE):$(TAG) >/dev/null 2>&1 || docker build -q $(DOCKER_BUILD_FLAGS) \
+	  --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	  -t $(IMAGE):$(TAG) .
+	@echo "image: $(IMAGE):$(TAG)"
+
+.PHONY: kind-up kind-load kind-down
+kind-up: ## Create the kind cluster KIND_CLUSTER if it is not there
+	@$(KIND) up
+
+kind-load: kind-up image ## Load the image into the kind cluster
+	@$(KIND) load
+
+kind-down: ## Delete the kind cluster
+	@$(KIND) down
+
+.PHONY: helm-test e2e e2e-smoke
+helm-test: setup ## Lint the chart and check what it renders (needs helm)
+	@$(BIN)/python -m pytest -q tests/helm
+
+e2e: setup image ## Every scenario on a kind cluster, made if it is missing; options: E2E="-k leader" KEEP=1
+	@$(KIND) e2e $(E2E)
+
+e2e-smoke: setup image ## The scenarios that CI runs
+	@$(KIND) e2e -m "e2e and smoke" $(E2E)
+
+.PHONY: observe picture
+observe: setup ## Check metrics, dashboard and alerts with a real Prometheus on a real cluster whose leaders are killed
+	@bash deploy/observe/prepare
+	@KVORUM_OBSERVE_OUT=build/observe $(BIN)/python -m pytest -q tests/telemetry
+
+picture: build/observe/venv/.matplotlib ## Draw docs/img/dashboard.png from the data of the last make observe
+	@build/observe/venv/bin/python deploy/observe/picture.py build/observe/panels.json docs/img/dashboard.png
+
+build/observe/venv/.matplotlib:
+	@$(PYTHON) -m venv build/observe/venv && build/observe/venv/bin/pip install -q matplotlib && touch $@
+
+# --- Simulation ---------------------------------------------------------------------------------------------------
+.PHONY: sim
+SEEDS ?= 500
+FIRST ?= 0
+JOBS ?= 2
+sim: setup ## Simulate clusters under faults: SEED=n prints one run (SHRINK=1 a smaller one), SEEDS=N [JOBS=2] runs many
+	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED) $(if $(SHRINK),--shrink),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS))

@@ -3,6 +3,9 @@
 The algorithm of Wing and Gong (1993) with the memory of Lowe (2017): take any operation that nothing unfinished has to
 precede, apply it to a model of one key, go on; go back when stuck; never visit the same (operations done, state) twice.
 Revisions are only names of values here. Their order says which branch to try first, and nothing else.
+
+Writes without an answer make such a search explode: each may come anywhere, or never. But those that nobody saw are
+alike, but for when they began: of each sort only the one that began first needs to be tried.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from sim.history import ANY_REVISION, Operation
 FOREVER = 1 << 62
 State = str | None
 """The key's value; None when it does not exist."""
+UNSEEN = "?"
+"""Stands for any value that nobody saw; no recorded value is equal to it."""
 
 
 def check_register(operations: Sequence[Operation], states_max: int) -> str | None:
@@ -32,6 +37,7 @@ class _Search:
                 self._revisions[op.value] = op.revision
             elif op.kind == "get" and op.outcome == "ok" and op.value is not None:
                 self._revisions.setdefault(op.value, op.mod_revision)
+        self._twin_before = self._twins()
 
     def run(self, states_max: int) -> str | None:
         required = sum(1 << position for position, op in enumerate(self._ops) if op.outcome == "ok")
@@ -66,10 +72,24 @@ class _Search:
                 continue
             if self._ops[position].invoked > earliest_end:
                 break
-            found.append(position)
+            twin = self._twin_before[position]
+            if twin is None or done >> twin & 1:
+                found.append(position)
             earliest_end = min(earliest_end, self._ends[position])
         found.sort(key=self._likely_position)
         return iter(found)
+
+    def _twins(self) -> list[int | None]:
+        """Return for each open operation that nobody saw the last one before it that is like it."""
+        last: dict[tuple[str, int], int] = {}
+        twins: list[int | None] = []
+        for position, op in enumerate(self._ops):
+            is_unseen = op.is_open and (op.kind == "delete" or op.value not in self._revisions)
+            sort = (op.kind, op.prev_revision)
+            twins.append(last.get(sort) if is_unseen else None)
+            if is_unseen:
+                last[sort] = position
+        return twins
 
     def _likely_position(self, position: int) -> tuple[int, int]:
         op = self._ops[position]
@@ -87,7 +107,7 @@ class _Search:
             return fails and (revision is None or revision == op.mod_revision), state
         holds = op.prev_revision == ANY_REVISION or revision is None or revision == op.prev_revision
         if op.kind == "put":
-            return holds, op.value
+            return holds, op.value if op.value in self._revisions else UNSEEN
         if op.outcome == "ok" and op.deleted == 0:
             return state is None, state
         return holds and state is not None, None

@@ -115,7 +115,8 @@ class Leader:
             case Promote(node):
                 progress = self.progress[node]
                 lag = self._log.last_index - progress.match_index
-                if not self._is_active(node) or lag > self._config.promote_lag_max:
+                is_here = self._is_active(node) and progress.match_index > 0
+                if not is_here or lag > self._config.promote_lag_max:
                     raise MembershipRefused(f"{node} has not caught up: it is {lag} entries behind")
             case Remove(node):
                 live = [v for v in configuration.voters() if v == self._config.id or self._is_active(v)]
@@ -217,7 +218,7 @@ class Leader:
         while progress.next_index <= self._log.last_index and not progress.is_window_full(
             self._config.inflight_messages_max, self._config.inflight_bytes_max
         ):
-            if not self._send_entries(node, progress, snapshot):
+            if not self._send_entries(node, progress, snapshot) or progress.state is not ReplicationState.REPLICATE:
                 return
 
     def _send_entries(self, node: NodeId, progress: Progress, snapshot: Snapshot | None, empty: bool = False) -> bool:

@@ -1,0 +1,143 @@
+"""Administrators, who change the membership while everything else goes on; more than one at a time, at any leader."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from sim.plan import MS, Fault
+
+from kvorum.errors import MembershipRefused, NotLeader
+from kvorum.raft import AddLearner, Change, Promote, Remove
+from kvorum.raft.messages import Member, NodeId
+
+if TYPE_CHECKING:
+    from sim.node import SimNode
+    from sim.world import World
+
+MEMBERS_MAX = 8
+PERIOD_US = 100 * MS
+
+
+class Script:
+    """Changes to make one after the other, each tried until it is in force and committed, or moot."""
+
+    def __init__(self, changes: list[Change], *, is_exclusive: bool) -> None:
+        self.changes = changes
+        self.is_exclusive = is_exclusive
+        self.tries_left = 80
+
+
+class Admin:
+    """Runs scripts.
+
+    Args:
+        world: where.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.scripts: list[Script] = []
+        self._world = world
+        self._draw = Random(f"{world.plan.seed}:admin")
+        self._born = world.plan.voters
+
+    def begin(self, fault: Fault, node: SimNode) -> None:
+        """Begin to add a member, to remove one, or to replace one whose disk is lost now."""
+        if any(script.is_exclusive for script in self.scripts):
+            return
+        match fault.kind:
+            case "add":
+                if len(self._world.nodes) < MEMBERS_MAX:
+                    self._run(Script(self._adding(), is_exclusive=False))
+            case "remove":
+                self._run(Script([Remove(node.id)], is_exclusive=False))
+            case "replace":
+                self._replace(node)
+
+    def _adding(self) -> list[Change]:
+        self._born += 1
+        newborn = self._world.add_node(f"n{self._born}@1").id
+        return [AddLearner(Member(newborn, voter=False)), Promote(newborn)]
+
+    def _replace(self, node: SimNode) -> None:
+        """Lose a disk for good, if the others can do without it: that loss is no bug of ours."""
+        leaders = self._world.leaders()
+        leader = leaders[0] if leaders else None
+        if self.scripts or leader is None or leader.raft is None or leader is node:
+            return
+        log, configuration = leader.raft.log, leader.raft.configuration
+        is_settled = leader.raft.configurations.latest_index <= log.commit_index
+        is_settled = is_settled and log.term(log.commit_index) == leader.raft.current_term
+        voters = configuration.voters()
+        lost = any(voter in self._world.nodes and self._world.nodes[voter].is_lost for voter in voters)
+        if not is_settled or lost or len(voters) < 3 or node.id not in voters:
+            return
+        node.crash("its disk is lost")
+        node.is_lost = True
+        self._world.counts["disks lost"] += 1
+        name, incarnation = node.id.split("@")
+        replacement = f"{name}@{int(incarnation) + 1}"
+        self._world.add_node(replacement)
+        changes: list[Change] = [
+            AddLearner(Member(replacement, voter=False)),
+            Promote(replacement),
+            Remove(node.id),
+        ]
+        self._run(Script(changes, is_exclusive=True))
+
+    # --- Scripts ------------------------------------------------------------------------------------------------
+
+    def _run(self, script: Script) -> None:
+        self.scripts.append(script)
+        self._step(script)
+
+    def _step(self, script: Script) -> None:
+        """Look whether the change is done; if not, ask any node that believes it leads, and come back."""
+        leaders = self._world.leaders()
+        script.tries_left -= 1
+        if not script.changes or (script.tries_left <= 0 and not script.is_exclusive):
+            self.scripts.remove(script)
+            return
+        if leaders:
+            leader = leaders[self._draw.randrange(len(leaders))]
+            if self._is_done(leader, script.changes[0]):
+                self._world.counts[f"membership {type(script.changes[0]).__name__}"] += 1
+                self._after(script.changes.pop(0), script)
+            else:
+                self._ask(leader, script.changes[0])
+        self._world.clock.after(PERIOD_US, self._step, script)
+
+    def _ask(self, leader: SimNode, change: Change) -> None:
+        assert leader.raft is not None
+        try:
+            leader.raft.propose_change(change)
+        except (MembershipRefused, NotLeader):
+            return
+        self._world.note(leader.id, "proposes {}", change)
+        if isinstance(change, Remove) and change.id == leader.id:
+            self._world.counts["leaders asked to remove themselves"] += 1
+        leader.after_input()
+
+    def _is_done(self, leader: SimNode, change: Change) -> bool:
+        assert leader.raft is not None
+        if leader.raft.configurations.latest_index > leader.raft.log.commit_index:
+            return False
+        members = leader.raft.configuration
+        match change:
+            case AddLearner(member):
+                return members.get(member.id) is not None
+            case Promote(node):
+                return node in members.voters() or members.get(node) is None
+            case Remove(node):
+                return members.get(node) is None
+
+    def _after(self, change: Change, script: Script) -> None:
+        if isinstance(change, Remove):
+            self._retire(change.id)
+
+    def _retire(self, node: NodeId) -> None:
+        """A removed node goes on for a while, or for ever: it must not disturb the others (bug B7)."""
+        removed = self._world.nodes[node]
+        removed.is_removed = True
+        if not self._world.plan.removed_keep_running:
+            self._world.clock.after(self._world.plan.election_timeout_us, removed.retire)

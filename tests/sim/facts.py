@@ -1,0 +1,223 @@
+"""What has been seen so far, over all nodes and all time, and when each invariant is asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from sim import invariants
+from sim.history import Applied
+
+from kvorum.kv.commands import DeleteResult, Put, PutResult, Result, decode_batch
+from kvorum.raft import Role
+from kvorum.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Configuration,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    InstallSnapshotResponse,
+    Message,
+    NodeId,
+    Read,
+    Ready,
+    RequestVote,
+    RequestVoteResponse,
+    Save,
+    Snapshot,
+)
+from kvorum.storage.interface import Loaded
+
+if TYPE_CHECKING:
+    from sim.node import SimNode
+
+
+class Committed(msgspec.Struct, frozen=True, gc=False):
+    """An entry that a leader committed: its term, and the term in which that happened."""
+
+    term: int
+    in_term: int
+
+
+class Seen:
+    """What was seen of one process, to compare the next picture with."""
+
+    def __init__(self, term: int) -> None:
+        self.term = term
+        self.commit_index = 0
+        self.applied_index = 0
+        self.checked_index = 0
+        """Up to here its log was compared with what is committed."""
+        self.leader_term = 0
+        """The term in which it was last seen to lead."""
+        self.last_index = 0
+        self.last_term = 0
+        self.configuration_index = 0
+        self.configuration = Configuration()
+
+
+class Facts:
+    """The global truth, and the hooks through which it is learned."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[int, tuple[NodeId, int]] = {}
+        self.leader_nodes: dict[int, SimNode] = {}
+        self.votes: dict[tuple[NodeId, int], NodeId] = {}
+        self.entries: dict[tuple[int, int], tuple[int, int, bytes]] = {}
+        """(index, term) -> (the term before it, kind, data)."""
+        self.committed: list[Committed] = [Committed(0, 0)]
+        self.applied: list[Entry | None] = [None]
+        self.state_hashes: dict[int, int] = {}
+        self.log: list[Applied] = []
+        self.elections = 0
+        self.nodes: dict[NodeId, SimNode] = {}
+        self._seen: dict[NodeId, Seen] = {}
+        self._revision = 0
+
+    def bootstrap(self, entry: Entry) -> None:
+        """Take note of the first entry of the cluster: committed by construction, on every first voter's disk."""
+        self.entries[entry.index, entry.term] = (0, int(entry.kind), entry.data)
+
+    @property
+    def commit_index(self) -> int:
+        """The highest index that anybody committed."""
+        return len(self.committed) - 1
+
+    # --- A process ----------------------------------------------------------------------------------------------
+
+    def on_load(self, node: SimNode, loaded: Loaded) -> None:
+        """A process read its disk."""
+        self.nodes[node.id] = node
+        invariants.a_disk_gives_back_what_it_took(node, loaded)
+
+    def on_start(self, node: SimNode) -> None:
+        """A process started."""
+        assert node.raft is not None
+        self._seen[node.id] = Seen(node.raft.current_term)
+
+    def on_input(self, node: SimNode) -> None:
+        """A process took an input: look at what it made of it."""
+        raft, seen = node.raft, self._seen[node.id]
+        assert raft is not None
+        log = raft.log
+        invariants.indexes_and_terms_never_go_back(node, raft, seen)
+        seen.term, seen.commit_index, seen.applied_index = raft.current_term, log.commit_index, log.applied_index
+        if raft.role is Role.LEADER:
+            self._on_leader(node, seen)
+        if log.commit_index > seen.checked_index:
+            self._on_commit(node, seen)
+
+    def _on_leader(self, node: SimNode, seen: Seen) -> None:
+        raft = node.raft
+        assert raft is not None
+        if seen.leader_term != raft.current_term:
+            invariants.election_safety(self, node, raft)
+            self.leaders[raft.current_term] = (node.id, node.starts)
+            self.leader_nodes[raft.current_term] = node
+            self.elections += 1
+            invariants.leader_completeness(self, node, raft)
+            seen.leader_term = raft.current_term
+        else:
+            invariants.leader_append_only(node, raft, seen)
+            if raft.configurations.latest_index != seen.configuration_index:
+                invariants.one_configuration_at_a_time(node, raft, seen)
+        seen.last_index, seen.last_term = raft.log.last_index, raft.log.last_term
+        seen.configuration_index, seen.configuration = raft.configurations.latest_index, raft.configuration
+
+    def _on_commit(self, node: SimNode, seen: Seen) -> None:
+        raft = node.raft
+        assert raft is not None
+        log = raft.log
+        if log.commit_index > self.commit_index:
+            invariants.only_a_leader_commits_what_is_new(self, node, raft)
+            invariants.a_commit_is_durable_on_a_quorum(self, node, raft)
+            for index in range(self.commit_index + 1, log.commit_index + 1):
+                self.committed.append(Committed(log.term(index) or 0, raft.current_term))
+        for index in range(max(seen.checked_index + 1, log.base_index), log.commit_index + 1):
+            invariants.committed_entries_never_change(self, node, index, log.term(index))
+        seen.checked_index = log.commit_index
+
+    # --- What a process does ------------------------------------------------------------------------------------
+
+    def on_ready(self, node: SimNode, ready: Ready) -> None:
+        """A process was handed a Ready."""
+        save = ready.save
+        if save is None:
+            return
+        invariants.a_committed_entry_stays_on_disk(self, node, save)
+
+    def _on_entries(self, node: SimNode, before: int | None, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            seen = (before or 0, int(entry.kind), entry.data)
+            known = self.entries.setdefault((entry.index, entry.term), seen)
+            if known is not seen:
+                invariants.log_matching(node, entry, known, seen)
+            before = entry.term
+
+    def on_send(self, node: SimNode, message: Message) -> None:
+        """A message leaves a process."""
+        invariants.a_revealed_term_is_durable(node, message)
+        match message:
+            case AppendEntries():
+                self._on_entries(node, message.prev_log_term, message.entries)
+                invariants.a_commit_is_not_invented(self, node, message.leader_commit)
+            case Heartbeat():
+                invariants.a_commit_is_not_invented(self, node, message.commit_index)
+            case AppendEntriesResponse():
+                if message.success:
+                    invariants.only_saved_entries_are_acknowledged(self, node, message.term, message.index)
+            case InstallSnapshotResponse():
+                invariants.only_saved_entries_are_acknowledged(self, node, message.term, message.index)
+            case RequestVote() if not message.pre_vote:
+                self._on_vote(node, message.term, node.id)
+            case RequestVoteResponse() if message.vote_granted and not message.pre_vote:
+                self._on_vote(node, message.term, message.recipient)
+            case _:
+                pass
+
+    def _on_vote(self, node: SimNode, term: int, candidate: NodeId) -> None:
+        invariants.one_vote_per_term(self, node, term, candidate)
+        self.votes[node.id, term] = candidate
+        invariants.a_vote_is_durable(node, term, candidate)
+
+    def on_apply(self, node: SimNode, entry: Entry, results: Sequence[Result]) -> None:
+        """A process applied an entry to its store."""
+        if entry.index == len(self.applied):
+            self.applied.append(entry)
+            self._log_writes(entry, results)
+        invariants.state_machine_safety(self, node, entry)
+        invariants.only_committed_entries_are_applied(self, node, entry)
+        invariants.only_saved_entries_are_applied(node, entry)
+        state_hash = self.state_hashes.setdefault(entry.index, node.store.state_hash)
+        invariants.state_hashes_agree(node, entry.index, state_hash)
+
+    def _log_writes(self, entry: Entry, results: Sequence[Result]) -> None:
+        """Note the writes that changed the store; a retry is answered with a revision of the past."""
+        if entry.kind is not EntryKind.COMMAND:
+            return
+        for command, result in zip(decode_batch(entry.data).commands, results, strict=True):
+            changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
+            if not changed or result.revision <= self._revision:
+                continue
+            self._revision = result.revision
+            key, client, sequence = command.key.decode(), command.client_id, command.sequence
+            if isinstance(command, Put):
+                self.log.append(Applied(result.revision, "put", key, command.value.decode(), client, sequence))
+            else:
+                self.log.append(Applied(result.revision, "delete", key, None, client, sequence))
+
+    def on_restore(self, node: SimNode, snapshot: Snapshot) -> None:
+        """A process replaced its store by a snapshot."""
+        invariants.a_snapshot_is_of_committed_entries(self, node, snapshot)
+        invariants.state_hashes_agree(node, snapshot.last_index, self.state_hashes.get(snapshot.last_index))
+
+    def on_read(self, node: SimNode, read: Read) -> None:
+        """A read barrier was passed."""
+        invariants.a_read_waits_until_its_index_is_applied(node, read)
+
+    def on_durable(self, node: SimNode, save: Save) -> None:
+        """A save became durable; perhaps the process died before it knew."""
+        if save.entries:
+            self._on_entries(node, node.durable.term(save.entries[0].index - 1), save.entries)

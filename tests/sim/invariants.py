@@ -1,0 +1,285 @@
+"""What must always hold: one function each, with its section of the Raft paper (extended version) or of the thesis.
+
+Each looks at one event and at what was seen before, so that all of them together cost little; each raises
+:class:`Broken`. By induction over the events they hold for whole logs and all of time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvorum.raft import Raft, Role
+from kvorum.raft.messages import Entry, Message, NodeId, Read, RequestVote, RequestVoteResponse, Save, Snapshot
+from kvorum.storage.interface import Loaded
+
+if TYPE_CHECKING:
+    from sim.facts import Facts, Seen
+    from sim.node import SimNode
+
+
+class Broken(Exception):
+    """An invariant does not hold.
+
+    Args:
+        check: its name.
+        detail: what was seen, in words.
+    """
+
+    def __init__(self, check: str, detail: str) -> None:
+        super().__init__(f"{check}: {detail}")
+        self.check = check
+        self.detail = detail
+
+
+# --- Figure 3 ------------------------------------------------------------------------------------------------------
+
+
+def election_safety(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """At most one leader is elected in a term (section 5.2)."""
+    leader = facts.leaders.get(raft.current_term)
+    if leader is None:
+        return
+    # The only voter wins without telling anybody; if it dies before its vote is durable, it may win that term again.
+    nobody_knew = leader[0] == node.id and leader[1] < node.starts and node.loaded_term < raft.current_term
+    if not nobody_knew:
+        raise Broken("election_safety", f"{node.id} leads term {raft.current_term}, which {leader[0]} won")
+
+
+def leader_append_only(node: SimNode, raft: Raft, seen: Seen) -> None:
+    """A leader never overwrites or deletes entries of its log (section 5.3)."""
+    if raft.log.last_index < seen.last_index or raft.log.term(seen.last_index) not in (seen.last_term, None):
+        raise Broken(
+            "leader_append_only",
+            f"{node.id} leads term {raft.current_term}; its entry {seen.last_index} of term {seen.last_term} is gone",
+        )
+
+
+def log_matching(node: SimNode, entry: Entry, known: tuple[int, int, bytes], seen: tuple[int, int, bytes]) -> None:
+    """Two logs with an entry of the same index and term are equal up to it (section 5.3)."""
+    if known != seen:
+        raise Broken(
+            "log_matching",
+            f"entry {entry.index} of term {entry.term} of {node.id} follows term {seen[0]} and is {seen[1:]!r}; "
+            f"elsewhere it follows term {known[0]} and is {known[1:]!r}",
+        )
+
+
+def leader_completeness(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """What was committed in a term is in the log of every leader of a later term (section 5.4)."""
+    index = facts.commit_index
+    while index and facts.committed[index].in_term >= raft.current_term:
+        index -= 1
+    committed = facts.committed[index]
+    if index >= raft.log.base_index and raft.log.term(index) != committed.term:
+        raise Broken(
+            "leader_completeness",
+            f"{node.id} leads term {raft.current_term}, but lacks entry {index} of term {committed.term}, which was "
+            f"committed in term {committed.in_term}",
+        )
+
+
+def state_machine_safety(facts: Facts, node: SimNode, entry: Entry) -> None:
+    """No two servers apply different entries at one index (section 5.4.3); none leaves an index out."""
+    known = facts.applied[entry.index] if entry.index < len(facts.applied) else None
+    if known != entry:
+        raise Broken("state_machine_safety", f"{node.id} applies {entry}; at that index {known} was applied")
+
+
+# --- What is committed ---------------------------------------------------------------------------------------------
+
+
+def only_a_leader_commits_what_is_new(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """Only a leader finds out that an entry is committed, and only by an entry of its own term (section 5.4.2)."""
+    index = raft.log.commit_index
+    if raft.log.base_index >= index:
+        raise Broken("a_commit_is_not_invented", f"{node.id} has a snapshot at {index} of what nobody committed")
+    if facts.leaders.get(raft.current_term) != (node.id, node.starts):
+        raise Broken("a_commit_is_not_invented", f"{node.id} does not lead, and holds {index} for committed")
+    if raft.log.term(index) != raft.current_term:
+        raise Broken(
+            "a_leader_commits_by_its_own_term",
+            f"{node.id} leads term {raft.current_term} and commits entry {index} of term {raft.log.term(index)}",
+        )
+
+
+def a_commit_is_durable_on_a_quorum(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """A committed entry is on the disks of a majority of the voters (sections 5.3 and 5.4.2; thesis 10.2.1)."""
+    index, term = raft.log.commit_index, raft.log.term(raft.log.commit_index)
+    voters = raft.configuration.voters()
+    holders = [v for v in voters if v in facts.nodes and facts.nodes[v].durable.term(index) == term]
+    if len(holders) < raft.configuration.quorum():
+        raise Broken(
+            "a_commit_is_durable_on_a_quorum",
+            f"{node.id} commits entry {index} of term {term}, which of {voters} only {holders} have on disk",
+        )
+
+
+def committed_entries_never_change(facts: Facts, node: SimNode, index: int, term: int | None) -> None:
+    """What is committed is the same on every server, for ever (section 5.4.3)."""
+    if term != facts.committed[index].term:
+        raise Broken(
+            "committed_entries_never_change",
+            f"{node.id} holds entry {index} of term {term} for committed; it is of term {facts.committed[index].term}",
+        )
+
+
+def a_committed_entry_stays_on_disk(facts: Facts, node: SimNode, save: Save) -> None:
+    """No save overwrites or cuts off an entry that is committed (section 5.4.3; bug B14)."""
+    durable = node.durable
+    kept = {entry.index: entry.term for entry in save.entries}
+    if save.snapshot is not None:
+        first = save.snapshot.last_index + 1
+    elif save.entries:
+        first = save.entries[0].index
+    else:
+        return
+    for index in range(first, min(durable.last_index, facts.commit_index) + 1):
+        term = facts.committed[index].term
+        if durable.term(index) == term and kept.get(index) != term:
+            raise Broken(
+                "a_committed_entry_stays_on_disk",
+                f"{node.id} removes the committed entry {index} of term {term} from its disk",
+            )
+
+
+def a_commit_is_not_invented(facts: Facts, node: SimNode, commit_index: int) -> None:
+    """Nobody tells others of a commit that no leader has made (section 5.3)."""
+    if commit_index > facts.commit_index:
+        raise Broken(
+            "a_commit_is_not_invented",
+            f"{node.id} says that {commit_index} is committed; the highest is {facts.commit_index}",
+        )
+
+
+def only_committed_entries_are_applied(facts: Facts, node: SimNode, entry: Entry) -> None:
+    """Only what is committed reaches the state machine (section 5.3)."""
+    if entry.index > facts.commit_index:
+        raise Broken(
+            "only_committed_entries_are_applied", f"{node.id} applies {entry}; {facts.commit_index} is committed"
+        )
+
+
+def only_saved_entries_are_applied(node: SimNode, entry: Entry) -> None:
+    """An entry is on a server's own disk before the server applies it (bug B16)."""
+    if node.durable.term(entry.index) != entry.term:
+        raise Broken("only_saved_entries_are_applied", f"{node.id} applies {entry}, which is not on its disk")
+
+
+def indexes_and_terms_never_go_back(node: SimNode, raft: Raft, seen: Seen) -> None:
+    """``current_term``, ``commit_index`` and ``last_applied`` increase monotonically (Figure 2)."""
+    before = (seen.term, seen.commit_index, seen.applied_index)
+    after = (raft.current_term, raft.log.commit_index, raft.log.applied_index)
+    if after[0] < before[0] or after[1] < before[1] or after[2] < before[2]:
+        raise Broken(
+            "indexes_and_terms_never_go_back", f"term, commit index, applied index of {node.id}: {before}, then {after}"
+        )
+
+
+# --- What is durable -----------------------------------------------------------------------------------------------
+
+
+def a_disk_gives_back_what_it_took(node: SimNode, loaded: Loaded) -> None:
+    """What was durable when a process ended is what the next one starts from (Figure 2, persistent state)."""
+    durable = node.durable
+    first = loaded.snapshot.last_index if loaded.snapshot else 0
+    last = loaded.entries[-1].index if loaded.entries else first
+    problem = loaded.hard_state != durable.hard_state or last != durable.last_index
+    problem = problem or any(durable.term(entry.index) != entry.term for entry in loaded.entries)
+    if problem:
+        raise Broken(
+            "a_disk_gives_back_what_it_took",
+            f"{node.id}: {durable.hard_state} and a log to {durable.last_index} were durable; "
+            f"loaded {loaded.hard_state} and a log to {last}",
+        )
+
+
+def one_vote_per_term(facts: Facts, node: SimNode, term: int, candidate: NodeId) -> None:
+    """A server votes for at most one candidate in a term, restarts included (section 5.2)."""
+    earlier = facts.votes.get((node.id, term), candidate)
+    if earlier != candidate:
+        raise Broken("one_vote_per_term", f"{node.id} votes for {candidate} in term {term}, after {earlier}")
+
+
+def a_vote_is_durable(node: SimNode, term: int, candidate: NodeId) -> None:
+    """A vote is on disk before it is sent (Figure 2, persistent state; bugs B1 to B3)."""
+    durable = node.durable.hard_state
+    if durable.current_term < term or (durable.current_term == term and durable.voted_for != candidate):
+        raise Broken("a_vote_is_durable", f"{node.id} votes for {candidate} in term {term}, but its disk has {durable}")
+
+
+def a_revealed_term_is_durable(node: SimNode, message: Message) -> None:
+    """A term is on disk before any message reveals it (Figure 2, persistent state; bug B3)."""
+    term = message.term
+    if isinstance(message, RequestVote) and message.pre_vote:
+        term -= 1  # It asks for the next term without entering it (thesis 9.6).
+    elif isinstance(message, RequestVoteResponse) and message.pre_vote and message.vote_granted:
+        return  # It carries the term that was asked for.
+    if term > node.durable.hard_state.current_term:
+        raise Broken("a_revealed_term_is_durable", f"{node.id} sends {message}; its disk has {node.durable.hard_state}")
+
+
+def only_saved_entries_are_acknowledged(facts: Facts, node: SimNode, term: int, index: int) -> None:
+    """A follower acknowledges what is on its disk, and equal to the leader's log (section 5.3; bugs B3 and B13)."""
+    if not node.durable.covers(index):
+        raise Broken(
+            "only_saved_entries_are_acknowledged",
+            f"{node.id} acknowledges entry {index}; its disk ends at {node.durable.last_index}",
+        )
+    leader = facts.leader_nodes.get(term)
+    if leader is None or leader.raft is None or leader.raft.current_term != term or leader.raft.role is not Role.LEADER:
+        return
+    theirs, ours = leader.raft.log.term(index), node.durable.term(index)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise Broken(
+            "only_saved_entries_are_acknowledged",
+            f"{node.id} acknowledges entry {index} of term {ours}; the leader's is of term {theirs}",
+        )
+
+
+# --- Membership, snapshots, reads ----------------------------------------------------------------------------------
+
+
+def one_configuration_at_a_time(node: SimNode, raft: Raft, seen: Seen) -> None:
+    """A leader changes one voter at a time, when the change before is committed, in its own term (thesis 4.1; B27)."""
+    commit_index = raft.log.commit_index
+    if seen.configuration_index > commit_index:
+        raise Broken(
+            "one_configuration_at_a_time",
+            f"{node.id} appends a configuration while the one at {seen.configuration_index} is not committed",
+        )
+    if raft.log.term(commit_index) != raft.current_term:
+        raise Broken(
+            "one_configuration_at_a_time",
+            f"{node.id} appends a configuration before an entry of its term {raft.current_term} is committed",
+        )
+    before, after = seen.configuration.voters(), raft.configuration.voters()
+    changed = [v for v in before if v not in after] + [v for v in after if v not in before]
+    if len(changed) > 1:
+        raise Broken("one_configuration_at_a_time", f"{node.id} changes the voters {before} to {after}")
+
+
+def a_snapshot_is_of_committed_entries(facts: Facts, node: SimNode, snapshot: Snapshot) -> None:
+    """A snapshot replaces committed entries only, and says truly where they end (section 7)."""
+    index = snapshot.last_index
+    if index > facts.commit_index or facts.committed[index].term != snapshot.last_term:
+        raise Broken("a_snapshot_is_of_committed_entries", f"{node.id} restores {snapshot}")
+    if node.store.applied_index != index:
+        raise Broken(
+            "a_snapshot_is_of_committed_entries",
+            f"{node.id} restores a snapshot at {index}; its store is at {node.store.applied_index}",
+        )
+
+
+def state_hashes_agree(node: SimNode, index: int, state_hash: int | None) -> None:
+    """Every server has the same state after the same entry (section 2: replicated state machines)."""
+    if state_hash is not None and node.store.state_hash != state_hash:
+        raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
+
+
+def a_read_waits_until_its_index_is_applied(node: SimNode, read: Read) -> None:
+    """A read is served from a state no older than its barrier (thesis 6.4)."""
+    if node.store.applied_index < read.index:
+        raise Broken(
+            "a_read_waits_until_its_index_is_applied",
+            f"{node.id} serves a read at {read.index}; it has applied {node.store.applied_index}",
+        )

@@ -1,0 +1,105 @@
+"""Whoever makes the plan's faults happen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sim.admin import Admin
+from sim.network import Link
+from sim.plan import MS, Fault
+
+from kvorum.errors import NotLeader, TransferFailed
+
+if TYPE_CHECKING:
+    from sim.node import SimNode
+    from sim.world import World
+
+
+class Nemesis:
+    """Plays the faults of a plan, each at its time.
+
+    Args:
+        world: where to strike.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.admin = Admin(world)
+        self._world = world
+        for fault in world.plan.faults:
+            world.clock.after(fault.at_us, self._strike, fault)
+
+    def _strike(self, fault: Fault) -> None:
+        world = self._world
+        if world.is_recovering:
+            return
+        node = self._target(fault)
+        if node is None:
+            return
+        world.counts[f"fault {fault.kind}"] += 1
+        world.note("nemesis", "{} {} {} for {} ms", fault.kind, fault.point, node.id, fault.duration_us // MS)
+        match fault.kind:
+            case "crash":
+                self._crash(node, fault)
+            case "crash_point":
+                node.armed = (fault.point, fault.argument % 4, fault.duration_us)
+            case "crash_all":
+                for each in world.live():
+                    self._crash(each, fault)
+            case "pause":
+                node.paused_until = world.clock.now + fault.duration_us
+            case "isolate" | "one_way" | "split" | "bridge":
+                self._partition(self._links(node, fault), fault.duration_us)
+            case "disk_stall":
+                node.stalled_until = world.clock.now + fault.duration_us
+            case "disk_fail":
+                node.fail_next_save = True
+            case "clock_jump":
+                node.clock_offset_ms += fault.argument * 100 - 2_000_000
+            case "transfer":
+                self._transfer(node)
+            case _:
+                self.admin.begin(fault, node)
+
+    def _target(self, fault: Fault) -> SimNode | None:
+        leaders, live = self._world.leaders(), self._world.live()
+        if fault.target < 0 and leaders:
+            return leaders[0]
+        return live[fault.target % len(live)] if live else None
+
+    def _crash(self, node: SimNode, fault: Fault) -> None:
+        node.crash("killed", durable=fault.argument % 2)
+        self._world.clock.after(fault.duration_us, node.start)
+
+    def _transfer(self, node: SimNode) -> None:
+        assert node.raft is not None
+        try:
+            target = node.raft.transfer_leadership()
+        except (NotLeader, TransferFailed):
+            return
+        self._world.counts["transfers"] += 1
+        self._world.note(node.id, "hands its leadership to {}", target)
+        node.after_input()
+
+    # --- Partitions ---------------------------------------------------------------------------------------------
+
+    def _partition(self, links: list[Link], duration_us: int) -> None:
+        self._world.network.cut(links)
+        self._world.clock.after(duration_us, self._world.network.mend, links)
+
+    def _links(self, node: SimNode, fault: Fault) -> list[Link]:
+        """Return which directions of which links a partition cuts."""
+        ids = list(self._world.nodes)
+        others = [other for other in ids if other != node.id]
+        match fault.kind:
+            case "isolate":
+                return [(node.id, other) for other in others] + [(other, node.id) for other in others]
+            case "one_way":
+                if fault.argument & 1:
+                    return [(node.id, other) for other in others]
+                return [(other, node.id) for other in others]
+            case "split":
+                ours = [other for position, other in enumerate(ids) if fault.argument >> position & 1]
+                return [(a, b) for a in ids for b in ids if a != b and (a in ours) != (b in ours)]
+            case _:  # A bridge: two halves that only ``node`` reaches.
+                ours = others[: len(others) // 2]
+                return [(a, b) for a in others for b in others if a != b and (a in ours) != (b in ours)]

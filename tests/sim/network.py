@@ -1,0 +1,78 @@
+"""The network between the nodes: it drops, duplicates, delays, reorders, and cuts any direction of any link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from sim.clock import Clock
+from sim.plan import Plan
+
+from kvorum.raft.messages import Message, NodeId
+
+Link = tuple[NodeId, NodeId]
+"""(from, to)."""
+
+
+class Network:
+    """Delivers messages late, twice, out of order, or never.
+
+    Args:
+        plan: the rates.
+        clock: the virtual clock.
+        deliver: where messages arrive.
+    """
+
+    def __init__(self, plan: Plan, clock: Clock, deliver: Callable[[Message], None]) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._deliver = deliver
+        self._draw = Random(f"{plan.seed}:network").random
+        self._cuts: dict[Link, int] = {}
+        self.is_faulty = True
+        """False in the liveness phase: nothing is dropped, doubled or slow."""
+
+    def send(self, message: Message) -> None:
+        """Let a message leave."""
+        plan, draw = self._plan, self._draw
+        if self._cuts and self.is_cut(message.sender, message.recipient):
+            return
+        if not self.is_faulty:
+            delay = min(plan.latency_us + int(draw() * plan.jitter_us), plan.timely_us)
+            self._clock.after(delay, self._arrive, message)
+            return
+        if plan.drop_per_mille and draw() * 1000 < plan.drop_per_mille:
+            return
+        copies = 2 if plan.duplicate_per_mille and draw() * 1000 < plan.duplicate_per_mille else 1
+        for _ in range(copies):
+            delay = plan.latency_us + int(draw() * plan.jitter_us)
+            if plan.slow_per_mille and draw() * 1000 < plan.slow_per_mille:
+                delay += int(draw() * plan.slow_us)
+            self._clock.after(delay, self._arrive, message)
+
+    def _arrive(self, message: Message) -> None:
+        if not self._cuts or not self.is_cut(message.sender, message.recipient):
+            self._deliver(message)
+
+    def is_cut(self, sender: NodeId, recipient: NodeId) -> bool:
+        """Tell whether nothing gets from ``sender`` to ``recipient`` now."""
+        return self._cuts.get((sender, recipient), 0) > 0
+
+    def cut(self, links: list[Link]) -> None:
+        """Cut these directions of these links; cuts add up."""
+        for link in links:
+            self._cuts[link] = self._cuts.get(link, 0) + 1
+
+    def mend(self, links: list[Link]) -> None:
+        """Undo one :meth:`cut` of the same links."""
+        for link in links:
+            count = self._cuts.get(link, 0) - 1
+            if count > 0:
+                self._cuts[link] = count
+            else:
+                self._cuts.pop(link, None)
+
+    def heal(self) -> None:
+        """Mend everything, and stop being faulty."""
+        self._cuts.clear()
+        self.is_faulty = False

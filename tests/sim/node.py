@@ -1,0 +1,504 @@
+"""One simulated process: the real core and the real store, driven by the contract that the real driver follows.
+
+The disk is the storage's own twin in memory. It outlives the process; everything else dies with it. :class:`Durable`
+is what a crash leaves, kept apart from both, so that the invariants do not trust what they judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvorum.errors import InvariantViolated, KvorumError, NoLeader, NotLeader, Overloaded
+from kvorum.kv.commands import Command, Result, encode_batch
+from kvorum.kv.records import Record
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
+from kvorum.raft import Raft, RaftConfig
+from kvorum.raft.messages import HardState, InstallSnapshot, Message, NodeId, Ready, Save, Snapshot
+from kvorum.storage.memory import Compaction, MemoryStorage
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+UNIX_MS = 1_700_000_000_000
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a node tells a client.
+
+    ``kind``: ``result`` (of a write), ``record`` (of a read), ``not_leader``, ``refused`` (certainly not done),
+    ``lost`` (proposed, and certainly not done), ``unknown``.
+    """
+
+    kind: str
+    result: Result | None = None
+    record: Record | None = None
+    revision: int = 0
+    leader: NodeId | None = None
+
+
+Reply = Callable[[Answer], None]
+
+
+class Durable:
+    """What is on a disk, as the invariants see it: the hard state, and the terms of the log."""
+
+    def __init__(self) -> None:
+        self.hard_state = HardState()
+        self.base_index = 0
+        self.base_term = 0
+        self.terms: list[int] = []
+
+    @property
+    def last_index(self) -> int:
+        """The last durable index."""
+        return self.base_index + len(self.terms)
+
+    def term(self, index: int) -> int | None:
+        """Return the term at ``index``, or None where there is nothing or only a snapshot."""
+        if index == self.base_index:
+            return self.base_term
+        if self.base_index < index <= self.last_index:
+            return self.terms[index - self.base_index - 1]
+        return None
+
+    def covers(self, index: int) -> bool:
+        """Tell whether ``index`` is durable, in the log or in a snapshot."""
+        return index <= self.last_index
+
+    def apply(self, save: Save) -> None:
+        """Take a save that became durable."""
+        self.hard_state = save.hard_state
+        if save.snapshot is not None:
+            self.base_index, self.base_term = save.snapshot.last_index, save.snapshot.last_term
+            self.terms = []
+        if save.entries:
+            del self.terms[save.entries[0].index - self.base_index - 1 :]
+            self.terms.extend(entry.term for entry in save.entries)
+
+
+class SimNode:
+    """A process and its disk.
+
+    Args:
+        world: where it lives.
+        id: its member id.
+        disk: what it was given at birth: empty, or bootstrapped.
+    """
+
+    def __init__(self, world: World, node: NodeId, disk: MemoryStorage) -> None:
+        self.id = node
+        self.disk = disk
+        self.durable = Durable()
+        self.is_lost = False
+        self.is_removed = False
+        self.is_retired = False
+        self.paused_until = 0
+        self.stalled_until = 0
+        self.clock_offset_ms = 0
+        self.fail_next_save = False
+        self.armed: tuple[str, int, int] | None = None  # (crash point, how many times to let it pass, downtime)
+        self.starts = 0
+        self.loaded_term = 0
+        self._world = world
+        self._plan = world.plan
+        self._draw = Random(f"{world.plan.seed}:{node}:driver")
+        skew = world.plan.tick_skew_per_mille
+        self._tick_us = world.plan.tick_us * (1000 + self._draw.randrange(-skew, skew + 1)) // 1000
+        self.raft: Raft | None = None
+        self.store = Store()
+
+    # --- Life and death -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process from what is on the disk."""
+        if self.raft is not None or self.is_lost or self.is_retired:
+            return
+        self.starts += 1
+        loaded = self.disk.load()
+        self.loaded_term = loaded.hard_state.current_term
+        self._world.facts.on_load(self, loaded)
+        self.store = self._restored(loaded.snapshot) if loaded.snapshot else Store()
+        plan = self._plan
+        self.raft = self._world.make_raft(
+            RaftConfig(
+                id=self.id,
+                election_timeout_ticks=plan.election_timeout_ticks,
+                heartbeat_timeout_ticks=plan.heartbeat_timeout_ticks,
+                append_bytes_max=plan.append_bytes_max,
+                inflight_messages_max=plan.inflight_messages_max,
+                committed_bytes_max=plan.committed_bytes_max,
+                promote_lag_max=plan.promote_lag_max,
+            ),
+            Random(f"{plan.seed}:{self.id}:{self.starts}"),
+            hard_state=loaded.hard_state,
+            snapshot=loaded.snapshot,
+            entries=loaded.entries,
+        )
+        self._writes: list[tuple[Command, Reply]] = []
+        self._reads: list[tuple[bytes, Reply]] = []
+        self._waiting: dict[int, list[tuple[int, list[Reply]]]] = {}
+        self._barriers: dict[int, tuple[bytes, Reply]] = {}
+        self._contexts = self.starts << 32
+        self._after_save: tuple[Message, ...] = ()
+        self._is_pump_due = False
+        self._cut: _Cut | None = None
+        self._is_compacting = False
+        self._snapshot_index = loaded.snapshot.last_index if loaded.snapshot else 0
+        self._world.facts.on_start(self)
+        self._world.note(
+            self.id, "starts at term {} with log ..{}", loaded.hard_state.current_term, self.durable.last_index
+        )
+        self._world.clock.after(self._draw.randrange(self._tick_us), self._tick, self.starts)
+
+    def crash(self, why: str, *, durable: int = 0) -> None:
+        """End the process at once; ``durable`` of the writes in flight have reached the disk."""
+        if self.raft is None:
+            return
+        self._world.note(self.id, "crashes ({})", why)
+        self._world.counts["crashes"] += 1
+        pending = self.disk.pending
+        for operation in pending[:durable]:
+            if isinstance(operation, Save):
+                self._on_durable(operation)
+        self.disk.crash(min(durable, len(pending)))
+        self.raft = None
+        self.paused_until = 0
+        self.armed = None
+        self._world.on_crash(self)
+
+    def crash_at(self, point: str) -> bool:
+        """Die here if that is due. Return whether the process is gone."""
+        if self.armed is None or self.armed[0] != point:
+            return False
+        _, passes, downtime_us = self.armed
+        if passes > 0:
+            self.armed = (point, passes - 1, downtime_us)
+            return False
+        durable = len(self.disk.pending) if point == "save_durable_unanswered" else 0
+        self.crash(point, durable=durable)
+        self._world.clock.after(downtime_us, self.start)
+        return True
+
+    def retire(self) -> None:
+        """Stop for good: this member was removed."""
+        self.is_retired = True
+        self.crash("removed")
+
+    def recover(self) -> None:
+        """No more faults: nothing that was armed strikes, and what is paused or stalled goes on."""
+        self.armed = None
+        self.fail_next_save = False
+        self.paused_until = min(self.paused_until, self._world.clock.now)
+        self.stalled_until = min(self.stalled_until, self._world.clock.now)
+
+    def _when_awake(self, action: Callable[..., None], *arguments: object) -> bool:
+        """Return True if the process runs; else let the action wait until it does (SIGSTOP, or a long pause)."""
+        if self.paused_until <= self._world.clock.now:
+            return True
+        self._world.clock.after(self.paused_until - self._world.clock.now, action, *arguments)
+        return False
+
+    # --- What happens to it -------------------------------------------------------------------------------------
+
+    def _tick(self, start: int) -> None:
+        if self.raft is None or start != self.starts or not self._when_awake(self._tick, start):
+            return
+        self.raft.tick()
+        self._world.clock.after(self._tick_us, self._tick, start)
+        self.after_input()
+
+    def receive(self, message: Message, start: int | None = None) -> None:
+        """Take a message from a peer; a snapshot is fetched before it is stepped."""
+        start = self.starts if start is None else start
+        if self.raft is None or start != self.starts or not self._when_awake(self.receive, message, start):
+            return
+        if isinstance(message, InstallSnapshot):
+            self._fetch(message)
+            return
+        self.raft.step(message)
+        self.after_input()
+
+    def unreachable(self, peer: NodeId) -> None:
+        """The connection to a peer broke."""
+        if self.raft is not None and self.paused_until <= self._world.clock.now:
+            self.raft.peer_unreachable(peer)
+            self.after_input()
+
+    def ask(self, command: Command | bytes, reply: Reply, start: int | None = None) -> None:
+        """Take a client's request: a write, or a linearizable read of a key."""
+        start = self.starts if start is None else start
+        if self.raft is None or start != self.starts or not self._when_awake(self.ask, command, reply, start):
+            return
+        if isinstance(command, bytes):
+            self._reads.append((command, reply))
+        else:
+            self._writes.append((command, reply))
+        self.after_input()
+
+    def after_input(self) -> None:
+        """The core took something in: look at it, and have the driver take its turn, now or soon."""
+        self._world.facts.on_input(self)
+        if not self._plan.pump_delay_us:
+            self._pump(self.starts)
+        elif not self._is_pump_due:
+            self._is_pump_due = True
+            delay = self._timely(self._draw.randrange(self._plan.pump_delay_us))
+            self._world.clock.after(delay, self._pump, self.starts)
+
+    def _timely(self, delay_us: int) -> int:
+        """Return the delay, shortened in the liveness phase."""
+        return min(delay_us, self._plan.timely_us) if self._world.is_recovering else delay_us
+
+    # --- The driver's turn --------------------------------------------------------------------------------------
+
+    def _pump(self, start: int) -> None:
+        if self.raft is None or start != self.starts or not self._when_awake(self._pump, start):
+            return
+        self._is_pump_due = False
+        self._propose()
+        self._begin_reads()
+        self._world.facts.on_input(self)
+        while self.raft is not None:
+            ready = self.raft.ready()
+            if ready is None:
+                break
+            self._world.facts.on_ready(self, ready)
+            self._handle(ready)
+        if self.raft is not None:
+            self._maybe_snapshot()
+
+    def _propose(self) -> None:
+        if not self._writes or self.raft is None:
+            return
+        writes, self._writes = self._writes, []
+        time_ms = UNIX_MS + self._world.clock.now // 1000 + self.clock_offset_ms
+        try:
+            index, term = self.raft.propose([encode_batch(time_ms, [command for command, _ in writes])])
+        except NotLeader as error:
+            answer = Answer("not_leader", leader=error.leader)
+        except Overloaded:
+            answer = Answer("refused")
+        else:
+            self._waiting.setdefault(index, []).append((term, [reply for _, reply in writes]))
+            return
+        for _, reply in writes:
+            reply(answer)
+
+    def _begin_reads(self) -> None:
+        reads, self._reads = self._reads, []
+        for key, reply in reads:
+            self._contexts += 1
+            try:
+                assert self.raft is not None
+                self.raft.read_index(self._contexts)
+            except NoLeader:
+                reply(Answer("refused"))
+            else:
+                self._barriers[self._contexts] = (key, reply)
+
+    def _handle(self, ready: Ready) -> None:
+        """Do what a Ready asks for, in its order; die at a crash point if that is due."""
+        if ready.save is not None and self.crash_at("before_save"):
+            return
+        if not self._send(ready.messages):
+            return
+        if ready.save is not None:
+            self._after_save = ready.messages_after_save
+            self.disk.save(ready.save, lambda: None)
+            self._schedule_disk(ready.save)
+            if self.crash_at("save_lost") or self.crash_at("save_durable_unanswered"):
+                return
+        elif ready.messages_after_save:
+            raise InvariantViolated("messages wait for a save that there is not")
+        if (ready.committed or ready.restore) and self.crash_at("before_apply"):
+            return
+        if ready.restore is not None:
+            self._restore(ready.restore)
+        for entry in ready.committed:
+            results = self.store.apply(entry)
+            self._world.facts.on_apply(self, entry, results)
+            self._answer_writes(entry.index, entry.term, results)
+        self._answer_reads(ready)
+        if ready.committed:
+            self.crash_at("after_apply")
+
+    def _send(self, messages: tuple[Message, ...]) -> bool:
+        for message in messages:
+            self._world.facts.on_send(self, message)
+            self._world.send(message)
+            if self.crash_at("between_sends"):
+                return False
+        return True
+
+    def _answer_writes(self, index: int, term: int, results: list[Result]) -> None:
+        for proposed_term, replies in self._waiting.pop(index, ()):
+            if proposed_term != term:
+                for reply in replies:
+                    reply(Answer("lost"))
+                continue
+            for reply, result in zip(replies, results, strict=True):
+                reply(Answer("result", result))
+
+    def _answer_reads(self, ready: Ready) -> None:
+        for read in ready.reads:
+            self._world.facts.on_read(self, read)
+            if read.context in self._barriers:
+                key, reply = self._barriers.pop(read.context)
+                reply(Answer("record", record=self.store.get(key), revision=self.store.revision))
+        for context in ready.reads_refused:
+            if context in self._barriers:
+                self._barriers.pop(context)[1](Answer("refused"))
+
+    # --- The disk -----------------------------------------------------------------------------------------------
+
+    def _schedule_disk(self, operation: Save | Compaction) -> None:
+        delay = self._plan.disk_us + int(self._draw.random() * self._plan.disk_jitter_us)
+        self._world.clock.after(self._timely(delay), self._disk_done, self.starts, operation)
+
+    def _disk_done(self, start: int, operation: Save | Compaction) -> None:
+        if self.raft is None or start != self.starts:
+            return
+        now = self._world.clock.now
+        if self.stalled_until > now:
+            self._world.clock.after(self.stalled_until - now, self._disk_done, start, operation)
+            return
+        if self.disk.pending[0] is not operation:
+            self._world.clock.after(self._plan.disk_us, self._disk_done, start, operation)
+            return
+        if isinstance(operation, Save) and self.fail_next_save:
+            self.fail_next_save = False
+            self.crash("the disk is full", durable=self._draw.randrange(2))
+            self._world.clock.after(self._plan.election_timeout_us, self.start)
+            return
+        self.disk.complete()
+        if isinstance(operation, Compaction):
+            self._is_compacting = False
+            return
+        self._on_durable(operation)
+        self._saved(start, operation)
+
+    def _on_durable(self, save: Save) -> None:
+        self.durable.apply(save)
+        self._world.facts.on_durable(self, save)
+
+    def _saved(self, start: int, save: Save) -> None:
+        if self.raft is None or start != self.starts or not self._when_awake(self._saved, start, save):
+            return
+        if self.crash_at("after_save_before_send"):
+            return
+        messages, self._after_save = self._after_save, ()
+        self.raft.saved(save.number)
+        self._world.facts.on_input(self)
+        if self._send(messages):
+            self.after_input()
+
+    # --- Snapshots ----------------------------------------------------------------------------------------------
+
+    def _restored(self, snapshot: Snapshot) -> Store:
+        restorer = Restorer()
+        for chunk in self.disk.snapshots.read(snapshot.last_index):
+            restorer.feed(chunk)
+        return restorer.finish()
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        if self._cut is not None:
+            self._cut.abort()
+            self._cut = None
+        self.store = self._restored(snapshot)
+        self._snapshot_index = snapshot.last_index
+        self._world.counts["restores"] += 1
+        self._world.note(self.id, "restores the snapshot at {}", snapshot.last_index)
+        self._world.facts.on_restore(self, snapshot)
+        for index in [index for index in self._waiting if index <= snapshot.last_index]:
+            for _, replies in self._waiting.pop(index):
+                for reply in replies:
+                    reply(Answer("unknown"))
+
+    def _maybe_snapshot(self) -> None:
+        assert self.raft is not None
+        every = self._plan.snapshot_every
+        if not every or self._cut is not None or self.store.applied_index - self._snapshot_index < every:
+            return
+        if self.raft.status().applied_index != self.store.applied_index:
+            return  # A restore is under way.
+        self._cut = _Cut(self, self.raft.snapshot_at(self.store.applied_index))
+        self._world.clock.after(self._plan.disk_us, self._continue_cut, self.starts, self._cut)
+
+    def _continue_cut(self, start: int, cut: _Cut) -> None:
+        if self.raft is None or start != self.starts or cut is not self._cut:
+            return
+        if not self._when_awake(self._continue_cut, start, cut):
+            return
+        if self.stalled_until > self._world.clock.now:
+            self._world.clock.after(self.stalled_until - self._world.clock.now, self._continue_cut, start, cut)
+            return
+        if cut.write_slice(self._plan.chunk_keys):
+            self._world.clock.after(self._plan.disk_us, self._continue_cut, start, cut)
+            return
+        self._cut = None
+        self._snapshot_index = cut.snapshot.last_index
+        self._world.counts["snapshots"] += 1
+        self._world.note(self.id, "has written a snapshot at {}", cut.snapshot.last_index)
+        first_index = self.raft.compact(cut.snapshot, self._plan.retain)
+        if not self._is_compacting and first_index > 1:
+            self._is_compacting = True
+            self.disk.compact(first_index, lambda: None)
+            self._schedule_disk(self.disk.pending[-1])
+        self.after_input()
+
+    def _fetch(self, message: InstallSnapshot) -> None:
+        """Copy the file from the sender's disk; it takes time, and the sender may be gone by then."""
+        plan = self._plan
+        sender = self._world.nodes.get(message.sender)
+        info = None if sender is None else sender.disk.snapshots.latest()
+        size = info.size_bytes if info is not None else 0
+        delay = 2 * plan.latency_us + plan.disk_us + size * (1 + self._draw.randrange(20))
+        self._world.clock.after(delay, self._fetched, self.starts, message)
+
+    def _fetched(self, start: int, message: InstallSnapshot) -> None:
+        if self.raft is None or start != self.starts or not self._when_awake(self._fetched, start, message):
+            return
+        sender = self._world.nodes.get(message.sender)
+        if sender is None or sender.raft is None or self._world.network.is_cut(sender.id, self.id):
+            return
+        kept = [info for info in sender.disk.snapshots.kept() if info.snapshot == message.snapshot]
+        if not kept:
+            return
+        data = sender.disk.snapshots.chunk(message.snapshot.last_index, 0, kept[0].size_bytes)
+        receiver = self.disk.snapshots.receive(message.snapshot, kept[0].sha256)
+        receiver.write(data[receiver.offset_bytes :])
+        try:
+            receiver.commit(kept[0].sha256)
+        except KvorumError as error:
+            raise InvariantViolated(f"a snapshot of {sender.id} does not verify: {error}") from error
+        self.raft.step(message)
+        self.after_input()
+
+
+class _Cut:
+    """A snapshot being written in slices."""
+
+    def __init__(self, node: SimNode, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._cut = node.store.begin_snapshot()
+        self._writer = node.disk.snapshots.create(snapshot)
+
+    def write_slice(self, keys: int) -> bool:
+        """Write some; return whether there is more. In the end the snapshot is durable."""
+        chunk = self._cut.next_chunk(keys)
+        if chunk is not None:
+            self._writer.write(chunk)
+            return True
+        self._cut.close()
+        self._writer.commit()
+        return False
+
+    def abort(self) -> None:
+        """Throw it away."""
+        self._cut.close()
+        self._writer.abort()

@@ -1,0 +1,200 @@
+"""What one simulation is: a cluster, a workload and a list of faults, all drawn from one seed (swarm testing).
+
+Each seed draws *which* kinds of faults it uses, and how hard, besides when they strike: a run in which everything
+happens at once hides the bugs that need one thing to happen often. A plan is plain data, so a failing one can be made
+smaller by taking things out of it (:mod:`sim.shrink`).
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+MS = 1_000
+S = 1_000_000
+
+CRASH_POINTS = (
+    "before_save",
+    "save_lost",
+    "save_durable_unanswered",
+    "after_save_before_send",
+    "between_sends",
+    "before_apply",
+    "after_apply",
+)
+"""Where a process can die; each is named by what has just been, or has not been, done."""
+
+FAULT_KINDS = (
+    "crash",
+    "crash_point",
+    "crash_all",
+    "pause",
+    "isolate",
+    "one_way",
+    "split",
+    "bridge",
+    "disk_stall",
+    "disk_fail",
+    "clock_jump",
+    "transfer",
+    "add",
+    "remove",
+    "replace",
+)
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Something bad, or at least unusual, that happens at one moment. What a kind does not use is 0 or empty."""
+
+    at_us: int
+    kind: str
+    target: int = 0
+    """Which node: -1 for whoever leads then, else an ordinal, taken modulo the number of nodes."""
+    duration_us: int = 0
+    argument: int = 0
+    point: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One simulation. Times are in microseconds of the virtual clock, rates per mille."""
+
+    seed: int
+    voters: int = 3
+    # Consensus.
+    tick_us: int = 50 * MS
+    election_timeout_ticks: int = 10
+    heartbeat_timeout_ticks: int = 2
+    append_bytes_max: int = 1 << 20
+    inflight_messages_max: int = 64
+    committed_bytes_max: int = 1 << 20
+    promote_lag_max: int = 64
+    tick_skew_per_mille: int = 0
+    # The driver.
+    pump_delay_us: int = 0
+    snapshot_every: int = 0
+    """Entries between two snapshots; 0: none."""
+    retain: int = 8
+    chunk_keys: int = 2
+    unreachable_hints: bool = False
+    # The network.
+    latency_us: int = 500
+    jitter_us: int = 500
+    drop_per_mille: int = 0
+    duplicate_per_mille: int = 0
+    slow_per_mille: int = 0
+    slow_us: int = 0
+    # The disks.
+    disk_us: int = 300
+    disk_jitter_us: int = 300
+    # The clients.
+    clients: int = 3
+    operations: int = 60
+    """Per client."""
+    keys: int = 4
+    think_us: int = 20 * MS
+    value_bytes: int = 16
+    timeout_us: int = 1 * S
+    deadline_us: int = 4 * S
+    session_per_mille: int = 700
+    read_per_mille: int = 400
+    delete_per_mille: int = 100
+    compare_per_mille: int = 300
+    client_duplicate_per_mille: int = 0
+    # Time.
+    duration_us: int = 12 * S
+    """Of the safety phase; then the faults end."""
+    removed_keep_running: bool = False
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def timely_us(self) -> int:
+        """The longest delay of anything in the liveness phase: much less than an election timeout (section 5.6)."""
+        return self.election_timeout_ticks * self.tick_us // 20
+
+    @property
+    def election_timeout_us(self) -> int:
+        """The longest a follower waits before it campaigns."""
+        return 2 * self.election_timeout_ticks * self.tick_us * (1000 + self.tick_skew_per_mille) // 1000
+
+
+def draw_plan(seed: int) -> Plan:
+    """Return the plan of this seed."""
+    draw = Random(f"{seed}:plan")
+    tick_us = draw.choice((10, 20, 50, 100)) * MS
+    election_timeout_ticks = draw.choice((4, 6, 10, 10, 15))
+    plan = Plan(
+        seed=seed,
+        voters=draw.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7)),
+        tick_us=tick_us,
+        election_timeout_ticks=election_timeout_ticks,
+        heartbeat_timeout_ticks=draw.randrange(1, max(2, election_timeout_ticks // 3)),
+        append_bytes_max=draw.choice((1, 100, 300, 1000, 1 << 20)),
+        inflight_messages_max=draw.choice((1, 2, 4, 64)),
+        committed_bytes_max=draw.choice((1, 200, 1 << 20)),
+        promote_lag_max=draw.choice((0, 4, 64)),
+        tick_skew_per_mille=draw.choice((0, 0, 50, 250)),
+        pump_delay_us=draw.choice((0, 0, 200, 2000, 10 * MS)),
+        snapshot_every=draw.choice((0, 5, 10, 30, 100)),
+        retain=draw.choice((0, 0, 1, 5, 20)),
+        chunk_keys=draw.choice((1, 2, 1024)),
+        unreachable_hints=draw.random() < 0.5,
+    )
+    plan = _draw_environment(draw, plan)
+    return msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
+
+
+def _draw_environment(draw: Random, plan: Plan) -> Plan:
+    def sometimes(*values: int) -> int:
+        return draw.choice(values) if draw.random() < 0.5 else 0
+
+    latency_us = draw.choice((100, 500, 500, 2 * MS, 10 * MS))
+    disk_us = draw.choice((50, 300, 300, 3 * MS, 20 * MS))
+    return msgspec.structs.replace(
+        plan,
+        latency_us=latency_us,
+        jitter_us=draw.choice((1, latency_us, 10 * latency_us)),
+        drop_per_mille=sometimes(5, 20, 50, 150),
+        duplicate_per_mille=sometimes(5, 20, 100),
+        slow_per_mille=sometimes(2, 10, 30),
+        slow_us=draw.choice((50 * MS, 500 * MS, 3 * S)),
+        disk_us=disk_us,
+        disk_jitter_us=draw.choice((1, disk_us, 10 * disk_us)),
+        clients=draw.randrange(1, 7),
+        operations=draw.choice((20, 40, 60, 80)),
+        keys=draw.choice((1, 2, 3, 6, 12)),
+        think_us=draw.choice((1, 20, 60, 150)) * MS,
+        value_bytes=draw.choice((8, 16, 120)),
+        timeout_us=draw.choice((150, 500, 1500)) * MS,
+        deadline_us=draw.choice((1, 3, 8)) * S,
+        session_per_mille=draw.choice((0, 500, 800, 1000)),
+        read_per_mille=draw.choice((100, 300, 500, 700)),
+        delete_per_mille=draw.choice((0, 50, 200)),
+        compare_per_mille=draw.choice((0, 200, 500)),
+        client_duplicate_per_mille=sometimes(20, 100),
+        duration_us=draw.choice((6, 10, 14, 18)) * S,
+        removed_keep_running=draw.random() < 0.5,
+    )
+
+
+def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
+    """Draw which kinds of faults this seed uses, how many of each, and when."""
+    kinds = [kind for kind in FAULT_KINDS if draw.random() < 0.4]
+    busy = draw.choice((0, 2, 6, 15, 30))
+    faults = []
+    for _ in range(busy if kinds else 0):
+        kind = draw.choice(kinds)
+        timeout = plan.election_timeout_ticks * plan.tick_us
+        faults.append(
+            Fault(
+                at_us=draw.randrange(200 * MS, plan.duration_us),
+                kind=kind,
+                target=-1 if draw.random() < 0.4 else draw.randrange(7),
+                duration_us=draw.choice((timeout // 4, timeout, 2 * timeout, 5 * timeout))
+                * draw.randrange(50, 150)
+                // 100,
+                argument=draw.randrange(1 << 16),
+                point=draw.choice(CRASH_POINTS) if kind == "crash_point" else "",
+            )
+        )
+    return tuple(sorted(faults, key=lambda fault: fault.at_us))

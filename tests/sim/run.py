@@ -1,0 +1,186 @@
+"""One simulation from its plan to its verdict: a safety phase with faults, then a liveness phase without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+from sim.clients import Client
+from sim.history import Operation, Violation
+from sim.invariants import Broken
+from sim.linearizability import check_history
+from sim.nemesis import Nemesis
+from sim.node import SimNode
+from sim.plan import MS, Plan, S
+from sim.world import World
+
+from kvorum.errors import KvorumError
+from kvorum.kv.commands import ANY_REVISION
+from kvorum.raft import Raft
+
+RECOVERY_TIMEOUTS = 60
+"""After the faults end, a leader, a write and equal states must be there within so many election timeouts."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What came out of one simulation."""
+
+    seed: int
+    violation: Violation | None
+    trace_hash: str
+    simulated_us: int
+    events: int
+    counts: dict[str, int]
+    elections: int
+    operations: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing was broken."""
+        return self.violation is None
+
+
+def simulate(
+    plan: Plan, *, make_raft: Callable[..., Raft] = Raft, transcript: Callable[[str], None] | None = None
+) -> Verdict:
+    """Run one plan to its end, or to the first broken promise."""
+    world = World(plan, make_raft, transcript)
+    simulation = _Simulation(world)
+    violation: Violation | None = None
+    try:
+        simulation.run()
+    except Broken as broken:
+        violation = Violation(broken.check, broken.detail)
+    except KvorumError as error:
+        violation = Violation("the_core_never_contradicts_itself", f"{type(error).__name__}: {error}")
+    if violation is not None:
+        world.note("", "BROKEN {}: {}", violation.check, violation.detail)
+    return Verdict(
+        seed=plan.seed,
+        violation=violation,
+        trace_hash=world.trace_hash(),
+        simulated_us=world.clock.now,
+        events=world.clock.events,
+        counts=dict(sorted(world.counts.items())),
+        elections=world.facts.elections,
+        operations=len(simulation.history()),
+    )
+
+
+class _Simulation:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._plan = world.plan
+        self._clients = [Client(world, number, world.plan.operations) for number in range(world.plan.clients)]
+        self._nemesis = Nemesis(world)
+        self._draw = Random(f"{world.plan.seed}:run")
+
+    def history(self) -> list[Operation]:
+        """Return what every client recorded."""
+        return [operation for client in self._clients for operation in client.history]
+
+    def run(self) -> None:
+        self._world.clock.run_until(self._plan.duration_us)
+        self._recover()
+        self._check_history()
+
+    # --- The liveness phase -------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """End all faults; then a leader, a write, reads on every member, and equal states must come about in time."""
+        world = self._world
+        world.note("", "the faults end")
+        world.is_recovering = True
+        world.network.heal()
+        for node in list(world.nodes.values()):
+            node.recover()
+            node.start()
+        self._await("a_leader_is_elected", self._leader_is_settled)
+        for client in self._clients:
+            client.left = 0
+        self._await("every_client_is_answered", lambda: all(client.is_idle for client in self._clients))
+        self._await("membership_changes_end", lambda: not any(s.is_exclusive for s in self._nemesis.admin.scripts))
+        self._write_and_read()
+        self._await("all_members_converge", self._has_converged)
+
+    def _await(self, check: str, condition: Callable[[], bool]) -> None:
+        """Let time pass until the condition holds; the limit is in election timeouts, plus slow disks and clients."""
+        world, plan = self._world, self._plan
+        slack = plan.deadline_us + plan.slow_us + 200 * (plan.disk_us + plan.disk_jitter_us + plan.jitter_us) + 10 * S
+        limit = world.clock.now + RECOVERY_TIMEOUTS * plan.election_timeout_us + slack
+        step = max(5 * MS, plan.tick_us)
+        while not condition():
+            if world.clock.now >= limit:
+                raise Broken(check, f"not by {limit / S:.1f} s: {self._picture()}")
+            world.clock.run_until(world.clock.now + step)
+
+    def _picture(self) -> str:
+        pictures = []
+        for node in self._world.nodes.values():
+            if node.raft is None:
+                pictures.append(f"{node.id} is down")
+                continue
+            log = node.raft.log
+            pictures.append(
+                f"{node.id} is {node.raft.role} of term {node.raft.current_term}, "
+                f"log {log.first_index}..{log.last_index}, commit {log.commit_index}, applied {log.applied_index}"
+            )
+        return "; ".join(pictures)
+
+    def _leader(self) -> SimNode | None:
+        leaders = self._world.leaders()
+        return leaders[0] if leaders else None
+
+    def _leader_is_settled(self) -> bool:
+        leader = self._leader()
+        if leader is None or leader.raft is None:
+            return False
+        log = leader.raft.log
+        return log.term(log.commit_index) == leader.raft.current_term
+
+    def _members(self) -> list[SimNode]:
+        leader = self._leader()
+        if leader is None or leader.raft is None:
+            return []
+        ids = [member.id for member in leader.raft.configuration.members]
+        return [self._world.nodes[node] for node in ids if not self._world.nodes[node].is_lost]
+
+    def _write_and_read(self) -> None:
+        """A write must succeed, and every key be readable: an acknowledged write that is gone would show now."""
+        client = Client(self._world, len(self._clients), 0)
+        self._clients.append(client)
+
+        def succeeds(kind: str, key: str) -> bool:
+            last = client.history[-1] if client.history else None
+            if last is not None and (last.kind, last.key, last.outcome) == (kind, key, "ok"):
+                return True
+            if client.is_idle:
+                client.start_again(kind, key, ANY_REVISION)
+            return False
+
+        self._await("a_write_succeeds", lambda: succeeds("put", "k0"))
+        for number in range(self._plan.keys):
+            key = f"k{number}"
+            self._await("a_read_succeeds", lambda key=key: succeeds("get", key))  # type: ignore[misc]
+
+    def _has_converged(self) -> bool:
+        """Every member has applied what is committed, and all states are equal."""
+        members, index = self._members(), self._world.facts.commit_index
+        if not members:
+            return False
+        for node in members:
+            if node.raft is None or node.store.applied_index != index or node.raft.log.last_index != index:
+                return False
+        if len({node.store.state_hash for node in members}) != 1:
+            raise Broken("state_hashes_agree", f"after entry {index}: {[hex(n.store.state_hash) for n in members]}")
+        return True
+
+    # --- The verdict of the clients -----------------------------------------------------------------------------
+
+    def _check_history(self) -> None:
+        operations = self.history()
+        for log in (self._world.facts.log, None):
+            violations = check_history(operations, log, sampled_keys=0 if log is None else 2)
+            if violations:
+                raise Broken(violations[0].check, violations[0].detail)

@@ -1,0 +1,121 @@
+"""The simulated world: clock, network, nodes, what was seen, what is written down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from sim.clock import Clock
+from sim.facts import Facts
+from sim.network import Network
+from sim.node import SimNode
+from sim.plan import MS, Plan
+from sim.transcript import describe
+
+from kvorum.raft import Raft, Role, bootstrap_entry
+from kvorum.raft.messages import Configuration, HardState, Member, Message, NodeId, Save
+from kvorum.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    pass
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class World:
+    """Everything that a plan brings to life.
+
+    Args:
+        plan: what to simulate.
+        make_raft: the core: the real one, or in a self-test a broken one.
+        transcript: where readable lines go, or None.
+    """
+
+    def __init__(
+        self, plan: Plan, make_raft: Callable[..., Raft] = Raft, transcript: Callable[[str], None] | None = None
+    ) -> None:
+        self.plan = plan
+        self.make_raft = make_raft
+        self.clock = Clock()
+        self.facts = Facts()
+        self.network = Network(plan, self.clock, self._deliver)
+        self.nodes: dict[NodeId, SimNode] = {}
+        self.counts: Counter[str] = Counter()
+        self.is_recovering = False
+        """True in the liveness phase: whatever crashes is started again soon."""
+        self._transcript = transcript
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._bootstrap()
+
+    def _bootstrap(self) -> None:
+        ids = [f"n{number}@1" for number in range(1, self.plan.voters + 1)]
+        entry = bootstrap_entry(Configuration(tuple(Member(node, True) for node in ids)))
+        self.facts.bootstrap(entry)
+        for node in ids:
+            disk = MemoryStorage()
+            save = Save(1, HardState(1, None), (entry,))
+            disk.save(save, lambda: None)
+            disk.complete()
+            self.nodes[node] = SimNode(self, node, disk)
+            self.nodes[node].durable.apply(save)
+        for node in ids:
+            self.nodes[node].start()
+
+    def add_node(self, node: NodeId) -> SimNode:
+        """Start a node with an empty disk."""
+        self.nodes[node] = SimNode(self, node, MemoryStorage())
+        self.nodes[node].start()
+        return self.nodes[node]
+
+    # --- Messages -----------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Let a message leave a node."""
+        self.counts["messages"] += 1
+        self._hash.update(_encode((self.clock.now, message)))
+        self.network.send(message)
+
+    def _deliver(self, message: Message) -> None:
+        if self._transcript is not None:
+            self.note(message.recipient, "<- {}", describe(message))
+        node = self.nodes.get(message.recipient)
+        if node is not None:
+            node.receive(message)
+
+    def on_crash(self, node: SimNode) -> None:
+        """A process ended: its peers may notice that the connection broke."""
+        if self.plan.unreachable_hints:
+            for peer in self.nodes.values():
+                if peer is not node:
+                    self.clock.after(self.plan.latency_us, peer.unreachable, node.id)
+        if self.is_recovering:
+            self.clock.after(100 * MS, node.start)
+
+    # --- What is written down -----------------------------------------------------------------------------------
+
+    def note(self, who: str, text: str, *arguments: object) -> None:
+        """Write a line of the transcript, if somebody reads it."""
+        if self._transcript is not None:
+            self._transcript(f"{self.clock.now / 1e6:10.6f}  {who:<6} {text.format(*arguments)}")
+
+    def trace_hash(self) -> str:
+        """Return a hash over everything that was sent, and over what every node holds now."""
+        final = self._hash.copy()
+        for node in self.nodes.values():
+            final.update(_encode((node.id, node.store.applied_index, node.store.state_hash, node.durable.terms)))
+        final.update(_encode((self.clock.now, self.clock.events)))
+        return final.hexdigest()
+
+    # --- What a bystander sees ----------------------------------------------------------------------------------
+
+    def live(self) -> list[SimNode]:
+        """Return the nodes whose process runs, in the order they were created."""
+        return [node for node in self.nodes.values() if node.raft is not None]
+
+    def leaders(self) -> list[SimNode]:
+        """Return the nodes that believe that they lead, the highest term first."""
+        leading = [node for node in self.live() if node.raft is not None and node.raft.role is Role.LEADER]
+        return sorted(leading, key=lambda node: -node.raft.current_term if node.raft is not None else 0)
