@@ -124,7 +124,7 @@ def overview() -> list[Panel]:
 def consensus() -> list[Panel]:
     """Return the second row: elections and commits."""
     return [
-        graph("Term", "The current term of each pod.", "none", Query("kvorum_raft_term{$S}", "{{pod}}")),
+        graph("Term of each pod", "The current term of each pod.", "none", Query("kvorum_raft_term{$S}", "{{pod}}")),
         graph(
             "Elections",
             "Elections in which a pod stood, by result and by what made it stand.",

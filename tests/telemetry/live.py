@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from telemetry.prometheus_tools import RULES, tool
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 POLL_S = 0.05
 SCRAPE_INTERVAL_S = 1
 

@@ -22,7 +22,7 @@ import yaml
 from telemetry.live import Cluster, Prometheus, fill_in, running_cluster, running_prometheus, traffic, until
 from telemetry.prometheus_tools import DASHBOARD, ROOT, RULES, tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 MODEL: dict[str, Any] = json.loads(DASHBOARD.read_text())
 TARGETS = [(panel, target) for panel in MODEL["panels"] for target in panel.get("targets", [])]
@@ -61,11 +61,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 async def _run(folder: Path) -> Run:
-    started = time.time()
     async with (
         running_cluster(folder, *FLAGS) as cluster,
         running_prometheus(folder, cluster.client) as prometheus,
     ):
+        started = time.time()
         stopping = asyncio.Event()
         flowing = asyncio.create_task(traffic(cluster, stopping))
         try:

@@ -78,9 +78,11 @@ def test_a_panel_is_explained_and_of_a_current_type(panel: dict[str, Any]) -> No
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_ids_and_titles_of_their_own_and_do_not_overlap() -> None:
     ids = [panel["id"] for panel in MODEL["panels"]]
     assert len(set(ids)) == len(ids)
+    titles = [panel["title"] for panel in MODEL["panels"]]
+    assert len(set(titles)) == len(titles)
     taken: set[tuple[int, int]] = set()
     for panel in MODEL["panels"]:
         place = panel["gridPos"]

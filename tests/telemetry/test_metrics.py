@@ -207,6 +207,7 @@ def test_counters_that_alerts_watch_start_at_zero(tmp_path: Path) -> None:
     assert shown['kvorum_raft_snapshots_total{op="install",result="failed"}'] == 0
     assert shown['kvorum_dns_failures_total{peer="n3"}'] == 0
     assert shown["kvorum_raft_leader_changes_total"] == 0
+    assert shown['kvorum_requests_total{code="503",op="put"}'] == 0
 
 
 def test_counters_show_what_was_counted(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in 
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
+REQUESTS = tuple((op, code) for op in ("put", "get", "delete") for code in (200, 500, 503, 504))
 IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed")
 
 
@@ -413,7 +414,7 @@ def _clients() -> tuple[Instrument, ...]:
             "kvorum.requests",
             "{request}",
             "Client requests answered, by operation and HTTP status.",
-            lambda s: _by_pair(s.counters.requests),
+            lambda s: _by_pair(s.counters.requests, REQUESTS),
             "op",
             "code",
         ),
