@@ -116,16 +116,23 @@ class Configurations:
         """The index of the one in force."""
         return self._history[-1][0]
 
+    def has_voter(self, node: NodeId, commit_index: int) -> bool:
+        """Tell whether ``node`` is a voter: in the configuration in force, or before it while that is not committed.
+
+        A server whose removal is not committed may still be needed to commit it (thesis 4.2.2, Figure 4.6). The
+        configurations before the last two are superseded: one change at a time.
+        """
+        possible = self._history[-2:] if self.latest_index > commit_index else self._history[-1:]
+        return any(node in configuration.voters() for _, configuration in possible)
+
     def append(self, index: int, configuration: Configuration) -> None:
         """Put a configuration in force that was appended at ``index``."""
         self._history.append((index, configuration))
 
-    def truncate(self, index: int) -> bool:
-        """Return to what was in force before ``index``. Return whether that changed anything."""
-        before = len(self._history)
+    def truncate(self, index: int) -> None:
+        """Return to what was in force before ``index``."""
         while len(self._history) > 1 and self._history[-1][0] >= index:
             self._history.pop()
-        return len(self._history) != before
 
     def at(self, index: int) -> Configuration:
         """Return the configuration in force at ``index``, which must not be compacted away."""

@@ -306,9 +306,9 @@ class Raft:
         return self._save_in_flight is not None and self._save_elapsed >= self.config.election_timeout_ticks
 
     def _is_electable(self) -> bool:
-        member = self.configuration.get(self.id)
         restoring = self._snapshot_to_save is not None or self._snapshot_saving is not None
-        return member is not None and member.voter and not restoring and not self.is_disk_stalled
+        is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
+        return is_voter and not restoring and not self.is_disk_stalled
 
     def _draw_election_timeout(self) -> None:
         """Randomized, so that split votes are rare (section 5.2)."""
