@@ -1,0 +1,73 @@
+{{/* The node's configuration but for the number of replicas, which is in a mounted file so that scaling rolls nothing. */}}
+{{- define "kv.env" -}}
+- name: KVORUM_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: KVORUM_CONFIG
+  value: /etc/kvorum/kvorum.toml
+- name: KVORUM_DATA_DIR
+  value: /data/kvorum
+- name: KVORUM_LISTEN_CLIENT
+  value: "{{ .Values.listenHost }}:8001"
+- name: KVORUM_LISTEN_PEER
+  value: "{{ .Values.listenHost }}:9001"
+- name: KVORUM_LISTEN_METRICS
+  value: "{{ .Values.listenHost }}:8002"
+- name: KVORUM_DISCOVERY_DNS
+  value: {{ printf "%s.%s.svc.%s" (include "kv.headless" .) .Release.Namespace .Values.clusterDomain }}
+- name: KVORUM_INSECURE
+  value: "true"
+{{- if not (hasKey .Values.config "shutdown_grace_s") }}
+- name: KVORUM_SHUTDOWN_GRACE_S
+  value: {{ include "kv.shutdownGrace" . | quote }}
+{{- end }}
+{{- range $knob, $value := .Values.config }}
+- name: KVORUM_{{ upper $knob }}
+  {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
+  value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "kv.affinity" -}}
+{{- if .Values.affinity -}}
+affinity:
+  {{- toYaml .Values.affinity | nindent 2 }}
+{{- else if eq .Values.podAntiAffinity "hard" -}}
+affinity:
+  podAntiAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels:
+            {{- include "kv.selectorLabels" . | nindent 12 }}
+{{- else if eq .Values.podAntiAffinity "soft" -}}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- include "kv.selectorLabels" . | nindent 14 }}
+{{- end -}}
+{{- end -}}
+
+{{- define "kv.spread" -}}
+{{- if .Values.topologySpreadConstraints -}}
+topologySpreadConstraints:
+  {{- toYaml .Values.topologySpreadConstraints | nindent 2 }}
+{{- else if ne .Values.zoneSpread "none" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: topology.kubernetes.io/zone
+    whenUnsatisfiable: {{ ternary "DoNotSchedule" "ScheduleAnyway" (eq .Values.zoneSpread "hard") }}
+    labelSelector:
+      matchLabels:
+        {{- include "kv.selectorLabels" . | nindent 8 }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,440 @@
+"""What the chart renders, for many values: the rules of Kubernetes that cost clusters, one test each."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kvorum
+from kvorum.cluster.kubernetes import ROLE_LABEL
+from kvorum.config import Config
+from kvorum.config_sources import knobs, load
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "helm"
+HELM = shutil.which("helm")
+
+pytestmark = pytest.mark.skipif(HELM is None, reason="helm is not installed")
+
+Document = dict[str, Any]
+ON = {"enabled": True}
+VALUE_SETS: dict[str, Document] = {
+    "defaults": {},
+    "one": {"replicaCount": 1},
+    "five": {"replicaCount": 5},
+    "seven": {"replicaCount": 7, "podAntiAffinity": "hard", "zoneSpread": "hard"},
+    "bare": {
+        "persistence": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "podDisruptionBudget": {"enabled": False},
+        "podAntiAffinity": "none",
+        "zoneSpread": "none",
+        "kubernetesApi": {"enabled": False},
+        "serviceAccount": {"create": False},
+    },
+    "monitored": {"monitoring": {"podMonitor": ON, "prometheusRule": ON, "dashboard": ON}},
+    "service monitor": {"monitoring": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}},
+    "everything": {
+        "replicaCount": 5,
+        "image": {"repository": "registry.example/kvorum", "digest": "sha256:" + "0" * 64, "pullPolicy": "Always"},
+        "imagePullSecrets": [{"name": "registry"}],
+        "fullnameOverride": "store",
+        "clusterDomain": "corp.example",
+        "listenHost": "[::]",
+        "commonLabels": {"team": "storage"},
+        "config": {"election_timeout_ms": 1000, "snapshot_bytes": 268435456, "forward": True, "body_timeout_s": 2.5},
+        "serviceAccount": {"name": "store-account", "annotations": {"a": "b"}},
+        "service": {"type": "NodePort", "port": 80, "nodePort": 30080, "annotations": {"a": "b"}},
+        "leaderService": ON,
+        "persistence": {
+            "storageClass": "fast",
+            "size": "100Gi",
+            "annotations": {"a": "b"},
+            "retentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+        },
+        "terminationGracePeriodSeconds": 90,
+        "minReadySeconds": 5,
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+        ],
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "db", "operator": "Exists"}],
+        "priorityClassName": "high",
+        "networkPolicy": {
+            "clients": [{"namespaceSelector": {"matchLabels": {"app": "x"}}}],
+            "metrics": [{"namespaceSelector": {}}],
+        },
+        "monitoring": {"podMonitor": ON, "prometheusRule": ON, "dashboard": ON},
+        "podLabels": {"sidecar.istio.io/inject": "false"},
+        "podAnnotations": {"a": "b"},
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "extraVolumes": [{"name": "scratch", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+        "initContainers": [{"name": "first", "image": "busybox"}],
+        "sidecars": [{"name": "side", "image": "busybox"}],
+        "tests": {"annotations": {"a": "b"}},
+    },
+}
+
+
+def helm(*arguments: str, values: Document | None = None) -> subprocess.CompletedProcess[str]:
+    assert HELM is not None
+    return subprocess.run(
+        [HELM, *arguments, "--values", "-"],
+        input=json.dumps(values or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def render(values: Document | None = None, release: str = "kv") -> list[Document]:
+    return copy.deepcopy(_rendered(json.dumps(values or {}), release))
+
+
+@functools.cache
+def _rendered(values: str, release: str) -> list[Document]:
+    """Render once for each set of values: helm takes a third of a second."""
+    result = helm(
+        "template", release, str(CHART), "--namespace", "prod", "--kube-version", "1.34", values=json.loads(values)
+    )
+    assert result.returncode == 0, result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def the(documents: list[Document], kind: str, name: str = "") -> Document:
+    found = [d for d in documents if d["kind"] == kind and name in ("", d["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} documents of kind {kind} {name}"
+    return found[0]
+
+
+def kinds(documents: list[Document]) -> list[str]:
+    return [document["kind"] for document in documents]
+
+
+def pod_spec(documents: list[Document]) -> Document:
+    spec: Document = the(documents, "StatefulSet")["spec"]["template"]["spec"]
+    return spec
+
+
+def environment(documents: list[Document]) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in pod_spec(documents)["containers"][0]["env"]}
+
+
+ALL = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
+
+
+@ALL
+def test_lint_is_strict_and_clean(values: Document) -> None:
+    result = helm("lint", "--strict", str(CHART), "--kube-version", "1.34", values=values)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "[WARNING]" not in result.stdout
+
+
+@ALL
+def test_no_object_is_rendered_twice_and_all_are_in_the_namespace(values: Document) -> None:
+    documents = render(values)
+    names = [(d["apiVersion"], d["kind"], d["metadata"]["name"]) for d in documents]
+    assert len(names) == len(set(names))
+    assert {d["metadata"].get("namespace") for d in documents} == {"prod"}
+
+
+@ALL
+def test_no_environment_variable_is_named_twice(values: Document) -> None:
+    names = [entry["name"] for entry in pod_spec(render(values))["containers"][0]["env"]]
+    assert len(names) == len(set(names))
+
+
+@ALL
+def test_the_environment_is_a_configuration_that_the_node_accepts(values: Document) -> None:
+    documents = render(values)
+    given = environment(documents)
+    given["KVORUM_NAME"] = "kv-0"
+    by_env = {knob.env: knob for knob in knobs()}
+    unknown = [name for name in given if name.startswith("KVORUM_") and name not in by_env and name != "KVORUM_CONFIG"]
+    assert unknown == []
+    config = loaded(given, documents)
+    assert config.replicas == values.get("replicaCount", 3)
+    assert config.advertise_peer_url.startswith("http://kv-0.")
+
+
+def loaded(given: dict[str, str], documents: list[Document]) -> Config:
+    """Load the configuration as the node would: from the environment and from the mounted file."""
+    name = the(documents, "StatefulSet")["metadata"]["name"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kvorum.toml"
+        path.write_text(the(documents, "ConfigMap", f"{name}-cluster")["data"]["kvorum.toml"])
+        environ = {**given, "KVORUM_CONFIG": str(path)}
+        return load({}, environ, host_name="unused")[0]
+
+
+@ALL
+def test_pods_pass_pod_security_restricted(values: Document) -> None:
+    documents = render(values)
+    for spec in (pod_spec(documents), the(documents, "Pod")["spec"]):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        container = spec["containers"][0]["securityContext"]
+        assert container["allowPrivilegeEscalation"] is False
+        assert container["capabilities"] == {"drop": ["ALL"]}
+        assert container["readOnlyRootFilesystem"] is True
+        assert not any(volume.get("hostPath") for volume in spec.get("volumes", []))
+
+
+@ALL
+def test_service_links_are_off_since_they_would_inject_kv_port(values: Document) -> None:
+    documents = render(values)
+    assert pod_spec(documents)["enableServiceLinks"] is False
+    assert the(documents, "Pod")["spec"]["enableServiceLinks"] is False
+
+
+@ALL
+def test_all_pods_start_and_stop_at_once(values: Document) -> None:
+    assert the(render(values), "StatefulSet")["spec"]["podManagementPolicy"] == "Parallel"
+
+
+def test_the_pod_template_does_not_change_with_the_replica_count() -> None:
+    sets = [the(render({"replicaCount": count}), "StatefulSet")["spec"] for count in (1, 3, 5, 7)]
+    assert [spec.pop("replicas") for spec in sets] == [1, 3, 5, 7]
+    assert all(one == other for one, other in itertools.pairwise(sets))
+
+
+def test_the_pod_template_does_not_change_with_the_charts_version() -> None:
+    assert "helm.sh/chart" not in the(render(), "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+
+
+def test_the_claims_carry_the_selector_labels_only_since_they_can_never_change() -> None:
+    spec = the(render({"commonLabels": {"team": "x"}}), "StatefulSet")["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] == "data"
+    assert claim["metadata"]["labels"] == spec["selector"]["matchLabels"]
+
+
+@ALL
+def test_the_claims_are_kept_unless_told_otherwise(values: Document) -> None:
+    spec = the(render(values), "StatefulSet")["spec"]
+    policy = values.get("persistence", {}).get("retentionPolicy", {"whenDeleted": "Retain", "whenScaled": "Retain"})
+    if values.get("persistence", {}).get("enabled", True):
+        assert spec["persistentVolumeClaimRetentionPolicy"] == policy
+    else:
+        assert "volumeClaimTemplates" not in spec
+
+
+@ALL
+def test_liveness_never_asks_for_a_quorum_and_startup_has_ten_minutes(values: Document) -> None:
+    container = pod_spec(render(values))["containers"][0]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    startup = container["startupProbe"]
+    assert startup["httpGet"]["path"] == "/livez"
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    listening = environment(render(values))["KVORUM_LISTEN_METRICS"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert listening.endswith(f":{ports[container[probe]['httpGet']['port']]}")
+
+
+@ALL
+def test_stopping_is_the_processs_own_business_and_ends_before_the_kubelets_patience(values: Document) -> None:
+    documents = render(values)
+    spec = pod_spec(documents)
+    assert "lifecycle" not in spec["containers"][0]
+    assert float(environment(documents)["KVORUM_SHUTDOWN_GRACE_S"]) + 5 <= spec["terminationGracePeriodSeconds"]
+    assert "command" not in spec["containers"][0], "a shell in between would not pass SIGTERM on"
+
+
+@ALL
+def test_nodes_are_found_before_they_are_ready(values: Document) -> None:
+    documents = render(values)
+    stateful_set = the(documents, "StatefulSet")
+    service = the(documents, "Service", stateful_set["spec"]["serviceName"])
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["clusterIP"] == "None"
+    domain = values.get("clusterDomain", "cluster.local")
+    found_at = environment(documents)["KVORUM_DISCOVERY_DNS"]
+    assert found_at == f"{service['metadata']['name']}.prod.svc.{domain}"
+
+
+@ALL
+def test_every_selector_selects_the_nodes_and_not_the_test(values: Document) -> None:
+    documents = render(values)
+    labels = the(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    test_labels = the(documents, "Pod")["metadata"]["labels"]
+    selectors = [d["spec"]["selector"] for d in documents if d["kind"] == "Service"]
+    selectors += [d["spec"]["selector"]["matchLabels"] for d in documents if d["kind"] == "PodDisruptionBudget"]
+    selectors += [d["spec"]["podSelector"]["matchLabels"] for d in documents if d["kind"] == "NetworkPolicy"]
+    for selector in selectors:
+        selector = {key: value for key, value in selector.items() if key != "kvorum.io/role"}
+        assert selector.items() <= labels.items()
+        assert not selector.items() <= test_labels.items()
+
+
+@ALL
+def test_a_disruption_budget_is_left_out_for_one_replica(values: Document) -> None:
+    documents = render(values)
+    wanted = values.get("replicaCount", 3) > 1 and values.get("podDisruptionBudget", ON)["enabled"]
+    assert ("PodDisruptionBudget" in kinds(documents)) == wanted
+    if wanted:
+        assert the(documents, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_the_peer_port_is_open_to_peers_only() -> None:
+    documents = render()
+    policy = the(documents, "NetworkPolicy")["spec"]
+    selector = the(documents, "StatefulSet")["spec"]["selector"]
+    rules = [rule for rule in policy["ingress"] if {"port": "peer"} in rule["ports"]]
+    assert [rule["from"] for rule in rules] == [[{"podSelector": selector}]]
+    open_to_all = [rule["ports"] for rule in policy["ingress"] if not rule.get("from")]
+    assert open_to_all == [[{"port": "metrics"}]]
+
+
+@ALL
+def test_the_role_allows_reading_our_own_stateful_set_and_labelling_our_own_pods_and_nothing_else(
+    values: Document,
+) -> None:
+    documents = render(values)
+    spec = pod_spec(documents)
+    if not values.get("kubernetesApi", ON)["enabled"]:
+        assert "Role" not in kinds(documents)
+        assert spec["automountServiceAccountToken"] is False
+        return
+    assert spec["automountServiceAccountToken"] is True
+    name = the(documents, "StatefulSet")["metadata"]["name"]
+    assert the(documents, "Role")["rules"] == [
+        {"apiGroups": ["apps"], "resources": ["statefulsets"], "resourceNames": [name], "verbs": ["get"]},
+        {
+            "apiGroups": [""],
+            "resources": ["pods"],
+            "resourceNames": [f"{name}-{ordinal}" for ordinal in range(7)],
+            "verbs": ["patch"],
+        },
+    ]
+    (subject,) = the(documents, "RoleBinding")["subjects"]
+    assert subject["name"] == spec["serviceAccountName"]
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("kv", {}, "kv"),
+        ("prod-kv", {}, "prod-kv"),
+        ("prod", {}, "prod-kv"),
+        ("prod", {"nameOverride": "store"}, "prod-store"),
+        ("prod", {"fullnameOverride": "store"}, "store"),
+        ("a" * 53, {}, "a" * 52),
+    ],
+)
+def test_pods_are_named_after_the_release(release: str, values: Document, name: str) -> None:
+    documents = render(values, release=release)
+    assert the(documents, "StatefulSet")["metadata"]["name"] == name
+    assert all(len(document["metadata"]["name"]) <= 63 for document in documents)
+
+
+def test_knobs_become_environment_variables_with_numbers_as_they_were_written() -> None:
+    found = environment(render(VALUE_SETS["everything"]))
+    assert found["KVORUM_SNAPSHOT_BYTES"] == "268435456"
+    assert found["KVORUM_ELECTION_TIMEOUT_MS"] == "1000"
+    assert found["KVORUM_FORWARD"] == "true"
+    assert found["KVORUM_BODY_TIMEOUT_S"] == "2.5"
+
+
+def test_a_digest_wins_over_the_tag() -> None:
+    image = pod_spec(render({"image": {"tag": "x", "digest": "sha256:" + "a" * 64}}))["containers"][0]["image"]
+    assert image == "kvorum@sha256:" + "a" * 64
+
+
+def test_the_leader_service_selects_by_the_label_that_the_leader_gives_itself() -> None:
+    selector = the(render({"leaderService": ON}), "Service", "kv-leader")["spec"]["selector"]
+    assert selector[ROLE_LABEL] == "leader"
+    assert [d["metadata"]["name"] for d in render() if d["kind"] == "Service"] == ["kv", "kv-headless"]
+
+
+def test_the_dashboard_and_the_alerts_arrive_untouched() -> None:
+    documents = render(VALUE_SETS["monitored"])
+    board = the(documents, "ConfigMap", "kv-dashboard")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["kvorum.json"]) == json.loads((CHART / "dashboards/kvorum.json").read_text())
+    rules = yaml.safe_load((CHART / "rules/kvorum-alerts.yaml").read_text())
+    assert the(documents, "PrometheusRule")["spec"] == rules
+
+
+def test_the_service_monitor_scrapes_each_node_once() -> None:
+    documents = render(VALUE_SETS["service monitor"])
+    monitor = the(documents, "ServiceMonitor")
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    selected = [d for d in documents if d["kind"] == "Service" and selector.items() <= d["metadata"]["labels"].items()]
+    assert [service["metadata"]["name"] for service in selected] == ["kv-headless"]
+    assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in selected[0]["spec"]["ports"]]
+
+
+REFUSED = {
+    "even replicas": ({"replicaCount": 4}, "replicaCount"),
+    "no replicas": ({"replicaCount": 0}, "replicaCount"),
+    "nine replicas": ({"replicaCount": 9}, "replicaCount"),
+    "an unknown value": ({"replicas": 3}, "replicas"),
+    "a misspelt nested value": ({"persistence": {"storageclass": "x"}}, "storageclass"),
+    "a knob that the chart sets": ({"config": {"listen_client": "0.0.0.0:1"}}, "listen_client"),
+    "our variables among extraEnv": ({"extraEnv": [{"name": "KVORUM_TICK_MS", "value": "1"}]}, "extraEnv"),
+    "a sidecar named like the node": ({"sidecars": [{"name": "kvorum"}]}, "sidecars"),
+    "a volume named like ours": ({"extraVolumes": [{"name": "data"}]}, "extraVolumes"),
+    "clients empty, which would admit everybody": ({"networkPolicy": {"clients": []}}, "clients"),
+    "a digest that is none": ({"image": {"digest": "abc"}}, "digest"),
+    "a grace too short to drain": ({"terminationGracePeriodSeconds": 5}, "terminationGracePeriodSeconds"),
+    "two monitors": ({"monitoring": {"podMonitor": ON, "serviceMonitor": ON}}, "scrape every node twice"),
+}
+
+
+@pytest.mark.parametrize(("values", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_wrong_values_are_refused_with_their_name(values: Document, says: str) -> None:
+    result = helm("template", "kv", str(CHART), "--kube-version", "1.34", values=values)
+    assert result.returncode != 0
+    assert says in result.stderr
+
+
+def test_the_knobs_that_the_chart_sets_itself_are_real() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    reserved = schema["properties"]["config"]["propertyNames"]["not"]["enum"]
+    names = {field.name for field in knobs()}
+    assert set(reserved) <= names
+    set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in environment(render())} - {"config"}
+    assert set_by_the_chart - {"shutdown_grace_s"} <= set(reserved)
+
+
+def test_every_value_is_in_the_schema_and_documented() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    table = _values_table()
+    readme = (CHART / "README.md").read_text()
+    assert readme == table.updated(readme, (CHART / "values.yaml").read_text()), "run python deploy/values_table.py"
+    for key in values:
+        assert re.search(rf"^\| `{key}[.`]", readme, re.MULTILINE), f"{key} is not documented"
+
+
+def _values_table() -> Any:
+    spec = importlib.util.spec_from_file_location("values_table", ROOT / "deploy" / "values_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_chart_and_the_package_have_the_same_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == kvorum.__version__
