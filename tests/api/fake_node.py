@@ -181,9 +181,13 @@ class Server:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
-            await writer.drain()
-            async with asyncio.timeout(10):
-                return await reader.read()
+            answer = bytearray()
+            # A reset after the answer is the kernel's way to say that the rest of our request was not read.
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    while chunk := await reader.read(65536):
+                        answer += chunk
+            return bytes(answer)
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import NamedTuple
 
+from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
 from kvorum.api import kv
@@ -95,6 +96,8 @@ class Dispatcher:
         try:
             try:
                 path, query = split_target(request.raw_path)
+                if hdrs.ORIGIN in request.headers:
+                    _check_origin(request)
                 if path.startswith(self._kv_prefix):
                     op = _KV_OPS.get(request.method, "other")
                     response = await self._kv.handle(request, path[len(self._kv_prefix) :], query, started)
@@ -172,6 +175,16 @@ _KV_OPS = {"PUT": "put", "GET": "get", "HEAD": "get", "DELETE": "delete"}
 def _read(op: str, handler: Handler) -> dict[str, Route]:
     route = Route(op, handler)
     return {"GET": route, "HEAD": route}
+
+
+def _check_origin(request: BaseRequest) -> None:
+    """Keep a web page that somebody happens to look at from writing to a node on their machine or network.
+
+    Browsers say where a page is from, and cannot be told not to.
+    """
+    origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
+    if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
+        raise Refusal("cross_origin", "only pages that this node itself serves may change anything")
 
 
 def _asks_to_forward(query: str) -> bool:

@@ -14,7 +14,7 @@ FORWARDED_BY = "X-Kvorum-Forwarded-By"
 """Set on a request that was passed on: it is never passed on again, so no two nodes play ping-pong with it."""
 
 _REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, "traceparent")
-_RESPONSE_HEADERS = (hdrs.ETAG, hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
+_RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
 _CONNECTIONS_MAX = 256
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from kvorum.api.dispatch import Dispatcher
 from kvorum.api.facade import NodeFacade
 from kvorum.api.health import RenderMetrics
 from kvorum.api.problems import problem
+from kvorum.api.response import Response
 from kvorum.config import split_address
 from kvorum.counters import Counters
 from kvorum.logs import RateLimit
@@ -23,6 +25,8 @@ _LINGERING_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the answer."""
 _BACKLOG = 1024
 
+Handle = Callable[[BaseRequest], Awaitable[Response]]
+
 
 class ApiServer:
     """The HTTP side of one node: the client port, and the metrics port if it is another one.
@@ -30,11 +34,18 @@ class ApiServer:
     Args:
         node: the node.
         render_metrics: what ``/metrics`` answers; None: there are none.
+        wrap: what is put around the handling of each request (traces); None: nothing, at no cost.
     """
 
-    def __init__(self, node: NodeFacade, render_metrics: RenderMetrics | None = None) -> None:
+    def __init__(
+        self,
+        node: NodeFacade,
+        render_metrics: RenderMetrics | None = None,
+        wrap: Callable[[Handle], Handle] | None = None,
+    ) -> None:
         self._node = node
         self._render_metrics = render_metrics
+        self._wrap = wrap
         self._dispatchers: list[Dispatcher] = []
         self._runners: list[web.ServerRunner] = []
 
@@ -54,7 +65,7 @@ class ApiServer:
         dispatcher = Dispatcher(self._node, self._render_metrics, health_only=health_only)
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
-            dispatcher,
+            dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
             self._node.counters,
             connections_max=config.connections_max,
             keepalive_timeout=config.keepalive_s,
@@ -83,10 +94,10 @@ class ApiServer:
 class _HttpServer(web.Server):
     """Makes a protocol per connection, and counts them."""
 
-    def __init__(self, dispatcher: Dispatcher, counters: Counters, *, connections_max: int, **options: Any) -> None:
+    def __init__(self, handle: Handle, counters: Counters, *, connections_max: int, **options: Any) -> None:
         super().__init__(
             # aiohttp asks of an answer what Response has, though it is not a StreamResponse.
-            cast(Any, dispatcher.handle),
+            cast(Any, handle),
             access_log=None,
             auto_decompress=False,
             lingering_time=_LINGERING_S,
