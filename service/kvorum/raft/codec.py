@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import msgspec
 
 from kvorum.errors import MalformedMessage
+from kvorum.raft.membership import decode_configuration, is_sound
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    EntryKind,
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
@@ -43,7 +45,7 @@ def decode(frame: bytes) -> tuple[Message, ...]:
     """
     try:
         messages = _decoder.decode(frame)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedMessage(f"not a frame of messages: {error}") from error
     for message in messages:
         _check(message)
@@ -55,6 +57,7 @@ def _check(message: Message) -> None:
     match message:
         case RequestVote():
             numbers += (message.last_log_index, message.last_log_term)
+            _check_term(message, message.last_log_term)
         case AppendEntries():
             numbers += (message.prev_log_index, message.prev_log_term, message.leader_commit)
             _check_entries(message)
@@ -68,14 +71,26 @@ def _check(message: Message) -> None:
             numbers += (message.index,)
         case InstallSnapshot():
             numbers += (message.snapshot.last_index, message.snapshot.last_term)
+            _check_term(message, message.snapshot.last_term)
+            if not is_sound(message.snapshot.configuration):
+                raise MalformedMessage(f"InstallSnapshot from {message.sender}: not a sound configuration")
         case _:
             pass
     if min(numbers) < 0 or max(numbers) >= INDEX_MAX:
         raise MalformedMessage(f"{type(message).__name__} from {message.sender} has a number out of range")
 
 
+def _check_term(message: Message, log_term: int) -> None:
+    """A log never is ahead of its server's term."""
+    if log_term > message.term:
+        raise MalformedMessage(
+            f"{type(message).__name__} from {message.sender}: a log of term {log_term} in term {message.term}"
+        )
+
+
 def _check_entries(message: AppendEntries) -> None:
     index, term = message.prev_log_index, message.prev_log_term
+    _check_term(message, term)
     for entry in message.entries:
         if entry.index != index + 1 or not term <= entry.term <= message.term:
             raise MalformedMessage(
@@ -83,3 +98,8 @@ def _check_entries(message: AppendEntries) -> None:
                 f"cannot follow entry {index} of term {term}"
             )
         index, term = entry.index, entry.term
+        if entry.kind is EntryKind.CONFIGURATION:
+            try:
+                decode_configuration(entry.data)
+            except msgspec.DecodeError as error:
+                raise MalformedMessage(f"AppendEntries from {message.sender}: entry {entry.index}: {error}") from error

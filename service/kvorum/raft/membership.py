@@ -51,12 +51,21 @@ def decode_configuration(data: bytes) -> Configuration:
     """Return the configuration in a CONFIGURATION entry's data.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: it is none, or not a sound one.
     """
     try:
-        return _configuration_decoder.decode(data)
+        configuration = _configuration_decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"not a configuration: {error}") from error
+    if not is_sound(configuration):
+        raise msgspec.DecodeError("a configuration that names a member twice, or no voter")
+    return configuration
+
+
+def is_sound(configuration: Configuration) -> bool:
+    """Tell whether every member is named once, and somebody can vote."""
+    members = configuration.members
+    return len({member.id for member in members}) == len(members) and any(member.voter for member in members)
 
 
 def bootstrap_entry(configuration: Configuration) -> Entry:
