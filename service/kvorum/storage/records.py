@@ -92,7 +92,7 @@ def decode_record(value: bytes) -> tuple[Record, int]:
     body, crc = _unseal(value)
     try:
         return _record_decoder.decode(body), crc
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StorageCorrupt(f"a record does not decode: {error}") from error
 
 
@@ -109,7 +109,7 @@ def decode_identity(value: bytes) -> StoredIdentity:
     """
     try:
         return _identity_decoder.decode(_unseal(value)[0])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StorageCorrupt(f"the identity does not decode: {error}") from error
 
 

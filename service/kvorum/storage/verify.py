@@ -129,11 +129,11 @@ def _read(connection: sqlite3.Connection, path: Path) -> Log:
     log = Log()
     tables = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     if tables != [(b"table", TABLE.encode(), _SCHEMA.encode())]:
-        names = ", ".join(name.decode(errors="replace") for _, name, _ in tables)
+        names = ", ".join(_text(name) for _, name, _ in tables)
         raise StorageForeign(f"{path} is not a log of Kvorum: it holds {names or 'no table'}")
     findings = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
     if findings != [b"ok"]:
-        details = "; ".join(finding.decode(errors="replace") for finding in findings)
+        details = "; ".join(_text(finding) for finding in findings)
         raise StorageCorrupt(f"{path} is damaged: {details}; {REJOIN}")
     try:
         log.identity = _read_identity(connection)
@@ -177,6 +177,11 @@ def _add(log: Log, key: bytes, value: bytes) -> None:
     log.rows.add(record, len(value))
     log.last_seq, log.last_crc = record.seq, crc
     log.crcs[record.seq] = crc
+
+
+def _text(value: object) -> str:
+    """Return what SQLite says, which may be damaged itself, on one line."""
+    return " ".join(value.decode(errors="replace").split()) if isinstance(value, bytes) else repr(value)
 
 
 def _blob(value: object) -> bytes:
