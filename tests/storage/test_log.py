@@ -153,6 +153,37 @@ def test_a_second_save_in_flight_is_refused(tmp_path: Path) -> None:
     run(tmp_path, act)
 
 
+def test_a_snapshot_that_is_not_here_cannot_be_adopted(tmp_path: Path) -> None:
+    async def act(disk: Disk) -> None:
+        await disk.save(1, *entries(1, 3))
+        for storage in (disk.storage, MemoryStorage()):
+            with pytest.raises(InvariantViolated, match="at 9, which is not here"):
+                storage.save(Save(2, HardState(2), snapshot=snapshot(9)), nothing)
+
+    run(tmp_path, act)
+    assert load(tmp_path).entries == entries(1, 3)
+
+
+def test_a_snapshot_that_is_being_adopted_stays_whatever_arrives(tmp_path: Path) -> None:
+    """While the save is in flight, two newer ones come in: the log will need the first."""
+    sender = MemoryStorage()
+    for last_index in (50, 60):
+        take_snapshot(sender.snapshots, last_index, last_term=3)
+
+    async def act(disk: Disk) -> None:
+        for last_index in (50, 60):
+            send(sender.snapshots, disk.storage.snapshots, snapshot(last_index, 3))
+            if last_index == 50:
+                adopting = asyncio.create_task(disk.save(3, base=snapshot(50, 3)))
+                await asyncio.sleep(0)
+                take_snapshot(sender.snapshots, 70, last_term=3)
+        send(sender.snapshots, disk.storage.snapshots, snapshot(70, 3))
+        await adopting
+
+    run(tmp_path, act)
+    assert load(tmp_path) == Loaded(IDENTITY, HardState(3), snapshot(50, 3))
+
+
 def test_nothing_is_saved_before_the_identity(tmp_path: Path) -> None:
     async def main() -> None:
         storage = SqliteStorage(tmp_path, lambda error: None, 1000, Counters())

@@ -205,6 +205,8 @@ class SqliteStorage:
         if self._identity is None:
             raise InvariantViolated("a save was begun before the identity was written")
         check_save(save, self._last_index)
+        if save.snapshot is not None:
+            self._snapshots.expect(save.snapshot.last_index)
         loop = self._running_loop()
         record = make_record(self._log.last_seq + 1, self._log.last_crc, self._last_index, save)
         value, crc = encode_record(record)

@@ -75,6 +75,8 @@ class MemoryStorage:
         """Put ``save`` among what is pending."""
         if any(isinstance(operation, Save) for operation, _ in self._pending):
             raise InvariantViolated("a save was begun while another is in flight")
+        if save.snapshot is not None:
+            self.snapshots.expect(save.snapshot.last_index)
         self._begin(save, done)
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
@@ -136,6 +138,7 @@ class MemorySnapshots:
         """What has arrived of files that peers send."""
         self._infos: dict[int, SnapshotInfo] = {}
         self._adopted = 0
+        self._expected = 0
 
     def create(self, snapshot: Snapshot) -> MemoryWriter:
         """Begin a snapshot."""
@@ -175,13 +178,19 @@ class MemorySnapshots:
         _, part = self.parts.setdefault(snapshot.last_index, (sha256, bytearray()))
         return MemoryReceiver(self, snapshot, part)
 
+    def expect(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index``: a save is about to adopt it."""
+        if last_index not in self._infos:
+            raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
+        self._expected = last_index
+
     def adopt(self, snapshot: Snapshot | None) -> None:
         """Note that the log goes on from ``snapshot``; one older is kept, and a newer one until a save adopts it."""
         self._adopted = snapshot.last_index if snapshot is not None else 0
         kept = [info.snapshot.last_index for info in self.kept()]
         for last_index in kept[SNAPSHOTS_KEPT:]:
             del self._infos[last_index], self.files[last_index]
-        ahead = sorted(index for index in self.files if index > self._adopted)
+        ahead = sorted(index for index in self.files if index > self._adopted and index != self._expected)
         for last_index in ahead[:-1]:
             del self._infos[last_index], self.files[last_index]
 

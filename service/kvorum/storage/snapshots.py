@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.folder import FILE_MODE, create_folder, explained, sync_folder
 from kvorum.storage.interface import SnapshotInfo
@@ -59,6 +59,7 @@ class Snapshots:
         self._infos: dict[int, SnapshotInfo] = {}
         self._adopted = 0
         """The last index of the newest snapshot that the log goes on from."""
+        self._expected = 0
 
     # --- For the driver -----------------------------------------------------------------------------------------------
 
@@ -144,6 +145,17 @@ class Snapshots:
             self._infos[last_index] = SnapshotInfo(snapshot, path.stat().st_size, sha256)
             yield snapshot
 
+    def expect(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index`` whatever arrives: a save is about to adopt it.
+
+        Raises:
+            InvariantViolated: there is none.
+        """
+        with self._lock:
+            if last_index not in self._infos:
+                raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
+            self._expected = last_index
+
     def adopt(self, snapshot: Snapshot | None) -> None:
         """Note which snapshot the log goes on from."""
         self.adopt_index(snapshot.last_index if snapshot is not None else 0)
@@ -176,7 +188,7 @@ class Snapshots:
     def _prune(self) -> None:
         """Remove what is not needed. A file that comes back after a crash does no harm: the folder is not synced."""
         kept = [info.snapshot.last_index for info in self._kept()]
-        ahead = sorted(index for index in self._infos if index > self._adopted)
+        ahead = sorted(index for index in self._infos if index > self._adopted and index != self._expected)
         for last_index in kept[SNAPSHOTS_KEPT:] + ahead[:-1]:
             del self._infos[last_index]
             self._path(last_index).unlink(missing_ok=True)
