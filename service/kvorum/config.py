@@ -201,6 +201,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "s", "alias": "--metrics-log-interval"},
         ),
     ] = 0.0
+    trace_endpoint: Annotated[
+        str,
+        Meta(
+            description="URL of an OTLP/HTTP collector, e.g. http://otel:4318/v1/traces; needs kvorum[otlp]. "
+            "Empty: no traces."
+        ),
+    ] = ""
+    trace_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1, description="The part of the requests that is traced where the client does not say."),
+    ] = 0.01
     uvloop: Annotated[Literal["auto", "on", "off"], Meta(description="Run on uvloop. auto: when it is installed.")] = (
         "auto"
     )
@@ -311,6 +322,7 @@ def resolve(config: Config, *, host_name: str) -> Config:
         advertise_peer_url=(config.advertise_peer_url or _default_peer_url(config)).rstrip("/"),
     )
     _check_url(config.advertise_client_url, "advertise_client_url")
+    _check_trace_endpoint(config.trace_endpoint)
     _check_url(config.advertise_peer_url, "advertise_peer_url")
     return config
 
@@ -392,6 +404,12 @@ def _check_url(url: str, knob: str) -> None:
         raise ConfigError(f"{knob} {url!r} is not http://HOST:PORT")
     if parts.path or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"{knob} {url!r} must be http://HOST:PORT without path, query or user")
+
+
+def _check_trace_endpoint(url: str) -> None:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in {"http", "https"} or not parts.hostname or not parts.path.strip("/")):
+        raise ConfigError(f"trace_endpoint {url!r} is not http://HOST:PORT/v1/traces")
 
 
 def _default_client_url(config: Config) -> str:

@@ -16,7 +16,7 @@ DURATION_BOUNDARIES_S = tuple(0.0005 * 2**k for k in range(15))
 class Histogram:
     """A cumulative histogram of durations in seconds, with explicit boundaries (upper bounds, inclusive)."""
 
-    __slots__ = ("boundaries", "counts", "sum", "min", "max")
+    __slots__ = ("boundaries", "counts", "max", "min", "sum")
 
     def __init__(self, boundaries: tuple[float, ...] = DURATION_BOUNDARIES_S) -> None:
         self.boundaries = boundaries

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING
 
 import kvorum
 from kvorum import logs
@@ -27,6 +28,9 @@ from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.node import Node
 from kvorum.recover import recover_if_requested
 from kvorum.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from kvorum.tracing import Tracer
 
 EXIT_CONFIG = 2
 EXIT_ADDRESS = 3
@@ -105,8 +109,11 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         FatalError: it must end.
         OSError: a port cannot be had.
     """
+    tracer = _tracer(config)
     node = Node(config)
     async with contextlib.AsyncExitStack() as stack:
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
         api = await _kubernetes_api(config)
         if api is not None:
             await stack.enter_async_context(api)
@@ -115,7 +122,9 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         await node.start()
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        server = ApiServer(node, telemetry.render)
+        if tracer is not None:
+            node.driver.trace_with(tracer)
+        server = ApiServer(node, telemetry.render, tracer.wrap if tracer is not None else None)
         stack.push_async_callback(server.stop)
         await server.start()
         logger.info("Clients are served at %s", config.advertise_client_url)
@@ -125,6 +134,15 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         logger.info("Stopping")
         await leave_if_surplus(node, source, config.shutdown_grace_s / 2)
         await node.drain()
+
+
+def _tracer(config: Config) -> Tracer | None:
+    """Return what traces requests if that is asked for; else nothing of it is loaded."""
+    if not config.trace_endpoint:
+        return None
+    from kvorum.tracing import open_tracer
+
+    return open_tracer(config)
 
 
 async def _kubernetes_api(config: Config) -> KubernetesApi | None:

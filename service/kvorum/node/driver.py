@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from random import Random, SystemRandom
+from typing import TYPE_CHECKING
 
 from kvorum.config import Config
 from kvorum.counters import Counters
@@ -31,6 +32,9 @@ from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, InstallSnapshot, Message, Ready, Snapshot
 from kvorum.storage.interface import Loaded, Storage
 from kvorum.transport import Transport
+
+if TYPE_CHECKING:
+    from kvorum.tracing import Tracer
 
 log = logging.getLogger("kvorum.raft")
 
@@ -69,6 +73,7 @@ class Driver:
         self.digests = Digests()
         self.on_membership: Callable[[], None] = lambda: None
         self.on_contradiction: Callable[[int], None] = lambda _: None
+        self.tracer: Tracer | None = None
         self._storage = storage
         self._transport = transport
         self._counters = counters
@@ -130,6 +135,10 @@ class Driver:
                 elif isinstance(message, HeartbeatResponse):
                     self._round_trips.answered(message)
         self.schedule()
+
+    def trace_with(self, tracer: Tracer) -> None:
+        """Tell this tracer what becomes of each write."""
+        self.tracer = self.writes.tracer = tracer
 
     def peer_unreachable(self, node: str) -> None:
         """A stream to or from this peer broke."""
@@ -197,6 +206,8 @@ class Driver:
         self._round_trips.sent(ready.messages)
         if ready.save is not None:
             self._save_started = time.monotonic()
+            if self.tracer is not None:
+                self.tracer.saving(ready.save.entries)
             self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))
         if ready.restore is not None:
             self._restore(ready.restore)
@@ -208,12 +219,16 @@ class Driver:
     def _saved(self, number: int, messages: tuple[Message, ...]) -> None:
         if self._failed:
             return
+        if self.tracer is not None:
+            self.tracer.saved()
         self._transport.send(messages)
         self.guarded(partial(self.raft.saved, number))
         self._drive()
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:
         since = time.perf_counter()
+        if self.tracer is not None:
+            self.tracer.committed(entries)
         store, writes = self.store, self.writes
         for entry in entries:
             results = store.apply(entry)
@@ -221,6 +236,8 @@ class Driver:
             self.digests.applied(entry.index, store.state_hash)
             self._applied_bytes += entry_bytes(entry)
         self._counters.apply_duration.record(time.perf_counter() - since)
+        if self.tracer is not None:
+            self.tracer.applied(entries)
         self.raft.set_state_digest(store.applied_index, store.state_hash)
         contradiction = self.digests.contradicted_at()
         if contradiction is not None:
@@ -271,7 +288,8 @@ class Driver:
             self.store.applied_index - last >= self.config.snapshot_entries
             or self._applied_bytes >= self.config.snapshot_bytes
         )
-        if due and time.monotonic() >= self._snapshot_not_before:
+        # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
+        if due and last <= self.store.applied_index and time.monotonic() >= self._snapshot_not_before:
             self.begin_snapshot()
 
     def begin_snapshot(self) -> asyncio.Task[None]:

@@ -206,6 +206,8 @@ class Node:
             OutcomeUnknown: it may be done, now or later.
         """
         waiter = self.driver.writes.submit(command, timeout_ms / 1000)
+        if self.driver.tracer is not None:
+            self.driver.tracer.submitted(waiter)
         self.driver.schedule()
         return await waiter
 
@@ -218,6 +220,8 @@ class Node:
         if self.quarantined:
             raise NoLeader(self.quarantined)
         waiter = self.driver.barriers.submit(timeout_ms / 1000)
+        if self.driver.tracer is not None:
+            self.driver.tracer.waits("kvorum.read_barrier", waiter)
         self.driver.schedule()
         await waiter
 

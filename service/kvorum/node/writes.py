@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from kvorum.counters import Counters
 from kvorum.errors import CallerError, NotLeader, OutcomeUnknown, Overloaded
@@ -18,6 +19,9 @@ from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
 from kvorum.node.deadlines import Deadlines
 from kvorum.raft import Raft
 from kvorum.raft.messages import Entry
+
+if TYPE_CHECKING:
+    from kvorum.tracing import Tracer
 
 Waiter = asyncio.Future[Result]
 _COMMAND_OVERHEAD_BYTES = 64
@@ -37,6 +41,7 @@ class Writes:
     def __init__(
         self, raft: Raft, counters: Counters, pending_max: int, batch_bytes_max: int, wall_clock_ms: Callable[[], int]
     ) -> None:
+        self.tracer: Tracer | None = None
         self._raft = raft
         self._counters = counters
         self._pending_max = pending_max
@@ -81,6 +86,8 @@ class Writes:
                 self._refuse(waiters, error)
             else:
                 self._proposed[index] = (term, waiters, monotonic())
+                if self.tracer is not None:
+                    self.tracer.proposed(index, term, waiters)
 
     def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
         commands: list[Command] = []
