@@ -26,6 +26,12 @@ class Script:
         self.changes = changes
         self.is_exclusive = is_exclusive
         self.tries_left = 80
+        self.has_asked = False
+        """The change at hand was proposed, by this script."""
+
+    def mentions(self, node: NodeId) -> bool:
+        """Tell whether one of its changes is about this node."""
+        return any(node == (c.member.id if isinstance(c, AddLearner) else c.id) for c in self.changes)
 
 
 class Admin:
@@ -50,7 +56,8 @@ class Admin:
                 if len(self._world.nodes) < MEMBERS_MAX:
                     self._run(Script(self._adding(), is_exclusive=False))
             case "remove":
-                self._run(Script([Remove(node.id)], is_exclusive=False))
+                if not any(script.mentions(node.id) for script in self.scripts):
+                    self._run(Script([Remove(node.id)], is_exclusive=False))
             case "replace":
                 self._replace(node)
 
@@ -102,17 +109,19 @@ class Admin:
             leader = leaders[self._draw.randrange(len(leaders))]
             if self._is_done(leader, script.changes[0]):
                 self._world.counts[f"membership {type(script.changes[0]).__name__}"] += 1
-                self._after(script.changes.pop(0), script)
+                self._done(script.changes.pop(0), script)
             else:
-                self._ask(leader, script.changes[0])
+                self._ask(leader, script)
         self._world.clock.after(PERIOD_US, self._step, script)
 
-    def _ask(self, leader: SimNode, change: Change) -> None:
+    def _ask(self, leader: SimNode, script: Script) -> None:
         assert leader.raft is not None
+        change = script.changes[0]
         try:
             leader.raft.propose_change(change)
         except (MembershipRefused, NotLeader):
             return
+        script.has_asked = True
         self._world.note(leader.id, "proposes {}", change)
         if isinstance(change, Remove) and change.id == leader.id:
             self._world.counts["leaders asked to remove themselves"] += 1
@@ -131,9 +140,10 @@ class Admin:
             case Remove(node):
                 return members.get(node) is None
 
-    def _after(self, change: Change, script: Script) -> None:
-        if isinstance(change, Remove):
+    def _done(self, change: Change, script: Script) -> None:
+        if isinstance(change, Remove) and script.has_asked:
             self._retire(change.id)
+        script.has_asked = False
 
     def _retire(self, node: NodeId) -> None:
         """A removed node goes on for a while, or for ever: it must not disturb the others (bug B7)."""

@@ -18,7 +18,7 @@ from kvorum.kv.records import Record
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft import Raft, RaftConfig
-from kvorum.raft.messages import HardState, InstallSnapshot, Message, NodeId, Ready, Save, Snapshot
+from kvorum.raft.messages import HardState, Heartbeat, InstallSnapshot, Message, NodeId, Ready, Save, Snapshot
 from kvorum.storage.memory import Compaction, MemoryStorage
 
 if TYPE_CHECKING:
@@ -148,7 +148,6 @@ class SimNode:
         self._is_pump_due = False
         self._cut: _Cut | None = None
         self._is_compacting = False
-        self._snapshot_index = loaded.snapshot.last_index if loaded.snapshot else 0
         self._world.facts.on_start(self)
         self._world.note(
             self.id, "starts at term {} with log ..{}", loaded.hard_state.current_term, self.durable.last_index
@@ -219,7 +218,9 @@ class SimNode:
             return
         if isinstance(message, InstallSnapshot):
             self._fetch(message)
-            return
+            # It also says that its sender leads: do not campaign while the file is on its way.
+            sender, recipient = message.sender, message.recipient
+            message = Heartbeat(term=message.term, sender=sender, recipient=recipient, commit_index=0, round=0)
         self.raft.step(message)
         self.after_input()
 
@@ -392,9 +393,8 @@ class SimNode:
         if self.crash_at("after_save_before_send"):
             return
         messages, self._after_save = self._after_save, ()
-        self.raft.saved(save.number)
-        self._world.facts.on_input(self)
         if self._send(messages):
+            self.raft.saved(save.number)
             self.after_input()
 
     # --- Snapshots ----------------------------------------------------------------------------------------------
@@ -410,7 +410,6 @@ class SimNode:
             self._cut.abort()
             self._cut = None
         self.store = self._restored(snapshot)
-        self._snapshot_index = snapshot.last_index
         self._world.counts["restores"] += 1
         self._world.note(self.id, "restores the snapshot at {}", snapshot.last_index)
         self._world.facts.on_restore(self, snapshot)
@@ -422,10 +421,9 @@ class SimNode:
     def _maybe_snapshot(self) -> None:
         assert self.raft is not None
         every = self._plan.snapshot_every
-        if not every or self._cut is not None or self.store.applied_index - self._snapshot_index < every:
+        last = self.raft.snapshot.last_index if self.raft.snapshot else 0
+        if not every or self._cut is not None or self.store.applied_index - last < every:
             return
-        if self.raft.status().applied_index != self.store.applied_index:
-            return  # A restore is under way.
         self._cut = _Cut(self, self.raft.snapshot_at(self.store.applied_index))
         self._world.clock.after(self._plan.disk_us, self._continue_cut, self.starts, self._cut)
 
@@ -441,11 +439,13 @@ class SimNode:
             self._world.clock.after(self._plan.disk_us, self._continue_cut, start, cut)
             return
         self._cut = None
-        self._snapshot_index = cut.snapshot.last_index
         self._world.counts["snapshots"] += 1
         self._world.note(self.id, "has written a snapshot at {}", cut.snapshot.last_index)
-        first_index = self.raft.compact(cut.snapshot, self._plan.retain)
-        if not self._is_compacting and first_index > 1:
+        self.raft.compact(cut.snapshot, self._plan.retain)
+        kept = self.disk.snapshots.kept()
+        if kept and not self._is_compacting:
+            # The older of the kept snapshots must suffice, too.
+            first_index = min(self.raft.log.first_index, kept[-1].snapshot.last_index + 1)
             self._is_compacting = True
             self.disk.compact(first_index, lambda: None)
             self._schedule_disk(self.disk.pending[-1])

@@ -172,7 +172,7 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
         delete_per_mille=draw.choice((0, 50, 200)),
         compare_per_mille=draw.choice((0, 200, 500)),
         client_duplicate_per_mille=sometimes(20, 100),
-        duration_us=draw.choice((6, 10, 14, 18)) * S,
+        duration_us=draw.choice((8, 12, 18, 24)) * S,
         removed_keep_running=draw.random() < 0.5,
     )
 

@@ -42,7 +42,7 @@ class _Search:
     def run(self, states_max: int) -> str | None:
         required = sum(1 << position for position, op in enumerate(self._ops) if op.outcome == "ok")
         visited: set[tuple[int, State]] = {(0, None)}
-        path: list[tuple[int, State, Iterator[int]]] = [(0, None, self._candidates(0))]
+        path: list[tuple[int, State, Iterator[int]]] = [(0, None, self._candidates(0, None))]
         most = 0
         while path:
             done, state, candidates = path[-1]
@@ -60,11 +60,14 @@ class _Search:
                 return f"could not decide within {states_max} states"
             visited.add((following, after))
             most = max(most, following.bit_count())
-            path.append((following, after, self._candidates(following)))
+            path.append((following, after, self._candidates(following, after)))
         return f"no legal order: at most {most} of its {len(self._ops)} operations fit"
 
-    def _candidates(self, done: int) -> Iterator[int]:
-        """Yield the positions of the operations that can come next, the likeliest first."""
+    def _candidates(self, done: int, state: State) -> Iterator[int]:
+        """Yield the positions of the operations that can come next, the likeliest first.
+
+        What changes nothing, and is legal now, may as well come now: then there is no other branch to try.
+        """
         found = []
         earliest_end = FOREVER
         for position in range((~done & (done + 1)).bit_length() - 1, len(self._ops)):
@@ -74,6 +77,8 @@ class _Search:
                 break
             twin = self._twin_before[position]
             if twin is None or done >> twin & 1:
+                if self._changes_nothing(self._ops[position]) and self._apply(self._ops[position], state)[0]:
+                    return iter((position,))
                 found.append(position)
             earliest_end = min(earliest_end, self._ends[position])
         found.sort(key=self._likely_position)
@@ -90,6 +95,10 @@ class _Search:
             if is_unseen:
                 last[sort] = position
         return twins
+
+    @staticmethod
+    def _changes_nothing(op: Operation) -> bool:
+        return op.outcome == "ok" and not op.is_effective
 
     def _likely_position(self, position: int) -> tuple[int, int]:
         op = self._ops[position]
