@@ -458,6 +458,42 @@ def test_close_waits_for_the_save_in_flight(tmp_path: Path) -> None:
     assert load(tmp_path).hard_state == HardState(7)
 
 
+def test_closing_under_load_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node closes the storage in a thread, while the loop still turns and answers still come."""
+    monkeypatch.setattr(log_module, "CHECKPOINT_PAGES", 1)
+    surprises: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: surprises.append(context))
+        async with Disk(tmp_path) as disk:
+            number = 0
+            busy = asyncio.Event()
+
+            def go_on() -> None:
+                nonlocal number
+                number += 1
+                if number == 20:
+                    busy.set()
+                disk.storage.save(Save(number, HardState(number), entries(number, number)), go_on)
+
+            go_on()
+            await busy.wait()
+            await asyncio.to_thread(disk.storage.close)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            disk.storage.save(Save(0, HardState(99)), go_on)
+            disk.storage.compact(1, go_on)
+            assert disk.failures == []
+            surprises.append(number)
+
+    asyncio.run(main())
+    (number,) = surprises
+    assert isinstance(number, int)
+    held = load(tmp_path).hard_state.current_term
+    assert number - 1 <= held <= number
+
+
 def test_an_answer_after_the_loop_has_ended_does_no_harm(tmp_path: Path) -> None:
     held = threading.Event()
     storage: list[SqliteStorage] = []

@@ -118,6 +118,7 @@ class SqliteStorage:
         self._watchdog: asyncio.TimerHandle | None = None
         self._pages = 0
         self._dead = False
+        self._closed = False
 
     @property
     def snapshots(self) -> Snapshots:
@@ -198,7 +199,7 @@ class SqliteStorage:
 
     def save(self, save: Save, done: Callable[[], None]) -> None:
         """Queue one row, and return; ``done`` is called on the event loop when the row is durable."""
-        if self._dead:
+        if self._dead or self._closed:
             return
         if self._in_flight is not None:
             raise InvariantViolated("a save was begun while another is in flight")
@@ -272,7 +273,7 @@ class SqliteStorage:
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
         """Delete the rows that hold nothing from ``first_index`` on, a slice at a time; the last row stays."""
-        if self._dead:
+        if self._dead or self._closed:
             return
         if self._compaction is not None:
             raise InvariantViolated("a compaction was begun while another is in progress")
@@ -312,6 +313,7 @@ class SqliteStorage:
 
     def close(self) -> None:
         """Wait for the save in flight and release the folder; with a disk that does not answer, keep the lock."""
+        self._closed = True
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -329,12 +331,15 @@ class SqliteStorage:
         arguments: tuple[object, ...],
         answered: Callable[[list[tuple[Any, ...]], BaseException | None], None],
     ) -> None:
-        if self._table is None:
-            raise InvariantViolated("the storage is not open")
+        table = self._table
+        if table is None:
+            # Closed, perhaps by another thread, while an answer was on its way to the loop: nobody waits for more.
+            return
         try:
-            self._table.begin(statement, arguments, answered)
+            table.begin(statement, arguments, answered)
         except StorageError as error:
-            self._fail(str(error))
+            if not self._closed:
+                self._fail(str(error))
 
     def _wake(self, callback: Callable[[BaseException | None], None], error: BaseException | None) -> None:
         """Runs on the table's thread."""

@@ -78,13 +78,16 @@ class Table:
         """Run a statement on the table's thread, and call ``answered`` there with its rows, or with what went wrong.
 
         Raises:
-            StorageError: an earlier statement failed.
+            StorageError: an earlier statement failed, or the table is closed.
         """
-        answer = _Answer(self._dict.conn, self._waiting, answered)
+        connection = self._dict.conn
+        if connection is None:
+            raise StorageError("the table is closed")
+        answer = _Answer(connection, self._waiting, answered)
         # sqlitedict keeps weak references only: without this strong one the answer never comes.
         self._waiting.add(answer)
         try:
-            self._dict.conn.execute(statement, arguments, answer)
+            connection.execute(statement, arguments, answer)
         except _ERRORS as error:
             self._waiting.discard(answer)
             raise StorageError(f"an earlier write failed: {error}") from error
