@@ -216,7 +216,7 @@ def decode_json(body: bytes, decoder: Callable[[bytes], T], example: str) -> T:
     """
     try:
         return decoder(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON like {example}: {error}") from None
 
 

@@ -115,7 +115,7 @@ class Store:
             case EntryKind.COMMAND:
                 try:
                     batch = decode_batch(entry.data)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise InvariantViolated(f"the committed entry {entry.index} is not a batch: {error}") from error
                 results = self._apply_batch(batch, len(entry.data))
             case EntryKind.NOOP | EntryKind.CONFIGURATION:
