@@ -242,7 +242,7 @@ def test_an_unsaved_tail_that_the_snapshot_covers_is_not_applied_before_its_save
 def test_reads_wait_for_the_restore() -> None:
     """6.4, step 4: the state of the snapshot counts as applied when it is restored."""
     server = follower("112", leader="b", commit=2)
-    server.raft._passed_reads.append((7, 9))
+    server.raft._reads.passed([(7, 9)])
     server.take(install("b", "a", 2, SNAPSHOT))
     server.save()
     assert server.ready() == Ready(restore=SNAPSHOT, reads=(Read(7, 9),))

@@ -189,7 +189,3 @@ class RaftLog:
         self.saved_index = 0
         self._handed_index = index
         self._in_flight_index = 0
-
-    def take_snapshot_save(self) -> None:
-        """Take note that the save now handed over includes the restored snapshot."""
-        self._in_flight_index = max(self._in_flight_index, self.base_index)

@@ -30,14 +30,6 @@ class Outbox:
         else:
             self._now.append(message)
 
-    def is_empty(self) -> bool:
-        """Tell whether nothing waits."""
-        return not self._now and not self._after_save
-
-    def has_immediate(self) -> bool:
-        """Tell whether something may leave at once."""
-        return bool(self._now)
-
     def take_immediate(self) -> tuple[Message, ...]:
         """Hand over what may leave at once."""
         messages, self._now = tuple(self._now), []

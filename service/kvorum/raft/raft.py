@@ -14,6 +14,7 @@ import msgspec
 
 from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
 from kvorum.raft.config import RaftConfig
+from kvorum.raft.election import Ballot, ElectionTimer
 from kvorum.raft.follower import answer_append_entries
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
@@ -31,7 +32,6 @@ from kvorum.raft.messages import (
     InstallSnapshotResponse,
     Message,
     NodeId,
-    Read,
     ReadIndex,
     ReadIndexResponse,
     Ready,
@@ -42,6 +42,8 @@ from kvorum.raft.messages import (
     TimeoutNow,
 )
 from kvorum.raft.outbox import Outbox
+from kvorum.raft.reads import OwnReads
+from kvorum.raft.saves import Saves
 from kvorum.raft.status import PeerStatus, RaftStatus, Role
 
 
@@ -75,7 +77,6 @@ class Raft:
         self.leader: NodeId | None = None
         self.campaign_reason = "timeout"
         """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
-        self._random = random
         hard_state = hard_state or HardState()
         self.current_term = hard_state.current_term
         self.voted_for = hard_state.voted_for
@@ -88,20 +89,10 @@ class Raft:
         )
         self._note_configurations(entries)
         self._leader_state: Leader | None = None
-        self._votes: dict[NodeId, bool] = {}
-        self._leader_suspected = False
-        self._election_elapsed = 0
-        self._election_timeout = 0
-        self._saves = 0
-        self._save_in_flight: HardState | None = None
-        self._save_elapsed = 0
-        self._snapshot_to_save: Snapshot | None = None
-        self._snapshot_saving: Snapshot | None = None
-        self._snapshot_to_restore: Snapshot | None = None
-        self._asked_reads: dict[int, int] = {}  # context -> ticks since the leader was asked
-        self._passed_reads: list[tuple[int, int]] = []  # (context, index), to be released once applied
-        self._refused_reads: list[int] = []
-        self._draw_election_timeout()
+        self._timer = ElectionTimer(config, random)
+        self._ballot = Ballot(self.id)
+        self._saves = Saves()
+        self._reads = OwnReads(config.heartbeat_timeout_ticks)
 
     # --- What the driver asks -----------------------------------------------------------------------------------
 
@@ -221,14 +212,14 @@ class Raft:
         if self._leader_state is not None:
             self._leader_state.read_index(self.id, context)
         elif self.leader is not None:
-            self._asked_reads[context] = 0
+            self._reads.ask(context)
             self._send_read_index(context)
         else:
             raise NoLeader("no leader is known")
 
     def abandon_read(self, context: int) -> None:
         """Forget a barrier that nobody waits for any more."""
-        self._asked_reads.pop(context, None)
+        self._reads.forget(context)
 
     def set_state_digest(self, index: int, state_hash: int) -> None:
         """Let the leader's heartbeats carry the state machine's hash after applying ``index``."""
@@ -274,54 +265,38 @@ class Raft:
 
         Safe when wrong: a pre-vote fails while the others hear the leader.
         """
-        if node == self.leader and self.role is Role.FOLLOWER and not self._leader_suspected:
-            self._leader_suspected = True
-            soon = self._election_elapsed + 1 + self._random.randrange(2 * self.config.heartbeat_timeout_ticks)
-            self._election_timeout = min(self._election_timeout, soon)
+        if node == self.leader and self.role is Role.FOLLOWER:
+            self._timer.suspect_leader()
 
     # --- Time ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Let one tick pass: the only notion of time."""
-        if self._save_in_flight is not None:
-            self._save_elapsed += 1
+        self._saves.tick()
         if self._leader_state is not None:
             if self.is_disk_stalled or not self._leader_state.tick():
                 self._become_follower(self.current_term, None)
             return
-        self._election_elapsed += 1
-        if self._election_elapsed >= self._election_timeout:
+        if self._timer.tick():
             if self._is_electable():
                 self._campaign_softly()
             else:
                 self._become_follower(self.current_term, None)  # It can only wait, but not for a leader that is gone.
-        for context in self._asked_reads:
-            self._asked_reads[context] += 1
-            if self._asked_reads[context] % self.config.heartbeat_timeout_ticks == 0:
-                self._send_read_index(context)
+        for context in self._reads.tick():
+            self._send_read_index(context)
 
     @property
     def is_disk_stalled(self) -> bool:
         """Whether the disk makes no progress: such a server must not lead, it would commit nothing (bug B8)."""
-        return self._save_in_flight is not None and self._save_elapsed >= self.config.election_timeout_ticks
+        return self._saves.is_stalled(self.config.election_timeout_ticks)
 
     def _is_electable(self) -> bool:
-        restoring = self._snapshot_to_save is not None or self._snapshot_saving is not None
         is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
-        return is_voter and not restoring and not self.is_disk_stalled
-
-    def _draw_election_timeout(self) -> None:
-        """Randomized, so that split votes are rare (section 5.2)."""
-        ticks = self.config.election_timeout_ticks
-        self._election_elapsed = 0
-        self._election_timeout = ticks + self._random.randrange(ticks)
+        return is_voter and not self._saves.is_restoring and not self.is_disk_stalled
 
     def _hears_leader(self) -> bool:
         """The lease that protects a working leader from candidates (section 6, thesis 4.2.3)."""
-        if self.role is Role.LEADER:
-            return True
-        in_time = self._election_elapsed < self.config.election_timeout_ticks
-        return self.leader is not None and in_time and not self._leader_suspected
+        return self.role is Role.LEADER or (self.leader is not None and self._timer.is_lease_valid())
 
     # --- Roles --------------------------------------------------------------------------------------------------
 
@@ -329,19 +304,17 @@ class Raft:
         if term > self.current_term:
             self._set_hard_state(term, None)
         if self._leader_state is not None:
-            self._refused_reads += self._leader_state.abandon_reads()
+            self._reads.refused(self._leader_state.abandon_reads())
             self._leader_state = None
         if leader != self.leader:
-            self._refused_reads += self._asked_reads
-            self._asked_reads.clear()
+            self._reads.leader_changed()
         self.role = Role.FOLLOWER
         self.leader = leader
-        self._leader_suspected = False
-        self._draw_election_timeout()
+        self._timer.restart()
 
     def _campaign_softly(self) -> None:
         """Ask whether an election could be won, without disturbing anybody (pre-vote, thesis 9.6)."""
-        self.campaign_reason = "disconnect" if self._leader_suspected else "timeout"
+        self.campaign_reason = "disconnect" if self._timer.is_leader_suspected else "timeout"
         self._become_follower(self.current_term, None)
         self.role = Role.PRE_CANDIDATE
         self._ask_for_votes(pre_vote=True, leadership_transfer=False)
@@ -356,7 +329,7 @@ class Raft:
         self._ask_for_votes(pre_vote=False, leadership_transfer=leadership_transfer)
 
     def _ask_for_votes(self, *, pre_vote: bool, leadership_transfer: bool) -> None:
-        self._votes = {self.id: True}
+        self._ballot = Ballot(self.id)
         for voter in self.configuration.voters():
             if voter == self.id:
                 continue
@@ -369,25 +342,21 @@ class Raft:
                 pre_vote=pre_vote,
                 leadership_transfer=leadership_transfer,
             )
-            self._outbox.send(request, after_save=not pre_vote)
+            self._outbox.send(request)
         self._count_votes()
 
     def _count_votes(self) -> None:
-        voters = self.configuration.voters()
-        granted = sum(self._votes.get(voter, False) for voter in voters)
-        refused = sum(not self._votes.get(voter, True) for voter in voters)
-        if granted >= self.configuration.quorum():
+        if self._ballot.is_won(self.configuration):
             if self.role is Role.PRE_CANDIDATE:
                 self._campaign(leadership_transfer=False)
             else:
                 self._become_leader()
-        elif refused > len(voters) - self.configuration.quorum():
+        elif self._ballot.is_lost(self.configuration):
             self._become_follower(self.current_term, None)
 
     def _become_leader(self) -> None:
         self.role = Role.LEADER
         self.leader = self.id
-        self._leader_suspected = False
         self._leader_state = Leader(self.config, self.current_term, self.log, self.configurations, self._outbox)
         # An entry of this term commits what came before it, and makes the commit index current (5.4.2, 8).
         self._leader_state.append(EntryKind.NOOP, [b""])
@@ -490,8 +459,7 @@ class Raft:
             raise InvariantViolated(f"{leader} leads term {self.current_term}, and so does {self.leader}")
         if self.role is not Role.FOLLOWER or self.leader != leader:
             self._become_follower(self.current_term, leader)
-        self._leader_suspected = False
-        self._draw_election_timeout()
+        self._timer.restart()
 
     def _on_request_vote(self, message: RequestVote) -> None:
         """Sections 5.2 and 5.4.1; the lease of section 6; pre-vote, thesis 9.6."""
@@ -510,7 +478,7 @@ class Raft:
         if granted and not message.pre_vote:
             self._set_hard_state(self.current_term, message.sender)
             self.role = Role.FOLLOWER  # A pre-candidate gives way: the other is ahead of it.
-            self._draw_election_timeout()
+            self._timer.restart()
         response = RequestVoteResponse(
             term=message.term if granted else self.current_term,
             sender=self.id,
@@ -518,7 +486,7 @@ class Raft:
             vote_granted=granted,
             pre_vote=message.pre_vote,
         )
-        self._outbox.send(response, after_save=granted and not message.pre_vote)
+        self._outbox.send(response)
 
     def _on_request_vote_response(self, message: RequestVoteResponse) -> None:
         if message.pre_vote:
@@ -527,7 +495,7 @@ class Raft:
                 return
         elif self.role is not Role.CANDIDATE or message.term != self.current_term:
             return
-        self._votes.setdefault(message.sender, message.vote_granted)
+        self._ballot.record(message.sender, message.vote_granted)
         self._count_votes()
 
     def _on_append_entries(self, message: AppendEntries) -> None:
@@ -563,7 +531,7 @@ class Raft:
             else:
                 self.log.restore(snapshot.last_index, snapshot.last_term)
                 self.configurations = Configurations(snapshot.last_index, snapshot.configuration)
-                self.snapshot = self._snapshot_to_save = snapshot
+                self.snapshot = self._saves.snapshot_to_save = snapshot
         self._outbox.send(
             InstallSnapshotResponse(
                 term=self.current_term, sender=self.id, recipient=message.sender, index=self.log.commit_index
@@ -588,12 +556,8 @@ class Raft:
         )
 
     def _on_read_index_response(self, message: ReadIndexResponse) -> None:
-        if message.sender != self.leader or self._asked_reads.pop(message.context, None) is None:
-            return
-        if message.index:
-            self._passed_reads.append((message.context, message.index))
-        else:
-            self._refused_reads.append(message.context)
+        if message.sender == self.leader:
+            self._reads.answered(message.context, message.index)
 
     # --- Handing over -------------------------------------------------------------------------------------------
 
@@ -603,14 +567,10 @@ class Raft:
         Raises:
             InvariantViolated: no such save is in flight.
         """
-        if self._save_in_flight is None or number != self._saves:
-            raise InvariantViolated(f"save {number} is not in flight")
-        self._outbox.durable = self._save_in_flight
-        self._save_in_flight = None
+        self._outbox.durable, snapshot = self._saves.done(number)
         self.log.saved()
-        if self._snapshot_saving is not None:
-            self._snapshot_to_restore, self._snapshot_saving = self._snapshot_saving, None
-            self.log.applied_index = self._snapshot_to_restore.last_index
+        if snapshot is not None:
+            self.log.applied_index = snapshot.last_index
         if self._leader_state is not None:
             self._leader_state.maybe_commit()
             self._after_commit()
@@ -630,45 +590,25 @@ class Raft:
         """Hand over everything there is to do now, exactly once; None when there is nothing."""
         if self._leader_state is not None:
             self._leader_state.flush(self.snapshot)
-            self._passed_reads += self._leader_state.released
+            self._reads.passed(self._leader_state.released)
             self._leader_state.released = []
         save = self._take_save()
         messages_after_save: tuple[Message, ...] = ()
         messages = self._outbox.take_immediate()
         if save is not None:
             messages_after_save = self._outbox.take_after_save()
-        elif self._save_in_flight is None:
+        elif not self._saves.is_in_flight:
             # Nothing is unsaved any more: what waited need not wait for another save.
             messages += self._outbox.take_after_save()
-        restore, self._snapshot_to_restore = self._snapshot_to_restore, None
+        restore = self._saves.take_restore()
         committed = self.log.take_applicable(self.config.committed_bytes_max) if self.log.has_applicable() else ()
-        reads = self._take_reads()
-        refused, self._refused_reads = tuple(self._refused_reads), []
+        reads, refused = self._reads.take(self.log.applied_index), self._reads.take_refused()
         if not (save or messages or messages_after_save or restore or committed or reads or refused):
             return None
         return Ready(save, messages, messages_after_save, restore, committed, reads, refused)
 
     def _take_save(self) -> Save | None:
-        if self._save_in_flight is not None:
+        is_saved = self._outbox.current == self._outbox.durable and not self.log.has_unsaved()
+        if self._saves.is_in_flight or (is_saved and self._saves.snapshot_to_save is None):
             return None
-        hard_state = self._outbox.current
-        snapshot = self._snapshot_to_save
-        if snapshot is None and hard_state == self._outbox.durable and not self.log.has_unsaved():
-            return None
-        entries = self.log.take_unsaved()
-        if snapshot is not None:
-            self.log.take_snapshot_save()
-            self._snapshot_saving, self._snapshot_to_save = snapshot, None
-        self._saves += 1
-        self._save_elapsed = 0
-        self._save_in_flight = hard_state
-        return Save(self._saves, hard_state, entries, snapshot)
-
-    def _take_reads(self) -> tuple[Read, ...]:
-        if not self._passed_reads:
-            return ()
-        applied = self.log.applied_index
-        released = tuple(Read(context, index) for context, index in self._passed_reads if index <= applied)
-        if released:
-            self._passed_reads = [(context, index) for context, index in self._passed_reads if index > applied]
-        return released
+        return self._saves.begin(self._outbox.current, self.log.take_unsaved())

@@ -9,10 +9,11 @@ every earlier one. Nothing rests on clocks.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
-from kvorum.raft.messages import NodeId
+from kvorum.raft.messages import NodeId, Read
 
 ROUNDS_IN_FLIGHT_MAX = 2
 """Reads that arrive while this many rounds are unanswered wait, and share the next round."""
@@ -71,3 +72,65 @@ class ReadRounds:
         self._waiting = []
         self._rounds.clear()
         return reads
+
+
+class OwnReads:
+    """The reads that this server's own driver waits for, whoever leads.
+
+    Args:
+        retry_ticks: after so many ticks without an answer the leader is asked again: question or answer was lost.
+    """
+
+    def __init__(self, retry_ticks: int) -> None:
+        self._retry_ticks = retry_ticks
+        self._asked: dict[int, int] = {}  # context -> ticks since the leader was asked
+        self._passed: list[Read] = []
+        self._refused: list[int] = []
+
+    def ask(self, context: int) -> None:
+        """Take note that the leader is asked."""
+        self._asked[context] = 0
+
+    def forget(self, context: int) -> bool:
+        """Wait for it no longer. Return whether it was waited for."""
+        return self._asked.pop(context, None) is not None
+
+    def tick(self) -> list[int]:
+        """Let one tick pass. Return the contexts that should be asked again."""
+        for context in self._asked:
+            self._asked[context] += 1
+        return [context for context, ticks in self._asked.items() if ticks % self._retry_ticks == 0]
+
+    def answered(self, context: int, index: int) -> None:
+        """The leader answered: the read may go once ``index`` is applied; 0: it did not lead."""
+        if not self.forget(context):
+            return  # An answer to a question that was repeated, or given up.
+        if index:
+            self.passed([(context, index)])
+        else:
+            self.refused([context])
+
+    def passed(self, reads: Iterable[tuple[int, int]]) -> None:
+        """Let reads, given as (context, index), go once their index is applied."""
+        self._passed += [Read(context, index) for context, index in reads]
+
+    def refused(self, contexts: Iterable[int]) -> None:
+        """Give up these reads: ask again."""
+        self._refused += contexts
+
+    def leader_changed(self) -> None:
+        """Give up what the former leader was asked; its answers no longer count."""
+        self.refused(self._asked)
+        self._asked.clear()
+
+    def take(self, applied_index: int) -> tuple[Read, ...]:
+        """Hand over the reads that may go now."""
+        released = tuple(read for read in self._passed if read.index <= applied_index)
+        if released:
+            self._passed = [read for read in self._passed if read.index > applied_index]
+        return released
+
+    def take_refused(self) -> tuple[int, ...]:
+        """Hand over the contexts of the reads that were given up."""
+        contexts, self._refused = tuple(self._refused), []
+        return contexts
