@@ -261,6 +261,7 @@ IMPOSSIBLE: dict[str, Sequence[Frame]] = {
     "a session beyond its highest": _session(highest=1, sequences=(1, 2)),
     "a session wider than its window": _session(highest=SESSION_WINDOW + 1, sequences=(1, SESSION_WINDOW + 1)),
     "a session out of order": _session(highest=3, sequences=(2, 1, 3)),
+    "an answer to sequence 0": _session(highest=1, sequences=(0, 1)),
     "an answer twice": _session(highest=3, sequences=(1, 1, 3)),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from kv.kv_support import apply, commands, examples, restore, snapshot_of
+from kv.kv_support import apply, commands, examples, restore, small_sessions, snapshot_of
 
 from kvorum.kv.commands import Command, CompareFailed, Delete, DeleteResult, Put, PutResult, Result, SessionRefused
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_MAX
@@ -183,6 +183,26 @@ def test_any_use_of_a_session_keeps_it_alive(sequence: int) -> None:
     assert apply(store, put(2, "client-1")) == [SessionRefused(store.revision, "unknown")]
     [result] = apply(store, put(3, "client-0"))
     assert isinstance(result, PutResult)
+
+
+def test_a_use_after_another_session_was_opened_counts_as_the_later_one() -> None:
+    with small_sessions():
+        store = Store()
+        apply(store, put(1, "ann"), put(1, "bob"), put(2, "ann"), put(1, "cid"))
+
+        apply(store, put(1, "new"), time_ms=SESSION_IDLE_MS + 1)
+
+        assert apply(store, put(2, "bob")) == [SessionRefused(store.revision, "unknown")]
+        assert apply(store, put(2, "ann")) == [PutResult(3, 1, 3, 3)]
+
+
+def test_idleness_is_counted_from_the_last_use_and_not_from_the_first() -> None:
+    with small_sessions():
+        store = Store()
+        apply(store, put(1, "ann"), put(1, "bob"), put(1, "cid"))
+        apply(store, put(1, "ann"), put(1, "bob"), put(1, "cid"), time_ms=5)
+
+        assert apply(store, put(1, "new"), time_ms=5 + SESSION_IDLE_MS) == [SessionRefused(3, "full")]
 
 
 def test_a_clock_that_goes_back_neither_evicts_nor_rejuvenates() -> None:

@@ -29,15 +29,17 @@ _steps = st.lists(st.one_of(batches, st.tuples(st.integers(1, 3), st.sampled_fro
 
 
 @examples
-@given(st.lists(batches, max_size=6), _steps)
+@given(st.lists(batches, max_size=6), _steps, st.booleans())
 def test_a_cut_is_the_state_at_its_beginning_whatever_is_applied_meanwhile(
-    past: list[Batch], steps: list[Batch | tuple[int, int]]
+    past: list[Batch], steps: list[Batch | tuple[int, int]], after_a_restore: bool
 ) -> None:
     with small_sessions():
         store, untouched = Store(), Store()
         apply_batches(store, past)
         apply_batches(untouched, past)
         expected = snapshot_of(untouched)
+        if after_a_restore:
+            store = restore(expected)
 
         cut = store.begin_snapshot()
         chunks: list[bytes | None] = []
@@ -157,7 +159,8 @@ def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_w
         chunks = [cut.next_chunk()]
 
         apply(store, Put(b"a", b"v", -1, "new", 1), time_ms=SESSION_IDLE_MS + 1)
-        apply(store, Put(b"a", b"w", -1, "client-0", 1))
+        for sequence in (1, 2):
+            apply(store, Put(b"a", b"w", -1, "client-0", sequence), time_ms=2 * SESSION_IDLE_MS + 2)
 
         while chunks[-1] is not None:
             chunks.append(cut.next_chunk())

@@ -55,7 +55,7 @@ class SessionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     def is_possible(self) -> bool:
         """Tell whether these answers can be a session's: in the window, sorted, up to the highest sequence."""
-        if not self.answers or len(self.answers) % ANSWER_BYTES:
+        if len(self.answers) % ANSWER_BYTES:
             return False
         previous = max(self.highest - SESSION_WINDOW, 0)
         for sequence, _, kind, *_ in _ANSWER.iter_unpack(self.answers):
