@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from kvorum_client import cli_commands as commands
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown, Refused, Unavailable
+from kvorum_client.top import top
 
 EXIT_DONE = 0
 EXIT_NO = 1
@@ -269,6 +270,10 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     status = add("status", commands.status, "show every node: role, term, progress, revision")
     status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    live = add("top", top, "watch every node live: roles, lag, rates, latencies, and what happens")
+    live.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between frames [default 1]")
+    live.add_argument("--count", metavar="N", type=_revision, default=0, help="stop after N frames [default: never]")
+    live.add_argument("--once", action="store_true", help="one frame, of one interval; for scripts")
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
     health.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 

@@ -202,6 +202,17 @@ class Client:
             return NodeHealth(endpoint, False, str(error))
         return NodeHealth(endpoint, answer.status == 200, answer.body.decode("utf-8", "replace").strip())
 
+    async def metrics(self, endpoint: str, *, timeout_s: float | None = None) -> str:
+        """Return one node's ``/metrics``, in the Prometheus text format.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        answer = await self._ask(endpoint, "/metrics", self._deadline(timeout_s))
+        if answer.status != 200:
+            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+        return answer.body.decode("utf-8", "replace")
+
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The endpoints, as base URLs."""
