@@ -5,7 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from kvorum.raft.config import RaftConfig
-from kvorum.raft.messages import Configuration, NodeId
+from kvorum.raft.log import RaftLog
+from kvorum.raft.messages import Configuration, NodeId, RequestVote
 
 
 class ElectionTimer:
@@ -45,6 +46,19 @@ class ElectionTimer:
     def is_lease_valid(self) -> bool:
         """Tell whether a leader was heard within the shortest election timeout (section 6, thesis 4.2.3)."""
         return self._elapsed < self._config.election_timeout_ticks and not self.is_leader_suspected
+
+
+def is_vote_granted(message: RequestVote, current_term: int, voted_for: NodeId | None, log: RaftLog) -> bool:
+    """Tell whether to grant a vote, or a pre-vote (Figure 2, "RequestVote, receiver implementation").
+
+    A vote is for the term that this server is in: a higher one was entered before. A pre-vote is for a term that this
+    server could still vote in, and promises nothing.
+    """
+    if not log.is_up_to_date(message.last_log_index, message.last_log_term):
+        return False
+    if message.pre_vote:
+        return message.term > current_term
+    return message.term == current_term and voted_for in (None, message.sender)
 
 
 class Ballot:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from kvorum.errors import InvariantViolated
 from kvorum.raft.log import RaftLog
-from kvorum.raft.messages import AppendEntries, AppendEntriesResponse, Entry, NodeId
+from kvorum.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Entry,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    NodeId,
+)
 
 
 def answer_append_entries(
@@ -52,6 +60,22 @@ def answer_append_entries(
             break
     log.commit_to(min(message.leader_commit, last_new_index))
     return answer(True, last_new_index), appended
+
+
+def answer_an_old_leader(
+    node: NodeId, current_term: int, message: Message
+) -> tuple[AppendEntriesResponse | HeartbeatResponse, ...]:
+    """A deposed leader learns of the new term from the answer (section 5.1); others need none."""
+    match message:
+        case Heartbeat():
+            return (HeartbeatResponse(term=current_term, sender=node, recipient=message.sender, round=0),)
+        case AppendEntries():
+            refusal = AppendEntriesResponse(
+                term=current_term, sender=node, recipient=message.sender, success=False, index=message.prev_log_index
+            )
+            return (refusal,)
+        case _:
+            return ()
 
 
 def _check_committed(log: RaftLog, message: AppendEntries) -> None:

@@ -8,11 +8,12 @@ author announced in 2015).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
-from kvorum.errors import MembershipRefused
+from kvorum.errors import InvariantViolated, MembershipRefused
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member, NodeId
 
 MEMBERS_MAX = 64
@@ -137,6 +138,20 @@ class Configurations:
     def append(self, index: int, configuration: Configuration) -> None:
         """Put a configuration in force that was appended at ``index``."""
         self._history.append((index, configuration))
+
+    def note(self, entries: Sequence[Entry]) -> None:
+        """Put in force what entries carry that were appended to the log.
+
+        Raises:
+            InvariantViolated: a configuration does not decode.
+        """
+        for entry in entries:
+            if entry.kind is EntryKind.CONFIGURATION:
+                try:
+                    configuration = decode_configuration(entry.data)
+                except msgspec.DecodeError as error:
+                    raise InvariantViolated(f"entry {entry.index} is no configuration: {error}") from error
+                self.append(entry.index, configuration)
 
     def truncate(self, index: int) -> None:
         """Return to what was in force before ``index``."""

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from random import Random
 from typing import assert_never
 
-import msgspec
-
 from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
 from kvorum.raft.config import RaftConfig
-from kvorum.raft.election import Ballot, ElectionTimer
-from kvorum.raft.follower import answer_append_entries
+from kvorum.raft.election import Ballot, ElectionTimer, is_vote_granted
+from kvorum.raft.follower import answer_an_old_leader, answer_append_entries
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
-from kvorum.raft.membership import Change, Configurations, bootstrap_entry, decode_configuration
+from kvorum.raft.membership import Change, Configurations, bootstrap_entry
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -87,7 +85,7 @@ class Raft:
         self.configurations = Configurations(
             snapshot.last_index if snapshot else 0, snapshot.configuration if snapshot else Configuration()
         )
-        self._note_configurations(entries)
+        self.configurations.note(entries)
         self._leader_state: Leader | None = None
         self._timer = ElectionTimer(config, random)
         self._ballot = Ballot(self.id)
@@ -161,7 +159,7 @@ class Raft:
         entry = bootstrap_entry(configuration)
         self._set_hard_state(entry.term, None)
         self.log.append([entry])
-        self._note_configurations([entry])
+        self.configurations.note([entry])
         self._campaign_softly()
 
     def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
@@ -333,16 +331,17 @@ class Raft:
         for voter in self.configuration.voters():
             if voter == self.id:
                 continue
-            request = RequestVote(
-                term=self.current_term + 1 if pre_vote else self.current_term,
-                sender=self.id,
-                recipient=voter,
-                last_log_index=self.log.last_index,
-                last_log_term=self.log.last_term,
-                pre_vote=pre_vote,
-                leadership_transfer=leadership_transfer,
+            self._outbox.send(
+                RequestVote(
+                    term=self.current_term + 1 if pre_vote else self.current_term,
+                    sender=self.id,
+                    recipient=voter,
+                    last_log_index=self.log.last_index,
+                    last_log_term=self.log.last_term,
+                    pre_vote=pre_vote,
+                    leadership_transfer=leadership_transfer,
+                )
             )
-            self._outbox.send(request)
         self._count_votes()
 
     def _count_votes(self) -> None:
@@ -383,7 +382,8 @@ class Raft:
             # Section 5.1: whoever sees a higher term enters it as a follower.
             self._become_follower(message.term, message.sender if self._is_from_leader(message) else None)
         elif message.term < self.current_term:
-            self._answer_an_old_leader(message)
+            for answer in answer_an_old_leader(self.id, self.current_term, message):
+                self._outbox.send(answer)
             return
         self._dispatch(message)
 
@@ -394,26 +394,6 @@ class Raft:
     @staticmethod
     def _is_from_leader(message: Message) -> bool:
         return isinstance(message, AppendEntries | Heartbeat | InstallSnapshot)
-
-    def _answer_an_old_leader(self, message: Message) -> None:
-        """A deposed leader learns of the new term from the answer (section 5.1)."""
-        match message:
-            case Heartbeat():
-                self._outbox.send(
-                    HeartbeatResponse(term=self.current_term, sender=self.id, recipient=message.sender, round=0)
-                )
-            case AppendEntries():
-                self._outbox.send(
-                    AppendEntriesResponse(
-                        term=self.current_term,
-                        sender=self.id,
-                        recipient=message.sender,
-                        success=False,
-                        index=message.prev_log_index,
-                    )
-                )
-            case _:
-                pass
 
     def _dispatch(self, message: Message) -> None:
         match message:
@@ -467,14 +447,7 @@ class Raft:
             return  # A leader is at work here: no answer, and no new term.
         if message.term > self.current_term and not message.pre_vote:
             self._become_follower(message.term, None)
-        granted = message.term >= self.current_term and self.log.is_up_to_date(
-            message.last_log_index, message.last_log_term
-        )
-        if message.pre_vote:
-            granted = granted and message.term > self.current_term
-        else:
-            granted = granted and message.term == self.current_term and self.voted_for in (None, message.sender)
-            granted = granted and self._leader_state is None
+        granted = is_vote_granted(message, self.current_term, self.voted_for, self.log)
         if granted and not message.pre_vote:
             self._set_hard_state(self.current_term, message.sender)
             self.role = Role.FOLLOWER  # A pre-candidate gives way: the other is ahead of it.
@@ -502,18 +475,8 @@ class Raft:
         response, appended = answer_append_entries(self.id, self.current_term, self.log, message)
         if appended:
             self.configurations.truncate(appended[0].index)
-            self._note_configurations(appended)
+            self.configurations.note(appended)
         self._outbox.send(response, after_save=response.success and response.index > self.log.saved_index)
-
-    def _note_configurations(self, entries: Sequence[Entry]) -> None:
-        """A configuration is in force from the moment it is appended (thesis 4.1)."""
-        for entry in entries:
-            if entry.kind is EntryKind.CONFIGURATION:
-                try:
-                    configuration = decode_configuration(entry.data)
-                except msgspec.DecodeError as error:
-                    raise InvariantViolated(f"entry {entry.index} is no configuration: {error}") from error
-                self.configurations.append(entry.index, configuration)
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self.log.commit_to(message.commit_index)
