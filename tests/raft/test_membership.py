@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from raft.harness import (
     ELECTION,
@@ -158,8 +160,9 @@ def test_a_change_is_in_force_on_the_leader_at_once() -> None:
     )
 
 
-@pytest.mark.parametrize("server", [follower("1", leader="b"), candidate("1", term=2)])
-def test_only_a_leader_changes_the_membership(server: Server) -> None:
+@pytest.mark.parametrize("make", [lambda: follower("1", leader="b"), lambda: candidate("1", term=2)])
+def test_only_a_leader_changes_the_membership(make: Callable[[], Server]) -> None:
+    server = make()
     with pytest.raises(NotLeader):
         server.raft.propose_change(Remove("c"))
     assert server.ready() == NOTHING

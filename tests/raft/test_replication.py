@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from raft.harness import (
     appended,
     command,
     commands,
+    configuration,
     follower,
     heard,
     heartbeat,
@@ -53,9 +55,10 @@ def test_a_proposal_is_appended_and_sent_in_parallel_with_its_own_save() -> None
     )
 
 
-@pytest.mark.parametrize("server", [follower("1", leader="b"), follower("1")], ids=["follower", "alone"])
-def test_only_a_leader_takes_proposals(server: Server) -> None:
+@pytest.mark.parametrize("make", [lambda: follower("1", leader="b"), follower], ids=["follower", "alone"])
+def test_only_a_leader_takes_proposals(make: Callable[[], Server]) -> None:
     """5.3, section 8: others redirect to the leader that they know of; nothing is appended."""
+    server = make()
     with pytest.raises(NotLeader) as error:
         server.raft.propose([b"x"])
     assert error.value.leader == server.raft.leader
@@ -222,7 +225,7 @@ def test_a_log_that_differs_below_the_commit_index_is_an_invariant_violation() -
 
 def test_entries_older_than_the_snapshot_are_taken_as_equal() -> None:
     """B14: prev already compacted is no conflict: what is compacted was committed."""
-    server = Server(commands(6, "22"), term=2, snapshot=Snapshot(5, 2, configuration_abc))
+    server = Server(commands(6, "22"), term=2, snapshot=Snapshot(5, 2, configuration()))
     assert server.take(append("b", "a", 2, (2, 1), commands(3, "222"))) == Ready(messages=(appended("a", "b", 2, 5),))
     new = commands(8, "2")
     ready = server.take(append("b", "a", 2, (3, 2), (*commands(4, "2222"), *new)))
@@ -230,7 +233,10 @@ def test_entries_older_than_the_snapshot_are_taken_as_equal() -> None:
     assert server.terms() == "222"
 
 
-configuration_abc = follower("1").raft.configuration
+def test_a_follower_that_has_committed_more_says_so() -> None:
+    """What is committed matches, whatever was sent (Leader Completeness): the leader need not probe for it. B14."""
+    server = follower("11222", leader="b", commit=4)
+    assert server.take(append("b", "a", 2, (1, 1), commands(2, "1"))) == Ready(messages=(appended("a", "b", 2, 4),))
 
 
 def test_a_follower_learns_what_is_committed_and_applies_it() -> None:

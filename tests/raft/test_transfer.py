@@ -45,7 +45,7 @@ def test_a_target_that_is_behind_is_brought_up_to_date_first() -> None:
     server.drain()
     server.raft.transfer_leadership("c")
     assert server.ready() == NOTHING
-    server.drain(appended("c", "a", 2, 3))
+    assert timeout_now("a", "c", 2) not in server.drain(appended("c", "a", 2, 3))
     assert server.raft.is_transferring
     ready = server.take(appended("c", "a", 2, 4))
     assert timeout_now("a", "c", 2) in ready.messages
