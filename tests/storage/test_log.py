@@ -599,7 +599,8 @@ def test_truncated_rows_do_not_hold_up_compaction(tmp_path: Path) -> None:
     assert load(tmp_path) == Loaded(IDENTITY, HardState(2), snapshot(6, 2), entries(7, 9, term=2))
 
 
-def test_an_adopted_snapshot_replaces_the_log_in_one_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), entries(51, 52, term=3)], ids=["alone", "with entries"])
+def test_an_adopted_snapshot_replaces_the_log_in_one_record(tmp_path: Path, more: tuple[Entry, ...]) -> None:
     sender = MemoryStorage()
     take_snapshot(sender.snapshots, 50, b"theirs", last_term=3)
 
@@ -607,13 +608,13 @@ def test_an_adopted_snapshot_replaces_the_log_in_one_record(tmp_path: Path) -> N
         await disk.save(1, *entries(1, 60))
         send(sender.snapshots, disk.storage.snapshots, snapshot(50, 3))
         assert disk.storage.snapshots.latest() is None, "received, but no save has adopted it"
-        await disk.save(3, *entries(51, 52, term=3), base=snapshot(50, 3))
+        await disk.save(3, *more, base=snapshot(50, 3))
         latest = disk.storage.snapshots.latest()
         assert latest is not None
         assert latest.snapshot == snapshot(50, 3)
 
     run(tmp_path, act)
-    assert load(tmp_path) == Loaded(IDENTITY, HardState(3), snapshot(50, 3), entries(51, 52, term=3))
+    assert load(tmp_path) == Loaded(IDENTITY, HardState(3), snapshot(50, 3), more)
 
     async def compact(disk: Disk) -> None:
         await disk.compact(51)
