@@ -33,8 +33,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "B3",
         "raft.py",
-        "self._outbox.durable, snapshot = self._saves.done(number)",
-        "snapshot = self._saves.done(number)[1]\n        self._outbox.durable = self._outbox.current",
+        "self._outbox.durable = self._saves.done(number)",
+        "self._saves.done(number)\n        self._outbox.durable = self._outbox.current",
     ),
     Mutation(
         "B4", "raft.py", "elif self.role is not Role.CANDIDATE or message.term != self.current_term:", "elif False:"
@@ -282,8 +282,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if self.log.matches(snapshot.last_index, snapshot.last_term):",
         "if self.log.last_index >= snapshot.last_index:",
     ),
-    Mutation("B26", "raft.py", "self.log.applied_index = snapshot.last_index", "pass"),
-    Mutation("B26", "raft.py", "self.snapshot = self._saves.snapshot_to_save = snapshot", "self.snapshot = snapshot"),
+    Mutation("B26", "raft.py", "self.log.applied_index = restore.last_index", "pass"),
+    Mutation("B26", "raft.py", "self._saves.adopt(snapshot)", "pass"),
+    Mutation(
+        "B26",
+        "saves.py",
+        "self._snapshot_to_save = snapshot\n        self._snapshot_to_restore = None",
+        "self._snapshot_to_save = snapshot",
+    ),
+    Mutation("B26", "saves.py", "if not self.has_snapshot:", "if True:"),
     Mutation("B26", "raft.py", "and not self._saves.is_restoring", ""),
     Mutation(
         "B26", "raft.py", "return min(self.log.first_index, snapshot.last_index + 1)", "return self.log.first_index"
@@ -306,12 +313,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation("7", "leader.py", "if snapshot is None or not self._is_active(node):", "if snapshot is None:"),
     Mutation("7", "leader.py", "progress.become_snapshot(snapshot.last_index)", "pass"),
-    Mutation("B26", "saves.py", "self.snapshot_to_restore = snapshot", "pass"),
     Mutation(
         "B26",
         "saves.py",
-        "return self.snapshot_to_save is not None or self._snapshot_saving is not None",
-        "return self.snapshot_to_save is not None",
+        "return self.has_snapshot or self._snapshot_saving is not None",
+        "return self.has_snapshot",
     ),
     Mutation("B26", "log.py", "self.saved_index = 0\n", "self.saved_index = index\n"),
     Mutation(

@@ -9,6 +9,7 @@ from raft.harness import (
     NOTHING,
     Cluster,
     Server,
+    answer_read,
     append,
     appended,
     command,
@@ -205,18 +206,32 @@ def test_a_snapshot_that_comes_twice_is_saved_once() -> None:
 
 
 def test_a_newer_snapshot_overtakes_one_that_is_being_saved() -> None:
-    """B26: each is restored after its own save, in order, and the log ends where the newer does."""
+    """B26: only the newer is restored, after its own save: the log no longer follows the older."""
     server = follower("112", leader="b", commit=2)
     server.take(install("b", "a", 2, SNAPSHOT))
     newer = Snapshot(20, 2, configuration())
     assert server.take(install("b", "a", 2, newer)) == NOTHING
     server.save()
-    assert server.ready() == Ready(
-        save=saves(2, None, snapshot=newer), messages_after_save=(installed("a", "b", 2, 20),), restore=SNAPSHOT
-    )
+    ready = server.ready()
+    assert ready == Ready(save=saves(2, None, snapshot=newer), messages_after_save=(installed("a", "b", 2, 20),))
+    assert server.raft.log.applied_index == 2
     server.save()
     assert server.ready() == Ready(restore=newer)
     assert server.raft.log.applied_index == 20
+
+
+def test_a_newer_snapshot_overtakes_one_that_was_saved_and_not_handed_over() -> None:
+    """B26: and a read that the older would have released waits: the state machine never was there."""
+    server = follower("112", leader="b", commit=2)
+    server.raft.read_index(7)
+    server.drain()
+    server.drain(answer_read("b", "a", 2, 7, 9))
+    server.take(install("b", "a", 2, SNAPSHOT))
+    server.save()
+    newer = Snapshot(20, 2, configuration())
+    assert server.take(install("b", "a", 2, newer)).save == saves(2, None, snapshot=newer)
+    server.save()
+    assert server.ready() == Ready(restore=newer, reads=(Read(7, 9),))
 
 
 def test_a_snapshot_that_arrives_during_a_save_of_entries() -> None:
@@ -242,7 +257,9 @@ def test_an_unsaved_tail_that_the_snapshot_covers_is_not_applied_before_its_save
 def test_reads_wait_for_the_restore() -> None:
     """6.4, step 4: the state of the snapshot counts as applied when it is restored."""
     server = follower("112", leader="b", commit=2)
-    server.raft._reads.passed([(7, 9)])
+    server.raft.read_index(7)
+    server.drain()
+    server.drain(answer_read("b", "a", 2, 7, 9))
     server.take(install("b", "a", 2, SNAPSHOT))
     server.save()
     assert server.ready() == Ready(restore=SNAPSHOT, reads=(Read(7, 9),))

@@ -494,7 +494,8 @@ class Raft:
             else:
                 self.log.restore(snapshot.last_index, snapshot.last_term)
                 self.configurations = Configurations(snapshot.last_index, snapshot.configuration)
-                self.snapshot = self._saves.snapshot_to_save = snapshot
+                self.snapshot = snapshot
+                self._saves.adopt(snapshot)
         self._outbox.send(
             InstallSnapshotResponse(
                 term=self.current_term, sender=self.id, recipient=message.sender, index=self.log.commit_index
@@ -530,10 +531,8 @@ class Raft:
         Raises:
             InvariantViolated: no such save is in flight.
         """
-        self._outbox.durable, snapshot = self._saves.done(number)
+        self._outbox.durable = self._saves.done(number)
         self.log.saved()
-        if snapshot is not None:
-            self.log.applied_index = snapshot.last_index
         if self._leader_state is not None:
             self._leader_state.maybe_commit()
             self._after_commit()
@@ -564,6 +563,8 @@ class Raft:
             # Nothing is unsaved any more: what waited need not wait for another save.
             messages += self._outbox.take_after_save()
         restore = self._saves.take_restore()
+        if restore is not None:
+            self.log.applied_index = restore.last_index
         committed = self.log.take_applicable(self.config.committed_bytes_max) if self.log.has_applicable() else ()
         reads, refused = self._reads.take(self.log.applied_index), self._reads.take_refused()
         if not (save or messages or messages_after_save or restore or committed or reads or refused):
@@ -572,6 +573,6 @@ class Raft:
 
     def _take_save(self) -> Save | None:
         is_saved = self._outbox.current == self._outbox.durable and not self.log.has_unsaved()
-        if self._saves.is_in_flight or (is_saved and self._saves.snapshot_to_save is None):
+        if self._saves.is_in_flight or (is_saved and not self._saves.has_snapshot):
             return None
         return self._saves.begin(self._outbox.current, self.log.take_unsaved())

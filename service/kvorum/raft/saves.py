@@ -13,11 +13,9 @@ class Saves:
         self._number = 0
         self._in_flight: HardState | None = None
         self._elapsed = 0
+        self._snapshot_to_save: Snapshot | None = None
         self._snapshot_saving: Snapshot | None = None
-        self.snapshot_to_save: Snapshot | None = None
-        """Adopted in memory; part of the next save."""
-        self.snapshot_to_restore: Snapshot | None = None
-        """Durable; the driver has not been given it yet."""
+        self._snapshot_to_restore: Snapshot | None = None
 
     @property
     def is_in_flight(self) -> bool:
@@ -27,7 +25,17 @@ class Saves:
     @property
     def is_restoring(self) -> bool:
         """Whether the log begins with a snapshot that is not durable yet."""
-        return self.snapshot_to_save is not None or self._snapshot_saving is not None
+        return self.has_snapshot or self._snapshot_saving is not None
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether the next save carries a snapshot."""
+        return self._snapshot_to_save is not None
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Let the next save carry this snapshot; it will be restored, and no older one."""
+        self._snapshot_to_save = snapshot
+        self._snapshot_to_restore = None
 
     def tick(self) -> None:
         """Let one tick pass."""
@@ -39,27 +47,27 @@ class Saves:
 
     def begin(self, hard_state: HardState, entries: tuple[Entry, ...]) -> Save:
         """Put a save in flight; an adopted snapshot goes with it."""
-        self._snapshot_saving, self.snapshot_to_save = self.snapshot_to_save, None
+        self._snapshot_saving, self._snapshot_to_save = self._snapshot_to_save, None
         self._number += 1
         self._elapsed = 0
         self._in_flight = hard_state
         return Save(self._number, hard_state, entries, self._snapshot_saving)
 
-    def done(self, number: int) -> tuple[HardState, Snapshot | None]:
-        """The disk answered; return what hard state and which snapshot are durable now.
+    def done(self, number: int) -> HardState:
+        """The disk answered; return what hard state is durable now.
 
         Raises:
             InvariantViolated: no such save is in flight.
         """
         if self._in_flight is None or number != self._number:
             raise InvariantViolated(f"save {number} is not in flight")
-        hard_state, snapshot = self._in_flight, self._snapshot_saving
+        hard_state = self._in_flight
+        if not self.has_snapshot:
+            self._snapshot_to_restore = self._snapshot_saving or self._snapshot_to_restore
         self._in_flight = self._snapshot_saving = None
-        if snapshot is not None:
-            self.snapshot_to_restore = snapshot
-        return hard_state, snapshot
+        return hard_state
 
     def take_restore(self) -> Snapshot | None:
         """Hand over the snapshot that the state machine must load."""
-        snapshot, self.snapshot_to_restore = self.snapshot_to_restore, None
+        snapshot, self._snapshot_to_restore = self._snapshot_to_restore, None
         return snapshot
