@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from random import Random
+from typing import Any
 
 import aiohttp
 
@@ -34,6 +35,9 @@ BACKOFF_MAX_S = 1.0
 class Link:
     """The way to one peer.
 
+    A frame is written by whoever has messages for it, at once: a task's turn would be dearer than the write. Only when
+    the peer does not read, and a write has to wait, does the stream's task finish it, and what comes meanwhile queues.
+
     Args:
         node: the peer's member id.
         url: the base URL of its peer port; see :meth:`retarget`.
@@ -52,7 +56,10 @@ class Link:
         self._on_broken = on_broken
         self._queue: deque[tuple[int, Message]] = deque()
         self._queued_bytes = 0
-        self._wake = asyncio.Event()
+        self._stream: aiohttp.ClientWebSocketResponse | None = None
+        """The open stream, while a frame can be written to it at once."""
+        self._unfinished: _Unfinished | Exception | None = None
+        self._stuck = asyncio.Event()
         self._hurry = asyncio.Event()
         self._complaint = ""
         self._idle = True
@@ -66,7 +73,7 @@ class Link:
         self._hurry.set()
 
     def send(self, message: Message) -> None:
-        """Queue a message; drop it when the queue is full, or when there is no stream for it to leave on soon."""
+        """Queue a message for the next :meth:`flush`; drop it when the queue is full."""
         size = 64
         if isinstance(message, AppendEntries):
             size += sum(len(entry.data) + 24 for entry in message.entries)
@@ -75,7 +82,27 @@ class Link:
             return
         self._queue.append((size, message))
         self._queued_bytes += size
-        self._wake.set()
+
+    def flush(self) -> None:
+        """Write what is queued, if the stream is open and takes it."""
+        while self._queue and self._stream is not None:
+            messages = self._take()
+            self._idle = False
+            self._write(self._stream, encode(messages))
+            self._counters.messages_sent[self._name] += len(messages)
+
+    def _write(self, stream: aiohttp.ClientWebSocketResponse, frame: bytes) -> None:
+        sending = stream.send_bytes(frame)
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        except (aiohttp.ClientError, OSError) as error:
+            self._unfinished = error
+        else:
+            self._unfinished = _Unfinished(sending, waits_for)
+        self._stream = None
+        self._stuck.set()
 
     async def run(self) -> None:
         """Keep a stream open for as long as the peer is known; ends only by being cancelled."""
@@ -122,13 +149,16 @@ class Link:
             log.info("connected to %s at %s", self.node, self.url)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))
-                group.create_task(self._write(stream))
+                group.create_task(self._finish(stream))
                 group.create_task(self._keep_alive())
         except* _StreamBroken:
             pass
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
             self._failed("broken", str(errors.exceptions[0]))
         finally:
+            self._stream = None
+            self._unfinished = None
+            self._stuck.clear()
             await stream.close()
 
     async def _watch(self, stream: aiohttp.ClientWebSocketResponse) -> None:
@@ -136,26 +166,27 @@ class Link:
         await stream.receive()
         raise _StreamBroken
 
-    async def _write(self, stream: aiohttp.ClientWebSocketResponse) -> None:
+    async def _finish(self, stream: aiohttp.ClientWebSocketResponse) -> None:
+        """Write what queued before the stream was open, and finish every write that has to wait for the peer."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if not self._queue:
-                await stream.send_bytes(encode(()))
-            while self._queue:
-                messages = self._take()
-                self._idle = False
+            self._stream = stream
+            self.flush()
+            await self._stuck.wait()
+            self._stuck.clear()
+            unfinished, self._unfinished = self._unfinished, None
+            if isinstance(unfinished, Exception):
+                raise unfinished
+            if unfinished is not None:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await stream.send_bytes(encode(messages))
-                self._counters.messages_sent[self._name] += len(messages)
+                    await unfinished
 
     async def _keep_alive(self) -> None:
         """Two followers have nothing to say to each other; an empty frame now and then shows that the stream lives."""
         while True:
             self._idle = True
             await asyncio.sleep(KEEP_ALIVE_S)
-            if self._idle:
-                self._wake.set()
+            if self._idle and self._stream is not None:
+                self._write(self._stream, encode(()))
 
     def _take(self) -> list[Message]:
         messages: list[Message] = []
@@ -166,6 +197,22 @@ class Link:
             messages.append(message)
         self._queued_bytes -= size
         return messages
+
+
+class _Unfinished:
+    """A coroutine that was begun by hand and has to wait for something; a task awaits this to finish it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: object) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            # Handed to the task as the coroutine itself would have, had the task begun it.
+            yield self._waits_for
+            yield from self._coroutine.__await__()
+        finally:
+            self._coroutine.close()
 
 
 class _StreamBroken(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Protocol
 
@@ -130,9 +131,7 @@ class PeerServer:
                 await self._handler.join(greeting)
             except IdentityRejected as error:
                 raise self._refusal(error, request) from None
-        stream = web.WebSocketResponse(
-            max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0, receive_timeout=self._silence_s
-        )
+        stream = web.WebSocketResponse(max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0)
         await stream.prepare(request)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
@@ -149,16 +148,23 @@ class PeerServer:
 
     async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
         name = sender.rpartition("@")[0]
+        loop = asyncio.get_running_loop()
         try:
-            async for frame in stream:
-                if frame.type is not aiohttp.WSMsgType.BINARY:
-                    raise MalformedMessage("a frame that is not binary")
-                messages = decode(frame.data)
-                for message in messages:
-                    if message.sender != sender:
-                        raise MalformedMessage(f"a message from {message.sender!r} on a stream of {sender!r}")
-                self._counters.messages_received[name] += len(messages)
-                self._handler.on_messages(sender, messages)
+            async with asyncio.timeout(self._silence_s) as patience:
+                renewed = loop.time()
+                async for frame in stream:
+                    if frame.type is not aiohttp.WSMsgType.BINARY:
+                        raise MalformedMessage("a frame that is not binary")
+                    messages = decode(frame.data)
+                    for message in messages:
+                        if message.sender != sender:
+                            raise MalformedMessage(f"a message from {message.sender!r} on a stream of {sender!r}")
+                    self._counters.messages_received[name] += len(messages)
+                    self._handler.on_messages(sender, messages)
+                    # A new timer for every frame would cost more than the frame.
+                    if loop.time() - renewed > self._silence_s / 4:
+                        renewed = loop.time()
+                        patience.reschedule(renewed + self._silence_s)
         except TimeoutError:
             self._counters.peer_failures[name, "silent"] += 1
         except MalformedMessage as error:

@@ -86,11 +86,15 @@ class Transport:
         return link is not None and link.connected
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Queue each message for its recipient; one that we know no way to is dropped."""
+        """Write the messages, one frame a recipient; one that we know no way to is dropped."""
+        links: dict[str, Link] = {}
         for message in messages:
             link = self._links.get(message.recipient)
             if link is not None:
+                links[message.recipient] = link
                 link.send(message)
+        for link in links.values():
+            link.flush()
 
     async def close(self) -> None:
         """Close every stream."""

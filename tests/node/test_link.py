@@ -1,0 +1,205 @@
+"""The stream to a peer: written at once while the peer reads, bounded and in order while it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import aiohttp
+import pytest
+from aiohttp import web
+from node.trio import eventually
+
+from kvorum.counters import Counters
+from kvorum.identity import Identity
+from kvorum.raft.codec import decode, encode
+from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message
+from kvorum.transport import Greeting, Hello, PeerServer, Transport
+from kvorum.transport import link as link_module
+from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.settings import Dialling
+
+US = Identity("n1", "1" * 16, "c" * 32)
+PEER = Identity("n2", "2" * 16, "c" * 32)
+
+
+class Peer:
+    """Who reads what arrives, once it may."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Message, ...]] = []
+        self.streams: list[web.WebSocketResponse] = []
+        self.may_read = asyncio.Event()
+        self.port = 0
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        stream = web.WebSocketResponse(max_msg_size=1 << 26)
+        await stream.prepare(request)
+        self.streams.append(stream)
+        await self.may_read.wait()
+        async for frame in stream:
+            self.frames.append(decode(frame.data))
+        return stream
+
+    @property
+    def rounds(self) -> list[int]:
+        return [m.round for frame in self.frames for m in frame if isinstance(m, Heartbeat)]
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Transport, Peer, Counters, list[str]]]:
+    peer, counters, broken = Peer(), Counters(), list[str]()
+    app = web.Application()
+    app.router.add_get("/raft/v1/stream", peer.stream)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    peer.port = runner.addresses[0][1]
+    async with aiohttp.ClientSession() as session:
+        dialling = Dialling(lambda: US, "http://us", "", lambda: session, counters, Random(1))
+        transport = Transport(dialling, broken.append)
+        transport.set_members({PEER.node_id: f"http://127.0.0.1:{peer.port}"})
+        try:
+            await eventually("a stream", lambda: transport.is_connected(PEER.node_id) and peer.streams)
+            yield transport, peer, counters, broken
+        finally:
+            peer.may_read.set()
+            await transport.close()
+            await runner.cleanup()
+
+
+def heartbeat(number: int) -> Heartbeat:
+    return Heartbeat(term=1, sender=US.node_id, recipient=PEER.node_id, commit_index=0, round=number)
+
+
+def bulk(size: int) -> AppendEntries:
+    entry = Entry(1, 1, EntryKind.COMMAND, bytes(size))
+    return AppendEntries(
+        term=1,
+        sender=US.node_id,
+        recipient=PEER.node_id,
+        prev_log_index=0,
+        prev_log_term=0,
+        entries=(entry,),
+        leader_commit=0,
+    )
+
+
+def test_messages_are_written_in_the_turn_in_which_they_are_sent() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, counters, _):
+            peer.may_read.set()
+            transport.send([heartbeat(1), heartbeat(2)])
+            assert counters.messages_sent["n2"] == 2
+            await eventually("both, in one frame", lambda: (heartbeat(1), heartbeat(2)) in peer.frames)
+
+    asyncio.run(run())
+
+
+def test_what_is_sent_to_a_peer_that_does_not_read_waits_and_arrives_in_order() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, counters, broken):
+            for number in range(1, 41):
+                transport.send([bulk(1 << 20), heartbeat(number)])
+                await asyncio.sleep(0)
+            assert counters.messages_sent["n2"] < 80, "all of it was written, though nobody reads"
+            peer.may_read.set()
+            await eventually("all of it", lambda: len(peer.rounds) == 40)
+            assert peer.rounds == list(range(1, 41))
+            assert counters.messages_sent["n2"] == 80
+            transport.send([heartbeat(41)])
+            assert counters.messages_sent["n2"] == 81, "not written at once, though the peer reads again"
+            assert not broken
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "SEND_TIMEOUT_S", 0.1)
+
+    async def run() -> None:
+        async with connected() as (transport, _, counters, broken):
+            for number in range(40):
+                transport.send([bulk(1 << 20), heartbeat(number)])
+            await eventually("it is given up", lambda: broken == [PEER.node_id])
+            assert counters.peer_failures["n2", "broken"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_broke_is_opened_again_and_what_waited_is_forgotten() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, _, broken):
+            peer.may_read.set()
+            await peer.streams[0].close()
+            await eventually("it is noticed", lambda: broken == [PEER.node_id])
+            await eventually("another stream", lambda: len(peer.streams) == 2)
+            await eventually("it is open here too", lambda: transport.is_connected(PEER.node_id))
+            transport.send([heartbeat(7)])
+            await eventually("a message on the new one", lambda: peer.rounds == [7])
+
+    asyncio.run(run())
+
+
+class Handler:
+    """A node that only listens."""
+
+    identity = PEER
+
+    def __init__(self) -> None:
+        self.disconnected: list[str] = []
+
+    def hello(self) -> Hello:
+        raise NotImplementedError
+
+    async def join(self, greeting: Greeting) -> None:
+        raise NotImplementedError
+
+    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
+        return
+
+    def on_connected(self, greeting: Greeting) -> None:
+        return
+
+    def on_disconnected(self, sender: str) -> None:
+        self.disconnected.append(sender)
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int = 0
+    ) -> SnapshotChunk:
+        raise NotImplementedError
+
+    def state_hash_at(self, index: int) -> int | None:
+        return None
+
+    def suspect_state(self, index: int) -> None:
+        return
+
+
+def test_a_stream_that_falls_silent_is_closed_and_one_that_does_not_stays() -> None:
+    async def run() -> None:
+        handler, counters = Handler(), Counters()
+        server = PeerServer(handler, counters, "", stream_silence_s=2.0)
+        runner = web.AppRunner(server.app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/raft/v1/stream"
+        headers = dialling_headers(US, PEER.node_id, "http://us", "")
+        try:
+            async with aiohttp.ClientSession() as session, session.ws_connect(url, headers=headers) as stream:
+                loop = asyncio.get_running_loop()
+                until = loop.time() + 2.6
+                while loop.time() < until:
+                    await stream.send_bytes(encode([heartbeat(1)]))
+                    await asyncio.sleep(0.05)  # well within the silence that is allowed
+                assert not counters.peer_failures
+                await eventually("it is given up", lambda: handler.disconnected == [US.node_id])
+                assert counters.peer_failures["n1", "silent"] == 1
+        finally:
+            await server.close()
+            await runner.cleanup()
+
+    asyncio.run(run())
