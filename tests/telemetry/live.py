@@ -19,6 +19,8 @@ from telemetry.prometheus_tools import RULES, tool
 DEADLINE_S = 60.0
 POLL_S = 0.05
 SCRAPE_INTERVAL_S = 1
+KEY, VALUE = "customer-4711", b"a-secret-value"
+"""What the traffic writes: nothing of it may show in logs or metrics."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -85,6 +87,10 @@ class Cluster:
         """Kill what is left."""
         for name in list(self._processes):
             await self.stop(name)
+
+    def log(self, name: str) -> list[str]:
+        """Return the lines that a node has written, over all its lives."""
+        return (self._folder / f"{name}.log").read_text().splitlines()
 
     async def status(self, name: str) -> dict[str, Any] | None:
         """Return a node's ``/v1/cluster``; None if it does not answer."""
@@ -154,10 +160,10 @@ async def traffic(cluster: Cluster, stopping: asyncio.Event, callers: int = 4) -
         turn = 0
         while not stopping.is_set():
             turn += 1
-            key = f"/v1/kv/key-{number}-{turn % 50}"
+            key = f"/v1/kv/{KEY}-{number}-{turn % 50}"
             node = cluster.names[(number + turn) % 3]
             requests: list[tuple[str, str, bytes | None]] = [
-                ("PUT", key, b"value"),
+                ("PUT", key, VALUE),
                 ("GET", key, None),
                 ("GET", key + "?consistency=stale", None),
             ]

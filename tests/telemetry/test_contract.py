@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from telemetry.live import Cluster, Prometheus, fill_in, running_cluster, running_prometheus, traffic, until
+from telemetry.live import (
+    KEY,
+    VALUE,
+    Cluster,
+    Prometheus,
+    fill_in,
+    running_cluster,
+    running_prometheus,
+    traffic,
+    until,
+)
 from telemetry.prometheus_tools import DASHBOARD, ROOT, RULES, tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -29,7 +39,16 @@ TARGETS = [(panel, target) for panel in MODEL["panels"] for target in panel.get(
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 STEADY_S = 12.0
 """How long traffic flows between two events: long enough for each rate."""
-FLAGS = ("--snapshot-entries", "300", "--log-retain-entries", "50", "--log-format", "text")
+FLAGS = (
+    "--snapshot-entries",
+    "300",
+    "--log-retain-entries",
+    "50",
+    "--log-format",
+    "json",
+    "--metrics-log-interval",
+    "5",
+)
 
 Series = list[dict[str, Any]]
 
@@ -47,6 +66,8 @@ class Run(NamedTuple):
     rules: list[dict[str, Any]]
     """Prometheus's own account of its rules."""
     fired: set[str]
+    logs: dict[str, list[dict[str, str]]]
+    """What each node has logged, a JSON object a line."""
     statuses: dict[int, int]
     leaders: list[str]
     variables: dict[str, list[str]]
@@ -139,6 +160,7 @@ async def _collect(
         },
         rules=[rule for group in groups for rule in group["rules"]],
         fired={series["metric"]["alertname"] for series in fired},
+        logs={name: [json.loads(line) for line in cluster.log(name)] for name in cluster.names},
         statuses=statuses,
         leaders=leaders,
         variables={label: await prometheus.api(f"label/{label}/values") for label in ("namespace", "job", "pod")},
@@ -249,3 +271,58 @@ def test_a_snapshot_was_taken_sent_and_installed(run: Run) -> None:
         assert re.search(
             rf'^kvorum_raft_snapshots_total{{op="{op}",result="ok"}} [1-9]', run.exposition, re.MULTILINE
         ), op
+
+
+def test_no_key_and_no_value_is_in_a_metric_or_in_a_log(run: Run) -> None:
+    everything = run.exposition + json.dumps(run.logs)
+    assert KEY not in everything
+    assert VALUE.decode() not in everything
+
+
+def test_every_line_of_a_log_is_an_object_with_a_sentence(run: Run) -> None:
+    for name, lines in run.logs.items():
+        assert lines
+        for line in lines:
+            assert line.keys() - {"traceback"} == {"time", "level", "logger", "message", "node"}
+            assert line["node"] == name
+            assert line["message"].strip()
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        r"n\d@\w+ campaigns in term \d+",
+        r"n\d@\w+ was elected leader of term \d+",
+        r"n\d@\w+ follows n\d@\w+ in term \d+",
+        r"the members are now: n1@\w+, n2@\w+, n3@\w+ \(index \d+\)",
+        r"took a snapshot at index \d+: \d+ keys, \d+ bytes, [\d.]+ s",
+        r"fetched the snapshot at \d+ from n\d@\w+: \d+ bytes, [\d.]+ s",
+        r"n\d@\w+ installed the snapshot at index \d+",
+        r"handed the leadership to n\d",
+        r"connected to n\d@\w+ at http://127.0.0.1:\d+",
+        r"writes [1-9]\d* \([\d.]+/s\), reads [1-9]\d* \([\d.]+/s\), write latency p50 [\d.]+ m?s p99 [\d.]+ m?s, "
+        r"elections won \d+ lost \d+, leader changes \d+, term \d+, leader n\d",
+    ],
+)
+def test_what_happened_is_told_in_one_sentence(run: Run, sentence: str) -> None:
+    messages = [line["message"] for lines in run.logs.values() for line in lines]
+    assert any(re.fullmatch(sentence, message) for message in messages), sentence
+
+
+def test_each_elected_leader_is_logged_once_per_term(run: Run) -> None:
+    elected = [
+        match[1]
+        for lines in run.logs.values()
+        for line in lines
+        if (match := re.search(r"was elected leader of (term \d+)", line["message"]))
+    ]
+    assert elected
+    assert len(set(elected)) == len(elected)
+
+
+def test_a_fault_that_lasts_does_not_fill_the_log(run: Run) -> None:
+    """Nodes were down for many seconds, and retried ten times a second; the others say so once or twice."""
+    for lines in run.logs.values():
+        complaints = [line["message"] for line in lines if "cannot reach" in line["message"]]
+        for message in set(complaints):
+            assert complaints.count(message) <= 3, message

@@ -31,6 +31,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from kvorum.errors import CallerError
+from kvorum.logs import RateLimit
 from kvorum.raft.membership import AddLearner, Promote, Remove
 from kvorum.raft.messages import Configuration, Member, NodeId
 
@@ -311,6 +312,7 @@ class Reconciler:
         self._interval_s = interval_s
         self._timeout_ms = timeout_ms
         self._said = ""
+        self._limit = RateLimit()
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -345,7 +347,8 @@ class Reconciler:
                 case _:
                     assert_never(step)
         except CallerError as error:
-            logger.warning("membership: %s did not happen (%s): %s", describe(step), error.code, error)
+            if self._limit.allow() is not None:
+                logger.warning("membership: %s did not happen (%s): %s", describe(step), error.code, error)
             return False
         return True
 

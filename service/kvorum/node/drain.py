@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from kvorum.errors import CallerError, PeerError
+from kvorum.logs import RateLimit
 from kvorum.raft import Role
 from kvorum.transport import Hello
 
@@ -27,6 +28,7 @@ WRITES_POLL_S = 0.01
 async def hand_over(node: Node, deadline: float) -> None:
     """Give the leadership to the furthest of the voters that serve, and let writes in flight be answered."""
     timeout_ms = 2 * node.config.election_timeout_ms
+    limit = RateLimit()
     while node.raft.role is Role.LEADER and monotonic() < deadline:
         others = [voter for voter in node.raft.configuration.voters() if voter != node.raft.id]
         hellos = await _hellos(node, others)
@@ -39,7 +41,8 @@ async def hand_over(node: Node, deadline: float) -> None:
             heir = max(heirs, key=lambda voter: progress[voter].match_index)
             log.info("handed the leadership to %s", await node.transfer_leadership(heir, timeout_ms))
         except CallerError as error:
-            log.warning("cannot hand over the leadership yet: %s", error)
+            if limit.allow() is not None:
+                log.warning("cannot hand over the leadership yet: %s", error)
             await asyncio.sleep(POLL_S)
     while node.driver.writes.pending and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
         await asyncio.sleep(WRITES_POLL_S)

@@ -13,6 +13,7 @@ from io import BytesIO
 from kvorum.errors import CallerError, InvariantViolated, MalformedMessage, PeerError, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
+from kvorum.logs import RateLimit
 from kvorum.node.digests import verdict
 from kvorum.node.driver import Driver
 from kvorum.raft import Role
@@ -37,6 +38,8 @@ class Rebuilder:
         self._driver = driver
         self._transport = transport
         self._task: asyncio.Task[None] | None = None
+        # While states differ, each heartbeat may say so again.
+        self._limit = RateLimit()
 
     def investigate(self, index: int) -> None:
         """Somebody's state at ``index`` differs from ours: find out who is wrong."""
@@ -61,12 +64,14 @@ class Rebuilder:
         hashes = {voter: answer for voter, answer in zip(others, answers, strict=True) if answer is not None}
         wrong = verdict(ours, hashes, len(voters) if raft.id in voters else len(voters) + 1)
         if wrong is None:
-            log.error("states differ at index %d, and no majority agrees on one: %s", index, sorted(hashes))
+            if self._limit.allow() is not None:
+                log.error("states differ at index %d, and no majority agrees on one: %s", index, sorted(hashes))
             return
         if not wrong:
             for voter, state_hash in hashes.items():
                 if state_hash != ours:
-                    log.error("the state of %s differs from the majority's at index %d; telling it", voter, index)
+                    if self._limit.allow() is not None:
+                        log.error("the state of %s differs from the majority's at index %d; telling it", voter, index)
                     await self._tell(voter, index)
             return
         self.quarantined = f"the state differs from the majority's at index {index}; it is being rebuilt"
@@ -106,7 +111,8 @@ class Rebuilder:
             store = await asyncio.to_thread(_decode, bytes(data))
             driver.raft.reapply_from(store.applied_index)
         except (PeerError, StorageError, InvariantViolated) as error:
-            log.warning("rebuilding the state from %s failed: %s", source, error)
+            if self._limit.allow() is not None:
+                log.warning("rebuilding the state from %s failed: %s", source, error)
             return False
         driver.replace_store(store)
         driver.schedule()

@@ -16,6 +16,7 @@ from kvorum.errors import MalformedMessage, PeerError, StorageCorrupt, StorageEr
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
+from kvorum.logs import RateLimit
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
 from kvorum.transport import Transport
@@ -102,6 +103,7 @@ class Fetcher:
         self._counters = counters
         self._task: asyncio.Task[None] | None = None
         self._index = 0
+        self._limit = RateLimit()
 
     def is_fetching(self, last_index: int) -> bool:
         """Tell whether a snapshot at ``last_index`` or a later one is on its way."""
@@ -130,7 +132,8 @@ class Fetcher:
                 store = await asyncio.to_thread(load_store, self._storage.snapshots, info.snapshot.last_index)
             except (PeerError, StorageError) as error:
                 self._counters.snapshots["install", "failed"] += 1
-                log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
+                if self._limit.allow() is not None:
+                    log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
                 await asyncio.sleep(FETCH_PAUSE_S)
                 continue
             duration_s = monotonic() - since
