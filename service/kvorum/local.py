@@ -196,10 +196,9 @@ class _LocalCluster:
         """Say once that the whole cluster is ready, and who leads it."""
         urls = [f"http://127.0.0.1:{node.client_port}" for node in self._nodes]
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
-            while not all([await _is_ready(session, url) for url in urls]):  # noqa: ASYNC110
-                await asyncio.sleep(POLL_INTERVAL_S)  # another process: there is no event to wait for
-            async with session.get(urls[0] + "/v1/cluster/leader") as answer:
-                print_line(f"Ready: {len(urls)} nodes, led by {(await answer.json())['leader']}")
+            while (leader := await _ready_leader(session, urls)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_INTERVAL_S)  # other processes: there is no event to wait for
+        print_line(f"Ready: {len(urls)} nodes, led by {leader}")
 
     async def _stop(self) -> None:
         running = [process for process in self._processes.values() if process.returncode is None]
@@ -213,12 +212,16 @@ class _LocalCluster:
                 return
 
 
-async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+async def _ready_leader(session: aiohttp.ClientSession, urls: list[str]) -> str | None:
+    """Return the leader if every node is ready and agrees on it."""
+    leaders = set()
     try:
-        async with session.get(url + "/readyz") as answer:
-            return answer.status == 200
+        for url in urls:
+            async with session.get(url + "/readyz") as ready, session.get(url + "/v1/cluster/leader") as answer:
+                leaders.add((await answer.json())["leader"] if ready.status == 200 else None)
     except (aiohttp.ClientError, TimeoutError):
-        return False
+        return None
+    return leaders.pop() if len(leaders) == 1 else None
 
 
 def _die_with_parent() -> None:
