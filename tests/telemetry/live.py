@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import aiohttp
@@ -24,15 +25,21 @@ KEY, VALUE = "customer-4711", b"a-secret-value"
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()
+    """Return ports of the loopback that nobody listens on, from below those that outgoing connections get.
+
+    A node is started anew on its port: meanwhile nothing else may have been given it.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = 20_000 + SystemRandom().randrange(10_000)
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports
 
 
 async def until(what: str, holds: Callable[[], Awaitable[object]], deadline_s: float = DEADLINE_S) -> Any:

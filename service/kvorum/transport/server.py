@@ -13,11 +13,14 @@ from aiohttp import web
 from kvorum.counters import Counters
 from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
 from kvorum.identity import Identity
+from kvorum.logs import RateLimit
 from kvorum.raft.codec import decode
 from kvorum.raft.messages import Message
 from kvorum.transport.handshake import Greeting, Hello, check_greeting
 
 log = logging.getLogger("kvorum.transport")
+
+REJECTIONS_REMEMBERED = 256
 
 FRAME_BYTES_MAX = 32 << 20
 """A frame that is longer closes its stream; the sender keeps far below it."""
@@ -92,7 +95,9 @@ class PeerServer:
         self._token = token
         self._silence_s = stream_silence_s
         self._streams: dict[str, web.WebSocketResponse] = {}
-        self._rejections: dict[str, str] = {}
+        # A peer that sends nonsense comes back and sends it again.
+        self._malformed_limit = RateLimit()
+        self._rejections: set[tuple[str, str]] = set()
         self.app = web.Application(client_max_size=64 * 1024)
         self.app.router.add_get("/raft/v1/hello", self._hello)
         self.app.router.add_get("/raft/v1/stream", self._stream)
@@ -113,11 +118,12 @@ class PeerServer:
 
     def _refusal(self, error: IdentityRejected, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
-        if self._rejections.get(request.remote or "") != str(error):
+        refused = (request.remote or "", str(error))
+        if refused not in self._rejections:
             # Once per peer and reason, not once per attempt.
-            if len(self._rejections) > 256:
+            if len(self._rejections) >= REJECTIONS_REMEMBERED:
                 self._rejections.clear()
-            self._rejections[request.remote or ""] = str(error)
+            self._rejections.add(refused)
             log.warning("refused a peer at %s: %s", request.remote, error)
         return web.HTTPForbidden(text=f"{error.reason}: {error}\n")
 
@@ -154,7 +160,7 @@ class PeerServer:
                 renewed = loop.time()
                 async for frame in stream:
                     if frame.type is not aiohttp.WSMsgType.BINARY:
-                        raise MalformedMessage("a frame that is not binary")
+                        raise MalformedMessage(f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})")
                     messages = decode(frame.data)
                     for message in messages:
                         if message.sender != sender:
@@ -169,7 +175,8 @@ class PeerServer:
             self._counters.peer_failures[name, "silent"] += 1
         except MalformedMessage as error:
             self._counters.peer_failures[name, "malformed"] += 1
-            log.warning("closed the stream of %s: %s", sender, error)
+            if self._malformed_limit.allow() is not None:
+                log.warning("closed the stream of %s: %s", sender, error)
         await stream.close()
 
     async def _snapshot(self, request: web.Request) -> web.Response:

@@ -1,0 +1,115 @@
+"""A fault that repeats itself is counted each time and told once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from telemetry.live import free_ports, until
+
+from kvorum.counters import Counters
+from kvorum.identity import Identity
+from kvorum.raft.messages import Message
+from kvorum.transport import Greeting, Hello, PeerServer
+from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.server import SnapshotChunk
+
+SERVER = Identity("n1", "1" * 16, "c" * 32)
+
+
+class SilentNode:
+    """What the peer port asks of a node, with nothing behind it."""
+
+    identity = SERVER
+
+    def hello(self) -> Hello:
+        """Not asked here."""
+        raise NotImplementedError
+
+    async def join(self, greeting: Greeting) -> None:
+        """Not asked here."""
+        raise NotImplementedError
+
+    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
+        """Take no notice."""
+
+    def on_connected(self, greeting: Greeting) -> None:
+        """Take no notice."""
+
+    def on_disconnected(self, sender: str) -> None:
+        """Take no notice."""
+
+    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+        """Not asked here."""
+        raise NotImplementedError
+
+    def state_hash_at(self, index: int) -> int | None:
+        """Not asked here."""
+        raise NotImplementedError
+
+    def suspect_state(self, index: int) -> None:
+        """Not asked here."""
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def peer_port(counters: Counters) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    server = PeerServer(SilentNode(), counters, "word", 10.0)
+    runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    (number,) = free_ports(1)
+    await web.TCPSite(runner, "127.0.0.1", number).start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield f"http://127.0.0.1:{number}/raft/v1/stream", session
+    finally:
+        await server.close()
+        await runner.cleanup()
+
+
+def test_peers_that_are_refused_again_and_again_are_told_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    counters = Counters()
+
+    async def scenario() -> None:
+        async with peer_port(counters) as (url, session):
+            for _ in range(20):
+                # Two of them behind one address, in turn: neither may make the other's complaint new.
+                for name in ("n2", "n3"):
+                    caller = Identity(name, "2" * 16, "d" * 32)
+                    headers = dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
+                    with pytest.raises(aiohttp.WSServerHandshakeError):
+                        await session.ws_connect(url, headers=headers)
+
+    asyncio.run(scenario())
+    assert counters.identity_rejected == {"cluster": 40}
+    refusals = [record.getMessage() for record in caplog.records if "refused a peer" in record.getMessage()]
+    assert len(refusals) == 2
+    assert "n2@" in refusals[0]
+    assert "n3@" in refusals[1]
+
+
+def test_a_peer_that_sends_nonsense_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    counters = Counters()
+    caller = Identity("n2", "2" * 16, SERVER.cluster_id)
+
+    async def scenario() -> None:
+        headers = dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
+        async with peer_port(counters) as (url, session):
+            for turn in range(10):
+                async with session.ws_connect(url, headers=headers) as stream:
+                    await stream.send_bytes(b"nonsense")
+
+                    async def counted(turn: int = turn) -> bool:
+                        return counters.peer_failures["n2", "malformed"] == turn + 1
+
+                    await until("the nonsense is counted", counted)
+
+    asyncio.run(scenario())
+    told = [record for record in caplog.records if "closed the stream of n2@" in record.getMessage()]
+    assert len(told) == 1
