@@ -19,7 +19,8 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    Mutation("B1", "raft.py", "self._outbox.current = HardState(current_term, voted_for)", "pass"),
+    Mutation("B1", "raft.py", "self._outbox.enter(HardState(current_term, voted_for))", "pass"),
+    Mutation("B3", "outbox.py", "self._after_save.clear()", "pass"),
     Mutation("B1", "raft.py", "self._set_hard_state(self.current_term, message.sender)", "pass"),
     Mutation("B2", "raft.py", "self._set_hard_state(term, None)", "self.current_term = term"),
     Mutation("B3", "outbox.py", "if after_save or self.durable != self.current:", "if after_save:"),

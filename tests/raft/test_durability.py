@@ -144,6 +144,18 @@ def test_an_acknowledged_entry_that_is_replaced_before_its_save_is_never_counted
     assert server.terms() == "122"
 
 
+def test_an_answer_of_an_older_term_that_still_waits_for_a_save_never_leaves() -> None:
+    """B3, B13: it would leave after a save in which a newer leader has replaced what it acknowledges (seed 1025)."""
+    server = follower("1", leader="b")
+    server.take(append("b", "a", 1, (1, 1), commands(2, "1")))
+    assert server.take(append("b", "a", 1, (2, 1), commands(3, "1"))) == NOTHING
+    new = commands(2, "2")
+    assert server.take(append("c", "a", 2, (1, 1), new)) == NOTHING
+    assert server.save() == (appended("a", "b", 1, 2),)
+    assert server.ready() == Ready(save=saves(2, None, new), messages_after_save=(appended("a", "c", 2, 2),))
+    assert server.save() == (appended("a", "c", 2, 2),)
+
+
 def test_a_save_is_acknowledged_once_and_by_its_number() -> None:
     """A driver that mixes up its saves would let messages go too early."""
     server = follower("1")

@@ -23,6 +23,16 @@ class Outbox:
         self._now: list[Message] = []
         self._after_save: list[Message] = []
 
+    def enter(self, hard_state: HardState) -> None:
+        """Take note of a new hard state. What waits in an older term never leaves.
+
+        It would leave with a save that may already replace the entries that it acknowledges, and say to a leader that
+        does not know of the new term yet what is not so. A lost message does no harm.
+        """
+        if hard_state.current_term != self.current.current_term:
+            self._after_save.clear()
+        self.current = hard_state
+
     def send(self, message: Message, *, after_save: bool = False) -> None:
         """Let the message leave at once, or with the next save if it must wait or the hard state is not durable."""
         if after_save or self.durable != self.current:

@@ -363,7 +363,7 @@ class Raft:
 
     def _set_hard_state(self, current_term: int, voted_for: NodeId | None) -> None:
         self.current_term, self.voted_for = current_term, voted_for
-        self._outbox.current = HardState(current_term, voted_for)
+        self._outbox.enter(HardState(current_term, voted_for))
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
