@@ -185,6 +185,16 @@ def test_after_an_error_there_is_no_store() -> None:
         restorer.finish()
 
 
+def test_a_frame_refused_once_is_refused_for_good_even_while_its_error_is_held() -> None:
+    restorer = Restorer()
+    with pytest.raises(StorageCorrupt, match="two headers") as raised:
+        restorer.feed(_written([_header(), _header(), _End]))
+
+    with pytest.raises(StorageCorrupt, match="has failed"):
+        restorer.feed(b"more")
+    assert raised.value.__traceback__ is not None  # holds the reader and its view of the bytes
+
+
 def test_a_store_is_handed_over_once() -> None:
     restorer = Restorer()
     restorer.feed(SNAPSHOT)

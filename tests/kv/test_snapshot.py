@@ -21,7 +21,8 @@ from kv.kv_support import (
 
 from kvorum.errors import InvariantViolated, StorageCorrupt
 from kvorum.kv.commands import Batch, Delete, Put
-from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW
+from kvorum.kv.frames import FRAME_BYTES_MAX
+from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, VALUE_BYTES_MAX
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 
@@ -117,6 +118,26 @@ def test_a_chunk_holds_no_more_than_was_asked_for() -> None:
     assert by_bytes is not None and by_bytes.count(b"v" * 100) == 4  # the fourth reaches 350 bytes
     assert rest is not None and rest.count(b"v" * 100) == 93
     cut.close()
+
+
+def test_every_chunk_makes_progress_however_little_was_asked_for() -> None:
+    store = Store()
+    apply(store, *(Put(b"%d" % number, b"v") for number in range(3)))
+    cut = store.begin_snapshot()
+
+    chunks = [cut.next_chunk(max_keys=0, max_bytes=0) for _ in range(6)]
+    cut.close()
+
+    assert [chunk is None for chunk in chunks] == [False] * 5 + [True]  # header, three records, trailer
+
+
+def test_a_chunk_is_readable_however_much_was_asked_for() -> None:
+    store = Store()
+    for number in range(FRAME_BYTES_MAX // VALUE_BYTES_MAX + 1):
+        apply(store, Put(b"%d" % number, b"v" * VALUE_BYTES_MAX))
+    data = snapshot_of(store, max_keys=2**40, max_bytes=2**40)
+
+    assert len(restore(data)) == len(store)
 
 
 def test_a_chunk_of_sessions_is_bounded_by_their_answers() -> None:
