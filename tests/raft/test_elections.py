@@ -378,6 +378,13 @@ def test_a_vote_of_an_earlier_term_does_not_count() -> None:
     assert server.role() is Role.CANDIDATE
 
 
+def test_the_first_answer_of_a_voter_counts() -> None:
+    """5.2: a vote, once given, is given for the term, whatever arrives after it."""
+    server = candidate("1", term=2, voters="abcde")
+    server.drain(vote("b", "a", 2), vote("b", "a", 2, granted=False), vote("c", "a", 2))
+    assert server.role() is Role.LEADER
+
+
 def test_a_granted_pre_vote_is_no_vote() -> None:
     """B4: the answer to a pre-vote, late, must not elect."""
     server = candidate("1", term=2)
