@@ -355,6 +355,34 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Pa
     assert not (tmp_path / "kvorum.db-wal").exists()
 
 
+def test_a_foreign_database_keeps_its_write_ahead_log(tmp_path: Path) -> None:
+    """Whoever opens it for writing folds the log into it. Verifying must not: it may be another program's."""
+    (tmp_path / "theirs").mkdir()
+    connection = sqlite3.connect(tmp_path / "theirs" / "kvorum.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE users (id)")
+    shutil.copytree(tmp_path / "theirs", tmp_path / "ours")
+    connection.close()
+    before = {name: (tmp_path / "ours" / name).read_bytes() for name in ("kvorum.db", "kvorum.db-wal")}
+    assert len(before["kvorum.db-wal"]) > 4096
+    with pytest.raises(StorageForeign, match="users"):
+        load(tmp_path / "ours")
+    assert {name: (tmp_path / "ours" / name).read_bytes() for name in before} == before
+
+
+def test_an_index_that_does_not_match_its_table_is_refused(tmp_path: Path) -> None:
+    """The rows are whole, and a scan reads them; but compaction deletes by the index."""
+    written(tmp_path)
+    data = bytearray((tmp_path / "kvorum.db").read_bytes())
+    places = [place for place in range(len(data)) if data.startswith(key(5).encode(), place)]
+    assert len(places) == 2, "once in the table, once in the index"
+    index = next(place for place in places if data[place // 4096 * 4096] == 10)
+    data[index + 19] = ord("9")
+    (tmp_path / "kvorum.db").write_bytes(data)
+    with pytest.raises(StorageCorrupt, match="is damaged: row"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database at all", bytes(8192)])
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "kvorum.db").write_bytes(content)

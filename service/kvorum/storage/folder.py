@@ -53,15 +53,6 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_file(path: Path) -> None:
-    """Make the bytes of a file durable."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def create_folder(path: Path) -> None:
     """Create a folder and its parents, durably; only its owner may read it."""
     missing = [level for level in (path, *path.parents) if not level.exists()]

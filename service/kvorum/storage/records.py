@@ -199,13 +199,8 @@ class LogState:
         last_index, last_term = snapshot.last_index, snapshot.last_term
         if last_index > self.last_index:
             return False
-        if self.base is not None:
-            if last_index < self.base.last_index:
-                return False
-            if last_index == self.base.last_index:
-                return last_term == self.base.last_term and (
-                    not self.entries or self.entries[0].index == last_index + 1
-                )
+        if self.base is not None and last_index == self.base.last_index:
+            return last_term == self.base.last_term and (not self.entries or self.entries[0].index == last_index + 1)
         if not self.entries:
             return last_index == self.last_index
         position = last_index - self.entries[0].index

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kvorum.errors import StorageCorrupt, StorageError, StorageForeign
-from kvorum.storage.folder import create_file, sync_file, sync_folder
+from kvorum.storage.folder import create_file, sync_folder
 from kvorum.storage.interface import Identity
 from kvorum.storage.records import FORMAT, REJOIN, LogState, Record, decode_identity, decode_record
 
@@ -100,9 +100,10 @@ def create_log(path: Path) -> None:
         with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(_SCHEMA)
+            # Closing would do this as well, but would not say when it fails. Synced: SQLite's default is FULL.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as error:
         raise StorageError(f"cannot create {path}: {error}") from error
-    sync_file(temporary)
     temporary.rename(path)
     sync_folder(path.parent)
 
