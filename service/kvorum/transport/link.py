@@ -109,12 +109,18 @@ class Link:
         backoff_s = BACKOFF_MIN_S
         while True:
             try:
-                await self._run_stream()
+                # A task for each stream: until Python 3.13 a TaskGroup leaves its parent's count of cancellations
+                # raised, which aiohttp takes for a cancellation of its caller. Then one lost connection ended the link.
+                await asyncio.create_task(self._run_stream(), name=f"stream to {self.node}")
                 backoff_s = BACKOFF_MIN_S
             except aiohttp.WSServerHandshakeError as error:
                 self._failed("rejected", f"it answers {error.status}")
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._failed("unreachable", str(error) or type(error).__name__)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # A TaskGroup whose task fails while it is being cancelled reports the failure only.
+                raise asyncio.CancelledError
             if self.connected:
                 self.connected = False
                 backoff_s = BACKOFF_MIN_S
