@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import random
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -36,12 +36,23 @@ def machine_busy_seconds() -> float:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on now, all different."""
+    """Return ports of loopback that nobody listens on now, all different.
+
+    From below those that outgoing connections get: a server that is killed and started again must find its port free.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        for port in random.sample(range(10_000, max(lowest, 20_000)), k=1000):
+            each = stack.enter_context(socket.socket())
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise BenchError("no free ports")
 
 
 class Server:
@@ -83,22 +94,10 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that does not help."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: signal.Signals) -> None:
-        if self.process is None:
-            return
-        self.process.send_signal(number)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
+        if self.process is not None:
             self.process.kill()
             self.process.wait()
-        self.process = None
+            self.process = None
 
 
 class BenchError(Exception):

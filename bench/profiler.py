@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=20_000)
     parser.add_argument("--node", choices=("leader", "follower"), default="leader")
     parser.add_argument("--native", action="store_true", help="C frames too (slower)")
+    parser.add_argument("--gil", action="store_true", help="only samples that hold the interpreter lock")
     options = parser.parse_args()
     try:
         profile(options)
@@ -68,6 +69,7 @@ def profile(options: argparse.Namespace) -> None:
         ]
         command += ["--duration", str(max(1, int(options.seconds) - 1)), "--rate", "500"]
         command += ["--native"] if options.native else ["--nonblocking"]
+        command += ["--gil"] if options.gil else []
         load = ["-op", cell.op, "-clients", str(cell.clients), "-seconds", str(settings.seconds + 1), "-api", "kvorum"]
         load += ["-keys", str(settings.keys)]
         running = generator.run(f"127.0.0.1:{cluster.client_ports[leader]}", load)
