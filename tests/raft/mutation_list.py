@@ -312,7 +312,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if progress.snapshot_ticks >= self._config.election_timeout_ticks and self._is_active(node):",
         "if False:",
     ),
-    Mutation("7", "leader.py", "if snapshot is None or not self._is_active(node):", "if snapshot is None:"),
     Mutation("7", "leader.py", "progress.become_snapshot(snapshot.last_index)", "pass"),
     Mutation(
         "B26",

@@ -196,6 +196,15 @@ def test_an_old_snapshot_undoes_nothing() -> None:
     assert server.terms() == "11222"
 
 
+def test_a_snapshot_older_than_the_log_undoes_nothing() -> None:
+    """B12, B26: as above, where the log no longer reaches back to it."""
+    server = Server(commands(10, "22"), term=2, snapshot=SNAPSHOT)
+    assert server.take(install("b", "a", 2, Snapshot(3, 2, configuration()))) == Ready(
+        messages=(installed("a", "b", 2, 9),)
+    )
+    assert (server.terms(), server.raft.configuration) == ("22", SNAPSHOT.configuration)
+
+
 def test_a_snapshot_that_comes_twice_is_saved_once() -> None:
     """The leader offers it again now and then; the answers wait for the one save."""
     server = follower("112", leader="b", commit=2)

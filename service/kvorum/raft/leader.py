@@ -246,7 +246,7 @@ class Leader:
         return True
 
     def _send_snapshot(self, node: NodeId, progress: Progress, snapshot: Snapshot | None) -> bool:
-        if snapshot is None or not self._is_active(node):
+        if snapshot is None:
             return False
         progress.become_snapshot(snapshot.last_index)
         self._outbox.send(InstallSnapshot(term=self.term, sender=self._config.id, recipient=node, snapshot=snapshot))
