@@ -44,6 +44,17 @@ def apply_all(store: Store, datas: list[bytes]) -> float:
     return (time.process_time_ns() - begin) / (len(datas) * BATCH)
 
 
+def bare_dict() -> float:
+    """Overwrite random keys of a plain dict: what the machine itself charges for the memory; nanoseconds each."""
+    rng = random.Random(2)
+    table = {key_of(number): number for number in range(100_000)}
+    keys = [key_of(rng.randrange(100_000)) for _ in range(400 * BATCH)]
+    begin = time.process_time_ns()
+    for key in keys:
+        table[key] = 0
+    return (time.process_time_ns() - begin) / len(keys)
+
+
 def bench_operations() -> None:
     rng = random.Random(1)
     value = rng.randbytes(VALUE_BYTES)
@@ -65,6 +76,8 @@ def bench_operations() -> None:
     for name, make in kinds:
         best = min(apply_all(store, batches(make, 400)) for _ in range(ROUNDS))
         print(f"{name:32} {best:8.0f} ns/op")
+    best = min(bare_dict() for _ in range(ROUNDS))
+    print(f"{'for scale: a bare dict, random':32} {best:8.0f} ns/op")
 
 
 def bench_snapshot(keys: int) -> None:
