@@ -23,6 +23,7 @@ from raft.harness import (
     leader,
     log,
     noop,
+    pre_vote,
     refused,
     request_pre_vote,
     saves,
@@ -170,11 +171,15 @@ def test_only_a_leader_changes_the_membership(make: Callable[[], Server]) -> Non
 
 def test_no_change_before_an_entry_of_the_leaders_term_is_committed() -> None:
     """B27, the bug announced in 2015: "until it has committed an entry from its current term"."""
-    server = leader("12", term=4)
+    server = follower("12", leader="b", commit=2)  # The configuration in force is known to be committed.
+    server.tick(ELECTION)
+    server.drain(pre_vote("c", "a", 3))
+    server.drain(vote("c", "a", 3))
+    assert server.role() is Role.LEADER
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(AddLearner(Member("d", False)))
     assert server.ready() == NOTHING
-    server.drain(appended("b", "a", 4, 3))
+    server.drain(appended("b", "a", 3, 3))
     assert server.raft.propose_change(AddLearner(Member("d", False))) == 4
 
 
