@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kvorum.config import Config
 from kvorum.counters import Counters
-from kvorum.errors import FatalError, InvariantViolated, StorageError
+from kvorum.errors import FatalError, InvariantViolated, SnapshotFailed, StorageError
 from kvorum.identity import Identity
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.store import Store
@@ -147,13 +147,16 @@ class Driver:
         self.schedule()
 
     def guarded(self, act: Callable[[], object]) -> None:
-        """Run a step of consensus; a broken invariant ends the process."""
+        """Run a step of consensus; a broken invariant, or a bug that left it halfway, ends the process."""
         if self._failed:
             return
         try:
             act()
         except FatalError as error:
             self.fail(error)
+        except Exception as error:
+            log.exception("the driver failed")
+            self.fail(InvariantViolated(f"the driver failed: {error!r}"))
 
     def fail(self, error: FatalError) -> None:
         """End the process: going on could break a promise."""
@@ -175,15 +178,7 @@ class Driver:
 
     def _drive(self) -> None:
         self._scheduled = False
-        if self._failed:
-            return
-        try:
-            self._drive_on()
-        except FatalError as error:
-            self.fail(error)
-        except Exception as error:
-            log.exception("the driver failed")
-            self.fail(InvariantViolated(f"the driver failed: {error!r}"))
+        self.guarded(self._drive_on)
 
     def _drive_on(self) -> None:
         self.writes.flush()
@@ -197,6 +192,9 @@ class Driver:
                 self.barriers.flush()
         else:
             self.schedule()
+        contradiction = self.digests.contradicted_at()
+        if contradiction is not None:
+            self.on_contradiction(contradiction)
         self._counters.proposals_pending = self.writes.pending
         self._note_changes()
 
@@ -239,9 +237,6 @@ class Driver:
         if self.tracer is not None:
             self.tracer.applied(entries)
         self.raft.set_state_digest(store.applied_index, store.state_hash)
-        contradiction = self.digests.contradicted_at()
-        if contradiction is not None:
-            self.on_contradiction(contradiction)
         self._snapshot_if_due()
 
     # --- Snapshots ----------------------------------------------------------------------------------------------
@@ -278,6 +273,8 @@ class Driver:
                 return
             self.fetched[snapshot.last_index, snapshot.last_term] = store
             self.guarded(partial(self.raft.step, message))
+            if self.raft.snapshot != snapshot:
+                self.fetched.clear()  # Consensus had no use for it: the log had caught up meanwhile.
             self.schedule()
 
         self.fetcher.begin(message.sender, message.snapshot, fetched)
@@ -293,8 +290,14 @@ class Driver:
             self.begin_snapshot()
 
     def begin_snapshot(self) -> asyncio.Task[None]:
-        """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task."""
+        """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task.
+
+        Raises:
+            SnapshotFailed: a newer one is being installed.
+        """
         if self._snapshot_task is None or self._snapshot_task.done():
+            if self.store.applied_index < self.raft.log.base_index:
+                raise SnapshotFailed("a newer snapshot is being installed")
             self._applied_bytes = 0
             snapshot = self.raft.snapshot_at(self.store.applied_index)
             # The cut is made now: by the time the task runs, the store may have moved on.

@@ -205,6 +205,8 @@ class Node:
             NotLeader, Overloaded, TooLarge, InvalidRequest: certainly not done.
             OutcomeUnknown: it may be done, now or later.
         """
+        if self.quarantined:
+            raise NoLeader(self.quarantined)
         waiter = self.driver.writes.submit(command, timeout_ms / 1000)
         if self.driver.tracer is not None:
             self.driver.tracer.submitted(waiter)

@@ -1,0 +1,161 @@
+"""Real nodes in one process and one event loop: real disks, real sockets, and a hand on every message."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import SystemRandom
+from typing import TypeVar
+
+from kvorum.cluster.bootstrap import bootstrap
+from kvorum.config import Config, parse_peers, resolve
+from kvorum.kv.commands import Command, Delete, Put, PutResult, Result
+from kvorum.node import Node
+from kvorum.raft import Role
+from kvorum.raft.messages import Message
+
+T = TypeVar("T")
+DEADLINE_S = 20.0
+TIMEOUT_MS = 5000
+
+
+async def eventually(what: str, check: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
+    """Return the first true value of ``check``; fail when there is none in time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + deadline_s
+    while loop.time() < deadline:
+        if value := check():
+            return value
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"not in {deadline_s} s: {what}")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, from below those that outgoing connections get."""
+    while True:
+        port = 10_000 + SystemRandom().randrange(10_000)
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Trio:
+    """Nodes ``n1 .. nN``, some of them running."""
+
+    def __init__(self, folder: Path, size: int, **knobs: int) -> None:
+        self.folder = folder
+        self.knobs = knobs
+        self.names = [f"n{i}" for i in range(1, size + 1)]
+        self.ports = {name: free_port() for name in self.names}
+        self.nodes: dict[str, Node] = {}
+        self.cut: set[tuple[str, str]] = set()
+        """(sender's name, recipient's name) of messages that are lost."""
+        self._joining: list[asyncio.Task[None]] = []
+
+    def config(self, name: str) -> Config:
+        """Return a node's configuration."""
+        peers = parse_peers(",".join(f"{each}=127.0.0.1:{port}" for each, port in self.ports.items()))
+        wanted = Config(
+            name=name,
+            peers=peers,
+            listen_peer=f"127.0.0.1:{self.ports[name]}",
+            data_dir=str(self.folder / name),
+            **self.knobs,  # type: ignore[arg-type]
+        )
+        return resolve(wanted, host_name=name)
+
+    async def start(self, *names: str) -> None:
+        """Start nodes; those that are empty bootstrap in the background."""
+        for name in names:
+            node = Node(self.config(name))
+            await node.start()
+            self._intercept(node)
+            self.nodes[name] = node
+            self._joining.append(asyncio.create_task(bootstrap(node)))
+
+    async def stop(self, *names: str) -> None:
+        """Stop nodes without a goodbye to the others."""
+        for name in names:
+            await self.nodes.pop(name).close()
+
+    async def close(self) -> None:
+        """Stop everything."""
+        for task in self._joining:
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
+        await self.stop(*self.nodes)
+
+    def _intercept(self, node: Node) -> None:
+        send = node.transport.send
+
+        def lossy(messages: Iterable[Message]) -> None:
+            send([m for m in messages if (_name(m.sender), _name(m.recipient)) not in self.cut])
+
+        node.transport.send = lossy  # type: ignore[method-assign]
+
+    def isolate(self, name: str) -> None:
+        """Cut a node off, both ways."""
+        for other in self.names:
+            self.cut |= {(name, other), (other, name)}
+
+    def heal(self) -> None:
+        """Let every message through."""
+        self.cut.clear()
+
+    async def leader(self, among: Iterable[str] | None = None) -> Node:
+        """Wait for a leader that a majority follows."""
+        names = list(among or self.nodes)
+
+        def find() -> Node | None:
+            for name in names:
+                node = self.nodes[name]
+                followers = [n for n in self.nodes.values() if n.raft.leader == node.raft.id]
+                is_ready = node.raft.can_change_membership
+                if node.raft.role is Role.LEADER and is_ready and len(followers) > len(self.names) // 2:
+                    return node
+            return None
+
+        return await eventually("a leader", find)
+
+    def others(self, node: Node) -> list[Node]:
+        """Return the running nodes but this one."""
+        return [other for other in self.nodes.values() if other is not node]
+
+    async def put(self, key: bytes, value: bytes) -> PutResult:
+        """Put at whoever leads."""
+        leader = await self.leader()
+        result = await leader.propose(Put(key, value), TIMEOUT_MS)
+        assert isinstance(result, PutResult)
+        return result
+
+    async def converge(self) -> None:
+        """Wait until all running nodes have applied the same."""
+
+        def same() -> bool:
+            return len({(n.store.applied_index, n.store.state_hash) for n in self.nodes.values()}) == 1
+
+        await eventually("all nodes agree", same)
+
+
+def _name(node: str) -> str:
+    return node.rpartition("@")[0]
+
+
+@asynccontextmanager
+async def running(folder: Path, size: int = 3, **knobs: int) -> AsyncIterator[Trio]:
+    """A cluster of real nodes that has a leader."""
+    trio = Trio(folder, size, **knobs)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(trio.close)
+        await trio.start(*trio.names)
+        await trio.leader()
+        yield trio
+
+
+__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "Trio", "eventually", "running"]

@@ -1,0 +1,325 @@
+"""The peer port and the links: what is refused, what is survived, what is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from random import Random
+
+import aiohttp
+import pytest
+from aiohttp import web
+from node.trio import eventually, free_port
+
+from kvorum.counters import Counters
+from kvorum.errors import IdentityRejected, PeerError, StorageCorrupt
+from kvorum.identity import Identity
+from kvorum.raft.codec import encode
+from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
+from kvorum.transport import Greeting, Hello, PeerServer, Transport, link
+from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.server import FRAME_BYTES_MAX, SnapshotChunk
+from kvorum.transport.settings import Dialling
+
+CLUSTER = "c" * 32
+SERVER = Identity("n1", "1" * 16, CLUSTER)
+CALLER = Identity("n2", "2" * 16, CLUSTER)
+
+
+def message(number: int = 1, sender: str = CALLER.node_id) -> HeartbeatResponse:
+    return HeartbeatResponse(term=number, sender=sender, recipient=SERVER.node_id, round=number)
+
+
+class FakeNode:
+    """Records what the peer port hands over."""
+
+    def __init__(self, identity: Identity = SERVER) -> None:
+        self.identity = identity
+        self.received: list[Message] = []
+        self.connected: list[Greeting] = []
+        self.disconnected: list[str] = []
+        self.snapshot = b"s" * 10
+        self.suspected: list[int] = []
+
+    def hello(self) -> Hello:
+        return Hello(self.identity.name, self.identity.incarnation, self.identity.cluster_id, (), "", "", "")
+
+    async def join(self, greeting: Greeting) -> None:
+        if greeting.cluster_id == "refused":
+            raise IdentityRejected("cluster", "no")
+        self.identity = Identity(self.identity.name, self.identity.incarnation, greeting.cluster_id)
+
+    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
+        self.received += messages
+
+    def on_connected(self, greeting: Greeting) -> None:
+        self.connected.append(greeting)
+
+    def on_disconnected(self, sender: str) -> None:
+        self.disconnected.append(sender)
+
+    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+        if last_index not in (0, 7):
+            raise StorageCorrupt("there is no such snapshot")
+        return SnapshotChunk(self.snapshot[offset_bytes : offset_bytes + 4], 7, len(self.snapshot), "a" * 64)
+
+    def state_hash_at(self, index: int) -> int | None:
+        return 0xABC if index == 3 else None
+
+    def suspect_state(self, index: int) -> None:
+        self.suspected.append(index)
+
+
+class Port:
+    """A peer port, and a client session for the test's own calls."""
+
+    def __init__(self, node: FakeNode, counters: Counters, url: str, session: aiohttp.ClientSession) -> None:
+        self.node = node
+        self.counters = counters
+        self.url = url
+        self.session = session
+
+    def headers(self, **changed: str) -> dict[str, str]:
+        headers = dialling_headers(CALLER, SERVER.node_id, "http://127.0.0.1:1", "word")
+        return {**headers, **{f"X-Kvorum-{name.title()}": value for name, value in changed.items()}}
+
+    async def dial(self, **changed: str) -> aiohttp.ClientWebSocketResponse:
+        return await self.session.ws_connect(f"{self.url}/raft/v1/stream", headers=self.headers(**changed))
+
+
+@asynccontextmanager
+async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: int = 0) -> AsyncIterator[Port]:
+    node = node or FakeNode()
+    counters = Counters()
+    server = PeerServer(node, counters, "word", silence_s)
+    runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    number = number or free_port()
+    await web.TCPSite(runner, "127.0.0.1", number).start()
+    session = aiohttp.ClientSession()
+    try:
+        yield Port(node, counters, f"http://127.0.0.1:{number}", session)
+    finally:
+        await session.close()
+        await server.close()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
+    counters = Counters()
+    broken: list[str] = []
+    session = aiohttp.ClientSession()
+    dialling = Dialling(lambda: CALLER, "http://127.0.0.1:1", "word", lambda: session, counters, Random(1))
+    transport = Transport(dialling, broken.append)
+    transport.set_members({SERVER.node_id: url})
+    try:
+        yield transport, counters, broken
+    finally:
+        await transport.close()
+        await session.close()
+
+
+@pytest.mark.parametrize(
+    ("reason", "changed"),
+    [
+        ("cluster", {"cluster": "d" * 32}),
+        ("cluster", {"cluster": ""}),
+        ("name", {"to": "n9@" + "1" * 16}),
+        ("incarnation", {"to": "n1@" + "9" * 16}),
+        ("version", {"protocol": "0"}),
+        ("token", {"token": "another"}),
+        ("name", {"from": "nobody"}),
+        ("name", {"from": SERVER.node_id}),
+    ],
+)
+def test_a_peer_that_is_not_one_is_refused_and_counted(reason: str, changed: dict[str, str]) -> None:
+    async def scenario() -> None:
+        async with port() as it:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await it.dial(**changed)
+            assert refused.value.status == 403
+            assert dict(it.counters.identity_rejected) == {reason: 1}
+            assert it.node.connected == []
+
+    asyncio.run(scenario())
+
+
+def test_a_node_without_a_cluster_joins_the_one_that_calls_it_by_its_incarnation() -> None:
+    async def scenario() -> None:
+        async with port(FakeNode(Identity("n1", "1" * 16))) as it:
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await it.dial(cluster="refused")
+            stream = await it.dial()
+            assert it.node.identity.cluster_id == CLUSTER
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"garbage",
+        encode([message()])[:-3],
+        encode([message(), message(sender="n3@x")]),
+        encode([HeartbeatResponse(term=-1, sender=CALLER.node_id, recipient=SERVER.node_id, round=1)]),
+        encode(
+            [
+                AppendEntries(
+                    term=2,
+                    sender=CALLER.node_id,
+                    recipient=SERVER.node_id,
+                    prev_log_index=4,
+                    prev_log_term=1,
+                    entries=(Entry(7, 2, EntryKind.COMMAND, b""),),
+                    leader_commit=0,
+                )
+            ]
+        ),
+        "text",
+    ],
+)
+def test_a_malformed_frame_closes_its_stream_and_nothing_else(frame: bytes | str) -> None:
+    async def scenario() -> None:
+        async with port() as it:
+            stream = await it.dial()
+            await (stream.send_str(frame) if isinstance(frame, str) else stream.send_bytes(frame))
+            assert (await stream.receive()).type is aiohttp.WSMsgType.CLOSE
+            assert it.node.received == []
+            assert it.counters.peer_failures["n2", "malformed"] == 1
+            await eventually("noticed", lambda: it.node.disconnected == [CALLER.node_id])
+
+            again = await it.dial()
+            await again.send_bytes(encode([message()]))
+            await eventually("received", lambda: it.node.received == [message()])
+            await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_frame_over_the_limit_closes_its_stream() -> None:
+    async def scenario() -> None:
+        async with port() as it:
+            stream = await it.dial()
+            with suppress(ConnectionError):  # It may be closed before all of it is sent.
+                await stream.send_bytes(b"\0" * (FRAME_BYTES_MAX + 1))
+            await eventually("it is closed", lambda: it.node.disconnected == [CALLER.node_id])
+            assert it.node.received == []
+            assert it.counters.peer_failures["n2", "malformed"] == 1
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_messages_arrive_in_order_and_a_broken_stream_is_dialled_again() -> None:
+    async def scenario() -> None:
+        number = free_port()
+        async with transport(f"http://127.0.0.1:{number}") as (ours, counters, broken):
+            async with port(number=number) as it:
+                await eventually("connected", lambda: ours.is_connected(SERVER.node_id))
+                ours.send([message(n) for n in range(1, 500)])
+                await eventually("all arrive", lambda: len(it.node.received) == 499)
+                assert [m.term for m in it.node.received] == list(range(1, 500))
+                assert counters.messages_sent["n1"] == 499
+            await eventually("the loss is noticed", lambda: broken)
+            async with port(number=number) as it:
+                await eventually("connected again", lambda: ours.is_connected(SERVER.node_id))
+                ours.send([message()])
+                await eventually("it arrives", lambda: it.node.received == [message()])
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_drops_and_counts() -> None:
+    async def scenario() -> None:
+        async with transport("http://127.0.0.1:1") as (ours, counters, _):
+            ours.send([message()] * (link.QUEUE_MESSAGES_MAX + 5))
+            assert counters.messages_dropped["n1"] == 5
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_stream_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "KEEP_ALIVE_S", 0.05)
+
+    async def scenario() -> None:
+        number = free_port()
+        async with (
+            port(silence_s=0.4, number=number) as it,
+            transport(f"http://127.0.0.1:{number}") as (ours, _, broken),
+        ):
+            await eventually("connected", lambda: ours.is_connected(SERVER.node_id))
+            await asyncio.sleep(1.0)  # More than twice the silence that the server bears.
+            assert broken == []
+            assert len(it.node.connected) == 1
+            assert it.counters.peer_failures == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_stream_is_given_up() -> None:
+    async def scenario() -> None:
+        async with port(silence_s=0.1) as it:
+            stream = await it.dial()  # Held: an unreferenced one is closed.
+            await eventually("given up", lambda: it.node.disconnected == [CALLER.node_id], 20)
+            await stream.close()
+            assert it.counters.peer_failures["n2", "silent"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_strangers_are_answered_but_not_without_a_bound() -> None:
+    async def scenario() -> None:
+        async with transport("http://127.0.0.1:1") as (ours, _, _):
+            for number in range(40):
+                ours.add_stranger(f"s{number}@x", f"http://127.0.0.1:{number + 1}")
+            known = [n for n in range(40) if ours.url_of(f"s{n}@x")]
+            assert known == list(range(24, 40))
+            ours.remove_stranger("s39@x")
+            assert ours.url_of("s39@x") is None
+
+    asyncio.run(scenario())
+
+
+def test_what_a_peer_may_ask_for_besides() -> None:
+    async def scenario() -> None:
+        async with port() as it, transport(it.url) as (ours, _, _):
+            assert (await ours.hello(it.url)).node_id == SERVER.node_id
+            chunk = await ours.snapshot_chunk(SERVER.node_id, 7, 8)
+            assert (chunk.data, chunk.last_index, chunk.size_bytes, chunk.sha256) == (b"ss", 7, 10, "a" * 64)
+            assert await ours.state_hash(SERVER.node_id, 3) == 0xABC
+            assert await ours.state_hash(SERVER.node_id, 4) is None
+            await ours.suspect(SERVER.node_id, 5)
+            assert it.node.suspected == [5]
+            with pytest.raises(PeerError, match="404"):
+                await ours.snapshot_chunk(SERVER.node_id, 8, 0)
+            with pytest.raises(PeerError):
+                await ours.snapshot_chunk("n9@x", 7, 0)
+            async with it.session.get(f"{it.url}/raft/v1/snapshots/7?offset=x", headers=it.headers()) as answer:
+                assert answer.status == 400
+            async with it.session.get(f"{it.url}/raft/v1/snapshots/7") as answer:
+                assert answer.status == 403
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"name": 3}', b"\xff", b"[" * 10_000])
+def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
+    async def scenario() -> None:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(body=body)
+
+        app = web.Application()
+        app.router.add_get("/raft/v1/hello", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        number = free_port()
+        await web.TCPSite(runner, "127.0.0.1", number).start()
+        async with transport("http://127.0.0.1:1") as (ours, _, _):
+            with pytest.raises(PeerError):
+                await ours.hello(f"http://127.0.0.1:{number}")
+        await runner.cleanup()
+
+    asyncio.run(scenario())
