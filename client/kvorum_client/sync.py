@@ -82,6 +82,10 @@ class SyncClient:
         """See :meth:`kvorum_client.Client.health`."""
         return self._run(self._client.health(endpoint, timeout_s=timeout_s))
 
+    def metrics(self, endpoint: str, *, timeout_s: float | None = None) -> str:
+        """See :meth:`kvorum_client.Client.metrics`."""
+        return self._run(self._client.metrics(endpoint, timeout_s=timeout_s))
+
     def members(self, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """See :meth:`kvorum_client.Client.members`."""
         return self._run(self._client.members(timeout_s=timeout_s))

@@ -258,7 +258,7 @@ def test_a_node_that_forwards_by_configuration_needs_no_asking() -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(asyncio.timeout(20))
-            leader = await stack.enter_async_context(serving(FakeNode()))
+            leader = await stack.enter_async_context(serving(FakeNode(make_config(forward=True))))
             follower = await stack.enter_async_context(serving(FakeNode(make_config(name="n2", forward=True))))
             follower.node.follow("n1", leader.url)
             assert (await follower("PUT", "/v1/kv/k", b"v")).status == 200

@@ -140,34 +140,54 @@ def test_a_write_whose_answer_was_lost_is_retried_and_applied_once() -> None:
     run(scenario)
 
 
+@contextlib.asynccontextmanager
+async def cutting_server(requests: list[bytes], cut_at: int, body: bytes) -> AsyncIterator[str]:
+    """Serve ``body`` to every request but the one numbered ``cut_at``: there the connection ends without an answer."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+                await reader.readexactly(int(length or b"0"))
+                requests.append(head)
+                if len(requests) == cut_at:
+                    return
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 def test_a_connection_cut_in_the_middle_of_a_write_is_not_two_writes() -> None:
-    """Aiohttp itself repeats a PUT on a broken kept-alive connection; ours must be the only retry."""
-
     async def scenario() -> None:
-        keys: list[bytes] = []
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                while True:
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                    await reader.readexactly(length)
-                    keys.append(head.split(b"Idempotency-Key: ")[1].split(b"\r\n")[0])
-                    if len(keys) == 2:
-                        return
-                    body = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-            except asyncio.IncompleteReadError:
-                pass
-            finally:
-                writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with server, Client([f"127.0.0.1:{server.sockets[0].getsockname()[1]}"]) as kv:
+        requests: list[bytes] = []
+        body = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
+        async with cutting_server(requests, 2, body) as endpoint, Client([endpoint]) as kv:
             await kv.put("k", "1")
             await kv.put("k", "2")
+            keys = [head.split(b"Idempotency-Key: ")[1].split(b"\r\n")[0] for head in requests]
             client_id = keys[0].split(b"/")[0]
             assert keys == [client_id + b"/1", client_id + b"/2", client_id + b"/2"]
+
+    run(scenario)
+
+
+def test_what_cannot_be_repeated_is_not_repeated_by_the_http_library_either() -> None:
+    """Aiohttp repeats PUT and DELETE by itself when a kept-alive connection breaks, unless it is told not to."""
+
+    async def scenario() -> None:
+        requests: list[bytes] = []
+        async with cutting_server(requests, 2, b'{"members":[]}') as endpoint, Client([endpoint]) as kv:
+            await kv.members()
+            with pytest.raises(OutcomeUnknown):
+                await kv.remove_member("n3")
+            assert len(requests) == 2
 
     run(scenario)
 
