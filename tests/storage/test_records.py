@@ -1,0 +1,124 @@
+"""How records fold into a log, and which snapshots that log goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from storage.support import IDENTITY, entries, snapshot
+
+from kvorum.errors import StorageCorrupt
+from kvorum.raft.messages import Entry, HardState, Save, Snapshot
+from kvorum.storage.interface import Identity, Loaded
+from kvorum.storage.records import (
+    LogState,
+    decode_identity,
+    decode_record,
+    encode_identity,
+    encode_record,
+    make_record,
+    recover,
+)
+
+
+def log_of(*saves: Save, first_seq: int = 1) -> LogState:
+    """Fold the saves as records that begin at ``first_seq``: those before it were compacted."""
+    state, last_index = LogState(), 0
+    for seq, save in enumerate(saves, 1):
+        record = make_record(seq, 0, last_index, save)
+        last_index = record.last_index
+        if seq >= first_seq:
+            state.apply(record)
+    return state
+
+
+def save(term: int, *parts: Entry, base: Snapshot | None = None) -> Save:
+    return Save(1, HardState(term, "n1@00"), parts, base)
+
+
+@dataclass(frozen=True)
+class Case:
+    state: LogState
+    fits: tuple[Snapshot, ...]
+    refused: tuple[Snapshot, ...]
+
+
+CASES = {
+    "a whole log": Case(
+        log_of(save(1, *entries(1, 9))),
+        (snapshot(1), snapshot(5), snapshot(9)),
+        (snapshot(10), snapshot(5, 2), snapshot(9, 2)),
+    ),
+    "a log whose first part is compacted": Case(
+        log_of(save(1, *entries(1, 4)), save(1, *entries(5, 9)), first_seq=2),
+        (snapshot(4), snapshot(5), snapshot(9)),
+        (snapshot(3), snapshot(10), snapshot(7, 2)),
+    ),
+    "a log of nothing but a vote": Case(
+        log_of(save(1, *entries(1, 9)), save(2), first_seq=2),
+        (snapshot(9),),
+        (snapshot(8), snapshot(10)),
+    ),
+    "an adopted snapshot": Case(
+        log_of(save(1, *entries(1, 9)), save(3, base=snapshot(5, 3))),
+        (snapshot(5, 3),),
+        (snapshot(5), snapshot(4), snapshot(9), snapshot(6, 3)),
+    ),
+    "an adopted snapshot and entries behind it": Case(
+        log_of(save(1, *entries(1, 9)), save(3, *entries(6, 8, 3), base=snapshot(5, 3))),
+        (snapshot(5, 3), snapshot(6, 3), snapshot(8, 3)),
+        (snapshot(5), snapshot(4), snapshot(9), snapshot(6, 2)),
+    ),
+    "an empty log": Case(LogState(), (), (snapshot(1),)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_log_goes_on_from_what_it_adopted_or_from_what_was_taken_of_it(case: str) -> None:
+    state = CASES[case].state
+    assert [found for found in CASES[case].fits if not state.holds(found)] == []
+    assert [found for found in CASES[case].refused if state.holds(found)] == []
+
+
+def test_the_newest_snapshot_that_fits_is_used() -> None:
+    state = log_of(save(1, *entries(1, 9)))
+    loaded = recover(IDENTITY, state, iter((snapshot(12), snapshot(7, 5), snapshot(6), snapshot(2))))
+    assert loaded == Loaded(IDENTITY, HardState(1, "n1@00"), snapshot(6), entries(7, 9))
+
+
+def test_entries_that_no_snapshot_covers_are_not_made_up() -> None:
+    state = log_of(save(1, *entries(1, 9)), save(2), first_seq=2)
+    with pytest.raises(
+        StorageCorrupt, match="holds no entries, and no valid snapshot covers what came before; damaged: 9"
+    ):
+        recover(IDENTITY, state, iter((snapshot(8),)), [9])
+
+
+@pytest.mark.parametrize(
+    "saves",
+    [
+        (save(1, *entries(2, 3)),),
+        (save(1, *entries(1, 3)), save(1, *entries(5, 6))),
+        (save(1, base=snapshot(5)), save(1, *entries(7, 8))),
+        (save(1, base=snapshot(5)), save(1, *entries(5, 8))),
+    ],
+    ids=["not from 1", "a hole", "a hole behind a snapshot", "into a snapshot"],
+)
+def test_records_that_do_not_fit_are_refused(saves: tuple[Save, ...]) -> None:
+    with pytest.raises(StorageCorrupt):
+        log_of(*saves)
+
+
+def test_a_record_and_an_identity_come_back_as_they_were() -> None:
+    record = make_record(7, 1234, 5, save(3, *entries(6, 8), base=snapshot(5)))
+    assert decode_record(encode_record(record)[0]) == (record, encode_record(record)[1])
+    identity = Identity("nö", "0" * 16)
+    assert decode_identity(encode_identity(identity)).identity == identity
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b"short", bytes(100)])
+def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
+    with pytest.raises(StorageCorrupt):
+        decode_record(data)
+    with pytest.raises(StorageCorrupt):
+        decode_identity(data)
