@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
 from api.fake_node import FakeNode, Server, make_config, serving, until
 
@@ -397,23 +398,25 @@ def test_two_nodes_that_name_each_other_do_not_make_the_client_spin() -> None:
     run(scenario)
 
 
-def test_a_name_with_several_addresses_is_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_behind_a_name_that_cannot_help_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        async with cluster(1) as servers:
-            port = servers[0].port
+        async with contextlib.AsyncExitStack() as stack:
+            healthy = await stack.enter_async_context(serving(FakeNode()))
+            isolated = FakeNode(msgspec.structs.replace(make_config(), listen_client=f"127.0.0.2:{healthy.port}"))
+            isolated.error = NoLeader("cut off from the others")
+            await stack.enter_async_context(serving(isolated))
             loop = asyncio.get_running_loop()
             real = loop.getaddrinfo
 
             async def getaddrinfo(host, port, **options):  # type: ignore[no-untyped-def]
                 if host != "kv-headless":
                     return await real(host, port, **options)
-                found = await real("127.0.0.1", port, **options)
-                dead = await real("127.0.0.2", port, **options)
-                return dead + found
+                return await real("127.0.0.2", port, **options) + await real("127.0.0.1", port, **options)
 
             monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-            async with Client([f"kv-headless:{port}"]) as kv:
+            async with Client([f"kv-headless:{healthy.port}"], timeout_s=5) as kv:
                 assert (await kv.put("k", "v")).revision == 1
+                assert isolated.counters.requests["put", 503] == 1
 
     run(scenario)
 
