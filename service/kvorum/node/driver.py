@@ -274,7 +274,8 @@ class Driver:
             self.fetched[snapshot.last_index, snapshot.last_term] = store
             self.guarded(partial(self.raft.step, message))
             if self.raft.snapshot != snapshot:
-                self.fetched.clear()  # Consensus had no use for it: the log had caught up meanwhile.
+                # Consensus had no use for it: the log had caught up meanwhile, or the leader is gone.
+                self.fetched.pop((snapshot.last_index, snapshot.last_term), None)
             self.schedule()
 
         self.fetcher.begin(message.sender, message.snapshot, fetched)
