@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -133,6 +135,14 @@ CASES = [
 
 def test_every_row_of_the_table_has_a_case() -> None:
     assert {case.code for case in CASES} == set(TABLE)
+
+
+def test_the_page_of_the_api_has_the_same_rows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (\w+) \| (?:(\d+) s)? *\| (.*) \|$", page, re.MULTILINE)
+    assert rows == [
+        (str(row.status), code, row.outcome, str(row.retry_after_s or ""), row.title) for code, row in TABLE.items()
+    ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.code for case in CASES])
