@@ -673,6 +673,20 @@ def test_a_suspicion_ends_when_the_leader_is_heard() -> None:
     assert server.tick(ELECTION - 1) == NOTHING
 
 
+def test_a_server_remembers_why_it_campaigned() -> None:
+    """For the metrics: an election that nobody expects has a reason."""
+    server = follower("1", leader="b")
+    server.tick(ELECTION)
+    assert server.raft.campaign_reason == "timeout"
+    server = follower("1", leader="b")
+    server.raft.peer_unreachable("b")
+    server.tick()
+    assert server.raft.campaign_reason == "disconnect"
+    server = follower("1", leader="b")
+    server.drain(timeout_now("b", "a", 1))
+    assert server.raft.campaign_reason == "transfer"
+
+
 # --- The first server -----------------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,22 @@ def test_no_change_while_the_leadership_is_handed_over() -> None:
         server.raft.propose_change(Remove("c"))
 
 
+def test_a_leader_knows_when_it_could_change_the_membership() -> None:
+    """The same three rules, asked beforehand."""
+    assert not follower("1", leader="b").raft.can_change_membership
+    server = leader("1", term=2)
+    assert not server.raft.can_change_membership
+    server.drain(appended("b", "a", 2, 2))
+    assert server.raft.can_change_membership
+    server.raft.propose_change(AddLearner(Member("d", False)))
+    assert not server.raft.can_change_membership
+    server.drain()
+    server.drain(appended("b", "a", 2, 3))
+    assert server.raft.can_change_membership
+    server.raft.transfer_leadership("b")
+    assert not server.raft.can_change_membership
+
+
 def test_the_2015_bug_two_removals_by_two_leaders_of_four() -> None:
     """B27: the first leader appends "remove d" and is cut off; the next, d, removes a.
 
