@@ -136,3 +136,7 @@ sim: setup ## Simulate clusters under faults: SEED=n prints one run (SHRINK=1 a 
 .PHONY: mutants
 mutants: setup ## Put 130 known bugs back, one at a time, into a copy, and see which test and which seed notices (ONLY=B27)
 	@PYTHONPATH=tests $(BIN)/python -m raft.mutants --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: transcripts
+transcripts: setup ## Write the golden conversations of tests/raft/transcripts anew; then read the diff
+	@PYTHONPATH=tests $(BIN)/python -m raft.stories

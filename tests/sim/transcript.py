@@ -34,10 +34,11 @@ def describe_entries(entries: tuple[Entry, ...]) -> str:
 
 def describe(message: Message) -> str:
     """Return one message as one line: who says what. Entries and log positions are written ``index/term``."""
-    return f"{message.sender}: {_what(message)} (term {message.term})"
+    return f"{message.sender}: {phrase(message)} (term {message.term})"
 
 
-def _what(message: Message) -> str:
+def phrase(message: Message) -> str:
+    """Return what a message says, without who says it and in which term."""
     match message:
         case RequestVote():
             kind = "PreVote" if message.pre_vote else "RequestVote"
