@@ -160,7 +160,9 @@ class PeerServer:
                 renewed = loop.time()
                 async for frame in stream:
                     if frame.type is not aiohttp.WSMsgType.BINARY:
-                        raise MalformedMessage(f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})")
+                        raise MalformedMessage(
+                            f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})"
+                        )
                     messages = decode(frame.data)
                     for message in messages:
                         if message.sender != sender:
