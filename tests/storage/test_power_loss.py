@@ -80,6 +80,22 @@ def test_a_loss_of_power_loses_no_acknowledged_save(tmp_path: Path, images: Path
     crash_at_random(session, session.run(110), images, 150)
 
 
+CHANGING = ("pwrite64", "write", "ftruncate", "rename", "unlink", "fsync", "fdatasync")
+
+
+def test_a_loss_of_power_anywhere_in_the_first_start_is_no_obstacle(tmp_path: Path, images: Path) -> None:
+    """The folder, the mark and the log come into being: at each call, three of the folders that a crash could leave."""
+    session = Session(tmp_path / "disk", seed=24)
+    random_ = random.Random(4)
+    points = 0
+    for call in session.disk.apply(session.run(2)):
+        if call.name in CHANGING and session.disk.names:
+            points += 1
+            for _ in range(3):
+                session.crash(images / "image", random_)
+    assert points > 40
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_thousands_of_losses_of_power_lose_no_acknowledged_save(tmp_path: Path, images: Path, seed: int) -> None:

@@ -79,7 +79,7 @@ def read_payload(stream: BinaryIO, header: bytes, size_bytes: int) -> Iterator[b
         remaining -= len(chunk)
         digest.update(chunk)
         yield chunk
-    if remaining != 0 or stream.read(HASH_BYTES + 1) != digest.digest():
+    if remaining != 0 or stream.read(HASH_BYTES) != digest.digest():
         raise StorageCorrupt("a snapshot file is damaged: its hash does not match")
 
 
