@@ -1,0 +1,228 @@
+"""The load on the cluster while something is done to it, and the judgement of what its clients were told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from e2e.kube import Kube, eventually
+from sim.history import Operation
+from sim.linearizability import check_history
+
+POD = "recorder"
+RECORDER = Path(__file__).with_name("recorder.py")
+READ_BACK_TIMEOUT_S = 120
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a recording showed."""
+
+    acknowledged: int
+    operations: int
+    unknown: int
+    """Writes whose outcome their client never learned."""
+    seconds: float
+    gap_ms: int
+    """The longest time without an acknowledged write."""
+    gap_at_s: float
+    """When it began, from the start of the recording."""
+    terms: int
+    """Terms that began while it ran, beyond the first."""
+    violations: tuple[str, ...]
+
+
+def deploy_recorder(kube: Kube, image: str) -> None:
+    """Start the pod that recorders run in; on a control plane node if it can, since the others will suffer."""
+    script = kube.kubectl("create", "configmap", POD, f"--from-file={RECORDER}", "--dry-run=client", "-o", "json")
+    kube.kubectl("apply", "-f", "-", stdin=script)
+    container = {
+        "name": POD,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sleep", "infinity"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "script", "mountPath": "/recorder"}],
+    }
+    preference = {"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": POD, "labels": {"app": POD}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": False,
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": preference}]
+                }
+            },
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+            "volumes": [{"name": "script", "configMap": {"name": POD}}],
+        },
+    }
+    kube.kubectl("delete", "pod", POD, "--ignore-not-found", "--wait", "--now")
+    kube.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    kube.kubectl("wait", "--for=condition=Ready", f"pod/{POD}", "--timeout=60s", timeout_s=70)
+
+
+class Recording:
+    """A recorder at work. A context manager; leaving it stops the load and judges the history.
+
+    Args:
+        kube: the cluster.
+        prefix: of its keys, unique in the run.
+        endpoints: of all nodes that may be there.
+        keep: where to keep the history.
+    """
+
+    verdict: Verdict
+
+    def __init__(self, kube: Kube, prefix: str, endpoints: list[str], keep: Path) -> None:
+        self._kube = kube
+        self._prefix = prefix
+        self._endpoints = endpoints
+        self._keep = keep
+        self._lines: list[dict[str, Any]] = []
+        self._errors: list[str] = []
+        self.last: dict[str, int] = {"acknowledged": 0, "last": 0, "now": 0}
+
+    def __enter__(self) -> Self:
+        """Start the load, and wait until writes are acknowledged."""
+        script = ["python3", "/recorder/recorder.py", "--prefix", self._prefix]
+        command = self._kube.kubectl_command("exec", "-i", POD, "--", *script, "--endpoints", ",".join(self._endpoints))
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+        try:
+            self.wait_for_writes("the load has begun", 20, 60)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop, read everything back, judge."""
+        try:
+            if error is None:
+                self._tell("stop")
+                self._process.wait(READ_BACK_TIMEOUT_S)
+        finally:
+            self._end()
+        if error is None:
+            self.verdict = self._judge()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(10)
+        for thread in self._threads:
+            thread.join(10)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def mark(self, name: str) -> None:
+        """Note in the history that something happens now."""
+        self._tell(f"mark {name}")
+
+    def wait_for_writes(self, what: str, count: int, timeout_s: float) -> float:
+        """Wait until ``count`` further writes are acknowledged; return how long that took."""
+        before = self.last["acknowledged"]
+
+        def enough() -> bool | str:
+            if self._process.poll() is not None:
+                raise AssertionError("the recorder died: " + "".join(self._errors[-20:]))
+            done = self.last["acknowledged"] - before
+            return done >= count or f"{done} of {count} writes"
+
+        return eventually(what, enough, timeout_s)
+
+    def wait_for_silence(self, seconds: float, timeout_s: float) -> None:
+        """Wait until no write has been acknowledged for so long."""
+
+        def silent() -> bool:
+            return self.last["now"] - self.last["last"] > seconds * 1e6
+
+        eventually(f"no writes for {seconds} s", silent, timeout_s)
+
+    def watch_silence(self, seconds: float) -> None:
+        """Fail if any write is acknowledged within this time."""
+        before = self.last["acknowledged"]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.last["acknowledged"] == before, "a write was acknowledged without a quorum"
+            time.sleep(0.1)
+
+    def _tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            document = json.loads(line)
+            if "second" in document:
+                self.last = document["second"]
+            else:
+                self._lines.append(document)
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        self._errors.extend(self._process.stderr)
+
+    def _judge(self) -> Verdict:
+        self._keep.parent.mkdir(parents=True, exist_ok=True)
+        self._keep.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        if not self._lines or "summary" not in self._lines[-1]:
+            raise AssertionError("the recorder printed no summary: " + "".join(self._errors[-20:]))
+        return judge(self._lines)
+
+
+def judge(lines: list[dict[str, Any]]) -> Verdict:
+    """Return the verdict on a recorder's output."""
+    operations = [msgspec.convert(line["operation"], Operation) for line in lines if "operation" in line]
+    # A read without an answer says nothing.
+    history = [op for op in operations if op.kind != "get" or op.outcome == "ok"]
+    violations = [f"{violation.check}: {violation.detail}" for violation in check_history(history)]
+    leaders: dict[int, set[str]] = {}
+    for line in lines:
+        if "leader" in line:
+            leaders.setdefault(line["leader"][0], set()).add(line["leader"][1])
+        if "diverged" in line:
+            violations.append(f"nodes differ in their state: {line['diverged']}")
+    violations += [f"term {term} had the leaders {sorted(ids)}" for term, ids in leaders.items() if len(ids) > 1]
+    summary = lines[-1]["summary"]
+    violations += [f"{key} could not be read back" for key in summary["unread"]]
+    return Verdict(
+        acknowledged=summary["acknowledged"],
+        operations=summary["operations"],
+        unknown=sum(op.kind != "get" and op.outcome == "unknown" for op in operations),
+        seconds=(summary["stopped"] - summary["started"]) / 1e6,
+        gap_ms=summary["gap_us"] // 1000,
+        gap_at_s=summary["gap_at_us"] / 1e6,
+        terms=max(leaders, default=0) - min(leaders, default=0),
+        violations=tuple(violations),
+    )

@@ -1,0 +1,117 @@
+"""docs/operations, each page tried as written: its commands are pasted into a shell, in order."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from e2e.kube import eventually
+from e2e.system import System
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "operations"
+_BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def paste(system: System, page: str, *, leave_out: str = "") -> str:
+    """Run every command of the page as a reader would, in our context and namespace; stop at the first that fails.
+
+    Args:
+        system: the release.
+        page: the file's name.
+        leave_out: a regular expression for commands that are not for here.
+    """
+    commands = [command for block in _BLOCK.findall((PAGES / page).read_text()) for command in block.splitlines()]
+    commands = [command for command in commands if command and not (leave_out and re.search(leave_out, command))]
+    assert commands, f"{page} has no commands"
+    kube = system.kube
+    tag = system.image.rpartition(":")[2]
+    script = (
+        f'kubectl() {{ command kubectl --context {kube.context} -n {kube.namespace} "$@"; }}\n'
+        f'helm() {{ command helm --kube-context {kube.context} -n {kube.namespace} "$@"; }}\n'
+        "set -e\n" + "\n".join(f"echo '+' {_quoted(command)}\n{command}" for command in commands)
+    ).replace("$(deploy/image-tag)", tag)
+    result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def _quoted(command: str) -> str:
+    return "'" + command.replace("'", "'\\''") + "'"
+
+
+def put(system: System, key: str, value: str) -> None:
+    system.kube.exec(system.pod(0), "kv", "--timeout", "30", "put", key, value)
+
+
+def get(system: System, key: str) -> str:
+    return system.kube.exec(system.pod(0), "kv", "--timeout", "30", "get", "-o", "raw", key)
+
+
+@pytest.fixture
+def kept(system: System) -> tuple[str, str]:
+    """A key that must be there at the end, whatever the page does."""
+    if system.release != "kv":
+        pytest.skip("the pages assume a release named kv")
+    system.ensure()
+    key, value = "operations", str(time.time_ns())
+    put(system, key, value)
+    return key, value
+
+
+def test_upgrade(system: System, kept: tuple[str, str]) -> None:
+    paste(system, "upgrade.md")
+    system.ensure()
+    assert get(system, kept[0]) == kept[1]
+
+
+def test_scale(system: System, kept: tuple[str, str]) -> None:
+    output = paste(system, "scale.md")
+    assert "membership" in output, "the page's command to see what the leader does shows nothing"
+    system.ensure()
+    assert get(system, kept[0]) == kept[1]
+
+
+def test_lose_a_disk(system: System, kept: tuple[str, str]) -> None:
+    paste(system, "lose-a-disk.md")
+    system.wait_settled(3)
+    assert get(system, kept[0]) == kept[1]
+
+
+def test_lose_a_majority(system: System, kept: tuple[str, str]) -> None:
+    """Two of three volumes are gone: nothing begins by itself, and the page brings everything back."""
+    system.wait_settled(3)
+    before = system.statuses()[system.pod(0)]["cluster_id"]
+    for ordinal in (1, 2):
+        system.kube.delete_claim(f"data-{system.pod(ordinal)}")
+    for ordinal in (1, 2):
+        system.kube.delete_pod(system.pod(ordinal), grace_s=0)
+    eventually("the pods are back", lambda: len(system.statuses()) == 3, 120)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        clusters = {status["cluster_id"] for status in system.statuses().values()} - {""}
+        assert clusters == {before}, "a second cluster began by itself"
+        time.sleep(1)
+    paste(system, "lose-a-majority.md")
+    system.wait_ready(3)
+    system.wait_settled(3)
+    assert get(system, kept[0]) == kept[1]
+    assert system.statuses()[system.pod(0)]["cluster_id"] != before
+
+
+def test_uninstall(system: System, kept: tuple[str, str]) -> None:
+    paste(system, "uninstall.md", leave_out="delete pvc")
+    eventually("the pods are gone", lambda: not system.kube.pods(system.release), 120)
+    system.install()
+    system.wait_ready(3)
+    assert get(system, kept[0]) == kept[1], "the claims were kept"
+    paste(system, "uninstall.md")
+    eventually("the claims are gone", lambda: not system.kube.claims(system.release), 60)
+    system.histories.clear()
+    system.install()
+    system.wait_ready(3)
