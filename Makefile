@@ -37,6 +37,7 @@ check: setup ## Lint, types, layers, formatting; changes nothing
 	@$(BIN)/ruff format --check service client tests bench
 	@$(BIN)/ruff check service client tests bench
 	@$(BIN)/mypy
+	@$(BIN)/mypy tests bench
 	@$(BIN)/lint-imports
 
 fix: setup ## Format and fix what can be fixed
