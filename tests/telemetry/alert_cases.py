@@ -47,6 +47,36 @@ def _latency(metric: str, fast: str, slow: str, boundary: str, labels: str = "")
 
 UP = "1x30"
 
+HOLDS_MIN = {
+    "KvorumClusterDown": 2,
+    "KvorumNoLeader": 1,
+    "KvorumInsufficientMembers": 3,
+    "KvorumMembersDown": 5,
+    "KvorumNoFailureTolerance": 10,
+    "KvorumRestartLoop": 0,
+    "KvorumMultipleLeaders": 0,
+    "KvorumLeaderChanges": 0,
+    "KvorumMembershipMismatch": 10,
+    "KvorumIdentityRejected": 0,
+    "KvorumQuarantined": 0,
+    "KvorumProposalsFailing": 5,
+    "KvorumErrorRatio": 5,
+    "KvorumErrorRatioCritical": 5,
+    "KvorumRequestLatency": 10,
+    "KvorumPeerRTT": 10,
+    "KvorumFollowerLag": 5,
+    "KvorumLearnerStuck": 30,
+    "KvorumSnapshotsFailing": 0,
+    "KvorumSaveLatency": 10,
+    "KvorumSaveLatencyCritical": 10,
+    "KvorumDiskLow": 5,
+    "KvorumDiskFilling": 15,
+    "KvorumLogNotCompacting": 15,
+    "KvorumLoopLag": 10,
+    "KvorumFileDescriptors": 5,
+}
+"""How many minutes a condition must last before it is told: what passes by itself wakes nobody up."""
+
 CASES = (
     Case("KvorumClusterDown", True, "all were there and are gone", _nodes("kvorum_build_info", *["1x5 stale"] * 3), 9),
     Case("KvorumClusterDown", False, "one is left", _nodes("kvorum_build_info", "1x5 stale", "1x5 stale", UP), 9),

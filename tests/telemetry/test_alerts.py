@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from telemetry.alert_cases import CASES, Case
+from telemetry.alert_cases import CASES, HOLDS_MIN, Case
 from telemetry.prometheus_tools import ROOT, RULES, promtool
 
 GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
@@ -60,6 +60,17 @@ def test_a_case_with_the_wrong_expectation_is_noticed(tmp_path: Path) -> None:
     result = promtool("test", "rules", _unit_test(wrong, tmp_path / "wrong.yaml", promql_expr_test=_firing))
     assert result.returncode != 0
     assert (result.stdout + result.stderr).count("expr: ") == len(CASES)
+
+
+def test_no_alert_fires_before_its_condition_has_lasted(tmp_path: Path) -> None:
+    too_early = tuple(
+        case._replace(fires=False, minute=HOLDS_MIN[case.alert] - 1)
+        for case in CASES
+        if case.fires and HOLDS_MIN[case.alert]
+    )
+    result = promtool("test", "rules", _unit_test(too_early, tmp_path / "early.yaml", promql_expr_test=_firing))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {case.alert for case in too_early} == {alert for alert, rule in ALERTS.items() if "for" in rule}
 
 
 @pytest.mark.parametrize("alert", ALERTS)

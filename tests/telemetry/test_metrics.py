@@ -189,9 +189,11 @@ def test_a_learner_is_no_voter_and_tolerates_nothing(tmp_path: Path) -> None:
     assert shown["kvorum_raft_failure_tolerance"] == 1
 
 
-def test_two_incarnations_of_one_name_show_the_worse_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_two_incarnations_of_one_name_show_the_worse_one(tmp_path: Path, oldest_first: bool) -> None:
     old = member("n2", id="n2@old", lag=900, healthy=False)
-    members = (member("n1"), member("n2", voter=False, lag=2), old)
+    new = member("n2", voter=False, lag=2)
+    members = (member("n1"), *((old, new) if oldest_first else (new, old)))
     with telemetry_of(a_node(tmp_path, leader_status(members=members))) as telemetry:
         shown = values(telemetry)
     assert shown['kvorum_raft_peer_lag{peer="n2"}'] == 900

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.fakes import FakeNode
 
@@ -81,6 +81,25 @@ def test_a_line_with_the_three_is_logged_every_interval(tmp_path: Path, caplog: 
     )
 
 
+def test_each_line_gives_the_rates_since_the_line_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="kvorum.metrics")
+
+    async def scenario() -> None:
+        node = FakeNode(Config(name="n1", data_dir=str(tmp_path), metrics_log_interval_s=0.01))
+        telemetry = Telemetry(node)
+        running = asyncio.create_task(telemetry.run())
+        await until(lambda: len(caplog.records) >= 1)
+        node.counters.writes = 1000
+        seen = len(caplog.records)
+        await until(lambda: len(caplog.records) >= seen + 3)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        telemetry.close()
+
+    asyncio.run(scenario())
+    assert caplog.records[-1].getMessage().startswith("writes 1000 (0.0/s)")
+
+
 def test_no_line_is_logged_unless_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kvorum.metrics")
 
@@ -113,6 +132,7 @@ def test_the_line_gives_totals_since_the_start_and_rates_of_the_interval() -> No
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(min_value=0.0, max_value=8.0), min_size=1, max_size=200), st.sampled_from([0.01, 0.5, 0.9, 0.99])
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.fakes import FakeNode, follower_status, leader_status, member
 from telemetry.live import Cluster, free_ports, running_cluster, traffic, until
@@ -125,6 +125,14 @@ def test_what_a_node_says_cannot_move_the_cursor() -> None:
     assert not any("\x1b" in screen._text(msgspec.structs.replace(line, color=""), 200) for line in lines)
 
 
+def test_of_two_that_say_they_lead_the_later_term_is_believed() -> None:
+    stale = leader_status(term=7)
+    new = follower_status(state="leader", leader_name="n2", term=8)
+    for nodes in ({"n1": seen(stale), "n2": seen(new)}, {"n2": seen(new), "n1": seen(stale)}):
+        now = Turn(MOMENT, nodes)
+        assert "n2 leads in term 8" in text(now, now)
+
+
 def test_changes_are_told_in_sentences() -> None:
     three = turn(n1=seen(leader_status()), n2=seen(follower_status()))
     assert list(changes(three, three)) == []
@@ -148,6 +156,7 @@ def test_a_changed_membership_is_told() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_exposition_is_too_strange_to_read(nonsense: str) -> None:
     exposition = Exposition(nonsense, 1.0)
@@ -155,6 +164,7 @@ def test_no_exposition_is_too_strange_to_read(nonsense: str) -> None:
     percentile(exposition, Exposition(nonsense, 2.0), "kvorum_write_duration_seconds", 0.5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0.0, max_value=20.0), min_size=1, max_size=60), st.sampled_from([0.5, 0.9, 0.99]))
 def test_a_percentile_agrees_with_the_nodes_own(durations: list[float], fraction: float) -> None:
     from kvorum.telemetry.sampler import percentile as nodes_own
@@ -235,6 +245,25 @@ def test_nodes_are_found_through_one_and_remembered_when_that_one_dies() -> None
     assert one.nodes["n1"].status is None
     assert one.nodes["n2"].status is not None
     assert again.nodes["n1"].status is not None
+
+
+def test_a_node_with_two_addresses_is_up_while_one_of_them_answers() -> None:
+    async def scenario() -> Turn:
+        ports = free_ports(2)
+        status = leader_status(members=(member("n1", client_url=f"http://127.0.0.1:{ports[1]}"),))
+        first, second = FakeServer(status), FakeServer(status)
+        endpoints = [f"127.0.0.1:{port}" for port in ports]
+        async with serving((first, ports[0]), (second, ports[1])), Client(endpoints) as client:
+            watcher = Watcher(client)
+            await watcher.turn()
+            first.is_down = True
+            one = await watcher.turn()
+            assert not watcher.events
+            return one
+
+    turn = asyncio.run(scenario())
+    assert list(turn.nodes) == ["n1"]
+    assert turn.nodes["n1"].status is not None
 
 
 class Terminal:
