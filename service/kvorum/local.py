@@ -41,14 +41,14 @@ class LocalNode(msgspec.Struct, frozen=True):
     @property
     def command(self) -> str:
         """What a person types to start it."""
-        return shlex.join((_program(), *self.arguments))
+        return shlex.join((_program("kvorum"), *self.arguments))
 
 
-def _program() -> str:
-    """Return how to call ``kvorum`` from a shell in this folder."""
-    beside = os.path.join(os.path.dirname(sys.executable), "kvorum")
-    if shutil.which("kvorum") or not os.path.exists(beside):
-        return "kvorum"
+def _program(name: str) -> str:
+    """Return how to call one of our commands from a shell in this folder."""
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    if shutil.which(name) or not os.path.exists(beside):
+        return name
     return os.path.relpath(beside)
 
 
@@ -232,12 +232,15 @@ def _die_with_parent() -> None:
 
 def _greeting(nodes: tuple[LocalNode, ...]) -> Iterator[str]:
     first, last = nodes[0], nodes[-1]
+    kv = _program("kv")
     endpoints = ",".join(f"127.0.0.1:{node.client_port}" for node in nodes)
-    flag = "" if first.client_port == 8001 and len(nodes) == 3 else f"--endpoints {endpoints} "
     yield f"Starting {len(nodes)} node{'s' if len(nodes) > 1 else ''}; Ctrl-C stops all. In another terminal:"
-    yield f"  kv {flag}put greeting hello"
-    yield f"  kv {flag}get greeting"
-    yield f"  kv {flag}status"
+    if first.client_port != 8001 or len(nodes) != 3:
+        # Otherwise it is where kv looks by itself.
+        yield f"  export KVORUM_ENDPOINTS={endpoints}"
+    yield f"  {kv} put greeting hello"
+    yield f"  {kv} get greeting"
+    yield f"  {kv} status"
     yield f"  curl -L -X PUT -d hello http://127.0.0.1:{first.client_port}/v1/kv/greeting"
     yield f"  curl http://127.0.0.1:{last.client_port}/v1/kv/greeting"
 

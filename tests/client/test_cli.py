@@ -109,7 +109,7 @@ def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -
 
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeader("no leader is known")
-        assert await kv("put", "k", "v", "--timeout", "0.2") == 3
+        assert await kv("get", "k", "--timeout", "0.5") == 3
         assert capsys.readouterr().err == "kv: no leader is known\n"
         server.node.leader = None
         assert await kv("status") == 3
@@ -121,7 +121,7 @@ def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -
 def test_exit_4_for_an_unknown_outcome(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = ServerOutcomeUnknown("lost the quorum")
-        assert await kv("put", "k", "v", "--timeout", "0.3") == 4
+        assert await kv("put", "k", "v", "--timeout", "1") == 4
         assert "may or may not be done" in capsys.readouterr().err
 
     run(scenario)
