@@ -173,16 +173,18 @@ def _figures(m: Measured | None) -> str:
 
 def _cpu(run: Run) -> list[str]:
     lines = [
-        "Processor: cores in use, and microseconds of the three servers' time an operation (the same rounds).",
+        "Processor: cores in use, and microseconds of the three servers' time an operation (the same rounds); Kvorum's "
+        "to etcd's.",
         "",
-        f"{'work':<31}{'system':<8}{'leader':>8}{'others2':>8}{'loadgen':>8}{'rest':>8}{'us/op':>8}",
+        f"{'work':<31}{'system':<8}{'leader':>8}{'others2':>8}{'loadgen':>8}{'rest':>8}{'us/op':>8}{'ratio':>8}",
     ]
     for row in rows(run):
         for m in (row.etcd, row.kvorum if row.cell.transport == "http" else None):
             if m is not None:
+                ratio = f"{m.server_us_per_op / row.etcd.server_us_per_op:.2f}x" if row.etcd and m is row.kvorum else ""
                 lines.append(
                     f"{describe(row.cell):<31}{m.system:<8}{m.leader_cores:>8.2f}{m.followers_cores:>8.2f}"
-                    f"{m.generator_cores:>8.2f}{m.others_cores:>8.2f}{m.server_us_per_op:>8.0f}"
+                    f"{m.generator_cores:>8.2f}{m.others_cores:>8.2f}{m.server_us_per_op:>8.0f}{ratio:>8}"
                 )
     noisy = [m for m in run.measured if m.others_cores > 0.15]
     if noisy:

@@ -113,3 +113,10 @@ def test_the_json_and_the_plot_hold_every_measurement() -> None:
     picture = ElementTree.fromstring(svg(of))  # noqa: S314 - our own output
     texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"1,234", "4,321"} <= set(texts)
+
+
+def test_processor_time_an_operation_is_compared_with_etcds() -> None:
+    etcd = msgspec.structs.replace(measured("etcd", 0, PUT_64, load(1000)), server_us_per_op=400.0)
+    kvorum = msgspec.structs.replace(measured("kvorum", 0, PUT_64, load(1000)), server_us_per_op=140.0)
+    [line] = [line for line in printed(run(etcd, kvorum)).splitlines() if line.endswith("0.35x")]
+    assert line.split()[:5] == ["put,", "64,", "HTTP", "kvorum", "0.80"]
