@@ -16,7 +16,7 @@ from kvorum.cluster.bootstrap import ask_expected
 from kvorum.cluster.reconcile import DesiredSource
 from kvorum.errors import KvorumError, PeerError
 from kvorum.node import Node
-from kvorum.storage.folder import LOCK, sync_folder
+from kvorum.storage.folder import LOCK, explained, sync_folder
 from kvorum.transport import Hello
 
 log = logging.getLogger("kvorum.cluster")
@@ -77,26 +77,38 @@ def set_aside(data_dir: str) -> None:
     """Move what is in the data folder into its ``removed`` folder, in place of what an earlier removal left there.
 
     Blocking. Safe at any crash: until all of it is done, the folder says so, and :func:`finish_setting_aside` goes on.
+
+    Raises:
+        StorageError: the disk refuses.
     """
     folder = Path(data_dir)
-    shutil.rmtree(folder / SET_ASIDE, ignore_errors=True)
-    (folder / IN_PROGRESS).touch(mode=0o600)
-    sync_folder(folder)
+    with explained(f"cannot put aside what {folder} holds"):
+        if (folder / SET_ASIDE).exists():
+            shutil.rmtree(folder / SET_ASIDE)
+        (folder / IN_PROGRESS).touch(mode=0o600)
+        sync_folder(folder)
     finish_setting_aside(data_dir)
 
 
 def finish_setting_aside(data_dir: str) -> None:
-    """Finish what a crash interrupted; called before the folder is opened. Blocking."""
+    """Finish what a crash interrupted; called before the folder is opened. Blocking.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
     folder = Path(data_dir)
-    if not (folder / IN_PROGRESS).exists():
-        return
-    (folder / SET_ASIDE).mkdir(mode=0o700, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found"):
-            path.rename(folder / SET_ASIDE / path.name)
-    sync_folder(folder)
-    (folder / IN_PROGRESS).unlink()
-    sync_folder(folder)
+    aside = folder / SET_ASIDE
+    with explained(f"cannot put aside in {aside} what a removal left"):
+        if not (folder / IN_PROGRESS).exists():
+            return
+        aside.mkdir(mode=0o700, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found"):
+                path.rename(aside / path.name)
+        sync_folder(aside)
+        sync_folder(folder)
+        (folder / IN_PROGRESS).unlink()
+        sync_folder(folder)
 
 
 async def leave_if_surplus(node: Node, source: DesiredSource, timeout_s: float) -> None:

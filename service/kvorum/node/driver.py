@@ -104,6 +104,8 @@ class Driver:
         self._compacting = False
         self._last_role = (Role.FOLLOWER, 0, "")
         self._configuration_seen = self.raft.configuration
+        # Nobody is called before something of the cluster is durable here: killed until then, we forget it.
+        self._is_blank = not self.raft.log.last_index
         self.last_contact: float | None = None
 
     # --- Inputs -------------------------------------------------------------------------------------------------
@@ -219,9 +221,15 @@ class Driver:
             return
         if self.tracer is not None:
             self.tracer.saved()
-        self._transport.send(messages)
-        self.guarded(partial(self.raft.saved, number))
+        self.guarded(partial(self._go_on_after_save, number, messages))
         self._drive()
+
+    def _go_on_after_save(self, number: int, messages: tuple[Message, ...]) -> None:
+        if self._is_blank and self.raft.log.last_index:
+            self._is_blank = False
+            self._note_configuration()
+        self._transport.send(messages)
+        self.raft.saved(number)
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:
         since = time.perf_counter()
@@ -344,7 +352,11 @@ class Driver:
             self._last_role = current
             # The first hash of a new leadership is the one that is already there.
             raft.set_state_digest(self.store.applied_index, self.store.state_hash)
-        if raft.configuration is not self._configuration_seen:
+        self._note_configuration()
+
+    def _note_configuration(self) -> None:
+        raft = self.raft
+        if raft.configuration is not self._configuration_seen and not self._is_blank:
             self._configuration_seen = raft.configuration
             log.info(
                 "the members are now: %s (index %d)",

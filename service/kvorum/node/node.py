@@ -36,7 +36,7 @@ from kvorum.node.snapshots import load_store, read_chunk
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
 from kvorum.raft.messages import Configuration, Member, Message
 from kvorum.status import Check, NodeStatus
-from kvorum.storage.interface import Storage
+from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.transport import Greeting, Hello, PeerServer, Transport
 from kvorum.transport.handshake import token_digest
@@ -83,8 +83,8 @@ class Node:
         self._storage = await asyncio.to_thread(self._open_storage)
         closing.push_async_callback(asyncio.to_thread, self._storage.close)
         loaded = await asyncio.to_thread(self._storage.load)
-        self.identity = loaded.identity or Identity(config.name, secrets.token_hex(8))
-        await asyncio.to_thread(self._storage.write_identity, self.identity)
+        self.identity = _identity_at_start(config.name, loaded)
+        await asyncio.to_thread(self._storage.write_identity, self.identity, replace=True)
         store = Store()
         if loaded.snapshot is not None:
             store = await asyncio.to_thread(load_store, self._storage.snapshots, loaded.snapshot.last_index)
@@ -116,7 +116,7 @@ class Node:
             loaded.snapshot.last_index if loaded.snapshot else 0,
         )
 
-    def _open_storage(self) -> Storage:
+    def _open_storage(self) -> SqliteStorage:
         return SqliteStorage(
             self.config.data_dir,
             self._fail,
@@ -449,3 +449,16 @@ class Node:
     def suspect_state(self, index: int) -> None:
         """A peer's state differs from ours at ``index``."""
         self._rebuilder.investigate(index)
+
+
+def _identity_at_start(name: str, loaded: Loaded) -> Identity:
+    """Return who we are.
+
+    A node that was killed after its cluster's id was durable, and before anything else was, promised nothing to
+    anybody: it forgets that cluster, so that one which never began can begin.
+    """
+    if loaded.identity is None:
+        return Identity(name, secrets.token_hex(8))
+    if loaded.hard_state.current_term or loaded.entries or loaded.snapshot is not None:
+        return loaded.identity
+    return msgspec.structs.replace(loaded.identity, cluster_id="")

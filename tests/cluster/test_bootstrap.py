@@ -1,0 +1,187 @@
+"""How a cluster begins: only by agreement of all expected members, and whatever is killed in between."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from node.trio import Put, Trio, eventually, running
+
+from kvorum.cluster.bootstrap import bootstrap_order, obstacle
+from kvorum.config import Config
+from kvorum.counters import Counters
+from kvorum.errors import StorageError
+from kvorum.identity import Identity
+from kvorum.storage.log import SqliteStorage
+from kvorum.transport import Hello
+
+NAMES = ("n1", "n2", "n3")
+LATER = 1.0
+"""Seconds in which what must not happen gets its chance."""
+
+
+def hello(name: str, **fields: object) -> Hello:
+    """What an empty node says of itself."""
+    plain = Hello(name, "1" * 16, "", NAMES, "token", f"http://{name}:9001", f"http://{name}:8001", empty=True)
+    return msgspec.structs.replace(plain, **fields)
+
+
+def everybody(**changes: Hello | None) -> dict[str, Hello | None]:
+    return {name: changes.get(name, hello(name)) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("hellos", "because"),
+    [
+        (everybody(n2=None, n3=None), "n2, n3 did not answer"),
+        (everybody(n2=hello("n3")), "n3 answers at the address of n2"),
+        (everybody(n3=hello("n3", cluster_id="c1", empty=False)), "n3 is in cluster c1 already"),
+        (everybody(n3=hello("n3", cluster_id="c1")), "n3 is in cluster c1 already"),
+        (everybody(n3=hello("n3", empty=False)), "n3 is in cluster unknown already"),
+        (everybody(n2=hello("n2", expected=("n1", "n2"))), "n2 expects the members n1, n2, not n1, n2, n3"),
+        (everybody(n2=hello("n2", expected=("n1", "n2", "n4"))), "n2 expects the members"),
+        (everybody(n3=hello("n3", token="another")), "n3 has another bootstrap token"),
+    ],
+)
+def test_a_cluster_does_not_begin_while(hellos: dict[str, Hello | None], because: str) -> None:
+    reason = obstacle(Config(name="n1"), hello("n1"), hellos)
+
+    assert reason is not None
+    assert because in reason
+
+
+def test_a_cluster_begins_when_all_agree_and_on_the_first_alone() -> None:
+    reasons = {name: obstacle(Config(name=name), hello(name), everybody()) for name in NAMES}
+
+    assert reasons == {"n1": None, "n2": "n1 begins the cluster", "n3": "n1 begins the cluster"}
+
+
+def test_the_order_in_which_members_are_told_does_not_matter() -> None:
+    turned = everybody(n2=hello("n2", expected=("n3", "n2", "n1")))
+
+    assert obstacle(Config(name="n1"), hello("n1"), turned) is None
+
+
+@pytest.mark.parametrize("ours", [hello("n1", cluster_id="c1"), hello("n1", empty=False)])
+def test_a_node_that_was_called_meanwhile_begins_nothing(ours: Hello) -> None:
+    assert obstacle(Config(name="n1"), ours, everybody()) == "this node is in a cluster already"
+
+
+def test_the_first_is_the_lowest_ordinal_not_the_first_word() -> None:
+    names = ["kv-10", "kv-2", "kv-0", "kv-1"]
+
+    assert sorted(names, key=bootstrap_order) == ["kv-0", "kv-1", "kv-2", "kv-10"]
+    assert min(["n2", "n10", "n1"], key=bootstrap_order) == "n1"
+
+
+# --- Real nodes ------------------------------------------------------------------------------------------------------
+
+
+def write_identity(folder: Path, identity: Identity) -> None:
+    """Make the folder of a node that was killed right after its identity was durable."""
+
+    def failed(error: StorageError) -> None:
+        raise AssertionError(error)
+
+    storage = SqliteStorage(folder, failed, 10_000, Counters())
+    storage.load()
+    storage.write_identity(identity)
+    storage.close()
+
+
+@pytest.mark.parametrize("killed", ["n1", "n2"])
+def test_a_kill_between_the_cluster_id_and_the_first_entry_hinders_no_beginning(tmp_path: Path, killed: str) -> None:
+    write_identity(tmp_path / killed, Identity(killed, "f" * 16, "c" * 32))
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            assert len({node.identity.cluster_id for node in trio.nodes.values()}) == 1
+
+    asyncio.run(scenario())
+
+
+def test_nobody_hears_of_a_cluster_before_its_first_entry_is_durable(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        trio = Trio(tmp_path, 3)
+        held: list[tuple[object, ...]] = []
+        try:
+            await trio.start("n1")
+            first = trio.nodes["n1"]
+            storage = first.driver._storage
+            save = storage.save
+            storage.save = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
+            await trio.start("n2", "n3")
+            await eventually("n1 wants its first entry saved", lambda: held)
+            await asyncio.sleep(LATER)
+
+            assert first.identity.cluster_id
+            assert {trio.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {""}
+
+            storage.save = save  # type: ignore[method-assign]
+            storage.save(*held[0])  # type: ignore[arg-type]
+            await trio.leader()
+        finally:
+            await trio.close()
+
+    asyncio.run(scenario())
+
+
+def test_members_that_were_told_different_things_never_form_a_cluster(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        trio = Trio(tmp_path, 3)
+        whole = trio.config
+        try:
+            await trio.start("n1", "n2")
+            trio.config = lambda name: msgspec.structs.replace(  # type: ignore[method-assign]
+                whole(name), peers=tuple(peer for peer in whole(name).peers if peer.name != "n2")
+            )
+            await trio.start("n3")
+            await asyncio.sleep(2 * LATER)
+
+            assert {node.identity.cluster_id for node in trio.nodes.values()} == {""}
+        finally:
+            await trio.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_disk_of_the_first_member_begins_no_second_cluster(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            cluster_id = trio.nodes["n1"].identity.cluster_id
+            await trio.stop("n1")
+            for path in sorted((tmp_path / "n1").rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            await trio.start("n1")
+            await trio.put(b"b", b"2")
+            await asyncio.sleep(LATER)
+
+            assert trio.nodes["n1"].identity.cluster_id in ("", cluster_id)
+            assert {trio.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {cluster_id}
+
+    asyncio.run(scenario())
+
+
+def test_stopping_in_the_middle_of_the_beginning_ends_in_one_cluster(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        trio = Trio(tmp_path, 3)
+        try:
+            await trio.start("n1", "n2", "n3")
+            await eventually("it begins", lambda: trio.nodes["n1"].identity.cluster_id)
+            await trio.stop("n1", "n2", "n3")
+            await trio.start("n1", "n2", "n3")
+            leader = await trio.leader()
+            await leader.propose(Put(b"a", b"1"), 5000)
+            await trio.converge()
+
+            assert len({node.identity.cluster_id for node in trio.nodes.values()}) == 1
+        finally:
+            await trio.close()
+
+    asyncio.run(scenario())

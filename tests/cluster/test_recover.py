@@ -1,0 +1,186 @@
+"""`kvorum recover --force-new-cluster` on real data folders: what it keeps, what it refuses, and a kill in between."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node.trio import Put, Trio, eventually, running
+
+from kvorum import recover
+from kvorum.counters import Counters
+from kvorum.errors import ConfigError, StorageError, StorageLocked
+from kvorum.identity import Identity
+from kvorum.raft.messages import Save
+from kvorum.recover import REQUEST, force_new_cluster, recover_if_requested, request
+from kvorum.storage.interface import Loaded
+from kvorum.storage.log import SqliteStorage
+
+
+def failed(error: StorageError) -> None:
+    raise AssertionError(error)
+
+
+def read_disk(folder: Path) -> Loaded:
+    storage = SqliteStorage(folder, failed, 10_000, Counters())
+    try:
+        return storage.load()
+    finally:
+        storage.close()
+
+
+@pytest.fixture
+def survivor(tmp_path: Path) -> Path:
+    """The folder of one of three nodes that held the writes a=1 and b=2; the others are lost."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            await trio.put(b"a", b"1")
+            await trio.put(b"b", b"2")
+            await trio.converge()
+
+    asyncio.run(scenario())
+    return tmp_path / "n2"
+
+
+async def serve_alone(folder: Path) -> dict[str, Any]:
+    """Start the node on the folder; return what it is and holds once it leads."""
+    trio = Trio(folder.parent, 1)
+    trio.names, trio.ports = ["n2"], {"n2": trio.ports["n1"]}
+    try:
+        await trio.start("n2")
+        leader = await trio.leader()
+        await leader.propose(Put(b"c", b"3"), 5000)
+        values = {key: record.value for key in (b"a", b"b", b"c") if (record := leader.store.get(key))}
+        return {"values": values, "cluster": leader.identity.cluster_id, "members": leader.raft.configuration.voters()}
+    finally:
+        await trio.close()
+
+
+def test_the_survivor_goes_on_alone_with_all_that_it_holds(survivor: Path) -> None:
+    before = read_disk(survivor)
+    assert before.identity is not None
+
+    identity = force_new_cluster(str(survivor))
+
+    assert identity.node_id == before.identity.node_id
+    assert identity.cluster_id != before.identity.cluster_id
+    served = asyncio.run(serve_alone(survivor))
+    assert served["values"] == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    assert served["cluster"] == identity.cluster_id
+    assert list(served["members"]) == [identity.node_id]
+
+
+def test_the_others_never_take_the_survivor_for_a_member_of_theirs(survivor: Path) -> None:
+    force_new_cluster(str(survivor))
+
+    async def scenario() -> None:
+        trio = Trio(survivor.parent, 3)
+        try:
+            await trio.start("n1", "n2", "n3")
+            leader = await trio.leader(["n1", "n3"])
+            await leader.propose(Put(b"old", b"cluster"), 5000)
+            await eventually("n2 leads its own", lambda: trio.nodes["n2"].raft.leader == trio.nodes["n2"].raft.id)
+            await trio.nodes["n2"].propose(Put(b"new", b"cluster"), 5000)
+
+            assert leader.store.get(b"new") is None
+            assert trio.nodes["n2"].store.get(b"old") is None
+        finally:
+            await trio.close()
+
+    asyncio.run(scenario())
+
+
+def test_it_can_be_done_again_and_again(survivor: Path) -> None:
+    first = force_new_cluster(str(survivor))
+    second = force_new_cluster(str(survivor))
+
+    assert first.cluster_id != second.cluster_id
+    assert asyncio.run(serve_alone(survivor))["values"][b"b"] == b"2"
+
+
+def test_a_kill_between_the_new_cluster_id_and_the_new_configuration_is_repaired_by_doing_it_again(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: SqliteStorage, save: Save, done: object) -> None:
+        raise KeyboardInterrupt
+
+    request(str(survivor))
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStorage, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recover_if_requested(str(survivor))
+    assert (survivor / REQUEST).exists()
+
+    recover_if_requested(str(survivor))
+
+    assert not (survivor / REQUEST).exists()
+    assert asyncio.run(serve_alone(survivor))["values"] == {b"a": b"1", b"b": b"2", b"c": b"3"}
+
+
+def test_a_request_is_carried_out_once(survivor: Path) -> None:
+    before = read_disk(survivor).identity
+    recover_if_requested(str(survivor))
+    assert read_disk(survivor).identity == before, "without a request nothing is done"
+    request(str(survivor))
+    assert read_disk(survivor).identity == before, "the request alone changes nothing"
+
+    recover_if_requested(str(survivor))
+    after = read_disk(survivor).identity
+    recover_if_requested(str(survivor))
+
+    assert before is not None
+    assert after is not None
+    assert after.cluster_id != before.cluster_id
+    assert read_disk(survivor).identity == after
+
+
+def test_a_node_that_runs_is_not_recovered(survivor: Path) -> None:
+    storage = SqliteStorage(survivor, failed, 10_000, Counters())
+    storage.load()
+    try:
+        with pytest.raises(StorageLocked):
+            force_new_cluster(str(survivor))
+    finally:
+        storage.close()
+
+
+def test_what_is_no_nodes_folder_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a data folder"):
+        force_new_cluster(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="cannot write"):
+        request(str(tmp_path / "none"))
+
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_holds_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no node's data"):
+        force_new_cluster(str(tmp_path))
+
+
+def test_a_node_that_was_never_a_member_is_refused(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path, failed, 10_000, Counters())
+    storage.load()
+    storage.write_identity(Identity("n1", "1" * 16, "c" * 32))
+    storage.close()
+
+    with pytest.raises(ConfigError, match="is not a member"):
+        force_new_cluster(str(tmp_path))
+
+    identity = read_disk(tmp_path).identity
+    assert identity is not None
+    assert identity.cluster_id == "c" * 32, "what is refused changes nothing"
+
+
+def test_the_warning_names_what_is_given_up(survivor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = read_disk(survivor)
+
+    recover.force_new_cluster(str(survivor))
+
+    warning = capsys.readouterr().err
+    assert f"entries 1 to {loaded.entries[-1].index}" in warning
+    assert "n1@" in warning
+    assert "n3@" in warning

@@ -1,0 +1,199 @@
+"""A removed node: what proves it, and a data folder that is put aside, killed at every step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvorum.cluster import removal
+from kvorum.cluster.removal import excludes, finish_setting_aside, set_aside
+from kvorum.counters import Counters
+from kvorum.errors import StorageError
+from kvorum.identity import Identity
+from kvorum.storage.folder import sync_folder
+from kvorum.storage.log import SqliteStorage
+from kvorum.transport import Hello
+
+OURS = Hello(
+    *("n3", "3" * 16, "c" * 32, ("n1", "n2", "n3"), "token", "http://n3:9001", "http://n3:8001"),
+    term=4,
+    members=("n1@1", "n2@2", f"n3@{'3' * 16}"),
+    configuration_index=7,
+    configuration_committed=True,
+)
+LEADER = Hello(
+    *("n1", "1", "c" * 32, ("n1", "n2", "n3"), "token", "http://n1:9001", "http://n1:8001"),
+    term=5,
+    is_leader=True,
+    members=("n1@1", "n2@2"),
+    configuration_index=9,
+    configuration_committed=True,
+)
+
+
+def test_a_newer_committed_configuration_without_us_proves_that_we_were_removed() -> None:
+    assert excludes(OURS, LEADER)
+    assert excludes(OURS, msgspec.structs.replace(LEADER, members=("n1@1", "n2@2", "n3@another")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_leader": False},
+        {"cluster_id": "d" * 32},
+        {"configuration_committed": False},
+        {"configuration_index": 7},
+        {"configuration_index": 6},
+        {"members": OURS.members},
+    ],
+)
+def test_nothing_less_proves_it(change: dict[str, object]) -> None:
+    assert not excludes(OURS, msgspec.structs.replace(LEADER, **change))
+
+
+def test_who_was_never_a_member_was_not_removed() -> None:
+    assert not excludes(msgspec.structs.replace(OURS, members=()), LEADER)
+
+
+# --- The data folder -------------------------------------------------------------------------------------------------
+
+
+STEPS = 13
+"""One more than the changes of the file system that putting the folder of the fixture aside takes."""
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data folder with what a node leaves, and with what an earlier removal put aside."""
+    folder = tmp_path / "data"
+    (folder / "snapshots").mkdir(parents=True)
+    (folder / "lost+found").mkdir()
+    (folder / "removed" / "snapshots").mkdir(parents=True)
+    (folder / "removed" / "snapshots" / "older").write_text("of an earlier removal")
+    (folder / "removed" / "kvorum.db").write_text("of an earlier removal")
+    (folder / "snapshots" / "10.snapshot").write_text("state")
+    for name in ("kvorum.db", "kvorum.db-wal", "mark", "lock"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+AFTERWARDS = {
+    "lock": "lock",
+    "removed/kvorum.db": "kvorum.db",
+    "removed/kvorum.db-wal": "kvorum.db-wal",
+    "removed/mark": "mark",
+    "removed/snapshots/10.snapshot": "state",
+}
+
+
+def test_what_is_put_aside_takes_the_place_of_what_was(folder: Path) -> None:
+    set_aside(str(folder))
+
+    assert contents(folder) == AFTERWARDS
+    assert (folder / "lost+found").is_dir()
+
+
+def test_nothing_happens_to_a_folder_that_nobody_puts_aside(folder: Path) -> None:
+    before = contents(folder)
+
+    finish_setting_aside(str(folder))
+    finish_setting_aside(str(folder / "none"))
+
+    assert contents(folder) == before
+
+
+def step_names(monkeypatch: pytest.MonkeyPatch, kill_before: int) -> list[str]:
+    """Let the process be killed before its n-th change of the file system; return the changes that it began."""
+    steps: list[str] = []
+
+    def stepping(name: str, act: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            steps.append(name)
+            if len(steps) > kill_before:
+                raise Killed
+            return act(*arguments, **options)
+
+        return step
+
+    for owner, name in ((Path, "rename"), (Path, "touch"), (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, stepping(name, getattr(owner, name)))
+    monkeypatch.setattr(removal, "sync_folder", stepping("sync_folder", sync_folder))
+    return steps
+
+
+@pytest.mark.parametrize("kill_before", range(STEPS))
+def test_a_kill_at_any_step_loses_nothing_and_is_finished_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kill_before: int
+) -> None:
+    data = {name: text for name, text in contents(folder).items() if not name.startswith("removed/")}
+    with monkeypatch.context() as patch:
+        steps = step_names(patch, kill_before)
+        try:
+            set_aside(str(folder))
+        except Killed:
+            pass
+        else:
+            assert len(steps) <= kill_before
+    is_begun = (folder / "removing").exists()
+    left = contents(folder)
+
+    finish_setting_aside(str(folder))
+
+    if is_begun or kill_before >= len(steps):
+        assert contents(folder) == AFTERWARDS
+    elif left.keys() >= data.keys():
+        # Killed before the folder said so: nothing of the data has moved, and the node asks again.
+        assert {name: left[name] for name in data} == data
+    else:
+        assert left == AFTERWARDS, "killed after the last step"
+
+
+def test_the_crash_points_cover_every_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        steps = step_names(patch, 1000)
+        set_aside(str(folder))
+
+    assert len(steps) == STEPS - 1
+    # What says that it is being done is durable before anything moves, and goes only once all of it is.
+    assert steps.index("touch") < steps.index("sync_folder") < steps.index("rename")
+    assert steps[-4:] == ["sync_folder", "sync_folder", "unlink", "sync_folder"]
+
+
+def test_a_folder_that_was_put_aside_is_an_empty_one_to_the_storage(tmp_path: Path) -> None:
+    def failed(error: StorageError) -> None:
+        raise AssertionError(error)
+
+    storage = SqliteStorage(tmp_path, failed, 10_000, Counters())
+    storage.load()
+    storage.write_identity(Identity("n1", "1" * 16, "c" * 32))
+    storage.close()
+
+    set_aside(str(tmp_path))
+
+    again = SqliteStorage(tmp_path, failed, 10_000, Counters())
+    assert again.load().identity is None
+    again.close()
+
+
+def test_a_disk_that_refuses_is_a_storage_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    with pytest.raises(StorageError, match="No space left on device"):
+        set_aside(str(folder))
+
+    assert (folder / "removing").exists(), "the next start tries again"
