@@ -1,0 +1,295 @@
+"""Every invariant can fail: on a healthy world it holds, and it notices the lie that is told to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from sim import invariants
+from sim.clients import Client
+from sim.facts import Committed, Seen
+from sim.invariants import Broken
+from sim.node import SimNode
+from sim.plan import Plan, S, draw_plan
+from sim.run import simulate
+from sim.shrink import shrink
+from sim.world import World
+
+from kvorum.kv.sessions import Session, Sessions
+from kvorum.raft import Raft, Role
+from kvorum.raft.leader import Leader
+from kvorum.raft.log import RaftLog
+from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Read, RequestVote, Save, Snapshot
+from kvorum.raft.outbox import Outbox
+from kvorum.raft.reads import ReadRounds
+from kvorum.storage.interface import Loaded
+
+
+class Scene:
+    """A healthy cluster of three after two seconds of work, its leader and one of its followers."""
+
+    def __init__(self) -> None:
+        self.world = World(Plan(seed=7))
+        for number in range(3):
+            Client(self.world, number, 10)
+        self.world.clock.run_until(2 * S)
+        self.facts = self.world.facts
+        self.leader = self.world.leaders()[0]
+        self.follower = next(node for node in self.world.live() if node is not self.leader)
+        self.raft = self._raft(self.leader)
+        self.last = self.raft.log.commit_index
+
+    @staticmethod
+    def _raft(node: SimNode) -> Raft:
+        assert node.raft is not None
+        return node.raft
+
+    @property
+    def follower_raft(self) -> Raft:
+        return self._raft(self.follower)
+
+    def seen(self) -> Seen:
+        """What was last seen of the leader, truly."""
+        raft = self.raft
+        seen = Seen(raft.current_term)
+        seen.commit_index, seen.applied_index = raft.log.commit_index, raft.log.applied_index
+        seen.last_index, seen.last_term = raft.log.last_index, raft.log.last_term
+        seen.configuration_index, seen.configuration = raft.configurations.latest_index, raft.configuration
+        return seen
+
+    def entry(self) -> Entry:
+        """The last committed entry."""
+        return self.raft.log.slice(self.last, 1)[0]
+
+
+def false(entry: Entry) -> Entry:
+    """Another entry at the same place."""
+    return msgspec.structs.replace(entry, data=b"false")
+
+
+def truth(scene: Scene, **changes: Any) -> Seen:
+    """What was seen, but for these lies."""
+    seen = scene.seen()
+    for name, value in changes.items():
+        setattr(seen, name, value)
+    return seen
+
+
+def loses_an_entry(scene: Scene) -> Loaded:
+    durable = scene.follower.durable
+    return Loaded(hard_state=durable.hard_state, entries=())
+
+
+def ahead(scene: Scene, term: int = 0) -> RequestVote:
+    """A message of a term that no disk has seen."""
+    return RequestVote(
+        term=scene.raft.current_term + 1, sender=scene.leader.id, recipient=scene.follower.id,
+        last_log_index=1, last_log_term=1,
+    )  # fmt: skip
+
+
+def unsaved(scene: Scene) -> Entry:
+    return Entry(scene.last + 5, scene.raft.current_term, EntryKind.COMMAND, b"")
+
+
+def two_configurations(scene: Scene) -> None:
+    wider = Configuration((*scene.raft.configuration.members, Member("x", True), Member("y", True)))
+    invariants.one_configuration_at_a_time(scene.leader, scene.raft, truth(scene, configuration=wider))
+
+
+def forget_a_commit(scene: Scene) -> None:
+    scene.facts.committed[-1] = Committed(scene.raft.current_term + 9, 0)
+    invariants.leader_completeness(scene.facts, scene.leader, scene.raft)
+
+
+def lose_two_disks(scene: Scene) -> None:
+    for node in scene.world.live():
+        if node is not scene.leader:
+            node.durable.terms.clear()
+    invariants.a_commit_is_durable_on_a_quorum(scene.facts, scene.leader, scene.raft)
+
+
+def truncate_a_commit(scene: Scene) -> None:
+    save = Save(0, scene.follower.durable.hard_state, (false(Entry(2, 99, EntryKind.NOOP, b"")),))
+    invariants.a_committed_entry_stays_on_disk(scene.facts, scene.follower, save)
+
+
+def false_snapshot(scene: Scene) -> None:
+    snapshot = Snapshot(scene.last, 99, scene.raft.configuration)
+    invariants.a_snapshot_is_of_committed_entries(scene.facts, scene.follower, snapshot)
+
+
+def matching(scene: Scene) -> None:
+    entry = scene.entry()
+    true = (1, int(entry.kind), entry.data)
+    invariants.log_matching(scene.leader, entry, true, (1, int(entry.kind), b"false"))
+
+
+LIES: dict[str, Callable[[Scene], None]] = {
+    "election_safety": lambda s: invariants.election_safety(s.facts, s.follower, s.raft),
+    "leader_append_only": lambda s: invariants.leader_append_only(
+        s.leader, s.raft, truth(s, last_index=s.raft.log.last_index + 1)
+    ),
+    "log_matching": matching,
+    "leader_completeness": forget_a_commit,
+    "state_machine_safety": lambda s: invariants.state_machine_safety(s.facts, s.leader, false(s.entry())),
+    "only_a_leader_commits_what_is_new": lambda s: invariants.only_a_leader_commits_what_is_new(
+        s.facts, s.follower, s.follower_raft
+    ),
+    "a_commit_is_durable_on_a_quorum": lose_two_disks,
+    "committed_entries_never_change": lambda s: invariants.committed_entries_never_change(
+        s.facts, s.leader, s.last, 99
+    ),
+    "a_committed_entry_stays_on_disk": truncate_a_commit,
+    "a_commit_is_not_invented": lambda s: invariants.a_commit_is_not_invented(
+        s.facts, s.leader, s.facts.commit_index + 1
+    ),
+    "only_committed_entries_are_applied": lambda s: invariants.only_committed_entries_are_applied(
+        s.facts, s.leader, unsaved(s)
+    ),
+    "only_saved_entries_are_applied": lambda s: invariants.only_saved_entries_are_applied(s.leader, unsaved(s)),
+    "indexes_and_terms_never_go_back": lambda s: invariants.indexes_and_terms_never_go_back(
+        s.leader, s.raft, truth(s, commit_index=s.last + 1)
+    ),
+    "a_disk_gives_back_what_it_took": lambda s: invariants.a_disk_gives_back_what_it_took(
+        s.follower, loses_an_entry(s)
+    ),
+    "one_vote_per_term": lambda s: invariants.one_vote_per_term(s.facts, s.leader, s.raft.current_term, "another"),
+    "a_vote_is_durable": lambda s: invariants.a_vote_is_durable(s.leader, s.raft.current_term, "another"),
+    "a_revealed_term_is_durable": lambda s: invariants.a_revealed_term_is_durable(s.leader, ahead(s)),
+    "only_saved_entries_are_acknowledged": lambda s: invariants.only_saved_entries_are_acknowledged(
+        s.facts, s.follower, s.raft.current_term, s.follower.durable.last_index + 1
+    ),
+    "one_configuration_at_a_time": two_configurations,
+    "a_snapshot_is_of_committed_entries": false_snapshot,
+    "state_hashes_agree": lambda s: invariants.state_hashes_agree(s.leader, s.last, s.leader.store.state_hash ^ 1),
+    "a_read_waits_until_its_index_is_applied": lambda s: invariants.a_read_waits_until_its_index_is_applied(
+        s.leader, Read(1, s.leader.store.applied_index + 1)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Scene:
+    return Scene()
+
+
+def test_there_is_a_lie_for_every_invariant() -> None:
+    functions = {name for name, value in vars(invariants).items() if inspect.isfunction(value)}
+    assert functions == set(LIES)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_an_invariant_notices_the_lie_that_is_told_to_it(name: str) -> None:
+    with pytest.raises(Broken) as caught:
+        LIES[name](Scene())
+    assert name in (caught.value.check, "only_a_leader_commits_what_is_new")
+
+
+def test_the_truth_is_no_violation(healthy: Scene) -> None:
+    scene, facts, leader, raft = healthy, healthy.facts, healthy.leader, healthy.raft
+    assert scene.last > 10
+    invariants.leader_append_only(leader, raft, scene.seen())
+    invariants.leader_completeness(facts, leader, raft)
+    invariants.state_machine_safety(facts, leader, scene.entry())
+    invariants.a_commit_is_durable_on_a_quorum(facts, leader, raft)
+    invariants.committed_entries_never_change(facts, leader, scene.last, raft.log.term(scene.last))
+    invariants.a_commit_is_not_invented(facts, leader, facts.commit_index)
+    invariants.only_committed_entries_are_applied(facts, leader, scene.entry())
+    invariants.only_saved_entries_are_applied(leader, scene.entry())
+    invariants.indexes_and_terms_never_go_back(leader, raft, scene.seen())
+    invariants.one_vote_per_term(facts, leader, raft.current_term, leader.id)
+    invariants.a_vote_is_durable(leader, raft.current_term, leader.id)
+    invariants.only_saved_entries_are_acknowledged(facts, scene.follower, raft.current_term, scene.last)
+    invariants.one_configuration_at_a_time(leader, raft, scene.seen())
+    invariants.state_hashes_agree(leader, scene.last, leader.store.state_hash)
+
+
+# --- Broken cores ----------------------------------------------------------------------------------------------------
+
+
+def forgets_votes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outbox, "enter", lambda self, state: setattr(self, "current", HardState(state.current_term, None)))
+
+
+def votes_for_anybody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RaftLog, "is_up_to_date", lambda self, index, term: True)
+
+
+def counts_itself_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RaftLog, "saved", lambda self: None)
+    patch.setattr(
+        RaftLog, "saved_index", property(lambda self: self.last_index, lambda self, value: None), raising=False
+    )
+
+
+def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
+    true = ReadRounds.confirmed
+    patch.setattr(ReadRounds, "confirmed", lambda self, number: true(self, self.number))
+    patch.setattr(Leader, "_active_voters", lambda self: list(self._configurations.latest.voters()))
+
+
+def applies_retries_again(patch: pytest.MonkeyPatch) -> None:
+    true = Sessions.find
+
+    def find(self: Sessions, client: str, sequence: int, mark: int, time_ms: int) -> Any:
+        found = true(self, client, sequence, mark, time_ms)
+        return found if isinstance(found, Session | str) else self._sessions[client]
+
+    patch.setattr(Sessions, "find", find)
+
+
+def never_campaigns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Raft, "_is_electable", lambda self: False)
+
+
+def changes_members_at_will(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Leader, "has_committed_in_term", lambda self: True)
+
+
+BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = {
+    "forgets votes": (0, forgets_votes, {"a_vote_is_durable", "one_vote_per_term"}),
+    "votes for anybody": (20, votes_for_anybody, {"leader_completeness", "the_core_never_contradicts_itself"}),
+    "counts itself too early": (
+        0,
+        counts_itself_too_early,
+        {"a_commit_is_durable_on_a_quorum", "only_saved_entries_are_applied", "only_saved_entries_are_acknowledged"},
+    ),
+    "reads without a quorum": (25, reads_without_a_quorum, {"the_order_respects_real_time", "answers_equal_a_replay"}),
+    "applies retries again": (0, applies_retries_again, {"a_write_is_applied_once"}),
+    "never campaigns": (0, never_campaigns, {"a_leader_is_elected"}),
+    "changes members at will": (0, changes_members_at_will, {"one_configuration_at_a_time"}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_core_is_found_by_the_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, breaking, expected = BROKEN[name]
+    breaking(monkeypatch)
+    for seed in range(first, first + 100):
+        violation = simulate(draw_plan(seed)).violation
+        if violation is not None:
+            assert violation.check in expected, f"seed {seed}: {violation}"
+            return
+    pytest.fail("100 seeds found nothing")
+
+
+def test_a_failing_seed_is_shrunk_to_a_plan_that_fails_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    applies_retries_again(monkeypatch)
+    seed = next(seed for seed in range(60) if simulate(draw_plan(seed)).violation is not None)
+    plan = draw_plan(seed)
+    smaller = shrink(plan, attempts_max=150)
+    before, after = simulate(plan), simulate(smaller)
+    assert before.violation is not None
+    assert after.violation is not None
+    assert after.violation.check == before.violation.check
+    assert len(smaller.faults) <= len(plan.faults)
+    assert after.events < before.events
+
+
+def test_the_roles_of_a_healthy_world_are_what_they_seem(healthy: Scene) -> None:
+    roles = [node.raft.role for node in healthy.world.live() if node.raft is not None]
+    assert sorted(roles) == [Role.FOLLOWER, Role.FOLLOWER, Role.LEADER]
