@@ -199,7 +199,7 @@ def main(source: str, target: str) -> None:
     figure.savefig(target, dpi=80, facecolor=BACKGROUND)
     from PIL import Image
 
-    Image.open(target).convert("RGB").quantize(64).save(target, optimize=True)
+    Image.open(target).convert("RGB").quantize(200).save(target, optimize=True)
 
 
 if __name__ == "__main__":
