@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import msgspec
 
-from bench.cells import CLIENTS, Idle, Measured, Settings, fill, grpc_cells, http_cells, measure, measure_idle
+from bench.cells import CLIENTS, Cell, Idle, Measured, Settings, fill, grpc_cells, http_cells, measure, measure_idle
 from bench.clusters import Cluster, Etcd, Kvorum, System
 from bench.failover import Failover, measure_failovers
 from bench.generators import Generator, etcd_generator, http_generator
@@ -23,6 +25,9 @@ from bench.processes import BenchError
 from bench.report import Run, print_report
 
 OUT = Path(__file__).parent / "out"
+ATTEMPTS = 3
+"""At each measurement."""
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -37,7 +42,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 1 if any(m.load.errors for m in bench.measured) else 0
+    return 1 if bench.incomplete or any(m.load.errors for m in bench.measured) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -81,6 +86,7 @@ class Bench:
         self.out: Path = options.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.skipped: list[str] = []
+        self.incomplete = False
         self.measured: list[Measured] = []
         self.failovers: list[Failover] = []
         self.idle: list[Idle] = []
@@ -129,13 +135,15 @@ class Bench:
     def _round(self, system: System, round_: int) -> None:
         tell(f"round {round_ + 1} of {self.settings.rounds}: {system.name}")
         with Cluster(system, self.out / system.name) as cluster:
-            load = fill(cluster, self.http, self.settings)
+            load = retried(lambda: fill(cluster, self.http, self.settings))
             tell(f"  {system.name}: filled {load.ops:,} keys, {load.ops / load.seconds:,.0f}/s")
             cells = [(cell, self.http) for cell in http_cells(self.settings.clients)]
             if self.grpc is not None and system.name == "etcd":
                 cells += [(cell, self.grpc) for cell in grpc_cells(self.settings.clients)]
             for cell, generator in cells:
-                m = measure(cluster, generator, cell, self.settings, round_)
+                m = self._measure(cluster, generator, cell, round_)
+                if m is None:
+                    continue
                 self.measured.append(m)
                 tell(
                     f"  {system.name}: {cell.name}: {m.ops_per_second:,.0f}/s, p50 {m.load.p50_ms:.2f} ms,"
@@ -143,6 +151,15 @@ class Bench:
                     + (f", {m.load.errors} ERRORS: {m.load.first_error}" if m.load.errors else "")
                 )
             self.idle.append(measure_idle(cluster, round_))
+
+    def _measure(self, cluster: Cluster, generator: Generator, cell: Cell, round_: int) -> Measured | None:
+        """Measure one cell; what cannot be measured is said, and does not cost what was."""
+        try:
+            return retried(lambda: measure(cluster, generator, cell, self.settings, round_))
+        except BenchError as error:
+            self.incomplete = True
+            self._skip(f"{cluster.system.name}, {cell.name}, round {round_ + 1}: {error}")
+            return None
 
     def _finish(self) -> None:
         generators = {"HTTP": self.http.description}
@@ -166,6 +183,18 @@ class Bench:
         (self.out / f"{name}.txt").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
         print(f"\nwritten: {self.out}/{name}.json, .svg, .txt")
+
+
+def retried(act: Callable[[], T]) -> T:
+    """Return what ``act`` returns; on an overloaded machine a leader may change under it, and it is tried again."""
+    for left in range(ATTEMPTS - 1, -1, -1):
+        try:
+            return act()
+        except BenchError as error:
+            if not left:
+                raise
+            tell(f"  again: {error}")
+    raise AssertionError("unreachable")
 
 
 def machine(folder: Path) -> dict[str, str]:
