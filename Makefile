@@ -141,3 +141,9 @@ mutants: setup ## Put 130 known bugs back, one at a time, into a copy, and see w
 .PHONY: transcripts
 transcripts: setup ## Write the golden conversations of tests/raft/transcripts anew; then read the diff
 	@PYTHONPATH=tests $(BIN)/python -m raft.stories
+
+# --- Chaos --------------------------------------------------------------------------------------------------------
+.PHONY: chaos
+MINUTES ?= 3
+chaos: setup ## Real processes under faults and load, histories checked: MINUTES=3 [SEED=n] [SIZE=3|5]; writes chaos.json
+	@PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(SIZE),--size $(SIZE))
