@@ -312,7 +312,14 @@ class Driver:
             # The cut is made now: by the time the task runs, the store may have moved on.
             cut = self.store.begin_snapshot()
             self._snapshot_task = asyncio.create_task(self._take_snapshot(cut, snapshot), name="snapshot")
+            self._snapshot_task.add_done_callback(self._task_ended)
         return self._snapshot_task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """What a task did not expect ends the process, as in a step of consensus; it must not pass in silence."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self.fail(error if isinstance(error, FatalError) else InvariantViolated(f"{task.get_name()} failed: {error!r}"))
 
     async def _take_snapshot(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
         try:

@@ -141,10 +141,10 @@ class PeerServer:
         await stream.prepare(request)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
-        if before is not None:
-            await before.close()
-        self._handler.on_connected(greeting)
         try:
+            if before is not None:
+                await before.close()
+            self._handler.on_connected(greeting)
             await self._receive(stream, greeting.sender)
         finally:
             if self._streams.get(greeting.sender) is stream:

@@ -138,8 +138,6 @@ class Transport:
         """
         path = f"/raft/v1/snapshots/{last_index}?offset={offset_bytes}&at_least={at_least}"
         headers, body = await self._call("GET", node, path, 4 * REQUEST_TIMEOUT_S)
-        if len(body) > SNAPSHOT_CHUNK_BYTES:
-            raise MalformedMessage(f"{node} sends {len(body)} bytes for a chunk")
         try:
             return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
         except (KeyError, ValueError) as error:
@@ -177,16 +175,26 @@ class Transport:
             async with self._dialling.session().request(
                 method, url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                body = (
-                    await response.content.read(SNAPSHOT_CHUNK_BYTES + 1)
-                    if response.status >= 300
-                    else (await response.read())
-                )
+                body = await _read_bounded(response)
                 if response.status >= 300:
                     raise PeerError(f"{url} answers {response.status}: {body[:200].decode(errors='replace').strip()}")
                 return response.headers, body
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PeerError(f"{url}: {error or type(error).__name__}") from error
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body; no answer of a peer is longer than a piece of a snapshot.
+
+    Raises:
+        MalformedMessage: this one is.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > SNAPSHOT_CHUNK_BYTES:
+            raise MalformedMessage(f"{response.url} answers more than {SNAPSHOT_CHUNK_BYTES} bytes")
+    return bytes(body)
 
 
 def _complain(task: asyncio.Task[None]) -> None:
