@@ -56,11 +56,14 @@ def system(request: pytest.FixtureRequest) -> Iterator[System]:
     except Unfit as error:
         pytest.exit(str(error), returncode=4)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
 
     def say(text: str) -> None:
-        if reporter is not None:
-            reporter.ensure_newline()
-            reporter.write_line(f"  {text}")
+        """Show progress, whatever captures the tests' output."""
+        if reporter is not None and capture is not None:
+            with capture.global_and_fixture_disabled():
+                reporter.ensure_newline()
+                reporter.write_line(f"  {text}")
 
     report = Path(_option(config, "--report"))
     system = System(kube, _option(config, "--release"), image, report, say)

@@ -120,11 +120,11 @@ class Recorder:
                     case 2:
                         await self._put(client, key)
                     case 3:
-                        await self._compare_and_swap(client, self.endpoints[turn % len(self.endpoints)], key)
+                        await self._compare_and_swap(client, key)
                     case _ if turn % 25 == 4:
                         await self._delete(client, key)
                     case _:
-                        await self._get(self.endpoints[turn % len(self.endpoints)], key)
+                        await self._look_up(client, key)
                 await asyncio.sleep(PACE_S)
 
     async def _reader(self, endpoint: str) -> None:
@@ -148,10 +148,25 @@ class Recorder:
 
         await self._record(row, call)
 
-    async def _compare_and_swap(self, client: Client, endpoint: str, key: str) -> None:
-        row = await self._get(endpoint, key)
-        if row is not None:
-            await self._put(client, key, prev_revision=row.get("mod_revision", 0))
+    async def _compare_and_swap(self, client: Client, key: str) -> None:
+        mod_revision = await self._look_up(client, key)
+        if mod_revision is not None:
+            await self._put(client, key, prev_revision=mod_revision)
+
+    async def _look_up(self, client: Client, key: str) -> int | None:
+        """Return the key's mod_revision as the client finds it, failing over; 0: no such key; None: no answer."""
+        invoked = now()
+        try:
+            record = await client.get(key)
+        except ClientError:
+            return None
+        if record is None:
+            # The client does not say at which revision that was, so it is of no use to the history.
+            return 0
+        row: Row = {name: getattr(record, name) for name in RECORD_FIELDS}
+        row.update(kind="get", key=key, value=record.value.decode(), invoked=invoked, completed=now(), outcome="ok")
+        self.operations.append(row)
+        return record.mod_revision
 
     async def _delete(self, client: Client, key: str) -> None:
         async def call() -> Row:

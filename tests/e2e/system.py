@@ -21,7 +21,7 @@ READY_TIMEOUT_S = 180
 SETTLE_TIMEOUT_S = 120
 WRITES_OF_RECOVERY = 10
 """The service is back when this many writes were acknowledged."""
-TERMS_OF_CHANCE = 4
+TERMS_OF_CHANCE = 10
 """New terms that a scenario may cost beyond its own, since a busy machine starves a leader now and then."""
 QUIET_S = 3.0
 """How long the load goes on before the fault, and after the recovery."""
