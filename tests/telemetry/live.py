@@ -231,35 +231,26 @@ class Prometheus:
             return False
 
 
-def prometheus_config(targets: dict[str, str]) -> str:
-    """Return a configuration that scrapes these nodes as Kubernetes would name them."""
-    return json.dumps(
-        {
-            "global": {
-                "scrape_interval": f"{SCRAPE_INTERVAL_S}s",
-                "scrape_timeout": f"{SCRAPE_INTERVAL_S}s",
-                "evaluation_interval": f"{SCRAPE_INTERVAL_S}s",
-            },
-            "rule_files": [str(RULES)],
-            "scrape_configs": [
-                {
-                    "job_name": "kv",
-                    "static_configs": [
-                        {"targets": [address], "labels": {"pod": name, "namespace": "default"}}
-                        for name, address in targets.items()
-                    ],
-                }
-            ],
-        }
-    )
+def scraping(*jobs: dict[str, Any]) -> str:
+    """Return a configuration of Prometheus with these scrape jobs and our alerts (JSON, which YAML includes)."""
+    times = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPE_INTERVAL_S}s")
+    return json.dumps({"global": times, "rule_files": [str(RULES)], "scrape_configs": jobs})
+
+
+def nodes_job(targets: dict[str, str]) -> dict[str, Any]:
+    """Return a job that scrapes these nodes, named as Kubernetes would name them."""
+    labelled = [
+        {"targets": [address], "labels": {"pod": name, "namespace": "default"}} for name, address in targets.items()
+    ]
+    return {"job_name": "kv", "static_configs": labelled}
 
 
 @asynccontextmanager
-async def running_prometheus(folder: Path, targets: dict[str, str]) -> AsyncIterator[Prometheus]:
-    """Run a Prometheus on loopback that scrapes the targets, and end it."""
+async def running_prometheus(folder: Path, config: str) -> AsyncIterator[Prometheus]:
+    """Run a Prometheus on loopback with this configuration, and end it."""
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
-    (folder / "prometheus.yml").write_text(prometheus_config(targets))
+    (folder / "prometheus.yml").write_text(config)
     with (folder / "prometheus.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             tool("prometheus"),
@@ -274,7 +265,12 @@ async def running_prometheus(folder: Path, targets: dict[str, str]) -> AsyncIter
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20.0)) as session:
             prometheus = Prometheus(f"http://{address}", session)
-            await until("Prometheus is ready", prometheus.is_ready)
+
+            async def ready_or_ended() -> bool:
+                return process.returncode is not None or await prometheus.is_ready()
+
+            await until("Prometheus is ready", ready_or_ended)
+            assert process.returncode is None, (folder / "prometheus.log").read_text()
             yield prometheus
     finally:
         if process.returncode is None:

@@ -25,8 +25,10 @@ from telemetry.live import (
     Cluster,
     Prometheus,
     fill_in,
+    nodes_job,
     running_cluster,
     running_prometheus,
+    scraping,
     traffic,
     until,
 )
@@ -86,7 +88,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 async def _run(folder: Path) -> Run:
     async with (
         running_cluster(folder, *FLAGS) as cluster,
-        running_prometheus(folder, cluster.client) as prometheus,
+        running_prometheus(folder, scraping(nodes_job(cluster.client))) as prometheus,
     ):
         started = time.time()
         stopping = asyncio.Event()
