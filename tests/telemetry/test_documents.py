@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from telemetry.prometheus_tools import ROOT
 
+from kvorum.config_sources import knobs
+from kvorum.telemetry.bridge import prometheus_name
 from kvorum.telemetry.instruments import all_instruments
 from kvorum.telemetry.reference import markdown
 
@@ -33,3 +36,31 @@ def test_a_generated_file_is_the_one_that_is_committed(generator: str, target: s
     command = [sys.executable, str(ROOT / "deploy" / "observe" / generator)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert (ROOT / target).read_text() == made, "run make metrics-doc dashboard"
+
+
+PAGES = [
+    ROOT / "docs" / "observability.md",
+    ROOT / "docs" / "alerts.md",
+    ROOT / "docs" / "metrics.md",
+    *sorted((ROOT / "docs" / "runbooks").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_metric_that_a_page_names_is_one(page: Path) -> None:
+    known = {prometheus_name(instrument) for instrument in all_instruments()}
+    for name in re.findall(r"`(kvorum_[a-z_]+)", page.read_text()):
+        assert name.removesuffix("_bucket") in known, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_knob_that_a_page_names_is_one(page: Path) -> None:
+    flags = {knob.flag for knob in knobs()} | {knob.alias for knob in knobs() if knob.alias} | {"--once"}
+    for flag in re.findall(r"`(--[a-z-]+)", page.read_text()):
+        assert flag in flags, flag
