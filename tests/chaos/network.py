@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 FIRST_GROUP = 21_000
-INSIDE = "KVORUM_CHAOS_NETNS"
+INSIDE = "CHAOS_NETNS"
 TOOLS = ("unshare", "ip", "iptables")
 
 

@@ -135,8 +135,11 @@ class Writes:
 
         A write that is still queued was certainly not done; of one that was proposed nobody knows.
         """
-        for waiter in self._deadlines.expired():
-            if any(waiter is queued for _, queued in self._queue):
+        expired = list(self._deadlines.expired())
+        # Thousands may expire at once, with thousands in the queue.
+        queued = {waiter for _, waiter in self._queue} if expired else set()
+        for waiter in expired:
+            if waiter in queued:
                 self._refuse([], Overloaded("the write was still queued at its deadline; it was not done"), waiter)
             else:
                 self._fail([waiter], OutcomeUnknown("no quorum answered in time; the write may still be done"))

@@ -138,7 +138,12 @@ class PeerServer:
             except IdentityRejected as error:
                 raise self._refusal(error, request) from None
         stream = web.WebSocketResponse(max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0)
-        await stream.prepare(request)
+        try:
+            await stream.prepare(request)
+        except ConnectionError:
+            # It has hung up: it was paused, or we were. Nobody reads this answer.
+            self._counters.peer_failures[greeting.sender.rpartition("@")[0], "broken"] += 1
+            return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
         try:
