@@ -7,10 +7,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from sim.plan import S, draw_plan
-from sim.run import Verdict, simulate
+from sim.run import Verdict, simulate, simulate_seed
 from sim.shrink import shrink
 
 
@@ -39,16 +40,12 @@ def _run_one(seed: int, is_quiet: bool, is_to_shrink: bool) -> int:
     return 0 if verdict.is_clean else 1
 
 
-def _run_seed(seed: int) -> Verdict:
-    return simulate(draw_plan(seed))
-
-
 def _verdicts(seeds: Iterable[int], jobs: int) -> Iterator[Verdict]:
     if jobs <= 1:
-        yield from map(_run_seed, seeds)
+        yield from map(simulate_seed, seeds)
         return
-    with get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(_run_seed, seeds, chunksize=4)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(simulate_seed, seeds, chunksize=5)
 
 
 def _run_many(seeds: range, jobs: int) -> int:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sim.world import World
 
 UNIX_MS = 1_700_000_000_000
+READIES_MAX = 10_000
+"""In one turn of the driver: nothing arrives meanwhile, so there must be an end to it."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -264,12 +266,14 @@ class SimNode:
         self._propose()
         self._begin_reads()
         self._world.facts.on_input(self)
-        while self.raft is not None:
-            ready = self.raft.ready()
+        for _ in range(READIES_MAX):
+            ready = self.raft.ready() if self.raft is not None else None
             if ready is None:
                 break
             self._world.facts.on_ready(self, ready)
             self._handle(ready)
+        else:
+            raise InvariantViolated(f"{self.id} does not come to rest: {ready}")
         if self.raft is not None:
             self._maybe_snapshot()
 

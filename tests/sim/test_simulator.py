@@ -56,3 +56,35 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000
     assert total["read ok"] > 1_000
+
+
+def test_many_seeds_run_in_processes_and_give_the_same_verdicts() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-m", "sim", "--first", "3", "--seeds", "6", "--jobs"]
+    outputs = []
+    for jobs in ("1", "2"):
+        done = subprocess.run(
+            [*command, jobs], env=environment, capture_output=True, text=True, check=True, timeout=200
+        )
+        first, counts = done.stdout.splitlines()
+        assert first.startswith("6 of 6 seeds, 0 failed;")
+        outputs.append(counts)
+    assert outputs[0] == outputs[1]
+
+
+def test_one_seed_is_told_as_a_story_and_a_violation_is_an_exit_status() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    told = subprocess.run(
+        [sys.executable, "-m", "sim", "--seed", "5"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0
+    assert "Heartbeat" in told.stdout
+    broken = (
+        "import sys\nfrom kvorum.raft.log import RaftLog\nRaftLog.is_up_to_date = lambda *a: False\n"
+        "import sim.__main__ as program\nsys.argv = ['sim', '--first', '5', '--seeds', '2']\nsys.exit(program.main())"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", broken], env=environment, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert "failing seeds: 5" in failed.stdout
