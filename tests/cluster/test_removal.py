@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from node.trio import running
 
 from kvorum.cluster import removal
-from kvorum.cluster.removal import excludes, finish_setting_aside, set_aside
+from kvorum.cluster.removal import Removed, excludes, finish_setting_aside, set_aside, watch_for_removal
 from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.identity import Identity
@@ -46,13 +48,39 @@ def test_a_newer_committed_configuration_without_us_proves_that_we_were_removed(
         {"is_leader": False},
         {"cluster_id": "d" * 32},
         {"configuration_committed": False},
-        {"configuration_index": 7},
         {"configuration_index": 6},
         {"members": OURS.members},
     ],
 )
 def test_nothing_less_proves_it(change: dict[str, object]) -> None:
     assert not excludes(OURS, msgspec.structs.replace(LEADER, **change))
+
+
+def test_the_configuration_that_removed_us_may_be_the_last_that_we_have() -> None:
+    """A leader that removes itself has the entry in its own log, and hears of no other."""
+    left = msgspec.structs.replace(OURS, members=LEADER.members, configuration_index=9)
+
+    assert excludes(left, LEADER)
+
+
+@pytest.mark.parametrize("victim", ["the leader", "a follower"])
+def test_who_is_removed_finds_out_whoever_it_was(tmp_path: Path, victim: str) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            await trio.put(b"a", b"1")
+            leader = await trio.leader()
+            removed = leader if victim == "the leader" else trio.others(leader)[0]
+            name = removed.config.name
+
+            await leader.remove_member(name, 5000)
+            with pytest.raises(Removed, match="is no member any more"):
+                await asyncio.wait_for(watch_for_removal(removed), 20)
+
+            for other in trio.others(removed):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(watch_for_removal(other), 1.5)
+
+    asyncio.run(scenario())
 
 
 def test_who_was_never_a_member_was_not_removed() -> None:

@@ -36,7 +36,7 @@ async def watch_for_removal(node: Node) -> None:
     """Return never; ask, while no leader calls us, whether we were removed.
 
     Raises:
-        Removed: a leader of our cluster, with a newer and committed configuration, does not count us in.
+        Removed: a leader of our cluster, with a committed configuration not older than ours, does not count us in.
     """
     while True:
         await asyncio.sleep(ASK_S)
@@ -54,7 +54,7 @@ def excludes(ours: Hello, leader: Hello) -> bool:
         leader.is_leader
         and leader.cluster_id == ours.cluster_id
         and leader.configuration_committed
-        and leader.configuration_index > ours.configuration_index
+        and leader.configuration_index >= ours.configuration_index
         and bool(ours.members)
         and ours.node_id not in leader.members
     )

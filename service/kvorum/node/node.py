@@ -69,6 +69,7 @@ class Node:
         self._join_lock = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
         self._ticker: asyncio.TimerHandle | None = None
+        self._peer_server: PeerServer | None = None
 
     # --- Life ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Node:
     async def _open_peer_port(self) -> None:
         host, port = split_address(self.config.listen_peer)
         silence_s = max(10 * self.config.election_timeout_ms / 1000, 10.0)
-        server = PeerServer(self, self.counters, self.config.bootstrap_token, silence_s)
+        self._peer_server = server = PeerServer(self, self.counters, self.config.bootstrap_token, silence_s)
         runner = web.AppRunner(server.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
@@ -354,7 +355,8 @@ class Node:
         expected = {peer.name: peer.url for peer in self.config.expected_members()}
         members = self.driver.raft.configuration.members
         self.transport.set_members(
-            {m.id: expected.get(name_of(m.id), m.peer_url) for m in members if m.id != self.identity.node_id}
+            {m.id: expected.get(name_of(m.id), m.peer_url) for m in members if m.id != self.identity.node_id},
+            self._peer_server.callers if self._peer_server is not None else (),
         )
 
     async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import KeysView
 from typing import Protocol
 
 import aiohttp
@@ -109,6 +110,11 @@ class PeerServer:
         """Close the streams that came in."""
         for stream in list(self._streams.values()):
             await stream.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+
+    @property
+    def callers(self) -> KeysView[str]:
+        """The member ids whose streams to us are open."""
+        return self._streams.keys()
 
     def _check(self, request: web.Request) -> Greeting:
         try:

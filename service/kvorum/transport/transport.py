@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import aiohttp
 import msgspec
@@ -47,13 +47,20 @@ class Transport:
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def set_members(self, urls: Mapping[str, str]) -> None:
-        """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long."""
+    def set_members(self, urls: Mapping[str, str], callers: Container[str] = ()) -> None:
+        """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long.
+
+        One of ``callers``, whose stream to us is open, is answered until it hangs up, member or not: a leader that
+        removes itself needs the answers to the entry that says so (thesis 4.2.2).
+        """
         if urls == self._members:
             return
         self._members = dict(urls)
         for node in [node for node in self._links if node not in urls and node not in self._strangers]:
-            self._drop(node)
+            if node in callers:
+                self._strangers[node] = self._links[node].url
+            else:
+                self._drop(node)
         for node, url in urls.items():
             self._strangers.pop(node, None)
             self._ensure(node, url)
