@@ -53,6 +53,7 @@ class Nemesis:
                 node.stalled_until = world.clock.now + fault.duration_us
             case "disk_fail":
                 node.fail_next_save = True
+                node.damage_on_failure = fault.argument % 3 == 0
             case "clock_jump":
                 node.clock_offset_ms += fault.argument * 100 - 2_000_000
             case "transfer":

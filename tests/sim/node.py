@@ -103,6 +103,8 @@ class SimNode:
         self.stalled_until = 0
         self.clock_offset_ms = 0
         self.fail_next_save = False
+        self.damage_on_failure = False
+        self.first_index = 1  # of what compaction has left on the disk
         self.armed: tuple[str, int, int] | None = None  # (crash point, how many times to let it pass, downtime)
         self.starts = 0
         self.loaded_term = 0
@@ -378,18 +380,35 @@ class SimNode:
         if isinstance(operation, Save) and self.fail_next_save:
             self.fail_next_save = False
             self.crash("the disk is full", durable=self._draw.randrange(2))
+            if self.damage_on_failure:
+                self._damage_newest_snapshot()
             self._world.clock.after(self._plan.election_timeout_us, self.start)
             return
         self.disk.complete()
         if isinstance(operation, Compaction):
             self._is_compacting = False
+            self.first_index = max(self.first_index, operation.first_index)
             return
         self._on_durable(operation)
         self._saved(start, operation)
 
     def _on_durable(self, save: Save) -> None:
         self.durable.apply(save)
+        if save.snapshot is not None:
+            self.first_index = save.snapshot.last_index + 1
         self._world.facts.on_durable(self, save)
+
+    def _damage_newest_snapshot(self) -> None:
+        """Flip a bit of the newest snapshot file, if the older one and the log can do without it (B26, B33)."""
+        self.damage_on_failure = False
+        kept = [info.snapshot.last_index for info in self.disk.snapshots.kept()]
+        if len(kept) < 2 or kept[1] + 1 < self.first_index or kept[1] < self.durable.base_index:
+            return
+        data = bytearray(self.disk.snapshots.files[kept[0]])
+        data[self._draw.randrange(len(data))] ^= 1 << self._draw.randrange(8)
+        self.disk.snapshots.files[kept[0]] = bytes(data)
+        self._world.counts["snapshots damaged"] += 1
+        self._world.note(self.id, "finds its snapshot at {} damaged", kept[0])
 
     def _saved(self, start: int, save: Save) -> None:
         if self.raft is None or start != self.starts or not self._when_awake(self._saved, start, save):

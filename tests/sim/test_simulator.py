@@ -51,7 +51,7 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         assert total[f"fault {kind}"] >= 3, f"{kind} never happens: {total}"
     for what in (
         "crashes", "restores", "snapshots", "transfers", "disks lost", "membership AddLearner", "membership Promote",
-        "membership Remove", "leaders asked to remove themselves", "write unknown", "elections",
+        "membership Remove", "snapshots damaged", "leaders asked to remove themselves", "write unknown", "elections",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000
