@@ -230,6 +230,5 @@ def fingerprint(command: Command) -> int:
     else:
         mark ^= 0xFFFFFFFF
     if command.prev_revision != ANY_REVISION:
-        # Odd, so that any two revisions within 32 bits stay apart.
-        mark ^= (command.prev_revision + 1) * 0x9E3779B1 & 0xFFFFFFFF
+        mark = crc32(b"%d" % command.prev_revision, mark)
     return mark
