@@ -382,6 +382,39 @@ def test_a_save_that_takes_too_long_fails_and_is_never_answered(tmp_path: Path) 
     asyncio.run(main())
 
 
+def test_a_process_that_was_paused_does_not_take_that_for_a_slow_disk(tmp_path: Path) -> None:
+    """Found by pausing a Kubernetes node: every node with a save in flight ended itself when it woke."""
+
+    async def main() -> None:
+        held = threading.Event()
+        async with Disk(tmp_path, deadline_ms=5000) as disk:
+            storage = disk.storage
+            write_mark = storage._write_mark
+
+            def slow(seq: int, crc: int) -> BaseException | None:
+                held.wait(60)
+                return write_mark(seq, crc)
+
+            storage._write_mark = slow  # type: ignore[method-assign]
+            saved = asyncio.Event()
+            storage.save(Save(1, HardState(1), entries(1, 1)), saved.set)
+            loop = asyncio.get_running_loop()
+            assert storage._in_flight is not None
+            assert storage._watchdog is not None
+            storage._watchdog.cancel()
+            # As if the process had woken a minute after the watchdog was due.
+            storage._in_flight.started = loop.time() - 65
+            storage._watchdog = loop.call_at(loop.time() - 60, lambda: storage._check_deadline())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert disk.failures == []
+            held.set()
+            async with asyncio.timeout(30):
+                await saved.wait()
+
+    asyncio.run(main())
+
+
 def test_the_watchdog_lets_saves_pass_that_are_in_time(tmp_path: Path) -> None:
     """More saves than one deadline's time, each in time: the timer is set again and again, and never fails."""
 

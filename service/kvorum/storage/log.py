@@ -66,6 +66,8 @@ COMPACT_ROWS = 256
 COMPACT_BYTES = 4 * 1024 * 1024
 """What one statement of a compaction deletes at most: saves wait behind it."""
 CLOSE_DEADLINE_S = 10.0
+PAUSE_S = 2.0
+"""A watchdog that wakes this late was paused with its process, and says nothing of the disk."""
 
 _PAGE_BYTES = 4096
 _PAGES_PER_STATEMENT = 4
@@ -259,10 +261,13 @@ class SqliteStorage:
 
     def _check_deadline(self) -> None:
         """One timer for all saves: it is set again for what is left of the save that it finds in flight."""
-        self._watchdog = None
+        watchdog, self._watchdog = self._watchdog, None
         if self._in_flight is None or self._dead:
             return
         loop = self._running_loop()
+        if watchdog is not None and loop.time() - watchdog.when() > PAUSE_S:
+            # The whole process stood still (a paused or suspended machine), and so did the disk's answer: start anew.
+            self._in_flight.started = loop.time()
         remaining_s = self._in_flight.started + self._save_deadline_s - loop.time()
         if remaining_s > 0:
             self._watchdog = loop.call_later(remaining_s, self._check_deadline)
