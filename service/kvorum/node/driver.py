@@ -97,7 +97,6 @@ class Driver:
         self.fetcher = Fetcher(storage, transport, counters)
         self.fetched: dict[tuple[int, int], Store] = {}
         self._round_trips = RoundTrips(counters)
-        self._save_started = 0.0
         self._applied_bytes = 0
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_not_before = 0.0
@@ -205,7 +204,6 @@ class Driver:
         self._transport.send(ready.messages)
         self._round_trips.sent(ready.messages)
         if ready.save is not None:
-            self._save_started = time.monotonic()
             if self.tracer is not None:
                 self.tracer.saving(ready.save.entries)
             self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))
