@@ -99,6 +99,21 @@ def test_messages_are_written_in_the_turn_in_which_they_are_sent() -> None:
     asyncio.run(run())
 
 
+def test_a_stream_that_shows_as_connected_is_written_to_at_once() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, counters, _):
+            peer.may_read.set()
+            await peer.streams[0].close()
+            while transport.is_connected(PEER.node_id):
+                await asyncio.sleep(0)
+            while not transport.is_connected(PEER.node_id):
+                await asyncio.sleep(0)
+            transport.send([heartbeat(1)])
+            assert counters.messages_sent["n2"] == 1
+
+    asyncio.run(run())
+
+
 def test_what_is_sent_to_a_peer_that_does_not_read_waits_and_arrives_in_order() -> None:
     async def run() -> None:
         async with connected() as (transport, peer, counters, broken):

@@ -153,6 +153,7 @@ class Link:
             self.connected = True
             self._complaint = ""
             log.info("connected to %s at %s", self.node, self.url)
+            self._open(stream)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))
                 group.create_task(self._finish(stream))
@@ -172,11 +173,14 @@ class Link:
         await stream.receive()
         raise _StreamBroken
 
+    def _open(self, stream: aiohttp.ClientWebSocketResponse) -> None:
+        """Write what queued while the stream was not open, and from now on what comes, at once."""
+        self._stream = stream
+        self.flush()
+
     async def _finish(self, stream: aiohttp.ClientWebSocketResponse) -> None:
-        """Write what queued before the stream was open, and finish every write that has to wait for the peer."""
+        """Finish every write that has to wait for the peer."""
         while True:
-            self._stream = stream
-            self.flush()
             await self._stuck.wait()
             self._stuck.clear()
             unfinished, self._unfinished = self._unfinished, None
@@ -185,6 +189,7 @@ class Link:
             if unfinished is not None:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await unfinished
+            self._open(stream)
 
     async def _keep_alive(self) -> None:
         """Two followers have nothing to say to each other; an empty frame now and then shows that the stream lives."""
