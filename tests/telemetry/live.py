@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import SystemRandom
@@ -20,6 +21,8 @@ from telemetry.prometheus_tools import RULES, tool
 DEADLINE_S = 60.0
 POLL_S = 0.05
 SCRAPE_INTERVAL_S = 1
+LAST_LINES = 5
+"""How much of a log is told of a process that ended by itself."""
 KEY, VALUE = "customer-4711", b"a-secret-value"
 """What the traffic writes: nothing of it may show in logs or metrics."""
 
@@ -53,6 +56,17 @@ async def until(what: str, holds: Callable[[], Awaitable[object]], deadline_s: f
         raise AssertionError(f"not within {deadline_s} s: {what}") from error
 
 
+class EndedByItselfError(AssertionError):
+    """A process that the test still needs has ended; whatever is waited for would be waited for in vain."""
+
+    def __init__(self, name: str, status: int, log: Path) -> None:
+        how = (
+            f"killed by {signal.Signals(-status).name}, and not by this test" if status < 0 else f"exit status {status}"
+        )
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        super().__init__(f"{name} ended by itself: {how}. The end of {log}:\n" + "\n".join(lines))
+
+
 class Cluster:
     """Three nodes on loopback, each a process of its own.
 
@@ -83,17 +97,32 @@ class Cluster:
             )
 
     async def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a node a signal, and wait until it is gone."""
+        """Send a running node a signal, and wait until it is gone."""
+        self.running()
+        await self._end(name, number)
+
+    async def _end(self, name: str, number: signal.Signals) -> None:
         process = self._processes.pop(name)
         if process.returncode is None:
             process.send_signal(number)
         async with asyncio.timeout(DEADLINE_S):
             await process.wait()
 
+    def running(self) -> list[str]:
+        """The nodes that were started and not stopped.
+
+        Raises:
+            EndedByItselfError: one of them has ended.
+        """
+        for name, process in self._processes.items():
+            if process.returncode is not None:
+                raise EndedByItselfError(name, process.returncode, self._folder / f"{name}.log")
+        return list(self._processes)
+
     async def close(self) -> None:
         """Kill what is left."""
         for name in list(self._processes):
-            await self.stop(name)
+            await self._end(name, signal.SIGKILL)
 
     def log(self, name: str) -> list[str]:
         """Return the lines that a node has written, over all its lives."""
@@ -109,7 +138,7 @@ class Cluster:
 
     async def leader(self) -> str | None:
         """Return the node that leads, as it says itself."""
-        for name in self.names:
+        for name in self.running():
             status = await self.status(name)
             if status and status["state"] == "leader":
                 return name
@@ -120,7 +149,7 @@ class Cluster:
 
         async def same() -> str | None:
             leader = await self.leader()
-            found = [await self.status(name) for name in self._processes]
+            found = [await self.status(name) for name in self.running()]
             if leader is None or any(status is None or status["leader_name"] != leader for status in found):
                 return None
             return leader if all(status and status["caught_up"] for status in found) else None
@@ -192,11 +221,13 @@ class Prometheus:
 
     Args:
         url: where it answers.
+        process: its process.
         session: to ask it.
     """
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, process: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> None:
         self.url = url
+        self.process = process
         self._session = session
 
     async def api(self, path: str, **parameters: str) -> Any:
@@ -221,6 +252,12 @@ class Prometheus:
         data = await self.api("query_range", query=expr, start=str(start), end=str(end), step=str(step))
         result: list[dict[str, Any]] = data["result"]
         return result
+
+    async def has_scraped(self, pods: Sequence[str], times: int, since: float) -> bool:
+        """Tell whether it has scraped each of these pods so many times since then (Unix time)."""
+        window_s = max(int(time.time() - since), 1)
+        wanted = f'count_over_time(kvorum_build_info{{pod=~"{"|".join(pods)}"}}[{window_s}s]) >= {times}'
+        return len(await self.instant(wanted)) == len(pods)
 
     async def is_ready(self) -> bool:
         """Tell whether it answers."""
@@ -264,14 +301,18 @@ async def running_prometheus(folder: Path, config: str) -> AsyncIterator[Prometh
         )
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20.0)) as session:
-            prometheus = Prometheus(f"http://{address}", session)
+            prometheus = Prometheus(f"http://{address}", process, session)
 
             async def ready_or_ended() -> bool:
                 return process.returncode is not None or await prometheus.is_ready()
 
-            await until("Prometheus is ready", ready_or_ended)
-            assert process.returncode is None, (folder / "prometheus.log").read_text()
-            yield prometheus
+            try:
+                await until("Prometheus is ready", ready_or_ended)
+                yield prometheus
+            finally:
+                # Whatever went wrong above, this is why.
+                if process.returncode is not None:
+                    raise EndedByItselfError("Prometheus", process.returncode, folder / "prometheus.log")
     finally:
         if process.returncode is None:
             process.terminate()

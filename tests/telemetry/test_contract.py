@@ -23,6 +23,7 @@ from telemetry.live import (
     KEY,
     VALUE,
     Cluster,
+    EndedByItselfError,
     Prometheus,
     fill_in,
     nodes_job,
@@ -34,13 +35,13 @@ from telemetry.live import (
 )
 from telemetry.prometheus_tools import DASHBOARD, ROOT, RULES, tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MODEL: dict[str, Any] = json.loads(DASHBOARD.read_text())
 TARGETS = [(panel, target) for panel in MODEL["panels"] for target in panel.get("targets", [])]
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-STEADY_S = 12.0
-"""How long traffic flows between two events: long enough for each rate."""
+STEADY_SCRAPES = 12
+"""How often each node is scraped between two events: often enough for each rate."""
 FLAGS = (
     "--snapshot-entries",
     "300",
@@ -82,7 +83,11 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tool("prometheus")
-    return asyncio.run(_run(tmp_path_factory.mktemp("observe")))
+    try:
+        return asyncio.run(_run(tmp_path_factory.mktemp("observe")))
+    except EndedByItselfError as error:
+        # All tests here need the run: what happened is told in their place, without a traceback for each of them.
+        pytest.fail(str(error), pytrace=False)
 
 
 async def _run(folder: Path) -> Run:
@@ -94,38 +99,45 @@ async def _run(folder: Path) -> Run:
         stopping = asyncio.Event()
         flowing = asyncio.create_task(traffic(cluster, stopping))
         try:
-            leaders = await _story(cluster)
+            leaders = await _story(cluster, prometheus)
         finally:
             stopping.set()
             statuses = await flowing
         return await _collect(cluster, prometheus, started, leaders, statuses)
 
 
-async def _story(cluster: Cluster) -> list[str]:
+async def _story(cluster: Cluster, prometheus: Prometheus) -> list[str]:
     """Let happen what the panels show; return the leaders in turn."""
+    await _watched(cluster, prometheus)
     leaders = [await cluster.settled()]
-    await asyncio.sleep(STEADY_S)
     await cluster.stop(leaders[-1])
     leaders.append(await until("a new leader", cluster.leader))
-    await asyncio.sleep(STEADY_S)
+    await _watched(cluster, prometheus)
     await cluster.start(leaders[0])
     await cluster.settled()
-    await asyncio.sleep(STEADY_S)
+    await _watched(cluster, prometheus)
     leader = await cluster.settled()
     follower = next(name for name in cluster.names if name != leader)
     await cluster.stop(follower)
     await _outgrow(cluster, follower)
     await cluster.start(follower)
     await cluster.settled()
-    await asyncio.sleep(STEADY_S)
+    await _watched(cluster, prometheus)
     leaders.append(await cluster.settled())
     await cluster.stop(leaders[-1], signal.SIGTERM)
     leaders.append(await until("a new leader", cluster.leader))
-    await asyncio.sleep(STEADY_S / 2)
+    await _watched(cluster, prometheus)
     await cluster.start(leaders[-2])
     await cluster.settled()
-    await asyncio.sleep(STEADY_S)
+    await _watched(cluster, prometheus)
     return leaders
+
+
+async def _watched(cluster: Cluster, prometheus: Prometheus) -> None:
+    """Let the traffic flow until Prometheus has seen enough of every node that runs."""
+    since = time.time()
+    wanted = f"{STEADY_SCRAPES} scrapes of each node that runs"
+    await until(wanted, lambda: prometheus.has_scraped(cluster.running(), STEADY_SCRAPES, since))
 
 
 async def _outgrow(cluster: Cluster, absent: str) -> None:
@@ -139,7 +151,7 @@ async def _outgrow(cluster: Cluster, absent: str) -> None:
         now = await cluster.status(leader)
         return now is not None and now["first_index"] > last_index + 1
 
-    await until(f"the log has moved on without {absent}", forgotten, deadline_s=60)
+    await until(f"the log has moved on without {absent}", forgotten, deadline_s=180)
 
 
 async def _collect(
