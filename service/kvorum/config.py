@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from kvorum.errors import ConfigError
 
+REPLICAS_MAX = 101
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -84,7 +85,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     replicas: Annotated[
-        int, Meta(ge=0, le=101, description="With discovery_dns: how many members the first configuration has.")
+        int,
+        Meta(ge=0, le=REPLICAS_MAX, description="With discovery_dns: how many members the first configuration has."),
     ] = 0
     dns_peer_port: Annotated[
         int, Meta(ge=0, le=65535, description="With discovery_dns: the members' peer port. 0: that of listen_peer.")

@@ -14,11 +14,13 @@ import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import aiohttp
 import msgspec
+from msgspec import Meta
 
+from kvorum.config import REPLICAS_MAX
 from kvorum.errors import KubernetesError
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -40,15 +42,23 @@ class StatefulSet(msgspec.Struct, frozen=True):
 
 
 class _Metadata(msgspec.Struct, frozen=True):
+    name: str
     uid: str
-    generation: int = 0
+    generation: int
+
+
+class _Ordinals(msgspec.Struct, frozen=True):
+    start: int = 0
 
 
 class _Spec(msgspec.Struct, frozen=True):
-    replicas: int = 1
+    # No default: the API server always says it, and nodes would be removed if a document without it passed for "one".
+    replicas: Annotated[int, Meta(ge=0, le=REPLICAS_MAX)]
+    ordinals: _Ordinals = _Ordinals()
 
 
 class _StatefulSetBody(msgspec.Struct, frozen=True):
+    kind: str
     metadata: _Metadata
     spec: _Spec
 
@@ -91,7 +101,7 @@ class KubernetesApi:
         try:
             namespace = (account / "namespace").read_text().strip()
             tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise KubernetesError(f"the ServiceAccount's files cannot be read: {error}") from error
         address = f"[{host}]" if ":" in host else host
         return cls(f"https://{address}:{port}", namespace, lambda: token_file.read_text().strip(), tls)
@@ -116,8 +126,12 @@ class KubernetesApi:
         body = await self._request("GET", path)
         try:
             parsed = msgspec.json.decode(body, type=_StatefulSetBody)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (ValueError, RecursionError) as error:
             raise KubernetesError(f"GET {path} answers no StatefulSet: {error}") from error
+        if (parsed.kind, parsed.metadata.name) != ("StatefulSet", name):
+            raise KubernetesError(f"GET {path} answers with a {parsed.kind} named {parsed.metadata.name}")
+        if parsed.spec.ordinals.start:
+            raise KubernetesError(f"GET {path}: the first ordinal is {parsed.spec.ordinals.start}, which must be 0")
         return StatefulSet(parsed.metadata.uid, parsed.metadata.generation, parsed.spec.replicas)
 
     async def label_pod(self, name: str, labels: Mapping[str, str | None]) -> None:
@@ -133,8 +147,10 @@ class KubernetesApi:
     async def _request(self, method: str, path: str, **options: Any) -> bytes:
         try:
             token = await asyncio.to_thread(self._token)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise KubernetesError(f"the ServiceAccount's token cannot be read: {error}") from error
+        if not (token.isascii() and token.isprintable()):
+            raise KubernetesError("the ServiceAccount's token cannot be sent: it is no line of ASCII characters")
         headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
         try:
             async with self._session.request(
@@ -154,7 +170,7 @@ def _message(body: bytes) -> str:
     """Return the one readable field of the API server's error document."""
     try:
         status = msgspec.json.decode(body)
-    except (msgspec.DecodeError, ValueError):
+    except (ValueError, RecursionError):
         return body[:200].decode(errors="replace").strip()
     return str(status.get("message", ""))[:300] if isinstance(status, dict) else ""
 
@@ -200,7 +216,8 @@ class RoleLabel:
                 except KubernetesError as error:
                     if wait_s == self._interval_s:
                         logger.warning("this pod cannot be labelled %s=%s: %s", ROLE_LABEL, role, error)
-                    wait_s = min(2 * wait_s, self._retry_max_s)
+                    # What was not answered may be done all the same.
+                    labelled, wait_s = None, min(2 * wait_s, self._retry_max_s)
                 else:
                     labelled, wait_s = role, self._interval_s
             await asyncio.sleep(wait_s)
