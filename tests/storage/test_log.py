@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -630,6 +631,34 @@ def test_truncated_rows_do_not_hold_up_compaction(tmp_path: Path) -> None:
     run(tmp_path, act)
     assert rows(tmp_path) == [f"{2:020d}", "identity"]
     assert load(tmp_path) == Loaded(IDENTITY, HardState(2), snapshot(6, 2), entries(7, 9, term=2))
+
+
+def test_a_crash_between_two_slices_of_a_compaction_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left begins with a row whose entries a later row replaced, from before its own first entry on."""
+    monkeypatch.setattr(log_module, "COMPACT_ROWS", 1)
+    crashed: list[Path] = []
+
+    async def act(disk: Disk) -> None:
+        await disk.save(1, *entries(1, 4))
+        await disk.save(1, *entries(5, 8))
+        await disk.save(2, *entries(3, 5, term=2))
+        take_snapshot(disk.storage.snapshots, 2)
+        compact_slice = disk.storage._compact_slice
+
+        def and_crash(error: BaseException | None) -> None:
+            crashed.append(tmp_path / f"crashed{len(crashed)}")
+            shutil.copytree(tmp_path / "n1", crashed[-1])
+            compact_slice(error)
+
+        monkeypatch.setattr(disk.storage, "_compact_slice", and_crash)
+        await disk.compact(3)
+
+    run(tmp_path / "n1", act)
+    expected = Loaded(IDENTITY, HardState(2), snapshot(2), entries(3, 5, term=2))
+    assert [load(folder) for folder in crashed] == [expected] * 3
+    assert load(tmp_path / "n1") == expected
 
 
 @pytest.mark.parametrize("more", [(), entries(51, 52, term=3)], ids=["alone", "with entries"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from storage.support import Disk, entries, send, snapshot, take_snapshot
+from storage.support import Disk, entries, load, send, snapshot, take_snapshot
 from storage.workload import Model, Operation
 
 from kvorum.raft.messages import HardState, Save
@@ -90,6 +91,7 @@ class Trial:
     twin: MemoryStorage = field(default_factory=lambda: MemoryStorage(automatic=True))
     committed: int = 0
     lives: int = 0
+    crashes: int = 0
 
     async def run(self, steps: list[Step]) -> None:
         remaining = list(steps)
@@ -170,13 +172,27 @@ class Trial:
         kept = disk.storage.snapshots.kept()
         if kept:
             first_index = kept[0 if all_of_it else -1].snapshot.last_index + 1
-            await disk.compact(first_index)
+            with mock.patch.object(disk.storage, "_compact_slice", self.crashing(disk.storage._compact_slice)):
+                await disk.compact(first_index)
             self.twin.compact(first_index, lambda: None)
+
+    def crashing(self, compact_slice: Callable[[BaseException | None], None]) -> Callable[[BaseException | None], None]:
+        """Return a ``compact_slice`` that looks first at what a crash would leave now."""
+
+        def slice_of_compaction(error: BaseException | None) -> None:
+            self.crashes += 1
+            crashed = self.folder / f"crashed{self.crashes}"
+            shutil.copytree(self.folder / str(self.lives), crashed)
+            self.model.check(load(crashed))
+            compact_slice(error)
+
+        return slice_of_compaction
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 @example([Append(0, 8, 0), Append(5, 2, 0), Commit(0), TakeSnapshot(0), Compact(True), Restart(False), Append(0, 1, 0)])
+@example([Append(0, 4, 0), Commit(2), Append(0, 4, 0), Append(9, 3, 0), Commit(3), TakeSnapshot(0), Compact(True)])
 @example(
     [Append(0, 8, 9000), Adopt(-3, 2), Restart(True), Compact(True), Vote("n1@00"), Restart(True), Append(1, 3, 0)]
 )
@@ -185,7 +201,7 @@ def test_any_history_is_loaded_as_it_was_saved(steps: list[Step]) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="kvorum-model-", dir=memory if memory.is_dir() else None) as folder,
         # Small slices and few pages: every statement comes into every history.
-        mock.patch.object(log_module, "COMPACT_ROWS", 2),
+        mock.patch.object(log_module, "COMPACT_ROWS", 1),
         mock.patch.object(log_module, "CHECKPOINT_PAGES", 30),
     ):
         asyncio.run(Trial(Path(folder)).run(steps))

@@ -134,7 +134,7 @@ class LogState:
     ``entries`` may begin anywhere, or be empty while ``last_index`` is not 0. Only a snapshot can fill that gap.
     """
 
-    __slots__ = ("base", "begins", "entries", "hard_state", "last_index")
+    __slots__ = ("_is_cut", "base", "begins", "entries", "hard_state", "last_index")
 
     def __init__(self) -> None:
         self.hard_state = HardState()
@@ -143,6 +143,8 @@ class LogState:
         self.last_index = 0
         self.begins = True
         """No record has been applied yet."""
+        self._is_cut = False
+        """Compaction has removed the records before the first, and no snapshot was adopted since."""
 
     def apply(self, record: Record) -> None:
         """Change the log as ``record`` says. The first record may follow a part that compaction has removed.
@@ -150,12 +152,14 @@ class LogState:
         Raises:
             StorageCorrupt: this record cannot follow those before it.
         """
+        if self.begins:
+            self._is_cut = record.seq != 1
         if record.base is not None:
             self._adopt(record.base)
         if record.entries:
             self._append(record)
         elif self.begins and record.base is None:
-            self.last_index = 0 if record.seq == 1 else record.last_index
+            self.last_index = record.last_index if self._is_cut else 0
         if self.last_index != record.last_index:
             raise StorageCorrupt(
                 f"record {record.seq} was written for a log that ends at {record.last_index}, not {self.last_index}"
@@ -167,22 +171,25 @@ class LogState:
         self.base = base
         self.entries.clear()
         self.last_index = base.last_index
+        self._is_cut = False
 
     def _append(self, record: Record) -> None:
         first_index, entries = record.first_index, self.entries
-        removed = self.begins and record.base is None and record.seq != 1
-        if entries:
+        if self._is_cut:
+            # A crash between two slices of a compaction may leave a record whose entries, and some before them that are
+            # gone already, a later one replaces.
+            fits = self.begins or 1 <= first_index <= self.last_index + 1
+        elif entries:
             fits = entries[0].index <= first_index <= self.last_index + 1
-        elif self.base is not None:
-            fits = first_index == self.last_index + 1
         else:
-            fits = removed or 1 <= first_index <= self.last_index + 1
+            begins = self.base.last_index + 1 if self.base is not None else 1
+            fits = begins <= first_index <= self.last_index + 1
         if not fits or not _are_contiguous(first_index, record.entries):
             raise StorageCorrupt(
                 f"record {record.seq} begins at entry {first_index}; the log ends at {self.last_index}"
             )
         if entries:
-            del entries[first_index - entries[0].index :]
+            del entries[max(0, first_index - entries[0].index) :]
         entries.extend(record.entries)
         self.last_index = entries[-1].index
 
