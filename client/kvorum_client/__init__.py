@@ -15,10 +15,12 @@ true: nothing was done (:class:`Unavailable`), or nobody can tell (:class:`Outco
 Needs aiohttp and msgspec; imports nothing of ``kvorum``.
 """
 
+from kvorum_client.backup import Backup
 from kvorum_client.client import Client
 from kvorum_client.errors import (
     ClientError,
     CompareFailed,
+    Damaged,
     InvalidArgument,
     OutcomeUnknown,
     Refused,
@@ -28,9 +30,11 @@ from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, 
 from kvorum_client.sync import SyncClient
 
 __all__ = [
+    "Backup",
     "Client",
     "ClientError",
     "CompareFailed",
+    "Damaged",
     "DeleteResult",
     "InvalidArgument",
     "Member",

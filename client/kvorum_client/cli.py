@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown, Refused, Unavailable
@@ -156,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keys(add)
     _add_cluster(add)
     _add_group(subparsers, "member", "list, add, promote, remove members", shared, _member_commands)
+    _add_group(subparsers, "snapshot", "save a backup, or look at one", shared, _snapshot_commands)
     _add_group(subparsers, "leader", "show or move the leadership", shared, _leader_commands)
     return parser
 
@@ -287,6 +289,16 @@ def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     adding.add_argument("client_url", metavar="CLIENT-URL", help="where clients reach it: http://HOST:PORT")
     add("promote", commands.member_promote, "make a learner a voter").add_argument("name", metavar="NAME")
     add("remove", commands.member_remove, "remove a member").add_argument("name", metavar="NAME")
+
+
+def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    save = add("save", cli_backup.save, "write all that is acknowledged into a file (`kvorum restore` reads it)")
+    save.add_argument("file", metavar="FILE", help="where to; - is stdout")
+    save.add_argument("--force", action="store_true", help="write over a file that exists")
+    save.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
+    status.add_argument("file", metavar="FILE", help="the backup; - is stdin")
+    status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 
 
 def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

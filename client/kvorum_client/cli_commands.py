@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
+from kvorum_client.cli_output import print_json, print_table, printable
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgument, Unavailable
 from kvorum_client.results import Member, NodeHealth, NodeStatus
@@ -24,7 +23,7 @@ async def put(client: Client, options: argparse.Namespace) -> int:
     value = options.value.encode("utf-8", "surrogateescape") if options.literal else await _read_value(options.value)
     result = await client.put(options.key, value, prev_revision=options.prev_revision)
     if options.output == "json":
-        _print_json(result)
+        print_json(result)
     else:
         print(f"{options.key}: revision {result.revision}, version {result.version}")
     return 0
@@ -61,9 +60,9 @@ async def get(client: Client, options: argparse.Namespace) -> int:
     if record.staleness_ms is not None:
         fields["staleness_ms"] = record.staleness_ms
     if options.output == "json":
-        _print_json(fields)
+        print_json(fields)
     else:
-        _print_table([list(fields), [_printable(value) for value in fields.values()]])
+        print_table([list(fields), [printable(value) for value in fields.values()]])
     return 0
 
 
@@ -71,7 +70,7 @@ async def delete(client: Client, options: argparse.Namespace) -> int:
     """``kv del KEY``."""
     result = await client.delete(options.key, prev_revision=options.prev_revision)
     if options.output == "json":
-        _print_json(result)
+        print_json(result)
     elif result.deleted:
         print(f"{options.key}: deleted at revision {result.revision}")
     else:
@@ -83,11 +82,11 @@ async def status(client: Client, options: argparse.Namespace) -> int:
     """``kv status``: every node that can be found through the endpoints."""
     found = await _ask_everybody(client)
     if options.output == "json":
-        _print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
+        print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
     else:
         leader = next((s for s in found.values() if isinstance(s, NodeStatus) and s.state == "leader"), None)
         rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", "HEALTH"]]
-        _print_table(rows + [_status_row(endpoint, answer, leader) for endpoint, answer in found.items()])
+        print_table(rows + [_status_row(endpoint, answer, leader) for endpoint, answer in found.items()])
     led = any(isinstance(answer, NodeStatus) and answer.leader_name for answer in found.values())
     return 0 if led else 3
 
@@ -126,7 +125,7 @@ async def health(client: Client, options: argparse.Namespace) -> int:
     endpoints = list(await _ask_everybody(client))
     answers = await asyncio.gather(*(client.health(endpoint, timeout_s=PROBE_TIMEOUT_S) for endpoint in endpoints))
     if options.output == "json":
-        _print_json(answers)
+        print_json(answers)
     else:
         for answer in answers:
             _print_health(answer)
@@ -136,14 +135,14 @@ async def health(client: Client, options: argparse.Namespace) -> int:
 def _print_health(answer: NodeHealth) -> None:
     print(f"{answer.endpoint} is {'ready' if answer.ready else 'NOT ready'}")
     for line in answer.detail.splitlines():
-        print(f"  {_printable(line)}")
+        print(f"  {printable(line)}")
 
 
 async def member_list(client: Client, options: argparse.Namespace) -> int:
     """``kv member list``."""
     members = (await _leader_status(client)).members
     if options.output == "json":
-        _print_json(members)
+        print_json(members)
     else:
         _print_members(members)
     return 0
@@ -166,7 +165,7 @@ def _print_members(members: Sequence[Member]) -> None:
         lag = "-" if m.lag is None else str(m.lag)
         healthy = {None: "-", True: "yes", False: "NO"}[m.healthy]
         rows.append([m.name, "voter" if m.voter else "learner", m.client_url, m.peer_url, lag, healthy, m.id])
-    _print_table(rows)
+    print_table(rows)
 
 
 async def member_add(client: Client, options: argparse.Namespace) -> int:
@@ -208,19 +207,3 @@ def _text(name: str, data: bytes) -> dict[str, Any]:
         return {name: data.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": base64.b64encode(data).decode()}
-
-
-def _print_json(data: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _printable(value: object) -> str:
-    # What somebody stored must not move this terminal's cursor.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote_from_bytes, urlencode, urlsplit
 
 import msgspec
 
-from kvorum_client.errors import ClientError, CompareFailed, InvalidArgument, OutcomeUnknown, Refused, Unavailable
+from kvorum_client.backup import Backup, Verifier
+from kvorum_client.errors import (
+    ClientError,
+    CompareFailed,
+    Damaged,
+    InvalidArgument,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, Problem, PutResult, Record
 from kvorum_client.sessions import Sessions, Ticket
-from kvorum_client.transport import Answer, NoAnswer, NotSent, Router, Transport
+from kvorum_client.transport import Answer, Declined, Interrupted, NoAnswer, NotSent, Router, Transport
 
 T = TypeVar("T")
 
@@ -212,6 +222,40 @@ class Client:
         if answer.status != 200:
             raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
         return answer.body.decode("utf-8", "replace")
+
+    async def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
+        """Fetch a backup of all that was acknowledged before the call, from any node; return what it is.
+
+        Args:
+            write: called with each piece and the size of the whole; it may block for as long as a disk does. What it
+                was given is a backup only once this returns.
+            timeout_s: how long to look for a node that gives one, and how long that node may be silent.
+
+        Raises:
+            Refused, Unavailable: there is none; ``write`` was not called.
+            Damaged: it broke off, or is not what the node meant to send.
+        """
+        silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        call = _Call("GET", "/v1/snapshot", time.monotonic() + silence_s, any_node=True)
+        verifier = Verifier()
+        while call.deadline > time.monotonic():
+            base = await self._router.pick_any()
+            try:
+                pieces = self._transport.download(base, call.target(silence_s), silence_s)
+                async with contextlib.aclosing(pieces):
+                    async for chunk, size_bytes in pieces:
+                        verifier.feed(chunk)
+                        write(chunk, size_bytes)
+                return verifier.finish()
+            except (NotSent, NoAnswer) as error:
+                call.reason = str(error)
+            except Declined as error:
+                self._judge(call, error.answer)
+            except Interrupted as error:
+                raise Damaged(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
+            await self._router.failed(base)
+            await self._pause(call, BACKOFF_MAX_S)
+        raise Unavailable(call.reason)
 
     @property
     def endpoints(self) -> tuple[str, ...]:

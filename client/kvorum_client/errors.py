@@ -8,6 +8,7 @@
     |   +-- CompareFailed  the key is at another revision than ``prev_revision``
     +-- Unavailable        nobody answered, or nobody leads, until the deadline; certainly not done
     +-- OutcomeUnknown     it may be done, now or later
+    +-- Damaged            a backup that is none, or not all of one
 """
 
 from __future__ import annotations
@@ -57,3 +58,7 @@ class Unavailable(ClientError):
 
 class OutcomeUnknown(ClientError):
     """The request may be done, or may still be done later. Read before you write again."""
+
+
+class Damaged(ClientError):
+    """A file is no backup, or not all of one."""

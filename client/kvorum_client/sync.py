@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from kvorum_client.backup import Backup
 from kvorum_client.client import Client
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 
@@ -107,3 +108,7 @@ class SyncClient:
     def move_leader(self, target: str | None = None, *, timeout_s: float | None = None) -> str:
         """See :meth:`kvorum_client.Client.move_leader`."""
         return self._run(self._client.move_leader(target, timeout_s=timeout_s))
+
+    def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
+        """See :meth:`kvorum_client.Client.backup`; ``write`` is called on the client's own thread."""
+        return self._run(self._client.backup(write, timeout_s=timeout_s))

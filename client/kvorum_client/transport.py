@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S = 1.0
 RESOLVE_INTERVAL_S = 2.0
 """A name is resolved again after this long, when a node did not answer."""
 _CONNECTIONS_MAX = 1024
+_DOWNLOAD_BYTES = 256 * 1024
 
 
 class NotSent(Exception):
@@ -30,12 +31,24 @@ class NoAnswer(Exception):
     """The request may have reached the node; no answer came."""
 
 
+class Interrupted(Exception):
+    """Some of the answer came, and then no more."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """What a node answered."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Declined(Exception):
+    """Another answer came instead of what was to be downloaded."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"HTTP status {answer.status}")
+        self.answer = answer
 
 
 class Transport:
@@ -77,6 +90,36 @@ class Transport:
             raise InvalidArgument(f"{base} is not an endpoint: {error}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise NoAnswer(_reason(base, error)) from None
+
+    async def download(self, base: str, target: str, silence_s: float) -> AsyncGenerator[tuple[bytes, int], None]:
+        """Get something large; yield its pieces, each with the size of the whole.
+
+        Args:
+            base: the node.
+            target: path and query.
+            silence_s: how long the node may say nothing.
+
+        Raises:
+            NotSent: no node is there.
+            NoAnswer: nothing came.
+            Declined: what came is another answer.
+            Interrupted: some came, and not all.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_TIMEOUT_S, silence_s), sock_read=silence_s)
+        began = False
+        try:
+            async with self._open().request(
+                "GET", URL(base + target, encoded=True), allow_redirects=False, timeout=timeout
+            ) as response:
+                if response.status != 200:
+                    raise Declined(Answer(response.status, response.headers, await response.read()))
+                async for chunk in response.content.iter_chunked(_DOWNLOAD_BYTES):
+                    began = True
+                    yield chunk, response.content_length or 0
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSent(_reason(base, error)) from None
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise (Interrupted if began else NoAnswer)(_reason(base, error)) from None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

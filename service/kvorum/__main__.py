@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import kvorum
-from kvorum import config_sources, local, recover, serve
+from kvorum import config_sources, local, recover, restore, serve
 from kvorum.errors import ConfigError, StorageError
 
 EXIT_STATUS = f"""\
@@ -72,6 +72,30 @@ def _parser() -> argparse.ArgumentParser:
         "--at-next-start", action="store_true", help="The node is running (a pod): do it when it starts next."
     )
 
+    command = _command(commands, "restore", "begin a new cluster with what a backup holds", _restore)
+    command.add_argument(
+        "--from", dest="backup", metavar="FILE", required=True, help="What `kv snapshot save` wrote; - reads stdin."
+    )
+    command.add_argument(
+        "--replace",
+        action="store_true",
+        help=f"Go on although the data folder holds a node's data: it is put aside there, in {restore.REPLACED}/.",
+    )
+    command.add_argument(
+        "--at-next-start",
+        action="store_true",
+        help="The node is running (a pod): prepare it now, and do it when it starts next.",
+    )
+    command.add_argument(
+        "--bump-revision",
+        metavar="N",
+        type=_whole_number,
+        default=restore.BUMP_REVISION,
+        help="How much further the revision goes on, so that none that clients saw after the backup was taken is ever "
+        "given to another write [default %(default)s]",
+    )
+    config_sources.add_arguments(command)
+
     _command(commands, "version", "print the version", _version)
     return parser
 
@@ -124,6 +148,40 @@ def _recover(options: argparse.Namespace) -> int:
         return serve.EXIT_STORAGE
     print(f"{identity.node_id} is now cluster {identity.cluster_id}, alone. Start it, then empty the other disks.")
     return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    config, _ = config_sources.load(vars(options))
+    try:
+        with sys.stdin.buffer if options.backup == "-" else open(options.backup, "rb") as stream:
+            identity, store = restore.stage(
+                stream,
+                config,
+                bump_revision=options.bump_revision,
+                replace=options.replace,
+                running=options.at_next_start,
+            )
+        if not options.at_next_start:
+            restore.finish(config.data_dir)
+    except StorageError as error:
+        print(f"kvorum: {error}", file=sys.stderr)
+        return serve.EXIT_STORAGE
+    except OSError as error:
+        raise ConfigError(f"{options.backup}: {error.strerror}") from None
+    print(f"The backup holds {len(store)} keys; the revision goes on from {store.revision}.")
+    if options.at_next_start:
+        print("The node will hold it when it starts next: restart it now (in Kubernetes: delete its pod).")
+    else:
+        print(
+            f"{identity.node_id} is cluster {identity.cluster_id}, alone. Start it, then the others with empty disks."
+        )
+    return 0
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _version(options: argparse.Namespace) -> int:

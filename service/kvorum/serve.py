@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 import kvorum
-from kvorum import logs
+from kvorum import logs, restore
 from kvorum.api import ApiServer
 from kvorum.cluster import (
     KubernetesApi,
@@ -90,6 +90,7 @@ async def _serve(config: Config, config_path: str) -> int:
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
     while True:
         await asyncio.to_thread(finish_setting_aside, config.data_dir)
+        await asyncio.to_thread(restore.finish, config.data_dir)
         await asyncio.to_thread(recover_if_requested, config.data_dir)
         try:
             await _live(config, config_path, stopping)

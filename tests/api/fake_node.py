@@ -27,6 +27,28 @@ def make_config(**knobs: Any) -> Config:
     return msgspec.structs.replace(config, listen_client="127.0.0.1:0")
 
 
+class FakeBackup:
+    """The chunks, or an error where one of them should be."""
+
+    sha256 = "5" * 64
+    last_index = 7
+
+    def __init__(self, chunks: list[bytes | ConnectionError]) -> None:
+        self.parts = chunks
+        self.size_bytes = sum(len(part) if isinstance(part, bytes) else 1 for part in chunks)
+        self.closed = 0
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            await asyncio.sleep(0)
+            if isinstance(part, ConnectionError):
+                raise part
+            yield part
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 class FakeNode:
     """Applies what is proposed at once, or raises ``error`` if it is set."""
 
@@ -43,6 +65,8 @@ class FakeNode:
         self.timeouts_ms: list[int] = []
         self.barriers = 0
         self.calls: list[tuple[Any, ...]] = []
+        self.backup_chunks: list[bytes | ConnectionError] = []
+        self.backups: list[FakeBackup] = []
         self.members: dict[str, MemberStatus] = {
             name: MemberStatus(f"{name}@00", name, True, f"http://{name}:9001", f"http://{name}:8001")
             for name in ("n1", "n2", "n3")
@@ -72,6 +96,10 @@ class FakeNode:
     async def read_barrier(self, timeout_ms: int) -> None:
         self.barriers += 1
         await self._admit(timeout_ms, leaders_only=False)
+
+    async def begin_backup(self) -> FakeBackup:
+        self.backups.append(FakeBackup(self.backup_chunks))
+        return self.backups[-1]
 
     def staleness_ms(self) -> int | None:
         return self.staleness

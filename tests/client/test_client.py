@@ -14,7 +14,16 @@ from kvorum.errors import NoLeader
 from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
 from kvorum.kv.commands import Command
 from kvorum.kv.store import Store
-from kvorum_client import Client, CompareFailed, InvalidArgument, OutcomeUnknown, Refused, SyncClient, Unavailable
+from kvorum_client import (
+    Client,
+    CompareFailed,
+    Damaged,
+    InvalidArgument,
+    OutcomeUnknown,
+    Refused,
+    SyncClient,
+    Unavailable,
+)
 from kvorum_client.sessions import LANES_MAX, WINDOW, Sessions
 from kvorum_client.transport import Answer, Transport
 
@@ -512,5 +521,45 @@ def test_the_synchronous_twin_has_the_same_methods_and_does_the_same() -> None:
                 kv.close()
 
             await asyncio.to_thread(use)
+
+    run(scenario)
+
+
+def test_a_backup_that_broke_off_is_not_one_and_nothing_else_is_asked_for_the_rest() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([servers[0].url, servers[1].url]) as kv:
+            servers[0].node.backup_chunks = [b"KVORSNAP", ConnectionAbortedError("the disk is gone")]
+            pieces: list[bytes] = []
+            with pytest.raises(Damaged, match="broke off after 8 bytes"):
+                await kv.backup(lambda chunk, size: pieces.append(chunk))
+            assert pieces == [b"KVORSNAP"]
+            assert servers[1].node.backups == []
+
+    run(scenario)
+
+
+def test_a_backup_is_taken_from_the_next_node_when_one_cannot_give_it() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers, Client([servers[0].url, servers[1].url]) as kv:
+            servers[0].node.error = NoLeader("no quorum")
+            servers[1].node.backup_chunks = [b"not a backup"]
+            with pytest.raises(Damaged, match="not a backup"):
+                await kv.backup(lambda chunk, size: None)
+            assert len(servers[1].node.backups) == 1
+
+    run(scenario)
+
+
+def test_what_the_writer_of_a_backup_raises_is_its_own() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            servers[0].node.backup_chunks = [b"KVORSNAP", b"more"]
+
+            def write(chunk: bytes, size: int) -> None:
+                raise BrokenPipeError
+
+            with pytest.raises(BrokenPipeError):
+                await kv.backup(write)
+            await until(lambda: servers[0].node.backups[0].closed == 1)
 
     run(scenario)

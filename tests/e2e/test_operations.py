@@ -18,15 +18,19 @@ PAGES = ROOT / "docs" / "operations"
 _BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def paste(system: System, page: str, *, leave_out: str = "") -> str:
+def paste(system: System, page: str, *, section: str = "", leave_out: str = "") -> str:
     """Run every command of the page as a reader would, in our context and namespace; stop at the first that fails.
 
     Args:
         system: the release.
         page: the file's name.
+        section: the heading of the only part to run; empty: all of it.
         leave_out: a regular expression for commands that are not for here.
     """
-    commands = [command for block in _BLOCK.findall((PAGES / page).read_text()) for command in block.splitlines()]
+    text = (PAGES / page).read_text()
+    if section:
+        text = next(part for part in text.split("\n## ") if part.startswith(section + "\n"))
+    commands = [command for block in _BLOCK.findall(text) for command in block.splitlines()]
     commands = [command for command in commands if command and not (leave_out and re.search(leave_out, command))]
     assert commands, f"{page} has no commands"
     kube = system.kube
@@ -107,6 +111,33 @@ def test_lose_a_majority(system: System, kept: tuple[str, str]) -> None:
     system.wait_settled(3)
     assert get(system, kept[0]) == kept[1]
     assert system.statuses()[system.pod(0)]["cluster_id"] != before
+
+
+@pytest.mark.smoke
+def test_back_up(system: System, kept: tuple[str, str]) -> None:
+    """Everything is lost, claims and all; the page brings back what was saved, and nothing that came after."""
+    before = system.statuses()[system.pod(0)]["cluster_id"]
+    backup = ROOT / "kv.backup"
+    try:
+        paste(system, "back-up.md", section="Save")
+        put(system, "after-the-backup", "lost")
+        lost = system.statuses()[system.leader()]["revision"]
+        system.uninstall(claims=True)
+        system.histories.clear()
+        paste(system, "back-up.md", section="Restore")
+    finally:
+        backup.unlink(missing_ok=True)
+    system.wait_ready(3)
+    system.wait_settled(3)
+    assert get(system, kept[0]) == kept[1]
+    status = system.statuses()[system.leader()]
+    assert status["cluster_id"] != before
+    assert status["revision"] > lost
+    missing = system.kube.exec(system.pod(0), "sh", "-c", "kv get after-the-backup || echo status $?")
+    assert missing.strip() == "status 1", missing
+    # With the suite's own values again.
+    system.install()
+    system.wait_ready(3)
 
 
 def test_uninstall(system: System, kept: tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from kvorum.api.response import Stream
 from kvorum.config import Config
 from kvorum.counters import Counters
 from kvorum.kv.commands import Command, Result
@@ -42,6 +43,18 @@ class StoreView(Protocol):
         """Return the key's record, or None."""
 
 
+class BackupView(Stream, Protocol):
+    """A backup being read."""
+
+    @property
+    def sha256(self) -> str:
+        """The file's hash, 64 hex digits; also its last 32 bytes."""
+
+    @property
+    def last_index(self) -> int:
+        """The log index whose state it is."""
+
+
 class NodeFacade(Protocol):
     """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
 
@@ -67,6 +80,13 @@ class NodeFacade(Protocol):
 
         Raises:
             NoLeader, ReadTimeout: no quorum said so in time.
+        """
+
+    async def begin_backup(self) -> BackupView:
+        """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
+
+        Raises:
+            Overloaded: there is none to be had now.
         """
 
     def staleness_ms(self) -> int | None:

@@ -16,6 +16,7 @@ from kvorum.cluster.bootstrap import ask_expected
 from kvorum.cluster.reconcile import DesiredSource
 from kvorum.errors import KvorumError, PeerError
 from kvorum.node import Node
+from kvorum.restore import OURS as RESTORES
 from kvorum.storage.folder import LOCK, explained, sync_folder
 from kvorum.transport import Hello
 
@@ -103,7 +104,7 @@ def finish_setting_aside(data_dir: str) -> None:
             return
         aside.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.iterdir()):
-            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found"):
+            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found", *RESTORES):
                 path.rename(aside / path.name)
         sync_folder(aside)
         sync_folder(folder)

@@ -28,6 +28,7 @@ from kvorum.errors import (
 from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.store import Store
+from kvorum.node.backup import Backup, Backups
 from kvorum.node.drain import hand_over, wait_for_quorum_without
 from kvorum.node.driver import Driver
 from kvorum.node.rebuild import Rebuilder
@@ -102,6 +103,7 @@ class Node:
         closing.push_async_callback(self.driver.close)
         self._rebuilder = Rebuilder(self.driver, self.transport)
         closing.push_async_callback(self._rebuilder.close)
+        self._backups = Backups(self.driver, self._storage.snapshots)
         self.driver.on_membership = self._follow_membership
         self.driver.on_contradiction = self._rebuilder.investigate
         self._follow_membership()
@@ -227,6 +229,14 @@ class Node:
             self.driver.tracer.waits("kvorum.read_barrier", waiter)
         self.driver.schedule()
         await waiter
+
+    async def begin_backup(self) -> Backup:
+        """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
+
+        Raises:
+            Overloaded: there is none to be had now.
+        """
+        return await self._backups.begin()
 
     def staleness_ms(self) -> int | None:
         """Return the milliseconds since this node last heard of a leader (a leader: 0), or None."""

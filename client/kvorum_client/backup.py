@@ -1,0 +1,121 @@
+"""Backups: fetching one, and reading what one says of itself.
+
+A backup is one file, in the format of the node's own snapshots::
+
+    "KVORSNAP" (8)  |  length (4, little-endian)  |  description, msgpack  |  frames of the state  |  sha256 (32)
+
+The hash is of everything before it. The first frame of the state is its header: length and checksum (4 bytes each,
+big-endian), then msgpack ``["h", format, revision, applied_index, applied_term, state_hash, time_ms, keys, sessions]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import BinaryIO
+
+import msgspec
+
+from kvorum_client.errors import Damaged
+
+MAGIC = b"KVORSNAP"
+HASH_BYTES = 32
+CHUNK_BYTES = 256 * 1024
+DESCRIPTION_BYTES_MAX = 1024 * 1024
+FRAME_HEADER_BYTES = 8
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """What a backup holds."""
+
+    size_bytes: int
+    sha256: str
+    last_index: int
+    """The log index whose state it is."""
+    last_term: int
+    revision: int
+    keys: int
+    sessions: int
+    time_ms: int
+    """When its last write was made (Unix, ms), by the clock of the leader of then."""
+
+
+class _Description(msgspec.Struct, array_like=True):
+    format: int
+    snapshot: tuple[int, int, msgspec.Raw]
+
+
+class _Header(msgspec.Struct, array_like=True, tag="h", kw_only=True):
+    format: int
+    revision: int
+    applied_index: int
+    applied_term: int
+    state_hash: int
+    time_ms: int
+    keys: int
+    sessions: int
+
+
+class Verifier:
+    """Takes a backup's bytes as they come, and tells at the end what it is."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._tail = b""
+        self._head = bytearray()
+        self.size_bytes = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self.size_bytes += len(chunk)
+        missing = len(MAGIC) + 4 + DESCRIPTION_BYTES_MAX + 1024 - len(self._head)
+        if missing > 0:
+            self._head += chunk[:missing]
+        data = self._tail + chunk
+        self._digest.update(data[:-HASH_BYTES])
+        self._tail = data[-HASH_BYTES:]
+
+    def finish(self) -> Backup:
+        """Return what it was.
+
+        Raises:
+            Damaged: it was no backup, or not all of one.
+        """
+        if not self._head.startswith(MAGIC):
+            raise Damaged("this is not a backup")
+        if self._tail != self._digest.digest():
+            raise Damaged(
+                f"the backup is damaged or incomplete: the hash of its {self.size_bytes} bytes does not match"
+            )
+        size = int.from_bytes(self._head[len(MAGIC) : len(MAGIC) + 4], "little")
+        start = len(MAGIC) + 4
+        frame = start + size
+        length = int.from_bytes(self._head[frame : frame + 4], "big")
+        body = bytes(self._head[frame + FRAME_HEADER_BYTES : frame + FRAME_HEADER_BYTES + length])
+        try:
+            index, term, _ = msgspec.msgpack.decode(self._head[start:frame], type=_Description).snapshot
+            header = msgspec.msgpack.decode(body, type=_Header)
+        except msgspec.MsgspecError as error:
+            raise Damaged(f"the backup is of a version that this program does not know: {error}") from None
+        return Backup(
+            self.size_bytes,
+            self._tail.hex(),
+            index,
+            term,
+            header.revision,
+            header.keys,
+            header.sessions,
+            header.time_ms,
+        )
+
+
+def describe(stream: BinaryIO) -> Backup:
+    """Read a whole backup and return what it holds. Blocking.
+
+    Raises:
+        Damaged: it is no backup, or not all of one.
+        OSError: it cannot be read.
+    """
+    verifier = Verifier()
+    while chunk := stream.read(CHUNK_BYTES):
+        verifier.feed(chunk)
+    return verifier.finish()

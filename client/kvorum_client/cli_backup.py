@@ -1,0 +1,135 @@
+"""``kv snapshot save`` and ``kv snapshot status``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from kvorum_client.backup import Backup, describe
+from kvorum_client.cli_output import print_json, print_table
+from kvorum_client.client import Client
+from kvorum_client.errors import InvalidArgument
+
+SILENCE_S = 60.0
+"""How long a node may take to produce the snapshot, or its next piece."""
+PROGRESS_S = 0.2
+
+
+async def save(client: Client, options: argparse.Namespace) -> int:
+    """``kv snapshot save FILE|-``."""
+    silence_s = getattr(options, "timeout", SILENCE_S)
+    with _target(options.file, options.force) as file, _Progress() as progress:
+
+        def write(chunk: bytes, size_bytes: int) -> None:
+            file.write(chunk)
+            progress.show(len(chunk), size_bytes)
+
+        backup = await client.backup(write, timeout_s=silence_s)
+        file.flush()
+    if options.output == "json":
+        # With the backup itself on stdout, what is said of it goes elsewhere.
+        print_json(backup, sys.stderr.buffer if options.file == "-" else sys.stdout.buffer)
+    else:
+        text = f"{options.file}: {backup.keys} keys at revision {backup.revision}, {_bytes(backup.size_bytes)}"
+        print(text, file=sys.stderr if options.file == "-" else sys.stdout)
+    return 0
+
+
+async def status(client: Client, options: argparse.Namespace) -> int:
+    """``kv snapshot status FILE|-``; asks no node."""
+    backup = await asyncio.to_thread(_describe, options.file)
+    if options.output == "json":
+        print_json(backup)
+    else:
+        written = datetime.fromtimestamp(backup.time_ms / 1000).astimezone().isoformat(timespec="seconds")
+        rows = [
+            ["REVISION", "KEYS", "SESSIONS", "INDEX", "TERM", "LAST WRITE", "SIZE", "SHA256"],
+            [*_figures(backup), written, _bytes(backup.size_bytes), backup.sha256],
+        ]
+        print_table(rows)
+    return 0
+
+
+def _describe(name: str) -> Backup:
+    try:
+        with sys.stdin.buffer if name == "-" else open(name, "rb") as stream:
+            return describe(stream)
+    except OSError as error:
+        raise InvalidArgument(f"{name}: {error.strerror}") from None
+
+
+def _figures(backup: Backup) -> list[str]:
+    return [str(n) for n in (backup.revision, backup.keys, backup.sessions, backup.last_index, backup.last_term)]
+
+
+@contextlib.contextmanager
+def _target(name: str, force: bool) -> Iterator[BinaryIO]:
+    """Yield where a backup goes; a file appears under its name only when it is whole and durable."""
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    path = Path(name)
+    part = path.with_name(path.name + ".part")
+    try:
+        if path.exists() and not force:
+            raise InvalidArgument(f"{name} exists; --force writes over it")
+        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InvalidArgument(f"{error.filename or name}: {error.strerror or error}") from None
+
+
+class _Progress:
+    """One line on a terminal that grows with what has arrived; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._wanted = sys.stderr.isatty()
+        self._done_bytes = 0
+        self._shown_at = 0.0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wanted and self._shown_at:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def show(self, more_bytes: int, size_bytes: int) -> None:
+        self._done_bytes += more_bytes
+        now = time.monotonic()
+        if self._wanted and now - self._shown_at >= PROGRESS_S:
+            self._shown_at = now
+            share = 100 * self._done_bytes // max(size_bytes, 1)
+            sys.stderr.write(f"\r{share:3d} %  {_bytes(self._done_bytes)} of {_bytes(size_bytes)}\x1b[K")
+            sys.stderr.flush()
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"

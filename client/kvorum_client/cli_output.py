@@ -1,0 +1,28 @@
+"""What ``kv`` prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import msgspec
+
+
+def print_json(data: object, stream: BinaryIO | None = None) -> None:
+    """Print data as JSON, to stdout unless told otherwise."""
+    stream = sys.stdout.buffer if stream is None else stream
+    stream.write(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    stream.flush()
+
+
+def printable(value: object) -> str:
+    """Return a value as text that cannot move this terminal's cursor, whatever somebody stored."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

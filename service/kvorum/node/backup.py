@@ -1,0 +1,104 @@
+"""A backup: the newest state as one snapshot file, to be read while the node goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import BinaryIO
+
+from kvorum.errors import Overloaded, StorageError
+from kvorum.node.driver import Driver
+from kvorum.storage.interface import SnapshotFile, SnapshotInfo
+from kvorum.storage.snapshot_format import CHUNK_BYTES
+
+BACKUPS_MAX = 2
+"""Backups being read at a time; each may hold a file open that has been replaced meanwhile."""
+TAKES_MAX = 4
+"""Snapshots to take before we give up on one that is new enough."""
+
+
+class Backup:
+    """One snapshot file, open until :meth:`close`.
+
+    Attributes:
+        size_bytes: of the whole file.
+        sha256: its hash, 64 hex digits (see :mod:`kvorum.storage.snapshot_format`).
+        last_index: the log index whose state it is.
+    """
+
+    def __init__(self, info: SnapshotInfo, stream: BinaryIO, on_close: Callable[[], None]) -> None:
+        self.size_bytes = info.size_bytes
+        self.sha256 = info.sha256
+        self.last_index = info.snapshot.last_index
+        self._stream = stream
+        self._on_close = on_close
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the file's bytes as they are.
+
+        Raises:
+            ConnectionAbortedError: the disk refuses; whoever reads must not take what came for all of it.
+        """
+        try:
+            while chunk := await asyncio.to_thread(self._stream.read, CHUNK_BYTES):
+                yield chunk
+        except OSError as error:
+            raise ConnectionAbortedError(f"a backup cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        if not self._stream.closed:
+            self._stream.close()
+            self._on_close()
+
+
+class Backups:
+    """Makes the backups of one node.
+
+    Args:
+        driver: whose state it is.
+        snapshots: where its snapshot files are.
+    """
+
+    def __init__(self, driver: Driver, snapshots: SnapshotFile) -> None:
+        self._driver = driver
+        self._snapshots = snapshots
+        self._open = 0
+
+    async def begin(self) -> Backup:
+        """Return the state of now, or of a little later. Call it after a read barrier, and close what it returns.
+
+        Raises:
+            Overloaded: too many are being read, or no snapshot could be taken.
+        """
+        if self._open >= BACKUPS_MAX:
+            raise Overloaded(f"{self._open} backups are being read already")
+        self._open += 1
+        try:
+            info, stream = await self._take(self._driver.store.applied_index)
+        except BaseException:
+            self._closed()
+            raise
+        return Backup(info, stream, self._closed)
+
+    def _closed(self) -> None:
+        self._open -= 1
+
+    async def _take(self, at_least: int) -> tuple[SnapshotInfo, BinaryIO]:
+        try:
+            for _ in range(TAKES_MAX):
+                newest = self._snapshots.latest()
+                if newest is not None and newest.snapshot.last_index >= at_least:
+                    try:
+                        # Once open, it stays readable when newer snapshots take its place.
+                        return newest, await asyncio.to_thread(
+                            open, self._snapshots.path(newest.snapshot.last_index), "rb"
+                        )
+                    except FileNotFoundError:
+                        continue
+                # One that is under way may be of an earlier state: then another follows it. Who waits here may go
+                # away; the snapshot is the node's.
+                await asyncio.shield(self._driver.begin_snapshot())
+        except (OSError, StorageError) as error:
+            raise Overloaded(f"no snapshot could be taken: {error}") from error
+        raise Overloaded("no snapshot could be taken; the node's log says why")

@@ -1,0 +1,306 @@
+"""`kvorum restore` on real data folders: a backup is the beginning of another cluster, whatever interrupts it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from node.trio import Put, Trio, eventually, running
+
+from kvorum import restore
+from kvorum.cluster.removal import set_aside
+from kvorum.config import Config, resolve
+from kvorum.errors import ConfigError, Overloaded, StorageCorrupt, StorageLocked
+from kvorum.kv.commands import PutResult
+from kvorum.node.backup import Backups
+from kvorum.storage.folder import Lock
+
+
+async def backed_up(trio: Trio) -> bytes:
+    """Return a backup, as the node gives it to whoever asks."""
+    leader = await trio.leader()
+    await leader.read_barrier(5000)
+    backup = await leader.begin_backup()
+    try:
+        return b"".join([chunk async for chunk in backup.chunks()])
+    finally:
+        backup.close()
+
+
+@pytest.fixture(scope="module")
+def backup(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A backup of three nodes that hold a=1 (revision 1), b=2 (revision 3), and the session of a client."""
+
+    async def scenario() -> bytes:
+        async with running(tmp_path_factory.mktemp("source")) as trio:
+            await trio.put(b"a", b"1")
+            await trio.put(b"b", b"x")
+            leader = await trio.leader()
+            await leader.propose(Put(b"b", b"2", client_id="client", sequence=1), 5000)
+            return await backed_up(trio)
+
+    return asyncio.run(scenario())
+
+
+def config_for(folder: Path, name: str = "n1") -> Config:
+    return resolve(Config(name=name, data_dir=str(folder / name)), host_name=name)
+
+
+def restored(backup: bytes, folder: Path, bump_revision: int = 1000) -> None:
+    restore.stage(io.BytesIO(backup), config_for(folder), bump_revision=bump_revision, replace=True)
+    assert restore.finish(str(folder / "n1"))
+
+
+async def served(folder: Path) -> dict[str, Any]:
+    """Start a node on the folder; return what it is and holds once it leads."""
+    trio = Trio(folder, 1)
+    try:
+        await trio.start("n1")
+        leader = await trio.leader()
+        records = {key: record for key in (b"a", b"b") if (record := leader.store.get(key))}
+        put = await leader.propose(Put(b"c", b"3"), 5000)
+        again = await leader.propose(Put(b"b", b"2", client_id="client", sequence=1), 5000)
+        assert isinstance(put, PutResult)
+        return {
+            "values": {key: record.value for key, record in records.items()},
+            "revisions": {key: record.mod_revision for key, record in records.items()},
+            "next": put.revision,
+            "retry": again,
+            "cluster": leader.identity.cluster_id,
+            "voters": leader.raft.configuration.voters(),
+        }
+    finally:
+        await trio.close()
+
+
+def test_a_backup_begins_a_new_cluster_with_all_that_was_acknowledged(backup: bytes, tmp_path: Path) -> None:
+    restored(backup, tmp_path)
+
+    found = asyncio.run(served(tmp_path))
+
+    assert found["values"] == {b"a": b"1", b"b": b"2"}
+    assert found["revisions"] == {b"a": 1, b"b": 3}
+    assert found["next"] == 3 + 1000 + 1, "a revision that was seen after the backup would be given away again"
+    assert found["retry"] == PutResult(3, 2, 3, 2), "the retry of a write from before the backup was applied again"
+    assert len(found["voters"]) == 1
+
+
+def test_nodes_with_empty_disks_join_what_was_restored(backup: bytes, tmp_path: Path) -> None:
+    restored(backup, tmp_path)
+
+    async def scenario() -> None:
+        trio = Trio(tmp_path, 2)
+        try:
+            await trio.start("n1", "n2")
+            first = trio.nodes["n1"]
+            await eventually("n1 leads alone", lambda: first.raft.can_change_membership)
+            config = trio.nodes["n2"].config
+            await first.add_member("n2", config.advertise_peer_url, config.advertise_client_url, 5000)
+            await trio.converge()
+            await first.promote_member("n2", 5000)
+            record = trio.nodes["n2"].store.get(b"b")
+            assert record is not None
+            assert record.value == b"2"
+        finally:
+            await trio.close()
+
+    asyncio.run(scenario())
+
+
+def test_two_restores_of_one_backup_are_two_clusters(backup: bytes, tmp_path: Path) -> None:
+    restored(backup, tmp_path)
+    first = asyncio.run(served(tmp_path))["cluster"]
+    restored(backup, tmp_path)
+
+    assert asyncio.run(served(tmp_path))["cluster"] != first
+
+
+def test_what_was_there_before_is_put_aside_and_could_be_used_again(backup: bytes, tmp_path: Path) -> None:
+    async def other() -> None:
+        async with running(tmp_path, 1) as trio:
+            await trio.put(b"precious", b"data")
+
+    asyncio.run(other())
+    with pytest.raises(ConfigError, match="--replace"):
+        restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=False)
+    restored(backup, tmp_path)
+    assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}
+
+    async def before() -> bytes | None:
+        trio = Trio(tmp_path / "aside", 1)
+        try:
+            await trio.start("n1")
+            record = (await trio.leader()).store.get(b"precious")
+            return record.value if record else None
+        finally:
+            await trio.close()
+
+    (tmp_path / "aside").mkdir()
+    shutil.copytree(tmp_path / "n1" / restore.REPLACED, tmp_path / "aside" / "n1")
+    assert asyncio.run(before()) == b"data"
+
+
+class Killed(BaseException):
+    """Ends a restore at one of its steps."""
+
+
+def killed_after(steps: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run ``act``, and kill it before its ``steps``-th rename of a file or folder; tell whether it got so far."""
+    left = steps
+    rename = Path.rename
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted)
+        try:
+            act()
+        except Killed:
+            return True
+    return False
+
+
+def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
+    backup: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def other() -> None:
+        async with running(tmp_path, 1) as trio:
+            await trio.put(b"precious", b"data")
+
+    asyncio.run(other())
+    original = tmp_path / "original"
+    shutil.copytree(tmp_path / "n1", original)
+    data_dir = str(tmp_path / "n1")
+    files = sorted(path.name for path in original.iterdir() if path.name != "lock")
+    step = 0
+    while True:
+        shutil.rmtree(data_dir)
+        shutil.copytree(original, data_dir)
+        restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
+        if not killed_after(step, lambda: restore.finish(data_dir), monkeypatch):
+            break
+        # The next start is killed at its first step as well.
+        killed_after(1, lambda: restore.finish(data_dir), monkeypatch)
+        while restore.finish(data_dir):
+            pass
+        assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}, f"killed before step {step}"
+        aside = sorted(path.name for path in (tmp_path / "n1" / restore.REPLACED).iterdir())
+        assert aside == files, f"killed before step {step}"
+        step += 1
+    assert step > len(files), "the loop ended before the restore had moved anything"
+
+
+def test_a_removal_leaves_a_staged_restore_alone(backup: bytes, tmp_path: Path) -> None:
+    restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
+    set_aside(str(tmp_path / "n1"))
+
+    assert restore.finish(str(tmp_path / "n1"))
+    assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "hash does not match"),
+        (lambda data: data[: len(data) // 2], "truncated|hash does not match|damaged"),
+        (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], "no usable backup"),
+        (lambda data: b"", "not a snapshot file"),
+        (lambda data: b"SQLite format 3\0" + data, "not a snapshot file"),
+        (lambda data: data + b"more", "hash does not match"),
+    ],
+)
+def test_a_damaged_backup_changes_nothing(
+    damage: Callable[[bytes], bytes], words: str, backup: bytes, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageCorrupt, match=words):
+        restore.stage(io.BytesIO(damage(backup)), config_for(tmp_path), bump_revision=0, replace=False)
+
+    assert not restore.finish(str(tmp_path / "n1"))
+    assert [path.name for path in (tmp_path / "n1").iterdir() if path.name != "lock"] == []
+
+
+def test_a_node_that_runs_is_not_replaced_under_its_feet(backup: bytes, tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    Path(config.data_dir).mkdir()
+    lock = Lock(Path(config.data_dir))
+    try:
+        with pytest.raises(StorageLocked):
+            restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True)
+        restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True, running=True)
+        with pytest.raises(StorageLocked):
+            restore.finish(config.data_dir)
+    finally:
+        lock.release()
+    assert restore.finish(config.data_dir)
+
+
+def test_without_a_staged_restore_nothing_is_done(tmp_path: Path) -> None:
+    assert not restore.finish(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_backup_holds_what_was_written_while_an_older_snapshot_was_being_taken(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as trio:
+            await trio.put(b"a", b"1")
+            leader = await trio.leader()
+            leader.driver.begin_snapshot()
+            await trio.put(b"b", b"2")
+            backup = await leader.begin_backup()
+            assert backup.last_index >= leader.store.applied_index
+            backup.close()
+
+    asyncio.run(scenario())
+
+
+def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as trio:
+            await trio.put(b"a", b"1")
+            leader = await trio.leader()
+            backups = Backups(leader.driver, leader._storage.snapshots)
+            first, second = await backups.begin(), await backups.begin()
+            with pytest.raises(Overloaded, match="2 backups are being read"):
+                await backups.begin()
+            first.close()
+            first.close()
+            (await backups.begin()).close()
+            second.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_backup_stays_readable_when_newer_snapshots_have_taken_its_place(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as trio:
+            await trio.put(b"a", b"1")
+            leader = await trio.leader()
+            backup = await leader.begin_backup()
+            for number in range(3):
+                await trio.put(b"a", str(number).encode())
+                await leader.driver.begin_snapshot()
+            data = b"".join([chunk async for chunk in backup.chunks()])
+            backup.close()
+            assert len(data) == backup.size_bytes
+            assert data[-32:].hex() == backup.sha256
+
+    asyncio.run(scenario())
+
+
+def test_the_identity_is_a_new_one(backup: bytes, tmp_path: Path) -> None:
+    identity, store = restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=7, replace=False)
+
+    assert identity.name == "n1"
+    assert msgspec.structs.astuple(identity)[1:] not in {("", ""), ()}
+    assert (len(store), store.revision) == (2, 10)
