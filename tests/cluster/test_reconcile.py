@@ -34,6 +34,7 @@ def view(
     desired: int | Desired | None = 3,
     seen: str = "",
     down: str = "",
+    unheard: str = "",
     lag: dict[str, int] | None = None,
     settled: bool = True,
 ) -> View:
@@ -45,6 +46,7 @@ def view(
         desired: the replicas of StatefulSet ``kv``.
         seen: ids that answer although they are no members, in words of their own; an empty disk's ends in ``!``.
         down: ids of members that do not answer.
+        unheard: ids of members of which the leader, which is new, has not heard yet; they may be down or not.
         lag: entries behind, by id.
         settled: no change is under way.
     """
@@ -61,7 +63,9 @@ def view(
         node = newcomer.rstrip("!")
         hellos[name_of(node)] = Seen(node, newcomer.endswith("!"), URL.format(name_of(node)))
     health = {
-        m.id: Health(m.id not in silent, (lag or {}).get(m.id, 0)) for m in configuration.members if m.id != leader
+        m.id: Health(m.id not in silent + unheard.split(), (lag or {}).get(m.id, 0), m.id in silent)
+        for m in configuration.members
+        if m.id != leader
     }
     wanted = Desired.stateful_set("kv", desired) if isinstance(desired, int) else desired
     return View(leader, configuration, settled, hellos, health, wanted)
@@ -199,6 +203,31 @@ CASES = [
         view(THREE + " kv-3@d", desired=3, down="kv-3@d", seen="kv-3@x!"),
         Remove("kv-3@d"),
     ),
+    Case(
+        "a new leader does not count on whom it has not heard",
+        view(FIVE, desired=3, unheard="kv-1@b kv-2@c"),
+        None,
+    ),
+    Case(
+        "a new leader hands over to nobody that it has not heard",
+        view("kv-0@a kv-1@b kv-4@e", desired=2, leader="kv-4@e", unheard="kv-0@a"),
+        Transfer("kv-1@b"),
+    ),
+    Case(
+        "a new leader does not take whom it has not heard for gone",
+        view(THREE, unheard="kv-2@c", seen="kv-2@x!"),
+        None,
+    ),
+    Case(
+        "a new leader promotes nobody whom it has not heard",
+        view(THREE + " kv-3@d?", desired=4, unheard="kv-3@d"),
+        None,
+    ),
+    Case(
+        "a learner that was just added holds up the next",
+        view(THREE + " kv-3@d?", desired=5, unheard="kv-3@d", seen="kv-4@e!"),
+        None,
+    ),
     # Rule 6: zero is a stop.
     Case("zero desired replicas remove nobody", view(THREE, desired=0), None),
     Case("not even those that are down", view(THREE, desired=0, down="kv-1@b"), None),
@@ -226,6 +255,7 @@ WAITING = [
     (view(THREE, desired=5, seen="kv-3@old"), "kv-3@old has an old log but is no member"),
     (view(THREE + " kv-3@d?", desired=5, lag={"kv-3@d": 5000}), "kv-3@d, a learner, is 5000 entries behind"),
     (view(THREE + " kv-3@d?", desired=5, down="kv-3@d"), "kv-3@d, a learner, does not answer"),
+    (view(THREE + " kv-3@d?", desired=5, unheard="kv-3@d"), "kv-3@d, a learner, has not answered yet"),
 ]
 
 
@@ -254,7 +284,7 @@ class FakeCluster:
         assert self.now is not None
         self.steps.append(change)
         configuration = changed(self.now.configuration, change)
-        health = {member.id: self.now.health.get(member.id, Health(True, 0)) for member in configuration.members}
+        health = {member.id: self.now.health.get(member.id, Health(True, 0, False)) for member in configuration.members}
         self.now = View(self.now.leader, configuration, True, self.now.seen, health, None)
 
     async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:
@@ -263,7 +293,7 @@ class FakeCluster:
         assert target_name is not None
         target = next(m.id for m in self.now.configuration.members if name_of(m.id) == target_name)
         self.steps.append(Transfer(target))
-        health = {member.id: Health(True, 0) for member in self.now.configuration.members}
+        health = {member.id: Health(True, 0, False) for member in self.now.configuration.members}
         self.now = View(target, self.now.configuration, True, self.now.seen, health, None)
         return target_name
 

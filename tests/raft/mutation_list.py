@@ -19,10 +19,10 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    Mutation("B1", "raft.py", "self._outbox.enter(HardState(current_term, voted_for))", "pass"),
+    Mutation("B1", "roles.py", "self._outbox.enter(HardState(current_term, voted_for))", "pass"),
     Mutation("B3", "outbox.py", "self._after_save.clear()", "pass"),
-    Mutation("B1", "raft.py", "self._set_hard_state(self.current_term, message.sender)", "pass"),
-    Mutation("B2", "raft.py", "self._set_hard_state(term, None)", "self.current_term = term"),
+    Mutation("B1", "roles.py", "self._set_hard_state(self.current_term, message.sender)", "pass"),
+    Mutation("B2", "roles.py", "self._set_hard_state(term, None)", "self.current_term = term"),
     Mutation("B3", "outbox.py", "if after_save or self.durable != self.current:", "if after_save:"),
     Mutation(
         "B3",
@@ -38,10 +38,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self._saves.done(number)\n        self._outbox.durable = self._outbox.current",
     ),
     Mutation(
-        "B4", "raft.py", "elif self.role is not Role.CANDIDATE or message.term != self.current_term:", "elif False:"
+        "B4", "roles.py", "elif self.role is not Role.CANDIDATE or message.term != self.current_term:", "elif False:"
     ),
-    Mutation("B4", "raft.py", "if self.role is not Role.PRE_CANDIDATE or message.term != asked_term:", "if False:"),
-    Mutation("B4", "raft.py", "self._ballot = Ballot(self.id)\n        for voter", "for voter"),
+    Mutation("B4", "roles.py", "if self.role is not Role.PRE_CANDIDATE or message.term != asked_term:", "if False:"),
+    Mutation("B4", "roles.py", "self._ballot = Ballot(self._config.id)\n        for voter", "for voter"),
     Mutation(
         "B5", "log.py", "return (last_log_term, last_log_index) >= (self.last_term, self.last_index)", "return True"
     ),
@@ -52,9 +52,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return last_log_index >= self.last_index",
     ),
     Mutation(
-        "B5", "raft.py", "return is_voter and not self._saves.is_restoring", "return not self._saves.is_restoring"
+        "B5", "roles.py", "return is_voter and not self._saves.is_restoring", "return not self._saves.is_restoring"
     ),
-    Mutation("B6", "raft.py", "term=message.term if granted else self.current_term,", "term=self.current_term,"),
+    Mutation("B6", "roles.py", "term=message.term if granted else self.current_term,", "term=self.current_term,"),
     Mutation(
         "B6",
         "raft.py",
@@ -65,20 +65,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("B6", "raft.py", "self._outbox.send(answer)", "pass"),
     Mutation(
         "B7",
-        "raft.py",
+        "roles.py",
         "if not message.leadership_transfer and self._hears_leader() and message.term > self.current_term:",
         "if False:",
     ),
     Mutation(
-        "B7", "raft.py", "term=self.current_term + 1 if pre_vote else self.current_term,", "term=self.current_term + 1,"
+        "B7",
+        "roles.py",
+        "term=self.current_term + 1 if pre_vote else self.current_term,",
+        "term=self.current_term + 1,",
     ),
     Mutation(
         "B8",
-        "raft.py",
-        "if self.is_disk_stalled or not self._leader_state.tick():",
-        "if not self._leader_state.tick():",
+        "roles.py",
+        "if self.is_disk_stalled or not self.leader_state.tick():",
+        "if not self.leader_state.tick():",
     ),
-    Mutation("B8", "raft.py", "and not self.is_disk_stalled", ""),
+    Mutation("B8", "roles.py", "and not self.is_disk_stalled", ""),
     Mutation(
         "B8", "saves.py", "self._elapsed = 0\n        self._in_flight = hard_state", "self._in_flight = hard_state"
     ),
@@ -91,10 +94,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "sum(self._votes.get(voter, False) for voter in configuration.voters())",
         "sum(self._votes.values())",
     ),
-    Mutation("5.2", "raft.py", "self._leader_state.broadcast_heartbeat()", "pass"),
-    Mutation("5.2", "raft.py", "self._timer.restart()\n\n    def _on_request_vote", "\n\n    def _on_request_vote"),
+    Mutation("5.2", "roles.py", "self.leader_state.broadcast_heartbeat()", "pass"),
+    Mutation("5.2", "roles.py", "self._timer.restart()\n\n    def on_request_vote", "\n\n    def on_request_vote"),
     Mutation(
-        "5.2", "raft.py", "self.role = Role.FOLLOWER  # A pre-candidate gives way", "pass  # A pre-candidate gives way"
+        "5.2", "roles.py", "self.role = Role.FOLLOWER  # A pre-candidate gives way", "pass  # A pre-candidate gives way"
     ),
     Mutation("5.2", "election.py", "return refused > len(voters) - configuration.quorum()", "return False"),
     Mutation("5.2", "election.py", "self._votes.setdefault(node, granted)", "self._votes[node] = granted"),
@@ -106,8 +109,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return not self.is_leader_suspected",
     ),
     Mutation("hint", "election.py", "self._timeout = min(self._timeout, soon)", "pass"),
-    Mutation("5.2", "raft.py", "if self.leader not in (None, leader):", "if False:"),
-    Mutation("B34", "raft.py", "if self.log.last_term > self.current_term:", "if False:"),
+    Mutation("5.2", "roles.py", "if self.leader not in (None, leader):", "if False:"),
+    Mutation("B34", "raft.py", "if self.log.last_term > hard_state.current_term:", "if False:"),
     Mutation(
         "B9",
         "leader.py",
@@ -128,7 +131,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if index <= self._log.commit_index or self._log.term(index) != self.term:",
         "if index <= self._log.commit_index:",
     ),
-    Mutation("B10", "raft.py", 'self._leader_state.append(EntryKind.NOOP, [b""])', "pass"),
+    Mutation("B10", "roles.py", 'self.leader_state.append(EntryKind.NOOP, [b""])', "pass"),
     Mutation(
         "B11",
         "follower.py",
@@ -265,9 +268,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "6.4",
-        "raft.py",
-        "self._reads.refused(self._leader_state.abandon_reads())",
-        "self._leader_state.abandon_reads()",
+        "roles.py",
+        "self._reads.refused(self.leader_state.abandon_reads())",
+        "self.leader_state.abandon_reads()",
     ),
     Mutation(
         "6.4",
@@ -275,7 +278,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if message.sender == self.leader:\n            self._reads",
         "if True:\n            self._reads",
     ),
-    Mutation("6.4", "raft.py", "self._reads.leader_changed()", "pass"),
+    Mutation("6.4", "roles.py", "self._reads.leader_changed()", "pass"),
     Mutation("B26", "raft.py", "if snapshot.last_index > self.log.commit_index:", "if True:"),
     Mutation(
         "B26",
@@ -292,7 +295,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self._snapshot_to_save = snapshot",
     ),
     Mutation("B26", "saves.py", "if not self.has_snapshot:", "if True:"),
-    Mutation("B26", "raft.py", "and not self._saves.is_restoring", ""),
+    Mutation("B26", "roles.py", "and not self._saves.is_restoring", ""),
     Mutation(
         "B26", "raft.py", "return min(self.log.first_index, snapshot.last_index + 1)", "return self.log.first_index"
     ),
@@ -303,9 +306,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return Snapshot(index, term, self.configurations.at(index))",
         "return Snapshot(index, term, self.configuration)",
     ),
-    Mutation(
-        "7", "raft.py", "self.configurations = Configurations(snapshot.last_index, snapshot.configuration)\n", "pass\n"
-    ),
+    Mutation("7", "raft.py", "self.configurations.restore(snapshot.last_index, snapshot.configuration)\n", "pass\n"),
     Mutation(
         "7",
         "leader.py",
@@ -344,8 +345,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "members[member.id] = msgspec.structs.replace(member, voter=False)",
         "members[member.id] = member",
     ),
-    Mutation("4.2.2", "raft.py", "if state is None or (member is not None and member.voter):", "if True:"),
-    Mutation("4.2.2", "raft.py", "state.send_timeout_now_to_the_furthest()", "pass"),
+    Mutation("4.2.2", "roles.py", "if state is None or (member is not None and member.voter):", "if True:"),
+    Mutation("4.2.2", "roles.py", "state.send_timeout_now_to_the_furthest()", "pass"),
     Mutation(
         "4.2.2",
         "membership.py",
@@ -359,6 +360,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "possible = self._history[-2:]",
     ),
     Mutation("4.2.2", "leader.py", "if len(live) < configuration.quorum():", "if False:"),
+    Mutation("4.2.2", "leader.py", "or self._has_answered(v)]", "or self._is_active(v)]"),
     Mutation("6.4", "leader.py", "self._release_reads()  # A smaller quorum", "pass  # A smaller quorum"),
     Mutation(
         "4.2.2",

@@ -296,6 +296,18 @@ def test_a_removal_that_would_leave_no_quorum_is_refused() -> None:
     assert server.raft.propose_change(Remove("c")) == 3
 
 
+def test_a_removal_does_not_count_on_servers_that_a_new_leader_has_not_heard() -> None:
+    """As above: of five, d and e are down, which a leader that was just elected cannot know. Four need three."""
+    server = leader("1", term=2, matched="bc", voters="abcde")
+    with pytest.raises(MembershipRefused):
+        server.raft.propose_change(Remove("c"))
+    server.drain(refused("d", "a", 2, 1))
+    with pytest.raises(MembershipRefused):
+        server.raft.propose_change(Remove("c"))
+    server.drain(appended("d", "a", 2, 2))
+    assert server.raft.propose_change(Remove("c")) == 3
+
+
 def test_a_promoted_server_counts_at_once() -> None:
     """Thesis 4.1: three of four must hold the very entry that makes it four."""
     server = caught_up()

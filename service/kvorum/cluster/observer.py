@@ -93,7 +93,12 @@ class Observer:
             settled=self._node.raft.can_change_membership,
             seen={name: seen for name, (at, seen) in self._seen.items() if now - at < SEEN_FOR_S},
             health={
-                peer: Health(progress.active, max(status.last_index - progress.match_index, 0))
+                peer: Health(
+                    # A new leader takes everybody for active: who holds none of its entries was not heard yet.
+                    progress.active and progress.match_index > 0,
+                    max(status.last_index - progress.match_index, 0),
+                    not progress.active,
+                )
                 for peer, progress in status.progress.items()
             },
             desired=desired,

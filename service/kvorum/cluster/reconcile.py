@@ -79,12 +79,17 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """A member as the leader's replication sees it."""
+    """A member as the leader's replication sees it.
+
+    Of a new leader's members, some are neither healthy nor silent for a moment: it cannot know yet.
+    """
 
     healthy: bool
-    """Heard of within the last election timeout."""
+    """It holds entries of this leader's log, by its own word, and was heard of within the last election timeout."""
     lag: int
     """Entries behind the leader's log."""
+    silent: bool
+    """Not heard of for an election timeout, in which this leader led."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -147,8 +152,8 @@ def _replace(view: View) -> Decision:
         what = f"{name} came back with an empty disk as {seen.id}, so {member.id}"
         if view.desired is None or not view.desired.wants(name):
             waiting = f"{what} is lost, but it is not known whether {name} should be a member"
-        elif _is_healthy(view, member.id):
-            waiting = f"{what} should be gone, but it still answers"
+        elif not _is_silent(view, member.id):
+            waiting = f"{what} should be gone, but it still answers, or did a moment ago"
         elif not _others_are_majority(view, member.id):
             waiting = f"{what} is lost, but the other voters are no majority without it"
         else:
@@ -198,10 +203,12 @@ def _promote(view: View) -> Decision:
         if member.voter or not _is_current(view, member.id) or _is_unwanted(view, member.id):
             continue
         health = view.health.get(member.id)
-        if health is None or not health.healthy:
+        if health is None or health.silent:
             waiting = f"{member.id}, a learner, does not answer"
         elif health.lag > PROMOTE_LAG_MAX:
             waiting = f"{member.id}, a learner, is {health.lag} entries behind"
+        elif not health.healthy:
+            waiting = f"{member.id}, a learner, has not answered yet"
         elif _healthy_voters(view) + 1 < (len(view.configuration.voters()) + 1) // 2 + 1:
             waiting = f"{member.id}, a learner, has caught up, but with it the healthy voters would be no majority"
         else:
@@ -213,7 +220,7 @@ def _add(view: View) -> Decision:
     """Begin to replicate to a newcomer, one at a time (rule 4)."""
     if view.desired is None:
         return Decision(None)
-    catching_up = [node for node in view.configuration.learners() if _is_healthy(view, node)]
+    catching_up = [node for node in view.configuration.learners() if not _is_silent(view, node)]
     names = {name_of(member.id) for member in view.configuration.members}
     waiting = ""
     for name in view.desired.names:
@@ -239,6 +246,11 @@ def _is_healthy(view: View, node: NodeId) -> bool:
         return True
     health = view.health.get(node)
     return health is not None and health.healthy
+
+
+def _is_silent(view: View, node: NodeId) -> bool:
+    health = view.health.get(node)
+    return health is not None and health.silent
 
 
 def _is_unwanted(view: View, node: NodeId) -> bool:

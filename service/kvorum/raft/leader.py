@@ -119,7 +119,7 @@ class Leader:
                 if not is_here or lag > self._config.promote_lag_max:
                     raise MembershipRefused(f"{node} has not caught up: it is {lag} entries behind")
             case Remove(node):
-                live = [v for v in configuration.voters() if v == self._config.id or self._is_active(v)]
+                live = [v for v in configuration.voters() if v == self._config.id or self._has_answered(v)]
                 if len(live) < configuration.quorum():
                     raise MembershipRefused(
                         f"without {node} only {len(live)} of {len(configuration.voters())} voters answer: no quorum"
@@ -141,6 +141,10 @@ class Leader:
     def _is_active(self, node: NodeId) -> bool:
         progress = self.progress.get(node)
         return progress is not None and progress.silent_ticks < self._config.election_timeout_ticks
+
+    def _has_answered(self, node: NodeId) -> bool:
+        """Whether it is active and holds what this leader sent: a new leader takes everybody for active."""
+        return self._is_active(node) and self.progress[node].match_index > 0
 
     def _active_voters(self) -> list[NodeId]:
         voters = self._configurations.latest.voters()
