@@ -56,6 +56,15 @@ def test_excluding_several_checks_and_one_that_is_not_there() -> None:
     run(scenario)
 
 
+def test_a_switch_that_is_neither_on_nor_off_is_refused_whether_checks_fail_or_not() -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("GET", "/readyz?verbose=banana")).status == 400
+        http.node.ready[0] = Check("leader", False)
+        assert (await http("GET", "/readyz?verbose=banana")).status == 400
+
+    run(scenario)
+
+
 def test_one_check_can_be_asked_alone() -> None:
     async def scenario(http: Server) -> None:
         http.node.ready[0] = Check("leader", False)

@@ -19,6 +19,15 @@ from kvorum.api.request import Query, decode_bytes, parse_etags, split_target
 from kvorum.errors import InvalidRequest
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
+MISLEADING = {
+    "Transfer-Encoding: gzip, chunked": 415,
+    "Content-Encoding: identity\r\nContent-Encoding: gzip": 415,
+    "Content-Range: bytes 0-0/9": 400,
+    "Idempotency-Key: a/1\r\nIdempotency-Key: b/1": 400,
+    'If-Match: "1"\r\nIf-Match: "2"': 400,
+    "Expect: a-miracle": 417,
+}
+"""Headers of a write that must not be ignored, nor in part, and what they are answered with."""
 
 
 @pytest.mark.parametrize(
@@ -37,12 +46,31 @@ STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
         "/v1/kv/k?lease=1",
         "/v1/kv/k?timeout_ms=0",
         "/v1/kv/k?forward=%ff",
+        "/v1/kv/k?forward=banana",
+        "/v1/kv/k#fragment",
+        "/v1/kv/k?prev_revision=0#fragment",
+        "http://host?x=/v1/kv/k",
+        "http://host/v1/kv/k#fragment",
     ],
 )
 def test_a_malformed_write_is_refused_and_not_proposed(target: str) -> None:
     async def scenario(http: Server) -> None:
         raw = f"PUT {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv".encode()
-        assert STATUS_LINE.match(await http.raw(raw)).group(1) == b"400"  # type: ignore[union-attr]
+        status = STATUS_LINE.match(await http.raw(raw)).group(1)  # type: ignore[union-attr]
+        assert status == (b"404" if target == "http://host?x=/v1/kv/k" else b"400")
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("line", MISLEADING, ids=lambda line: line.partition("\r\n")[0])
+def test_a_write_that_means_something_else_than_it_seems_is_refused(line: str) -> None:
+    async def scenario(http: Server) -> None:
+        body = "1\r\nv\r\n0\r\n\r\n" if "chunked" in line else "v"
+        length = "" if "chunked" in line else "Content-Length: 1\r\n"
+        raw = f"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{length}{line}\r\n\r\n{body}"
+        answer = await http.raw(raw.encode())
+        assert int(STATUS_LINE.match(answer).group(1)) == MISLEADING[line], answer  # type: ignore[union-attr]
         assert http.node.proposed == []
 
     run(scenario)
@@ -52,6 +80,7 @@ def test_a_malformed_write_is_refused_and_not_proposed(target: str) -> None:
     "query",
     [
         "consistency=eventual",
+        "forward=banana",
         "max_staleness_ms=5",
         "consistency=stale&max_staleness_ms=-1",
         "prev_revision=1",
@@ -153,6 +182,31 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
     asyncio.run(main())
 
 
+def test_who_hangs_up_in_the_middle_of_a_body_sent_no_malformed_http() -> None:
+    async def scenario(http: Server) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        await until(lambda: http.node.counters.inflight == 1)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: http.node.counters.inflight == 0)
+        assert (await http("GET", "/livez")).status == 200
+        assert (http.node.counters.malformed_requests, http.node.proposed) == (0, [])
+
+    run(scenario)
+
+
+def test_a_head_over_a_limit_is_told_so() -> None:
+    async def scenario(http: Server) -> None:
+        many = "".join(f"X-{i}: y\r\n" for i in range(200))
+        for extra, limit in ((many, 128), (f"X: {'y' * 9000}\r\n", 8190), (f"{'X' * 9000}: y\r\n", 8190)):
+            answer = await http.raw(f"GET /livez HTTP/1.1\r\nHost: x\r\n{extra}\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b'"limit":%d' % limit in answer
+
+    run(scenario)
+
+
 def test_curl_is_told_to_go_on_before_it_sends_a_long_body() -> None:
     async def scenario(http: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
@@ -185,6 +239,19 @@ def test_old_http_is_served_too() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
         writer.write(b"GET /v1/kv/k HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         assert b"Connection: keep-alive\r\n" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    run(scenario)
+
+
+def test_old_http_is_not_told_to_go_on_since_it_would_take_that_for_the_answer() -> None:
+    async def scenario(http: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        await until(lambda: http.node.counters.inflight == 1)
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         writer.close()
         await writer.wait_closed()
 

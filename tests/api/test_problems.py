@@ -108,6 +108,7 @@ CASES = [
     Case("not_found", _get, {"node": "n1", "revision": 0}),
     Case("method_not_allowed", lambda http: http("POST", "/v1/kv/k", b"v")),
     Case("body_timeout", _slow_body),
+    Case("head_too_large", lambda http: http("GET", "/v1/kv/" + "k" * 9000), {"limit": 8190}),
     Case("compare_failed", lambda http: http("PUT", "/v1/kv/k?prev_revision=3", b"v"), {"mod_revision": 0}),
     Case("precondition_failed", lambda http: http("PUT", "/v1/kv/k", b"v", {"If-Match": '"3"'}), {"mod_revision": 0}),
     Case("session_unknown", lambda http: _session(http, "c/2"), {"reason": "unknown"}),
@@ -226,6 +227,17 @@ def test_a_wrong_method_is_told_the_right_ones() -> None:
     asyncio.run(main())
 
 
+def test_a_leader_whose_address_is_not_known_is_named_all_the_same() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            http.node.follow("n2", "")
+            answer = await http("PUT", "/v1/kv/k?forward=true", b"v")
+            assert (answer.status, answer.json["code"], answer.json["leader"]) == (503, "no_leader", "n2")
+            assert "Location" not in answer.headers
+
+    asyncio.run(main())
+
+
 def test_a_bug_is_answered_without_a_traceback_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         node = FakeNode()
@@ -260,6 +272,48 @@ def test_a_forwarded_write_reaches_the_leader_with_everything_that_matters() -> 
             assert missing.json["deleted"] == 0
             moved = await follower("POST", "/v1/cluster/leader?forward=true", b'{"target": "n3"}')
             assert moved.json == {"leader": "n3"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("switch", ["forward", "forward=", "forward=1", "forward=TRUE", "forw%61rd=%74rue"])
+def test_asking_to_forward_is_understood_however_it_is_written(switch: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as leader, serving(FakeNode(make_config(name="n2"))) as follower:
+            follower.node.follow("n1", leader.url)
+            assert (await follower("PUT", f"/v1/kv/k?{switch}", b"v")).status == 200
+            assert (await follower("PUT", "/v1/kv/k?forward=0", b"v")).status == 307
+            assert (await follower("POST", f"/v1/cluster/leader?{switch}")).status == 200
+
+    asyncio.run(main())
+
+
+def test_a_forwarded_write_waits_no_longer_than_the_client_wants() -> None:
+    async def main() -> None:
+        leader_node = FakeNode()
+        leader_node.gate = asyncio.Event()
+        async with asyncio.timeout(20), serving(leader_node) as leader, serving() as follower:
+            follower.node.follow("n2", leader.url)
+            # The fake leader waits for ever, whatever its own deadline is.
+            answer = await asyncio.wait_for(follower("PUT", "/v1/kv/k?forward=true&timeout_ms=100", b"v"), 3)
+            assert (answer.status, answer.json["outcome"]) == (504, "unknown")
+            leader_node.gate.set()
+
+    asyncio.run(main())
+
+
+def test_what_is_no_kvorum_is_not_passed_on_as_an_answer() -> None:
+    async def main() -> None:
+        async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 799 Whatever\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(stranger, "127.0.0.1", 0)
+        async with asyncio.timeout(20), server, serving() as http:
+            http.node.follow("n2", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            answer = await http("PUT", "/v1/kv/k?forward=true", b"v")
+            assert (answer.status, answer.json["outcome"]) == (504, "unknown")
 
     asyncio.run(main())
 

@@ -109,7 +109,9 @@ class ClusterHandlers:
         return _json(_encode({"members": self._node.status().members}))
 
     def _timeout_ms(self, raw_query: str) -> int:
-        wanted = Query(raw_query, _PARAMETERS).integer("timeout_ms", 1)
+        query = Query(raw_query, _PARAMETERS)
+        query.switch("forward")  # What it means is up to the dispatcher; but it must not be nonsense.
+        wanted = query.integer("timeout_ms", 1)
         limit = self._config.request_timeout_ms
         return limit if wanted is None else min(wanted, limit)
 

@@ -16,7 +16,7 @@ from kvorum.api.facade import NodeFacade
 from kvorum.api.forward import FORWARDED_BY, Forwarder
 from kvorum.api.health import HealthHandlers, RenderMetrics
 from kvorum.api.problems import Refusal, from_error, problem
-from kvorum.api.request import BODY, split_target
+from kvorum.api.request import BODY, Query, split_target
 from kvorum.api.response import Response, header
 from kvorum.errors import CallerError, NotLeader
 from kvorum.logs import RateLimit
@@ -27,6 +27,8 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 """Takes the request, the raw last part of its path (if the route has one) and the raw query."""
 
 _MEMBERS = "/v1/cluster/members/"
+_FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
+"""The parameters of everything that may be for the leader only."""
 
 
 class Route(NamedTuple):
@@ -142,17 +144,17 @@ class Dispatcher:
 
     async def _to_leader(self, request: BaseRequest, error: NotLeader) -> Response:
         """Redirect the client to the leader, or pass its request on if it or the configuration says so."""
-        path, query = split_target(request.raw_path)
-        leader_url = self._node.leader_client_url()
-        if leader_url is None or leader_url == self._config.advertise_client_url:
+        path, raw_query = split_target(request.raw_path)
+        leader, leader_url = self._node.leader_name() or "", self._node.leader_client_url()
+        if not leader_url or leader_url == self._config.advertise_client_url:
             # Nobody to go to; or we were told of our own election only just now.
-            return from_error(error)
-        target = path + ("?" + query if query else "")
-        if (self._config.forward or _asks_to_forward(query)) and FORWARDED_BY not in request.headers:
-            timeout_s = self._config.request_timeout_ms / 1000
+            return problem("no_leader", str(error), leader=leader or None)
+        target = path + ("?" + raw_query if raw_query else "")
+        query = Query(raw_query, _FORWARDABLE)
+        if (self._config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers:
+            timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(request, request.get(BODY, b""), leader_url, target, timeout_s)
         self._counters.redirects += 1
-        leader = self._node.leader_name() or ""
         location = leader_url + target
         return problem(
             "not_leader",
@@ -161,6 +163,11 @@ class Dispatcher:
             leader=leader,
             leader_url=leader_url,
         )
+
+    def _forward_timeout_s(self, query: Query) -> float:
+        # The leader should give up first, since it knows more about why.
+        limit = self._config.request_timeout_ms
+        return 1.05 * min(limit, query.integer("timeout_ms", 1) or limit) / 1000
 
     def _bug(self, error: Exception) -> Response:
         held_back = self._bug_log.allow()
@@ -185,8 +192,3 @@ def _check_origin(request: BaseRequest) -> None:
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
         raise Refusal("cross_origin", "only pages that this node itself serves may change anything")
-
-
-def _asks_to_forward(query: str) -> bool:
-    # The handler has parsed and checked the query already.
-    return any(part in {"forward", "forward=true", "forward=1"} for part in query.lower().split("&"))

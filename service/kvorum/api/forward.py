@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import aiohttp
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
@@ -15,6 +17,7 @@ FORWARDED_BY = "X-Kvorum-Forwarded-By"
 
 _REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, "traceparent")
 _RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
+_STATUSES = frozenset(HTTPStatus)
 _CONNECTIONS_MAX = 256
 
 
@@ -81,6 +84,10 @@ class Forwarder:
     async def _answer(self, answer: aiohttp.ClientResponse) -> Response:
         if answer.status == 307:
             raise Refusal("no_leader", "the leadership is moving; nothing was done")
+        if answer.status not in _STATUSES:
+            raise Refusal(
+                "outcome_unknown", f"passed on to the leader, and what answered is no Kvorum: {answer.status}"
+            )
         body = await answer.read()
         lines = "".join(header(name, answer.headers[name]) for name in _RESPONSE_HEADERS if name in answer.headers)
         return Response(answer.status, body, answer.headers.get(hdrs.CONTENT_TYPE, ""), lines)

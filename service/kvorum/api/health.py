@@ -65,13 +65,14 @@ def _checked(path: str, checks: Sequence[Check], only: str, raw_query: str) -> R
         checks = [check for check in checks if check.name == only]
         if not checks:
             raise Refusal("unknown_path", f"/{path} has no such check")
+    verbose = query.switch("verbose")
     failed = [check for check in checks if not check.ok and check.name not in excluded]
     lines = [_line(check, check.name in excluded) for check in checks]
     unknown = sorted(excluded - {check.name for check in checks})
     if unknown:
         lines.append(f"warn: some checks cannot be excluded: no matches for {', '.join(unknown)}")
     lines.append(f"{path} check {'failed' if failed else 'passed'}")
-    if failed or query.switch("verbose"):
+    if failed or verbose:
         text = "\n".join(lines) + "\n"
     else:
         text = "ok\n"

@@ -14,6 +14,7 @@ from kvorum.api.facade import NodeFacade, RecordView
 from kvorum.api.problems import Refusal, problem
 from kvorum.api.request import (
     Query,
+    combined,
     decode_bytes,
     parse_etags,
     parse_idempotency_key,
@@ -38,8 +39,8 @@ from kvorum.kv.limits import check_command
 PREFIX = "/v1/kv/"
 METHODS = "GET, HEAD, PUT, DELETE"
 
-_READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
-_WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
+READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
+WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
 _STALENESS_MS_MAX = 86_400_000
 _SESSION_CODES = {
     "unknown": ("session_unknown", "no such session; whether an earlier try was applied cannot be known"),
@@ -132,14 +133,17 @@ class KeyValueHandlers:
     ) -> Response:
         prev_revision, timeout_ms, conditional = ANY_REVISION, self._config.request_timeout_ms, False
         if raw_query:
-            query = Query(raw_query, _WRITE_PARAMETERS)
+            query = Query(raw_query, WRITE_PARAMETERS)
             prev_revision = _or(query.integer("prev_revision", 0), ANY_REVISION)
             timeout_ms = min(timeout_ms, _or(query.integer("timeout_ms", 1), timeout_ms))
+            query.switch("forward")  # What it means is up to the dispatcher; but it must not be nonsense.
         headers = request.headers
+        if value is not None and hdrs.CONTENT_RANGE in headers:
+            raise InvalidRequest("a value is put whole, never a range of it: no Content-Range")
         if hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision, conditional = _precondition(request, prev_revision), True
         client_id, sequence = "", 0
-        if (idempotency_key := headers.get("Idempotency-Key")) is not None:
+        if (idempotency_key := combined(headers, "Idempotency-Key")) is not None:
             client_id, sequence = parse_idempotency_key(idempotency_key)
         command: Command
         if value is None:
@@ -183,10 +187,11 @@ class KeyValueHandlers:
     async def _get(self, request: BaseRequest, key: bytes, raw_query: str) -> Response:
         timeout_ms, stale, staleness_max_ms = self._config.request_timeout_ms, False, None
         if raw_query:
-            query = Query(raw_query, _READ_PARAMETERS)
+            query = Query(raw_query, READ_PARAMETERS)
             stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
             staleness_max_ms = query.integer("max_staleness_ms", 0, _STALENESS_MS_MAX)
             timeout_ms = min(timeout_ms, _or(query.integer("timeout_ms", 1), timeout_ms))
+            query.switch("forward")
             if staleness_max_ms is not None and not stale:
                 raise InvalidRequest("max_staleness_ms goes with consistency=stale: a linearizable read is never stale")
         staleness_ms = None
@@ -236,7 +241,7 @@ def _precondition(request: BaseRequest, prev_revision: int) -> int:
     """Return the ``prev_revision`` that ``If-Match: "N"`` or ``If-None-Match: *`` stands for."""
     if prev_revision != ANY_REVISION:
         raise InvalidRequest("prev_revision and If-Match or If-None-Match say the same thing: give one of them")
-    match_, none_match = request.headers.get(hdrs.IF_MATCH), request.headers.get(hdrs.IF_NONE_MATCH)
+    match_, none_match = combined(request.headers, hdrs.IF_MATCH), combined(request.headers, hdrs.IF_NONE_MATCH)
     if match_ is not None and none_match is not None:
         raise InvalidRequest("If-Match and If-None-Match contradict each other")
     if none_match is not None:
@@ -268,7 +273,7 @@ def _record_response(
     headers = f'ETag: "{record.mod_revision}"\r\nX-Kvorum-Revision: {revision}\r\n'
     if staleness_ms is not None:
         headers += f"X-Kvorum-Staleness-Ms: {staleness_ms}\r\n"
-    if (none_match := request.headers.get(hdrs.IF_NONE_MATCH)) is not None:
+    if (none_match := combined(request.headers, hdrs.IF_NONE_MATCH)) is not None:
         revisions = parse_etags(none_match, "If-None-Match")
         if revisions is None or record.mod_revision in revisions:
             return Response(304, content_type="", headers=headers)

@@ -46,6 +46,7 @@ TABLE: dict[str, Row] = {
     "expectation_failed": Row(417, "The only expectation that can be met is 100-continue"),
     "session_mismatch": Row(422, "The sequence was used by another request"),
     "sessions_full": Row(429, "There are too many live sessions", retry_after_s=60),
+    "head_too_large": Row(431, "The request line or a header is too long, or there are too many headers"),
     "internal": Row(500, "A bug in Kvorum", "unknown"),
     "no_leader": Row(503, "There is no leader", retry_after_s=1),
     "overloaded": Row(503, "Too much is in flight", retry_after_s=1),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from aiohttp import hdrs
+from aiohttp import HttpVersion11, hdrs
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayloadError
+from multidict import CIMultiDictProxy
 
 from kvorum.api.problems import Refusal
 from kvorum.errors import InvalidRequest, TooLarge
@@ -22,19 +23,27 @@ T = TypeVar("T")
 BODY = RequestKey("body", bytes)
 """Where :func:`read_body` leaves the body, for a request that must be passed on."""
 
+_AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]+")
 _ETAG = re.compile(r'(?:W/)?"([^"]*)"')
+_ETAGS = re.compile(rf"{_ETAG.pattern}(?:[ \t]*,[ \t]*{_ETAG.pattern})*")
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Return the raw path and the raw query of a request target in origin form or (RFC 9112, 3.2.2) absolute form."""
+    """Return the raw path and the raw query of a request target in origin form or (RFC 9112, 3.2.2) absolute form.
+
+    Raises:
+        InvalidRequest: it is in neither, or it has a fragment.
+    """
+    if "#" in target:
+        # Whoever passes it on or follows a redirect with it would leave out what follows: another key.
+        raise InvalidRequest("a request target has no '#': write %23 for one in a key")
     if not target.startswith("/"):
         scheme, separator, rest = target.partition("://")
         if not separator or scheme.lower() not in {"http", "https"}:
             raise InvalidRequest("the request target is neither a path nor an http URL")
-        slash = rest.find("/")
-        target = rest[slash:] if slash >= 0 else "/"
+        target = "/" + _AUTHORITY.sub("", rest).removeprefix("/")
     path, _, query = target.partition("?")
     return path, query
 
@@ -149,14 +158,10 @@ def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
     text = text.strip()
     if text == "*":
         return None
-    revisions = []
-    for part in text.split(","):
-        match = _ETAG.fullmatch(part.strip())
-        if not match:
-            raise InvalidRequest(f'{what} is neither * nor a list of "REVISION"')
-        if match[1].isascii() and match[1].isdigit() and len(match[1]) <= 19:
-            revisions.append(int(match[1]))
-    return tuple(revisions)
+    if not _ETAGS.fullmatch(text):
+        raise InvalidRequest(f'{what} is neither * nor a list of "REVISION"')
+    tags = _ETAG.findall(text)
+    return tuple(int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) <= 19)
 
 
 async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> bytes:
@@ -169,8 +174,10 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
         ConnectionError: the client is gone.
     """
     headers = request.headers
-    if headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise Refusal("unsupported_encoding", "send the body as it is, without Content-Encoding")
+    if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
+        _check_codings(headers)
+    if (expect := headers.get(hdrs.EXPECT)) is not None and expect.lower() != "100-continue":
+        raise Refusal("expectation_failed", "the only expectation that can be met is 100-continue")
     length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and (len(length) > 19 or int(length) > bytes_max):
         raise TooLarge(f"the body has {length:.19} bytes", bytes_max)
@@ -181,8 +188,8 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
                 raise TooLarge("the body is too long", bytes_max)
             request[BODY] = body
             return body
-        if (expect := headers.get(hdrs.EXPECT)) is not None:
-            _answer_expectation(request, expect)
+        if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(timeout_s):
             body = request[BODY] = await _read_slowly(request, bytes_max)
             return body
@@ -192,11 +199,14 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
         raise InvalidRequest(f"the body is malformed: {type(error).__name__}") from None
 
 
-def _answer_expectation(request: BaseRequest, expect: str) -> None:
-    if expect.lower() != "100-continue":
-        raise Refusal("expectation_failed", "the only expectation that can be met is 100-continue")
-    if request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+def _check_codings(headers: CIMultiDictProxy[str]) -> None:
+    """Refuse a body that is packed in whatever: it would be stored as it came, and read as if it were the value."""
+    encodings = headers.getall(hdrs.CONTENT_ENCODING, [])
+    if any(encoding.strip().lower() != "identity" for encoding in encodings):
+        raise Refusal("unsupported_encoding", "send the body as it is, without Content-Encoding")
+    transfer = headers.getall(hdrs.TRANSFER_ENCODING, ["chunked"])
+    if len(transfer) != 1 or transfer[0].strip().lower() != "chunked":
+        raise Refusal("unsupported_encoding", "the only Transfer-Encoding is chunked")
 
 
 async def _read_slowly(request: BaseRequest, bytes_max: int) -> bytes:
@@ -220,7 +230,12 @@ def decode_json(body: bytes, decoder: Callable[[bytes], T], example: str) -> T:
         raise InvalidRequest(f"the body is not JSON like {example}: {error}") from None
 
 
-def wants_json(headers: Mapping[str, Any]) -> bool:
+def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:
+    """Return a header that is a list, or None: given several times means the same as given once (RFC 9110, 5.3)."""
+    return ", ".join(headers.getall(name)) if name in headers else None
+
+
+def wants_json(headers: CIMultiDictProxy[str]) -> bool:
     """Tell whether the client asked for JSON rather than for the raw value."""
-    accept = headers.get(hdrs.ACCEPT)
+    accept = combined(headers, hdrs.ACCEPT)
     return accept is not None and "application/json" in accept.lower()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from kvorum.api.dispatch import Dispatcher
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 _LINGERING_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the answer."""
 _BACKLOG = 1024
+_LINE_BYTES_MAX = 8190
+"""Of the request line, and of each header. A key takes 3 KiB of it at most."""
+_HEADERS_MAX = 128
 
 Handle = Callable[[BaseRequest], Awaitable[Response]]
 
@@ -101,6 +105,9 @@ class _HttpServer(web.Server):
             access_log=None,
             auto_decompress=False,
             lingering_time=_LINGERING_S,
+            max_line_size=_LINE_BYTES_MAX,
+            max_field_size=_LINE_BYTES_MAX,
+            max_headers=_HEADERS_MAX,
             **options,
         )
         self.counters = counters
@@ -136,6 +143,7 @@ class _Connection(RequestHandler):
         self._manager = None
         self._force_close = True
         response = problem("overloaded", f"too many connections (limit {self._server.connections_max})", close=True)
+        self._server.counters.requests["other", response.status] += 1
         transport.write(response.render())
         transport.close()
         held_back = self._server.full_log.allow()
@@ -146,11 +154,23 @@ class _Connection(RequestHandler):
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> StreamResponse:
         """Answer what could not be parsed: a count and one line, rather than a traceback each time."""
+        response = _malformed(exc)
+        if isinstance(exc, ConnectionError):
+            # The client hung up in the middle of its body: nobody is there to be answered.
+            return cast(StreamResponse, response)
         self._server.counters.malformed_requests += 1
-        self._server.counters.requests["other", 400] += 1
+        self._server.counters.requests["other", response.status] += 1
         held_back = self._server.malformed_log.allow()
         if held_back is not None:
             kind = type(exc).__name__ if exc is not None else "unknown"
             logger.warning("Not HTTP: %s from %s (%d more since the last such line)", kind, request.remote, held_back)
-        response = problem("malformed_http", "the request is not well-formed HTTP/1.1", close=True)
         return cast(StreamResponse, response)
+
+
+def _malformed(error: BaseException | None) -> Response:
+    too_many = isinstance(error, HttpProcessingError) and error.message.startswith("Too many headers")
+    if too_many:
+        return problem("head_too_large", "a request has too many headers", close=True, limit=_HEADERS_MAX)
+    if isinstance(error, LineTooLong):
+        return problem("head_too_large", "the request line or a header is too long", close=True, limit=_LINE_BYTES_MAX)
+    return problem("malformed_http", "the request is not well-formed HTTP/1.1", close=True)
