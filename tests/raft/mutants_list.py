@@ -58,8 +58,8 @@ CORE = (
     # Every partitioned server inflates its term: no pre-vote.
     Mutant(
         "B7",
-        "raft/raft.py",
-        "                self._campaign_softly()\n            else:",
+        "raft/roles.py",
+        "                self.campaign_softly()\n            else:",
         "                self._campaign(leadership_transfer=False)\n            else:",
     ),
 )

@@ -130,10 +130,11 @@ Divergences from the paper, and why
 14. *A broken connection to the leader* brings the election forward to a few ticks. Safe when wrong: the pre-vote
     fails while others hear the leader.
 
-Modules: :mod:`~kvorum.raft.messages` (all values), :mod:`~kvorum.raft.raft` (the server), :mod:`~kvorum.raft.leader`,
-:mod:`~kvorum.raft.follower`, :mod:`~kvorum.raft.election`, :mod:`~kvorum.raft.log`, :mod:`~kvorum.raft.saves`,
-:mod:`~kvorum.raft.outbox`, :mod:`~kvorum.raft.progress`, :mod:`~kvorum.raft.reads`, :mod:`~kvorum.raft.membership`,
-:mod:`~kvorum.raft.codec` (bytes, and the checks of what comes from outside).
+Modules: :mod:`~kvorum.raft.messages` (all values), :mod:`~kvorum.raft.raft` (the server),
+:mod:`~kvorum.raft.roles`, :mod:`~kvorum.raft.leader`, :mod:`~kvorum.raft.follower`, :mod:`~kvorum.raft.election`,
+:mod:`~kvorum.raft.log`, :mod:`~kvorum.raft.saves`, :mod:`~kvorum.raft.outbox`, :mod:`~kvorum.raft.progress`,
+:mod:`~kvorum.raft.reads`, :mod:`~kvorum.raft.membership`, :mod:`~kvorum.raft.codec` (bytes, and the checks of what
+comes from outside).
 """
 
 from kvorum.raft.config import RaftConfig

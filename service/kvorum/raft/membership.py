@@ -135,6 +135,10 @@ class Configurations:
         possible = self._history[-2:] if self.latest_index > commit_index else self._history[-1:]
         return any(node in configuration.voters() for _, configuration in possible)
 
+    def restore(self, index: int, configuration: Configuration) -> None:
+        """Replace them all by the one in force at ``index``, a snapshot's (section 7)."""
+        self._history = [(index, configuration)]
+
     def append(self, index: int, configuration: Configuration) -> None:
         """Put a configuration in force that was appended at ``index``."""
         self._history.append((index, configuration))

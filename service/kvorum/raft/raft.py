@@ -12,7 +12,6 @@ from typing import assert_never
 
 from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
 from kvorum.raft.config import RaftConfig
-from kvorum.raft.election import Ballot, ElectionTimer, is_vote_granted
 from kvorum.raft.follower import answer_an_old_leader, answer_append_entries
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
@@ -22,7 +21,6 @@ from kvorum.raft.messages import (
     AppendEntriesResponse,
     Configuration,
     Entry,
-    EntryKind,
     HardState,
     Heartbeat,
     HeartbeatResponse,
@@ -41,6 +39,7 @@ from kvorum.raft.messages import (
 )
 from kvorum.raft.outbox import Outbox
 from kvorum.raft.reads import OwnReads
+from kvorum.raft.roles import Roles
 from kvorum.raft.saves import Saves
 from kvorum.raft.status import PeerStatus, RaftStatus, Role
 
@@ -71,26 +70,22 @@ class Raft:
     ) -> None:
         self.config = config
         self.snapshot = snapshot
-        self.role = Role.FOLLOWER
-        self.leader: NodeId | None = None
-        self.campaign_reason = "timeout"
-        """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
         hard_state = hard_state or HardState()
-        self.current_term = hard_state.current_term
-        self.voted_for = hard_state.voted_for
-        self._outbox = Outbox(hard_state)
         self.log = RaftLog(snapshot.last_index if snapshot else 0, snapshot.last_term if snapshot else 0, entries)
-        if self.log.last_term > self.current_term:
-            raise InvariantViolated(f"the log is in term {self.log.last_term}, yet the term is {self.current_term}")
+        if self.log.last_term > hard_state.current_term:
+            raise InvariantViolated(
+                f"the log is in term {self.log.last_term}, yet the term is {hard_state.current_term}"
+            )
         self.configurations = Configurations(
             snapshot.last_index if snapshot else 0, snapshot.configuration if snapshot else Configuration()
         )
         self.configurations.note(entries)
-        self._leader_state: Leader | None = None
-        self._timer = ElectionTimer(config, random)
-        self._ballot = Ballot(self.id)
+        self._outbox = Outbox(hard_state)
         self._saves = Saves()
         self._reads = OwnReads(config.heartbeat_timeout_ticks)
+        self._roles = Roles(
+            config, random, hard_state, self.log, self.configurations, self._outbox, self._saves, self._reads
+        )
 
     # --- What the driver asks -----------------------------------------------------------------------------------
 
@@ -100,9 +95,38 @@ class Raft:
         return self.config.id
 
     @property
+    def role(self) -> Role:
+        """What this server is in its current term."""
+        return self._roles.role
+
+    @property
+    def leader(self) -> NodeId | None:
+        """Who leads the current term, as far as this server has heard."""
+        return self._roles.leader
+
+    @property
+    def current_term(self) -> int:
+        """The latest term that this server has seen; it may not be durable yet."""
+        return self._roles.current_term
+
+    @property
+    def voted_for(self) -> NodeId | None:
+        """Who got this server's vote in the current term."""
+        return self._roles.voted_for
+
+    @property
+    def campaign_reason(self) -> str:
+        """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
+        return self._roles.campaign_reason
+
+    @property
     def configuration(self) -> Configuration:
         """The configuration in force: the latest in the log."""
         return self.configurations.latest
+
+    @property
+    def _leader_state(self) -> Leader | None:
+        return self._roles.leader_state
 
     @property
     def is_transferring(self) -> bool:
@@ -157,10 +181,10 @@ class Raft:
         if self.id not in configuration.voters():
             raise MembershipRefused(f"{self.id} is not a voter of the first configuration")
         entry = bootstrap_entry(configuration)
-        self._set_hard_state(entry.term, None)
+        self._roles.become_follower(entry.term, None)
         self.log.append([entry])
         self.configurations.note([entry])
-        self._campaign_softly()
+        self._roles.campaign_softly()
 
     def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
         """Append commands to the log; return (index of the first, term).
@@ -263,107 +287,21 @@ class Raft:
 
         Safe when wrong: a pre-vote fails while the others hear the leader.
         """
-        if node == self.leader and self.role is Role.FOLLOWER:
-            self._timer.suspect_leader()
+        self._roles.suspect(node)
 
     # --- Time ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Let one tick pass: the only notion of time."""
         self._saves.tick()
-        if self._leader_state is not None:
-            if self.is_disk_stalled or not self._leader_state.tick():
-                self._become_follower(self.current_term, None)
-            return
-        if self._timer.tick():
-            if self._is_electable():
-                self._campaign_softly()
-            else:
-                self._become_follower(self.current_term, None)  # It can only wait, but not for a leader that is gone.
+        self._roles.tick()
         for context in self._reads.tick():
             self._send_read_index(context)
 
     @property
     def is_disk_stalled(self) -> bool:
-        """Whether the disk makes no progress: such a server must not lead, it would commit nothing (bug B8)."""
-        return self._saves.is_stalled(self.config.election_timeout_ticks)
-
-    def _is_electable(self) -> bool:
-        is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
-        return is_voter and not self._saves.is_restoring and not self.is_disk_stalled
-
-    def _hears_leader(self) -> bool:
-        """The lease that protects a working leader from candidates (section 6, thesis 4.2.3)."""
-        return self.role is Role.LEADER or (self.leader is not None and self._timer.is_lease_valid())
-
-    # --- Roles --------------------------------------------------------------------------------------------------
-
-    def _become_follower(self, term: int, leader: NodeId | None) -> None:
-        if term > self.current_term:
-            self._set_hard_state(term, None)
-        if self._leader_state is not None:
-            self._reads.refused(self._leader_state.abandon_reads())
-            self._leader_state = None
-        if leader != self.leader:
-            self._reads.leader_changed()
-        self.role = Role.FOLLOWER
-        self.leader = leader
-        self._timer.restart()
-
-    def _campaign_softly(self) -> None:
-        """Ask whether an election could be won, without disturbing anybody (pre-vote, thesis 9.6)."""
-        self.campaign_reason = "disconnect" if self._timer.is_leader_suspected else "timeout"
-        self._become_follower(self.current_term, None)
-        self.role = Role.PRE_CANDIDATE
-        self._ask_for_votes(pre_vote=True, leadership_transfer=False)
-
-    def _campaign(self, *, leadership_transfer: bool) -> None:
-        """Start an election (section 5.2)."""
-        self._become_follower(self.current_term + 1, None)
-        self._set_hard_state(self.current_term, self.id)
-        self.role = Role.CANDIDATE
-        if leadership_transfer:
-            self.campaign_reason = "transfer"
-        self._ask_for_votes(pre_vote=False, leadership_transfer=leadership_transfer)
-
-    def _ask_for_votes(self, *, pre_vote: bool, leadership_transfer: bool) -> None:
-        self._ballot = Ballot(self.id)
-        for voter in self.configuration.voters():
-            if voter == self.id:
-                continue
-            self._outbox.send(
-                RequestVote(
-                    term=self.current_term + 1 if pre_vote else self.current_term,
-                    sender=self.id,
-                    recipient=voter,
-                    last_log_index=self.log.last_index,
-                    last_log_term=self.log.last_term,
-                    pre_vote=pre_vote,
-                    leadership_transfer=leadership_transfer,
-                )
-            )
-        self._count_votes()
-
-    def _count_votes(self) -> None:
-        if self._ballot.is_won(self.configuration):
-            if self.role is Role.PRE_CANDIDATE:
-                self._campaign(leadership_transfer=False)
-            else:
-                self._become_leader()
-        elif self._ballot.is_lost(self.configuration):
-            self._become_follower(self.current_term, None)
-
-    def _become_leader(self) -> None:
-        self.role = Role.LEADER
-        self.leader = self.id
-        self._leader_state = Leader(self.config, self.current_term, self.log, self.configurations, self._outbox)
-        # An entry of this term commits what came before it, and makes the commit index current (5.4.2, 8).
-        self._leader_state.append(EntryKind.NOOP, [b""])
-        self._leader_state.broadcast_heartbeat()
-
-    def _set_hard_state(self, current_term: int, voted_for: NodeId | None) -> None:
-        self.current_term, self.voted_for = current_term, voted_for
-        self._outbox.enter(HardState(current_term, voted_for))
+        """Whether the disk makes no progress; such a server neither leads nor campaigns (bug B8)."""
+        return self._roles.is_disk_stalled
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
@@ -376,11 +314,11 @@ class Raft:
         if message.recipient != self.id or message.sender == self.id:
             return
         if isinstance(message, RequestVote):
-            self._on_request_vote(message)
+            self._roles.on_request_vote(message)
             return
         if message.term > self.current_term and not self._is_granted_pre_vote(message):
             # Section 5.1: whoever sees a higher term enters it as a follower.
-            self._become_follower(message.term, message.sender if self._is_from_leader(message) else None)
+            self._roles.become_follower(message.term, message.sender if self._is_from_leader(message) else None)
         elif message.term < self.current_term:
             for answer in answer_an_old_leader(self.id, self.current_term, message):
                 self._outbox.send(answer)
@@ -398,78 +336,37 @@ class Raft:
     def _dispatch(self, message: Message) -> None:
         match message:
             case RequestVoteResponse():
-                self._on_request_vote_response(message)
+                self._roles.on_request_vote_response(message)
             case AppendEntries():
-                self._follow(message.sender)
+                self._roles.follow(message.sender)
                 self._on_append_entries(message)
             case Heartbeat():
-                self._follow(message.sender)
+                self._roles.follow(message.sender)
                 self._on_heartbeat(message)
             case InstallSnapshot():
-                self._follow(message.sender)
+                self._roles.follow(message.sender)
                 self._on_install_snapshot(message)
             case AppendEntriesResponse():
                 if self._leader_state is not None:
                     self._leader_state.on_append_entries_response(message)
-                    self._after_commit()
+                    self._roles.leave_if_removed()
             case HeartbeatResponse():
                 if self._leader_state is not None:
                     self._leader_state.on_heartbeat_response(message)
             case InstallSnapshotResponse():
                 if self._leader_state is not None:
                     self._leader_state.on_install_snapshot_response(message)
-                    self._after_commit()
+                    self._roles.leave_if_removed()
             case ReadIndex():
                 self._on_read_index(message)
             case ReadIndexResponse():
                 self._on_read_index_response(message)
             case TimeoutNow():
-                if self._leader_state is None and self._is_electable():
-                    self._campaign(leadership_transfer=True)
+                self._roles.on_timeout_now()
             case RequestVote():
                 pass  # Taken in step(): its term is handled by rules of its own.
             case _:
                 assert_never(message)
-
-    def _follow(self, leader: NodeId) -> None:
-        """A message from this term's leader."""
-        if self._leader_state is not None:
-            raise InvariantViolated(f"{leader} also leads term {self.current_term}, which this server won")
-        if self.leader not in (None, leader):
-            raise InvariantViolated(f"{leader} leads term {self.current_term}, and so does {self.leader}")
-        if self.role is not Role.FOLLOWER or self.leader != leader:
-            self._become_follower(self.current_term, leader)
-        self._timer.restart()
-
-    def _on_request_vote(self, message: RequestVote) -> None:
-        """Sections 5.2 and 5.4.1; the lease of section 6; pre-vote, thesis 9.6."""
-        if not message.leadership_transfer and self._hears_leader() and message.term > self.current_term:
-            return  # A leader is at work here: no answer, and no new term.
-        if message.term > self.current_term and not message.pre_vote:
-            self._become_follower(message.term, None)
-        granted = is_vote_granted(message, self.current_term, self.voted_for, self.log)
-        if granted and not message.pre_vote:
-            self._set_hard_state(self.current_term, message.sender)
-            self.role = Role.FOLLOWER  # A pre-candidate gives way: the other is ahead of it.
-            self._timer.restart()
-        response = RequestVoteResponse(
-            term=message.term if granted else self.current_term,
-            sender=self.id,
-            recipient=message.sender,
-            vote_granted=granted,
-            pre_vote=message.pre_vote,
-        )
-        self._outbox.send(response)
-
-    def _on_request_vote_response(self, message: RequestVoteResponse) -> None:
-        if message.pre_vote:
-            asked_term = self.current_term + 1 if message.vote_granted else self.current_term
-            if self.role is not Role.PRE_CANDIDATE or message.term != asked_term:
-                return
-        elif self.role is not Role.CANDIDATE or message.term != self.current_term:
-            return
-        self._ballot.record(message.sender, message.vote_granted)
-        self._count_votes()
 
     def _on_append_entries(self, message: AppendEntries) -> None:
         response, appended = answer_append_entries(self.id, self.current_term, self.log, message)
@@ -493,7 +390,7 @@ class Raft:
                 self.log.commit_to(snapshot.last_index)
             else:
                 self.log.restore(snapshot.last_index, snapshot.last_term)
-                self.configurations = Configurations(snapshot.last_index, snapshot.configuration)
+                self.configurations.restore(snapshot.last_index, snapshot.configuration)
                 self.snapshot = snapshot
                 self._saves.adopt(snapshot)
         self._outbox.send(
@@ -535,18 +432,7 @@ class Raft:
         self.log.saved()
         if self._leader_state is not None:
             self._leader_state.maybe_commit()
-            self._after_commit()
-
-    def _after_commit(self) -> None:
-        """A leader that is no longer a voter leaves when that is committed (thesis 4.2.2)."""
-        state = self._leader_state
-        member = self.configuration.get(self.id)
-        if state is None or (member is not None and member.voter):
-            return
-        if self.configurations.latest_index <= self.log.commit_index:
-            state.broadcast_heartbeat()
-            state.send_timeout_now_to_the_furthest()
-            self._become_follower(self.current_term, None)
+            self._roles.leave_if_removed()
 
     def ready(self) -> Ready | None:
         """Hand over everything there is to do now, exactly once; None when there is nothing."""
