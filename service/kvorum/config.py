@@ -22,7 +22,8 @@ KIB = 1024
 MIB = 1024 * KIB
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,254}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
 _ORDINAL = re.compile(r"(?P<base>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
 
 
@@ -272,7 +273,7 @@ def parse_peers(text: str) -> tuple[PeerAddress, ...]:
     """Return the peers of ``NAME=HOST:PORT,...``.
 
     Raises:
-        ConfigError: it is malformed.
+        ConfigError: it is malformed, or names nobody.
     """
     peers = []
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -281,6 +282,9 @@ def parse_peers(text: str) -> tuple[PeerAddress, ...]:
             raise ConfigError(f"{item!r} is not NAME=HOST:PORT")
         host, port = split_address(address)
         peers.append(PeerAddress(name, host, port))
+    if not peers:
+        # A template's variable that was not set must not begin a cluster of one.
+        raise ConfigError("it names nobody: leave it out for a cluster of one")
     return tuple(peers)
 
 
@@ -292,6 +296,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether this is a host name or an address, as it stands in a URL."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return _HOST.fullmatch(host) is not None
+    return True
 
 
 def _is_wildcard(host: str) -> bool:
@@ -402,15 +415,22 @@ def _check_url(url: str, knob: str) -> None:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"{knob} {url!r} is not a URL: {error}") from None
-    if parts.scheme != "http" or not parts.hostname or port == 0:
+    if parts.scheme != "http" or not _is_host(parts.hostname or "") or port == 0:
         raise ConfigError(f"{knob} {url!r} is not http://HOST:PORT")
     if parts.path or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"{knob} {url!r} must be http://HOST:PORT without path, query or user")
 
 
 def _check_trace_endpoint(url: str) -> None:
-    parts = urlsplit(url)
-    if url and (parts.scheme not in {"http", "https"} or not parts.hostname or not parts.path.strip("/")):
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"trace_endpoint {url!r} is not a URL: {error}") from None
+    is_collector = parts.scheme in {"http", "https"} and _is_host(parts.hostname or "") and port != 0
+    if not is_collector or not parts.path.strip("/"):
         raise ConfigError(f"trace_endpoint {url!r} is not http://HOST:PORT/v1/traces")
 
 

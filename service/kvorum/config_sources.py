@@ -207,12 +207,7 @@ def _convert_peers(value: Any) -> tuple[PeerAddress, ...]:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the ``KVORUM_`` variables that no knob reads: most likely misspelt."""
-    known = {knob.env for knob in knobs()} | {
-        CONFIG_FILE_ENV,
-        "KVORUM_ENDPOINTS",
-        "KVORUM_CLIENT_PORT",
-        "KVORUM_BUILD_REVISION",
-    }
+    known = {knob.env for knob in knobs()} | {CONFIG_FILE_ENV, *_OTHER_ENV}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 

@@ -72,6 +72,12 @@ def _read(cluster: Cluster, name: str) -> Answer | None:
         (("--listen-client", "0.0.0.0:8001"), "--insecure"),
         (("--heartbeat-ms", "100", "--election-timeout-ms", "200"), "3 times heartbeat_ms"),
         (("--election-timeout-ms", "soon"), "election-timeout-ms"),
+        (("--name", "n1", "--peers", ""), "names nobody"),
+        (("--name", "n1", "--peers", "n1=127.0.0.1:9001,n2=a..b:9002"), "'a..b' is not a host name"),
+        (("--name", "n1", "--peers", f"n1=127.0.0.1:9001,n2={'a' * 64}.b:9002"), "is not a host name"),
+        (("--trace-endpoint", "http://["), "trace_endpoint"),
+        (("--trace-endpoint", "http://otel:port/v1/traces"), "trace_endpoint"),
+        (("--advertise-client-url", "http://a b:8001"), "advertise_client_url"),
     ],
 )
 def test_contradictory_flags_are_one_line_and_status_2(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
