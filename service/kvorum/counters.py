@@ -75,7 +75,8 @@ class Counters:
         self.messages_dropped: defaultdict[str, int] = defaultdict(int)  # peer name: its queue was full
         self.malformed_requests = 0
         # Storage.
-        self.save_duration = Histogram()
+        self.save_duration = Histogram()  # from the request to the acknowledgement, on the loop
+        self.fsync_duration = Histogram()  # of that, until the disk's thread had it synced
         self.saves = 0
         self.saved_bytes = 0
         # The process.

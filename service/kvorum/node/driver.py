@@ -24,6 +24,7 @@ from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.store import Store
 from kvorum.node.barriers import Barriers
 from kvorum.node.digests import Digests
+from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Fetcher, take_snapshot
 from kvorum.node.writes import Writes
@@ -101,7 +102,7 @@ class Driver:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_not_before = 0.0
         self._compacting = False
-        self._last_role = (Role.FOLLOWER, 0, "")
+        self._role_changes = RoleChanges(self.raft, counters)
         self._configuration_seen = self.raft.configuration
         # Nobody is called before something of the cluster is durable here: killed until then, we forget it.
         self._is_blank = not self.raft.log.last_index
@@ -351,10 +352,7 @@ class Driver:
         raft = self.raft
         if raft.role is Role.LEADER:
             self.last_contact = time.monotonic()
-        current = (raft.role, raft.current_term, raft.leader or "")
-        if current != self._last_role:
-            self._log_role(current)
-            self._last_role = current
+        if self._role_changes.note(raft.role, raft.current_term, raft.leader or ""):
             # The first hash of a new leadership is the one that is already there.
             raft.set_state_digest(self.store.applied_index, self.store.state_hash)
         self._note_configuration()
@@ -369,27 +367,6 @@ class Driver:
                 raft.configurations.latest_index,
             )
             self.on_membership()
-
-    def _log_role(self, current: tuple[Role, int, str]) -> None:
-        role, term, leader = current
-        before, _, leader_before = self._last_role
-        if leader and leader != leader_before:
-            self._counters.leader_changes += 1
-        match role:
-            case Role.LEADER:
-                self._counters.elections["won", self.raft.campaign_reason] += 1
-                log.info("%s was elected leader of term %d", self.raft.id, term)
-            case Role.CANDIDATE:
-                log.info("%s campaigns in term %d", self.raft.id, term)
-            case Role.PRE_CANDIDATE:
-                log.info("%s hears no leader and asks whether it could win term %d", self.raft.id, term + 1)
-            case Role.FOLLOWER:
-                if before is Role.LEADER:
-                    log.warning("%s stepped down; now in term %d", self.raft.id, term)
-                elif before is Role.CANDIDATE:
-                    self._counters.elections["lost", self.raft.campaign_reason] += 1
-                if leader:
-                    log.info("%s follows %s in term %d", self.raft.id, leader, term)
 
 
 def _raft_config(config: Config, node: str) -> RaftConfig:

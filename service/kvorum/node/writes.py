@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ class Writes:
             raise NotLeader(self._raft.leader)
         check_command(command)
         if self._pending >= self._pending_max:
+            self._counters.proposals["refused"] += 1
             raise Overloaded(f"{self._pending} writes wait already")
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._queue.append((command, waiter))
@@ -118,10 +119,13 @@ class Writes:
             self._fail(waiters, OutcomeUnknown("another leader's entry took the place of this write"))
             return
         self._counters.commit_duration.record(monotonic() - since)
-        self._counters.proposals["committed"] += len(waiters)
+        told = 0
         for waiter, result in zip(waiters, results, strict=True):
             if not waiter.done():
                 waiter.set_result(result)
+            elif not waiter.cancelled():
+                told += 1  # "Unknown", at its deadline, and counted as that.
+        self._counters.proposals["committed"] += len(waiters) - told
 
     def restored(self, index: int) -> None:
         """A snapshot took the place of everything up to ``index``: what waited there will not be seen applied."""
@@ -146,14 +150,17 @@ class Writes:
 
     def _refuse(self, waiters: list[Waiter], error: CallerError, *more: Waiter) -> None:
         self._pending -= len(waiters)
-        self._counters.proposals["refused"] += len(waiters) + len(more)
-        for waiter in (*waiters, *more):
-            if not waiter.done():
-                waiter.set_exception(error)
+        self._tell((*waiters, *more), error, "refused")
 
     def _fail(self, waiters: list[Waiter], error: OutcomeUnknown) -> None:
-        self._counters.proposals["unknown"] += len(waiters)
+        self._tell(waiters, error, "unknown")
+
+    def _tell(self, waiters: Sequence[Waiter], error: CallerError, outcome: str) -> None:
+        """Each write is counted once: by what its caller was told, or by what became of it if the caller has gone."""
         for waiter in waiters:
+            if waiter.done() and not waiter.cancelled():
+                continue
+            self._counters.proposals[outcome] += 1
             if not waiter.done():
                 waiter.set_exception(error)
 

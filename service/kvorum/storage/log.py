@@ -81,6 +81,7 @@ class _InFlight:
     size_bytes: int
     done: Callable[[], None]
     started: float
+    synced: float = 0.0
 
 
 class SqliteStorage:
@@ -213,11 +214,12 @@ class SqliteStorage:
         loop = self._running_loop()
         record = make_record(self._log.last_seq + 1, self._log.last_crc, self._last_index, save)
         value, crc = encode_record(record)
-        self._in_flight = _InFlight(record, crc, len(value), done, loop.time())
+        self._in_flight = saving = _InFlight(record, crc, len(value), done, loop.time())
         if self._watchdog is None:
             self._watchdog = loop.call_later(self._save_deadline_s, self._check_deadline)
 
         def answered(rows: list[tuple[Any, ...]], error: BaseException | None) -> None:
+            saving.synced = loop.time()
             if error is None:
                 error = self._write_mark(record.seq, crc)
             self._wake(self._saved, error)
@@ -246,6 +248,7 @@ class SqliteStorage:
         if record.base is not None and not self._adopt(record.base.last_index):
             return
         self._counters.save_duration.record(self._running_loop().time() - saved.started)
+        self._counters.fsync_duration.record(max(saved.synced - saved.started, 0.0))
         self._counters.saves += 1
         self._counters.saved_bytes += saved.size_bytes
         self._grew(saved.size_bytes // _PAGE_BYTES)

@@ -1,0 +1,66 @@
+"""Elections as an operator sees them: a sentence in the log for each change of role, and a count."""
+
+from __future__ import annotations
+
+import logging
+
+from kvorum.counters import Counters
+from kvorum.raft import Raft, Role
+
+log = logging.getLogger("kvorum.raft")
+
+
+class RoleChanges:
+    """Tells what became of this node at the end of each turn of the loop. What came and went within one is not told.
+
+    Args:
+        raft: the consensus server.
+        counters: where elections and changes of the leader are counted.
+    """
+
+    def __init__(self, raft: Raft, counters: Counters) -> None:
+        self._raft = raft
+        self._counters = counters
+        self._last = (Role.FOLLOWER, 0, "")
+        self._leadership = (0, "")  # the last that is known: a leader that is heard of again is no new one
+        self._standing: tuple[int, str] | None = None
+        """The term in which this node stands, and why; by the time it has lost, it may campaign for another reason."""
+
+    def note(self, role: Role, term: int, leader: str) -> bool:
+        """Tell whether something has changed since the last call; log and count it if so."""
+        current = (role, term, leader)
+        if current == self._last:
+            return False
+        before, self._last = self._last[0], current
+        if leader and (term, leader) != self._leadership:
+            self._leadership = (term, leader)
+            self._counters.leader_changes += 1
+        self._count_election(role, term)
+        self._log(before, role, term, leader)
+        return True
+
+    def _count_election(self, role: Role, term: int) -> None:
+        if self._standing is not None:
+            stood_in, reason = self._standing
+            self._standing = None
+            if role is not Role.LEADER or term != stood_in:
+                self._counters.elections["lost", reason] += 1
+        if role is Role.LEADER:
+            self._counters.elections["won", self._raft.campaign_reason] += 1
+        elif role is Role.CANDIDATE:
+            self._standing = (term, self._raft.campaign_reason)
+
+    def _log(self, before: Role, role: Role, term: int, leader: str) -> None:
+        node = self._raft.id
+        match role:
+            case Role.LEADER:
+                log.info("%s was elected leader of term %d", node, term)
+            case Role.CANDIDATE:
+                log.info("%s campaigns in term %d", node, term)
+            case Role.PRE_CANDIDATE:
+                log.info("%s hears no leader and asks whether it could win term %d", node, term + 1)
+            case Role.FOLLOWER:
+                if before is Role.LEADER:
+                    log.warning("%s stepped down; now in term %d", node, term)
+                if leader:
+                    log.info("%s follows %s in term %d", node, leader, term)
