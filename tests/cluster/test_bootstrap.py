@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 from node.trio import Put, Trio, eventually, running
 
-from kvorum.cluster.bootstrap import bootstrap_order, obstacle
+from kvorum.cluster.bootstrap import bootstrap, bootstrap_order, obstacle
+from kvorum.cluster.reconcile import Desired
 from kvorum.config import Config
 from kvorum.counters import Counters
-from kvorum.errors import StorageError
+from kvorum.errors import PeerError, StorageError
 from kvorum.identity import Identity
+from kvorum.node import Node
+from kvorum.raft.messages import Member
 from kvorum.storage.log import SqliteStorage
 from kvorum.transport import Hello
 
@@ -74,6 +79,104 @@ def test_the_first_is_the_lowest_ordinal_not_the_first_word() -> None:
 
     assert sorted(names, key=bootstrap_order) == ["kv-0", "kv-1", "kv-2", "kv-10"]
     assert min(["n2", "n10", "n1"], key=bootstrap_order) == "n1"
+
+
+def test_a_node_whose_place_another_has_taken_begins_nothing() -> None:
+    """Its pod was deleted by force, and still runs: another of its name, with another disk, has its address."""
+    reason = obstacle(Config(name="n1"), hello("n1"), everybody(n1=hello("n1", incarnation="2" * 16)))
+
+    assert reason == f"another n1, n1@{'2' * 16}, answers at the address of this one, n1@{'1' * 16}"
+
+
+# --- A node and what it is told ---------------------------------------------------------------------------------------
+
+
+class FakeNode:
+    """kv-0, just started, with an empty disk; ``hellos`` is who answers, by name."""
+
+    def __init__(self, replicas: int, hellos: dict[str, Hello]) -> None:
+        self.config = Config(name="kv-0", discovery_dns="kv-headless", replicas=replicas)
+        self.identity = Identity("kv-0", "1" * 16)
+        self.transport = self
+        self.hellos = hellos
+        self.asked: list[str] = []
+        self.first: tuple[str, ...] | None = None
+
+    def hello(self, url: str = "", timeout_s: float = 0) -> Any:
+        return self._hello(url) if url else pod("kv-0", self.config.replicas)
+
+    async def _hello(self, url: str) -> Hello:
+        self.asked.append(url)
+        name = url.removeprefix("http://").partition(".")[0]
+        if name not in self.hellos:
+            raise PeerError(f"no such host: {url}")
+        return self.hellos[name]
+
+    def bootstrap(self, cluster_id: str, members: tuple[Member, ...]) -> None:
+        self.identity = msgspec.structs.replace(self.identity, cluster_id=cluster_id)
+        self.first = tuple(member.id for member in members)
+
+
+def pod(name: str, replicas: int, **fields: object) -> Hello:
+    return hello(name, expected=tuple(f"kv-{ordinal}" for ordinal in range(replicas)), **fields)
+
+
+class Source:
+    """Desired members that may change while somebody waits."""
+
+    def __init__(self, *answers: int | None) -> None:
+        self.answers = list(answers)
+
+    async def desired(self) -> Desired | None:
+        replicas = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return None if replicas is None else Desired.stateful_set("kv", replicas)
+
+
+def begun(node: FakeNode, source: Source, within_s: float = LATER) -> tuple[str, ...] | None:
+    """Let the node try to begin; return the first members, or None when it did not begin in time."""
+
+    async def scenario() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(bootstrap(cast(Node, node), source), within_s)
+
+    asyncio.run(scenario())
+    return node.first
+
+
+def test_a_lost_disk_of_a_cluster_that_was_scaled_out_begins_no_second_one() -> None:
+    """Installed with one replica, scaled to three: what was expected at first is this node alone."""
+    old = {"cluster_id": "c" * 32, "empty": False}
+    node = FakeNode(1, {name: pod(name, 1, **old) for name in ("kv-1", "kv-2")})
+
+    assert begun(node, Source(3)) is None
+    assert "http://kv-2.kv-headless:9001" in node.asked
+
+
+def test_the_lost_disks_of_all_first_members_begin_no_second_cluster() -> None:
+    """Installed with three replicas, scaled to five, three disks lost: a majority, and never healed by itself."""
+    hellos = {name: pod(name, 3) for name in ("kv-0", "kv-1", "kv-2")}
+    old = {name: pod(name, 3, cluster_id="c" * 32, empty=False) for name in ("kv-3", "kv-4")}
+
+    assert begun(FakeNode(3, hellos | old), Source(5)) is None
+    assert begun(FakeNode(3, hellos), Source(5)) is None, "kv-3 and kv-4 do not answer: they may hold it"
+
+
+def test_a_release_that_was_scaled_before_it_began_begins_with_the_expected_members() -> None:
+    hellos = {f"kv-{ordinal}": pod(f"kv-{ordinal}", 1) for ordinal in range(3)}
+
+    assert begun(FakeNode(1, hellos), Source(3)) == (f"kv-0@{'1' * 16}",)
+
+
+def test_nothing_begins_while_it_is_not_known_who_is_desired() -> None:
+    assert begun(FakeNode(1, {}), Source(None)) is None
+    assert begun(FakeNode(1, {}), Source(None, None, 1), 20) == (f"kv-0@{'1' * 16}",)
+
+
+def test_fewer_desired_replicas_than_expected_begin_nothing() -> None:
+    hellos = {"kv-0": pod("kv-0", 3)}
+
+    assert begun(FakeNode(3, hellos), Source(1)) is None
+    assert begun(FakeNode(3, hellos), Source(0)) is None
 
 
 # --- Real nodes ------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ async def join_and_reconcile(node: Node, source: DesiredSource, api: KubernetesA
     Raises:
         Removed: this incarnation was removed; its data must be put aside before it starts again.
     """
-    await bootstrap(node)
+    await bootstrap(node, source)
     observer = Observer(node)
     tasks = [
         asyncio.create_task(observer.run(), name="observer"),

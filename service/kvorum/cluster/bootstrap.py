@@ -4,6 +4,10 @@ A node with an empty disk asks every expected first member who it is. Only when 
 all were told the same members and the same token, the first of them by name alone writes the first configuration; the
 others learn of the cluster when its leader calls them. In every other case the node waits to be added by the leader of
 the cluster that is there. So a lost disk never makes a second cluster, and neither does a partition.
+
+A cluster that was scaled out may have more members than were expected at first, and all that were may have lost their
+disks. So everybody who is *desired* is asked too, and has to be empty as well; as long as nobody knows who is desired,
+nothing begins.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 
-from kvorum.config import Config, split_ordinal
+from kvorum.cluster.reconcile import DesiredSource
+from kvorum.config import Config, split_address, split_ordinal
 from kvorum.errors import ConfigError, PeerError
 from kvorum.node import Node
 from kvorum.raft.messages import Member
@@ -32,7 +37,7 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
     Args:
         config: this node's.
         ours: what this node says of itself.
-        hellos: what the expected members said, by name; None: no answer.
+        hellos: what the expected members said, and whoever else should be one, by name; None: no answer.
     """
     silent = sorted(name for name, hello in hellos.items() if hello is None)
     if silent:
@@ -42,6 +47,8 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
             continue
         if hello.name != name:
             return f"{hello.name} answers at the address of {name}"
+        if name == ours.name and hello.node_id != ours.node_id:
+            return f"another {name}, {hello.node_id}, answers at the address of this one, {ours.node_id}"
         if hello.cluster_id or not hello.empty:
             return f"{name} is in cluster {hello.cluster_id or 'unknown'} already; waiting to be added to it"
         if sorted(hello.expected) != sorted(ours.expected):
@@ -65,16 +72,18 @@ def bootstrap_order(name: str) -> tuple[str, int, str]:
     return base, ordinal, name
 
 
-async def bootstrap(node: Node) -> None:
-    """Return once this node is in a cluster: one that it began, or one whose leader called it."""
+async def bootstrap(node: Node, source: DesiredSource | None = None) -> None:
+    """Return once this node is in a cluster: one that it began, or one whose leader called it.
+
+    Args:
+        node: this node.
+        source: who should be a member; None: the expected members and nobody else, ever.
+    """
     rounds = 0
     before = ""
     while not node.identity.cluster_id:
-        hellos = await ask_expected(node)
-        reason = obstacle(node.config, node.hello(), hellos)
+        reason = await _begin(node, source)
         if reason is None:
-            members = _first_members(node, [hello for hello in hellos.values() if hello is not None])
-            node.bootstrap(secrets.token_hex(16), members)
             return
         if reason != before or rounds % COMPLAIN_EVERY == 0:
             log.info("not in a cluster yet: %s", reason)
@@ -83,24 +92,59 @@ async def bootstrap(node: Node) -> None:
         await asyncio.sleep(ASK_AGAIN_S)
 
 
-async def ask_expected(node: Node) -> dict[str, Hello | None]:
-    """Ask every expected member, this node included, who it is; None where none answers."""
+async def _begin(node: Node, source: DesiredSource | None) -> str | None:
+    """Begin a cluster and return None, or return why not."""
+    beyond: tuple[str, ...] = ()
+    if source is not None:
+        desired = await source.desired()
+        if desired is None:
+            return "it is not known how many replicas are desired"
+        beyond = desired.names
+    hellos = await ask(node, beyond)
+    # No await from here on: what this node says of itself now is so when it begins.
+    reason = obstacle(node.config, node.hello(), hellos)
+    if reason is None:
+        node.bootstrap(secrets.token_hex(16), _first_members(node, hellos))
+    return reason
 
-    async def ask(name: str, url: str) -> tuple[str, Hello | None]:
-        if name == node.config.name:
-            return name, node.hello()
+
+async def ask(node: Node, beyond: Sequence[str] = ()) -> dict[str, Hello | None]:
+    """Ask every expected member, this node included, and those ``beyond``, who they are; None where none answers."""
+    names = [peer.name for peer in node.config.expected_members()]
+    urls = {name: peer_url_of(node.config, name) for name in dict.fromkeys([*names, *beyond])}
+
+    async def hello_of(name: str, url: str | None) -> Hello | None:
+        ours = node.hello() if name == node.config.name else None
         try:
-            return name, await node.transport.hello(url)
+            return await node.transport.hello(url) if url else ours
         except PeerError as error:
             log.debug("%s does not answer: %s", name, error)
-            return name, None
+            # Not every network lets a node reach itself. If another one answers there, it has taken our place.
+            return ours
 
-    peers = node.config.expected_members()
-    return dict(await asyncio.gather(*(ask(peer.name, peer.url) for peer in peers)))
+    return dict(zip(urls, await asyncio.gather(*(hello_of(*asked) for asked in urls.items())), strict=True))
 
 
-def _first_members(node: Node, hellos: Sequence[Hello]) -> tuple[Member, ...]:
-    urls = {peer.name: peer.url for peer in node.config.expected_members()}
+def peer_url_of(config: Config, name: str) -> str | None:
+    """Return where the node of this name answers its peers, as far as the configuration tells."""
+    for peer in config.expected_members():
+        if peer.name == name:
+            return peer.url
+    if not config.discovery_dns:
+        return None
+    try:
+        base, _ = split_ordinal(name)
+        own_base, _ = split_ordinal(config.name)
+    except ConfigError:
+        return None
+    port = config.dns_peer_port or split_address(config.listen_peer)[1]
+    return f"http://{name}.{config.discovery_dns}:{port}" if base == own_base else None
+
+
+def _first_members(node: Node, hellos: Mapping[str, Hello | None]) -> tuple[Member, ...]:
+    expected = [(peer, hellos[peer.name]) for peer in node.config.expected_members()]
     return tuple(
-        Member(hello.node_id, voter=True, peer_url=urls[hello.name], client_url=hello.client_url) for hello in hellos
+        Member(hello.node_id, voter=True, peer_url=peer.url, client_url=hello.client_url)
+        for peer, hello in expected
+        if hello is not None
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+from kvorum.cluster.bootstrap import peer_url_of
 from kvorum.cluster.reconcile import Desired, Health, Seen, View, name_of
-from kvorum.config import Config, split_address, split_ordinal
-from kvorum.errors import ConfigError, PeerError
+from kvorum.errors import PeerError
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.membership import AddLearner, Promote, Remove
@@ -16,22 +16,6 @@ LOOK_S = 1.0
 """Between two rounds of asking who is there, on the leader."""
 SEEN_FOR_S = 5.0
 """How long an answer counts."""
-
-
-def peer_url_of(config: Config, name: str) -> str | None:
-    """Return where the node of this name answers its peers, as far as the configuration tells."""
-    for peer in config.expected_members():
-        if peer.name == name:
-            return peer.url
-    if not config.discovery_dns:
-        return None
-    try:
-        base, _ = split_ordinal(name)
-        own_base, _ = split_ordinal(config.name)
-    except ConfigError:
-        return None
-    port = config.dns_peer_port or split_address(config.listen_peer)[1]
-    return f"http://{name}.{config.discovery_dns}:{port}" if base == own_base else None
 
 
 class Observer:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from time import monotonic
 
-from kvorum.cluster.bootstrap import ask_expected
+from kvorum.cluster.bootstrap import ask
 from kvorum.cluster.reconcile import DesiredSource
 from kvorum.errors import KvorumError, PeerError
 from kvorum.node import Node
@@ -63,7 +63,7 @@ def excludes(ours: Hello, leader: Hello) -> bool:
 
 async def _ask_around(node: Node) -> list[Hello]:
     """Ask everybody we know of: the expected members, and those of our last configuration."""
-    hellos = [hello for hello in (await ask_expected(node)).values() if hello is not None]
+    hellos = [hello for hello in (await ask(node)).values() if hello is not None]
     known = {hello.node_id for hello in hellos}
     for member in node.raft.configuration.members:
         if member.id not in known and member.id != node.raft.id:
