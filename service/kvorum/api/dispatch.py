@@ -11,6 +11,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
 from kvorum.api import kv
+from kvorum.api.backup import BackupHandlers
 from kvorum.api.cluster import ClusterHandlers
 from kvorum.api.facade import NodeFacade
 from kvorum.api.forward import FORWARDED_BY, Forwarder
@@ -77,6 +78,7 @@ class Dispatcher:
             "/v1/cluster/leader": _read("leader", cluster.leader) | {"POST": Route("leader", cluster.move_leader)},
             "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
             "/v1/hash": _read("hash", cluster.hash),
+            "/v1/snapshot": {"GET": Route("snapshot", BackupHandlers(self._node).save)},
         }
         self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
         self._promote = {"POST": Route("members", cluster.promote_member)}

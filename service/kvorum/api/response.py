@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 from aiohttp import HttpVersion, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
@@ -50,6 +52,24 @@ def header(name: str, value: str) -> str:
     return f"{name}: {value}\r\n"
 
 
+class Stream(Protocol):
+    """A body that is not held in memory."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield it.
+
+        Raises:
+            ConnectionError: the rest cannot be had; the connection is closed, so that the client notices.
+        """
+
+    def close(self) -> None:
+        """Let go of what it is read from."""
+
+
 class Response:
     """One answer.
 
@@ -59,9 +79,20 @@ class Response:
         content_type: of the body; empty: there is none.
         headers: complete further header lines, each made by :func:`header` or of numbers and constants.
         close: end the connection after this answer.
+        stream: what the body is read from while it is written, instead of ``body``; closed in any case.
     """
 
-    __slots__ = ("_request", "body", "close", "content_type", "headers", "keep_alive", "status", "write_timeout_s")
+    __slots__ = (
+        "_request",
+        "body",
+        "close",
+        "content_type",
+        "headers",
+        "keep_alive",
+        "status",
+        "stream",
+        "write_timeout_s",
+    )
 
     def __init__(
         self,
@@ -71,12 +102,14 @@ class Response:
         headers: str = "",
         *,
         close: bool = False,
+        stream: Stream | None = None,
     ) -> None:
         self.status = status
         self.body = body
         self.content_type = content_type
         self.headers = headers
         self.close = close
+        self.stream = stream
         self.keep_alive = False
         self.write_timeout_s = 10.0
         self._request: BaseRequest | None = None
@@ -89,8 +122,19 @@ class Response:
         """Write the answer (called by aiohttp).
 
         Raises:
-            ConnectionError: the client is gone, or does not read.
+            ConnectionError: the client is gone, or does not read, or the rest of the body cannot be had.
         """
+        if self.stream is None:
+            await self._write(self.body)
+            return
+        try:
+            await self._write(b"")
+            async for chunk in self.stream.chunks():
+                await self._write_more(chunk)
+        finally:
+            self.stream.close()
+
+    async def _write(self, body: bytes) -> None:
         request = self._request
         assert request is not None, "prepare comes first"  # noqa: S101
         transport = request.transport
@@ -101,11 +145,19 @@ class Response:
         head = self._head(request.version)
         if request.method == hdrs.METH_HEAD or self.status == 304:
             transport.write(head)
-        elif len(self.body) <= _COALESCE_BYTES_MAX:
-            transport.write(head + self.body)
+        elif len(body) <= _COALESCE_BYTES_MAX:
+            transport.write(head + body)
         else:
             transport.write(head)
-            transport.write(self.body)
+            transport.write(body)
+        if request.protocol.writing_paused:
+            await self._drain(request)
+
+    async def _write_more(self, chunk: bytes) -> None:
+        request = self._request
+        if request is None or request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        request.transport.write(chunk)
         if request.protocol.writing_paused:
             await self._drain(request)
 
@@ -115,7 +167,8 @@ class Response:
 
     def _head(self, version: HttpVersion) -> bytes:
         content = f"Content-Type: {self.content_type}\r\n" if self.content_type else ""
-        length = "" if self.status == 304 else f"Content-Length: {len(self.body)}\r\n"
+        size_bytes = len(self.body) if self.stream is None else self.stream.size_bytes
+        length = "" if self.status == 304 else f"Content-Length: {size_bytes}\r\n"
         if not self.keep_alive:
             connection = "Connection: close\r\n"
         elif version != HttpVersion11:
