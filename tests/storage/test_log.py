@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import sqlite3
@@ -278,6 +279,23 @@ def test_no_other_program_can_write_to_the_database_of_a_running_node(tmp_path: 
     assert load(tmp_path).entries == entries(1, 2)
 
 
+def test_a_database_that_another_program_reads_is_not_opened(tmp_path: Path) -> None:
+    """What a start loads must be synced anew first (the process before may have been killed); a reader prevents that."""
+
+    async def act(disk: Disk) -> None:
+        await disk.save(1, *entries(1, 1))
+        shutil.copytree(tmp_path / "n1", tmp_path / "killed")
+
+    run(tmp_path / "n1", act)
+    reader = sqlite3.connect(tmp_path / "killed" / "kvorum.db", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM kvorum").fetchone() == (2,)
+    with pytest.raises(StorageError, match="another program has .* open"):
+        load(tmp_path / "killed")
+    reader.close()
+    assert load(tmp_path / "killed").entries == entries(1, 1)
+
+
 def test_only_the_owner_can_read_the_folder(tmp_path: Path) -> None:
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 1))
@@ -468,6 +486,45 @@ def test_a_statement_that_fails_ends_the_storage(
     asyncio.run(main())
     loaded = load(tmp_path)
     assert (loaded.snapshot, loaded.entries) == (snapshot(5), entries(6, 6) if statement == "DELETE_BEFORE" else ())
+
+
+def test_a_failed_save_leaves_no_mark_whoever_hears_of_the_failure_first(tmp_path: Path) -> None:
+    """sqlitedict tells the next caller of a failure, and forgets it: the save's own answer must still be a failure."""
+    failing, heard = threading.Event(), threading.Event()
+
+    class Between(logging.Handler):
+        """sqlitedict logs a failure after it has noted it and before it answers."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            failing.set()
+            heard.wait(60)
+
+    async def main() -> None:
+        async with Disk(tmp_path) as disk:
+            for index in range(1, 6):
+                await disk.save(1, *entries(index, index))
+            take_snapshot(disk.storage.snapshots, 5)
+            assert disk.storage._table is not None
+            disk.storage._table.run("PRAGMA max_page_count=1")
+            disk.storage.save(Save(2, HardState(2), entries(6, 9, size=90_000)), nothing)
+            assert await asyncio.to_thread(failing.wait, 60)
+            disk.storage.compact(6, nothing)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            heard.set()
+            async with asyncio.timeout(30):
+                await disk.failed.wait()
+        assert len(disk.failures) == 1
+        assert "full" in str(disk.failures[0])
+
+    log, handler = logging.getLogger("sqlitedict"), Between()
+    log.addHandler(handler)
+    try:
+        asyncio.run(main())
+    finally:
+        heard.set()
+        log.removeHandler(handler)
+    assert load(tmp_path) == Loaded(IDENTITY, HardState(1), snapshot(5))
 
 
 def test_a_mark_that_cannot_be_written_fails_the_save(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ What is wrong with it as shipped, and what is done about it here:
 - Its codec is pickle. Ours is bytes in, bytes out, and nothing but bytes.
 - A failed COMMIT kills its thread, and the caller waits for ever. We autocommit, so that the statement itself fails,
   and every wait has a deadline.
-- An error surfaces at a later, unrelated call. We wait for each statement's own answer, on which its thread is asked.
+- An error surfaces at a later, unrelated call, and is then forgotten. We wait for each statement's own answer, on which
+  its thread is asked; and we put requests into its queue ourselves, so that nobody forgets.
 - SQLite's automatic checkpoint swallows its errors, and tries a failed fsync again. Ours is a statement like any other.
 - Two connections to one file harm each other. Besides the folder's lock, ours holds SQLite's own, exclusively.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from sqlitedict import SqliteDict
 from kvorum.errors import StorageError
 
 _ERRORS = (sqlite3.Error, OSError, RuntimeError, MemoryError)
-"""What a statement can raise; sqlitedict raises it from the next call."""
+"""What opening can raise."""
 
 Answered = Callable[[list[tuple[Any, ...]], BaseException | None], None]
 
@@ -58,7 +60,11 @@ class Table:
             )
         except _ERRORS as error:
             raise StorageError(f"cannot open {path}: {error}") from error
-        self._make_safe(path)
+        try:
+            self._make_safe(path)
+        except StorageError:
+            self.close()
+            raise
 
     def _make_safe(self, path: Path) -> None:
         wanted = {"synchronous": 2, "journal_mode": "wal", "wal_autocheckpoint": 0, "locking_mode": "exclusive"}
@@ -68,10 +74,11 @@ class Table:
         # What was read a moment ago may be in the kernel's memory only: the process before us may have been killed
         # between its write and its fsync, or the fsync may have failed. From here on it counts as durable, so it is
         # written anew, into the database, and synced.
-        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        busy, *_ = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if busy:
+            raise StorageError(f"another program has {path} open: it cannot be synced")
         found = {pragma: self.run(f"PRAGMA {pragma}")[0][0] for pragma in wanted}
         if found != wanted:
-            self.close()
             raise StorageError(f"{path} cannot be made safe: {found}, not {wanted}")
 
     def begin(self, statement: str, arguments: tuple[object, ...], answered: Answered) -> None:
@@ -83,14 +90,14 @@ class Table:
         connection = self._dict.conn
         if connection is None:
             raise StorageError("the table is closed")
+        if connection.exception is not None:
+            raise StorageError(f"an earlier write failed: {connection.exception[1]}")
         answer = _Answer(connection, self._waiting, answered)
         # sqlitedict keeps weak references only: without this strong one the answer never comes.
         self._waiting.add(answer)
-        try:
-            connection.execute(statement, arguments, answer)
-        except _ERRORS as error:
-            self._waiting.discard(answer)
-            raise StorageError(f"an earlier write failed: {error}") from error
+        # What `execute` does, but for one thing: that raises an earlier statement's exception and forgets it, and the
+        # answer to that very statement, if it is still on its way, would look like a success.
+        connection.reqs.put((statement, arguments, weakref.ref(answer), None))
 
     def run(self, statement: str, arguments: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a statement, wait for its answer, and return its rows.
