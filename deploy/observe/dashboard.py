@@ -11,9 +11,11 @@ from typing import Any
 
 from grafana_model import (
     BLUE,
+    CLUSTER,
     DATASOURCE,
     GREEN,
     GREY,
+    NAMESPACE,
     ORANGE,
     PURPLE,
     RED,
@@ -45,7 +47,7 @@ STATES = (
     (6, "leader", GREEN),
 )
 STATE_QUERY = (
-    "sum by (pod) ("
+    "max by (pod) ("
     + " or ".join(f'{code} * kvorum_raft_state{{state="{state}", $S}}' for code, state, _ in STATES[1:])
     + ") or 0 * max by (pod) (up{$S})"
 )
@@ -104,7 +106,8 @@ def overview() -> list[Panel]:
             "Write latency, p99",
             "From a write's request to its applied commit, the slowest hundredth.",
             "s",
-            Query(quantile(0.99, "kvorum_write_duration_seconds"), "p99"),
+            # Without writes it is NaN, which is no figure.
+            Query(quantile(0.99, "kvorum_write_duration_seconds") + " >= 0", "p99"),
             steps=((None, GREEN), (0.1, ORANGE), (0.5, RED)),
         ),
         stat(
@@ -112,8 +115,7 @@ def overview() -> list[Panel]:
             "Alerts of this namespace and job that fire now.",
             "none",
             Query(
-                'count(ALERTS{alertname=~"Kvorum.*", alertstate="firing", namespace=~"$namespace", job=~"$job"}) '
-                "or vector(0)",
+                f'count(ALERTS{{alertname=~"Kvorum.*", alertstate="firing", {CLUSTER}}}) or vector(0)',
                 "firing",
             ),
             steps=((None, GREEN), (1, RED)),
@@ -133,6 +135,7 @@ def consensus() -> list[Panel]:
                 "sum by (result, reason) (increase(kvorum_raft_elections_total{$S}[$__rate_interval]))",
                 "{{result}}, {{reason}}",
             ),
+            bars=True,
         ),
         graph(
             "Last contact",
@@ -205,7 +208,8 @@ def replication() -> list[Panel]:
             "Entries committed",
             "How fast each pod's commit index moves; they should move as one.",
             "ops",
-            Query("rate(kvorum_raft_commit_index{$S}[$__rate_interval])", "{{pod}}"),
+            # No rate(): after a restart the index begins a little lower, and all of it would count as growth.
+            Query("clamp_min(deriv(kvorum_raft_commit_index{$S}[$__rate_interval]), 0)", "{{pod}}"),
         ),
         graph(
             "Messages",
@@ -222,12 +226,14 @@ def replication() -> list[Panel]:
                 "sum by (op, result) (increase(kvorum_raft_snapshots_total{$S}[$__rate_interval]))",
                 "{{op}}: {{result}}",
             ),
+            bars=True,
         ),
         graph(
             "Refused identities",
             "Peers refused because of who they are; anything here needs an explanation.",
             "none",
-            Query("sum by (reason) (kvorum_raft_identity_rejected_total{$S})", "{{reason}}"),
+            Query("sum by (reason) (increase(kvorum_raft_identity_rejected_total{$S}[$__rate_interval]))", "{{reason}}"),
+            bars=True,
         ),
         graph(
             "Applied behind committed",
@@ -319,9 +325,10 @@ def storage() -> list[Panel]:
     return [
         graph(
             "Save duration",
-            "One durable write of the log, fsync included.",
+            "One durable write of the log, from its request to its acknowledgement; the disk's part of it ends with the fsync.",
             "s",
             *p50_p99("kvorum_storage_save_duration_seconds"),
+            Query(quantile(0.99, "kvorum_storage_fsync_duration_seconds", "pod"), "p99 {{pod}}, the disk"),
         ),
         graph(
             "Saves",
@@ -337,8 +344,9 @@ def storage() -> list[Panel]:
         ),
         graph(
             "Data folder",
-            "The size of each file of the data folder, the largest of all pods; the snapshots count as one.",
+            "The size of the data folder and of each of its files, the largest of all pods; the snapshots count as one.",
             "bytes",
+            Query("max(kvorum_db_size_bytes{$S})", "all"),
             Query("max by (file) (kvorum_storage_size_bytes{$S})", "{{file}}"),
         ),
         graph(
@@ -468,9 +476,10 @@ def dashboard() -> dict[str, Any]:
                     "refresh": 1,
                     "current": {},
                 },
-                variable("namespace", "Namespace", "label_values(kvorum_build_info, namespace)"),
-                variable("job", "Job", 'label_values(kvorum_build_info{namespace=~"$namespace"}, job)'),
-                variable("pod", "Pod", 'label_values(kvorum_build_info{namespace=~"$namespace", job=~"$job"}, pod)'),
+                # One cluster at a time: of two together no figure would be right.
+                variable("namespace", "Namespace", "label_values(kvorum_build_info, namespace)", many=False),
+                variable("job", "Job", f"label_values(kvorum_build_info{{{NAMESPACE}}}, job)", many=False),
+                variable("pod", "Pod", f"label_values(kvorum_build_info{{{CLUSTER}}}, pod)", many=True),
             ]
         },
         "panels": render_panels(all_rows()),

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 39
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-SELECTOR = 'namespace=~"$namespace", job=~"$job", pod=~"$pod"'
+NAMESPACE = 'namespace=~"$namespace"'
+CLUSTER = f'{NAMESPACE}, job=~"$job"'
+SELECTOR = f'{CLUSTER}, pod=~"$pod"'
 COLUMNS = 24
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#808080"
@@ -33,8 +35,8 @@ class Panel(NamedTuple):
     defaults: dict[str, Any] = {}  # noqa: RUF012 - Read only.
 
 
-def stat(title: str, description: str, unit: str, *queries: Query, steps: Any = None, name: bool = False) -> Panel:
-    """Return one large figure; ``steps`` are (from, colour), the first from None."""
+def stat(title: str, description: str, unit: str, query: Query, steps: Any = None, name: bool = False) -> Panel:
+    """Return one large figure of this moment; ``steps`` are (from, colour), the first from None."""
     thresholds = {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps or []]}
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
@@ -44,16 +46,27 @@ def stat(title: str, description: str, unit: str, *queries: Query, steps: Any = 
         "justifyMode": "center",
         "orientation": "auto",
     }
-    defaults = {"thresholds": thresholds, "color": {"mode": "thresholds"}} if steps else {}
-    return Panel("stat", title, description, unit, queries, 3, 4, options, defaults)
+    defaults: dict[str, Any] = {"noValue": "-"}
+    if steps:
+        defaults |= {"thresholds": thresholds, "color": {"mode": "thresholds"}}
+    return Panel("stat", title, description, unit, (query,), 3, 4, options, defaults)
 
 
-def graph(title: str, description: str, unit: str, *queries: Query, width: int = 8, stacked: bool = False) -> Panel:
-    """Return lines over time."""
+def graph(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    stacked: bool = False,
+    bars: bool = False,
+) -> Panel:
+    """Return lines over time, or bars for events that are few."""
     custom: dict[str, Any] = {
+        "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
-        "fillOpacity": 25 if stacked else 5,
-        "showPoints": "never",
+        "fillOpacity": 80 if bars else 25 if stacked else 5,
+        # A value between two gaps would be no line at all.
+        "showPoints": "auto",
         "spanNulls": False,
     }
     custom["stacking"] = {"mode": "normal" if stacked else "none", "group": "A"}
@@ -61,7 +74,7 @@ def graph(title: str, description: str, unit: str, *queries: Query, width: int =
         "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"], "showLegend": True},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    return Panel("timeseries", title, description, unit, queries, width, 8, options, {"custom": custom, "min": 0})
+    return Panel("timeseries", title, description, unit, queries, 8, 8, options, {"custom": custom, "min": 0})
 
 
 def timeline(title: str, description: str, query: Query, states: tuple[tuple[int, str, str], ...]) -> Panel:
@@ -126,8 +139,9 @@ def render_panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
                 "editorMode": "code",
                 "expr": expand(query.expr),
                 "legendFormat": query.legend,
-                "range": True,
-                "instant": False,
+                # A figure is of this moment: over a time it would name all who led within it as the leader.
+                "range": panel.kind != "stat",
+                "instant": panel.kind == "stat",
             }
             for position, query in enumerate(panel.queries)
         ],
@@ -144,7 +158,7 @@ def render_panels(rows: dict[str, list[Panel]]) -> list[dict[str, Any]]:
             {"id": len(rendered) + 1, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
         )
         x, y, height = 0, y + 1, 0
-        for panel in panels:
+        for panel in without_a_lonely_one(panels):
             if x + panel.width > COLUMNS:
                 x, y, height = 0, y + height, 0
             rendered.append(render_panel(panel, len(rendered) + 1, x, y))
@@ -153,9 +167,18 @@ def render_panels(rows: dict[str, list[Panel]]) -> list[dict[str, Any]]:
     return rendered
 
 
-def variable(name: str, label: str, query: str) -> dict[str, Any]:
-    """Return a variable that lists a label's values; ``.*`` for all also takes in series without the label."""
-    return {
+def without_a_lonely_one(panels: list[Panel]) -> list[Panel]:
+    """Put four graphs beside each other where three would leave one alone in the last line."""
+    graphs = [panel for panel in panels if panel.kind == "timeseries"]
+    if len(graphs) % 3 != 1:
+        return panels
+    narrow = {panel.title for panel in graphs[:4]}
+    return [panel._replace(width=COLUMNS // 4) if panel.title in narrow else panel for panel in panels]
+
+
+def variable(name: str, label: str, query: str, *, many: bool) -> dict[str, Any]:
+    """Return a variable that lists a label's values: one of them to choose, or many."""
+    found: dict[str, Any] = {
         "name": name,
         "label": label,
         "type": "query",
@@ -164,8 +187,11 @@ def variable(name: str, label: str, query: str) -> dict[str, Any]:
         "definition": query,
         "refresh": 2,
         "sort": 1,
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "multi": many,
+        "includeAll": many,
+        "current": {},
     }
+    if many:
+        # All: also series without the label.
+        found |= {"allValue": ".*", "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
+    return found

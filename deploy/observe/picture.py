@@ -36,8 +36,11 @@ NAMED = {
     "purple": "#b877d9",
 }
 LEGEND_ENTRIES_MAX = 9
+DOTS_PER_INCH = 110
 
 Series = list[dict[str, Any]]
+Line = tuple[str, list[float], list[float]]
+"""A legend, the times and the values."""
 
 
 def human(value: float, unit: str) -> str:
@@ -71,6 +74,18 @@ def points(series: dict[str, Any], started: float) -> tuple[list[float], list[fl
         times.append(moment - started)
         values.append(float(text))
     return times, values
+
+
+def stack(axes: Axes, lines: list[Line], colors: list[str]) -> None:
+    """Draw the lines upon each other; where one has no figure it adds nothing."""
+    moments = sorted({moment for _, times, _ in lines for moment in times})
+    below = [0.0] * len(moments)
+    for (_, times, values), color in zip(lines, colors, strict=True):
+        known = {moment: value for moment, value in zip(times, values, strict=True) if math.isfinite(value)}
+        above = [low + known.get(moment, 0.0) for low, moment in zip(below, moments, strict=True)]
+        axes.fill_between(moments, below, above, color=color, alpha=0.45, linewidth=0)
+        axes.plot(moments, above, color=color, linewidth=0.7)
+        below = above
 
 
 class Picture:
@@ -112,7 +127,7 @@ class Picture:
         if panel["type"] == "stat":
             self._draw_stat(figure, panel, x + width / 2, y + height * 0.42)
             return
-        left, bottom, top = (0.03, 1.1, 1.0) if panel["type"] == "timeseries" else (0.02, 1.3, 1.0)
+        left, bottom, top = (0.033, 2.6, 1.1) if panel["type"] == "timeseries" else (0.02, 1.3, 1.0)
         inner = (
             x + left,
             y + bottom / self._rows,
@@ -122,7 +137,9 @@ class Picture:
         axes = figure.add_axes(inner, facecolor=PANEL)
         axes.set_xlim(0, self._length)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=2, labelsize=6)
+        axes.tick_params(length=2, labelsize=6.5)
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds // 60)}:{int(seconds % 60):02d}")
+        axes.xaxis.set_major_locator(plt.MultipleLocator(20))
         if panel["type"] == "state-timeline":
             self._draw_timeline(axes, panel)
         else:
@@ -139,7 +156,7 @@ class Picture:
             for series in self._series(panel, target):
                 last, text = series["values"][-1]
                 if self._started + self._length - last > 2:
-                    continue  # It is gone: the panel shows what is there now.
+                    continue  # The query is one of the last moment, and this was gone by then.
                 value = float(text)
                 named = panel["options"]["textMode"] == "name"
                 texts.append(legend_of(target, series["metric"]) if named else human(value, defaults["unit"]))
@@ -166,19 +183,50 @@ class Picture:
 
     def _draw_graph(self, axes: Axes, panel: dict[str, Any]) -> None:
         unit = panel["fieldConfig"]["defaults"]["unit"]
-        drawn = 0
-        for target in panel["targets"]:
-            for series in self._series(panel, target):
-                times, values = points(series, self._started)
-                label = legend_of(target, series["metric"]) if drawn < LEGEND_ENTRIES_MAX else None
-                axes.plot(times, values, color=COLORS[drawn % len(COLORS)], linewidth=0.8, label=label)
-                drawn += 1
-        axes.set_ylim(bottom=0)
+        custom = panel["fieldConfig"]["defaults"]["custom"]
+        lines = [
+            (legend_of(target, series["metric"]), *points(series, self._started))
+            for target in panel["targets"]
+            for series in self._series(panel, target)
+        ]
+        colors = [COLORS[number % len(COLORS)] for number in range(len(lines))]
+        if custom["stacking"]["mode"] == "normal":
+            stack(axes, lines, colors)
+        for (_, times, values), color in zip(lines, colors, strict=True):
+            if custom["drawStyle"] == "bars":
+                axes.bar(times, values, width=1.0, color=color, alpha=0.8)
+            elif custom["stacking"]["mode"] == "none":
+                axes.plot(times, values, color=color, linewidth=0.9)
+        axes.set_ylim(0, None if any(value > 0 for _, _, values in lines for value in values) else 1)
         axes.yaxis.set_major_formatter(lambda value, _: human(value, unit))
         axes.yaxis.set_major_locator(plt.MaxNLocator(4))
         axes.grid(visible=True, color=FAINT, linewidth=0.3)
         self._mark_leader_changes(axes, with_names=False)
-        axes.legend(ncol=3, loc="upper right", framealpha=0.5, facecolor=PANEL, edgecolor=FAINT, fontsize=5)
+        self._draw_legend(axes, panel, lines, colors)
+
+    def _draw_legend(self, axes: Axes, panel: dict[str, Any], lines: list[Line], colors: list[str]) -> None:
+        """Below the graph, as in Grafana, each name with its highest figure."""
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        patches = [
+            Patch(color=color, label=f"{name}  {human(max(filter(math.isfinite, values), default=0), unit)}")
+            for (name, _, values), color in zip(lines, colors, strict=True)
+        ]
+        if len(patches) > LEGEND_ENTRIES_MAX:
+            more = f"and {len(patches) - LEGEND_ENTRIES_MAX + 1} more"
+            patches = [*patches[: LEGEND_ENTRIES_MAX - 1], Patch(alpha=0, label=more)]
+        axes.legend(
+            handles=patches,
+            ncol=2 if panel["gridPos"]["w"] < 8 else 3,
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.12),
+            frameon=False,
+            fontsize=6,
+            handlelength=1.0,
+            handleheight=0.5,
+            columnspacing=1.2,
+            labelspacing=0.25,
+            borderaxespad=0.2,
+        )
 
     def _mark_leader_changes(self, axes: Axes, *, with_names: bool) -> None:
         for series in self._kept["annotations"]:
@@ -196,7 +244,7 @@ def main(source: str, target: str) -> None:
     """Read the run's data and write the picture, of 256 colours to keep it small."""
     figure = Picture(json.loads(Path(source).read_text())).draw()
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=80, facecolor=BACKGROUND)
+    figure.savefig(target, dpi=DOTS_PER_INCH, facecolor=BACKGROUND)
     from PIL import Image
 
     Image.open(target).convert("RGB").quantize(200).save(target, optimize=True)

@@ -310,14 +310,14 @@ CASES = (
                 alert,
                 True,
                 "a tenth takes between one and two seconds",
-                _latency("kvorum_storage_save_duration_seconds", "0+90x30", "0+100x30", "1.024"),
+                _latency("kvorum_storage_fsync_duration_seconds", "0+90x30", "0+100x30", "1.024"),
                 20,
             ),
             Case(
                 alert,
                 False,
                 "all are fast",
-                _latency("kvorum_storage_save_duration_seconds", "0+100x30", "0+100x30", "0.256"),
+                _latency("kvorum_storage_fsync_duration_seconds", "0+100x30", "0+100x30", "0.256"),
                 20,
             ),
         )

@@ -52,7 +52,33 @@ def test_its_variables_choose_the_datasource_and_the_cluster() -> None:
     assert variables["datasource"]["type"] == "datasource"
     for name in ("namespace", "job", "pod"):
         assert variables[name]["datasource"] == DATASOURCE
-        assert variables[name]["allValue"] == ".*"
+    # The figures of two clusters together would be wrong, each of them: "3 voters, 6 of them up".
+    for name in ("namespace", "job"):
+        assert not variables[name]["multi"]
+        assert not variables[name]["includeAll"]
+    assert variables["pod"]["allValue"] == ".*"
+
+
+def test_a_figure_is_of_this_moment_and_a_graph_of_a_time() -> None:
+    """Over a time, *Leader* would name everybody who has led within it."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            assert target["instant"] == (panel["type"] == "stat")
+            assert target["range"] != target["instant"]
+
+
+def test_a_rate_is_of_a_counter() -> None:
+    """Of a gauge that falls, rate() and increase() make a mountain: the fall counts as a new beginning."""
+    for name, target in TARGETS:
+        for metric in re.findall(r"\b(?:rate|increase)\((\w+)", target["expr"]):
+            assert re.search(r"_(total|bucket|count|sum)$", metric), name
+
+
+def test_each_row_of_panels_fills_the_width() -> None:
+    widths: dict[int, int] = {}
+    for panel in PANELS:
+        widths[panel["gridPos"]["y"]] = widths.get(panel["gridPos"]["y"], 0) + panel["gridPos"]["w"]
+    assert set(widths.values()) == {24}
 
 
 def test_the_state_of_each_pod_is_on_top() -> None:

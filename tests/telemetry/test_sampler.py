@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,31 @@ def test_a_percentile_lies_in_the_bucket_of_the_true_one(durations: list[float],
     bounds = (0.0, *histogram.boundaries)
     bucket = next(index for index, bound in enumerate(bounds[1:]) if true <= bound)
     assert bounds[bucket] - 1e-12 <= estimate <= bounds[bucket + 1] + 1e-12
+
+
+class Unreadable:
+    """An entry like lost+found, which only root may list."""
+
+    name, path = "lost+found", "/data/lost+found"
+
+    def is_dir(self, *, follow_symlinks: bool) -> bool:
+        """It is one."""
+        return not follow_symlinks
+
+
+def test_one_folder_that_may_not_be_read_hides_neither_the_others_nor_the_free_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvorum.db").write_bytes(b"x" * 1000)
+    scandir = os.scandir
+
+    def guarded(path: str | Path) -> object:
+        if path == Unreadable.path:
+            raise PermissionError(13, "Permission denied", path)
+        return [*scandir(path), Unreadable()]
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    facts = read_disk(tmp_path)
+    assert facts is not None
+    assert facts.files == (("kvorum.db", 1000),)
+    assert facts.free_bytes > 0

@@ -117,7 +117,7 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.leader.changes",
             "{change}",
-            "How often this node has learned of a new leader.",
+            "How often this node has learned of a newly elected leader.",
             lambda s: _one(s.counters.leader_changes),
         ),
         _counter(
@@ -374,6 +374,11 @@ def _storage() -> tuple[Instrument, ...]:
             "One durable write of the log, fsync included, from its request to its acknowledgement.",
             lambda s: _only(s.counters.save_duration),
         ),
+        _histogram(
+            "kvorum.storage.fsync.duration",
+            "The disk's part of a durable write: until its thread had it synced. The rest of the save is the loop's.",
+            lambda s: _only(s.counters.fsync_duration),
+        ),
         _counter(
             "kvorum.storage.saves",
             "{save}",
@@ -466,6 +471,12 @@ def _clients() -> tuple[Instrument, ...]:
 def _state() -> tuple[Instrument, ...]:
     return (
         _gauge("kvorum.keys", "{key}", "Keys in this node's store.", lambda s: _one(s.status.keys)),
+        _gauge(
+            "kvorum.db.size",
+            "By",
+            "All that is in the data folder: the log and the snapshots.",
+            lambda s: _one(sum(size for _, size in s.disk.files) if s.disk else None),
+        ),
         _gauge(
             "kvorum.revision",
             "{revision}",

@@ -71,16 +71,20 @@ def read_disk(data_dir: str | Path) -> DiskFacts | None:
     """Return the sizes under ``data_dir`` and the free space around it; None if it cannot be read. Blocking."""
     try:
         usage = os.statvfs(data_dir)
-        files = tuple(sorted((entry.name, _size(entry)) for entry in os.scandir(data_dir)))
+        sizes = [(entry.name, _size(entry)) for entry in os.scandir(data_dir)]
     except OSError:
         return None
+    files = tuple(sorted((name, size) for name, size in sizes if size is not None))
     return DiskFacts(files, usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize)
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Return the bytes of a file, or of all in a folder; None: who owns it lets nobody look (lost+found)."""
     try:
         if entry.is_dir(follow_symlinks=False):
-            return sum(_size(inner) for inner in os.scandir(entry.path))
+            return sum(_size(inner) or 0 for inner in os.scandir(entry.path))
         return entry.stat(follow_symlinks=False).st_size
     except FileNotFoundError:  # Deleted between the listing and the look: it takes no room any more.
         return 0
+    except PermissionError:
+        return None
