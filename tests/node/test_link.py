@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -104,9 +106,9 @@ def test_a_stream_that_shows_as_connected_is_written_to_at_once() -> None:
         async with connected() as (transport, peer, counters, _):
             peer.may_read.set()
             await peer.streams[0].close()
-            while transport.is_connected(PEER.node_id):
+            while transport.is_connected(PEER.node_id):  # noqa: ASYNC110 (every single turn is looked at)
                 await asyncio.sleep(0)
-            while not transport.is_connected(PEER.node_id):
+            while not transport.is_connected(PEER.node_id):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             transport.send([heartbeat(1)])
             assert counters.messages_sent["n2"] == 1
@@ -141,6 +143,47 @@ def test_a_peer_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) 
                 transport.send([bulk(1 << 20), heartbeat(number)])
             await eventually("it is given up", lambda: broken == [PEER.node_id])
             assert counters.peer_failures["n2", "broken"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_is_gone_without_a_word_is_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lost its power, or its network: little is sent, so nothing ever has to wait."""
+    monkeypatch.setattr(link_module, "PING_S", 0.2)
+
+    async def run() -> None:
+        async with connected() as (transport, peer, counters, broken):
+            transport.send([heartbeat(1)])
+            await eventually("it is given up", lambda: broken == [PEER.node_id])
+            await eventually("it is dialled again", lambda: len(peer.streams) == 2)
+            assert counters.peer_failures["n2", "broken"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_calls_while_it_is_dialled_is_dialled_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began to listen just after our dial had failed: the call that says so must not be lost."""
+    monkeypatch.setattr(link_module, "BACKOFF_MIN_S", 60.0)
+
+    async def run() -> None:
+        dials = 0
+
+        async def ws_connect(*_: Any, **__: Any) -> aiohttp.ClientWebSocketResponse:
+            nonlocal dials
+            dials += 1
+            if dials == 1:
+                link.hurry()
+            raise aiohttp.ClientConnectionError("connection refused")
+
+        session = cast("aiohttp.ClientSession", SimpleNamespace(ws_connect=ws_connect))
+        dialling = Dialling(lambda: US, "http://us", "", lambda: session, Counters(), Random(1))
+        link = link_module.Link(PEER.node_id, "http://127.0.0.1:1", dialling, lambda _: None)
+        task = asyncio.create_task(link.run())
+        try:
+            await eventually("another dial", lambda: dials == 2)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
 

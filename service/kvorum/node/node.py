@@ -95,7 +95,7 @@ class Node:
             timeout=aiohttp.ClientTimeout(total=None, connect=5.0),
         )
         closing.push_async_callback(self._session.close)
-        self.transport = Transport(self._dialling(), self.on_disconnected)
+        self.transport = Transport(self._dialling(), self._on_broken)
         closing.push_async_callback(self.transport.close)
         self.driver = Driver(
             config, self.identity, loaded, store, self._storage, self.transport, self.counters, self._fail
@@ -438,9 +438,15 @@ class Node:
         self.transport.add_stranger(greeting.sender, greeting.peer_url)
 
     def on_disconnected(self, sender: str) -> None:
-        """A stream to or from a peer broke."""
+        """A peer's stream to us broke."""
         self.transport.remove_stranger(sender)
         self.driver.peer_unreachable(sender)
+
+    def _on_broken(self, recipient: str) -> None:
+        """Our stream to a peer broke; one that calls us is answered until it hangs up."""
+        if self._peer_server is None or recipient not in self._peer_server.callers:
+            self.transport.remove_stranger(recipient)
+        self.driver.peer_unreachable(recipient)
 
     async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
         """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.

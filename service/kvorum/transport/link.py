@@ -26,6 +26,8 @@ FRAME_BYTES = 4 << 20
 """A frame is closed once it holds this much."""
 CONNECT_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 5.0
+PING_S = 10.0
+"""A peer is pinged this often, and has half as long to answer: one that lost its power or network closes nothing."""
 KEEP_ALIVE_S = 2.0
 """An idle stream carries an empty frame this often; the receiving side gives up on a silent one (see Node)."""
 BACKOFF_MIN_S = 0.05
@@ -108,6 +110,8 @@ class Link:
         """Keep a stream open for as long as the peer is known; ends only by being cancelled."""
         backoff_s = BACKOFF_MIN_S
         while True:
+            # Whoever calls from now on, even while we dial in vain, is there.
+            self._hurry.clear()
             try:
                 # A task for each stream: until Python 3.13 a TaskGroup leaves its parent's count of cancellations
                 # raised, which aiohttp takes for a cancellation of its caller. Then one lost connection ended the link.
@@ -128,7 +132,6 @@ class Link:
             # What waited for the old stream is out of date; consensus knows what to send on a new one.
             self._queue.clear()
             self._queued_bytes = 0
-            self._hurry.clear()
             try:
                 await asyncio.wait_for(self._hurry.wait(), backoff_s * (0.5 + self._random.random()))
             except TimeoutError:
@@ -147,7 +150,12 @@ class Link:
         headers = dialling_headers(dialling.identity(), self.node, dialling.peer_url, dialling.token)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             stream = await dialling.session().ws_connect(
-                f"{self.url}/raft/v1/stream", headers=headers, compress=0, autoping=True, max_msg_size=64 * 1024
+                f"{self.url}/raft/v1/stream",
+                headers=headers,
+                compress=0,
+                autoping=True,
+                heartbeat=PING_S,
+                max_msg_size=64 * 1024,
             )
         try:
             self.connected = True
@@ -170,7 +178,9 @@ class Link:
 
     async def _watch(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         """Notice at once that the peer has closed; it never sends anything on a stream that it did not dial."""
-        await stream.receive()
+        message = await stream.receive()
+        if message.type is aiohttp.WSMsgType.ERROR:
+            raise aiohttp.ClientConnectionError(str(message.data))
         raise _StreamBroken
 
     def _open(self, stream: aiohttp.ClientWebSocketResponse) -> None:
