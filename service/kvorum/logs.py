@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TextIO
 
 import msgspec
+
+LIBRARY_INTERVAL_S = 60.0
+"""A library says the same again after this long."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -73,6 +76,7 @@ def configure(node: str, log_format: str, log_level: str, stream: TextIO | None 
     handler = logging.StreamHandler(stream)
     as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter(node))
+    handler.addFilter(LibraryRepeats())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -91,7 +95,7 @@ class RateLimit:
         clock: monotonic seconds.
     """
 
-    def __init__(self, interval_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, interval_s: float = 10.0, clock: Callable[[], float] = monotonic) -> None:
         self._interval_s = interval_s
         self._clock = clock
         self._next = float("-inf")
@@ -106,3 +110,24 @@ class RateLimit:
         held_back, self._held_back = self._held_back, 0
         self._next = now + self._interval_s
         return held_back
+
+
+class LibraryRepeats(logging.Filter):
+    """Limits the rate of what libraries log: one place of their code says one thing. Ours knows its own measure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits: dict[tuple[str, int], RateLimit] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether this record is logged; if others were held back before it, let it say how many."""
+        if record.name.partition(".")[0] == "kvorum":
+            return True
+        place = (record.pathname, record.lineno)
+        limit = self._limits.get(place)
+        if limit is None:
+            limit = self._limits[place] = RateLimit(LIBRARY_INTERVAL_S, monotonic)
+        held_back = limit.allow()
+        if held_back:
+            record.msg, record.args = f"{record.getMessage()} ({held_back} more since the last such line)", None
+        return held_back is not None

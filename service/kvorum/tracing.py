@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -36,6 +37,10 @@ PENDING_MAX = 1000
 """Traced writes that wait for their proposal, and traced batches that wait to be applied, at most."""
 QUEUE_SPANS_MAX = 2048
 SEND_INTERVAL_MS = 2000
+EXPORT_TIMEOUT_S = 3.0
+"""How long a batch is offered to the collector, attempts included; then it is dropped."""
+CLOSE_DEADLINE_S = 2.0
+"""How long a node that ends waits for the collector, besides the batch that is on its way."""
 
 _KV_PREFIX = "/v1/kv/"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]([0-9a-f])(?:-.*)?")
@@ -103,6 +108,7 @@ class Tracer:
         self, exporter: SpanExporter, node: str, ratio: float, clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
         resource = Resource.create({SERVICE_NAME: "kvorum", SERVICE_INSTANCE_ID: node, SERVICE_VERSION: __version__})
+        self._exporter = exporter
         # Who is traced is decided here, before anything of OpenTelemetry is called.
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
@@ -230,8 +236,12 @@ class Tracer:
             self._forget_if_done(index, batch)
 
     def close(self) -> None:
-        """Send what is queued, and end the thread. Blocking: run it in a thread."""
+        """Send what is queued, as far as the collector takes it in time, and end the thread. Blocking: use a thread."""
+        giving_up = threading.Timer(CLOSE_DEADLINE_S, self._exporter.shutdown)
+        giving_up.daemon = True
+        giving_up.start()
         self._provider.shutdown()
+        giving_up.cancel()
 
     # --- Spans --------------------------------------------------------------------------------------------------
 
@@ -275,4 +285,5 @@ def open_tracer(config: Config) -> Tracer:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
         raise ConfigError("trace_endpoint: the exporter is not installed (pip install 'kvorum[otlp]')") from None
-    return Tracer(OTLPSpanExporter(endpoint=config.trace_endpoint), config.name, config.trace_ratio)
+    exporter = OTLPSpanExporter(endpoint=config.trace_endpoint, timeout=EXPORT_TIMEOUT_S)
+    return Tracer(exporter, config.name, config.trace_ratio)

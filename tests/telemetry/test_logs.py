@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 import pytest
@@ -14,6 +15,7 @@ from telemetry.live import free_ports, until
 
 from kvorum.counters import Counters
 from kvorum.identity import Identity
+from kvorum.logs import LIBRARY_INTERVAL_S, configure
 from kvorum.raft.messages import Message
 from kvorum.transport import Greeting, Hello, PeerServer
 from kvorum.transport.handshake import dialling_headers
@@ -113,3 +115,37 @@ def test_a_peer_that_sends_nonsense_again_and_again_is_told_once(caplog: pytest.
     asyncio.run(scenario())
     told = [record for record in caplog.records if "closed the stream of n2@" in record.getMessage()]
     assert len(told) == 1
+
+
+@contextmanager
+def configured() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    configure("n1", "text", "info", stream)
+    try:
+        yield stream
+    finally:
+        root.handlers[:], root.level = handlers, level
+
+
+def test_a_library_that_repeats_itself_is_told_once_a_minute_with_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OpenTelemetry exporter whose collector is away says so with every attempt, for ever."""
+    now = 1000.0
+    monkeypatch.setattr("kvorum.logs.monotonic", lambda: now)
+    exporter = logging.getLogger("opentelemetry.exporter.otlp")
+    with configured() as stream:
+        for attempt in range(22):
+            now = 1000.0 if attempt < 20 else 1000.0 + LIBRARY_INTERVAL_S
+            exporter.warning("attempt %d failed", attempt)
+            if attempt == 19:
+                exporter.error("gave up")
+    said = [line.split(": ", 1)[1] for line in stream.getvalue().splitlines()]
+    assert said == ["attempt 0 failed", "gave up", "attempt 20 failed (19 more since the last such line)"]
+
+
+def test_our_own_sentences_are_never_held_back() -> None:
+    with configured() as stream:
+        for _ in range(5):
+            logging.getLogger("kvorum.node").warning("a sentence")
+    assert stream.getvalue().count("a sentence") == 5

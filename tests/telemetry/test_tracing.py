@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from telemetry.live import Cluster, running_cluster, until
 
 from kvorum import tracing
+from kvorum.config import Config
+from kvorum.errors import ConfigError
 from kvorum.raft.messages import Entry, EntryKind
 from kvorum.tracing import PENDING_MAX, TRACES_A_SECOND_MAX, Tracer
 
@@ -343,9 +347,17 @@ def test_a_wrong_endpoint_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_without_the_exporter_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvorum.config import Config
-    from kvorum.errors import ConfigError
-
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"kvorum\[otlp\]"):
         tracing.open_tracer(Config(name="n1", trace_endpoint="http://127.0.0.1:4318/v1/traces"))
+
+
+def test_a_collector_that_does_not_answer_does_not_keep_the_node_from_ending() -> None:
+    """It takes the connection and says nothing: the worst of its kind."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1/traces"
+        tracer = tracing.open_tracer(Config(name="n1", trace_endpoint=endpoint, trace_ratio=1.0))
+        asyncio.run(cast(Any, tracer.wrap(answering(200))(request(traceparent=None))))
+        begun = time.monotonic()
+        tracer.close()
+        assert time.monotonic() - begun < tracing.CLOSE_DEADLINE_S + tracing.EXPORT_TIMEOUT_S + 1
