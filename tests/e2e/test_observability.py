@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.system import Scenario, System
+from e2e.system import CHART, Scenario, System
+from helm.operator_schemas import PLURALS, definition
 from telemetry.live import Prometheus, fill_in, free_ports, running_prometheus, scraping, until
 from telemetry.prometheus_tools import DASHBOARD, tool
 
@@ -137,3 +138,33 @@ def test_the_dashboard_has_data_while_pods_are_deleted(system: System, tmp_path:
     leaders = [one for one in found["Leader A"] if one["values"]]
     assert len(leaders) >= 2, "the leader's pod was deleted, and the dashboard shows one leader only"
     assert not fired & {"KvorumMultipleLeaders", "KvorumQuarantined", "KvorumNoLeader"}
+
+
+@contextmanager
+def operator_kinds(system: System) -> Iterator[None]:
+    """Let the API server know the Prometheus operator's kinds; those that it did not know before it then forgets."""
+    names = {f"{plural}.monitoring.coreos.com": definition(kind) for kind, plural in PLURALS.items()}
+    known = system.kube.kubectl("get", "crd", "-o", "name")
+    missing = {name: file for name, file in names.items() if f"/{name}" not in known}
+    try:
+        for name, file in missing.items():
+            system.kube.kubectl("create", "-f", str(file))
+            system.kube.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+        yield
+    finally:
+        for name in missing:
+            system.kube.kubectl("delete", "crd", name, "--ignore-not-found")
+
+
+@pytest.mark.parametrize("monitor", ["podMonitor", "serviceMonitor"])
+def test_the_api_server_takes_what_the_chart_renders_for_prometheus_and_grafana(system: System, monitor: str) -> None:
+    """Strictly: an unknown field is an error, and the operator's rules in CEL are asked, which no schema here can."""
+    switches = [f"--set=monitoring.{name}.enabled=true" for name in (monitor, "prometheusRule", "dashboard")]
+    rendered = system.kube.helm(
+        *("template", system.release, str(CHART), "--kube-version", "1.34"),
+        *("--show-only", "templates/monitoring.yaml", *switches),
+    )
+    with operator_kinds(system):
+        taken = system.kube.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=rendered)
+    for kind in (monitor.lower(), "prometheusrule", "configmap"):
+        assert kind in taken, taken
