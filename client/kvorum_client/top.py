@@ -28,6 +28,8 @@ from kvorum_client.results import NodeStatus
 EVENTS_SHOWN = 8
 ASK_TIMEOUT_S = 1.0
 WRITES, READS, REQUESTS = "kvorum_writes_total", "kvorum_reads_total", "kvorum_requests_total"
+PROBES = {"livez", "readyz", "metrics", "version"}
+"""Of the requests' operations those that no client asks for: a node that says "not ready" is nobody's error."""
 WRITE_DURATION, SAVE_DURATION = "kvorum_write_duration_seconds", "kvorum_storage_save_duration_seconds"
 HEADINGS = (
     *("NAME", "STATE", "TERM", "CONTACT", "APPLIED", "LAG", "WRITES/S", "READS/S", "P50", "P99"),
@@ -216,11 +218,12 @@ def _summary(before: Turn, after: Turn) -> Iterator[Line]:
         GREEN if healthy else YELLOW if leader else RED,
     )
     totals = {name: _sum_of_rates(before, after, metric) for name, metric in (("writes", WRITES), ("reads", READS))}
-    errors = _sum_of_rates(before, after, REQUESTS, errors_only=True)
-    requests = _sum_of_rates(before, after, REQUESTS)
-    ratio = f"{100 * errors / requests:.2g}%" if errors is not None and requests else "-"
+    ratio = _error_ratio(before, after)
+    errors = "-" if ratio is None else f"{_figure(100 * ratio)}%"
     yield Line(
-        "          " + "   ".join(f"{name} {_figure(value)}/s" for name, value in totals.items()) + f"   errors {ratio}"
+        "          "
+        + "   ".join(f"{name} {_figure(value)}/s" for name, value in totals.items())
+        + f"   errors {errors}"
     )
 
 
@@ -231,16 +234,21 @@ def _pairs(before: Turn, after: Turn) -> Iterator[tuple[Exposition | None, Expos
             yield (then.figures if then else None), seen.figures
 
 
-def _sum_of_rates(before: Turn, after: Turn, metric: str, *, errors_only: bool = False) -> float | None:
-    rates = []
-    for then, now in _pairs(before, after):
-        codes = [code for code in now.by(metric, "code") if code.startswith("5")] if errors_only else None
-        if codes is None:
-            rates.append(rate(then, now, metric))
-        else:
-            rates.append(sum(rate(then, now, metric, code=code) or 0.0 for code in codes))
-    known = [value for value in rates if value is not None]
+def _sum_of_rates(before: Turn, after: Turn, metric: str) -> float | None:
+    known = [value for then, now in _pairs(before, after) if (value := rate(then, now, metric)) is not None]
     return sum(known) if known else None
+
+
+def _error_ratio(before: Turn, after: Turn) -> float | None:
+    """Return the part of all requests, but for probes and scrapes, that was answered with a 5xx status."""
+    errors = requests = 0.0
+    for then, now in _pairs(before, after):
+        for op in now.by(REQUESTS, "op").keys() - PROBES:
+            for code in now.by(REQUESTS, "code"):
+                value = rate(then, now, REQUESTS, op=op, code=code) or 0.0
+                requests += value
+                errors += value if code.startswith("5") else 0.0
+    return errors / requests if requests else None
 
 
 def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:

@@ -252,7 +252,10 @@ def replication() -> list[Panel]:
 
 def clients() -> list[Panel]:
     """Return the fourth row: what users see."""
-    errors = rate("kvorum_requests_total", "job", 'code=~"5..", ')
+    # A probe that is answered "not ready" is nobody's error.
+    asked = 'op!~"livez|readyz|metrics|version", '
+    errors = rate("kvorum_requests_total", "job", 'code=~"5..", ' + asked)
+    requests = rate("kvorum_requests_total", "job", asked)
     return [
         graph(
             "Requests",
@@ -270,12 +273,9 @@ def clients() -> list[Panel]:
         ),
         graph(
             "Error ratio",
-            "The part of all requests that is answered with a 5xx status.",
+            "The part of all requests that is answered with a 5xx status; probes and scrapes do not count.",
             "percentunit",
-            Query(
-                f"({errors} or 0 * {rate('kvorum_requests_total', 'job')}) / {rate('kvorum_requests_total', 'job')}",
-                "{{job}}",
-            ),
+            Query(f"({errors} or 0 * {requests}) / {requests}", "{{job}}"),
         ),
         graph(
             "Request duration",

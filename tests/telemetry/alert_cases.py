@@ -227,6 +227,14 @@ CASES = (
                 + _nodes("kvorum_requests_total", "0+50x30", labels='op="put",code="404"'),
                 15,
             ),
+            Case(
+                alert,
+                False,
+                "hardly anybody asks but the kubelet, and one pod is not ready",
+                _nodes("kvorum_requests_total", "0+5x30", labels='op="put",code="200"')
+                + _nodes("kvorum_requests_total", "0+30x30", labels='op="readyz",code="503"'),
+                15,
+            ),
         )
     ),
     Case(

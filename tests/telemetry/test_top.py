@@ -90,11 +90,23 @@ def test_rates_and_latencies_are_those_of_the_interval() -> None:
     node.counters.write_duration.record(0.0015, times=50)
     node.counters.requests["put", 200] += 45
     node.counters.requests["put", 503] += 5
+    node.counters.requests["readyz", 503] += 40  # nobody's error: a kubelet asks, and a node says that it is not ready
+    node.counters.requests["metrics", 200] += 40
     after = turn(n1=seen(leader_status(), node, at=12.0))
     cells = row(text(before, after), "n1")
     assert (cells["WRITES/S"], cells["READS/S"]) == ("25", "15")
     assert (cells["P50"], cells["P99"]) == ("1.5ms", "2.0ms")
     assert "writes 25/s   reads 15/s   errors 10%" in text(before, after)
+
+
+@pytest.mark.parametrize(("errors", "shown"), [(0, "0%"), (1, "0.1%"), (25, "2.5%"), (1000, "100%")])
+def test_the_part_of_errors_is_readable(errors: int, shown: str) -> None:
+    node = FakeNode(Config(name="n1"))
+    before = turn(n1=seen(leader_status(), node, at=10.0))
+    node.counters.requests["put", 503] += errors
+    node.counters.requests["put", 200] += 1000 - errors
+    after = turn(n1=seen(leader_status(), node, at=12.0))
+    assert text(before, after).splitlines()[1].endswith(f"errors {shown}")
 
 
 def test_a_node_that_was_started_anew_has_no_negative_rates() -> None:

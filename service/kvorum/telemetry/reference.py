@@ -13,7 +13,6 @@ _SECTIONS = (
     ("kvorum.dns.", "Peers"),
     ("kvorum.raft.", "Consensus"),
     ("kvorum.storage.", "Storage"),
-    ("kvorum.re", "Clients and the store"),
     ("kvorum.loop.", "Process"),
     ("kvorum.build.", "Process"),
 )
