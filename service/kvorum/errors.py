@@ -25,7 +25,7 @@
             +-- StorageCorrupt   bytes that are not what was written
             +-- StorageForeign   the folder belongs to another node
             +-- StorageAmnesia   the log ends before what was once durable
-            +-- SnapshotFailed   a snapshot could not be received: try again later, the log is unharmed
+            +-- SnapshotFailed   no room for a snapshot, or not the one expected: try again later, the log is unharmed
 """
 
 
@@ -168,4 +168,4 @@ class StorageAmnesia(StorageError):
 
 
 class SnapshotFailed(StorageError):
-    """A snapshot from a peer could not be stored, e.g. for lack of space. The log is unharmed: the caller may go on."""
+    """A snapshot could not be stored for lack of room, or is not what a peer announced. The caller may go on."""

@@ -174,7 +174,8 @@ def test_the_log_stays_bounded_and_a_lagging_node_installs_a_snapshot(tmp_path: 
             hashes = {node.store.state_hash for node in trio.nodes.values()}
             await trio.stop(*names)
             await trio.start(*names)
-            await trio.leader()
+            # Until the new leader has committed, all may agree on the state of their snapshots.
+            await (await trio.leader()).read_barrier(TIMEOUT_MS)
             await trio.converge()
             assert len(hashes) == 1
             record = trio.nodes[lagging].store.get(b"k9")

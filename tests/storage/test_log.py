@@ -280,7 +280,7 @@ def test_no_other_program_can_write_to_the_database_of_a_running_node(tmp_path: 
 
 
 def test_a_database_that_another_program_reads_is_not_opened(tmp_path: Path) -> None:
-    """What a start loads must be synced anew first (the process before may have been killed); a reader prevents that."""
+    """What a start loads must be synced anew (the process before may have been killed); a reader prevents that."""
 
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 1))
@@ -290,7 +290,7 @@ def test_a_database_that_another_program_reads_is_not_opened(tmp_path: Path) -> 
     reader = sqlite3.connect(tmp_path / "killed" / "kvorum.db", isolation_level=None)
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM kvorum").fetchone() == (2,)
-    with pytest.raises(StorageError, match="another program has .* open"):
+    with pytest.raises(StorageError, match=r"another program has .* open"):
         load(tmp_path / "killed")
     reader.close()
     assert load(tmp_path / "killed").entries == entries(1, 1)
@@ -489,7 +489,7 @@ def test_a_statement_that_fails_ends_the_storage(
 
 
 def test_a_failed_save_leaves_no_mark_whoever_hears_of_the_failure_first(tmp_path: Path) -> None:
-    """sqlitedict tells the next caller of a failure, and forgets it: the save's own answer must still be a failure."""
+    """By sqlitedict's own door the next caller hears of a failure, and it is forgotten: the save must have failed."""
     failing, heard = threading.Event(), threading.Event()
 
     class Between(logging.Handler):
@@ -755,11 +755,13 @@ def test_a_received_snapshot_that_was_not_adopted_is_ignored_after_a_crash(tmp_p
         await disk.compact(5)
         send(sender.snapshots, disk.storage.snapshots, snapshot(60, 3))
         send(sender.snapshots, disk.storage.snapshots, snapshot(70, 3))
+        files = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+        assert files == [f"{4:020d}.snapshot", f"{70:020d}.snapshot"], "of those ahead of the log, the newest is enough"
 
     run(tmp_path, act)
     assert load(tmp_path) == Loaded(IDENTITY, HardState(1), snapshot(4), entries(5, 9))
     files = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
-    assert files == [f"{4:020d}.snapshot", f"{70:020d}.snapshot"], "of those ahead of the log, the newest is enough"
+    assert files == [f"{4:020d}.snapshot"], "nobody asks for it any more, and as another cluster's it would be wrong"
 
 
 def test_a_received_snapshot_that_contradicts_the_log_is_not_used_unless_adopted(tmp_path: Path) -> None:

@@ -89,11 +89,22 @@ def test_an_adopted_snapshot_replaces_the_whole_log() -> None:
     assert receiver.offset_bytes == 10
     receiver.write(sender.snapshots.chunk(3, 10, info.size_bytes))
     assert receiver.commit(info.sha256) == info
-    assert storage.load().snapshot is None, "received, but no save has adopted it"
+    assert storage.snapshots.latest() is None, "received, but no save has adopted it"
     storage.save(Save(2, HardState(4), snapshot=snapshot(3, 2), entries=entries(4, 4, term=4)), lambda: None)
     loaded = storage.load()
     assert (loaded.snapshot, loaded.entries) == (snapshot(3, 2), entries(4, 4, term=4))
     assert b"".join(storage.snapshots.read(3)) == b"theirs"
+
+
+def test_a_restart_forgets_a_snapshot_that_no_save_adopted() -> None:
+    storage, sender = MemoryStorage(automatic=True), MemoryStorage(automatic=True)
+    storage.save(Save(1, HardState(1), entries(1, 5)), lambda: None)
+    take_snapshot(sender, 3, b"theirs", 2)
+    info = sender.snapshots.kept()[0]
+    receiver = storage.snapshots.receive(snapshot(3, 2), info.sha256)
+    receiver.write(sender.snapshots.chunk(3, 0, info.size_bytes))
+    receiver.commit(info.sha256)
+    assert (storage.load().snapshot, storage.snapshots.files) == (None, {})
 
 
 def test_a_snapshot_that_is_not_the_announced_one_is_refused() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
+import io
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +17,18 @@ from storage.support import Disk, entries, load, run, send, snapshot, take_snaps
 from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage import snapshots as snapshots_module
+from kvorum.storage.folder import sync_folder
 from kvorum.storage.memory import MemorySnapshots
+from kvorum.storage.snapshot_format import MAGIC, encode_header, read_header
 from kvorum.storage.snapshots import Snapshots
 
 
-def opened(folder: Path) -> Snapshots:
-    snapshots = Snapshots(folder / "snapshots")
+def unexpected(error: StorageError) -> None:
+    raise AssertionError(error)
+
+
+def opened(folder: Path, broken: Callable[[StorageError], None] = unexpected) -> Snapshots:
+    snapshots = Snapshots(folder / "snapshots", broken)
     snapshots.open()
     return snapshots
 
@@ -51,7 +61,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert b"".join(snapshots.read(7)) == payload
     assert max(map(len, snapshots.read(7))) <= 256 * 1024
     again = opened(tmp_path)
-    again.adopt(snapshot(7))
+    again.start_from(snapshot(7))
     assert again.latest() == info
 
 
@@ -253,7 +263,7 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert b"".join(snapshots.read(9)) == b"".join(theirs.read(9))
 
 
-def test_our_own_snapshot_without_room_is_fatal_and_leaves_nothing(
+def test_our_own_snapshot_without_room_spares_the_node_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshots = opened(tmp_path)
@@ -266,13 +276,102 @@ def test_our_own_snapshot_without_room_is_fatal_and_leaves_nothing(
     writer.write(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match="No space left on device") as caught:
+        with pytest.raises(SnapshotFailed, match="No space left on device"):
             writer.commit()
-    assert not isinstance(caught.value, SnapshotFailed)
     assert names(tmp_path) == [name(5)]
     latest = snapshots.latest()
     assert latest is not None
     assert latest.snapshot == snapshot(5)
+
+
+def fails(*_: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("which", ["ours", "theirs"])
+@pytest.mark.parametrize("what", ["the file", "its name"])
+def test_a_disk_that_fails_under_a_snapshot_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, what: str
+) -> None:
+    """Only a lack of room is survived; a sync that failed is not tried again, not even by the next snapshot."""
+    module, function = (os, "fsync") if what == "the file" else (snapshots_module, "sync_folder")
+    theirs = MemorySnapshots()
+    take_snapshot(theirs, 9)
+
+    async def main() -> None:
+        async with Disk(tmp_path) as disk:
+            await disk.save(1, *entries(1, 9))
+            with monkeypatch.context() as patch:
+                patch.setattr(module, function, fails)
+                with pytest.raises(StorageError, match="Input/output error") as caught:
+                    if which == "ours":
+                        take_snapshot(disk.storage.snapshots, 9)
+                    else:
+                        send(theirs, disk.storage.snapshots, snapshot(9))
+            assert not isinstance(caught.value, SnapshotFailed)
+            async with asyncio.timeout(30):
+                await disk.failed.wait()
+            assert [str(error) for error in disk.failures] == [f"{tmp_path}: {caught.value}"]
+
+    asyncio.run(main())
+    assert load(tmp_path).hard_state.current_term == 1
+
+
+def test_a_snapshot_that_is_replaced_stays_whatever_becomes_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log needs the one or the other: a folder that cannot be synced is no reason to remove both."""
+    broken: list[StorageError] = []
+    snapshots = opened(tmp_path, broken.append)
+    take_snapshot(snapshots, 5, b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots_module, "sync_folder", fails)
+        with pytest.raises(StorageError, match="cannot make a snapshot durable"):
+            take_snapshot(snapshots, 5, b"two")
+    assert len(broken) == 1
+    assert b"".join(snapshots.read(5)) == b"two"
+
+
+@pytest.mark.parametrize("sha256", ["../../../../etc/passwd", "G" * 64, "A" * 64])
+def test_a_peer_does_not_name_our_files(tmp_path: Path, sha256: str) -> None:
+    with pytest.raises(SnapshotFailed, match="announced as its hash"):
+        opened(tmp_path).receive(snapshot(9), sha256)
+
+
+def test_the_loop_does_not_wait_for_a_folder_that_is_being_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked on the event loop is answered while a thread makes a snapshot durable on a slow disk."""
+    snapshots = opened(tmp_path)
+    take_snapshot(snapshots, 5)
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> None:
+        syncing.set()
+        assert go_on.wait(60)
+        sync_folder(folder)
+
+    monkeypatch.setattr(snapshots_module, "sync_folder", slow)
+    thread = threading.Thread(target=take_snapshot, args=(snapshots, 9))
+    asking = threading.Thread(target=lambda: (snapshots.kept(), snapshots.latest(), snapshots.expect(5)), daemon=True)
+    thread.start()
+    assert syncing.wait(60)
+    asking.start()
+    asking.join(10)
+    answered = not asking.is_alive()
+    go_on.set()
+    thread.join()
+    assert answered
+    assert [info.snapshot.last_index for info in snapshots.kept()] == [9, 5]
+
+
+def test_a_header_that_is_nested_too_deep_is_damage() -> None:
+    """A peer's file is decoded before its hash is known."""
+    described = bytearray(encode_header(snapshot(7))[len(MAGIC) + 4 :])
+    described[0] += 1  # one field more, which is skipped: an array in an array in an array
+    body = bytes(described) + b"\x91" * 500_000 + b"\x90"
+    with pytest.raises(StorageCorrupt, match="header of a snapshot file is damaged"):
+        read_header(io.BytesIO(MAGIC + len(body).to_bytes(4, "little") + body))
 
 
 def test_written_pages_are_handed_to_the_kernel_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,18 @@ class SnapshotWriter(Protocol):
 
 
 class SnapshotFile(Protocol):
-    """The file side of snapshots. Each method blocks: run it in a thread, but in tests and at start."""
+    """The file side of snapshots. Each method but ``latest``, ``kept`` and ``path`` blocks: run it in a thread.
+
+    Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailed`): the log is unharmed. Of whatever else the
+    disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
+    """
 
     def create(self, snapshot: Snapshot) -> SnapshotWriter:
-        """Begin to write a snapshot of the state after ``snapshot.last_index``."""
+        """Begin to write a snapshot of the state after ``snapshot.last_index``.
+
+        Raises:
+            SnapshotFailed: there is no room.
+        """
 
     def latest(self) -> SnapshotInfo | None:
         """Return the newest complete snapshot that the log goes on from, without reading its payload."""
@@ -96,7 +104,7 @@ class SnapshotFile(Protocol):
         may write the same state as different bytes.
 
         Raises:
-            SnapshotFailed: there is no room; the log is unharmed.
+            SnapshotFailed: there is no room, or ``sha256`` is no hash.
         """
 
 
@@ -111,14 +119,14 @@ class SnapshotReceiver(Protocol):
         """Append bytes of the file.
 
         Raises:
-            SnapshotFailed: there is no room; what arrived is thrown away, the log is unharmed.
+            SnapshotFailed: there is no room; what arrived is thrown away.
         """
 
     def commit(self, sha256: str) -> SnapshotInfo:
         """Verify the whole file against ``sha256`` and its own header, and make it durable.
 
         Raises:
-            SnapshotFailed: it does not match, or could not be made durable; what arrived is thrown away.
+            SnapshotFailed: it does not match, or there is no room; what arrived is thrown away.
         """
 
     def abort(self) -> None:

@@ -108,7 +108,7 @@ class SqliteStorage:
         self._save_deadline_s = save_deadline_ms / 1000
         self._counters = counters
         self._name = name
-        self._snapshots = Snapshots(self._folder / SNAPSHOTS)
+        self._snapshots = Snapshots(self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error))
         self._mark = Mark(self._folder)
         self._lock: Lock | None = None
         self._table: Table | None = None
@@ -182,7 +182,7 @@ class SqliteStorage:
         self._table = Table(path, TABLE, CLOSE_DEADLINE_S)
         self._mark.open()
         sync_folder(self._folder)
-        self._snapshots.adopt(loaded.snapshot)
+        self._snapshots.start_from(loaded.snapshot)
         self._identity = log.identity
         self._last_index = log.state.last_index
         self._log = log
@@ -222,6 +222,8 @@ class SqliteStorage:
             saving.synced = loop.time()
             if error is None:
                 error = self._write_mark(record.seq, crc)
+            if error is None and record.base is not None:
+                error = self._adopt(record.base.last_index)
             self._wake(self._saved, error)
 
         self._begin(INSERT, (key_of(record.seq), value), answered)
@@ -230,6 +232,14 @@ class SqliteStorage:
         """Runs on the table's thread: the mark's page may be under write-back, and the loop must not wait for that."""
         try:
             self._mark.write(seq, crc)
+        except OSError as error:
+            return error
+        return None
+
+    def _adopt(self, last_index: int) -> BaseException | None:
+        """Runs on the table's thread: removing a large file takes long, and the loop must not wait for that."""
+        try:
+            self._snapshots.adopt_index(last_index)
         except OSError as error:
             return error
         return None
@@ -245,22 +255,12 @@ class SqliteStorage:
         self._log.rows.add(record, saved.size_bytes)
         self._log.last_seq, self._log.last_crc = record.seq, saved.crc
         self._last_index = record.last_index
-        if record.base is not None and not self._adopt(record.base.last_index):
-            return
         self._counters.save_duration.record(self._running_loop().time() - saved.started)
         self._counters.fsync_duration.record(max(saved.synced - saved.started, 0.0))
         self._counters.saves += 1
         self._counters.saved_bytes += saved.size_bytes
         self._grew(saved.size_bytes // _PAGE_BYTES)
         saved.done()
-
-    def _adopt(self, last_index: int) -> bool:
-        try:
-            self._snapshots.adopt_index(last_index)
-        except OSError as error:
-            self._fail(f"an old snapshot could not be removed: {error}")
-            return False
-        return True
 
     def _check_deadline(self) -> None:
         """One timer for all saves: it is set again for what is left of the save that it finds in flight."""
@@ -316,6 +316,9 @@ class SqliteStorage:
     def _checkpointed(self, error: BaseException | None) -> None:
         if error is not None:
             self._fail(f"the write-ahead log could not be folded into the database: {error}")
+
+    def _snapshot_broken(self, error: BaseException | None) -> None:
+        self._fail(str(error))
 
     # --- Failing and ending -------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class MemoryStorage:
         self._dead = False
         damaged: list[int] = []
         loaded = recover(self._identity, self._state, self.snapshots.verified(damaged), damaged)
-        self.snapshots.adopt(loaded.snapshot)
+        self.snapshots.start_from(loaded.snapshot)
         return loaded
 
     def write_identity(self, identity: Identity) -> None:
@@ -184,9 +184,16 @@ class MemorySnapshots:
             raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
         self._expected = last_index
 
-    def adopt(self, snapshot: Snapshot | None) -> None:
-        """Note that the log goes on from ``snapshot``; one older is kept, and a newer one until a save adopts it."""
+    def start_from(self, snapshot: Snapshot | None) -> None:
+        """Note, at start, that the log goes on from ``snapshot``; what arrived and no save adopted is removed."""
         self._adopted = snapshot.last_index if snapshot is not None else 0
+        for last_index in [index for index in self.files if index > self._adopted]:
+            del self.files[last_index]
+            self._infos.pop(last_index, None)
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Note that the log goes on from ``snapshot``; one older is kept, and a newer one until a save adopts it."""
+        self._adopted = snapshot.last_index
         kept = [info.snapshot.last_index for info in self.kept()]
         for last_index in kept[SNAPSHOTS_KEPT:]:
             del self._infos[last_index], self.files[last_index]

@@ -57,7 +57,7 @@ def read_header(stream: BinaryIO) -> tuple[Snapshot, bytes]:
     body = stream.read(size) if size <= DESCRIPTION_BYTES_MAX else b""
     try:
         description = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorrupt(f"the header of a snapshot file is damaged: {error}") from error
     if description.format != FORMAT:
         raise StorageCorrupt(f"a snapshot file of format {description.format}; this version knows {FORMAT}")

@@ -13,11 +13,12 @@ alone, and not announced, until a save adopts it. Two that the log goes on from 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +44,9 @@ WRITING = ".writing"
 PART = ".part"
 DAMAGED = ".damaged"
 
+_HEXADECIMAL = frozenset("0123456789abcdef")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 _WRITE_BACK_BYTES = 4 * 1024 * 1024
 """How much of a file may wait in the page cache: one large fsync at the end would hold up the saves of the log."""
 
@@ -50,12 +54,21 @@ _WRITE_BACK_BYTES = 4 * 1024 * 1024
 class Snapshots:
     """The snapshot files of one node; implements :class:`~kvorum.storage.interface.SnapshotFile`.
 
-    Its methods may be called from several threads.
+    Its methods may be called from several threads. On the event loop only those that touch no file: :meth:`latest`,
+    :meth:`kept`, :meth:`path` and :meth:`expect`.
+
+    Args:
+        folder: where they are.
+        broken: called, on any thread, when the disk refuses a write for any other reason than a lack of room.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, broken: Callable[[StorageError], None]) -> None:
         self.folder = folder
+        self._broken = broken
+        self._files = threading.Lock()
+        """Held while names in the folder change, and while that is synced; never taken on the event loop."""
         self._lock = threading.Lock()
+        """Held for a moment, for the fields below."""
         self._infos: dict[int, SnapshotInfo] = {}
         self._adopted = 0
         """The last index of the newest snapshot that the log goes on from."""
@@ -67,10 +80,13 @@ class Snapshots:
         """Begin to write a snapshot.
 
         Raises:
+            SnapshotFailed: there is no room.
             StorageError: the file cannot be created.
         """
-        with explained("cannot create a snapshot"):
+        try:
             return Writer(self, snapshot)
+        except OSError as error:
+            raise self.failure("cannot create a snapshot", error) from error
 
     def latest(self) -> SnapshotInfo | None:
         """Return the newest snapshot that the log goes on from."""
@@ -98,6 +114,8 @@ class Snapshots:
 
     def receive(self, snapshot: Snapshot, sha256: str = "") -> Receiver:
         """Begin or resume to receive a file; parts of any other are removed."""
+        if not _HEXADECIMAL.issuperset(sha256):
+            raise SnapshotFailed("cannot receive a snapshot: what a peer announced as its hash is none")
         path = self.folder / f"{snapshot.last_index:020d}-{sha256[:16] or 'unknown'}{PART}"
         try:
             for other in self.folder.glob(f"*{PART}"):
@@ -105,7 +123,7 @@ class Snapshots:
                     other.unlink(missing_ok=True)
             return Receiver(self, snapshot, path)
         except OSError as error:
-            raise SnapshotFailed(f"cannot receive a snapshot: {error.strerror}") from error
+            raise self.failure("cannot receive a snapshot", error) from error
 
     # --- For the log --------------------------------------------------------------------------------------------------
 
@@ -156,41 +174,68 @@ class Snapshots:
                 raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
             self._expected = last_index
 
-    def adopt(self, snapshot: Snapshot | None) -> None:
-        """Note which snapshot the log goes on from."""
-        self.adopt_index(snapshot.last_index if snapshot is not None else 0)
+    def start_from(self, snapshot: Snapshot | None) -> None:
+        """Note, at start, which snapshot the log goes on from, and remove what arrived and no record adopted.
+
+        That is of no use any more; and should the log outgrow it as a new cluster's, it would contradict the log.
+        """
+        self._adopted = snapshot.last_index if snapshot is not None else 0
+        for last_index in [index for index in self._infos if index > self._adopted]:
+            del self._infos[last_index]
+            self._path(last_index).unlink()
 
     def adopt_index(self, last_index: int) -> None:
         """Note that the log goes on from the snapshot at ``last_index``: a second older one is removed."""
-        with self._lock:
-            self._adopted = last_index
-            self._prune()
+        with self._files:
+            with self._lock:
+                self._adopted = last_index
+                superfluous = self._forget_superfluous()
+            self._remove(superfluous)
 
     def add(self, path: Path, info: SnapshotInfo, *, own: bool) -> None:
         """Rename a synced file into place; ``own``: it was taken from the log of this node, which goes on from it."""
         last_index = info.snapshot.last_index
-        with self._lock:
+        with self._files:
             path.rename(self._path(last_index))
             try:
                 sync_folder(self.folder)
-            except OSError:
-                self._path(last_index).unlink()
-                raise
-            self._infos[last_index] = info
-            if own:
-                self._adopted = max(self._adopted, last_index)
-            self._prune()
+            except OSError as error:
+                # It may have taken the place of one that the log needs, and nobody knows which of them a crash leaves.
+                raise self._refused("cannot make a snapshot durable", error) from error
+            with self._lock:
+                self._infos[last_index] = info
+                if own:
+                    self._adopted = max(self._adopted, last_index)
+                superfluous = self._forget_superfluous()
+            self._remove(superfluous)
+
+    def failure(self, what: str, error: OSError) -> StorageError:
+        """Return what to raise when a file could not be written: only a lack of room spares the node."""
+        if error.errno in _NO_ROOM:
+            return SnapshotFailed(f"{what}: {error.strerror}")
+        return self._refused(what, error)
+
+    def _refused(self, what: str, error: OSError) -> StorageError:
+        failure = StorageError(f"{what}: {error.strerror or error}")
+        self._broken(failure)
+        return failure
 
     def _kept(self) -> tuple[SnapshotInfo, ...]:
         indexes = sorted((index for index in self._infos if index <= self._adopted), reverse=True)
         return tuple(self._infos[index] for index in indexes)
 
-    def _prune(self) -> None:
-        """Remove what is not needed. A file that comes back after a crash does no harm: the folder is not synced."""
+    def _forget_superfluous(self) -> list[int]:
+        """Forget what is not needed, and return the last indexes of the files to remove."""
         kept = [info.snapshot.last_index for info in self._kept()]
         ahead = sorted(index for index in self._infos if index > self._adopted and index != self._expected)
-        for last_index in kept[SNAPSHOTS_KEPT:] + ahead[:-1]:
+        superfluous = kept[SNAPSHOTS_KEPT:] + ahead[:-1]
+        for last_index in superfluous:
             del self._infos[last_index]
+        return superfluous
+
+    def _remove(self, last_indexes: list[int]) -> None:
+        """Remove files. One that comes back after a crash does no harm: the folder is not synced."""
+        for last_index in last_indexes:
             self._path(last_index).unlink(missing_ok=True)
 
     def _set_aside(self, path: Path, error: StorageCorrupt) -> None:
@@ -210,7 +255,7 @@ class Snapshots:
 
 
 class Writer:
-    """A snapshot of our own being written. A failure is fatal: a disk that has no room for it has none for the log."""
+    """A snapshot of our own being written. After a failure nothing of it is kept, which gives the log its room back."""
 
     def __init__(self, snapshots: Snapshots, snapshot: Snapshot) -> None:
         self._snapshots = snapshots
@@ -227,14 +272,14 @@ class Writer:
         """Append to the payload.
 
         Raises:
-            StorageError: the disk refused; nothing of the snapshot is kept.
+            SnapshotFailed: there is no room.
+            StorageError: the disk refused.
         """
         try:
             self._append(chunk)
             self._digest.update(chunk)
         except OSError as error:
-            self.abort()
-            raise StorageError(f"cannot write a snapshot: {error.strerror}") from error
+            raise self._failure(error) from error
 
     def commit(self) -> SnapshotInfo:
         """Make it durable."""
@@ -247,14 +292,17 @@ class Writer:
             info = SnapshotInfo(self._snapshot, self._size_bytes, sha256.hex())
             self._snapshots.add(self._path, info, own=True)
         except OSError as error:
-            self.abort()
-            raise StorageError(f"cannot write a snapshot: {error.strerror}") from error
+            raise self._failure(error) from error
         return info
 
     def abort(self) -> None:
         """Throw it away."""
         _close(self._file)
         self._path.unlink(missing_ok=True)
+
+    def _failure(self, error: OSError) -> StorageError:
+        self.abort()
+        return self._snapshots.failure("cannot write a snapshot", error)
 
     def _append(self, chunk: bytes) -> None:
         self._file.write(chunk)
@@ -268,7 +316,7 @@ class Writer:
 class Receiver:
     """A snapshot file arriving from a peer.
 
-    A failure is not fatal: the part is removed, which gives the log its room back. The file is open only during
+    After a failure the part is removed, which gives the log its room back. The file is open only during
     :meth:`write`, so a receiver may simply be dropped when the sender goes away.
     """
 
@@ -297,8 +345,7 @@ class Receiver:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self.abort()
-            raise SnapshotFailed(f"cannot store a snapshot from a peer: {error.strerror}") from error
+            raise self._failure(error) from error
 
     def commit(self, sha256: str) -> SnapshotInfo:
         """Verify the whole file and make it durable."""
@@ -317,9 +364,12 @@ class Receiver:
             self.abort()
             raise
         except OSError as error:
-            self.abort()
-            raise SnapshotFailed(f"cannot store a snapshot from a peer: {error.strerror}") from error
+            raise self._failure(error) from error
         return info
+
+    def _failure(self, error: OSError) -> StorageError:
+        self.abort()
+        return self._snapshots.failure("cannot store a snapshot from a peer", error)
 
     def abort(self) -> None:
         """Throw away what has arrived."""
