@@ -9,14 +9,18 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import kvorum
 from kvorum import logs, restore
 from kvorum.api import ApiServer
 from kvorum.cluster import (
+    DesiredSource,
     KubernetesApi,
     Removed,
+    StatefulSets,
+    Unanswered,
     desired_source,
     finish_setting_aside,
     join_and_reconcile,
@@ -115,10 +119,9 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if tracer is not None:
             stack.push_async_callback(asyncio.to_thread, tracer.close)
-        api = await _kubernetes_api(config)
+        api, stateful_sets = await _kubernetes_api(config)
         if api is not None:
             await stack.enter_async_context(api)
-        source = desired_source(config, config_path, api)
         stack.push_async_callback(node.close)
         await node.start()
         telemetry = Telemetry(node)
@@ -130,11 +133,11 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         await server.start()
         logger.info("Clients are served at %s", config.advertise_client_url)
         stopping.gently = True
-        cluster = join_and_reconcile(node, source, api)
-        await _until_stopped(node, cluster, telemetry, stopping.event)
+        cluster = join_and_reconcile(node, desired_source(config, config_path, stateful_sets), api)
+        await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
         logger.info("Stopping")
-        await leave_if_surplus(node, source, config.shutdown_grace_s / 2)
-        await node.drain()
+        # A new source: what the API server said a second ago may be from before the scale-in that stops us.
+        await _first_of(node.run(), _leave(node, desired_source(config, config_path, stateful_sets)))
 
 
 def _tracer(config: Config) -> Tracer | None:
@@ -146,31 +149,34 @@ def _tracer(config: Config) -> Tracer | None:
     return open_tracer(config)
 
 
-async def _kubernetes_api(config: Config) -> KubernetesApi | None:
-    """Return the API server if this node is a pod of a StatefulSet and may ask it."""
+async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, StatefulSets | None]:
+    """Return the API server if this node is a pod of a StatefulSet and may ask it; and what stands for it if not."""
     if not config.discovery_dns:
-        return None
+        return None, None
     try:
-        return KubernetesApi.in_pod()
+        api = KubernetesApi.in_pod()
     except KubernetesError as error:
-        logger.warning("The API server is not asked: %s", error)
-        return None
+        logger.warning("Nothing is scaled, and no disk is replaced, while this node leads: %s", error)
+        return None, Unanswered(error)
+    return api, api
 
 
-async def _until_stopped(
-    node: Node, cluster: Coroutine[None, None, None], telemetry: Telemetry, stopping: asyncio.Event
-) -> None:
-    """Return when a signal has come. The node goes on being driven: it has leadership to hand over.
+async def _leave(node: Node, source: DesiredSource) -> None:
+    """Do all that a node does between the signal and its end, within ``shutdown_grace_s``; it goes on being driven."""
+    now = monotonic()
+    node.stopping = True
+    await leave_if_surplus(node, source, now + node.config.shutdown_grace_s / 2)
+    await node.drain(now + node.config.shutdown_grace_s)
+
+
+async def _first_of(*parts: Coroutine[None, None, object]) -> None:
+    """Run all of them until one has ended, and cancel the others.
 
     Raises:
         FatalError: the node must end first.
         Removed: its data must be put aside first.
     """
-    signalled = asyncio.create_task(stopping.wait(), name="signal")
-    measuring = asyncio.create_task(telemetry.run(), name="telemetry")
-    failing = asyncio.create_task(node.run(), name="node")
-    clustering = asyncio.create_task(cluster, name="cluster")
-    tasks = (signalled, measuring, failing, clustering)
+    tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

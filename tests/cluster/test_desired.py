@@ -14,6 +14,7 @@ from kvorum.cluster.desired import (
     FixedMembers,
     ReplicasInFile,
     ReplicasOfStatefulSet,
+    Unanswered,
     desired_source,
 )
 from kvorum.cluster.kubernetes import StatefulSet
@@ -120,7 +121,9 @@ def test_the_configuration_file_is_read_again_since_a_config_map_may_change(tmp_
     assert looked_up(source) == Desired.stateful_set("kv", 5)
 
 
-@pytest.mark.parametrize("text", ["replicas = ", "replicas = 'x'", "replicas = true", "replicas = -1", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["replicas = ", "replicas = 'x'", "replicas = true", "replicas = -1", "replicas = 102", "\xff"]
+)
 def test_a_broken_configuration_file_scales_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kvorum.toml"
     path.write_text(text, encoding="latin-1")
@@ -144,3 +147,12 @@ def test_the_source_follows_from_the_configuration() -> None:
     discovered = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
     assert looked_up(desired_source(discovered, "", None)) == three()
     assert looked_up(desired_source(discovered, "", FakeApi(1))) == Desired(("kv-0",), "kv")
+
+
+def test_an_api_server_that_cannot_be_asked_is_not_replaced_by_the_configuration(tmp_path: Path) -> None:
+    """The file says what was installed: after a `kubectl scale` it would remove nodes."""
+    path = tmp_path / "kvorum.toml"
+    path.write_text("replicas = 3\n")
+    config = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
+    unreadable = Unanswered(KubernetesError("ca.crt cannot be read"))
+    assert looked_up(desired_source(config, str(path), unreadable)) is None

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 import pytest
-from node.trio import running
+from node.trio import Trio, running
 
 from kvorum.cluster import removal
-from kvorum.cluster.removal import Removed, excludes, finish_setting_aside, set_aside, watch_for_removal
+from kvorum.cluster.observer import Observer
+from kvorum.cluster.reconcile import Desired, Reconciler
+from kvorum.cluster.removal import (
+    Removed,
+    excludes,
+    finish_setting_aside,
+    leave_if_surplus,
+    set_aside,
+    watch_for_removal,
+)
 from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.identity import Identity
+from kvorum.node import Node
+from kvorum.raft import Role
 from kvorum.storage.folder import sync_folder
 from kvorum.storage.log import SqliteStorage
 from kvorum.transport import Hello
@@ -85,6 +98,106 @@ def test_who_is_removed_finds_out_whoever_it_was(tmp_path: Path, victim: str) ->
 
 def test_who_was_never_a_member_was_not_removed() -> None:
     assert not excludes(msgspec.structs.replace(OURS, members=()), LEADER)
+
+
+# --- Scale-in --------------------------------------------------------------------------------------------------------
+
+
+class Pods(Trio):
+    """Nodes ``kv-0 .. kv-N``, each with a reconciler, until it leaves."""
+
+    def __init__(self, folder: Path, size: int, source: Desired) -> None:
+        super().__init__(folder, size)
+        self.names = [f"kv-{ordinal}" for ordinal in range(size)]
+        self.ports = dict(zip(self.names, self.ports.values(), strict=True))
+        self.desired_now: Desired | None = source
+        self._reconciling: dict[str, list[asyncio.Task[None]]] = {}
+
+    async def desired(self) -> Desired | None:
+        return self.desired_now
+
+    def reconcile(self) -> None:
+        for name, node in self.nodes.items():
+            observer = Observer(node)
+            loop = Reconciler(observer, self, interval_s=0.1)
+            self._reconciling[name] = [asyncio.create_task(observer.run()), asyncio.create_task(loop.run())]
+
+    def stop_reconciling(self, *names: str) -> None:
+        for name in names or list(self._reconciling):
+            for task in self._reconciling.pop(name, ()):
+                task.cancel()
+
+    async def leave(self, node: Node, grace_s: float) -> None:
+        """What SIGTERM does: its reconciler ends first."""
+        self.stop_reconciling(node.config.name)
+        node.stopping = True
+        await leave_if_surplus(node, self, monotonic() + grace_s)
+
+    async def close(self) -> None:
+        self.stop_reconciling()
+        await super().close()
+
+
+@contextlib.asynccontextmanager
+async def pods(folder: Path, leader: str, replicas: int) -> AsyncIterator[Pods]:
+    """Three nodes under ``leader``, of which so many shall stay."""
+    cluster = Pods(folder, 3, Desired.stateful_set("kv", 3))
+    try:
+        await cluster.start(*cluster.names)
+        first = await cluster.leader()
+        await first.transfer_leadership(leader, 5000)
+        await cluster.put(b"a", b"1")
+        cluster.reconcile()
+        cluster.desired_now = Desired.stateful_set("kv", replicas)
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+def voters(node: Node) -> list[str]:
+    return [voter.partition("@")[0] for voter in node.raft.configuration.voters()]
+
+
+@pytest.mark.parametrize("leader", ["kv-0", "kv-1", "kv-2"])
+def test_who_is_scaled_in_is_removed_before_it_stops_whoever_leads(tmp_path: Path, leader: str) -> None:
+    """Two of three at once: if the first stopped while it is a voter, the last would be no majority for ever."""
+
+    async def scenario() -> None:
+        async with pods(tmp_path, leader, 1) as cluster:
+            stays, *leaving = (cluster.nodes[name] for name in cluster.names)
+            await asyncio.wait_for(asyncio.gather(*(cluster.leave(node, 60) for node in leaving)), 20)
+
+            assert voters(stays) == ["kv-0"]
+            assert stays.raft.role is Role.LEADER
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("desired", [Desired.stateful_set("kv", 3), Desired.stateful_set("kv", 0), None])
+def test_who_is_not_scaled_in_does_not_wait_and_stays_a_member(tmp_path: Path, desired: Desired | None) -> None:
+    """A restart, a stop of all, and a stop while nobody knows."""
+
+    async def scenario() -> None:
+        async with pods(tmp_path, "kv-2", 3) as cluster:
+            cluster.desired_now = desired
+            await asyncio.wait_for(cluster.leave(cluster.nodes["kv-2"], 60), 5)
+
+            assert voters(cluster.nodes["kv-0"]) == cluster.names
+            assert cluster.nodes["kv-2"].raft.role is Role.LEADER
+
+    asyncio.run(scenario())
+
+
+def test_who_is_not_removed_gives_up_when_its_time_is_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with pods(tmp_path, "kv-0", 3) as cluster:
+            cluster.stop_reconciling()
+            cluster.desired_now = Desired.stateful_set("kv", 1)
+            await asyncio.wait_for(cluster.leave(cluster.nodes["kv-2"], 0.5), 10)
+
+            assert voters(cluster.nodes["kv-2"]) == cluster.names
+
+    asyncio.run(scenario())
 
 
 # --- The data folder -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from kvorum.cluster.bootstrap import bootstrap
-from kvorum.cluster.desired import desired_source
+from kvorum.cluster.desired import StatefulSets, Unanswered, desired_source
 from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import DesiredSource, Reconciler
@@ -14,8 +14,11 @@ from kvorum.node import Node
 from kvorum.raft import Role
 
 __all__ = [
+    "DesiredSource",
     "KubernetesApi",
     "Removed",
+    "StatefulSets",
+    "Unanswered",
     "desired_source",
     "finish_setting_aside",
     "join_and_reconcile",

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from kvorum.cluster.kubernetes import StatefulSet
 from kvorum.cluster.reconcile import Desired
-from kvorum.config import Config, split_ordinal
+from kvorum.config import REPLICAS_MAX, Config, split_ordinal
 from kvorum.errors import KubernetesError
 
 ASK_EVERY_S = 1.0
@@ -34,6 +34,21 @@ class StatefulSets(Protocol):
         Raises:
             KubernetesError: it cannot be had.
         """
+
+
+class Unanswered:
+    """An API server that is there and cannot be asked. The configuration does not stand in for it (decision 0020).
+
+    Args:
+        reason: why not.
+    """
+
+    def __init__(self, reason: KubernetesError) -> None:
+        self._reason = reason
+
+    async def stateful_set(self, name: str) -> StatefulSet:
+        """Return never."""
+        raise self._reason
 
 
 class ReplicasOfStatefulSet:
@@ -103,7 +118,7 @@ class ReplicasInFile:
         except (OSError, ValueError):
             return None
         replicas = document.get("replicas", self._replicas)
-        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 0:
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= REPLICAS_MAX:
             return None
         return Desired.stateful_set(self._base, replicas)
 

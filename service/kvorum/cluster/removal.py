@@ -13,9 +13,11 @@ from pathlib import Path
 from time import monotonic
 
 from kvorum.cluster.bootstrap import ask
-from kvorum.cluster.reconcile import DesiredSource
-from kvorum.errors import KvorumError, PeerError
+from kvorum.cluster.reconcile import Desired, DesiredSource, name_of
+from kvorum.errors import CallerError, KvorumError, PeerError
+from kvorum.logs import RateLimit
 from kvorum.node import Node
+from kvorum.raft import Role
 from kvorum.restore import OURS as RESTORES
 from kvorum.storage.folder import LOCK, explained, sync_folder
 from kvorum.transport import Hello
@@ -112,19 +114,49 @@ def finish_setting_aside(data_dir: str) -> None:
         sync_folder(folder)
 
 
-async def leave_if_surplus(node: Node, source: DesiredSource, timeout_s: float) -> None:
-    """Before we stop: if we are scaled in, let the leader remove us first, so that the others need no vote of ours."""
+async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -> None:
+    """Before we stop: if we are scaled in, let the leader remove us first, so that the others need no vote of ours.
+
+    Args:
+        node: this node; its own reconciler has ended.
+        source: who should be a member, as of now: an answer from before the scale-in would not say so.
+        deadline: when to give up, on the monotonic clock; the leader removes us all the same when it can.
+    """
     desired = await source.desired()
     if desired is None or not desired.is_surplus(node.config.name) or not _is_member(node):
         return
     log.info("%s is scaled in; waiting to be removed from the cluster", node.config.name)
-    deadline = monotonic() + timeout_s
+    limit = RateLimit()
     while _is_member(node) and monotonic() < deadline:
-        answers = await _ask_around(node)
-        if any(excludes(node.hello(), hello) for hello in answers):
+        try:
+            await _hand_over(node, desired)
+        except CallerError as error:
+            if limit.allow() is not None:
+                log.warning("cannot hand over the leadership yet: %s", error)
+        if any(excludes(node.hello(), hello) for hello in await _ask_around(node)):
             break
         await asyncio.sleep(ASK_S / 4)
     log.info("%s %s a member", node.config.name, "is still" if _is_member(node) else "is no longer")
+
+
+async def _hand_over(node: Node, desired: Desired) -> None:
+    """If we lead, give that to the furthest of the voters that stay: nobody else would remove us.
+
+    Raises:
+        CallerError: it did not move.
+    """
+    if node.raft.role is not Role.LEADER:
+        return
+    status = node.raft.status()
+    heirs = {
+        voter: status.progress[voter].match_index
+        for voter in status.configuration.voters()
+        if voter in status.progress and status.progress[voter].active and not desired.is_surplus(name_of(voter))
+    }
+    if heirs:
+        heir = max(heirs, key=lambda voter: heirs[voter])
+        leader = await node.transfer_leadership(heir, 2 * node.config.election_timeout_ms)
+        log.info("handed the leadership to %s, which stays", leader)
 
 
 def _is_member(node: Node) -> bool:

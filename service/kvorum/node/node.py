@@ -101,6 +101,7 @@ class Node:
             config, self.identity, loaded, store, self._storage, self.transport, self.counters, self._fail
         )
         closing.push_async_callback(self.driver.close)
+        self._failure.add_done_callback(lambda _: self.driver.halt())
         self._rebuilder = Rebuilder(self.driver, self.transport)
         closing.push_async_callback(self._rebuilder.close)
         self._backups = Backups(self.driver, self._storage.snapshots)
@@ -156,13 +157,12 @@ class Node:
         """
         raise await asyncio.shield(self._failure)
 
-    async def drain(self) -> None:
+    async def drain(self, deadline: float) -> None:
         """Stop being ready, hand over the leadership, finish what is in flight; the API still answers and redirects.
 
-        Then wait, within ``shutdown_grace_s``, while the others would have no quorum without us.
+        Then wait, until ``deadline`` on the monotonic clock, while the others would have no quorum without us.
         """
         self.stopping = True
-        deadline = monotonic() + self.config.shutdown_grace_s
         await hand_over(self, deadline)
         await wait_for_quorum_without(self, deadline)
 
@@ -201,6 +201,17 @@ class Node:
         """Why this node serves nothing, or None."""
         return self._rebuilder.quarantined
 
+    def check_serves(self) -> None:
+        """Check that this node may answer from its state, stale or not.
+
+        Raises:
+            NoLeader: it may not, since its state is wrong or it is about to end; nothing was done.
+        """
+        if self._failure.done():
+            raise NoLeader("the node is ending")
+        if self.quarantined:
+            raise NoLeader(self.quarantined)
+
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         """Replicate the command and return what applying it gave.
 
@@ -208,8 +219,7 @@ class Node:
             NotLeader, Overloaded, TooLarge, InvalidRequest: certainly not done.
             OutcomeUnknown: it may be done, now or later.
         """
-        if self.quarantined:
-            raise NoLeader(self.quarantined)
+        self.check_serves()
         waiter = self.driver.writes.submit(command, timeout_ms / 1000)
         if self.driver.tracer is not None:
             self.driver.tracer.submitted(waiter)
@@ -222,8 +232,7 @@ class Node:
         Raises:
             NoLeader, ReadTimeout, Overloaded: it could not be confirmed in time.
         """
-        if self.quarantined:
-            raise NoLeader(self.quarantined)
+        self.check_serves()
         waiter = self.driver.barriers.submit(timeout_ms / 1000)
         if self.driver.tracer is not None:
             self.driver.tracer.waits("kvorum.read_barrier", waiter)
@@ -359,6 +368,9 @@ class Node:
             if monotonic() > deadline or raft.current_term != term:
                 raise OutcomeUnknown("no quorum confirmed the membership change in time; it may still happen")
             await asyncio.sleep(POLL_S)
+        if raft.current_term != term and raft.log.term(index) != term:
+            # What is committed there is another leader's; or a snapshot covers it, and nobody can tell.
+            raise OutcomeUnknown("another leader took over; the membership change may or may not be done")
 
     def _follow_membership(self) -> None:
         """Keep a stream to every member; where it is said in our configuration, at the address given there."""
@@ -374,6 +386,7 @@ class Node:
 
         Raises:
             NotLeader, MembershipRefused, TransferFailed: the leadership stays.
+            OutcomeUnknown: it left, or may still leave.
         """
         raft = self.driver.raft
         if raft.role is not Role.LEADER:
@@ -388,9 +401,9 @@ class Node:
             if raft.role is not Role.LEADER and raft.leader is not None:
                 return name_of(raft.leader)
             if raft.role is Role.LEADER and not raft.is_transferring:
-                break
+                raise TransferFailed(f"{target} did not take the leadership in time")
             await asyncio.sleep(POLL_S)
-        raise TransferFailed(f"{target} did not take the leadership in time")
+        raise OutcomeUnknown(f"{target} was to take the leadership; whether anybody has it is not known yet")
 
     # --- What peers ask -----------------------------------------------------------------------------------------
 
@@ -457,7 +470,8 @@ class Node:
         if last_index == 0:
             kept = self._storage.snapshots.kept()
             if self.store.applied_index and (not kept or kept[0].snapshot.last_index < at_least):
-                await self.driver.begin_snapshot()
+                # Who asks may go away; the snapshot is the node's.
+                await asyncio.shield(self.driver.begin_snapshot())
         return await asyncio.to_thread(read_chunk, self._storage.snapshots, last_index, offset_bytes, size_bytes)
 
     def state_hash_at(self, index: int) -> int | None:

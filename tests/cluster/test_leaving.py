@@ -1,0 +1,81 @@
+"""From the signal to the end of the process: in time, and not past a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+import pytest
+from node.trio import running
+
+from kvorum import serve
+from kvorum.cluster import KubernetesApi
+from kvorum.cluster.desired import Unanswered
+from kvorum.cluster.reconcile import Desired
+from kvorum.config import Config
+from kvorum.errors import KubernetesError, StorageError
+from kvorum.node import Node
+
+GRACE_S = 4.0
+
+
+class Source:
+    """Says that of nodes n-0, n-1, ... the first one is to stay."""
+
+    async def desired(self) -> Desired | None:
+        return Desired(("n-0",), "n")
+
+
+def with_grace(node: Node) -> Node:
+    node.config = msgspec.structs.replace(node.config, name="n-2", shutdown_grace_s=GRACE_S)
+    return node
+
+
+def test_waiting_to_be_removed_and_waiting_for_a_quorum_share_one_grace_period(tmp_path: Path) -> None:
+    """The kubelet's patience begins with the signal, and ends with SIGKILL."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            node, gone = trio.others(leader)
+            await trio.stop(gone.config.name)
+            began = monotonic()
+
+            # It is surplus, nobody removes it, and with one of three gone the others need it for a quorum.
+            await asyncio.wait_for(serve._leave(with_grace(node), Source()), 30)
+
+            assert GRACE_S <= monotonic() - began < 1.4 * GRACE_S
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_fails_while_it_leaves_ends_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            node, gone = trio.others(leader)
+            await trio.stop(gone.config.name)
+            leaving = asyncio.create_task(serve._first_of(node.run(), serve._leave(with_grace(node), Source())))
+            node._fail(StorageError("the disk is gone"))
+
+            with pytest.raises(StorageError, match="the disk is gone"):
+                await asyncio.wait_for(leaving, GRACE_S / 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_service_account_that_cannot_be_read_is_no_reason_to_follow_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise KubernetesError("ca.crt cannot be read")
+
+    monkeypatch.setattr(KubernetesApi, "in_pod", broken)
+    config = Config(name="kv-0", discovery_dns="kv-headless", replicas=3)
+
+    api, stateful_sets = asyncio.run(serve._kubernetes_api(config))
+
+    assert api is None
+    assert isinstance(stateful_sets, Unanswered)
