@@ -83,8 +83,10 @@ def configure(node: str, log_format: str, log_level: str, stream: TextIO | None 
     root.addHandler(handler)
     root.setLevel(log_level.upper())
     # Libraries speak for themselves only when something is wrong.
-    for library in ("aiohttp", "asyncio", "sqlitedict", "urllib3", "kubernetes", "opentelemetry"):
+    for library in ("aiohttp", "asyncio", "urllib3", "kubernetes", "opentelemetry"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+    # A statement that fails ends the node, which says why in one line. The library would say it in six, with its stack.
+    logging.getLogger("sqlitedict").setLevel(logging.CRITICAL)
 
 
 class RateLimit:

@@ -22,7 +22,7 @@ from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save
-from kvorum.storage.folder import sync_folder
+from kvorum.storage.folder import DATABASE, explained, sync_folder
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 
@@ -48,6 +48,9 @@ def force_new_cluster(data_dir: str) -> Identity:
     """
     if not Path(data_dir).is_dir():
         raise ConfigError(f"{data_dir} is not a data folder")
+    if not (Path(data_dir) / DATABASE).exists():
+        # Opening the storage would make one of it.
+        raise ConfigError(f"{data_dir} holds no node's data")
     return asyncio.run(_force_new_cluster(data_dir))
 
 
@@ -122,7 +125,9 @@ def recover_if_requested(data_dir: str) -> None:
         ConfigError, StorageError: it could not be done; it is tried again at the next start.
     """
     path = Path(data_dir) / REQUEST
-    if path.exists():
+    with explained(f"cannot use {path}"):
+        if not path.exists():
+            return
         identity = force_new_cluster(data_dir)
         log.warning("recovered: %s is now cluster %s, alone", identity.node_id, identity.cluster_id)
         path.unlink()

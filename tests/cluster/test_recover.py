@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from node.trio import Put, Trio, eventually, running
+from storage.support import send, take_snapshot
 
 from kvorum import recover
 from kvorum.counters import Counters
@@ -17,6 +20,7 @@ from kvorum.raft.messages import Save
 from kvorum.recover import REQUEST, force_new_cluster, recover_if_requested, request
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
+from kvorum.storage.memory import MemorySnapshots
 
 
 def failed(error: StorageError) -> None:
@@ -159,6 +163,47 @@ def test_what_is_no_nodes_folder_is_refused_and_not_made(tmp_path: Path) -> None
 def test_a_folder_that_holds_nobody_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no node's data"):
         force_new_cluster(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [], "and nothing is made in it"
+
+
+def test_a_folder_that_was_never_used_is_refused(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path, failed, 10_000, Counters())
+    storage.load()
+    storage.close()
+
+    with pytest.raises(ConfigError, match="holds no node's data"):
+        force_new_cluster(str(tmp_path))
+
+
+def test_a_request_that_cannot_be_removed_is_a_storage_error(survivor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an address that cannot be listened on, which is what `serve` takes any other error of the system for."""
+    request(str(survivor))
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        with pytest.raises(StorageError, match=f"cannot use .*{REQUEST}: Input/output error"):
+            recover_if_requested(str(survivor))
+    recover_if_requested(str(survivor))
+    assert not (survivor / REQUEST).exists()
+
+
+def test_the_old_clusters_snapshot_does_not_survive_into_the_new_one(survivor: Path) -> None:
+    """It had arrived from the lost leader, and was ahead of all that the survivor's own log adopts."""
+    last_index = read_disk(survivor).entries[-1].index + 100
+    storage = SqliteStorage(survivor, failed, 10_000, Counters())
+    storage.load()
+    theirs = MemorySnapshots()
+    take_snapshot(theirs, last_index)
+    send(theirs, storage.snapshots, theirs.kept()[0].snapshot)
+    storage.close()
+    assert list((survivor / "snapshots").iterdir())
+
+    force_new_cluster(str(survivor))
+
+    assert list((survivor / "snapshots").iterdir()) == []
 
 
 def test_a_node_that_was_never_a_member_is_refused(tmp_path: Path) -> None:

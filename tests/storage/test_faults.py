@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from node.trio import free_port
 from storage.support import load
 from storage.tracing import acknowledged, command, environment, needs_strace, read_trace, run_child, strings, trace
 from storage.workload import plan
@@ -135,6 +136,19 @@ def test_a_full_disk_ends_the_node_and_loses_nothing(tmp_path: Path, size_kib: i
         status, lines = run_child(command(disk / "n1", 50, 5))
         assert status == 0, "with room again, the node goes on"
         check(disk / "n1", 5, acknowledged(lines), acknowledged(lines))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize("size_kib", [8, 40, 64])
+def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line(tmp_path: Path, size_kib: int) -> None:
+    with small_disk(tmp_path / "small", size_kib) as disk:
+        addresses = [f"--listen-{kind}=127.0.0.1:{free_port()}" for kind in ("client", "peer")]
+        node = [sys.executable, "-m", "kvorum", "serve", "--name=n1", f"--data-dir={disk / 'n1'}", *addresses]
+        status, lines = run_child([*node, "--log-format=text"])
+    assert status == 4, lines
+    (error,) = [line for line in lines if " info " not in line]
+    assert "error   kvorum.serve: The storage cannot be used: " in error
+    assert "full" in error or "No space left" in error or "disk I/O error" in error
 
 
 # --- Killed -----------------------------------------------------------------------------------------------------------
