@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
-from urllib.parse import quote_from_bytes, urlencode, urlsplit
+from urllib.parse import quote_from_bytes, urlencode
 
 import msgspec
 
@@ -25,7 +25,17 @@ from kvorum_client.errors import (
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, Problem, PutResult, Record
 from kvorum_client.sessions import Sessions, Ticket
-from kvorum_client.transport import Answer, Declined, Interrupted, NoAnswer, NotSent, Router, Transport
+from kvorum_client.transport import (
+    CLOSED,
+    Answer,
+    Declined,
+    Interrupted,
+    NoAnswer,
+    NotSent,
+    Router,
+    Transport,
+    base_of,
+)
 
 T = TypeVar("T")
 
@@ -35,6 +45,8 @@ REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
 _TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
 _SESSION_GONE = frozenset({"session_unknown", "session_stale"})
+_SESSION_SAYS_NO = frozenset({"session_ahead", "session_mismatch"})
+"""The session has seen none of this write's attempts."""
 
 
 class _SessionLostError(Exception):
@@ -47,6 +59,10 @@ class _SessionsFullError(Exception):
 
 class _Members(msgspec.Struct):
     members: tuple[Member, ...]
+
+
+class _Leader(msgspec.Struct):
+    leader: str
 
 
 class _Call(msgspec.Struct):
@@ -74,6 +90,10 @@ class _Call(msgspec.Struct):
             # The node should give up first, since it knows more about why.
             parameters = {**parameters, "timeout_ms": str(max(1, int(900 * timeout_s)))}
         return self.path + ("?" + urlencode(parameters) if parameters else "")
+
+    def remaining_s(self) -> float:
+        """Return the time that is left, never less than 0."""
+        return max(0.0, self.deadline - time.monotonic())
 
     @property
     def may_repeat(self) -> bool:
@@ -110,7 +130,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. What is under way ends with an error, and so does every later call."""
         await self._transport.close()
 
     # Keys.
@@ -132,13 +152,13 @@ class Client:
             OutcomeUnknown: perhaps done.
         """
         answer = await self._write("PUT", key, _bytes(value, "the value"), prev_revision, timeout_s)
-        return _decode(answer.body, PutResult)
+        return _decode_write(answer.body, PutResult)
 
     async def delete(
         self, key: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
     ) -> DeleteResult:
         """Remove the key. Arguments and errors as :meth:`put`."""
-        return _decode((await self._write("DELETE", key, b"", prev_revision, timeout_s)).body, DeleteResult)
+        return _decode_write((await self._write("DELETE", key, b"", prev_revision, timeout_s)).body, DeleteResult)
 
     async def get(
         self,
@@ -239,7 +259,9 @@ class Client:
         call = _Call("GET", "/v1/snapshot", time.monotonic() + silence_s, any_node=True)
         verifier = Verifier()
         while call.deadline > time.monotonic():
-            base = await self._router.pick_any()
+            base = await self._router.pick_any(call.remaining_s())
+            if self._transport.is_closed:
+                raise Unavailable(CLOSED)
             try:
                 pieces = self._transport.download(base, call.target(silence_s), silence_s)
                 async with contextlib.aclosing(pieces):
@@ -253,7 +275,7 @@ class Client:
                 self._judge(call, error.answer)
             except Interrupted as error:
                 raise Damaged(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
-            await self._router.failed(base)
+            await self._router.failed(base, call.remaining_s())
             await self._pause(call, BACKOFF_MAX_S)
         raise Unavailable(call.reason)
 
@@ -296,20 +318,20 @@ class Client:
         """
         body = msgspec.json.encode({"target": target})
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
-        return str(_decode((await self._call(call)).body, dict[str, str])["leader"])
+        return _decode_write((await self._call(call)).body, _Leader).leader
 
     async def _change_members(
         self, method: str, path: str, body: Mapping[str, str] | None, timeout_s: float | None
     ) -> tuple[Member, ...]:
         data = msgspec.json.encode(body) if body is not None else b""
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), data, is_write=True)
-        return _decode((await self._call(call)).body, _Members).members
+        return _decode_write((await self._call(call)).body, _Members).members
 
     async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
         """Ask this one node, once."""
         base = Router([endpoint]).endpoints[0]
         try:
-            return await self._transport.exchange(base, "GET", target, b"", {}, deadline - time.monotonic())
+            return await self._transport.exchange(base, "GET", target, b"", {}, max(0.001, deadline - time.monotonic()))
         except (NotSent, NoAnswer) as error:
             raise Unavailable(str(error)) from None
 
@@ -321,8 +343,13 @@ class Client:
     async def _call(self, call: _Call) -> Answer:
         """Try node after node until one answers for good, or the deadline passes."""
         pause_s, redirects, failures = BACKOFF_MIN_S, 0, 0
-        while (remaining_s := call.deadline - time.monotonic()) > 0:
-            base = await (self._router.pick_any() if call.any_node else self._router.pick())
+        while (remaining_s := call.remaining_s()) > 0:
+            base = await (self._router.pick_any(remaining_s) if call.any_node else self._router.pick(remaining_s))
+            if self._transport.is_closed:
+                call.reason = CLOSED
+                break
+            if (remaining_s := call.remaining_s()) <= 0:
+                break
             answer = await self._attempt(call, base, remaining_s)
             if answer is not None and answer.status == 307 and redirects < REDIRECTS_MAX:
                 redirects += 1
@@ -331,7 +358,7 @@ class Client:
             elif answer is not None and answer.status != 307 and (done := self._judge(call, answer)) is not None:
                 return done
             redirects, failures = 0, failures + 1
-            await self._router.failed(base)
+            await self._router.failed(base, call.remaining_s())
             if failures % self._router.count == 0:
                 # Everybody was asked once more: give them time for an election.
                 await self._pause(call, pause_s)
@@ -367,9 +394,8 @@ class Client:
 
     def _redirected(self, answer: Answer, base: str) -> bool:
         """Follow the hint to the leader. False: it leads nowhere new."""
-        parts = urlsplit(answer.headers.get("Location", ""))
-        leader = f"{parts.scheme}://{parts.netloc}"
-        if parts.scheme != "http" or not parts.netloc or leader == base:
+        leader = base_of(answer.headers.get("Location", ""))
+        if leader is None or leader == base:
             return False
         self._router.leader = leader
         return True
@@ -392,7 +418,7 @@ class Client:
             if call.perhaps_done:
                 raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
             raise _SessionLostError
-        if problem.code == "sessions_full" and call.ticket is not None:
+        if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
             raise _SessionsFullError
         if problem.code in _TRY_AGAIN or answer.status >= 500:
             self._note_refusal(call, problem)
@@ -400,7 +426,10 @@ class Client:
         if problem.code == "compare_failed":
             self._note_answered(call)
             raise CompareFailed(problem.detail, problem.mod_revision, problem.revision)
-        if call.is_write and call.perhaps_done and not problem.code.startswith("session"):
+        if call.is_write and problem.outcome != "refused":
+            # Only Kvorum says that nothing was done; a proxy's word is not enough.
+            raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+        if call.is_write and call.perhaps_done and problem.code not in _SESSION_SAYS_NO:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknown(f"an earlier attempt may be done; this one was refused: {call.reason}")
         raise Refused(answer.status, problem.code, call.reason)
@@ -429,7 +458,10 @@ def _check_timeout(timeout_s: float) -> float:
 
 def _bytes(data: bytes | str, what: str) -> bytes:
     if isinstance(data, str):
-        return data.encode("utf-8", "surrogateescape")
+        try:
+            return data.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{what} is text that cannot be encoded") from None
     if not isinstance(data, bytes):
         raise InvalidArgument(f"{what} is neither bytes nor text")
     return data
@@ -467,12 +499,20 @@ def _record(key: bytes, answer: Answer) -> Record:
 def _decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ClientError(f"the answer is not Kvorum's: {error}") from None
+
+
+def _decode_write(body: bytes, kind: type[T]) -> T:
+    """Decode what answers a write: if it makes no sense, nobody knows what was done."""
+    try:
+        return _decode(body, kind)
+    except ClientError as error:
+        raise OutcomeUnknown(f"the write may or may not be done: {error}") from None
 
 
 def _problem(answer: Answer) -> Problem:
     try:
         return msgspec.json.decode(answer.body, type=Problem)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Problem("unexpected", f"HTTP status {answer.status}, without a reason that we know")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
@@ -10,9 +11,14 @@ from typing import Any, TypeVar
 
 from kvorum_client.backup import Backup
 from kvorum_client.client import Client
+from kvorum_client.errors import OutcomeUnknown, Unavailable
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
+from kvorum_client.transport import CLOSED
 
 T = TypeVar("T")
+
+CLOSING_S = 2.0
+"""How long calls under way have to end by themselves when the client is closed."""
 
 
 class SyncClient:
@@ -23,6 +29,8 @@ class SyncClient:
 
     def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
         self._client = Client(endpoints, timeout_s=timeout_s)
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvorum-client", daemon=True)
         self._thread.start()
@@ -36,19 +44,38 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread. Idempotent."""
-        if self._loop.is_closed():
-            return
-        self._run(self._client.close())
+        """Close the connections and end the thread; other threads' calls end with an error. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            # After this nothing is handed to the loop any more.
+            closing = asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
+        closing.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    async def _shut_down(self) -> None:
+        await self._client.close()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, late = await asyncio.wait(others, timeout=CLOSING_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        with self._lock:
+            if self._closed:
+                call.close()
+                raise Unavailable(CLOSED)
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except concurrent.futures.CancelledError:
+            raise OutcomeUnknown(f"{CLOSED}: what was under way may or may not be done") from None
+        except BaseException:
+            # Ctrl-C in this thread; the call's own errors come when it has ended.
             future.cancel()
             raise
 

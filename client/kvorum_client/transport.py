@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -20,7 +21,13 @@ CONNECT_TIMEOUT_S = 1.0
 RESOLVE_INTERVAL_S = 2.0
 """A name is resolved again after this long, when a node did not answer."""
 _CONNECTIONS_MAX = 1024
+_PLAIN = re.compile(r"[^\s\\\x00-\x1f\x7f]+")
 _DOWNLOAD_BYTES = 256 * 1024
+_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+"""Of an answer that is kept in memory; the longest of a node's own is a value, in base64."""
+
+
+CLOSED = "the client is closed"
 
 
 class NotSent(Exception):
@@ -56,12 +63,14 @@ class Transport:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self.is_closed = False
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections, for good."""
+        self.is_closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def exchange(
         self, base: str, method: str, target: str, body: bytes, headers: Mapping[str, str], timeout_s: float
@@ -72,7 +81,8 @@ class Transport:
             NotSent: certainly not sent.
             NoAnswer: perhaps sent.
         """
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
+        # Of the two, the connection's must pass first: then the request was certainly not sent.
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
         try:
             async with self._open().request(
                 method,
@@ -83,7 +93,7 @@ class Transport:
                 allow_redirects=False,
                 timeout=timeout,
             ) as response:
-                return Answer(response.status, response.headers, await response.read())
+                return Answer(response.status, response.headers, await _read(response))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSent(_reason(base, error)) from None
         except aiohttp.InvalidURL as error:
@@ -112,7 +122,7 @@ class Transport:
                 "GET", URL(base + target, encoded=True), allow_redirects=False, timeout=timeout
             ) as response:
                 if response.status != 200:
-                    raise Declined(Answer(response.status, response.headers, await response.read()))
+                    raise Declined(Answer(response.status, response.headers, await _read(response)))
                 async for chunk in response.content.iter_chunked(_DOWNLOAD_BYTES):
                     began = True
                     yield chunk, response.content_length or 0
@@ -122,6 +132,8 @@ class Transport:
             raise (Interrupted if began else NoAnswer)(_reason(base, error)) from None
 
     def _open(self) -> aiohttp.ClientSession:
+        if self.is_closed:
+            raise NotSent(CLOSED)
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, ttl_dns_cache=1, keepalive_timeout=10),
@@ -134,6 +146,18 @@ class Transport:
             # again, and where, is for the client to decide, which knows whether it may.
             self._session._retry_connection = False
         return self._session
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    length = response.content_length
+    if length is not None and length <= _ANSWER_BYTES_MAX:
+        return await response.read()
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise aiohttp.ClientPayloadError("the answer is longer than any of Kvorum's")
+    return bytes(body)
 
 
 def _reason(base: str, error: BaseException) -> str:
@@ -155,12 +179,30 @@ def parse_endpoint(text: str) -> str:
     url = (url if "://" in url else f"http://{url}").removesuffix("/")
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port, host = parts.port, parts.hostname or ""
+        host.encode("idna")  # What resolving it would begin with.
     except ValueError as error:
         raise InvalidArgument(f"{text!r} is not an endpoint: {error}") from None
-    if parts.scheme != "http" or not parts.hostname or parts.path or parts.query or parts.username is not None:
+    # What urlsplit sees and what it leaves out in silence: user, path, query, fragment, spaces.
+    if (
+        not host
+        or parts.username is not None
+        or not _PLAIN.fullmatch(url)
+        or url.lower() != f"http://{parts.netloc.lower()}"
+    ):
         raise InvalidArgument(f"{text!r} is not an endpoint: write HOST:PORT or http://HOST:PORT")
-    return url if port is not None else f"{url}:8001"
+    return f"http://{parts.netloc}" if port is not None else f"http://{parts.netloc.removesuffix(':')}:8001"
+
+
+def base_of(location: str) -> str | None:
+    """Return the base URL of a redirect's target; None: it has none that we could ask."""
+    try:
+        parts = urlsplit(location)
+        return parse_endpoint(
+            f"{parts.scheme}://{parts.netloc.removesuffix(':')}" + (":80" if parts.port is None else "")
+        )
+    except ValueError:
+        return None
 
 
 class Router:
@@ -182,38 +224,38 @@ class Router:
         self._turn = 0
         self.leader: str | None = None
 
-    async def pick(self) -> str:
+    async def pick(self, within_s: float) -> str:
         """Return the base URL to ask next."""
-        return self.leader or await self.pick_any()
+        return self.leader or await self.pick_any(within_s)
 
-    async def pick_any(self) -> str:
+    async def pick_any(self, within_s: float) -> str:
         """Return the base URL of the endpoint whose turn it is."""
         if not self._bases:
-            await self._resolve()
+            await self._resolve(within_s)
         return self._bases[self._turn % len(self._bases)]
 
-    async def failed(self, base: str) -> None:
+    async def failed(self, base: str, within_s: float) -> None:
         """Take note that this node did not answer, or could not help."""
         if base == self.leader:
             self.leader = None
         if self._bases and base == self._bases[self._turn % len(self._bases)]:
             self._turn += 1
         if time.monotonic() - self._resolved_at > RESOLVE_INTERVAL_S:
-            await self._resolve()
+            await self._resolve(within_s)
 
     @property
     def count(self) -> int:
         """How many nodes there are to ask."""
         return max(1, len(self._bases))
 
-    async def _resolve(self) -> None:
+    async def _resolve(self, within_s: float) -> None:
         """Expand names to their addresses: a node behind a name must not hide the others."""
-        lists = await asyncio.gather(*(_addresses(endpoint) for endpoint in self.endpoints))
+        lists = await asyncio.gather(*(_addresses(endpoint, within_s) for endpoint in self.endpoints))
         self._bases = list(dict.fromkeys(base for bases in lists for base in bases))
         self._resolved_at = time.monotonic()
 
 
-async def _addresses(endpoint: str) -> list[str]:
+async def _addresses(endpoint: str, within_s: float) -> list[str]:
     parts = urlsplit(endpoint)
     host, port = parts.hostname or "", parts.port
     try:
@@ -223,7 +265,8 @@ async def _addresses(endpoint: str) -> list[str]:
     else:
         return [endpoint]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(within_s):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         # The attempt to connect will say what is wrong, and the name may be there the next time.
         return [endpoint]
