@@ -86,8 +86,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     try:
         return asyncio.run(_run(tmp_path_factory.mktemp("observe")))
     except EndedByItselfError as error:
-        # All tests here need the run: what happened is told in their place, without a traceback for each of them.
-        pytest.fail(str(error), pytrace=False)
+        ended = str(error)
+    # All tests here need the run: what happened is told in their place, without a traceback for each of them.
+    pytest.fail(ended, pytrace=False)
 
 
 async def _run(folder: Path) -> Run:
