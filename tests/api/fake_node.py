@@ -14,7 +14,7 @@ import msgspec
 from kvorum.api import ApiServer
 from kvorum.config import Config, resolve
 from kvorum.counters import Counters
-from kvorum.errors import KvorumError, MembershipRefused, NotLeader
+from kvorum.errors import KvorumError, MembershipRefused, NoLeader, NotLeader
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Entry, EntryKind
@@ -61,6 +61,7 @@ class FakeNode:
         self.error: KvorumError | Exception | None = None
         self.gate: asyncio.Event | None = None
         self.staleness: int | None = 0
+        self.quarantined = ""
         self.proposed: list[Command] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
@@ -100,6 +101,10 @@ class FakeNode:
     async def begin_backup(self) -> FakeBackup:
         self.backups.append(FakeBackup(self.backup_chunks))
         return self.backups[-1]
+
+    def check_serves(self) -> None:
+        if self.quarantined:
+            raise NoLeader(self.quarantined)
 
     def staleness_ms(self) -> int | None:
         return self.staleness

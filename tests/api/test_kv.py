@@ -220,6 +220,16 @@ def test_a_linearizable_read_waits_for_the_barrier_and_a_stale_one_does_not() ->
     run(scenario)
 
 
+def test_a_node_whose_state_is_wrong_serves_no_stale_read_either() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        http.node.quarantined = "the state differs from the majority's"
+        get = await http("GET", "/v1/kv/k?consistency=stale")
+        assert (get.status, get.json["code"]) == (503, "no_leader")
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(("staleness", "status"), [(0, 200), (100, 200), (101, 503), (None, 503)])
 def test_a_stale_read_is_never_staler_than_asked_for(staleness: int | None, status: int) -> None:
     async def scenario(http: Server) -> None:

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import cast
 
+import msgspec
+from node.trio import eventually
+
 from kvorum.config import Config
 from kvorum.counters import Counters
 from kvorum.errors import FatalError
@@ -17,6 +20,7 @@ from kvorum.raft.messages import Configuration, InstallSnapshot, Member, Message
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.transport import Transport
+from kvorum.transport.server import SnapshotChunk
 
 
 class NoPeers:
@@ -89,3 +93,59 @@ def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
         await driver.close()
 
     asyncio.run(scenario())
+
+
+class SilentPeers(NoPeers):
+    """They are asked, and never answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        self.asked.append(node)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), SilentPeers()
+        driver = a_driver(storage, peers)
+        message = offer(20, term=1)
+        driver.on_messages((message,))
+        await eventually("its leader is asked", lambda: peers.asked == ["b@1"])
+        driver.on_messages((message,))
+        await asyncio.sleep(0)
+        assert peers.asked == ["b@1"], "the same one is not fetched twice"
+
+        driver.on_messages((msgspec.structs.replace(message, term=2, sender="c@1"),))
+        await eventually("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
+        await driver.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
+    async def scenario() -> None:
+        storage = MemoryStorage()
+        driver = a_driver(storage, NoPeers(), save_timeout_ms=2000)
+        driver.raft.bootstrap(Configuration((Member("a@1", True),)))
+        driver._drive()
+        assert storage.pending, "a save is in flight"
+        for _ in range(79):
+            driver.tick()
+        assert not driver.raft.is_disk_stalled, "after 1975 ms of 2000"
+        driver.tick()
+        assert driver.raft.is_disk_stalled
+        await driver.close()
+
+    asyncio.run(scenario())
+
+
+def a_driver(storage: MemoryStorage, peers: NoPeers, **knobs: int) -> Driver:
+    identity = Identity("a", "1", "c")
+    storage.write_identity(identity)
+    config = Config(name="a", **knobs)  # type: ignore[arg-type]
+    return Driver(
+        config, identity, Loaded(identity), Store(), storage, cast(Transport, peers), Counters(), lambda _: None
+    )

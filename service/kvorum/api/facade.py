@@ -89,6 +89,13 @@ class NodeFacade(Protocol):
             Overloaded: there is none to be had now.
         """
 
+    def check_serves(self) -> None:
+        """Check that the node may answer from its state, stale or not.
+
+        Raises:
+            NoLeader: it may not.
+        """
+
     def staleness_ms(self) -> int | None:
         """Return the milliseconds since this node last heard of a leader, or None."""
 
@@ -106,6 +113,7 @@ class NodeFacade(Protocol):
 
         Raises:
             NotLeader, MembershipRefused, TransferFailed: the leadership stays.
+            OutcomeUnknown: it left, or may still leave.
         """
 
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:

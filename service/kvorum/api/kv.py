@@ -209,6 +209,7 @@ class KeyValueHandlers:
         return _record_response(request, key, record, revision, staleness_ms)
 
     def _check_staleness(self, staleness_max_ms: int | None) -> int | None:
+        self._node.check_serves()
         staleness_ms = self._node.staleness_ms()
         if staleness_max_ms is not None and (staleness_ms is None or staleness_ms > staleness_max_ms):
             known = (

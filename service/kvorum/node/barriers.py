@@ -96,12 +96,14 @@ class Barriers:
                 del self._asked[context]
                 self._waiting -= len(waiters)
 
-    def stop(self) -> None:
-        """The node stops: answer everybody."""
+    def stop(self, reason: str) -> None:
+        """The node stops, or its state is wrong: answer everybody."""
         waiters = [*self._queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(NoLeader("the node stops"))
+                waiter.set_exception(NoLeader(reason))
+        for context in self._asked:
+            self._raft.abandon_read(context)
         self._queue.clear()
         self._asked.clear()
         self._waiting = 0

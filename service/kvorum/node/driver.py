@@ -95,10 +95,12 @@ class Driver:
         )
         # Contexts of reads must never repeat, restarts included (bug B21).
         self.barriers = Barriers(self.raft, counters, secrets.randbits(40) << 21)
-        self.fetcher = Fetcher(storage, transport, counters)
+        self.fetcher = Fetcher(storage, transport, counters, self.task_ended)
         self.fetched: dict[tuple[int, int], Store] = {}
         self._round_trips = RoundTrips(counters)
         self._applied_bytes = 0
+        self.is_doubtful = False
+        """The state is wrong, and is being rebuilt."""
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_not_before = 0.0
         self._compacting = False
@@ -118,9 +120,8 @@ class Driver:
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        self.guarded(self.raft.tick)
-        self.writes.expire()
-        self.barriers.expire()
+        for act in (self.raft.tick, self.writes.expire, self.barriers.expire):
+            self.guarded(act)
         self.schedule()
 
     def on_messages(self, messages: tuple[Message, ...]) -> None:
@@ -163,14 +164,22 @@ class Driver:
     def fail(self, error: FatalError) -> None:
         """End the process: going on could break a promise."""
         if not self._failed:
-            self._failed = True
+            self.halt()
             self._fail(error)
 
-    async def close(self) -> None:
-        """Take no more input, answer everybody who waits, end the tasks."""
+    def halt(self) -> None:
+        """Take no more input, and answer everybody who waits: consensus stands still from now on."""
         self._failed = True
-        self.writes.stop()
-        self.barriers.stop()
+        self.answer_all("the node stopped")
+
+    def answer_all(self, reason: str) -> None:
+        """Answer everybody who waits: what is proposed may still be done, nothing else will be."""
+        self.writes.stop(reason)
+        self.barriers.stop(reason)
+
+    async def close(self) -> None:
+        """Halt, and end the tasks."""
+        self.halt()
         await self.fetcher.close()
         if self._snapshot_task is not None:
             self._snapshot_task.cancel()
@@ -294,15 +303,29 @@ class Driver:
             or self._applied_bytes >= self.config.snapshot_bytes
         )
         # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
-        if due and last <= self.store.applied_index and time.monotonic() >= self._snapshot_not_before:
+        if (
+            due
+            and not self.is_doubtful
+            and last <= self.store.applied_index
+            and time.monotonic() >= self._snapshot_not_before
+        ):
             self.begin_snapshot()
+
+    async def doubt(self, reason: str) -> None:
+        """The state is wrong: let nobody be answered from it, and no snapshot be taken of it."""
+        self.is_doubtful = True
+        self.answer_all(reason)
+        if self._snapshot_task is not None:
+            await asyncio.wait([self._snapshot_task])
 
     def begin_snapshot(self) -> asyncio.Task[None]:
         """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task.
 
         Raises:
-            SnapshotFailed: a newer one is being installed.
+            SnapshotFailed: a newer one is being installed, or the state is in doubt.
         """
+        if self.is_doubtful:
+            raise SnapshotFailed("the state is in doubt")
         if self._snapshot_task is None or self._snapshot_task.done():
             if self.store.applied_index < self.raft.log.base_index:
                 raise SnapshotFailed("a newer snapshot is being installed")
@@ -311,10 +334,10 @@ class Driver:
             # The cut is made now: by the time the task runs, the store may have moved on.
             cut = self.store.begin_snapshot()
             self._snapshot_task = asyncio.create_task(self._take_snapshot(cut, snapshot), name="snapshot")
-            self._snapshot_task.add_done_callback(self._task_ended)
+            self._snapshot_task.add_done_callback(self.task_ended)
         return self._snapshot_task
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
+    def task_ended(self, task: asyncio.Task[None]) -> None:
         """What a task did not expect ends the process, as in a step of consensus; it must not pass in silence."""
         if task.cancelled() or (error := task.exception()) is None:
             return
@@ -374,6 +397,7 @@ def _raft_config(config: Config, node: str) -> RaftConfig:
         id=node,
         election_timeout_ticks=max(config.election_timeout_ms // config.tick_ms, 2),
         heartbeat_timeout_ticks=max(config.heartbeat_ms // config.tick_ms, 1),
+        save_timeout_ticks=-(-config.save_timeout_ms // config.tick_ms),
         append_bytes_max=config.batch_bytes_max,
         committed_bytes_max=config.batch_bytes_max,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from io import BytesIO
+from itertools import cycle
 
 from kvorum.errors import CallerError, InvariantViolated, MalformedMessage, PeerError, StorageError
 from kvorum.kv.snapshot import Restorer
@@ -45,6 +46,7 @@ class Rebuilder:
         """Somebody's state at ``index`` differs from ours: find out who is wrong."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._investigate(index), name="investigate the state")
+            self._task.add_done_callback(self._driver.task_ended)
 
     async def close(self) -> None:
         """Stop investigating."""
@@ -74,12 +76,19 @@ class Rebuilder:
                         log.error("the state of %s differs from the majority's at index %d; telling it", voter, index)
                     await self._tell(voter, index)
             return
-        self.quarantined = f"the state differs from the majority's at index {index}; it is being rebuilt"
-        log.critical("%s is in quarantine: %s", raft.id, self.quarantined)
+        await self._replace(index, [voter for voter, state_hash in hashes.items() if state_hash != ours])
+
+    async def _replace(self, index: int, sources: list[str]) -> None:
+        """Serve nobody until the state is one of these members'."""
+        driver, raft = self._driver, self._driver.raft
+        self.quarantined = reason = f"the state differs from the majority's at index {index}; it is being rebuilt"
+        log.critical("%s is in quarantine: %s", raft.id, reason)
         if raft.role is Role.LEADER:
             self._resign()
-        source = next(voter for voter, state_hash in hashes.items() if state_hash != ours)
-        while not await self._rebuild(source):  # noqa: ASYNC110 (nothing signals that a peer can be asked again)
+        await driver.doubt(reason)
+        for source in cycle(sources):
+            if await self._rebuild(source):
+                break
             await asyncio.sleep(RETRY_S)
         self.quarantined = None
         log.warning("%s left quarantine: its state was rebuilt from %s", raft.id, source)
@@ -115,6 +124,7 @@ class Rebuilder:
                 log.warning("rebuilding the state from %s failed: %s", source, error)
             return False
         driver.replace_store(store)
+        driver.is_doubtful = False
         driver.schedule()
         # Our own snapshots may hold the wrong state: let a right one be the newest.
         await driver.begin_snapshot()

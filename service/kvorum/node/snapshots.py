@@ -95,28 +95,38 @@ class Fetcher:
         storage: where it goes.
         transport: how to ask.
         counters: where fetches are counted.
+        ended: called with every task that ends: what it did not expect must not pass in silence.
     """
 
-    def __init__(self, storage: Storage, transport: Transport, counters: Counters) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        transport: Transport,
+        counters: Counters,
+        ended: Callable[[asyncio.Task[None]], None],
+    ) -> None:
         self._storage = storage
         self._transport = transport
         self._counters = counters
+        self._ended = ended
         self._task: asyncio.Task[None] | None = None
+        self._source = ""
         self._index = 0
         self._limit = RateLimit()
 
-    def is_fetching(self, last_index: int) -> bool:
-        """Tell whether a snapshot at ``last_index`` or a later one is on its way."""
-        return self._task is not None and not self._task.done() and self._index >= last_index
-
     def begin(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
-        """Fetch ``snapshot`` from the member ``source``, unless it is on its way; ``then`` gets the decoded state."""
-        if self.is_fetching(snapshot.last_index):
-            return
+        """Fetch ``snapshot`` from the leader ``source``; ``then`` gets the decoded state.
+
+        If that one or a later one is on its way from there, nothing changes. One that is on its way from an earlier
+        leader is given up: that one may be gone, and consensus has no use for its offer any more.
+        """
         if self._task is not None:
+            if not self._task.done() and self._source == source and self._index >= snapshot.last_index:
+                return
             self._task.cancel()
-        self._index = snapshot.last_index
+        self._source, self._index = source, snapshot.last_index
         self._task = asyncio.create_task(self._run(source, snapshot, then), name="fetch a snapshot")
+        self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""

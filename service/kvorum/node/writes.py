@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from kvorum.counters import Counters
-from kvorum.errors import CallerError, NotLeader, OutcomeUnknown, Overloaded
+from kvorum.errors import CallerError, NoLeader, NotLeader, OutcomeUnknown, Overloaded
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
 from kvorum.node.deadlines import Deadlines
@@ -164,14 +164,14 @@ class Writes:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    def stop(self) -> None:
-        """The node stops: answer everybody."""
+    def stop(self, reason: str) -> None:
+        """The node stops, or its state is wrong: answer everybody."""
         queued = [waiter for _, waiter in self._queue]
         self._queue.clear()
-        self._refuse(queued, NotLeader(None))
+        self._refuse(queued, NoLeader(reason))
         for _, waiters, _ in self._proposed.values():
             self._pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown("the node stopped; the write may still be done"))
+            self._fail(waiters, OutcomeUnknown(f"{reason}; the write may still be done"))
         self._proposed.clear()
 
 

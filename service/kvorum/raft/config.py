@@ -20,6 +20,8 @@ class RaftConfig(msgspec.Struct, frozen=True):
     """A follower campaigns after this many ticks without a leader, up to twice as many, drawn at random (5.2)."""
     heartbeat_timeout_ticks: int = 2
     """A leader is heard of at least this often."""
+    save_timeout_ticks: int = 0
+    """A server whose save takes this long neither leads nor campaigns (bug B8); 0: the election timeout."""
     append_bytes_max: int = 1 << 20
     """Of entries in one AppendEntries (one entry is always sent, whatever its size)."""
     inflight_messages_max: int = 64

@@ -80,7 +80,7 @@ class Roles:
     @property
     def is_disk_stalled(self) -> bool:
         """Whether the disk makes no progress: such a server must not lead, it would commit nothing (bug B8)."""
-        return self._saves.is_stalled(self._config.election_timeout_ticks)
+        return self._saves.is_stalled(self._config.save_timeout_ticks or self._config.election_timeout_ticks)
 
     def suspect(self, node: NodeId) -> None:
         """The connection to ``node`` broke: if it led, do not wait for the whole election timeout."""

@@ -1,0 +1,128 @@
+"""What callers are told when the leadership, the disk or the state goes away under their requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
+
+from kvorum.errors import NoLeader, OutcomeUnknown, StorageError
+from kvorum.node import Node
+from kvorum.node import node as node_module
+from kvorum.raft import Role
+from kvorum.raft.messages import Message, RequestVoteResponse
+
+LONG_MS = 60_000
+
+
+def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused leader wakes up: between two looks of the waiting caller, its term and its entry are gone."""
+    monkeypatch.setattr(node_module, "POLL_S", 2.0)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            old = await trio.leader()
+            first, second = trio.others(old)
+            trio.isolate(old.config.name)
+            removing = asyncio.create_task(old.remove_member(first.config.name, LONG_MS))
+            await eventually("it is proposed", lambda: not old.raft.can_change_membership)
+            index = old.raft.log.last_index
+            new = await trio.leader(among=[first.config.name, second.config.name])
+            for number in range(5):
+                await new.propose(Put(b"k%d" % number, b"v"), TIMEOUT_MS)
+            trio.heal()
+            await eventually("another entry is committed there", lambda: old.raft.log.commit_index > index)
+
+            with pytest.raises(OutcomeUnknown):
+                await removing
+            assert first.raft.id in old.raft.configuration.voters()
+
+    asyncio.run(scenario())
+
+
+def test_a_leadership_that_left_and_did_not_arrive_is_unknown(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            for node in trio.nodes.values():
+                _lose_votes(node)
+
+            with pytest.raises(OutcomeUnknown):
+                await leader.transfer_leadership(None, 1000)
+            assert leader.raft.role is not Role.LEADER
+
+    asyncio.run(scenario())
+
+
+def _lose_votes(node: Node) -> None:
+    send = node.transport.send
+
+    def lossy(messages: Iterable[Message]) -> None:
+        send([message for message in messages if not isinstance(message, RequestVoteResponse)])
+
+    node.transport.send = lossy  # type: ignore[method-assign]
+
+
+def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            node = await trio.leader()
+            trio.isolate(node.config.name)
+            writing = asyncio.create_task(node.propose(Put(b"a", b"1"), LONG_MS))
+            reading = asyncio.create_task(node.read_barrier(LONG_MS))
+            await eventually("the write is proposed", lambda: node.driver.writes._proposed)
+
+            node._fail(StorageError("the disk is gone"))
+
+            with pytest.raises(OutcomeUnknown):
+                await asyncio.wait_for(writing, 10)
+            with pytest.raises(NoLeader):
+                await asyncio.wait_for(reading, 10)
+            for late in (node.propose(Put(b"a", b"2"), LONG_MS), node.read_barrier(LONG_MS)):
+                with pytest.raises(NoLeader):
+                    await asyncio.wait_for(late, 10)
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_state(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            hashes = await _cut_off_and_found_wrong(trio, leader)
+            writing = asyncio.create_task(leader.propose(Put(b"a", b"2"), LONG_MS))
+            reading = asyncio.create_task(leader.read_barrier(LONG_MS))
+            await eventually("the write is proposed", lambda: leader.driver.writes._proposed)
+            hashes.set()
+
+            with pytest.raises(OutcomeUnknown, match="state"):
+                await asyncio.wait_for(writing, 10)
+            with pytest.raises(NoLeader, match="state"):
+                await asyncio.wait_for(reading, 10)
+            with pytest.raises(NoLeader, match="state"):
+                leader.check_serves()
+
+    asyncio.run(scenario())
+
+
+async def _cut_off_and_found_wrong(trio: Trio, node: Node) -> asyncio.Event:
+    """Let the node find out that it is wrong when the returned event is set; nobody gives it a snapshot."""
+    index, ours = node.store.applied_index, node.store.state_hash
+    found = asyncio.Event()
+
+    async def another(voter: str, index: int) -> int:
+        await found.wait()
+        return ours ^ 1
+
+    node._rebuilder._transport.state_hash = another  # type: ignore[assignment, method-assign]
+    trio.isolate(node.config.name)
+    node.suspect_state(index)
+    await asyncio.sleep(0)
+    return found

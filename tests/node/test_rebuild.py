@@ -1,0 +1,94 @@
+"""A wrong state is replaced whatever stands in the way, and nothing of it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node.trio import eventually, running
+
+from kvorum.errors import FatalError
+from kvorum.node import Node
+from kvorum.node import rebuild as rebuild_module
+from kvorum.node.snapshots import load_store
+
+
+def spoil(node: Node) -> None:
+    """Let the state be wrong, and the node find out."""
+    node.store.state_hash ^= 1
+    node.driver.digests.applied(node.store.applied_index, node.store.state_hash)
+    node.suspect_state(node.store.applied_index)
+
+
+def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            victim = trio.others(await trio.leader())[0]
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            snapshots = victim.driver._storage.snapshots
+            go_on = threading.Event()
+            create = snapshots.create
+
+            def slow(*arguments: Any) -> Any:
+                go_on.wait(20)
+                return create(*arguments)
+
+            snapshots.create = slow  # type: ignore[assignment, method-assign]
+            victim.store.state_hash ^= 1
+            victim.driver.begin_snapshot()
+            victim.store.state_hash ^= 1
+            spoil(victim)
+            await eventually("quarantine", lambda: victim.quarantined)
+            go_on.set()
+            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+
+            right = (await trio.leader()).store
+            newest = snapshots.kept()[0].snapshot.last_index
+            kept = await asyncio.to_thread(load_store, snapshots, newest)
+            assert (kept.applied_index, kept.state_hash) == (right.applied_index, right.state_hash)
+
+    asyncio.run(scenario())
+
+
+def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            victim = trio.others(await trio.leader())[0]
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            asked: set[str] = set()
+
+            async def refused(source: str) -> bool:
+                asked.add(source)
+                return len(asked) > 1
+
+            victim._rebuilder._rebuild = refused  # type: ignore[method-assign]
+            spoil(victim)
+            await eventually("both others are asked", lambda: len(asked) > 1)
+            await eventually("it is over", lambda: victim.quarantined is None)
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            victim = trio.others(await trio.leader())[0]
+
+            async def broken(source: str) -> bool:
+                raise ZeroDivisionError
+
+            victim._rebuilder._rebuild = broken  # type: ignore[method-assign]
+            running_node = asyncio.create_task(victim.run())
+            spoil(victim)
+            await eventually("the node ends", running_node.done)
+            with pytest.raises(FatalError, match="ZeroDivisionError"):
+                await running_node
+
+    asyncio.run(scenario())
