@@ -21,6 +21,8 @@ from raft.harness import (
     leader,
     log,
     noop,
+    pre_vote,
+    request_pre_vote,
     request_vote,
 )
 
@@ -238,6 +240,73 @@ def test_a_follower_asks_again_until_it_is_answered() -> None:
     assert server.take(answer_read("b", "a", 1, 7, 1)) == NOTHING
 
 
+def test_a_follower_repeats_its_latest_question_only() -> None:
+    """B18: a leader that cannot answer yet must not be asked once for each read that waits, again and again."""
+    server = follower("1", leader="b", commit=1)
+    for context in range(1000):
+        server.raft.read_index(context)
+    server.ready()
+    assert server.tick(HEARTBEAT) == Ready(messages=(ask_read("a", "b", 1, 999),))
+    assert server.tick(HEARTBEAT - 1) == NOTHING
+    assert server.tick() == Ready(messages=(ask_read("a", "b", 1, 999),))
+
+
+def test_an_answer_answers_every_earlier_question_and_no_later_one() -> None:
+    """6.4: its round began after they were asked. Of the later ones it proves nothing (B21)."""
+    server = follower("1", leader="b", commit=1)
+    for context in (7, 8, 9):
+        server.raft.read_index(context)
+    server.raft.abandon_read(7)
+    server.ready()
+    assert server.take(answer_read("b", "a", 1, 8, 1)) == Ready(reads=(Read(8, 1),))
+    server.raft.read_index(5)
+    server.ready()
+    assert server.take(answer_read("b", "a", 1, 9, 1)) == Ready(reads=(Read(9, 1),))
+    assert server.take(answer_read("b", "a", 1, 5, 1)) == Ready(reads=(Read(5, 1),))
+    for context in (10, 11):
+        server.raft.read_index(context)
+    server.ready()
+    assert server.take(answer_read("b", "a", 1, 11, 1)) == Ready(reads=(Read(10, 1), Read(11, 1)))
+
+
+def test_a_leader_that_cannot_answer_yet_keeps_one_question_of_each_server() -> None:
+    """Bounded: until an entry of its term is committed, reads may come for minutes."""
+    server = leader("1", term=2)
+    for context in range(1000):
+        assert server.take(ask_read("b", "a", 2, context), ask_read("c", "a", 2, context // 2)) == NOTHING
+    server.drain(appended("b", "a", 2, 2))
+    answers = (answer_read("a", "b", 2, 999, 2), answer_read("a", "c", 2, 499, 2))
+    assert server.take(heard("b", "a", 2, 1)) == Ready(messages=answers)
+
+
+def test_a_leader_forgets_a_read_that_was_given_up() -> None:
+    """Bounded: what its own callers no longer wait for does not wait, either."""
+    server = leader("1", term=2)
+    server.raft.read_index(7)
+    server.raft.read_index(8)
+    server.raft.abandon_read(7)
+    server.drain(appended("b", "a", 2, 2))
+    assert server.take(heard("b", "a", 2, 1)) == Ready(reads=(Read(8, 2),))
+
+
+def test_a_follower_that_is_refused_a_read_knows_that_nobody_leads() -> None:
+    """Else it would ask the same server again at once, as fast as the network goes, until its timeout."""
+    server = follower("1", leader="b", commit=1)
+    server.tick(ELECTION // 2)
+    server.raft.read_index(7)
+    server.raft.read_index(8)
+    server.ready()
+    assert server.take(answer_read("b", "a", 1, 7, 0)) == Ready(reads_refused=(7, 8))
+    assert server.raft.leader is None
+    with pytest.raises(NoLeader):
+        server.raft.read_index(9)
+    # No lease protects a leader that is gone, and the election is not put off.
+    assert server.take(request_pre_vote("c", "a", 2, (1, 1))).messages == (pre_vote("a", "c", 2),)
+    assert server.tick(ELECTION - ELECTION // 2 - 1) == NOTHING
+    server.tick()
+    assert server.role() is Role.PRE_CANDIDATE
+
+
 def test_a_follower_without_a_leader_says_so() -> None:
     """Nobody to ask: the caller tries again."""
     for server in (follower("1"), candidate("1", term=2)):
@@ -315,7 +384,8 @@ def test_a_round_takes_all_that_wait_and_only_those() -> None:
     rounds.add(WaitingRead("a", 1))
     assert rounds.can_start()
     rounds.start(5)
-    rounds.add(WaitingRead("b", 2))
+    rounds.add_latest(WaitingRead("b", 1))
+    rounds.add_latest(WaitingRead("b", 2))
     rounds.start(6)
     assert not rounds.can_start()
     assert [(released.read.context, released.index) for released in rounds.confirmed(1)] == [(1, 5)]

@@ -80,8 +80,10 @@ Reads
 -----
 ReadIndex (thesis 6.4): the leader notes its commit index, begins a *numbered round* of heartbeats after the read has
 arrived, and lets the read go when a majority answered that round or a later one; the server that asked releases it
-when it has applied that index. A late answer to an earlier round proves nothing. Any server can ask. Nothing rests on
-clocks; there is no lease for reads.
+when it has applied that index. A late answer to an earlier round proves nothing. Any server can ask; the answer to a
+question answers every earlier one of the same server, so only the latest waits on the leader, and only the latest is
+repeated when nothing comes back. A server that no longer leads says so, and whoever asked it knows that nobody leads.
+Nothing rests on clocks; there is no lease for reads.
 
 Snapshots by pull
 -----------------

@@ -352,7 +352,15 @@ class Leader:
 
     def read_index(self, origin: NodeId, context: int) -> None:
         """Begin a read barrier for this server or a follower."""
-        self._reads.add(WaitingRead(origin, context))
+        read = WaitingRead(origin, context)
+        if origin == self._config.id:
+            self._reads.add(read)
+        else:
+            self._reads.add_latest(read)
+
+    def abandon_read(self, context: int) -> None:
+        """Forget a barrier of this server's own that nobody waits for any more."""
+        self._reads.discard(WaitingRead(self._config.id, context))
 
     def _release_reads(self) -> None:
         voters = self._configurations.latest.voters()

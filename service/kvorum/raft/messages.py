@@ -160,7 +160,10 @@ class ReadIndex(_Message, frozen=True, array_like=True, tag="ri", kw_only=True):
 
 
 class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="rir", kw_only=True):
-    """The barrier: a read is linearizable once ``index`` is applied. ``index`` 0: refused, ask again."""
+    """The barrier: a read is linearizable once ``index`` is applied, and so is every one that was asked for before it.
+
+    ``index`` 0: the sender does not lead this term, or no longer.
+    """
 
     context: int
     index: int

@@ -242,6 +242,8 @@ class Raft:
     def abandon_read(self, context: int) -> None:
         """Forget a barrier that nobody waits for any more."""
         self._reads.forget(context)
+        if self._leader_state is not None:
+            self._leader_state.abandon_read(context)
 
     def set_state_digest(self, index: int, state_hash: int) -> None:
         """Let the leader's heartbeats carry the state machine's hash after applying ``index``."""
@@ -295,7 +297,8 @@ class Raft:
         """Let one tick pass: the only notion of time."""
         self._saves.tick()
         self._roles.tick()
-        for context in self._reads.tick():
+        context = self._reads.tick()
+        if context is not None:
             self._send_read_index(context)
 
     @property
@@ -417,8 +420,13 @@ class Raft:
         )
 
     def _on_read_index_response(self, message: ReadIndexResponse) -> None:
-        if message.sender == self.leader:
+        if message.sender != self.leader:
+            return
+        if message.index:
             self._reads.answered(message.context, message.index)
+        else:
+            # Whoever led this term and does not now, never will again.
+            self._roles.forget_leader()
 
     # --- Handing over -------------------------------------------------------------------------------------------
 

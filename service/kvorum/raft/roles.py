@@ -95,6 +95,11 @@ class Roles:
         """The lease that protects a working leader from candidates (section 6, thesis 4.2.3)."""
         return self.role is Role.LEADER or (self.leader is not None and self._timer.is_lease_valid())
 
+    def forget_leader(self) -> None:
+        """The leader of this term says that it leads no more: it is not asked again, and has no lease."""
+        self.leader = None
+        self._reads.leader_changed()
+
     # --- From role to role --------------------------------------------------------------------------------------
 
     def become_follower(self, term: int, leader: NodeId | None) -> None:
