@@ -76,24 +76,20 @@ KUBE_CONTEXT ?= kind-$(KIND_CLUSTER)
 NAMESPACE ?= kvorum-e2e
 RELEASE ?= kv
 IMAGE ?= kvorum
-ifndef TAG
-TAG := $(shell deploy/image-tag)
-endif
+TAG ?= $(shell deploy/image-tag)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml | head -1)
 BASE_IMAGE ?= python:3.11-slim
 DOCKER_BUILD_FLAGS ?=
 KEEP ?=
 E2E_REPORT ?= e2e-report
 E2E ?=
 KIND = KIND_CLUSTER='$(KIND_CLUSTER)' KIND_NODE_IMAGE='$(KIND_NODE_IMAGE)' KUBE_CONTEXT='$(KUBE_CONTEXT)' \
-  NAMESPACE='$(NAMESPACE)' RELEASE='$(RELEASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' KEEP='$(KEEP)' E2E_REPORT='$(E2E_REPORT)' \
-  BIN='$(BIN)' deploy/kind/run
+  NAMESPACE='$(NAMESPACE)' RELEASE='$(RELEASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' VERSION='$(VERSION)' KEEP='$(KEEP)' \
+  E2E_REPORT='$(E2E_REPORT)' BIN='$(BIN)' deploy/kind/run
 
 .PHONY: image
-image: ## Build the image IMAGE:TAG (TAG follows from the files' content)
-	@docker image inspect $(IMAGE):$(TAG) >/dev/null 2>&1 || docker build -q $(DOCKER_BUILD_FLAGS) \
-	  --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
-	  -t $(IMAGE):$(TAG) .
-	@echo "image: $(IMAGE):$(TAG)"
+image: ## Build the image IMAGE:TAG (TAG follows from the files' content), also tagged with the version
+	@BASE_IMAGE='$(BASE_IMAGE)' DOCKER_BUILD_FLAGS='$(DOCKER_BUILD_FLAGS)' $(KIND) image
 
 .PHONY: kind-up kind-load kind-down
 kind-up: ## Create the kind cluster KIND_CLUSTER if it is not there
@@ -102,6 +98,10 @@ kind-up: ## Create the kind cluster KIND_CLUSTER if it is not there
 kind-load: kind-up image ## Load the image into the kind cluster
 	@$(KIND) load
 
+.PHONY: kind-fit
+kind-fit:
+	@$(KIND) fit
+
 kind-down: ## Delete the kind cluster
 	@$(KIND) down
 
@@ -109,10 +109,10 @@ kind-down: ## Delete the kind cluster
 helm-test: setup ## Lint the chart and check what it renders (needs helm)
 	@$(BIN)/python -m pytest -q tests/helm
 
-e2e: setup image ## Every scenario on a kind cluster, made if it is missing; options: E2E="-k leader" KEEP=1
+e2e: kind-fit setup image ## Every scenario on a kind cluster, made if it is missing; options: E2E="-k leader" KEEP=1
 	@$(KIND) e2e $(E2E)
 
-e2e-smoke: setup image ## The scenarios that CI runs
+e2e-smoke: kind-fit setup image ## The scenarios that CI runs
 	@$(KIND) e2e -m "e2e and smoke" $(E2E)
 
 .PHONY: observe picture

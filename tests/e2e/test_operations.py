@@ -27,17 +27,27 @@ def paste(system: System, page: str, *, section: str = "", leave_out: str = "") 
         section: the heading of the only part to run; empty: all of it.
         leave_out: a regular expression for commands that are not for here.
     """
-    text = (PAGES / page).read_text()
+    return run_commands(system, commands_of(PAGES / page, section, leave_out), system.kube.namespace)
+
+
+def commands_of(page: Path, section: str = "", leave_out: str = "") -> list[str]:
+    """Return the commands of a page's code blocks, or of one of its sections; see :func:`paste`."""
+    text = page.read_text()
     if section:
         text = next(part for part in text.split("\n## ") if part.startswith(section + "\n"))
     commands = [command for block in _BLOCK.findall(text) for command in block.splitlines()]
     commands = [command for command in commands if command and not (leave_out and re.search(leave_out, command))]
     assert commands, f"{page} has no commands"
-    kube = system.kube
+    return commands
+
+
+def run_commands(system: System, commands: list[str], namespace: str) -> str:
+    """Run commands in one shell, in our context and the namespace; return what they print."""
+    context = system.kube.context
     tag = system.image.rpartition(":")[2]
     script = (
-        f'kubectl() {{ command kubectl --context {kube.context} -n {kube.namespace} "$@"; }}\n'
-        f'helm() {{ command helm --kube-context {kube.context} -n {kube.namespace} "$@"; }}\n'
+        f'kubectl() {{ command kubectl --context {context} -n {namespace} "$@"; }}\n'
+        f'helm() {{ command helm --kube-context {context} -n {namespace} "$@"; }}\n'
         "set -e\n" + "\n".join(f"echo '+' {_quoted(command)}\n{command}{_tolerance(command)}" for command in commands)
     ).replace("$(deploy/image-tag)", tag)
     result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
@@ -71,6 +81,27 @@ def kept(system: System) -> tuple[str, str]:
     key, value = "operations", str(time.time_ns())
     put(system, key, value)
     return key, value
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("page", "section"),
+    [(ROOT / "README.md", "On Kubernetes"), (PAGES / "install.md", "On your own machine")],
+    ids=["README", "install.md"],
+)
+def test_a_first_install_as_it_is_written(system: System, page: Path, section: str) -> None:
+    """In a namespace of its own; the image is in the cluster, as `make kind-load` leaves it."""
+    if not system.kube.is_kind or system.image.partition(":")[0] != "kvorum":
+        pytest.skip("needs the image that make kind-load puts into a kind cluster")
+    namespace = f"{system.kube.namespace}-first"
+    system.kube.kubectl("create", "namespace", namespace)
+    try:
+        commands = [c.partition(" #")[0] for c in commands_of(page, section, leave_out="^make ")]
+        commands = [c.replace(" --kube-context kind-kvorum-e2e", "") for c in commands]
+        output = run_commands(system, commands, namespace)
+        assert "hello" in output.split("kv get greeting")[-1]
+    finally:
+        system.kube.kubectl("delete", "namespace", namespace, timeout_s=180)
 
 
 def test_upgrade(system: System, kept: tuple[str, str]) -> None:
