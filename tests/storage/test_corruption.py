@@ -186,6 +186,21 @@ def test_a_file_that_is_missing_is_noticed_if_it_matters(
     assert found == expected
 
 
+def test_a_write_ahead_log_without_its_database_is_never_replayed_into_a_new_one(tmp_path: Path) -> None:
+    """The mark may lag behind after a loss of power, so it alone does not tell."""
+
+    async def act(disk: Disk) -> None:
+        await disk.save(7, *entries(1, 3), vote="n2@00")
+        shutil.copytree(tmp_path / "n1", tmp_path / "copy")
+
+    run(tmp_path / "n1", act)
+    (tmp_path / "copy" / "kvorum.db").unlink()
+    Mark(tmp_path / "copy").create()
+    for _ in range(2):
+        with pytest.raises(StorageAmnesia, match=r"kvorum.db is gone, but not its write-ahead log"):
+            load(tmp_path / "copy")
+
+
 def test_snapshots_without_a_log_are_refused(golden: Golden, tmp_path: Path) -> None:
     shutil.copytree(golden.closed / "snapshots", tmp_path / "snapshots")
     with pytest.raises(StorageAmnesia, match="incomplete copy"):

@@ -353,7 +353,13 @@ def test_the_loop_does_not_wait_for_a_folder_that_is_being_synced(
 
     monkeypatch.setattr(snapshots_module, "sync_folder", slow)
     thread = threading.Thread(target=take_snapshot, args=(snapshots, 9))
-    asking = threading.Thread(target=lambda: (snapshots.kept(), snapshots.latest(), snapshots.expect(5)), daemon=True)
+
+    def ask() -> None:
+        snapshots.kept()
+        snapshots.latest()
+        snapshots.expect(5)
+
+    asking = threading.Thread(target=ask, daemon=True)
     thread.start()
     assert syncing.wait(60)
     asking.start()

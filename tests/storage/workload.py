@@ -18,6 +18,7 @@ from storage.support import IDENTITY, Disk, entries, send, snapshot, take_snapsh
 
 from kvorum.errors import StorageError
 from kvorum.raft.messages import Entry, HardState, Snapshot
+from kvorum.storage import log as log_module
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemorySnapshots
 
@@ -145,6 +146,8 @@ def say(line: str) -> None:
 def main(arguments: list[str]) -> int:
     folder, operations, seed = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     say(f"ready {IDENTITY.name}")
+    # Small slices: a compaction is several statements, and a crash may come between any two of them.
+    log_module.COMPACT_ROWS = 3
     try:
         asyncio.run(work(folder, operations, seed, unsafe="unsafe" in arguments[3:]))
     except StorageError as error:

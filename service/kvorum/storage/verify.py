@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from kvorum.errors import StorageCorrupt, StorageError, StorageForeign
+from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
 from kvorum.storage.folder import create_file, sync_folder
 from kvorum.storage.interface import Identity
 from kvorum.storage.records import FORMAT, REJOIN, LogState, Record, decode_identity, decode_record
@@ -114,8 +114,12 @@ def read_log(path: Path) -> Log:
     Raises:
         StorageCorrupt: it is damaged.
         StorageForeign: it is not a log, or one of another format.
+        StorageAmnesia: there is a write-ahead log, and the database that it belongs to is gone.
     """
     if not path.exists():
+        # SQLite would take it for that of the empty database that we are about to make.
+        if path.with_name(f"{path.name}-wal").exists():
+            raise StorageAmnesia(f"{path} is gone, but not its write-ahead log: it is an incomplete copy; {REJOIN}")
         return Log()
     try:
         # Read-only keeps SQLite from folding -wal into the database: nothing is changed before all of it is trusted.
