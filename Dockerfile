@@ -1,6 +1,6 @@
 # The node, its tools and the client in one image.
 #
-#   make image                              with whatever BASE_IMAGE, REPOSITORY, TAG and DOCKER_BUILD_FLAGS say
+#   make image                              with whatever BASE_IMAGE, IMAGE, TAG and DOCKER_BUILD_FLAGS say
 #   docker build --build-arg BASE_IMAGE=... .
 #
 # No `# syntax=` line and no `RUN --mount`: the legacy builder and builds without a registry work. Slim rather than
