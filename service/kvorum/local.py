@@ -148,7 +148,7 @@ class _LocalCluster:
         self._color = sys.stdout.isatty()
 
     async def run(self) -> int:
-        """Start every node, relay what they say, stop them all on SIGINT or SIGTERM."""
+        """Start every node, relay what they say, stop them all on a signal; return how all of them ended, or 1."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
@@ -160,10 +160,15 @@ class _LocalCluster:
             announcing = tasks.create_task(self._announce())
             await self._stopping.wait()
             announcing.cancel()
-            print_line("Stopping all nodes")
+            print_line("Stopping all nodes" if self._running else "All nodes have ended")
             tasks.create_task(self._stop())
-        codes = [process.returncode for process in self._processes.values()]
-        return 0 if all(code == 0 for code in codes) else 1
+        codes = {process.returncode for process in self._processes.values()}
+        code = codes.pop() if len(codes) == 1 else None
+        return code if code is not None and code >= 0 else 1
+
+    @property
+    def _running(self) -> list[asyncio.subprocess.Process]:
+        return [process for process in self._processes.values() if process.returncode is None]
 
     def _prefix(self, index: int, name: str) -> str:
         return f"\x1b[{_COLORS[index % len(_COLORS)]}m{name}\x1b[0m " if self._color else f"{name} "
@@ -189,8 +194,11 @@ class _LocalCluster:
             print_line(prefix + line.decode("utf-8", "backslashreplace").rstrip("\n"))
         code = await process.wait()
         if not self._stopping.is_set():
-            for text in _obituary(node, code, sum(p.returncode is None for p in self._processes.values())):
+            for text in _obituary(node, code, len(self._running)):
                 print_line(prefix + text)
+            if len(self._processes) == len(self._nodes) and not self._running:
+                # What is started again elsewhere is not ours.
+                self._stopping.set()
 
     async def _announce(self) -> None:
         """Say once that the whole cluster is ready, and who leads it."""
@@ -201,7 +209,7 @@ class _LocalCluster:
         print_line(f"Ready: {len(urls)} nodes, led by {leader}")
 
     async def _stop(self) -> None:
-        running = [process for process in self._processes.values() if process.returncode is None]
+        running = self._running
         for send in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             for process in running:
                 if process.returncode is None:

@@ -91,6 +91,16 @@ def test_contradictory_flags_are_one_line_and_status_2(tmp_path: Path, flags: tu
     assert not folder.exists(), "a node that cannot start touches no disk"
 
 
+def test_a_local_cluster_of_which_no_node_can_start_ends(tmp_path: Path) -> None:
+    base = str(free_ports(1)[0])
+
+    result = kvorum("local", "--nodes", "2", "--base-port", base, "--data-dir", str(tmp_path), "--", "--tick-ms", "0")
+
+    assert result.returncode == EXIT_CONFIG, result
+    assert "--tick-ms: '0' is not a whole number" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 # --- Ports -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
@@ -66,6 +67,23 @@ def _lose_votes(node: Node) -> None:
         send([message for message in messages if not isinstance(message, RequestVoteResponse)])
 
     node.transport.send = lossy  # type: ignore[method-assign]
+
+
+def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            leaving, down = trio.others(leader)
+            await trio.stop(down.config.name)
+            draining = asyncio.create_task(leaving.drain(monotonic() + 60))
+            await leader.transfer_leadership(leaving.config.name, TIMEOUT_MS)
+            assert leaving.raft.role is Role.LEADER
+            await trio.start(down.config.name)
+            await asyncio.wait_for(draining, 30)
+
+            assert leaving.raft.role is not Role.LEADER
+
+    asyncio.run(scenario())
 
 
 def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:

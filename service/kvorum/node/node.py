@@ -165,6 +165,8 @@ class Node:
         self.stopping = True
         await hand_over(self, deadline)
         await wait_for_quorum_without(self, deadline)
+        # Whoever stays that long may be elected meanwhile.
+        await hand_over(self, deadline)
 
     async def close(self) -> None:
         """Close the peers' connections and the storage. Safe at any time after :meth:`start` was called."""
