@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from random import Random, SystemRandom
 from time import monotonic
 
@@ -23,21 +22,21 @@ from kvorum.errors import (
     NotLeader,
     OutcomeUnknown,
     PeerError,
+    StorageError,
     TransferFailed,
 )
-from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
 from kvorum.node.drain import hand_over, wait_for_quorum_without
 from kvorum.node.driver import Driver
+from kvorum.node.incarnation import identity_at_start
 from kvorum.node.rebuild import Rebuilder
 from kvorum.node.report import name_of, node_status
 from kvorum.node.snapshots import load_store, read_chunk
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
 from kvorum.raft.messages import Configuration, Member, Message
 from kvorum.status import Check, NodeStatus
-from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.transport import Greeting, Hello, PeerServer, Transport
 from kvorum.transport.handshake import token_digest
@@ -85,7 +84,7 @@ class Node:
         self._storage = await asyncio.to_thread(self._open_storage)
         closing.push_async_callback(asyncio.to_thread, self._storage.close)
         loaded = await asyncio.to_thread(self._storage.load)
-        self.identity = _identity_at_start(config.name, loaded)
+        self.identity = identity_at_start(config.name, loaded)
         await asyncio.to_thread(self._storage.write_identity, self.identity, replace=True)
         store = Store()
         if loaded.snapshot is not None:
@@ -312,8 +311,8 @@ class Node:
             MembershipRefused: this node is not empty.
             StorageError: the cluster's id could not be made durable.
         """
-        if self.identity.cluster_id:
-            raise MembershipRefused(f"this node is already of cluster {self.identity.cluster_id}")
+        if self.identity.cluster_id or self._join_lock.locked():
+            raise MembershipRefused(f"this node is already of cluster {self.identity.cluster_id or 'that calls it'}")
         self.identity = msgspec.structs.replace(self.identity, cluster_id=cluster_id)
         self._storage.write_identity(self.identity)
         self.driver.raft.bootstrap(Configuration(tuple(sorted(members, key=lambda member: member.id))))
@@ -426,7 +425,8 @@ class Node:
             configuration_index=raft.configurations.latest_index,
             configuration_committed=raft.configurations.latest_index <= raft.log.commit_index,
             is_serving=all(check.ok for check in self.readiness()),
-            empty=not raft.current_term and not raft.log.last_index,
+            # Who is just being called into a cluster must not begin another meanwhile.
+            empty=not raft.current_term and not raft.log.last_index and not self._join_lock.locked(),
         )
 
     async def join(self, greeting: Greeting) -> None:
@@ -438,7 +438,11 @@ class Node:
         async with self._join_lock:
             if not self.identity.cluster_id:
                 identity = msgspec.structs.replace(self.identity, cluster_id=greeting.cluster_id)
-                await asyncio.to_thread(self._storage.write_identity, identity)
+                try:
+                    await asyncio.to_thread(self._storage.write_identity, identity)
+                except StorageError as error:
+                    self._fail(error)
+                    raise IdentityRejected("cluster", f"{identity.node_id} ends: {error}") from error
                 self.identity = identity
                 log.info("%s joined cluster %s, called by %s", identity.node_id, identity.cluster_id, greeting.sender)
             elif self.identity.cluster_id != greeting.cluster_id:
@@ -483,16 +487,3 @@ class Node:
     def suspect_state(self, index: int) -> None:
         """A peer's state differs from ours at ``index``."""
         self._rebuilder.investigate(index)
-
-
-def _identity_at_start(name: str, loaded: Loaded) -> Identity:
-    """Return who we are.
-
-    A node that was killed after its cluster's id was durable, and before anything else was, promised nothing to
-    anybody: it forgets that cluster, so that one which never began can begin.
-    """
-    if loaded.identity is None:
-        return Identity(name, secrets.token_hex(8))
-    if loaded.hard_state.current_term or loaded.entries or loaded.snapshot is not None:
-        return loaded.identity
-    return msgspec.structs.replace(loaded.identity, cluster_id="")
