@@ -304,6 +304,23 @@ def test_the_peer_port_is_open_to_peers_only() -> None:
 
 
 @ALL
+def test_the_pod_of_helm_test_reaches_the_client_port_whoever_else_may(values: Document) -> None:
+    documents = render(values)
+    if "NetworkPolicy" not in kinds(documents):
+        return
+    labels = the(documents, "Pod")["metadata"]["labels"]
+    peers = [
+        peer
+        for rule in the(documents, "NetworkPolicy")["spec"]["ingress"]
+        if {"port": "client"} in rule["ports"] and {"port": "peer"} not in rule["ports"]
+        for peer in rule["from"]
+    ]
+    assert {"podSelector": {"matchLabels": labels}} in peers
+    clients = values.get("networkPolicy", {}).get("clients", [{"podSelector": {}}])
+    assert peers[1:] == clients
+
+
+@ALL
 def test_the_role_allows_reading_our_own_stateful_set_and_labelling_our_own_pods_and_nothing_else(
     values: Document,
 ) -> None:
@@ -353,6 +370,11 @@ def test_knobs_become_environment_variables_with_numbers_as_they_were_written() 
     assert found["KVORUM_BODY_TIMEOUT_S"] == "2.5"
 
 
+@pytest.mark.parametrize("grace_s", [40, 0.5, 30, 0])
+def test_a_grace_period_that_fits_is_taken(grace_s: float) -> None:
+    assert environment(render({"config": {"shutdown_grace_s": grace_s}}))["KVORUM_SHUTDOWN_GRACE_S"] == str(grace_s)
+
+
 def test_a_digest_wins_over_the_tag() -> None:
     image = pod_spec(render({"image": {"tag": "x", "digest": "sha256:" + "a" * 64}}))["containers"][0]["image"]
     assert image == "kvorum@sha256:" + "a" * 64
@@ -395,6 +417,7 @@ REFUSED = {
     "clients empty, which would admit everybody": ({"networkPolicy": {"clients": []}}, "clients"),
     "a digest that is none": ({"image": {"digest": "abc"}}, "digest"),
     "a grace too short to drain": ({"terminationGracePeriodSeconds": 5}, "terminationGracePeriodSeconds"),
+    "a grace that the kubelet cuts short": ({"config": {"shutdown_grace_s": 41}}, "shutdown_grace_s is 41"),
     "two monitors": ({"monitoring": {"podMonitor": ON, "serviceMonitor": ON}}, "scrape every node twice"),
 }
 
@@ -435,6 +458,7 @@ def _values_table() -> Any:
     return module
 
 
-def test_the_chart_and_the_package_have_the_same_version() -> None:
+def test_the_chart_the_image_and_the_package_have_the_same_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == kvorum.__version__
+    assert f"ARG VERSION={kvorum.__version__}\n" in (ROOT / "Dockerfile").read_text()

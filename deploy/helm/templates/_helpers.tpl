@@ -26,6 +26,12 @@ app.kubernetes.io/name: {{ include "kv.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Of the pod that `helm test` runs; the nodes' selectors must not select it. */}}
+{{- define "kv.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (include "kv.name" . | trunc 58) }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "kv.labels" -}}
 {{ include "kv.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -55,5 +61,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* The process must end before the kubelet ends it: five seconds for closing. */}}
 {{- define "kv.shutdownGrace" -}}
-{{- max 1 (sub (int .Values.terminationGracePeriodSeconds) 5) -}}
+{{- $most := sub (int .Values.terminationGracePeriodSeconds) 5 -}}
+{{- $wanted := get .Values.config "shutdown_grace_s" -}}
+{{- if and (hasKey .Values.config "shutdown_grace_s") (gt (float64 $wanted) (float64 $most)) -}}
+{{- fail (printf "config.shutdown_grace_s is %v, and the kubelet ends a pod after terminationGracePeriodSeconds (%v): at most %v, to leave time for closing" $wanted .Values.terminationGracePeriodSeconds $most) -}}
+{{- end -}}
+{{- ternary $wanted $most (hasKey .Values.config "shutdown_grace_s") -}}
 {{- end -}}

@@ -18,11 +18,9 @@
   value: {{ printf "%s.%s.svc.%s" (include "kv.headless" .) .Release.Namespace .Values.clusterDomain }}
 - name: KVORUM_INSECURE
   value: "true"
-{{- if not (hasKey .Values.config "shutdown_grace_s") }}
 - name: KVORUM_SHUTDOWN_GRACE_S
   value: {{ include "kv.shutdownGrace" . | quote }}
-{{- end }}
-{{- range $knob, $value := .Values.config }}
+{{- range $knob, $value := omit .Values.config "shutdown_grace_s" }}
 - name: KVORUM_{{ upper $knob }}
   {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
   value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
