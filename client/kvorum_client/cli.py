@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 
 from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
+from kvorum_client.cli_output import printable
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown, Refused, Unavailable
 from kvorum_client.top import top
@@ -21,6 +24,7 @@ EXIT_NO = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 3
 EXIT_UNKNOWN = 4
+EXIT_OUTPUT = 5
 EXIT_INTERRUPTED = 130
 
 LOCAL_ENDPOINTS = "127.0.0.1:8001,127.0.0.1:8002,127.0.0.1:8003"
@@ -38,6 +42,8 @@ exit status:
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
   4  the write may or may not be done: read before you write again
+  5  done, but the answer could not be written (a full disk, say)
+  130  interrupted
 
 examples:
   kv put greeting hello
@@ -53,9 +59,39 @@ Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if sys.stdout is None:
+        return _fail("stdout is closed", EXIT_OUTPUT)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is no reason to end with a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser().parse_args(from_seed(arguments))
+    options = _two_dashes(build_parser().parse_args(from_seed(arguments)))
     try:
+        status = _carry_out(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader has had enough.
+        _give_up_stdout()
+        return EXIT_DONE
+    except OSError as error:
+        _give_up_stdout()
+        return _fail(f"the answer cannot be written: {error.strerror or error}", EXIT_OUTPUT)
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    """Do what the options say and return the exit status.
+
+    Raises:
+        OSError: it is done, but the answer cannot be written.
+    """
+    is_under_way = False
+    try:
+        if options.run is commands.put:
+            commands.read_value(options)
+        is_under_way = options.run in commands.WRITES
         return asyncio.run(_run(options))
     except InvalidArgument as error:
         return _fail(str(error), EXIT_USAGE)
@@ -66,11 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Refused, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
-        return _fail("interrupted; a write that was under way may or may not be done", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader has had enough; do not complain while the interpreter flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        doubt = "; it may or may not be done" if is_under_way else ""
+        return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
+
+
+def _give_up_stdout() -> None:
+    """Let what is left in the buffer go nowhere, so that the interpreter does not complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
+    # argparse (until Python 3.13) takes a second "--" for a mark, too, and leaves an empty list in its place.
+    for name, value in vars(options).items():
+        if value == []:
+            setattr(options, name, "--")
+    return options
 
 
 async def _run(options: argparse.Namespace) -> int:
@@ -81,7 +127,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print("kv: " + message.replace("\n", " "), file=sys.stderr)
+    print("kv: " + printable(message.replace("\n", " ")), file=sys.stderr)
     return status
 
 
@@ -125,6 +171,9 @@ def _split_seed_flags(arguments: list[str]) -> tuple[dict[str, str | None], list
     rest = []
     remaining = iter(arguments)
     for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+            break
         flag, equals, value = argument.partition("=")
         if flag.lstrip("-") in {"op", "key", "val"} and flag.startswith("-") and not flag.startswith("---"):
             seed[flag.lstrip("-")] = value if equals else next(remaining, None)
@@ -149,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[shared],
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"kv {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Command, summary: str, **options: object) -> argparse.ArgumentParser:
@@ -160,6 +210,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_group(subparsers, "snapshot", "save a backup, or look at one", shared, _snapshot_commands)
     _add_group(subparsers, "leader", "show or move the leadership", shared, _leader_commands)
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("kvorum")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _shared_options() -> argparse.ArgumentParser:
@@ -230,11 +287,11 @@ def _add_group(
 
 def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     put = add("put", commands.put, "set a key")
-    put.add_argument("key", metavar="KEY")
+    put.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     put.add_argument(
         "value",
         metavar="VALUE",
-        help="the value; - reads stdin, @FILE a file; after -- it may begin with -",
+        help="up to 1 MiB; - reads stdin, @FILE a file; after -- it may begin with -",
     )
     put.add_argument("--literal", action="store_true", help="take VALUE as it is, even - and @FILE")
     put.add_argument(
@@ -247,13 +304,13 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     put.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 
     get = add("get", commands.get, "read a key")
-    get.add_argument("key", metavar="KEY")
+    get.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     get.add_argument(
         "-o",
         dest="output",
         choices=("raw", "table", "json"),
         default="raw",
-        help="raw: the value's bytes, with a newline on a terminal only [default raw]",
+        help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",
     )
     get.add_argument("--stale", action="store_true", help="take what the node at hand has; do not ask a quorum")
     get.add_argument(
@@ -264,7 +321,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
     delete = add("del", commands.delete, "remove a key")
-    delete.add_argument("key", metavar="KEY")
+    delete.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     delete.add_argument("--prev-revision", metavar="N", type=_revision, help="only if the key's mod_revision is N")
     delete.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 

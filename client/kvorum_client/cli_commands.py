@@ -9,51 +9,58 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kvorum_client.cli_output import print_json, print_table, printable
+from kvorum_client.cli_output import for_terminal, print_json, print_table, printable
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgument, Unavailable
+from kvorum_client.errors import ClientError, InvalidArgument, Refused, Unavailable
 from kvorum_client.results import Member, NodeHealth, NodeStatus
 
+VALUE_BYTES_MAX = 1024 * 1024
 PROBE_TIMEOUT_S = 2.0
 """What a dead node may cost `kv status`."""
 
 
 async def put(client: Client, options: argparse.Namespace) -> int:
     """``kv put KEY VALUE|-|@FILE``."""
-    value = options.value.encode("utf-8", "surrogateescape") if options.literal else await _read_value(options.value)
-    result = await client.put(options.key, value, prev_revision=options.prev_revision)
+    result = await client.put(options.key, options.value, prev_revision=options.prev_revision)
     if options.output == "json":
         print_json(result)
     else:
-        print(f"{options.key}: revision {result.revision}, version {result.version}")
+        print(f"{printable(options.key)}: revision {result.revision}, version {result.version}")
     return 0
 
 
-async def _read_value(argument: str) -> bytes:
-    if argument == "-":
-        return await asyncio.to_thread(sys.stdin.buffer.read)
-    if argument.startswith("@"):
-        return await asyncio.to_thread(_read_file, argument[1:])
-    return argument.encode("utf-8", "surrogateescape")
+def read_value(options: argparse.Namespace) -> None:
+    """Put the bytes that ``VALUE|-|@FILE`` stands for in the place of it; no more than make a value.
 
-
-def _read_file(path: str) -> bytes:
+    Called before there is an event loop, whose handler of Ctrl-C a blocked read would not notice.
+    """
+    argument: str = options.value
+    if options.literal or not (argument == "-" or argument.startswith("@")):
+        options.value = argument.encode("utf-8", "surrogateescape")
+        return
+    name = "stdin" if argument == "-" else argument[1:]
+    if argument == "-" and sys.stdin is None:
+        raise InvalidArgument("stdin is closed")
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with sys.stdin.buffer if argument == "-" else open(name, "rb") as file:
+            options.value = file.read(VALUE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise InvalidArgument(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if len(options.value) > VALUE_BYTES_MAX:
+        raise Refused(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
 
 
 async def get(client: Client, options: argparse.Namespace) -> int:
     """``kv get KEY``."""
     record = await client.get(options.key, stale=options.stale, max_staleness_ms=options.max_staleness_ms)
     if record is None:
-        print(f"kv: no such key: {options.key}", file=sys.stderr)
+        print(f"kv: no such key: {printable(options.key)}", file=sys.stderr)
         return 1
     if options.output == "raw":
-        sys.stdout.buffer.write(record.value + (b"\n" if sys.stdout.isatty() else b""))
-        sys.stdout.buffer.flush()
+        if sys.stdout.isatty():
+            print(for_terminal(record.value))
+        else:
+            sys.stdout.buffer.write(record.value)
         return 0
     fields = {**_text("key", record.key), **_text("value", record.value)}
     fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
@@ -62,7 +69,7 @@ async def get(client: Client, options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(fields)
     else:
-        print_table([list(fields), [printable(value) for value in fields.values()]])
+        print_table([list(fields), [str(value) for value in fields.values()]])
     return 0
 
 
@@ -72,15 +79,15 @@ async def delete(client: Client, options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(result)
     elif result.deleted:
-        print(f"{options.key}: deleted at revision {result.revision}")
+        print(f"{printable(options.key)}: deleted at revision {result.revision}")
     else:
-        print(f"kv: no such key: {options.key}", file=sys.stderr)
+        print(f"kv: no such key: {printable(options.key)}", file=sys.stderr)
     return 0 if result.deleted else 1
 
 
 async def status(client: Client, options: argparse.Namespace) -> int:
     """``kv status``: every node that can be found through the endpoints."""
-    found = await _ask_everybody(client)
+    found = await _ask_everybody(client, _probe_s(options, 2))
     if options.output == "json":
         print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
     else:
@@ -100,20 +107,25 @@ def _status_row(endpoint: str, answer: NodeStatus | str, leader: NodeStatus | No
     return [answer.name, endpoint, answer.state, *map(str, figures), health]
 
 
-async def _ask_everybody(client: Client) -> dict[str, NodeStatus | str]:
+def _probe_s(options: argparse.Namespace, rounds: int) -> float:
+    """Return what one of so many rounds may cost, so that the command keeps to ``--timeout``."""
+    return float(min(PROBE_TIMEOUT_S, getattr(options, "timeout", PROBE_TIMEOUT_S * rounds) / rounds))
+
+
+async def _ask_everybody(client: Client, timeout_s: float) -> dict[str, NodeStatus | str]:
     """Ask the endpoints, then the members they know of and that have not answered yet; each once."""
-    found = dict(zip(client.endpoints, await _ask(client, client.endpoints), strict=True))
+    found = dict(zip(client.endpoints, await _ask(client, client.endpoints, timeout_s), strict=True))
     statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
     names = {answer.name for answer in statuses}
     others = {m.name: m.client_url for s in statuses for m in s.members if m.name not in names and m.client_url}
     urls = [url for url in others.values() if url not in found]
-    return found | dict(zip(urls, await _ask(client, urls), strict=True))
+    return found | dict(zip(urls, await _ask(client, urls, timeout_s), strict=True))
 
 
-async def _ask(client: Client, endpoints: Sequence[str]) -> list[NodeStatus | str]:
+async def _ask(client: Client, endpoints: Sequence[str], timeout_s: float) -> list[NodeStatus | str]:
     async def one(endpoint: str) -> NodeStatus | str:
         try:
-            return await client.status(endpoint, timeout_s=PROBE_TIMEOUT_S)
+            return await client.status(endpoint, timeout_s=timeout_s)
         except ClientError as error:
             return str(error).removeprefix(f"{endpoint}: ")
 
@@ -122,8 +134,9 @@ async def _ask(client: Client, endpoints: Sequence[str]) -> list[NodeStatus | st
 
 async def health(client: Client, options: argparse.Namespace) -> int:
     """``kv health``: every node's ``/readyz``."""
-    endpoints = list(await _ask_everybody(client))
-    answers = await asyncio.gather(*(client.health(endpoint, timeout_s=PROBE_TIMEOUT_S) for endpoint in endpoints))
+    timeout_s = _probe_s(options, 3)
+    endpoints = list(await _ask_everybody(client, timeout_s))
+    answers = await asyncio.gather(*(client.health(endpoint, timeout_s=timeout_s) for endpoint in endpoints))
     if options.output == "json":
         print_json(answers)
     else:
@@ -190,16 +203,21 @@ async def leader_show(client: Client, options: argparse.Namespace) -> int:
     """``kv leader show``."""
     answer = await client.status()
     if not answer.leader_name:
-        print(f"kv: {answer.name} knows of no leader", file=sys.stderr)
+        print(printable(f"kv: {answer.name} knows of no leader"), file=sys.stderr)
         return 3
-    print(f"{answer.leader_name} leads term {answer.term}, at {answer.leader_client_url}, says {answer.name}")
+    where = answer.leader_client_url or "an unknown address"
+    print(printable(f"{answer.leader_name} leads term {answer.term}, at {where}, says {answer.name}"))
     return 0
 
 
 async def leader_move(client: Client, options: argparse.Namespace) -> int:
     """``kv leader move [NAME]``."""
-    print(f"{await client.move_leader(options.target)} leads now")
+    print(printable(f"{await client.move_leader(options.target)} leads now"))
     return 0
+
+
+WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move})
+"""The commands that may be done, or not, when they are interrupted."""
 
 
 def _text(name: str, data: bytes) -> dict[str, Any]:

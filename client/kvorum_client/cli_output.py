@@ -21,8 +21,15 @@ def printable(value: object) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 
+def for_terminal(value: bytes) -> str:
+    """Return a value as lines for a terminal: what is not printable is escaped, but for tabs and newlines."""
+    text = value.decode("utf-8", "backslashreplace")
+    return "".join(char if char in "\n\t" else printable(char) for char in text)
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; the first row is the heading."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

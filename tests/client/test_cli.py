@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +22,10 @@ import msgspec
 import pytest
 from api.fake_node import FakeNode, Server, serving, until
 
+import kvorum
 from kvorum.errors import NoLeader
 from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
+from kvorum.kv.commands import Put
 from kvorum_client import cli
 
 Kv = Callable[..., Awaitable[int]]
@@ -257,6 +265,11 @@ def test_the_cluster_is_found_without_being_named(environ: dict[str, str], endpo
     assert cli.default_endpoints(environ) == endpoints
 
 
+def _unread(pipe: int) -> int:
+    """Return how many bytes in a pipe nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def _spawn(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "kvorum_client.cli", *arguments],
@@ -287,6 +300,156 @@ def test_stdin_is_a_value_and_a_closed_pipe_is_no_error() -> None:
         assert record is not None and record.value == b"x" * 100_000
 
     run(scenario)
+
+
+def test_ctrl_c_ends_the_reading_of_a_value_and_nothing_is_sent() -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        def interrupt() -> None:
+            process = _spawn("--endpoints", server.url, "put", "k", "-")
+            assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+            process.stdin.write(b"half")
+            process.stdin.flush()
+            deadline = time.monotonic() + 10
+            while _unread(process.stdin.fileno()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            # It has taken what there is, and waits for more.
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(timeout=10) == 130
+                assert process.stderr.read() == b"kv: interrupted\n"
+            finally:
+                process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                stream.close()
+
+        await asyncio.to_thread(interrupt)
+        assert server.node.proposed == []
+
+    run(scenario)
+
+
+def test_a_value_longer_than_any_is_not_read_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await asyncio.wait_for(kv("put", "k", "@/dev/zero"), 10) == 1
+        assert capsys.readouterr().err == "kv: /dev/zero is longer than a value may be (limit 1048576)\n"
+        assert server.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("arguments", [("put", "k", "v"), ("get", "there"), ("status",), ("status", "-o", "json")])
+@pytest.mark.parametrize("stdout", ["closed", "full", "gone"])
+def test_an_answer_that_cannot_be_written_is_one_line_and_no_traceback(arguments: tuple[str, ...], stdout: str) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("put", "there", "x") == 0
+        redirection = {"closed": ">&-", "full": ">/dev/full", "gone": "| exec true"}[stdout]
+        command = shlex.join([sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, *arguments])
+        script = f"{command} {redirection}; exit ${{PIPESTATUS[0]}}"
+        result = await asyncio.to_thread(
+            subprocess.run, ["bash", "-c", script], capture_output=True, text=True, timeout=20
+        )
+        assert result.returncode == (0 if stdout == "gone" else 5), result
+        assert result.stderr.count("\n") == (0 if stdout == "gone" else 1), result
+        assert "Traceback" not in result.stderr
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_key_that_the_terminal_cannot_show_is_written_all_the_same(encoding: str) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        def use() -> None:
+            environ = {**os.environ, "PYTHONIOENCODING": encoding}
+            for arguments in (["put", "\udcff\u00e9", "v"], ["get", "\udcff\u00e9", "-o", "table"]):
+                command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, *arguments]
+                result = subprocess.run(command, capture_output=True, env=environ, timeout=20)
+                assert (result.returncode, result.stderr) == (0, b""), result
+
+        await asyncio.to_thread(use)
+        assert server.node.store.get(b"\xff\xc3\xa9") is not None
+
+    run(scenario)
+
+
+def test_a_closed_stdin_is_no_value() -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        command = shlex.join([sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, "put", "k", "-"])
+        result = await asyncio.to_thread(
+            subprocess.run, ["bash", "-c", f"{command} <&-"], capture_output=True, text=True, timeout=20
+        )
+        assert (result.returncode, result.stderr) == (2, "kv: stdin is closed\n")
+
+    run(scenario)
+
+
+def test_a_value_on_a_terminal_is_escaped_where_it_is_not_text() -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("put", "k", "--literal", "a\tb\n\x1b[2J\udcff\u00e9") == 0
+
+        def look() -> bytes:
+            ours, theirs = pty.openpty()
+            command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, "get", "k"]
+            subprocess.run(command, stdout=theirs, env={**os.environ, "PYTHONUTF8": "1"}, timeout=20, check=True)
+            shown = os.read(ours, 4096)
+            os.close(theirs)
+            os.close(ours)
+            return shown
+
+        lines = (await asyncio.to_thread(look)).decode().splitlines()
+        assert [line.expandtabs(8) for line in lines] == ["a       b", "\\x1b[2J\\xff\u00e9"]
+
+    run(scenario)
+
+
+def test_status_and_health_keep_to_the_timeout() -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            for command in ("status", "health"):
+                started = time.monotonic()
+                assert await asyncio.to_thread(cli.main, ["--endpoints", address, command, "--timeout", "0.3"]) == 3
+                assert time.monotonic() - started < 1.5
+
+    run(scenario)
+
+
+def test_two_dashes_are_a_key_and_a_value_like_others() -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("put", "k", "--", "--") == 0
+        assert await kv("put", "--", "-op", "-op") == 0
+        assert await kv("-op", "put", "-key", "--", "-val", "--") == 0
+        assert [(c.key, c.value) for c in server.node.proposed if isinstance(c, Put)] == [
+            (b"k", b"--"),
+            (b"-op", b"-op"),
+            (b"--", b"--"),
+        ]
+
+    run(scenario)
+
+
+def test_what_a_node_says_does_not_move_the_terminals_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        server.node.error = NoLeader("\x1b[2Jnobody\rleads")
+        assert await kv("get", "k", "--timeout", "0.3") == 3
+        member = server.node.members["n2"]
+        server.node.members["n2"] = msgspec.structs.replace(member, name="\x1b[2J", client_url="http://\x1b[2J")
+        server.node.leader = ("\x1b[2J", "http://x")
+        for command in (["status"], ["member", "list"], ["leader", "show"]):
+            await kv(*command)
+        printed = capsys.readouterr()
+        assert "\x1b" not in printed.out + printed.err
+        assert "\r" not in printed.err
+
+    run(scenario)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"kv {kvorum.__version__}\n"
 
 
 def test_ctrl_c_ends_it_with_one_line() -> None:
