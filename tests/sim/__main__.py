@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
-from sim.plan import S, draw_plan
+import msgspec
+from sim.plan import Plan, S, draw_plan
 from sim.run import Verdict, simulate, simulate_seed
 from sim.shrink import shrink
 
@@ -19,22 +21,27 @@ def main() -> int:
     """Parse the arguments, run, and return the exit status: 1 if anything was broken."""
     parser = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one, and print what happens")
+    parser.add_argument("--plan", type=Path, help="run the plan in this file (what --seed and --shrink print)")
     parser.add_argument("--seeds", type=int, default=500, help="run so many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--quiet", action="store_true", help="with --seed: the verdict only")
-    parser.add_argument("--shrink", action="store_true", help="with --seed: find a smaller plan that fails likewise")
+    parser.add_argument("--quiet", action="store_true", help="with --seed or --plan: the verdict only")
+    parser.add_argument(
+        "--shrink", action="store_true", help="with --seed or --plan: first make it smaller while it fails likewise"
+    )
     arguments = parser.parse_args()
+    if arguments.plan is not None:
+        plan = msgspec.json.decode(arguments.plan.read_bytes(), type=Plan)
+        return _run_one(plan, arguments.quiet, arguments.shrink)
     if arguments.seed is not None:
-        return _run_one(arguments.seed, arguments.quiet, arguments.shrink)
+        return _run_one(draw_plan(arguments.seed), arguments.quiet, arguments.shrink)
     return _run_many(range(arguments.first, arguments.first + arguments.seeds), arguments.jobs)
 
 
-def _run_one(seed: int, is_quiet: bool, is_to_shrink: bool) -> int:
-    plan = draw_plan(seed)
+def _run_one(plan: Plan, is_quiet: bool, is_to_shrink: bool) -> int:
     if is_to_shrink:
         plan = shrink(plan, progress=lambda text: print(text, file=sys.stderr))
-    print(plan)
+    print(msgspec.json.encode(plan).decode())
     verdict = simulate(plan, transcript=None if is_quiet else print)
     print(verdict)
     return 0 if verdict.is_clean else 1

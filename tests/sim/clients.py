@@ -134,7 +134,8 @@ class Client:
     def _attempt(self, call: _Call, node: SimNode | None) -> None:
         if call.is_done or call is not self._call:
             return
-        nodes = list(self._world.nodes.values())
+        # When the faults are over, nobody goes on asking those who are gone for good.
+        nodes = (self._world.is_recovering and self._world.live()) or list(self._world.nodes.values())
         node = node or nodes[self._draw.randrange(len(nodes))]
         call.attempts += 1
         call.open_attempts += 1
@@ -248,6 +249,7 @@ class Client:
             **answered,
         )
         self.history.append(operation)
+        self._world.heard(operation)
         self._world.note(
             operation.client or f"c{self._number}",
             "{} {} {}: {}",

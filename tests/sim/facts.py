@@ -27,6 +27,7 @@ from kvorum.raft.messages import (
     RequestVoteResponse,
     Save,
     Snapshot,
+    TimeoutNow,
 )
 from kvorum.storage.interface import Loaded
 
@@ -52,6 +53,10 @@ class Seen:
         """Up to here its log was compared with what is committed."""
         self.leader_term = 0
         """The term in which it was last seen to lead."""
+        self.leader_tick = 0
+        """Since which of its ticks it leads with the members that it has now."""
+        self.campaign_term = 0
+        """The term in which it was last seen to campaign."""
         self.last_index = 0
         self.last_term = 0
         self.configuration_index = 0
@@ -65,6 +70,10 @@ class Facts:
         self.leaders: dict[int, tuple[NodeId, int]] = {}
         self.leader_nodes: dict[int, SimNode] = {}
         self.votes: dict[tuple[NodeId, int], NodeId] = {}
+        self.pre_votes: set[tuple[NodeId, int, NodeId]] = set()
+        """(who could win, in which term, by whose word)."""
+        self.told_to_campaign: set[tuple[NodeId, int]] = set()
+        """(who was told to by the leader, of which term)."""
         self.entries: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         """(index, term) -> (the term before it, kind, data)."""
         self.committed: list[Committed] = [Committed(0, 0)]
@@ -106,23 +115,41 @@ class Facts:
         seen.term, seen.commit_index, seen.applied_index = raft.current_term, log.commit_index, log.applied_index
         if raft.role is Role.LEADER:
             self._on_leader(node, seen)
+        elif raft.role is Role.CANDIDATE:
+            self._on_campaign(node, seen)
         if log.commit_index > seen.checked_index:
             self._on_commit(node, seen)
+
+    def on_tick(self, node: SimNode) -> None:
+        """A tick passed for a process: does it lead, and may it still?"""
+        raft, seen = node.raft, self._seen[node.id]
+        if raft is not None and raft.role is Role.LEADER and seen.leader_term == raft.current_term:
+            invariants.a_leader_that_hears_no_quorum_steps_down(node, raft, seen)
+            invariants.a_leader_whose_disk_stands_still_steps_down(node, raft)
+
+    def _on_campaign(self, node: SimNode, seen: Seen) -> None:
+        assert node.raft is not None
+        if seen.campaign_term != node.raft.current_term:
+            invariants.a_candidate_was_encouraged(self, node, node.raft)
+            seen.campaign_term = node.raft.current_term
 
     def _on_leader(self, node: SimNode, seen: Seen) -> None:
         raft = node.raft
         assert raft is not None
         if seen.leader_term != raft.current_term:
+            self._on_campaign(node, seen)
             invariants.election_safety(self, node, raft)
+            invariants.a_leader_has_the_votes_of_a_quorum(self, node, raft)
             self.leaders[raft.current_term] = (node.id, node.starts)
             self.leader_nodes[raft.current_term] = node
             self.elections += 1
             invariants.leader_completeness(self, node, raft)
-            seen.leader_term = raft.current_term
+            seen.leader_term, seen.leader_tick = raft.current_term, node.ticks
         else:
             invariants.leader_append_only(node, raft, seen)
             if raft.configurations.latest_index != seen.configuration_index:
                 invariants.one_configuration_at_a_time(node, raft, seen)
+                seen.leader_tick = node.ticks
         seen.last_index, seen.last_term = raft.log.last_index, raft.log.last_term
         seen.configuration_index, seen.configuration = raft.configurations.latest_index, raft.configuration
 
@@ -172,8 +199,12 @@ class Facts:
                 invariants.only_saved_entries_are_acknowledged(self, node, message.term, message.index)
             case RequestVote() if not message.pre_vote:
                 self._on_vote(node, message.term, node.id)
-            case RequestVoteResponse() if message.vote_granted and not message.pre_vote:
+            case RequestVoteResponse() if message.vote_granted and message.pre_vote:
+                self.pre_votes.add((message.recipient, message.term, node.id))
+            case RequestVoteResponse() if message.vote_granted:
                 self._on_vote(node, message.term, message.recipient)
+            case TimeoutNow():
+                self.told_to_campaign.add((message.recipient, message.term))
             case _:
                 pass
 

@@ -85,6 +85,52 @@ def state_machine_safety(facts: Facts, node: SimNode, entry: Entry) -> None:
         raise Broken("state_machine_safety", f"{node.id} applies {entry}; at that index {known} was applied")
 
 
+# --- Who leads -----------------------------------------------------------------------------------------------------
+
+
+def a_candidate_was_encouraged(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """Nobody enters a new term whom no quorum would elect, or the leader told to (thesis 9.6 and 3.10; bug B7)."""
+    term, configuration = raft.current_term, raft.configuration
+    encouraged = [v for v in configuration.voters() if v == node.id or (node.id, term, v) in facts.pre_votes]
+    if len(encouraged) < configuration.quorum() and (node.id, term - 1) not in facts.told_to_campaign:
+        raise Broken(
+            "a_candidate_was_encouraged",
+            f"{node.id} campaigns in term {term}; of {configuration.voters()} only {encouraged} would elect it",
+        )
+
+
+def a_leader_has_the_votes_of_a_quorum(facts: Facts, node: SimNode, raft: Raft) -> None:
+    """A leader was elected by a majority of the voters, in its own term (section 5.2; bug B4)."""
+    term, configuration = raft.current_term, raft.configuration
+    voters = configuration.voters()
+    electors = [voter for voter in voters if voter == node.id or facts.votes.get((voter, term)) == node.id]
+    if len(electors) < configuration.quorum():
+        raise Broken(
+            "a_leader_has_the_votes_of_a_quorum", f"{node.id} leads term {term} by the votes of {electors} of {voters}"
+        )
+
+
+def a_leader_that_hears_no_quorum_steps_down(node: SimNode, raft: Raft, seen: Seen) -> None:
+    """A leader that no quorum answers for an election timeout leads no more (thesis 6.2; bugs B6 and B20)."""
+    since, timeout = seen.leader_tick, raft.config.election_timeout_ticks
+    voters = raft.configuration.voters()
+    active = [v for v in voters if v == node.id or node.ticks - max(since, node.heard.get(v, 0)) < timeout]
+    if len(active) < raft.configuration.quorum():
+        raise Broken(
+            "a_leader_that_hears_no_quorum_steps_down",
+            f"{node.id} leads term {raft.current_term}; for {timeout} ticks it has heard only {active} of {voters}",
+        )
+
+
+def a_leader_whose_disk_stands_still_steps_down(node: SimNode, raft: Raft) -> None:
+    """A leader whose save takes an election timeout leads no more: it would commit nothing (bug B8)."""
+    if node.saving_since is not None and node.ticks - node.saving_since >= raft.config.election_timeout_ticks:
+        raise Broken(
+            "a_leader_whose_disk_stands_still_steps_down",
+            f"{node.id} leads term {raft.current_term}; its save takes {node.ticks - node.saving_since} ticks",
+        )
+
+
 # --- What is committed ---------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from sim.history import ANY_REVISION, Applied, Operation, Violation
 from sim.register import check_register
 
 FOREVER = 1 << 62
-SAMPLE_OPERATIONS_MAX = 400
+SAMPLE_OPERATIONS_MAX = 600
 """Keys with more operations than this are not searched."""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from sim.admin import Admin
 from sim.network import Link
-from sim.plan import MS, Fault
+from sim.plan import CRASH_PASSES_MAX, MS, Fault
 
 from kvorum.errors import NotLeader, TransferFailed
 
@@ -41,19 +42,27 @@ class Nemesis:
             case "crash":
                 self._crash(node, fault)
             case "crash_point":
-                node.armed = (fault.point, fault.argument % 4, fault.duration_us)
+                node.armed = (fault.point, fault.argument % CRASH_PASSES_MAX, fault.duration_us)
             case "crash_all":
                 for each in world.live():
                     self._crash(each, fault)
             case "pause":
                 node.paused_until = world.clock.now + fault.duration_us
+            case "freeze":
+                self._freeze(node, fault)
             case "isolate" | "one_way" | "split" | "bridge":
                 self._partition(self._links(node, fault), fault.duration_us)
             case "disk_stall":
                 node.stalled_until = world.clock.now + fault.duration_us
             case "disk_fail":
                 node.fail_next_save = True
-                node.damage_on_failure = fault.argument % 3 == 0
+            case "disk_full":
+                node.no_files_until = world.clock.now + fault.duration_us
+                if fault.argument % 2:
+                    node.full_until = node.no_files_until
+            case "snapshot_damage":
+                self._crash(node, fault)
+                node.damage_newest_snapshot()
             case "clock_jump":
                 node.clock_offset_ms += fault.argument * 100 - 2_000_000
             case "transfer":
@@ -70,6 +79,13 @@ class Nemesis:
     def _crash(self, node: SimNode, fault: Fault) -> None:
         node.crash("killed", durable=fault.argument % 2)
         self._world.clock.after(fault.duration_us, node.start)
+
+    def _freeze(self, node: SimNode, fault: Fault) -> None:
+        """Pause a node that is cut off until the others have elected another leader: it wakes up alone (B20, B22)."""
+        timeout_us = self._world.plan.election_timeout_us
+        frozen_us = 2 * timeout_us + fault.duration_us
+        node.paused_until = self._world.clock.now + frozen_us
+        self._partition(self._links(node, msgspec.structs.replace(fault, kind="isolate")), frozen_us + timeout_us)
 
     def _transfer(self, node: SimNode) -> None:
         assert node.raft is not None

@@ -1,7 +1,6 @@
 """One simulated process: the real core and the real store, driven by the contract that the real driver follows.
 
-The disk is the storage's own twin in memory. It outlives the process; everything else dies with it. :class:`Durable`
-is what a crash leaves, kept apart from both, so that the invariants do not trust what they judge.
+The disk (:mod:`sim.disk`) outlives the process; everything else dies with it.
 """
 
 from __future__ import annotations
@@ -11,20 +10,35 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
+from sim.disk import Durable, SimDisk
+from sim.snapshots import Snapshots, load_store
+from sim.transcript import describe_entries
 
-from kvorum.errors import InvariantViolated, KvorumError, NoLeader, NotLeader, Overloaded
+from kvorum.errors import InvariantViolated, NoLeader, NotLeader, Overloaded
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.records import Record
-from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft import Raft, RaftConfig
-from kvorum.raft.messages import HardState, Heartbeat, InstallSnapshot, Message, NodeId, Ready, Save, Snapshot
-from kvorum.storage.memory import Compaction, MemoryStorage
+from kvorum.raft.messages import (
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
+    Message,
+    NodeId,
+    Ready,
+    Save,
+    Snapshot,
+)
+from kvorum.storage.memory import Compaction
 
 if TYPE_CHECKING:
     from sim.world import World
 
 UNIX_MS = 1_700_000_000_000
+ANSWERS = (AppendEntriesResponse, HeartbeatResponse, InstallSnapshotResponse)
+"""What tells a leader that a follower follows."""
 READIES_MAX = 10_000
 """In one turn of the driver: nothing arrives meanwhile, so there must be an end to it."""
 
@@ -46,43 +60,6 @@ class Answer(msgspec.Struct, frozen=True):
 Reply = Callable[[Answer], None]
 
 
-class Durable:
-    """What is on a disk, as the invariants see it: the hard state, and the terms of the log."""
-
-    def __init__(self) -> None:
-        self.hard_state = HardState()
-        self.base_index = 0
-        self.base_term = 0
-        self.terms: list[int] = []
-
-    @property
-    def last_index(self) -> int:
-        """The last durable index."""
-        return self.base_index + len(self.terms)
-
-    def term(self, index: int) -> int | None:
-        """Return the term at ``index``, or None where there is nothing or only a snapshot."""
-        if index == self.base_index:
-            return self.base_term
-        if self.base_index < index <= self.last_index:
-            return self.terms[index - self.base_index - 1]
-        return None
-
-    def covers(self, index: int) -> bool:
-        """Tell whether ``index`` is durable, in the log or in a snapshot."""
-        return index <= self.last_index
-
-    def apply(self, save: Save) -> None:
-        """Take a save that became durable."""
-        self.hard_state = save.hard_state
-        if save.snapshot is not None:
-            self.base_index, self.base_term = save.snapshot.last_index, save.snapshot.last_term
-            self.terms = []
-        if save.entries:
-            del self.terms[save.entries[0].index - self.base_index - 1 :]
-            self.terms.extend(entry.term for entry in save.entries)
-
-
 class SimNode:
     """A process and its disk.
 
@@ -92,7 +69,7 @@ class SimNode:
         disk: what it was given at birth: empty, or bootstrapped.
     """
 
-    def __init__(self, world: World, node: NodeId, disk: MemoryStorage) -> None:
+    def __init__(self, world: World, node: NodeId, disk: SimDisk) -> None:
         self.id = node
         self.disk = disk
         self.durable = Durable()
@@ -101,20 +78,28 @@ class SimNode:
         self.is_retired = False
         self.paused_until = 0
         self.stalled_until = 0
+        self.full_until = 0
+        self.no_files_until = 0
+        """A disk that has room for the log may have none for a snapshot."""
         self.clock_offset_ms = 0
         self.fail_next_save = False
-        self.damage_on_failure = False
         self.first_index = 1  # of what compaction has left on the disk
         self.armed: tuple[str, int, int] | None = None  # (crash point, how many times to let it pass, downtime)
         self.starts = 0
         self.loaded_term = 0
         self._world = world
         self._plan = world.plan
-        self._draw = Random(f"{world.plan.seed}:{node}:driver")
+        self.draw = Random(f"{world.plan.seed}:{node}:driver")
         skew = world.plan.tick_skew_per_mille
-        self._tick_us = world.plan.tick_us * (1000 + self._draw.randrange(-skew, skew + 1)) // 1000
+        self._tick_us = world.plan.tick_us * (1000 + self.draw.randrange(-skew, skew + 1)) // 1000
         self.raft: Raft | None = None
         self.store = Store()
+        self.snapshots = Snapshots(world, self)
+        self.ticks = 0
+        self.saving_since: int | None = None
+        """Since which tick a save is in flight, if one is."""
+        self.heard: dict[NodeId, int] = {}
+        """At which tick a peer last answered what this process said as a leader of the present term."""
 
     # --- Life and death -----------------------------------------------------------------------------------------
 
@@ -126,7 +111,7 @@ class SimNode:
         loaded = self.disk.load()
         self.loaded_term = loaded.hard_state.current_term
         self._world.facts.on_load(self, loaded)
-        self.store = self._restored(loaded.snapshot) if loaded.snapshot else Store()
+        self.store = load_store(self, loaded.snapshot) if loaded.snapshot else Store()
         plan = self._plan
         self.raft = self._world.make_raft(
             RaftConfig(
@@ -150,13 +135,14 @@ class SimNode:
         self._contexts = self.starts << 32
         self._after_save: tuple[Message, ...] = ()
         self._is_pump_due = False
-        self._cut: _Cut | None = None
-        self._is_compacting = False
+        self.snapshots = Snapshots(self._world, self)
+        self.ticks, self.saving_since, self.heard = 0, None, {}
+        self._told_role = (self.raft.role, self.raft.current_term)
         self._world.facts.on_start(self)
         self._world.note(
             self.id, "starts at term {} with log ..{}", loaded.hard_state.current_term, self.durable.last_index
         )
-        self._world.clock.after(self._draw.randrange(self._tick_us), self._tick, self.starts)
+        self._world.clock.after(self.draw.randrange(self._tick_us), self._tick, self.starts)
 
     def crash(self, why: str, *, durable: int = 0) -> None:
         """End the process at once; ``durable`` of the writes in flight have reached the disk."""
@@ -168,6 +154,9 @@ class SimNode:
         for operation in pending[:durable]:
             if isinstance(operation, Save):
                 self._on_durable(operation)
+        if not durable and self.draw.random() < 0.5 and self.disk.tear(self.draw.randrange(1 << 16)):
+            self._world.counts["torn saves"] += 1
+        self.disk.lose_unsynced_parts(self.draw)
         self.disk.crash(min(durable, len(pending)))
         self.raft = None
         self.paused_until = 0
@@ -176,15 +165,21 @@ class SimNode:
 
     def crash_at(self, point: str) -> bool:
         """Die here if that is due. Return whether the process is gone."""
-        if self.armed is None or self.armed[0] != point:
+        world = self._world
+        if world.is_recovering:
             return False
-        _, passes, downtime_us = self.armed
-        if passes > 0:
-            self.armed = (point, passes - 1, downtime_us)
-            return False
+        world.crash_points += 1
+        downtime_us = self._plan.election_timeout_us
+        if world.crash_points != self._plan.crash_at:
+            if self.armed is None or self.armed[0] != point:
+                return False
+            _, passes, downtime_us = self.armed
+            if passes > 0:
+                self.armed = (point, passes - 1, downtime_us)
+                return False
         durable = len(self.disk.pending) if point == "save_durable_unanswered" else 0
         self.crash(point, durable=durable)
-        self._world.clock.after(downtime_us, self.start)
+        world.clock.after(downtime_us, self.start)
         return True
 
     def retire(self) -> None:
@@ -193,13 +188,14 @@ class SimNode:
         self.crash("removed")
 
     def recover(self) -> None:
-        """No more faults: nothing that was armed strikes, and what is paused or stalled goes on."""
+        """No more faults: nothing that was armed strikes, what is paused or stalled goes on, and there is room."""
         self.armed = None
         self.fail_next_save = False
         self.paused_until = min(self.paused_until, self._world.clock.now)
         self.stalled_until = min(self.stalled_until, self._world.clock.now)
+        self.full_until = self.no_files_until = 0
 
-    def _when_awake(self, action: Callable[..., None], *arguments: object) -> bool:
+    def when_awake(self, action: Callable[..., None], *arguments: object) -> bool:
         """Return True if the process runs; else let the action wait until it does (SIGSTOP, or a long pause)."""
         if self.paused_until <= self._world.clock.now:
             return True
@@ -209,24 +205,34 @@ class SimNode:
     # --- What happens to it -------------------------------------------------------------------------------------
 
     def _tick(self, start: int) -> None:
-        if self.raft is None or start != self.starts or not self._when_awake(self._tick, start):
+        if self.raft is None or start != self.starts or not self.when_awake(self._tick, start):
             return
+        self.ticks += 1
         self.raft.tick()
         self._world.clock.after(self._tick_us, self._tick, start)
+        self._world.facts.on_tick(self)
         self.after_input()
 
     def receive(self, message: Message, start: int | None = None) -> None:
         """Take a message from a peer; a snapshot is fetched before it is stepped."""
         start = self.starts if start is None else start
-        if self.raft is None or start != self.starts or not self._when_awake(self.receive, message, start):
+        if self.raft is None or start != self.starts or not self.when_awake(self.receive, message, start):
             return
-        if isinstance(message, InstallSnapshot):
-            self._fetch(message)
+        if isinstance(message, InstallSnapshot) and self._must_fetch(message):
+            self.snapshots.fetch(message)
             # It also says that its sender leads: do not campaign while the file is on its way.
             sender, recipient = message.sender, message.recipient
             message = Heartbeat(term=message.term, sender=sender, recipient=recipient, commit_index=0, round=0)
+        if isinstance(message, ANSWERS) and message.term == self.raft.current_term:
+            self.heard[message.sender] = self.ticks
         self.raft.step(message)
         self.after_input()
+
+    def _must_fetch(self, message: InstallSnapshot) -> bool:
+        """As the driver: what is of an old term, or of no use, is only answered."""
+        assert self.raft is not None
+        is_new = message.snapshot.last_index > self.raft.log.commit_index
+        return is_new and message.term >= self.raft.current_term
 
     def unreachable(self, peer: NodeId) -> None:
         """The connection to a peer broke."""
@@ -237,7 +243,7 @@ class SimNode:
     def ask(self, command: Command | bytes, reply: Reply, start: int | None = None) -> None:
         """Take a client's request: a write, or a linearizable read of a key."""
         start = self.starts if start is None else start
-        if self.raft is None or start != self.starts or not self._when_awake(self.ask, command, reply, start):
+        if self.raft is None or start != self.starts or not self.when_awake(self.ask, command, reply, start):
             return
         if isinstance(command, bytes):
             self._reads.append((command, reply))
@@ -248,26 +254,35 @@ class SimNode:
     def after_input(self) -> None:
         """The core took something in: look at it, and have the driver take its turn, now or soon."""
         self._world.facts.on_input(self)
+        if self._world.is_told:
+            self._tell_role()
         if not self._plan.pump_delay_us:
             self._pump(self.starts)
         elif not self._is_pump_due:
             self._is_pump_due = True
-            delay = self._timely(self._draw.randrange(self._plan.pump_delay_us))
+            delay = self.timely(self.draw.randrange(self._plan.pump_delay_us))
             self._world.clock.after(delay, self._pump, self.starts)
 
-    def _timely(self, delay_us: int) -> int:
+    def _tell_role(self) -> None:
+        raft = self.raft
+        if raft is not None and (raft.role, raft.current_term) != self._told_role:
+            self._told_role = (raft.role, raft.current_term)
+            self._world.note(self.id, "is now {} of term {}", raft.role.replace("_", "-"), raft.current_term)
+
+    def timely(self, delay_us: int) -> int:
         """Return the delay, shortened in the liveness phase."""
         return min(delay_us, self._plan.timely_us) if self._world.is_recovering else delay_us
 
     # --- The driver's turn --------------------------------------------------------------------------------------
 
     def _pump(self, start: int) -> None:
-        if self.raft is None or start != self.starts or not self._when_awake(self._pump, start):
+        if self.raft is None or start != self.starts or not self.when_awake(self._pump, start):
             return
         self._is_pump_due = False
-        self._propose()
-        self._begin_reads()
-        self._world.facts.on_input(self)
+        if self._writes or self._reads:
+            self._propose()
+            self._begin_reads()
+            self._world.facts.on_input(self)
         for _ in range(READIES_MAX):
             ready = self.raft.ready() if self.raft is not None else None
             if ready is None:
@@ -276,8 +291,7 @@ class SimNode:
             self._handle(ready)
         else:
             raise InvariantViolated(f"{self.id} does not come to rest: {ready}")
-        if self.raft is not None:
-            self._maybe_snapshot()
+        self.snapshots.begin_if_due()
 
     def _propose(self) -> None:
         if not self._writes or self.raft is None:
@@ -317,6 +331,7 @@ class SimNode:
         if ready.save is not None:
             self._after_save = ready.messages_after_save
             self.disk.save(ready.save, lambda: None)
+            self.saving_since = self.ticks
             self._schedule_disk(ready.save)
             if self.crash_at("save_lost") or self.crash_at("save_durable_unanswered"):
                 return
@@ -326,6 +341,8 @@ class SimNode:
             return
         if ready.restore is not None:
             self._restore(ready.restore)
+        if ready.committed and self._world.is_told:
+            self._world.note(self.id, "applies {}", describe_entries(ready.committed))
         for entry in ready.committed:
             results = self.store.apply(entry)
             self._world.facts.on_apply(self, entry, results)
@@ -361,11 +378,27 @@ class SimNode:
             if context in self._barriers:
                 self._barriers.pop(context)[1](Answer("refused"))
 
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.snapshots.stop()
+        self.store = load_store(self, snapshot)
+        self._world.counts["restores"] += 1
+        self._world.note(self.id, "restores the snapshot at {}", snapshot.last_index)
+        self._world.facts.on_restore(self, snapshot)
+        for index in [index for index in self._waiting if index <= snapshot.last_index]:
+            for _, replies in self._waiting.pop(index):
+                for reply in replies:
+                    reply(Answer("unknown"))
+
     # --- The disk -----------------------------------------------------------------------------------------------
 
+    def compact(self, first_index: int) -> None:
+        """Let the disk forget what is before this index."""
+        self.disk.compact(first_index, lambda: None)
+        self._schedule_disk(self.disk.pending[-1])
+
     def _schedule_disk(self, operation: Save | Compaction) -> None:
-        delay = self._plan.disk_us + int(self._draw.random() * self._plan.disk_jitter_us)
-        self._world.clock.after(self._timely(delay), self._disk_done, self.starts, operation)
+        delay = self._plan.disk_us + int(self.draw.random() * self._plan.disk_jitter_us)
+        self._world.clock.after(self.timely(delay), self._disk_done, self.starts, operation)
 
     def _disk_done(self, start: int, operation: Save | Compaction) -> None:
         if self.raft is None or start != self.starts:
@@ -377,151 +410,55 @@ class SimNode:
         if self.disk.pending[0] is not operation:
             self._world.clock.after(self._plan.disk_us, self._disk_done, start, operation)
             return
-        if isinstance(operation, Save) and self.fail_next_save:
-            self.fail_next_save = False
-            self.crash("the disk is full", durable=self._draw.randrange(2))
-            if self.damage_on_failure:
-                self._damage_newest_snapshot()
-            self._world.clock.after(self._plan.election_timeout_us, self.start)
+        if self._is_refused(operation):
             return
         self.disk.complete()
         if isinstance(operation, Compaction):
-            self._is_compacting = False
-            self.first_index = max(self.first_index, operation.first_index)
+            self.snapshots.compacted(operation)
             return
         self._on_durable(operation)
         self._saved(start, operation)
 
+    def _is_refused(self, operation: Save | Compaction) -> bool:
+        """Return whether the disk refuses this: once, or as long as it is full. The process ends (B31, B32)."""
+        if self.full_until > self._world.clock.now:
+            self._world.counts["writes without room"] += 1
+            self.crash("the disk is full")
+        elif self.fail_next_save and isinstance(operation, Save):
+            self.fail_next_save = False
+            self.crash("the disk fails", durable=self.draw.randrange(2))
+        else:
+            return False
+        self._world.clock.after(self._plan.election_timeout_us, self.start)
+        return True
+
     def _on_durable(self, save: Save) -> None:
         self.durable.apply(save)
+        if self._world.is_told:
+            state, entries = save.hard_state, describe_entries(save.entries)
+            self._world.note(
+                self.id, "has on disk: term {}, vote {}, {}", state.current_term, state.voted_for or "-", entries
+            )
         if save.snapshot is not None:
             self.first_index = save.snapshot.last_index + 1
         self._world.facts.on_durable(self, save)
 
-    def _damage_newest_snapshot(self) -> None:
+    def damage_newest_snapshot(self) -> None:
         """Flip a bit of the newest snapshot file, if the older one and the log can do without it (B26, B33)."""
-        self.damage_on_failure = False
         kept = [info.snapshot.last_index for info in self.disk.snapshots.kept()]
         if len(kept) < 2 or kept[1] + 1 < self.first_index or kept[1] < self.durable.base_index:
             return
-        data = bytearray(self.disk.snapshots.files[kept[0]])
-        data[self._draw.randrange(len(data))] ^= 1 << self._draw.randrange(8)
-        self.disk.snapshots.files[kept[0]] = bytes(data)
+        self.disk.damage(kept[0], self.draw)
         self._world.counts["snapshots damaged"] += 1
         self._world.note(self.id, "finds its snapshot at {} damaged", kept[0])
 
     def _saved(self, start: int, save: Save) -> None:
-        if self.raft is None or start != self.starts or not self._when_awake(self._saved, start, save):
+        if self.raft is None or start != self.starts or not self.when_awake(self._saved, start, save):
             return
         if self.crash_at("after_save_before_send"):
             return
+        self.saving_since = None
         messages, self._after_save = self._after_save, ()
         if self._send(messages):
             self.raft.saved(save.number)
             self.after_input()
-
-    # --- Snapshots ----------------------------------------------------------------------------------------------
-
-    def _restored(self, snapshot: Snapshot) -> Store:
-        restorer = Restorer()
-        for chunk in self.disk.snapshots.read(snapshot.last_index):
-            restorer.feed(chunk)
-        return restorer.finish()
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        if self._cut is not None:
-            self._cut.abort()
-            self._cut = None
-        self.store = self._restored(snapshot)
-        self._world.counts["restores"] += 1
-        self._world.note(self.id, "restores the snapshot at {}", snapshot.last_index)
-        self._world.facts.on_restore(self, snapshot)
-        for index in [index for index in self._waiting if index <= snapshot.last_index]:
-            for _, replies in self._waiting.pop(index):
-                for reply in replies:
-                    reply(Answer("unknown"))
-
-    def _maybe_snapshot(self) -> None:
-        assert self.raft is not None
-        every = self._plan.snapshot_every
-        last = self.raft.snapshot.last_index if self.raft.snapshot else 0
-        if not every or self._cut is not None or self.store.applied_index - last < every:
-            return
-        self._cut = _Cut(self, self.raft.snapshot_at(self.store.applied_index))
-        self._world.clock.after(self._plan.disk_us, self._continue_cut, self.starts, self._cut)
-
-    def _continue_cut(self, start: int, cut: _Cut) -> None:
-        if self.raft is None or start != self.starts or cut is not self._cut:
-            return
-        if not self._when_awake(self._continue_cut, start, cut):
-            return
-        if self.stalled_until > self._world.clock.now:
-            self._world.clock.after(self.stalled_until - self._world.clock.now, self._continue_cut, start, cut)
-            return
-        if cut.write_slice(self._plan.chunk_keys):
-            self._world.clock.after(self._plan.disk_us, self._continue_cut, start, cut)
-            return
-        self._cut = None
-        self._world.counts["snapshots"] += 1
-        self._world.note(self.id, "has written a snapshot at {}", cut.snapshot.last_index)
-        self.raft.compact(cut.snapshot, self._plan.retain)
-        kept = self.disk.snapshots.kept()
-        if kept and not self._is_compacting:
-            # The older of the kept snapshots must suffice, too.
-            first_index = min(self.raft.log.first_index, kept[-1].snapshot.last_index + 1)
-            self._is_compacting = True
-            self.disk.compact(first_index, lambda: None)
-            self._schedule_disk(self.disk.pending[-1])
-        self.after_input()
-
-    def _fetch(self, message: InstallSnapshot) -> None:
-        """Copy the file from the sender's disk; it takes time, and the sender may be gone by then."""
-        plan = self._plan
-        sender = self._world.nodes.get(message.sender)
-        info = None if sender is None else sender.disk.snapshots.latest()
-        size = info.size_bytes if info is not None else 0
-        delay = 2 * plan.latency_us + plan.disk_us + size * (1 + self._draw.randrange(20))
-        self._world.clock.after(delay, self._fetched, self.starts, message)
-
-    def _fetched(self, start: int, message: InstallSnapshot) -> None:
-        if self.raft is None or start != self.starts or not self._when_awake(self._fetched, start, message):
-            return
-        sender = self._world.nodes.get(message.sender)
-        if sender is None or sender.raft is None or self._world.network.is_cut(sender.id, self.id):
-            return
-        kept = [info for info in sender.disk.snapshots.kept() if info.snapshot == message.snapshot]
-        if not kept:
-            return
-        data = sender.disk.snapshots.chunk(message.snapshot.last_index, 0, kept[0].size_bytes)
-        receiver = self.disk.snapshots.receive(message.snapshot, kept[0].sha256)
-        receiver.write(data[receiver.offset_bytes :])
-        try:
-            receiver.commit(kept[0].sha256)
-        except KvorumError as error:
-            raise InvariantViolated(f"a snapshot of {sender.id} does not verify: {error}") from error
-        self.raft.step(message)
-        self.after_input()
-
-
-class _Cut:
-    """A snapshot being written in slices."""
-
-    def __init__(self, node: SimNode, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self._cut = node.store.begin_snapshot()
-        self._writer = node.disk.snapshots.create(snapshot)
-
-    def write_slice(self, keys: int) -> bool:
-        """Write some; return whether there is more. In the end the snapshot is durable."""
-        chunk = self._cut.next_chunk(keys)
-        if chunk is not None:
-            self._writer.write(chunk)
-            return True
-        self._cut.close()
-        self._writer.commit()
-        return False
-
-    def abort(self) -> None:
-        """Throw it away."""
-        self._cut.close()
-        self._writer.abort()

@@ -22,20 +22,27 @@ CRASH_POINTS = (
     "between_sends",
     "before_apply",
     "after_apply",
+    "during_fetch",
 )
 """Where a process can die; each is named by what has just been, or has not been, done."""
+
+CRASH_PASSES_MAX = 16
+"""An armed crash point may be passed fewer times than this before it strikes."""
 
 FAULT_KINDS = (
     "crash",
     "crash_point",
     "crash_all",
     "pause",
+    "freeze",
     "isolate",
     "one_way",
     "split",
     "bridge",
     "disk_stall",
     "disk_fail",
+    "disk_full",
+    "snapshot_damage",
     "clock_jump",
     "transfer",
     "add",
@@ -105,6 +112,8 @@ class Plan(msgspec.Struct, frozen=True):
     duration_us: int = 12 * S
     """Of the safety phase; then the faults end."""
     removed_keep_running: bool = False
+    crash_at: int = 0
+    """Whoever comes to the so-many-th crash point, counted over all nodes, dies there; 0: nobody."""
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -135,8 +144,8 @@ def draw_plan(seed: int) -> Plan:
         promote_lag_max=draw.choice((0, 4, 64)),
         tick_skew_per_mille=draw.choice((0, 0, 50, 250)),
         pump_delay_us=draw.choice((0, 0, 200, 2000, 10 * MS)),
-        snapshot_every=draw.choice((0, 5, 10, 30, 100)),
-        retain=draw.choice((0, 0, 1, 5, 20)),
+        snapshot_every=draw.choice((0, 3, 6, 12, 40)),
+        retain=draw.choice((0, 0, 0, 1, 10)),
         chunk_keys=draw.choice((1, 2, 1024)),
         unreachable_hints=draw.random() < 0.5,
     )
@@ -148,6 +157,10 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
     def sometimes(*values: int) -> int:
         return draw.choice(values) if draw.random() < 0.5 else 0
 
+    duration_us = draw.choice((8, 12, 20, 32)) * S
+    operations = draw.choice((20, 40, 60, 80))
+    # Either a burst, and then faults that find the cluster idle, or operations all through the faults.
+    spread_us = 2 * duration_us // operations
     latency_us = draw.choice((100, 500, 500, 2 * MS, 10 * MS))
     disk_us = draw.choice((50, 300, 300, 3 * MS, 20 * MS))
     return msgspec.structs.replace(
@@ -161,9 +174,9 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
         disk_us=disk_us,
         disk_jitter_us=draw.choice((1, disk_us, 10 * disk_us)),
         clients=draw.randrange(1, 7),
-        operations=draw.choice((20, 40, 60, 80)),
+        operations=operations,
         keys=draw.choice((1, 2, 3, 6, 12)),
-        think_us=draw.choice((1, 20, 60, 150)) * MS,
+        think_us=draw.choice((1 * MS, 20 * MS, 100 * MS, spread_us, spread_us, spread_us)),
         value_bytes=draw.choice((8, 16, 120)),
         timeout_us=draw.choice((150, 500, 1500)) * MS,
         deadline_us=draw.choice((1, 3, 8)) * S,
@@ -172,7 +185,7 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
         delete_per_mille=draw.choice((0, 50, 200)),
         compare_per_mille=draw.choice((0, 200, 500)),
         client_duplicate_per_mille=sometimes(20, 100),
-        duration_us=draw.choice((8, 12, 18, 24)) * S,
+        duration_us=duration_us,
         removed_keep_running=draw.random() < 0.5,
     )
 

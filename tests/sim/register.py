@@ -5,7 +5,8 @@ precede, apply it to a model of one key, go on; go back when stuck; never visit 
 Revisions are only names of values here. Their order says which branch to try first, and nothing else.
 
 Writes without an answer make such a search explode: each may come anywhere, or never. But those that nobody saw are
-alike, but for when they began: of each sort only the one that began first needs to be tried.
+alike, but for when they began: of each sort only the one that began first needs to be tried, and none where it would
+change nothing, since it need not come at all.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class _Search:
             if position is None:
                 path.pop()
                 continue
-            legal, after = self._apply(self._ops[position], state)
+            op = self._ops[position]
+            legal, after = self._apply(op, state)
             following = done | (1 << position)
-            if not legal or (following, after) in visited:
+            if not legal or (op.is_open and after == state) or (following, after) in visited:
                 continue
             if len(visited) >= states_max:
                 return f"could not decide within {states_max} states"

@@ -35,6 +35,8 @@ class Verdict(msgspec.Struct, frozen=True):
     counts: dict[str, int]
     elections: int
     operations: int
+    crash_points: int = 0
+    """At how many points somebody could have died while faults were on."""
 
     @property
     def is_clean(self) -> bool:
@@ -66,6 +68,7 @@ def simulate(
         counts=dict(sorted(world.counts.items())),
         elections=world.facts.elections,
         operations=len(simulation.history()),
+        crash_points=world.crash_points,
     )
 
 

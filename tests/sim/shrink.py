@@ -15,7 +15,7 @@ SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
     ("operations", (1, 3, 10, 20)),
     ("keys", (1,)),
     ("voters", (1, 2, 3)),
-    ("duration_us", (1 * S, 2 * S, 4 * S)),
+    ("duration_us", (1 * S, 2 * S, 4 * S, 8 * S)),
     ("drop_per_mille", (0,)),
     ("duplicate_per_mille", (0,)),
     ("slow_per_mille", (0,)),
@@ -36,7 +36,11 @@ SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
     ("compare_per_mille", (0,)),
     ("session_per_mille", (0, 1000)),
     ("value_bytes", (8,)),
-    ("tick_us", (100 * MS,)),
+    ("tick_us", (100 * MS, 50 * MS)),
+    ("heartbeat_timeout_ticks", (2,)),
+    ("think_us", (1 * MS, 20 * MS)),
+    ("timeout_us", (500 * MS,)),
+    ("deadline_us", (1 * S,)),
     ("disk_us", (300,)),
     ("latency_us", (500,)),
 )
@@ -89,9 +93,29 @@ def _candidates(plan: Plan) -> Iterator[Plan]:
             if len(rest) < len(plan.faults):
                 yield msgspec.structs.replace(plan, faults=rest)
         size //= 2
+    yield from _earlier(plan)
     for field, values in SIMPLER:
         current = getattr(plan, field)
         for value in values:
             if value == current:
                 break
             yield msgspec.structs.replace(plan, **{field: value})
+
+
+def _earlier(plan: Plan) -> Iterator[Plan]:
+    """Yield plans in which less time passes before a fault, between two, and after the last."""
+    faults = plan.faults
+    for position, fault in enumerate(faults):
+        gap = fault.at_us - (faults[position - 1].at_us if position else 0)
+        for cut in (gap, gap // 2, gap // 8):
+            if cut > 10 * MS:
+                later = (msgspec.structs.replace(f, at_us=f.at_us - cut) for f in faults[position:])
+                duration_us = plan.duration_us - cut
+                yield msgspec.structs.replace(plan, faults=(*faults[:position], *later), duration_us=duration_us)
+        if fault.duration_us > 10 * MS:
+            shorter = msgspec.structs.replace(fault, duration_us=fault.duration_us // 2)
+            yield msgspec.structs.replace(plan, faults=(*faults[:position], shorter, *faults[position + 1 :]))
+    last = faults[-1].at_us if faults else 0
+    for rest in (500 * MS, (plan.duration_us - last) // 2):
+        if last + rest < plan.duration_us - 10 * MS:
+            yield msgspec.structs.replace(plan, duration_us=last + rest)

@@ -20,11 +20,14 @@ from sim.world import World
 
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.raft import Raft, Role
+from kvorum.raft.election import Ballot
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Read, RequestVote, Save, Snapshot
 from kvorum.raft.outbox import Outbox
 from kvorum.raft.reads import ReadRounds
+from kvorum.raft.roles import Roles
+from kvorum.raft.saves import Saves
 from kvorum.storage.interface import Loaded
 
 
@@ -128,6 +131,29 @@ def matching(scene: Scene) -> None:
     invariants.log_matching(scene.leader, entry, true, (1, int(entry.kind), b"false"))
 
 
+def vote_for_another(scene: Scene) -> None:
+    """All but the leader itself say that they voted for somebody else."""
+    for voter, term in list(scene.facts.votes):
+        scene.facts.votes[voter, term] = "another"
+    invariants.a_leader_has_the_votes_of_a_quorum(scene.facts, scene.leader, scene.raft)
+
+
+def hold_back_pre_votes(scene: Scene) -> None:
+    scene.facts.pre_votes.clear()
+    invariants.a_candidate_was_encouraged(scene.facts, scene.leader, scene.raft)
+
+
+def hear_nobody(scene: Scene) -> None:
+    scene.leader.heard.clear()
+    scene.leader.ticks += scene.raft.config.election_timeout_ticks
+    invariants.a_leader_that_hears_no_quorum_steps_down(scene.leader, scene.raft, scene.seen())
+
+
+def save_for_ever(scene: Scene) -> None:
+    scene.leader.saving_since = scene.leader.ticks - scene.raft.config.election_timeout_ticks
+    invariants.a_leader_whose_disk_stands_still_steps_down(scene.leader, scene.raft)
+
+
 LIES: dict[str, Callable[[Scene], None]] = {
     "election_safety": lambda s: invariants.election_safety(s.facts, s.follower, s.raft),
     "leader_append_only": lambda s: invariants.leader_append_only(
@@ -136,6 +162,10 @@ LIES: dict[str, Callable[[Scene], None]] = {
     "log_matching": matching,
     "leader_completeness": forget_a_commit,
     "state_machine_safety": lambda s: invariants.state_machine_safety(s.facts, s.leader, false(s.entry())),
+    "a_candidate_was_encouraged": hold_back_pre_votes,
+    "a_leader_has_the_votes_of_a_quorum": vote_for_another,
+    "a_leader_that_hears_no_quorum_steps_down": hear_nobody,
+    "a_leader_whose_disk_stands_still_steps_down": save_for_ever,
     "only_a_leader_commits_what_is_new": lambda s: invariants.only_a_leader_commits_what_is_new(
         s.facts, s.follower, s.follower_raft
     ),
@@ -192,6 +222,10 @@ def test_an_invariant_notices_the_lie_that_is_told_to_it(name: str) -> None:
 def test_the_truth_is_no_violation(healthy: Scene) -> None:
     scene, facts, leader, raft = healthy, healthy.facts, healthy.leader, healthy.raft
     assert scene.last > 10
+    invariants.a_candidate_was_encouraged(facts, leader, raft)
+    invariants.a_leader_has_the_votes_of_a_quorum(facts, leader, raft)
+    invariants.a_leader_that_hears_no_quorum_steps_down(leader, raft, scene.seen())
+    invariants.a_leader_whose_disk_stands_still_steps_down(leader, raft)
     invariants.leader_append_only(leader, raft, scene.seen())
     invariants.leader_completeness(facts, leader, raft)
     invariants.state_machine_safety(facts, leader, scene.entry())
@@ -229,7 +263,23 @@ def counts_itself_too_early(patch: pytest.MonkeyPatch) -> None:
 def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
     true = ReadRounds.confirmed
     patch.setattr(ReadRounds, "confirmed", lambda self, number: true(self, self.number))
+
+
+def never_steps_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "_active_voters", lambda self: list(self._configurations.latest.voters()))
+
+
+def leads_without_a_disk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Saves, "is_stalled", lambda self, ticks: False)
+
+
+def campaigns_without_asking(patch: pytest.MonkeyPatch) -> None:
+    true = Ballot.is_won
+    patch.setattr(Ballot, "is_won", lambda self, configuration: len(self._votes) == 1 or true(self, configuration))
+
+
+def counts_any_vote(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ballot, "record", lambda self, node, granted: self._votes.setdefault(node, True))
 
 
 def applies_retries_again(patch: pytest.MonkeyPatch) -> None:
@@ -243,10 +293,10 @@ def applies_retries_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_campaigns(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Raft, "_is_electable", lambda self: False)
+    patch.setattr(Roles, "_is_electable", lambda self: False)
 
 
-def changes_members_at_will(patch: pytest.MonkeyPatch) -> None:
+def trusts_what_was_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "has_committed_in_term", lambda self: True)
 
 
@@ -258,10 +308,19 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
         counts_itself_too_early,
         {"a_commit_is_durable_on_a_quorum", "only_saved_entries_are_applied", "only_saved_entries_are_acknowledged"},
     ),
-    "reads without a quorum": (25, reads_without_a_quorum, {"the_order_respects_real_time", "answers_equal_a_replay"}),
+    "reads without a quorum": (10, reads_without_a_quorum, {"the_order_respects_real_time", "answers_equal_a_replay"}),
+    "never steps down": (0, never_steps_down, {"a_leader_that_hears_no_quorum_steps_down"}),
+    "leads without a disk": (60, leads_without_a_disk, {"a_leader_whose_disk_stands_still_steps_down"}),
+    "campaigns without asking": (0, campaigns_without_asking, {"a_candidate_was_encouraged"}),
+    "counts any vote": (1, counts_any_vote, {"a_leader_has_the_votes_of_a_quorum", "election_safety"}),
     "applies retries again": (0, applies_retries_again, {"a_write_is_applied_once"}),
     "never campaigns": (0, never_campaigns, {"a_leader_is_elected"}),
-    "changes members at will": (0, changes_members_at_will, {"one_configuration_at_a_time"}),
+    # The same rule keeps a new leader from serving a read before it knows what is committed (B19).
+    "trusts what an earlier leader left": (
+        0,
+        trusts_what_was_left,
+        {"one_configuration_at_a_time", "the_order_respects_real_time", "answers_equal_a_replay"},
+    ),
 }
 
 

@@ -216,6 +216,15 @@ def test_a_search_that_cannot_decide_is_a_violation() -> None:
     assert any("could not decide" in violation.detail for violation in found)
 
 
+def test_hundreds_of_writes_without_an_answer_that_nobody_saw_do_not_hinder_the_search() -> None:
+    operations = [lost_put(f"lost{n}", n, prev_revision=(-1, 3, 7)[n % 3]) for n in range(300)]
+    operations += [lost_put(f"seen{n}", n) for n in range(10)]
+    operations += [get(f"seen{n}", 10 * n + 1, 10 * n + 1, 400 + 10 * n, 405 + 10 * n) for n in (7, 2, 9, 4)]
+    assert check_register(operations, 20_000) is None
+    stale = get("seen7", 71, 71, 600, 605)
+    assert "no legal order" in (check_register([*operations, stale], 200_000) or "")
+
+
 def random_history(seed: int, count: int) -> list[Operation]:
     """Return a linearizable history: every operation takes effect at one instant within its call."""
     draw = random.Random(seed)

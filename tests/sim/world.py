@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 from sim.clock import Clock
+from sim.disk import SimDisk
 from sim.facts import Facts
+from sim.history import Operation
 from sim.network import Network
 from sim.node import SimNode
 from sim.plan import MS, Plan
 from sim.transcript import describe
 
 from kvorum.raft import Raft, Role, bootstrap_entry
-from kvorum.raft.messages import Configuration, HardState, Member, Message, NodeId, Save
-from kvorum.storage.memory import MemoryStorage
-
-if TYPE_CHECKING:
-    pass
+from kvorum.raft.messages import (
+    Configuration,
+    HardState,
+    Heartbeat,
+    HeartbeatResponse,
+    Member,
+    Message,
+    NodeId,
+    Save,
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -44,9 +50,12 @@ class World:
         self.network = Network(plan, self.clock, self._deliver)
         self.nodes: dict[NodeId, SimNode] = {}
         self.counts: Counter[str] = Counter()
+        self.crash_points = 0
+        """How many were passed, over all nodes."""
         self.is_recovering = False
         """True in the liveness phase: whatever crashes is started again soon."""
         self._transcript = transcript
+        self._rounds: dict[tuple[NodeId, NodeId, int], int] = {}  # (from, to, term) -> the latest that was told
         self._hash = hashlib.blake2b(digest_size=16)
         self._bootstrap()
 
@@ -55,7 +64,7 @@ class World:
         entry = bootstrap_entry(Configuration(tuple(Member(node, True) for node in ids)))
         self.facts.bootstrap(entry)
         for node in ids:
-            disk = MemoryStorage()
+            disk = SimDisk()
             save = Save(1, HardState(1, None), (entry,))
             disk.save(save, lambda: None)
             disk.complete()
@@ -66,7 +75,7 @@ class World:
 
     def add_node(self, node: NodeId) -> SimNode:
         """Start a node with an empty disk."""
-        self.nodes[node] = SimNode(self, node, MemoryStorage())
+        self.nodes[node] = SimNode(self, node, SimDisk())
         self.nodes[node].start()
         return self.nodes[node]
 
@@ -79,11 +88,25 @@ class World:
         self.network.send(message)
 
     def _deliver(self, message: Message) -> None:
-        if self._transcript is not None:
-            self.note(message.recipient, "<- {}", describe(message))
         node = self.nodes.get(message.recipient)
+        if self._transcript is not None and (node is None or self._is_worth_telling(message, node)):
+            self.note(message.recipient, "<- {}", describe(message))
         if node is not None:
             node.receive(message)
+
+    def _is_worth_telling(self, message: Message, node: SimNode) -> bool:
+        """Tell whether a heartbeat, or its answer, says anything new: a term, a leader, a commit, a read round."""
+        if node.raft is None:
+            return False
+        if not isinstance(message, Heartbeat | HeartbeatResponse) or message.term != node.raft.current_term:
+            return True
+        link = (message.sender, message.recipient, message.term)
+        is_new = message.round > self._rounds.get(link, 0)
+        self._rounds[link] = max(message.round, self._rounds.get(link, 0))
+        if isinstance(message, HeartbeatResponse):
+            return is_new
+        is_followed = node.raft.leader == message.sender
+        return is_new or not is_followed or message.commit_index > node.raft.log.commit_index
 
     def on_crash(self, node: SimNode) -> None:
         """A process ended: its peers may notice that the connection broke."""
@@ -96,13 +119,22 @@ class World:
 
     # --- What is written down -----------------------------------------------------------------------------------
 
+    @property
+    def is_told(self) -> bool:
+        """Somebody reads the transcript."""
+        return self._transcript is not None
+
     def note(self, who: str, text: str, *arguments: object) -> None:
         """Write a line of the transcript, if somebody reads it."""
         if self._transcript is not None:
             self._transcript(f"{self.clock.now / 1e6:10.6f}  {who:<6} {text.format(*arguments)}")
 
+    def heard(self, operation: Operation) -> None:
+        """A client knows the outcome of an operation."""
+        self._hash.update(_encode(operation))
+
     def trace_hash(self) -> str:
-        """Return a hash over everything that was sent, and over what every node holds now."""
+        """Return a hash over everything that was sent, what every client heard, and what every node holds now."""
         final = self._hash.copy()
         for node in self.nodes.values():
             final.update(_encode((node.id, node.store.applied_index, node.store.state_hash, node.durable.terms)))
