@@ -78,9 +78,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "B8",
         "roles.py",
-        "if self.is_disk_stalled or not self.leader_state.tick():",
-        "if not self.leader_state.tick():",
+        "if self.is_disk_stalled:\n                self.leader_state",
+        "if False:\n                self.leader_state",
     ),
+    Mutation("B8", "roles.py", "self.leader_state.send_timeout_now_to_the_furthest()", "pass"),
+    Mutation("B9", "leader.py", "if not self._is_active(target):", "if False:"),
     Mutation("B8", "roles.py", "and not self.is_disk_stalled", ""),
     Mutation(
         "B8", "saves.py", "self._elapsed = 0\n        self._in_flight = hard_state", "self._in_flight = hard_state"
@@ -292,6 +294,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("flow", "raft.py", "self._leader_state.abandon_read(context)", "pass"),
     Mutation("B26", "raft.py", "if snapshot.last_index > self.log.commit_index:", "if True:"),
     Mutation(
+        "B26", "raft.py", "elif self.log.term(snapshot.last_index) not in (None, snapshot.last_term):", "elif False:"
+    ),
+    Mutation(
         "B26",
         "raft.py",
         "if self.log.matches(snapshot.last_index, snapshot.last_term):",
@@ -324,7 +329,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if progress.snapshot_ticks >= self._config.election_timeout_ticks and self._is_active(node):",
         "if False:",
     ),
-    Mutation("7", "leader.py", "progress.become_snapshot(snapshot.last_index)", "pass"),
+    Mutation("7", "leader.py", "progress.become_snapshot()", "pass"),
     Mutation(
         "B26",
         "saves.py",
@@ -357,7 +362,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "members[member.id] = member",
     ),
     Mutation("4.2.2", "roles.py", "if state is None or (member is not None and member.voter):", "if True:"),
-    Mutation("4.2.2", "roles.py", "state.send_timeout_now_to_the_furthest()", "pass"),
+    Mutation(
+        "4.2.2",
+        "roles.py",
+        "state.broadcast_heartbeat()\n            state.send_timeout_now_to_the_furthest()",
+        "state.broadcast_heartbeat()",
+    ),
     Mutation(
         "4.2.2",
         "membership.py",
@@ -380,10 +390,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         "progress = progress or Progress(1)\n        if message.success:",
     ),
     Mutation(
-        "codec", "codec.py", "if entry.index != index + 1 or not term <= entry.term <= message.term:", "if False:"
+        "codec",
+        "codec.py",
+        "if entry.index != index + 1 or not max(term, 1) <= entry.term <= message.term:",
+        "if False:",
     ),
     Mutation("codec", "codec.py", "if min(numbers) < 0 or max(numbers) >= INDEX_MAX:", "if min(numbers) < 0:"),
     Mutation("codec", "codec.py", "if log_term > message.term:", "if False:"),
+    Mutation("codec", "codec.py", "if (index == 0) != (log_term == 0):", "if False:"),
     Mutation(
         "identity",
         "raft.py",

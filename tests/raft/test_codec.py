@@ -140,6 +140,13 @@ def test_every_entry_of_a_frame_is_of_its_own_bytes() -> None:
         append("a", "b", 3, (5, 2), [command(6, 1)]),  # the terms go back
         append("a", "b", 3, (5, 2), [command(6, 4)]),  # an entry of a term that has not begun
         append("a", "b", 3, (5, 4)),  # likewise, the one before
+        append("a", "b", 3, (0, 2)),  # nothing is before the first entry
+        append("a", "b", 3, (5, 0)),  # terms begin at 1
+        append("a", "b", 3, (0, 0), [command(1, 0)]),
+        request_vote("a", "b", 3, (0, 2)),
+        request_vote("a", "b", 3, (5, 0)),
+        install("a", "b", 3, Snapshot(0, 2, configuration())),
+        install("a", "b", 3, Snapshot(5, 0, configuration())),
         append("a", "b", 3, (-1, 2)),
         append("a", "b", 3, (5, 2), [], -1),
         append("a", "b", 3, (INDEX_MAX, 2)),

@@ -629,6 +629,19 @@ def test_a_leader_whose_disk_hangs_steps_down() -> None:
     assert server.role() is Role.FOLLOWER
 
 
+def test_a_leader_whose_disk_hangs_lets_the_furthest_voter_campaign_at_once() -> None:
+    """3.10; B8: it knows that it will commit nothing, so the others need not wait for their timeouts, too."""
+    server = leader("1", term=2, matched="bc")
+    server.raft.propose([b"x"])
+    server.ready()
+    for _ in range(ELECTION - 1):
+        server.raft.tick()
+        server.raft.step(heard("b", "a", 2))
+    server.take(appended("c", "a", 2, 3))
+    assert server.tick() == Ready(messages=(timeout_now("a", "c", 2),))
+    assert server.tick(5 * ELECTION) == NOTHING
+
+
 def test_a_leader_whose_disk_is_slow_but_moves_stays() -> None:
     """B8, the other side: each save takes almost an election timeout, and that is enough."""
     server = leader("1", term=2, matched="bc")

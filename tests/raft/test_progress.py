@@ -67,10 +67,9 @@ def test_a_new_state_begins_with_an_empty_window(state: str) -> None:
         case "replicate":
             progress.become_replicate()
         case _:
-            progress.become_snapshot(4)
+            progress.become_snapshot()
     assert progress.state == state
     assert not progress.has_inflight() and not progress.probe_sent and progress.snapshot_ticks == 0
-    assert progress.snapshot_index == (4 if state == "snapshot" else 0)
     if state != "snapshot":
         assert progress.next_index == 5
 
@@ -81,3 +80,10 @@ def test_timeouts_that_could_not_work_are_refused(election: int, heartbeat: int)
     with pytest.raises(ConfigError):
         RaftConfig("a", election, heartbeat)
     assert RaftConfig("a", 3, 2).election_timeout_ticks == 3
+
+
+def test_a_window_into_which_nothing_fits_is_refused() -> None:
+    """Nothing would ever be replicated, and nobody would say why."""
+    for limits in ({"inflight_messages_max": 0}, {"inflight_bytes_max": 0}):
+        with pytest.raises(ConfigError):
+            RaftConfig("a", **limits)

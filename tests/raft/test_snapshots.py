@@ -196,6 +196,13 @@ def test_an_old_snapshot_undoes_nothing() -> None:
     assert server.terms() == "11222"
 
 
+def test_a_snapshot_that_contradicts_what_is_committed_is_an_invariant_violation() -> None:
+    """5.4.3, State Machine Safety: two servers would have applied different entries at one index."""
+    server = follower("112", leader="b", commit=3)
+    with pytest.raises(InvariantViolated):
+        server.raft.step(install("b", "a", 2, Snapshot(3, 1, configuration())))
+
+
 def test_a_snapshot_older_than_the_log_undoes_nothing() -> None:
     """B12, B26: as above, where the log no longer reaches back to it."""
     server = Server(commands(10, "22"), term=2, snapshot=SNAPSHOT)

@@ -90,6 +90,18 @@ def test_without_another_live_voter_there_is_no_transfer() -> None:
         server.raft.transfer_leadership()
 
 
+def test_a_target_that_does_not_answer_is_refused_and_holds_up_no_write() -> None:
+    """Else every write would wait an election timeout for a server that is down. B9."""
+    server = leader("1", term=2, matched="bc")
+    for _ in range(ELECTION):
+        server.raft.tick()
+        server.drain(heard("b", "a", 2))
+    with pytest.raises(TransferFailed):
+        server.raft.transfer_leadership("c")
+    assert not server.raft.is_transferring
+    assert server.raft.propose([b"x"]) == (3, 2)
+
+
 def test_only_a_leader_hands_over() -> None:
     with pytest.raises(NotLeader):
         follower("1", leader="b").raft.transfer_leadership("c")

@@ -53,7 +53,7 @@ A message must not reveal what a crash could make undone.
   not counted before it is durable. A leader that crashes and forgets them cannot lead that term again.
 - Heartbeats and their answers, pre-votes, refusals and read barriers say nothing about what is on disk. They never
   wait for entries; a slow disk does not look like a dead server. A disk that makes no progress for an election
-  timeout does: its server steps down, and does not campaign.
+  timeout (or as long as configured) does: its server steps down in favour of another, and does not campaign.
 
 Elections
 ---------
@@ -121,7 +121,8 @@ Divergences from the paper, and why
 8. *TimeoutNow* is obeyed from any server that names our term or a later one, not from the leader only: it can only
    cause an election, and the handshake keeps strangers out. It skips the pre-vote; its candidate's requests say that
    the leader sent it, because of the lease.
-9. *A leader that is removed* also tells the furthest voter to campaign, so that nobody waits for a timeout.
+9. *A leader that is removed, or whose disk makes no progress,* tells the furthest voter to campaign when it steps
+   down, so that nobody waits for a timeout.
 10. *A server whose own removal is not committed* campaigns and does not vote for itself (thesis 4.2.2). Once it knows
     its removal to be committed it does neither.
 11. *A removed member is sent nothing more*, not even the entry that removes it; its driver learns of it by asking.

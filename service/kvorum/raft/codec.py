@@ -57,7 +57,7 @@ def _check(message: Message) -> None:
     match message:
         case RequestVote():
             numbers += (message.last_log_index, message.last_log_term)
-            _check_term(message, message.last_log_term)
+            _check_position(message, message.last_log_index, message.last_log_term)
         case AppendEntries():
             numbers += (message.prev_log_index, message.prev_log_term, message.leader_commit)
             _check_entries(message)
@@ -71,7 +71,7 @@ def _check(message: Message) -> None:
             numbers += (message.index,)
         case InstallSnapshot():
             numbers += (message.snapshot.last_index, message.snapshot.last_term)
-            _check_term(message, message.snapshot.last_term)
+            _check_position(message, message.snapshot.last_index, message.snapshot.last_term)
             if not is_sound(message.snapshot.configuration):
                 raise MalformedMessage(f"InstallSnapshot from {message.sender}: not a sound configuration")
         case _:
@@ -80,19 +80,21 @@ def _check(message: Message) -> None:
         raise MalformedMessage(f"{type(message).__name__} from {message.sender} has a number out of range")
 
 
-def _check_term(message: Message, log_term: int) -> None:
-    """A log never is ahead of its server's term."""
+def _check_position(message: Message, index: int, log_term: int) -> None:
+    """A log never is ahead of its server's term, and every entry has a term but the one before the first."""
     if log_term > message.term:
         raise MalformedMessage(
             f"{type(message).__name__} from {message.sender}: a log of term {log_term} in term {message.term}"
         )
+    if (index == 0) != (log_term == 0):
+        raise MalformedMessage(f"{type(message).__name__} from {message.sender}: no entry {index} has term {log_term}")
 
 
 def _check_entries(message: AppendEntries) -> None:
     index, term = message.prev_log_index, message.prev_log_term
-    _check_term(message, term)
+    _check_position(message, index, term)
     for entry in message.entries:
-        if entry.index != index + 1 or not term <= entry.term <= message.term:
+        if entry.index != index + 1 or not max(term, 1) <= entry.term <= message.term:
             raise MalformedMessage(
                 f"AppendEntries from {message.sender}: entry {entry.index} of term {entry.term} "
                 f"cannot follow entry {index} of term {term}"

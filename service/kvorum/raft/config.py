@@ -41,3 +41,5 @@ class RaftConfig(msgspec.Struct, frozen=True):
                 f"the election timeout ({self.election_timeout_ticks} ticks) must be longer than the heartbeat "
                 f"({self.heartbeat_timeout_ticks} ticks), which must be at least 1"
             )
+        if self.inflight_messages_max < 1 or self.inflight_bytes_max < 1:
+            raise ConfigError("with an empty window nothing could ever be sent to a follower")

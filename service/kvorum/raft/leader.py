@@ -252,7 +252,7 @@ class Leader:
     def _send_snapshot(self, node: NodeId, progress: Progress, snapshot: Snapshot | None) -> bool:
         if snapshot is None:
             return False
-        progress.become_snapshot(snapshot.last_index)
+        progress.become_snapshot()
         self._outbox.send(InstallSnapshot(term=self.term, sender=self._config.id, recipient=node, snapshot=snapshot))
         return True
 
@@ -397,7 +397,7 @@ class Leader:
         Proposals are refused until it is over, or an election timeout has passed.
 
         Raises:
-            TransferFailed: there is nobody to hand it to.
+            TransferFailed: there is nobody to hand it to: no other voter, or none that answers.
         """
         voters = [node for node in self._configurations.latest.voters() if node in self.progress]
         if target is None:
@@ -407,6 +407,8 @@ class Leader:
             target = max(live, key=lambda node: self.progress[node].match_index)
         if target not in voters:
             raise TransferFailed(f"{target} is not another voter")
+        if not self._is_active(target):
+            raise TransferFailed(f"{target} does not answer")
         self.transfer_target = target
         self._transfer_elapsed = 0
         if self.progress[target].match_index == self._log.last_index:
@@ -417,7 +419,7 @@ class Leader:
         self._outbox.send(TimeoutNow(term=self.term, sender=self._config.id, recipient=node))
 
     def send_timeout_now_to_the_furthest(self) -> None:
-        """A leader that was removed leaves: let the voter that is furthest campaign at once."""
+        """A leader that cannot go on leaves: let the voter that is furthest campaign at once."""
         voters = [node for node in self._active_voters() if node in self.progress]
         if voters:
             self._send_timeout_now(max(voters, key=lambda node: self.progress[node].match_index))

@@ -1,9 +1,13 @@
 """The log in memory: what follows the last snapshot, and how far it is saved, committed and applied (section 5.3).
 
-Four indexes move through it, each never backwards but for ``saved_index``, which a truncation takes back::
+Four indexes move through it, each never backwards but for ``saved_index``, which a truncation takes back (and
+``applied_index`` when a state is built anew)::
 
-    snapshot_index <= applied_index <= commit_index <= last_index
-                      applied_index <= saved_index  <= last_index
+    base_index <= applied_index <= commit_index <= last_index
+                  applied_index <= saved_index  <= last_index
+
+Only while an adopted snapshot is not restored yet does ``base_index``, where that ends, lie ahead of what is applied
+and saved.
 """
 
 from __future__ import annotations

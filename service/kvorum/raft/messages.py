@@ -207,7 +207,7 @@ Message = (
 class Save(msgspec.Struct, frozen=True):
     """What must become durable in one atomic write, before :meth:`Raft.saved` is told its ``number``.
 
-    Raises nothing by itself; a save that fails ends the process.
+    A save that fails ends the process: nobody knows what of it is durable.
     """
 
     number: int

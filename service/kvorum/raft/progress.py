@@ -34,7 +34,6 @@ class Progress:
         self.quiet_ticks = 0  # since it was sent an AppendEntries
         self.probe_sent = False
         self.commit_sent = 0
-        self.snapshot_index = 0
         self.snapshot_ticks = 0
         self._inflight: deque[tuple[int, int]] = deque()  # (last index, bytes) of each unanswered AppendEntries
         self._inflight_bytes = 0
@@ -51,15 +50,13 @@ class Progress:
         self.next_index = self.match_index + 1
         self._reset()
 
-    def become_snapshot(self, index: int) -> None:
-        """Wait for the follower to fetch the snapshot that ends at ``index``."""
+    def become_snapshot(self) -> None:
+        """Wait for the follower to fetch the snapshot that it is offered."""
         self.state = ReplicationState.SNAPSHOT
         self._reset()
-        self.snapshot_index = index
 
     def _reset(self) -> None:
         self.probe_sent = False
-        self.snapshot_index = 0
         self.snapshot_ticks = 0
         self._inflight.clear()
         self._inflight_bytes = 0

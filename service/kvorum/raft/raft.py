@@ -396,6 +396,11 @@ class Raft:
                 self.configurations.restore(snapshot.last_index, snapshot.configuration)
                 self.snapshot = snapshot
                 self._saves.adopt(snapshot)
+        elif self.log.term(snapshot.last_index) not in (None, snapshot.last_term):
+            raise InvariantViolated(
+                f"{message.sender} has a snapshot at {snapshot.last_index} of term {snapshot.last_term}, "
+                f"yet an entry of term {self.log.term(snapshot.last_index)} is committed there"
+            )
         self._outbox.send(
             InstallSnapshotResponse(
                 term=self.current_term, sender=self.id, recipient=message.sender, index=self.log.commit_index

@@ -68,7 +68,10 @@ class Roles:
     def tick(self) -> None:
         """Let one tick pass: a leader proves itself or steps down, anybody else waits for a leader or campaigns."""
         if self.leader_state is not None:
-            if self.is_disk_stalled or not self.leader_state.tick():
+            if self.is_disk_stalled:
+                self.leader_state.send_timeout_now_to_the_furthest()
+                self.become_follower(self.current_term, None)
+            elif not self.leader_state.tick():
                 self.become_follower(self.current_term, None)
             return
         if self._timer.tick():
