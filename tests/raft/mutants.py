@@ -2,6 +2,9 @@
 
 A copy of the package is changed, never the checkout. A mutant is killed by the tests that its entry names, by a seed of
 the simulator, or by both; one that nothing notices, and one whose line is not there any more, fail the run.
+
+First everything runs on a copy that is not changed: tests that fail anyway kill nothing, nor do tests of another copy.
+That run also says how long the tests take, and so what hanging means.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -23,7 +28,9 @@ from raft.mutants_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "service" / "kvorum"
-TESTS_TIMEOUT_S = 240
+TESTS_TIMEOUT_S = 600
+HANGING = 10
+"""Tests hang that take so many times as long as on the unchanged copy, and a minute at least."""
 SEED_TIMEOUT_S = 20
 SEEDS_TIMEOUT_S = 240
 
@@ -54,34 +61,68 @@ def mutated(mutant: Mutant) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def run(mutant: Mutant, seeds: int) -> Outcome:
-    """Put one bug into a copy of the package, and see what notices."""
+@contextmanager
+def _copy(mutant: Mutant | None) -> Iterator[dict[str, str]]:
+    """Yield an environment in which ``kvorum`` is a copy, with one bug put into it or none.
+
+    Raises:
+        RuntimeError: it is not.
+    """
     with tempfile.TemporaryDirectory(prefix="kvorum-mutant-") as folder:
         copy = Path(folder) / "kvorum"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / mutant.file).write_text(mutated(mutant), encoding="utf-8")
+        if mutant is not None:
+            (copy / mutant.file).write_text(mutated(mutant), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
+        where = [sys.executable, "-c", "import kvorum; print(kvorum.__file__)"]
+        found = subprocess.run(where, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        if mutant is None and not found.stdout.startswith(folder):
+            raise RuntimeError(f"not the copy in {folder} is tested, but {found.stdout}{found.stderr}")
+        yield environment
+
+
+def run_unchanged(mutants: Iterable[Mutant], seeds: int) -> dict[str, float]:
+    """Run what the mutants will be held against on the unchanged code; return how long each set of tests took, in s.
+
+    Raises:
+        RuntimeError: something fails without any mutant: it would kill whatever it was shown.
+    """
+    took: dict[str, float] = {}
+    with _copy(None) as environment:
+        for tests in dict.fromkeys(mutant.tests for mutant in mutants):
+            started = time.monotonic()
+            failed = _first_test(tests, environment, TESTS_TIMEOUT_S)
+            took[tests] = time.monotonic() - started
+            if failed:
+                raise RuntimeError(f"pytest {tests} fails without any mutant: {failed}")
+        failed = _first_seed(environment, seeds)
+        if failed:
+            raise RuntimeError(f"the simulator fails without any mutant: {failed}")
+    return took
+
+
+def run(mutant: Mutant, seeds: int, took_s: float) -> Outcome:
+    """Put one bug into a copy of the package, and see what notices."""
+    with _copy(mutant) as environment:
         by_seed = _first_seed(environment, seeds) if mutant.simulated else ""
-        return Outcome(mutant, _first_test(mutant, environment), by_seed)
+        return Outcome(mutant, _first_test(mutant.tests, environment, max(60.0, HANGING * took_s)), by_seed)
 
 
-def _first_test(mutant: Mutant, environment: dict[str, str]) -> str:
+def _first_test(tests: str, environment: dict[str, str], timeout_s: float) -> str:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "60"]
     # These compare the lists with the code, which is changed here.
     lists = ("tests/raft/test_mutants.py", "tests/raft/test_mutation_list.py")
-    command += [*shlex.split(mutant.tests), *(f"--deselect={path}" for path in lists)]
+    command += [*shlex.split(tests), *(f"--deselect={path}" for path in lists)]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TESTS_TIMEOUT_S, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         return "the tests hang"
     if done.returncode == 0:
         return ""
     if done.returncode != 1:
-        raise RuntimeError(
-            f"{described(mutant)}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}"
-        )
+        raise RuntimeError(f"pytest {tests} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     return failed.group(1).split("::", 1)[-1] if failed else "a test"
 
@@ -158,9 +199,10 @@ def main() -> int:
     chosen = [m for m in MUTANTS if arguments.only in f"{m.bug} {m.file} {m.old}"]
     for mutant in MUTANTS:
         mutated(mutant)
+    took = run_unchanged(chosen, arguments.seeds)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = []
-        for outcome in pool.map(lambda mutant: run(mutant, arguments.seeds), chosen):
+        for outcome in pool.map(lambda mutant: run(mutant, arguments.seeds, took[mutant.tests]), chosen):
             outcomes.append(outcome)
             verdict = "killed" if outcome.is_killed else "SURVIVES"
             print(

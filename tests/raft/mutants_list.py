@@ -55,6 +55,13 @@ CORE = (
     ),
     # A follower does not put an appended configuration in force.
     Mutant("B28", "raft/raft.py", "self.configurations.note(appended)", "self.configurations.note(())"),
+    # A leader that was heard lately answers reads by itself: a lease, on a clock that a pause stops.
+    Mutant(
+        "B22",
+        "raft/leader.py",
+        "return self._reads.number if node == self._config.id else",
+        "return self._reads.number if node == self._config.id or self._is_active(node) else",
+    ),
     # Every partitioned server inflates its term: no pre-vote.
     Mutant(
         "B7",
@@ -67,6 +74,21 @@ CORE = (
 STATE_MACHINE = (
     # The revision goes back when a snapshot is restored.
     Mutant("B23", "kv/store.py", "store.revision = header.revision", "store.revision = 0", "tests/kv"),
+    # What a snapshot says it is of, and what is in it, are two things.
+    Mutant(
+        "B17", "kv/store.py", "applied_index=self.applied_index,", "applied_index=self.applied_index + 1,", "tests/kv"
+    ),
+    # The log's time goes back with the clock of a new leader.
+    Mutant("B24", "kv/store.py", "if batch.time_ms > self.time_ms:", "if batch.time_ms:", "tests/kv"),
+    # A session is thrown out that somebody may still retry in.
+    Mutant(
+        "B24",
+        "kv/sessions.py",
+        "if time_ms - oldest.last_used_ms <= SESSION_IDLE_MS:",
+        "if False:",
+        "tests/kv",
+        simulated=False,
+    ),
     # A retried write is applied again.
     Mutant(
         "B24", "kv/sessions.py", "return result if first == fingerprint else MISMATCH", "return session", "tests/kv"
@@ -93,6 +115,13 @@ STATE_MACHINE = (
     Mutant(
         "B40", "kv/store.py", "        digest.update(_results_encoder.encode(results))\n", "        pass\n", "tests/kv"
     ),
+)
+
+DRIVER = (
+    # A write that may still be done is reported as certainly not done.
+    Mutant("B25", "node/writes.py", "if waiter in queued:", "if True:", "tests/node/test_writes.py", simulated=False),
+    # Whoever waits at an index gets the answer of whatever is applied there.
+    Mutant("B25", "node/writes.py", "if term != entry.term:", "if False:", "tests/node", simulated=False),
 )
 
 STORAGE = (
@@ -140,6 +169,42 @@ STORAGE = (
         "tests/storage/test_log.py -k fails",
         simulated=False,
     ),
+    # A snapshot whose sync failed is tried again.
+    Mutant(
+        "B31",
+        "storage/snapshots.py",
+        "_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)",
+        "_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)",
+        "tests/storage/test_snapshots.py -k disk_that_fails",
+        simulated=False,
+    ),
+    # A snapshot that finds no room ends the node, which has room for its log.
+    Mutant(
+        "B32",
+        "storage/snapshots.py",
+        "_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)",
+        "_NO_ROOM: tuple[int, ...] = ()",
+        "tests/storage/test_snapshots.py -k room",
+        simulated=False,
+    ),
+    # A row that was lost from the middle is not missed.
+    Mutant(
+        "B33",
+        "storage/verify.py",
+        "if (log.last_seq or record.seq == 1) and record.prev_crc != log.last_crc:",
+        "if False:",
+        "tests/storage/test_corruption.py -k changed_log",
+        simulated=False,
+    ),
+    # A copy without its mark is taken for a new folder, and votes.
+    Mutant(
+        "B36",
+        "storage/log.py",
+        "if log.identity is not None or self._snapshots.exist():",
+        "if False:",
+        "tests/storage/test_corruption.py -k missing",
+        simulated=False,
+    ),
     # A row's checksum is not compared.
     Mutant(
         "B33",
@@ -164,5 +229,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *(Mutant(m.bug, f"raft/{m.file}", m.old, m.new) for m in MUTATIONS),
     *CORE,
     *STATE_MACHINE,
+    *DRIVER,
     *STORAGE,
 )
