@@ -86,9 +86,17 @@ class Writes:
             except CallerError as error:
                 self._refuse(waiters, error)
             else:
+                self._fail_replaced(index)
                 self._proposed[index] = (term, waiters, monotonic())
                 if self.tracer is not None:
                     self.tracer.proposed(index, term, waiters)
+
+    def _fail_replaced(self, index: int) -> None:
+        """What was proposed here in an earlier term of ours was truncated meanwhile, and will not be seen applied."""
+        if index in self._proposed:
+            _, waiters, _ = self._proposed.pop(index)
+            self._pending -= len(waiters)
+            self._fail(waiters, OutcomeUnknown("another entry took the place of this write"))
 
     def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
         commands: list[Command] = []
