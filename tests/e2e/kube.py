@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 from kubernetes import client
 from kubernetes import config as kubernetes_config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 STATEFUL_SET_LABELS = "app.kubernetes.io/name=kv"
 POLL_S = 0.3
+REACHABLE_S = 5
 
 
 class Unfit(Exception):
@@ -47,6 +50,14 @@ class Kube:
             self._api = load(config_file=kubeconfig or None, context=context)
         except kubernetes_config.ConfigException as error:
             raise Unfit(f"context {context!r} cannot be used: {error}") from error
+        missing = [program for program in ("kubectl", "helm") if shutil.which(program) is None]
+        if missing:
+            raise Unfit(f"the e2e suite needs {' and '.join(missing)} on the PATH")
+        try:
+            client.VersionApi(self._api).get_code(_request_timeout=REACHABLE_S)
+        except (ApiException, HTTPError) as error:
+            reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2]
+            raise Unfit(f"the API server of context {context!r} does not answer: {reason}") from error
         self.core: Any = client.CoreV1Api(self._api)
         self.apps: Any = client.AppsV1Api(self._api)
 

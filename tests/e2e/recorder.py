@@ -88,6 +88,7 @@ class Recorder:
         for (cluster, index), hashes in sorted(self.hashes.items()):
             if len(hashes) > 1:
                 _print({"diverged": [cluster, index, sorted(hashes)]})
+        _print({"clusters": sorted({cluster for cluster, _ in self.hashes if cluster})})
         _print({"summary": self._summary(started, stopped)})
 
     def _summary(self, started: int, stopped: int) -> Row:

@@ -169,11 +169,14 @@ class Recording:
 
     def watch_silence(self, seconds: float) -> None:
         """Fail if any write is acknowledged within this time."""
-        before = self.last["acknowledged"]
+        first = self.last
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            assert self.last["acknowledged"] == before, "a write was acknowledged without a quorum"
+            assert self.last["acknowledged"] == first["acknowledged"], "a write was acknowledged without a quorum"
             time.sleep(0.1)
+        # A recorder that is paused itself would see nothing.
+        watched_s = (self.last["now"] - first["now"]) / 1e6
+        assert watched_s > seconds / 2, f"the recorder was silent itself: it reported {watched_s:.1f} of {seconds} s"
 
     def _tell(self, command: str) -> None:
         assert self._process.stdin is not None
@@ -211,6 +214,8 @@ def judge(lines: list[dict[str, Any]]) -> Verdict:
     for line in lines:
         if "leader" in line:
             leaders.setdefault(line["leader"][0], set()).add(line["leader"][1])
+        if len(line.get("clusters", ())) > 1:
+            violations.append(f"nodes were of more than one cluster: {line['clusters']}")
         if "diverged" in line:
             violations.append(f"nodes differ in their state: {line['diverged']}")
     violations += [f"term {term} had the leaders {sorted(ids)}" for term, ids in leaders.items() if len(ids) > 1]

@@ -188,7 +188,7 @@ class System:
             self.wait_ready(replicas)
             self.wait_settled(replicas)
             row.whole_s = time.monotonic() - scenario.fault_at if scenario.fault_at else None
-            self._judge(recording.verdict, before, scenario.touched, terms_max)
+            self._judge(recording.verdict, before, scenario, terms_max)
         except BaseException as error:
             row.detail = first_line(error)
             raise
@@ -199,12 +199,16 @@ class System:
             f"{verdict.terms} new terms"
         )
 
-    def _judge(self, verdict: Verdict, before: dict[str, Any], touched: set[str], terms_max: int) -> None:
+    def _judge(self, verdict: Verdict, before: dict[str, Any], scenario: Scenario, terms_max: int) -> None:
         assert verdict.violations == (), "\n".join(verdict.violations[:20])
-        assert verdict.acknowledged > 0
+        assert verdict.acknowledged > 0, "no write was acknowledged"
         assert verdict.terms <= terms_max, f"{verdict.terms} new terms, where {terms_max} would do"
+        # A few writes are acknowledged between a polite deletion and the leader's end: the gap is what counts.
+        within_s = scenario.within_s
+        in_time = not within_s or verdict.gap_ms <= within_s * 1000
+        assert in_time, f"no write for {verdict.gap_ms} ms, where {within_s} s would do"
         after = self.kube.pods(self.release)
-        for name in sorted(set(before) - touched):
+        for name in sorted(set(before) - scenario.touched):
             assert name in after, f"{name} is gone, and nobody touched it"
             assert identity(after[name]) == identity(before[name]), f"{name} was restarted, and nobody touched it"
 
@@ -220,6 +224,8 @@ class Scenario:
         self.touched: set[str] = set()
         self.recovery_s: float | None = None
         self.fault_at = 0.0
+        self.within_s = 0.0
+        """The longest that the service may be away: the largest that the body gave :meth:`recovered`."""
 
     def fault(self, what: str, *touched: str) -> None:
         """Say what is done now, and to which pods."""
@@ -229,6 +235,7 @@ class Scenario:
 
     def recovered(self, within_s: float) -> None:
         """Wait until writes are acknowledged again, and note how long that took since the fault."""
+        self.within_s = max(self.within_s, within_s)
         self.recording.wait_for_writes("writes are acknowledged again", WRITES_OF_RECOVERY, within_s)
         self.recovery_s = time.monotonic() - self.fault_at
 
