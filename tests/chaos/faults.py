@@ -14,10 +14,14 @@ from random import Random
 from acceptance.processes import Cluster, eventually
 from chaos.network import Network
 
+from kvorum.serve import EXIT_STORAGE
+
 WHOLE_S = 60.0
 """A lost disk or a removed member must be replaced within this time."""
 SYNC_DELAY_US = 300_000
 STRACE_END_S = 10.0
+REFUSED_S = 30.0
+"""Within this time a node under load meets a disk that refuses, and ends."""
 
 
 class Nodes(Cluster):
@@ -65,7 +69,12 @@ class Faults:
                 "bridge": self.bridge,
             }
         if shutil.which("strace"):
-            self.by_name |= {"slow_disk": self.slow_disk, "pause_in_partition": self.pause_in_partition}
+            self.by_name |= {
+                "slow_disk": self.slow_disk,
+                "failing_disk": self.failing_disk,
+                "full_disk": self.full_disk,
+                "pause_in_partition": self.pause_in_partition,
+            }
 
     # --- Processes ----------------------------------------------------------------------------------------------
 
@@ -189,15 +198,39 @@ class Faults:
 
     def slow_disk(self) -> None:
         """Every sync of a node takes a third of a second more."""
+        with self._injected(self._anyone(), "fsync,fdatasync", f"delay_exit={SYNC_DELAY_US}"):
+            self._wait(1.0, 4.0)
+
+    def failing_disk(self) -> None:
+        """A disk fails to sync: its node ends itself at once (bug B31), and comes back."""
+        self._refuse("fsync,fdatasync", "EIO")
+
+    def full_disk(self) -> None:
+        """A disk has no room: its node ends itself (bug B32), and comes back when there is room."""
+        self._refuse("pwrite64", "ENOSPC")
+
+    def _refuse(self, calls: str, error: str) -> None:
         name = self._anyone()
-        syncs = "fsync,fdatasync"
-        inject = ["-e", f"trace={syncs}", "-e", f"inject={syncs}:delay_exit={SYNC_DELAY_US}"]
+        self._wait_until_up(name)
+        process = self._nodes.processes[name]
+        with self._injected(name, calls, f"error={error}"):
+            status = process.wait(REFUSED_S)
+        if status != EXIT_STORAGE:
+            raise AssertionError(f"{name} ended with {status} after {error}")
+        self._nodes.processes.pop(name)
+        self._wait(0.0, 2.0)
+        self._nodes.start(name)
+
+    @contextlib.contextmanager
+    def _injected(self, name: str, calls: str, fault: str) -> Iterator[None]:
+        """Let system calls of a node be slow, or fail."""
+        inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:{fault}"]
         command = ["strace", "-qq", "-f", "-o", "/dev/null", *inject, "-p", str(self._nodes.processes[name].pid)]
         tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self._wait(1.0, 4.0)
+            yield
         finally:
-            tracer.send_signal(signal.SIGINT)  # It detaches; the node goes on.
+            tracer.send_signal(signal.SIGINT)  # It detaches; the node goes on, if it has not ended.
             try:
                 tracer.wait(STRACE_END_S)
             except subprocess.TimeoutExpired:
