@@ -57,9 +57,10 @@ class Nemesis:
             case "disk_fail":
                 node.fail_next_save = True
             case "disk_full":
-                node.no_files_until = world.clock.now + fault.duration_us
+                # A disk on which there is room for the log again may have none for a snapshot for long.
+                node.no_files_until = world.clock.now + 6 * fault.duration_us
                 if fault.argument % 2:
-                    node.full_until = node.no_files_until
+                    node.full_until = world.clock.now + fault.duration_us
             case "snapshot_damage":
                 self._crash(node, fault)
                 node.damage_newest_snapshot()
