@@ -15,6 +15,7 @@ from kvorum.node import Node
 from kvorum.node import node as node_module
 from kvorum.raft import Role
 from kvorum.raft.messages import Message, RequestVoteResponse
+from kvorum.status import Check
 
 LONG_MS = 60_000
 
@@ -69,19 +70,50 @@ def _lose_votes(node: Node) -> None:
     node.transport.send = lossy  # type: ignore[method-assign]
 
 
-def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(tmp_path: Path) -> None:
+def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as trio:
             leader = await trio.leader()
             leaving, down = trio.others(leader)
             await trio.stop(down.config.name)
             draining = asyncio.create_task(leaving.drain(monotonic() + 60))
+            await eventually("it waits", lambda: "staying, since 2 are a quorum" in caplog.text)
             await leader.transfer_leadership(leaving.config.name, TIMEOUT_MS)
             assert leaving.raft.role is Role.LEADER
             await trio.start(down.config.name)
             await asyncio.wait_for(draining, 30)
 
             assert leaving.raft.role is not Role.LEADER
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An election is such a moment; taking it for hopeless, the node would leave the others without a quorum."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, election_timeout_ms=1500) as trio:
+            leader = await trio.leader()
+            leaving, down = trio.others(leader)
+            await trio.stop(down.config.name)
+            looks: list[Check] = []
+
+            def not_now() -> list[Check]:
+                looks.append(Check("leader", False, "an election"))
+                return looks
+
+            with monkeypatch.context() as patch:
+                patch.setattr(leader, "readiness", not_now)
+                draining = asyncio.create_task(leaving.drain(monotonic() + 60))
+                await eventually("it looks again and again, or leaves", lambda: len(looks) >= 3 or draining.done())
+                assert not draining.done(), "it left"
+            await eventually("it waits", lambda: "staying, since 2 are a quorum" in caplog.text)
+            await trio.start(down.config.name)
+            await asyncio.wait_for(draining, 30)
 
     asyncio.run(scenario())
 

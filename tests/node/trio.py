@@ -33,16 +33,23 @@ async def eventually(what: str, check: Callable[[], T | None], deadline_s: float
     raise AssertionError(f"not in {deadline_s} s: {what}")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on, from below those that outgoing connections get."""
-    while True:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, from below those that outgoing connections get; no two are the same."""
+    ports: dict[int, None] = {}
+    while len(ports) < count:
         port = 10_000 + SystemRandom().randrange(10_000)
         with socket.socket() as candidate:
             try:
                 candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            ports[port] = None
+    return list(ports)
+
+
+def free_port() -> int:
+    """Return one such port."""
+    return free_ports(1)[0]
 
 
 class Trio:
@@ -52,7 +59,7 @@ class Trio:
         self.folder = folder
         self.knobs = knobs
         self.names = [f"n{i}" for i in range(1, size + 1)]
-        self.ports = {name: free_port() for name in self.names}
+        self.ports = dict(zip(self.names, free_ports(size), strict=True))
         self.nodes: dict[str, Node] = {}
         self.cut: set[tuple[str, str]] = set()
         """(sender's name, recipient's name) of messages that are lost."""
@@ -90,6 +97,9 @@ class Trio:
             task.cancel()
         await asyncio.gather(*self._joining, return_exceptions=True)
         await self.stop(*self.nodes)
+        for _ in range(20):
+            # A call that was accepted while its listener closed ends when the loop sees that its caller has gone.
+            await asyncio.sleep(0)
 
     def _intercept(self, node: Node) -> None:
         send = node.transport.send
@@ -123,6 +133,20 @@ class Trio:
 
         return await eventually("a leader", find)
 
+    async def settled(self) -> Node:
+        """Wait for a leader that every running node follows and that has heard from each of them; return it."""
+
+        def find() -> Node | None:
+            for node in self.nodes.values():
+                peers = [progress.match_index for progress in node.raft.status().progress.values()]
+                follows = all(other.raft.leader == node.raft.id for other in self.nodes.values())
+                if node.raft.role is Role.LEADER and follows and set(peers) <= {node.raft.log.last_index}:
+                    return node
+            return None
+
+        await self.leader()
+        return await eventually("every node follows one leader, and has answered it", find)
+
     def others(self, node: Node) -> list[Node]:
         """Return the running nodes but this one."""
         return [other for other in self.nodes.values() if other is not node]
@@ -149,12 +173,12 @@ def _name(node: str) -> str:
 
 @asynccontextmanager
 async def running(folder: Path, size: int = 3, **knobs: int) -> AsyncIterator[Trio]:
-    """A cluster of real nodes that has a leader."""
+    """A cluster of real nodes that has settled under a leader."""
     trio = Trio(folder, size, **knobs)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(trio.close)
         await trio.start(*trio.names)
-        await trio.leader()
+        await trio.settled()
         yield trio
 
 

@@ -98,7 +98,7 @@ def test_a_write_that_was_refused_in_the_queue_is_not_counted_again_when_the_nod
     async def scenario(leading: Leading) -> None:
         late = leading.submit(0.001)
         await leading.expire(late)
-        leading.writes.stop()
+        leading.writes.stop("the node stopped")
         assert late.exception()
 
     assert counted(scenario) == {"refused": 1}

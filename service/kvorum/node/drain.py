@@ -50,17 +50,25 @@ async def hand_over(node: Node, deadline: float) -> None:
 
 async def wait_for_quorum_without(node: Node, deadline: float) -> None:
     """Return once the others can do without us, or cannot be helped by our staying, or the grace is over."""
-    waited = False
-    while monotonic() < deadline:
+    patience_s = 2 * node.config.election_timeout_ms / 1000
+    waited, hopeless_since = False, None
+    while (now := monotonic()) < deadline:
         voters = node.raft.configuration.voters()
         quorum = node.raft.configuration.quorum()
         others = [voter for voter in voters if voter != node.raft.id]
         if node.raft.id not in voters or not others:
             return
         serving = sum(hello is not None and hello.is_serving for hello in await _hellos(node, others))
-        if serving >= quorum or serving + 1 < quorum:
+        if serving >= quorum:
             return
-        if not waited:
+        if serving + 1 >= quorum:
+            hopeless_since = None
+        elif hopeless_since is None:
+            # For the moment of an election nobody serves.
+            hopeless_since = now
+        elif now - hopeless_since >= patience_s:
+            return
+        if not waited and hopeless_since is None:
             waited = True
             log.warning("only %d of the other voters serve; staying, since %d are a quorum", serving, quorum)
         await asyncio.sleep(POLL_S)
