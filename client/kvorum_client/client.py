@@ -8,14 +8,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
-from urllib.parse import quote_from_bytes, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.errors import (
-    ClientError,
     CompareFailed,
     Damaged,
     InvalidArgument,
@@ -36,8 +34,7 @@ from kvorum_client.transport import (
     Transport,
     base_of,
 )
-
-T = TypeVar("T")
+from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
 
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
@@ -151,14 +148,14 @@ class Client:
             Refused, Unavailable: not done.
             OutcomeUnknown: perhaps done.
         """
-        answer = await self._write("PUT", key, _bytes(value, "the value"), prev_revision, timeout_s)
-        return _decode_write(answer.body, PutResult)
+        answer = await self._write("PUT", key, encoded(value, "the value"), prev_revision, timeout_s)
+        return decode_write(answer.body, PutResult)
 
     async def delete(
         self, key: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
     ) -> DeleteResult:
         """Remove the key. Arguments and errors as :meth:`put`."""
-        return _decode_write((await self._write("DELETE", key, b"", prev_revision, timeout_s)).body, DeleteResult)
+        return decode_write((await self._write("DELETE", key, b"", prev_revision, timeout_s)).body, DeleteResult)
 
     async def get(
         self,
@@ -179,21 +176,21 @@ class Client:
         Raises:
             Refused, Unavailable: there is no answer.
         """
-        name = _bytes(key, "the key")
-        call = _Call("GET", _key_path(name), self._deadline(timeout_s))
+        name = encoded(key, "the key")
+        call = _Call("GET", key_path(name), self._deadline(timeout_s))
         if stale or max_staleness_ms is not None:
             call.any_node = True
             call.parameters = {"consistency": "stale"}
             if max_staleness_ms is not None:
                 call.parameters["max_staleness_ms"] = str(max_staleness_ms)
         answer = await self._call(call)
-        return None if answer.status == 404 else _record(name, answer)
+        return None if answer.status == 404 else record_of(name, answer)
 
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
     ) -> Answer:
         parameters = {} if prev_revision is None else {"prev_revision": str(prev_revision)}
-        path, deadline = _key_path(_bytes(key, "the key")), self._deadline(timeout_s)
+        path, deadline = key_path(encoded(key, "the key")), self._deadline(timeout_s)
         while True:
             call = _Call(method, path, deadline, body, parameters=parameters, is_write=True)
             try:
@@ -218,11 +215,11 @@ class Client:
         deadline = self._deadline(timeout_s)
         if endpoint is None:
             call = _Call("GET", "/v1/cluster", deadline, any_node=True, waits=False)
-            return _decode((await self._call(call)).body, NodeStatus)
+            return decode((await self._call(call)).body, NodeStatus)
         answer = await self._ask(endpoint, "/v1/cluster", deadline)
         if answer.status != 200:
             raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
-        return _decode(answer.body, NodeStatus)
+        return decode(answer.body, NodeStatus)
 
     async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
         """Return whether one node is ready, and why not."""
@@ -287,7 +284,7 @@ class Client:
     async def members(self, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Return the members, as the leader sees them if one is known, else as any node does."""
         call = _Call("GET", "/v1/cluster/members", self._deadline(timeout_s), waits=False)
-        return _decode((await self._call(call)).body, _Members).members
+        return decode((await self._call(call)).body, _Members).members
 
     async def add_member(
         self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
@@ -303,11 +300,11 @@ class Client:
 
     async def promote_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Make a learner a voter and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("POST", f"/{_quote(name.encode())}/promote", None, timeout_s)
+        return await self._change_members("POST", f"/{quote(name.encode())}/promote", None, timeout_s)
 
     async def remove_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Remove a member and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("DELETE", f"/{_quote(name.encode())}", None, timeout_s)
+        return await self._change_members("DELETE", f"/{quote(name.encode())}", None, timeout_s)
 
     async def move_leader(self, target: str | None = None, *, timeout_s: float | None = None) -> str:
         """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
@@ -318,14 +315,14 @@ class Client:
         """
         body = msgspec.json.encode({"target": target})
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
-        return _decode_write((await self._call(call)).body, _Leader).leader
+        return decode_write((await self._call(call)).body, _Leader).leader
 
     async def _change_members(
         self, method: str, path: str, body: Mapping[str, str] | None, timeout_s: float | None
     ) -> tuple[Member, ...]:
         data = msgspec.json.encode(body) if body is not None else b""
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), data, is_write=True)
-        return _decode_write((await self._call(call)).body, _Members).members
+        return decode_write((await self._call(call)).body, _Members).members
 
     async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
         """Ask this one node, once."""
@@ -409,7 +406,7 @@ class Client:
         if answer.status < 300:
             self._note_answered(call)
             return answer
-        problem = _problem(answer)
+        problem = problem_of(answer)
         call.reason = problem.detail or f"HTTP status {answer.status}"
         if problem.code == "not_found" and call.method == "GET":
             return answer
@@ -454,65 +451,3 @@ def _check_timeout(timeout_s: float) -> float:
     if not timeout_s > 0:
         raise InvalidArgument("a timeout is a positive number of seconds")
     return timeout_s
-
-
-def _bytes(data: bytes | str, what: str) -> bytes:
-    if isinstance(data, str):
-        try:
-            return data.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise InvalidArgument(f"{what} is text that cannot be encoded") from None
-    if not isinstance(data, bytes):
-        raise InvalidArgument(f"{what} is neither bytes nor text")
-    return data
-
-
-def _quote(data: bytes) -> str:
-    quoted = quote_from_bytes(data, safe="")
-    # A path of dots alone would be taken for a folder by whatever lies between.
-    return quoted if data.strip(b".") else quoted.replace(".", "%2E")
-
-
-def _key_path(key: bytes) -> str:
-    if not key:
-        raise InvalidArgument("the key is empty")
-    return f"/v1/kv/{_quote(key)}"
-
-
-def _record(key: bytes, answer: Answer) -> Record:
-    headers = answer.headers
-    try:
-        staleness = headers.get("X-Kvorum-Staleness-Ms")
-        return Record(
-            key,
-            answer.body,
-            int(headers["X-Kvorum-Create-Revision"]),
-            int(headers["X-Kvorum-Mod-Revision"]),
-            int(headers["X-Kvorum-Version"]),
-            int(headers["X-Kvorum-Revision"]),
-            int(staleness) if staleness is not None else None,
-        )
-    except (KeyError, ValueError):
-        raise ClientError("the answer is not Kvorum's: it lacks the revisions") from None
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ClientError(f"the answer is not Kvorum's: {error}") from None
-
-
-def _decode_write(body: bytes, kind: type[T]) -> T:
-    """Decode what answers a write: if it makes no sense, nobody knows what was done."""
-    try:
-        return _decode(body, kind)
-    except ClientError as error:
-        raise OutcomeUnknown(f"the write may or may not be done: {error}") from None
-
-
-def _problem(answer: Answer) -> Problem:
-    try:
-        return msgspec.json.decode(answer.body, type=Problem)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Problem("unexpected", f"HTTP status {answer.status}, without a reason that we know")

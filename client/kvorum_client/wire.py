@@ -1,0 +1,98 @@
+"""What goes into requests, and what comes out of answers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+from urllib.parse import quote_from_bytes
+
+import msgspec
+
+from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown
+from kvorum_client.results import Problem, Record
+from kvorum_client.transport import Answer
+
+T = TypeVar("T")
+
+
+def encoded(data: bytes | str, what: str) -> bytes:
+    """Return bytes, of text its UTF-8.
+
+    Raises:
+        InvalidArgument: ``data`` is neither; ``what`` names it.
+    """
+    if isinstance(data, str):
+        try:
+            return data.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{what} is text that cannot be encoded") from None
+    if not isinstance(data, bytes):
+        raise InvalidArgument(f"{what} is neither bytes nor text")
+    return data
+
+
+def quote(data: bytes) -> str:
+    """Return bytes as one segment of a path."""
+    quoted = quote_from_bytes(data, safe="")
+    # A path of dots alone would be taken for a folder by whatever lies between.
+    return quoted if data.strip(b".") else quoted.replace(".", "%2E")
+
+
+def key_path(key: bytes) -> str:
+    """Return the path of a key.
+
+    Raises:
+        InvalidArgument: the key is empty.
+    """
+    if not key:
+        raise InvalidArgument("the key is empty")
+    return f"/v1/kv/{quote(key)}"
+
+
+def record_of(key: bytes, answer: Answer) -> Record:
+    """Return the record that answers a get.
+
+    Raises:
+        ClientError: the answer is not Kvorum's.
+    """
+    headers = answer.headers
+    try:
+        staleness = headers.get("X-Kvorum-Staleness-Ms")
+        return Record(
+            key,
+            answer.body,
+            int(headers["X-Kvorum-Create-Revision"]),
+            int(headers["X-Kvorum-Mod-Revision"]),
+            int(headers["X-Kvorum-Version"]),
+            int(headers["X-Kvorum-Revision"]),
+            int(staleness) if staleness is not None else None,
+        )
+    except (KeyError, ValueError):
+        raise ClientError("the answer is not Kvorum's: it lacks the revisions") from None
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Return what a body says.
+
+    Raises:
+        ClientError: it is not Kvorum's.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ClientError(f"the answer is not Kvorum's: {error}") from None
+
+
+def decode_write(body: bytes, kind: type[T]) -> T:
+    """Decode what answers a write: if it makes no sense, nobody knows what was done."""
+    try:
+        return decode(body, kind)
+    except ClientError as error:
+        raise OutcomeUnknown(f"the write may or may not be done: {error}") from None
+
+
+def problem_of(answer: Answer) -> Problem:
+    """Return why the answer is no; never fails."""
+    try:
+        return msgspec.json.decode(answer.body, type=Problem)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Problem("unexpected", f"HTTP status {answer.status}, without a reason that we know")
