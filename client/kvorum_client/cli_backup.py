@@ -59,6 +59,8 @@ async def status(client: Client, options: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> Backup:
+    if name == "-" and sys.stdin is None:
+        raise InvalidArgument("stdin is closed")
     try:
         with sys.stdin.buffer if name == "-" else open(name, "rb") as stream:
             return describe(stream)
@@ -74,6 +76,8 @@ def _figures(backup: Backup) -> list[str]:
 def _target(name: str, force: bool) -> Iterator[BinaryIO]:
     """Yield where a backup goes; a file appears under its name only when it is whole and durable."""
     if name == "-":
+        if sys.stdout.isatty():
+            raise InvalidArgument("a backup is not for a terminal: redirect it, or name a file")
         yield sys.stdout.buffer
         return
     path = Path(name)

@@ -147,3 +147,19 @@ def test_a_file_is_not_written_over_and_appears_only_when_it_is_whole(tmp_path: 
         assert kv(cluster, "--timeout", "1", "snapshot", "save", str(tmp_path / "none")).returncode == 3
     assert backup.read_bytes().startswith(b"KVORSNAP")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kv.backup", "n1", "n1.log"]
+
+
+def test_a_backup_is_kept_from_the_terminal_and_a_closed_stdin_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", "127.0.0.1:1", "snapshot"]
+    terminal, inside = os.openpty()
+    with os.fdopen(terminal, "rb"), os.fdopen(inside, "wb") as output:
+        refused = subprocess.run(
+            [*command, "save", "-"], stdout=output, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        b"kv: a backup is not for a terminal: redirect it, or name a file\n",
+    )
+    closed = ["bash", "-c", 'exec "$@" <&-', "bash", *command, "status", "-"]
+    shown = subprocess.run(closed, capture_output=True, timeout=60, check=False)
+    assert (shown.returncode, shown.stderr) == (2, b"kv: stdin is closed\n")
