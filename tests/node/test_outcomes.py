@@ -118,6 +118,25 @@ def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
     asyncio.run(scenario())
 
 
+def test_a_leader_without_a_quorum_does_not_wait_to_the_end_of_its_grace_for_writes_that_nobody_awaits(
+    tmp_path: Path,
+) -> None:
+    """All are told to stop, and the leader is the last: what it has proposed can never be committed."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, election_timeout_ms=2000) as trio:
+            leader = await trio.leader()
+            await trio.stop(*(node.config.name for node in trio.others(leader)))
+            with pytest.raises(OutcomeUnknown):
+                await leader.propose(Put(b"a", b"1"), 300)
+            assert leader.driver.writes.pending == 1, "the test shows nothing"
+            assert leader.raft.role is Role.LEADER
+
+            await asyncio.wait_for(leader.drain(monotonic() + 60), 30)
+
+    asyncio.run(scenario())
+
+
 def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as trio:

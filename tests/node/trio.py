@@ -97,9 +97,6 @@ class Trio:
             task.cancel()
         await asyncio.gather(*self._joining, return_exceptions=True)
         await self.stop(*self.nodes)
-        for _ in range(20):
-            # A call that was accepted while its listener closed ends when the loop sees that its caller has gone.
-            await asyncio.sleep(0)
 
     def _intercept(self, node: Node) -> None:
         send = node.transport.send

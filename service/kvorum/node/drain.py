@@ -44,12 +44,12 @@ async def hand_over(node: Node, deadline: float) -> None:
             if limit.allow() is not None:
                 log.warning("cannot hand over the leadership yet: %s", error)
             await asyncio.sleep(POLL_S)
-    while node.driver.writes.pending and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
+    while node.driver.writes.is_awaited and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
         await asyncio.sleep(WRITES_POLL_S)
 
 
-async def wait_for_quorum_without(node: Node, deadline: float) -> None:
-    """Return once the others can do without us, or cannot be helped by our staying, or the grace is over."""
+async def wait_for_quorum_without(node: Node, deadline: float) -> bool:
+    """Return True once the others can do without us; False if our staying does not help them, or the grace is over."""
     patience_s = 2 * node.config.election_timeout_ms / 1000
     waited, hopeless_since = False, None
     while (now := monotonic()) < deadline:
@@ -57,21 +57,22 @@ async def wait_for_quorum_without(node: Node, deadline: float) -> None:
         quorum = node.raft.configuration.quorum()
         others = [voter for voter in voters if voter != node.raft.id]
         if node.raft.id not in voters or not others:
-            return
+            return True
         serving = sum(hello is not None and hello.is_serving for hello in await _hellos(node, others))
         if serving >= quorum:
-            return
+            return True
         if serving + 1 >= quorum:
             hopeless_since = None
         elif hopeless_since is None:
             # For the moment of an election nobody serves.
             hopeless_since = now
         elif now - hopeless_since >= patience_s:
-            return
+            return False
         if not waited and hopeless_since is None:
             waited = True
             log.warning("only %d of the other voters serve; staying, since %d are a quorum", serving, quorum)
         await asyncio.sleep(POLL_S)
+    return False
 
 
 async def _hellos(node: Node, others: list[str]) -> list[Hello | None]:

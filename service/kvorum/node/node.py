@@ -146,7 +146,9 @@ class Node:
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
-        await web.TCPSite(runner, host, port).start()
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        self._closing.push_async_callback(_stop_listening, site)
 
     async def run(self) -> None:
         """Return never: raise what ends the node. Cancelling it does not stop the node; :meth:`close` does.
@@ -163,9 +165,9 @@ class Node:
         """
         self.stopping = True
         await hand_over(self, deadline)
-        await wait_for_quorum_without(self, deadline)
-        # Whoever stays that long may be elected meanwhile.
-        await hand_over(self, deadline)
+        if await wait_for_quorum_without(self, deadline):
+            # Whoever stays that long may be elected meanwhile.
+            await hand_over(self, deadline)
 
     async def close(self) -> None:
         """Close the peers' connections and the storage. Safe at any time after :meth:`start` was called."""
@@ -487,3 +489,10 @@ class Node:
     def suspect_state(self, index: int) -> None:
         """A peer's state differs from ours at ``index``."""
         self._rebuilder.investigate(index)
+
+
+async def _stop_listening(site: web.TCPSite) -> None:
+    """Take no more calls. One that was accepted already becomes a connection within a few turns; cleanup closes it."""
+    await site.stop()
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -57,6 +57,12 @@ class Writes:
         """Writes that are queued or wait for a quorum."""
         return self._pending
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for the outcome of a write; whoever was told that it is unknown does not."""
+        waiting = (waiter for _, waiters, _ in self._proposed.values() for waiter in waiters)
+        return any(not waiter.done() for waiter in (*(waiter for _, waiter in self._queue), *waiting))
+
     def submit(self, command: Command, timeout_s: float) -> Waiter:
         """Queue a write; return what will be its result.
 
