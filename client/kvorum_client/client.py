@@ -14,6 +14,7 @@ import msgspec
 
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.errors import (
+    ClientError,
     CompareFailed,
     Damaged,
     InvalidArgument,
@@ -38,6 +39,8 @@ from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_
 
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
+SUSPECT_S = 0.5
+"""A node that has not answered for this long may be no use any more: the others are asked who leads."""
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
 _TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
@@ -60,6 +63,10 @@ class _Members(msgspec.Struct):
 
 class _Leader(msgspec.Struct):
     leader: str
+
+
+class _LeaderHint(msgspec.Struct):
+    leader_url: str | None = None
 
 
 class _Call(msgspec.Struct):
@@ -373,9 +380,7 @@ class Client:
         # A node that hangs must leave time to ask another one.
         timeout_s = min(remaining_s, max(self._timeout_s / 4, 0.25))
         try:
-            return await self._transport.exchange(
-                base, call.method, call.target(timeout_s), call.body, call.headers, timeout_s
-            )
+            return await self._exchange(call, base, timeout_s)
         except NotSent as error:
             call.reason = str(error)
             if base == self._router.leader and call.waits:
@@ -387,6 +392,51 @@ class Client:
             call.perhaps_done = True
             if not call.may_repeat:
                 raise OutcomeUnknown(f"it may or may not be done: {error}") from None
+            return None
+
+    async def _exchange(self, call: _Call, base: str, timeout_s: float) -> Answer:
+        """Ask one node once, and give up early when it is silent and the others say that somebody else leads.
+
+        A node that froze, or was cut off, neither answers nor hangs up; if it led, the others have elected another one
+        long before the time is over.
+        """
+        asking = self._transport.exchange(base, call.method, call.target(timeout_s), call.body, call.headers, timeout_s)
+        if call.any_node or not call.may_repeat or timeout_s <= SUSPECT_S:
+            return await asking
+        doubting: asyncio.Task[None] | None = None
+
+        def doubt() -> None:
+            nonlocal doubting
+            doubting = asyncio.create_task(self._find_successor(base, patience), name=f"who leads instead of {base}?")
+
+        timer = asyncio.get_running_loop().call_later(SUSPECT_S, doubt)
+        try:
+            async with asyncio.timeout(None) as patience:
+                return await asking
+        except TimeoutError:
+            raise NoAnswer(f"{base}: no answer, and {self._router.leader} leads now") from None
+        finally:
+            timer.cancel()
+            if doubting is not None:
+                doubting.cancel()
+                await asyncio.gather(doubting, return_exceptions=True)
+
+    async def _find_successor(self, base: str, patience: asyncio.Timeout) -> None:
+        """Ask the others who leads, until one names another than ``base``; then end the patience with it."""
+        while True:
+            asking = (self._leader_according_to(other) for other in self._router.others(base))
+            leaders = [leader for leader in await asyncio.gather(*asking) if leader not in (None, base)]
+            if leaders:
+                self._router.leader = leaders[0]
+                patience.reschedule(asyncio.get_running_loop().time())
+                return
+            await asyncio.sleep(SUSPECT_S / 2)
+
+    async def _leader_according_to(self, base: str) -> str | None:
+        try:
+            answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, SUSPECT_S)
+            return base_of(decode(answer.body, _LeaderHint).leader_url or "") if answer.status == 200 else None
+        except (NotSent, NoAnswer, ClientError):
             return None
 
     def _redirected(self, answer: Answer, base: str) -> bool:

@@ -234,6 +234,10 @@ class Router:
             await self._resolve(within_s)
         return self._bases[self._turn % len(self._bases)]
 
+    def others(self, base: str) -> list[str]:
+        """Return the base URLs of the endpoints but this one."""
+        return [other for other in self._bases if other != base]
+
     async def failed(self, base: str, within_s: float) -> None:
         """Take note that this node did not answer, or could not help."""
         if base == self.leader:

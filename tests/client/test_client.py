@@ -563,3 +563,35 @@ def test_what_the_writer_of_a_backup_raises_is_its_own() -> None:
             await until(lambda: servers[0].node.backups[0].closed == 1)
 
     run(scenario)
+
+
+def test_a_leader_that_froze_is_given_up_once_the_others_have_another() -> None:
+    async def scenario() -> None:
+        # An attempt may take 50 s, which is longer than this test.
+        async with cluster() as servers, Client([s.url for s in servers], timeout_s=200) as kv:
+            await kv.put("k", "1")
+            frozen = servers[0].node.gate = asyncio.Event()
+            writing, reading = asyncio.create_task(kv.put("k", "2")), asyncio.create_task(kv.get("k"))
+            await until(lambda: len(servers[0].node.timeouts_ms) == 3)
+            for server in servers[1:]:
+                server.node.follow("n2", servers[1].url)
+                server.node.leads = server is servers[1]
+            assert (await writing).version == 2
+            assert (await reading) is not None
+            frozen.set()
+
+    run(scenario)
+
+
+def test_a_leader_that_is_slow_is_waited_for_while_nobody_names_another() -> None:
+    async def scenario() -> None:
+        async with cluster() as servers, Client([s.url for s in servers], timeout_s=200) as kv:
+            await kv.put("k", "1")
+            slow = servers[0].node.gate = asyncio.Event()
+            writing = asyncio.create_task(kv.put("k", "2"))
+            await until(lambda: servers[1].node.counters.requests["leader", 200] >= 3)
+            slow.set()
+            assert (await writing).version == 2
+            assert len(servers[0].node.proposed) == 2, "the write was sent twice"
+
+    run(scenario)
