@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from kvorum.counters import Counters
 from kvorum.errors import ConfigError, StorageError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
@@ -24,13 +23,12 @@ from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save
 from kvorum.storage.folder import DATABASE, explained, sync_folder
 from kvorum.storage.interface import Loaded
-from kvorum.storage.log import SqliteStorage
+from kvorum.storage.offline import offline
 
 log = logging.getLogger("kvorum.recover")
 
 REQUEST = "force-new-cluster"
 """The file in the data folder that asks the node to recover when it starts next."""
-SAVE_DEADLINE_MS = 30_000
 
 WARNING = """\
 This makes {node} a cluster of its own, with entries 1 to {last_index} of its log and nothing else.
@@ -55,21 +53,11 @@ def force_new_cluster(data_dir: str) -> Identity:
 
 
 async def _force_new_cluster(data_dir: str) -> Identity:
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    storage = SqliteStorage(data_dir, failed.set_exception, SAVE_DEADLINE_MS, Counters())
-    try:
-        loaded = storage.load()
-        identity, save = plan(loaded, data_dir)
+    async with offline(data_dir) as folder:
+        identity, save = plan(folder.loaded, data_dir)
         # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.
-        storage.write_identity(identity, replace=True)
-        saved = asyncio.get_running_loop().create_future()
-        storage.save(save, lambda: saved.set_result(None))
-        await asyncio.wait([saved, failed], return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            failed.result()
-    finally:
-        failed.cancel()
-        storage.close()
+        folder.storage.write_identity(identity, replace=True)
+        await folder.save(save)
     return identity
 
 

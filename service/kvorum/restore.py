@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvorum.config import Config
-from kvorum.counters import Counters
 from kvorum.errors import ConfigError, StorageCorrupt
 from kvorum.identity import Identity
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Configuration, HardState, Member, Save, Snapshot
 from kvorum.storage.folder import DATABASE, LOCK, Lock, create_folder, explained, sync_folder
-from kvorum.storage.log import SqliteStorage
+from kvorum.storage.offline import offline
 from kvorum.storage.snapshot_format import read_header, read_payload
 
 log = logging.getLogger("kvorum.restore")
@@ -44,7 +43,6 @@ OURS = frozenset({BUILDING, STAGED, MOVING, REPLACED})
 """Names in a data folder that other movers of its content leave alone."""
 BUMP_REVISION = 1_000_000_000
 """How much further the revision goes on by default: none of a write that the backup lacks is given away again."""
-SAVE_DEADLINE_MS = 30_000
 
 
 def stage(
@@ -157,27 +155,16 @@ def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
 
 async def _build(folder: Path, config: Config, snapshot: Snapshot, store: Store) -> Identity:
     """Write a node's data folder that begins with the snapshot."""
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    storage = SqliteStorage(folder, failed.set_exception, SAVE_DEADLINE_MS, Counters())
-    try:
-        storage.load()
-        identity = Identity(config.name, secrets.token_hex(8), secrets.token_hex(16))
-        storage.write_identity(identity)
-        member = Member(identity.node_id, True, config.advertise_peer_url, config.advertise_client_url)
-        alone = Snapshot(snapshot.last_index, snapshot.last_term, Configuration((member,)))
-        writer = storage.snapshots.create(alone)
+    identity = Identity(config.name, secrets.token_hex(8), secrets.token_hex(16))
+    member = Member(identity.node_id, True, config.advertise_peer_url, config.advertise_client_url)
+    alone = Snapshot(snapshot.last_index, snapshot.last_term, Configuration((member,)))
+    async with offline(folder) as new:
+        new.storage.write_identity(identity)
+        writer = new.storage.snapshots.create(alone)
         cut = store.begin_snapshot()
         while (chunk := cut.next_chunk()) is not None:
             writer.write(chunk)
         cut.close()
         writer.commit()
-        saved = asyncio.get_running_loop().create_future()
-        save = Save(1, HardState(snapshot.last_term, None), (), alone)
-        storage.save(save, lambda: saved.set_result(None))
-        await asyncio.wait([saved, failed], return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            failed.result()
-    finally:
-        failed.cancel()
-        storage.close()
+        await new.save(Save(1, HardState(snapshot.last_term, None), (), alone))
     return identity
