@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node.trio import free_port
+from node.trio import free_ports
 from storage.support import load
 from storage.tracing import acknowledged, command, environment, needs_strace, read_trace, run_child, strings, trace
 from storage.workload import plan
@@ -142,7 +142,9 @@ def test_a_full_disk_ends_the_node_and_loses_nothing(tmp_path: Path, size_kib: i
 @pytest.mark.parametrize("size_kib", [8, 40, 64])
 def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line(tmp_path: Path, size_kib: int) -> None:
     with small_disk(tmp_path / "small", size_kib) as disk:
-        addresses = [f"--listen-{kind}=127.0.0.1:{free_port()}" for kind in ("client", "peer")]
+        addresses = [
+            f"--listen-{kind}=127.0.0.1:{port}" for kind, port in zip(("client", "peer"), free_ports(2), strict=True)
+        ]
         node = [sys.executable, "-m", "kvorum", "serve", "--name=n1", f"--data-dir={disk / 'n1'}", *addresses]
         status, lines = run_child([*node, "--log-format=text"])
     assert status == 4, lines

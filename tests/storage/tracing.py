@@ -48,8 +48,9 @@ def environment() -> dict[str, str]:
 
 
 def run_child(arguments: Sequence[str], timeout_s: float = 120) -> tuple[int, list[str]]:
-    """Run to the end, and return the exit status and the lines of output."""
+    """Run to the end, and return the exit status and the lines of output; those of stderr are shown with a failure."""
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout_s)
+    sys.stderr.write(done.stderr)
     return done.returncode, done.stdout.splitlines()
 
 
