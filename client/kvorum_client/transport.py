@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -58,6 +59,17 @@ class Declined(Exception):
         self.answer = answer
 
 
+class _Progress:
+    """Whether anything of a request was written."""
+
+    begun = False
+
+
+async def _begun(session: aiohttp.ClientSession, context: SimpleNamespace, parameters: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.begun = True
+
+
 class Transport:
     """The connections of one client."""
 
@@ -81,8 +93,8 @@ class Transport:
             NotSent: certainly not sent.
             NoAnswer: perhaps sent.
         """
-        # Of the two, the connection's must pass first: then the request was certainly not sent.
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
+        progress = _Progress()
         try:
             async with self._open().request(
                 method,
@@ -92,6 +104,7 @@ class Transport:
                 headers=headers,
                 allow_redirects=False,
                 timeout=timeout,
+                trace_request_ctx=progress,
             ) as response:
                 return Answer(response.status, response.headers, await _read(response))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -99,7 +112,8 @@ class Transport:
         except aiohttp.InvalidURL as error:
             raise InvalidArgument(f"{base} is not an endpoint: {error}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise NoAnswer(_reason(base, error)) from None
+            # Which of the two deadlines passed first says nothing when the loop was late for both.
+            raise (NoAnswer if progress.begun else NotSent)(_reason(base, error)) from None
 
     async def download(self, base: str, target: str, silence_s: float) -> AsyncGenerator[tuple[bytes, int], None]:
         """Get something large; yield its pieces, each with the size of the whole.
@@ -135,7 +149,10 @@ class Transport:
         if self.is_closed:
             raise NotSent(CLOSED)
         if self._session is None:
+            writing = aiohttp.TraceConfig()
+            writing.on_request_headers_sent.append(_begun)
             self._session = aiohttp.ClientSession(
+                trace_configs=[writing],
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, ttl_dns_cache=1, keepalive_timeout=10),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -282,6 +282,18 @@ def test_a_node_that_takes_no_connection_has_certainly_done_nothing(timeout_s: f
     run(scenario)
 
 
+def test_a_loop_that_was_late_for_both_deadlines_does_not_make_it_unknown() -> None:
+    async def scenario() -> None:
+        with black_hole() as endpoint:
+            async with Client([endpoint], timeout_s=1.0) as kv:
+                # Long enough for the connection's deadline and the attempt's, which is 0.25 s.
+                asyncio.get_running_loop().call_later(0.05, lambda: threading.Event().wait(0.5))
+                with pytest.raises(Unavailable):
+                    await kv.put("k", "v")
+
+    run(scenario)
+
+
 def test_a_write_is_not_made_anew_without_its_session_when_it_may_be_done_already() -> None:
     async def scenario() -> None:
         async with serving(FakeNode(make_config(request_timeout_ms=100))) as server:
