@@ -186,17 +186,29 @@ def table(outcomes: Iterable[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def choose(only: str, one_a_bug: bool) -> list[Mutant]:
+    """Return the mutants whose bug, file or change contains ``only``; of each bug only the first if told so."""
+    chosen = [m for m in MUTANTS if only in f"{m.bug} {m.file} {m.old}"]
+    if not one_a_bug:
+        return chosen
+    first: dict[str, Mutant] = {}
+    for mutant in chosen:
+        first.setdefault(mutant.bug, mutant)
+    return list(first.values())
+
+
 def main() -> int:
     """Run all mutants, or those that were chosen; return 1 if one survives."""
     parser = argparse.ArgumentParser(prog="python -m raft.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="those whose bug, file or change contains this")
     parser.add_argument("--seeds", type=int, default=60, help="how many seeds each mutant must live through")
+    parser.add_argument("--one-a-bug", action="store_true", help="the first of each bug; what CI runs, with --seeds 0")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--run-seeds", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run_seeds is not None:
         return run_seeds(arguments.run_seeds)
-    chosen = [m for m in MUTANTS if arguments.only in f"{m.bug} {m.file} {m.old}"]
+    chosen = choose(arguments.only, arguments.one_a_bug)
     for mutant in MUTANTS:
         mutated(mutant)
     took = run_unchanged(chosen, arguments.seeds)

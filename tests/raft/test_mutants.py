@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from raft.mutants import mutated
+from raft.mutants import choose, mutated
 from raft.mutants_list import MUTANTS, Mutant
 
 
@@ -27,3 +27,8 @@ def test_every_bug_of_the_list_that_can_exist_has_a_mutant() -> None:
 
 def test_no_mutant_is_listed_twice() -> None:
     assert len({(mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_one_a_bug_is_one_of_every_bug() -> None:
+    assert choose("", one_a_bug=False) == list(MUTANTS)
+    assert [m.bug for m in choose("", one_a_bug=True)] == list(dict.fromkeys(m.bug for m in MUTANTS))
