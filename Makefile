@@ -135,8 +135,9 @@ sim: setup ## Simulate clusters under faults: SEED=n prints one run (SHRINK=1 a 
 	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED) $(if $(SHRINK),--shrink),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS))
 
 .PHONY: mutants
-mutants: setup ## Put 150 known bugs back, one at a time, into a copy, and see which test and which seed notices (ONLY=B27)
-	@PYTHONPATH=tests $(BIN)/python -m raft.mutants --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
+MUTANTS ?=
+mutants: setup ## Put 159 known bugs back, one at a time, and see which test and which seed notices (ONLY=B27, MUTANTS="--seeds 0")
+	@PYTHONPATH=tests $(BIN)/python -m raft.mutants --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(MUTANTS)
 
 .PHONY: transcripts
 transcripts: setup ## Write the golden conversations of tests/raft/transcripts anew; then read the diff
