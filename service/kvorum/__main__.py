@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import kvorum
-from kvorum import config_sources, local, recover, restore, serve
+from kvorum.commands import local, recover, restore, serve
+from kvorum.config import sources as config_sources
 from kvorum.errors import ConfigError, StorageError
+from kvorum.storage.folder import REPLACED
 
 EXIT_STATUS = f"""\
 exit status:
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--replace",
         action="store_true",
-        help=f"Go on although the data folder holds a node's data: it is put aside there, in {restore.REPLACED}/.",
+        help=f"Go on although the data folder holds a node's data: it is put aside there, in {REPLACED}/.",
     )
     command.add_argument(
         "--at-next-start",

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from acceptance.processes import Cluster, eventually
 
-from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 
 
 @pytest.fixture

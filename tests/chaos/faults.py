@@ -14,7 +14,7 @@ from random import Random
 from acceptance.processes import Cluster, eventually
 from chaos.network import Network
 
-from kvorum.serve import EXIT_STORAGE
+from kvorum.commands.serve import EXIT_STORAGE
 
 WHOLE_S = 60.0
 """A lost disk or a removed member must be replaced within this time."""

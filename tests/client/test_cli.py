@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from api.fake_node import FakeNode, Server, serving, until
+from fronts.fake_node import FakeNode, Server, serving, until
 
 import kvorum
 from kvorum.errors import NoLeader

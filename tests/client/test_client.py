@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
-from api.fake_node import FakeNode, Server, make_config, serving, until
+from fronts.fake_node import FakeNode, Server, make_config, serving, until
 
 from kvorum.errors import NoLeader
 from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-from api.fake_node import FakeNode, Server, make_config, serving, until
+from fronts.fake_node import FakeNode, Server, make_config, serving, until
 
 from kvorum.kv.commands import SessionRefused
 from kvorum_client import Client, ClientError, InvalidArgument, OutcomeUnknown, Refused, SyncClient, Unavailable

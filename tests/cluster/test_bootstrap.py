@@ -14,12 +14,12 @@ from node.trio import Put, Trio, eventually, running
 from kvorum.cluster.bootstrap import bootstrap, bootstrap_order, obstacle
 from kvorum.cluster.reconcile import Desired
 from kvorum.config import Config
-from kvorum.counters import Counters
 from kvorum.errors import PeerError, StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
 from kvorum.raft.messages import Member
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Hello
 
 NAMES = ("n1", "n2", "n3")

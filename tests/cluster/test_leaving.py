@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from node.trio import running
 
-from kvorum import serve
 from kvorum.cluster import KubernetesApi
 from kvorum.cluster.desired import Unanswered
 from kvorum.cluster.reconcile import Desired
+from kvorum.commands import serve
 from kvorum.config import Config
 from kvorum.errors import KubernetesError, StorageError
 from kvorum.node import Node

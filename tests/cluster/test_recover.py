@@ -12,15 +12,15 @@ import pytest
 from node.trio import Put, Trio, eventually, running
 from storage.support import send, take_snapshot
 
-from kvorum import recover
-from kvorum.counters import Counters
+from kvorum.commands import recover
+from kvorum.commands.recover import REQUEST, force_new_cluster, recover_if_requested, request
 from kvorum.errors import ConfigError, StorageError, StorageLocked
 from kvorum.identity import Identity
 from kvorum.raft.messages import Save
-from kvorum.recover import REQUEST, force_new_cluster, recover_if_requested, request
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemorySnapshots
+from kvorum.telemetry.counters import Counters
 
 
 def failed(error: StorageError) -> None:

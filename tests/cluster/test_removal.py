@@ -24,13 +24,13 @@ from kvorum.cluster.removal import (
     set_aside,
     watch_for_removal,
 )
-from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.storage.folder import sync_folder
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Hello
 
 OURS = Hello(

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from node.trio import Put, Trio, eventually, running
 
-from kvorum import restore
 from kvorum.cluster.removal import set_aside
+from kvorum.commands import restore
 from kvorum.config import Config, resolve
 from kvorum.errors import ConfigError, Overloaded, StorageCorrupt, StorageLocked
 from kvorum.kv.commands import PutResult
 from kvorum.node.backup import Backups
-from kvorum.storage.folder import Lock
+from kvorum.storage.folder import REPLACED, Lock
 
 
 async def backed_up(trio: Trio) -> bytes:
@@ -142,7 +142,7 @@ def test_what_was_there_before_is_put_aside_and_could_be_used_again(backup: byte
             await trio.close()
 
     (tmp_path / "aside").mkdir()
-    shutil.copytree(tmp_path / "n1" / restore.REPLACED, tmp_path / "aside" / "n1")
+    shutil.copytree(tmp_path / "n1" / REPLACED, tmp_path / "aside" / "n1")
     assert asyncio.run(before()) == b"data"
 
 
@@ -195,7 +195,7 @@ def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
         while restore.finish(data_dir):
             pass
         assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}, f"killed before step {step}"
-        aside = sorted(path.name for path in (tmp_path / "n1" / restore.REPLACED).iterdir())
+        aside = sorted(path.name for path in (tmp_path / "n1" / REPLACED).iterdir())
         assert aside == files, f"killed before step {step}"
         step += 1
     assert step > len(files), "the loop ended before the restore had moved anything"

@@ -20,7 +20,7 @@ import yaml
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
 from kvorum.config import Config
-from kvorum.config_sources import knobs, load
+from kvorum.config.sources import knobs, load
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm"

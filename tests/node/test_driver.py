@@ -10,7 +10,6 @@ import msgspec
 from node.trio import eventually
 
 from kvorum.config import Config
-from kvorum.counters import Counters
 from kvorum.errors import FatalError
 from kvorum.identity import Identity
 from kvorum.kv.store import Store
@@ -19,6 +18,7 @@ from kvorum.node.snapshots import Fetcher
 from kvorum.raft.messages import Configuration, InstallSnapshot, Member, Message, Snapshot
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Transport
 from kvorum.transport.server import SnapshotChunk
 

@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 from node.trio import eventually
 
-from kvorum.counters import Counters
 from kvorum.identity import Identity
 from kvorum.raft.codec import decode, encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, PeerServer, Transport
 from kvorum.transport import link as link_module
 from kvorum.transport.handshake import dialling_headers

@@ -119,9 +119,11 @@ STATE_MACHINE = (
 
 DRIVER = (
     # A write that may still be done is reported as certainly not done.
-    Mutant("B25", "node/writes.py", "if waiter in queued:", "if True:", "tests/node/test_writes.py", simulated=False),
+    Mutant(
+        "B25", "node/proposals.py", "if waiter in queued:", "if True:", "tests/node/test_proposals.py", simulated=False
+    ),
     # Whoever waits at an index gets the answer of whatever is applied there.
-    Mutant("B25", "node/writes.py", "if term != entry.term:", "if False:", "tests/node", simulated=False),
+    Mutant("B25", "node/proposals.py", "if term != entry.term:", "if False:", "tests/node", simulated=False),
 )
 
 STORAGE = (

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotFile
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 
 IDENTITY = Identity("n1", "0123456789abcdef", "c" * 32)
 DEADLINE_MS = 10_000

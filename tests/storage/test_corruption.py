@@ -17,13 +17,13 @@ import pytest
 from storage.support import IDENTITY, Disk, entries, load, run
 from storage.workload import Model, follow_up, perform, plan
 
-from kvorum.counters import Counters
 from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
 from kvorum.raft.messages import HardState, Save
 from kvorum.storage.folder import Mark
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.records import FORMAT, StoredIdentity, _seal, encode_record, make_record
+from kvorum.telemetry.counters import Counters
 
 SEED = 31
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from storage.support import IDENTITY, Disk, entries, load, run, send, snapshot, take_snapshot
 
-from kvorum.counters import Counters
 from kvorum.errors import InvariantViolated, StorageError, StorageForeign, StorageLocked
 from kvorum.raft.messages import Entry, HardState, Save
 from kvorum.storage import log as log_module
@@ -24,6 +23,7 @@ from kvorum.storage.interface import Identity, Loaded, Storage
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemoryStorage
 from kvorum.storage.table import Table
+from kvorum.telemetry.counters import Counters
 
 
 def rows(folder: Path) -> list[str]:
@@ -235,7 +235,7 @@ def test_a_folder_of_another_node_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_a_folder(tmp_path: Path) -> None:
     script = (
-        "import sys; from kvorum.counters import Counters; from kvorum.storage.log import SqliteStorage\n"
+        "import sys; from kvorum.telemetry.counters import Counters; from kvorum.storage.log import SqliteStorage\n"
         "try: SqliteStorage(sys.argv[1], print, 1000, Counters()).load()\n"
         "except Exception as error: sys.exit(f'{type(error).__name__}: {error}')"
     )

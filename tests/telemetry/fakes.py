@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from kvorum.config import Config
-from kvorum.counters import Counters
 from kvorum.status import MemberStatus, NodeStatus
+from kvorum.telemetry.counters import Counters
 
 
 def member(name: str, **changes: object) -> MemberStatus:

@@ -13,13 +13,13 @@ import pytest
 from storage.support import Disk, entries
 from telemetry.live import until
 
-from kvorum.counters import Counters
 from kvorum.errors import Overloaded
 from kvorum.kv.commands import Put, PutResult
+from kvorum.node.proposals import Waiter, Writes
 from kvorum.node.role_changes import RoleChanges
-from kvorum.node.writes import Waiter, Writes
 from kvorum.raft import Role
 from kvorum.raft.messages import Entry, EntryKind
+from kvorum.telemetry.counters import Counters
 
 DONE = PutResult(1, 1, 1, 1)
 PENDING_MAX = 3

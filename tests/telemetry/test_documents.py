@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from telemetry.prometheus_tools import ROOT
 
-from kvorum.config_sources import knobs
+from kvorum.config.sources import knobs
 from kvorum.telemetry.bridge import prometheus_name
 from kvorum.telemetry.instruments import all_instruments
 from kvorum.telemetry.reference import markdown

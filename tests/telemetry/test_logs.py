@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from telemetry.live import free_ports, until
 
-from kvorum.counters import Counters
 from kvorum.identity import Identity
-from kvorum.logs import LIBRARY_INTERVAL_S, configure
 from kvorum.raft.messages import Message
+from kvorum.telemetry.counters import Counters
+from kvorum.telemetry.logs import LIBRARY_INTERVAL_S, configure
 from kvorum.transport import Greeting, Hello, PeerServer
 from kvorum.transport.handshake import dialling_headers
 from kvorum.transport.server import SnapshotChunk
@@ -132,7 +132,7 @@ def configured() -> Iterator[io.StringIO]:
 def test_a_library_that_repeats_itself_is_told_once_a_minute_with_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """An OpenTelemetry exporter whose collector is away says so with every attempt, for ever."""
     now = 1000.0
-    monkeypatch.setattr("kvorum.logs.monotonic", lambda: now)
+    monkeypatch.setattr("kvorum.telemetry.logs.monotonic", lambda: now)
     exporter = logging.getLogger("opentelemetry.exporter.otlp")
     with configured() as stream:
         for attempt in range(22):

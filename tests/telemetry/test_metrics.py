@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from telemetry.fakes import FakeNode, follower_status, leader_status, member
 
 from kvorum.config import Config
-from kvorum.counters import DURATION_BOUNDARIES_S
 from kvorum.status import NodeStatus
-from kvorum.telemetry import Telemetry
 from kvorum.telemetry.bridge import prometheus_name
+from kvorum.telemetry.counters import DURATION_BOUNDARIES_S
 from kvorum.telemetry.instruments import STATES, Instrument, Kind, all_instruments
+from kvorum.telemetry.metrics import Telemetry
 from kvorum.telemetry.scrape import read_disk
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvorum.counters import Counters
 from kvorum.node import roundtrips
 from kvorum.node.roundtrips import RoundTrips
 from kvorum.raft.messages import Heartbeat, HeartbeatResponse
+from kvorum.telemetry.counters import Counters
 
 PEER = "n2@0123456789abcdef"
 

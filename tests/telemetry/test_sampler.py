@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from telemetry.fakes import FakeNode
 
 from kvorum.config import Config
-from kvorum.counters import Counters, Histogram
-from kvorum.telemetry import Telemetry
+from kvorum.telemetry.counters import Counters, Histogram
+from kvorum.telemetry.metrics import Telemetry
 from kvorum.telemetry.sampler import Totals, describe, percentile
 from kvorum.telemetry.scrape import read_disk
 

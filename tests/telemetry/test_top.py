@@ -25,8 +25,8 @@ from telemetry.live import Cluster, free_ports, running_cluster, traffic, until
 
 from kvorum import status as server
 from kvorum.config import Config
-from kvorum.counters import Histogram
-from kvorum.telemetry import Telemetry
+from kvorum.telemetry.counters import Histogram
+from kvorum.telemetry.metrics import Telemetry
 from kvorum_client.client import Client
 from kvorum_client.exposition import Exposition, percentile, rate
 from kvorum_client.results import NodeStatus

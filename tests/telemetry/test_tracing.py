@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from telemetry.live import Cluster, running_cluster, until
 
-from kvorum import tracing
 from kvorum.config import Config
 from kvorum.errors import ConfigError
 from kvorum.raft.messages import Entry, EntryKind
-from kvorum.tracing import PENDING_MAX, TRACES_A_SECOND_MAX, Tracer
+from kvorum.telemetry import tracing
+from kvorum.telemetry.tracing import PENDING_MAX, TRACES_A_SECOND_MAX, Tracer
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -261,7 +261,8 @@ def test_what_is_not_traced_is_not_looked_at(traced: Traced) -> None:
 
 
 def test_nothing_of_tracing_is_loaded_when_it_is_off() -> None:
-    code = "import sys, kvorum.serve; print([m for m in sys.modules if 'otlp' in m or m == 'kvorum.tracing'])"
+    loaded = "[m for m in sys.modules if 'otlp' in m or m == 'kvorum.telemetry.tracing']"
+    code = f"import sys, kvorum.commands.serve; print({loaded})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
 

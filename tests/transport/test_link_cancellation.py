@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import aiohttp
 
-from kvorum.counters import Counters
 from kvorum.identity import Identity
+from kvorum.telemetry.counters import Counters
 from kvorum.transport.link import Link
 from kvorum.transport.settings import Dialling
 

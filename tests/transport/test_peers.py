@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from node.trio import eventually, free_port
 
-from kvorum.counters import Counters
 from kvorum.errors import IdentityRejected, PeerError, StorageCorrupt
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, PeerServer, Transport, link
 from kvorum.transport.handshake import dialling_headers
 from kvorum.transport.server import FRAME_BYTES_MAX, SnapshotChunk

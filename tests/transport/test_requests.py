@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from node.trio import free_port
 
-from kvorum.counters import Counters
 from kvorum.errors import PeerError
 from kvorum.identity import Identity
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Transport
 from kvorum.transport.server import SNAPSHOT_CHUNK_BYTES
 from kvorum.transport.settings import Dialling

@@ -31,9 +31,9 @@ from typing import Protocol, assert_never
 import msgspec
 
 from kvorum.errors import CallerError
-from kvorum.logs import RateLimit
 from kvorum.raft.membership import AddLearner, Promote, Remove
 from kvorum.raft.messages import Configuration, Member, NodeId
+from kvorum.telemetry.logs import RateLimit
 
 PROMOTE_LAG_MAX = 64
 """A learner this many entries or fewer behind has caught up (each entry is a batch; a voter may lag as much)."""

@@ -15,11 +15,10 @@ from time import monotonic
 from kvorum.cluster.bootstrap import ask
 from kvorum.cluster.reconcile import Desired, DesiredSource, name_of
 from kvorum.errors import CallerError, KvorumError, PeerError
-from kvorum.logs import RateLimit
 from kvorum.node import Node
 from kvorum.raft import Role
-from kvorum.restore import OURS as RESTORES
-from kvorum.storage.folder import LOCK, explained, sync_folder
+from kvorum.storage.folder import LOCK, RESTORE_NAMES, explained, sync_folder
+from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Hello
 
 log = logging.getLogger("kvorum.cluster")
@@ -106,7 +105,7 @@ def finish_setting_aside(data_dir: str) -> None:
             return
         aside.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.iterdir()):
-            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found", *RESTORES):
+            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found", *RESTORE_NAMES):
                 path.rename(aside / path.name)
         sync_folder(aside)
         sync_folder(folder)

@@ -17,25 +17,25 @@ from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
 from kvorum.config import Config
-from kvorum.counters import Counters
 from kvorum.errors import FatalError, InvariantViolated, SnapshotFailed, StorageError
 from kvorum.identity import Identity
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.store import Store
-from kvorum.node.barriers import Barriers
 from kvorum.node.digests import Digests
+from kvorum.node.proposals import Writes
+from kvorum.node.reads import Barriers
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Fetcher, take_snapshot
-from kvorum.node.writes import Writes
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, InstallSnapshot, Message, Ready, Snapshot
 from kvorum.storage.interface import Loaded, Storage
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Transport
 
 if TYPE_CHECKING:
-    from kvorum.tracing import Tracer
+    from kvorum.telemetry.tracing import Tracer
 
 log = logging.getLogger("kvorum.raft")
 

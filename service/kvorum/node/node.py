@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 
 from kvorum.config import Config, split_address
-from kvorum.counters import Counters
 from kvorum.errors import (
     FatalError,
     IdentityRejected,
@@ -28,16 +27,17 @@ from kvorum.errors import (
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
-from kvorum.node.drain import hand_over, wait_for_quorum_without
 from kvorum.node.driver import Driver
 from kvorum.node.incarnation import identity_at_start
 from kvorum.node.rebuild import Rebuilder
 from kvorum.node.report import name_of, node_status
+from kvorum.node.shutdown import hand_over, wait_for_quorum_without
 from kvorum.node.snapshots import load_store, read_chunk
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
 from kvorum.raft.messages import Configuration, Member, Message
 from kvorum.status import Check, NodeStatus
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, PeerServer, Transport
 from kvorum.transport.handshake import token_digest
 from kvorum.transport.server import SnapshotChunk

@@ -14,11 +14,11 @@ from itertools import cycle
 from kvorum.errors import CallerError, InvariantViolated, MalformedMessage, PeerError, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.logs import RateLimit
 from kvorum.node.digests import verdict
 from kvorum.node.driver import Driver
 from kvorum.raft import Role
 from kvorum.storage.snapshot_format import read_header, read_payload
+from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Transport
 
 log = logging.getLogger("kvorum.state")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from kvorum.counters import Counters
 from kvorum.raft import Raft, Role
+from kvorum.telemetry.counters import Counters
 
 log = logging.getLogger("kvorum.raft")
 

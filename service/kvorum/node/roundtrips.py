@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 
-from kvorum.counters import Counters
 from kvorum.raft.messages import Heartbeat, HeartbeatResponse, Message, NodeId
+from kvorum.telemetry.counters import Counters
 
 OUTSTANDING_MAX = 256
 

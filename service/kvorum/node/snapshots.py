@@ -11,14 +11,14 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-from kvorum.counters import Counters
 from kvorum.errors import MalformedMessage, PeerError, StorageCorrupt, StorageError
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.logs import RateLimit
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
+from kvorum.telemetry.counters import Counters
+from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Transport
 from kvorum.transport.server import SnapshotChunk
 

@@ -28,6 +28,14 @@ MARK = "mark"
 LOCK = "lock"
 SNAPSHOTS = "snapshots"
 
+
+BUILDING = "restored.tmp"
+STAGED = "restored"
+MOVING = "restoring"
+REPLACED = "replaced"
+RESTORE_NAMES = frozenset({BUILDING, STAGED, MOVING, REPLACED})
+"""Names in a data folder that other movers of its content leave alone."""
+
 _MARK = struct.Struct("<QI")
 
 

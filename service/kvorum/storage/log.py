@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvorum.counters import Counters
 from kvorum.errors import InvariantViolated, StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
 from kvorum.raft.messages import Save
 from kvorum.storage.folder import (
@@ -54,6 +53,7 @@ from kvorum.storage.records import (
 from kvorum.storage.snapshots import Snapshots
 from kvorum.storage.table import Table
 from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, create_log, key_of, read_log
+from kvorum.telemetry.counters import Counters
 
 INSERT = f"INSERT INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
 INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from kvorum.counters import Counters
 from kvorum.errors import StorageError
 from kvorum.raft.messages import Save
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
 
 SAVE_DEADLINE_MS = 30_000
 

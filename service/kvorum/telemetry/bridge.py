@@ -1,7 +1,7 @@
 """From plain numbers to OpenTelemetry, and from there to Prometheus.
 
 Counters and gauges are the SDK's observable instruments. Histograms are recorded by the hot path into plain arrays
-(:class:`kvorum.counters.Histogram`); the OpenTelemetry specification calls the bridge for such a source a
+(:class:`kvorum.telemetry.counters.Histogram`); the OpenTelemetry specification calls the bridge for such a source a
 *MetricProducer*, which the Python SDK does not have yet. :class:`ProducerReader` is that bridge: it adds our
 histograms to the data of each collection as genuine histogram data points.
 """
@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import CollectorRegistry
 
-from kvorum.counters import Histogram
+from kvorum.telemetry.counters import Histogram
 from kvorum.telemetry.instruments import Instrument, Kind
 from kvorum.telemetry.scrape import Scrape
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from kvorum.counters import Histogram
 from kvorum.status import MemberStatus
+from kvorum.telemetry.counters import Histogram
 from kvorum.telemetry.scrape import Scrape
 
 Labels = tuple[str, ...]

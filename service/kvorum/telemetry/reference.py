@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from kvorum.counters import DURATION_BOUNDARIES_S
 from kvorum.telemetry.bridge import prometheus_name
+from kvorum.telemetry.counters import DURATION_BOUNDARIES_S
 from kvorum.telemetry.instruments import Instrument, Kind, all_instruments
 
 _SECTIONS = (

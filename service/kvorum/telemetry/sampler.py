@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvorum.counters import Counters
+from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.scrape import DiskFacts, ObservedNode, read_disk
 
 DISK_SAMPLE_INTERVAL_S = 5.0

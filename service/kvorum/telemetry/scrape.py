@@ -12,8 +12,8 @@ from typing import Protocol
 
 import msgspec
 
-from kvorum.counters import Counters
 from kvorum.status import NodeStatus
+from kvorum.telemetry.counters import Counters
 
 
 class ObservedConfig(Protocol):

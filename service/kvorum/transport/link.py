@@ -11,9 +11,9 @@ from typing import Any
 
 import aiohttp
 
-from kvorum.counters import Counters
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Message
+from kvorum.telemetry.counters import Counters
 from kvorum.transport.handshake import dialling_headers
 from kvorum.transport.settings import Dialling
 

@@ -11,12 +11,12 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from kvorum.counters import Counters
 from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
 from kvorum.identity import Identity
-from kvorum.logs import RateLimit
 from kvorum.raft.codec import decode
 from kvorum.raft.messages import Message
+from kvorum.telemetry.counters import Counters
+from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.handshake import Greeting, Hello, check_greeting
 
 log = logging.getLogger("kvorum.transport")

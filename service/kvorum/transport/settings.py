@@ -8,8 +8,8 @@ from random import Random
 import aiohttp
 import msgspec
 
-from kvorum.counters import Counters
 from kvorum.identity import Identity
+from kvorum.telemetry.counters import Counters
 
 
 class Dialling(msgspec.Struct, frozen=True):

@@ -1,0 +1,122 @@
+"""``kvorum recover --force-new-cluster``: what is left when a majority of the disks is lost. Never automatic.
+
+The survivor becomes a cluster of one, with all that is in its own log, committed or not, and under a new cluster id, so
+that no member of the old cluster can ever be mistaken for one of the new. Writes that only the lost members held are
+gone. Other survivors are refused as foreign; empty their disks, and the new cluster adds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import msgspec
+
+from kvorum.errors import ConfigError, StorageError
+from kvorum.identity import Identity
+from kvorum.raft import Raft, RaftConfig
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save
+from kvorum.storage.folder import DATABASE, explained, sync_folder
+from kvorum.storage.interface import Loaded
+from kvorum.storage.offline import offline
+
+log = logging.getLogger("kvorum.commands.recover")
+
+REQUEST = "force-new-cluster"
+"""The file in the data folder that asks the node to recover when it starts next."""
+
+WARNING = """\
+This makes {node} a cluster of its own, with entries 1 to {last_index} of its log and nothing else.
+Whatever the other members acknowledged beyond that is lost, and they can never rejoin with their present disks:
+{others}
+Do it only when a majority of the disks is gone for good."""
+
+
+def force_new_cluster(data_dir: str) -> Identity:
+    """Make the folder's node the only member of a new cluster; return its new identity. Blocking.
+
+    Raises:
+        ConfigError: the folder holds no member of a cluster.
+        StorageError: the folder is in use, or cannot be trusted.
+    """
+    if not Path(data_dir).is_dir():
+        raise ConfigError(f"{data_dir} is not a data folder")
+    if not (Path(data_dir) / DATABASE).exists():
+        # Opening the storage would make one of it.
+        raise ConfigError(f"{data_dir} holds no node's data")
+    return asyncio.run(_force_new_cluster(data_dir))
+
+
+async def _force_new_cluster(data_dir: str) -> Identity:
+    async with offline(data_dir) as folder:
+        identity, save = plan(folder.loaded, data_dir)
+        # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.
+        folder.storage.write_identity(identity, replace=True)
+        await folder.save(save)
+    return identity
+
+
+def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
+    """Return the identity and the save that make what was loaded a cluster of one.
+
+    Raises:
+        ConfigError: it was never a member of a cluster.
+    """
+    if loaded.identity is None:
+        raise ConfigError(f"{data_dir} holds no node's data")
+    node = loaded.identity.node_id
+    raft = Raft(
+        RaftConfig(id=node),
+        random=secrets.SystemRandom(),
+        hard_state=loaded.hard_state,
+        snapshot=loaded.snapshot,
+        entries=loaded.entries,
+    )
+    member = raft.configuration.get(node)
+    if member is None:
+        raise ConfigError(f"{node} is not a member of the cluster that it last knew; nothing to recover")
+    others = [other.id for other in raft.configuration.members if other.id != node]
+    warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(there are none)")
+    sys.stderr.write(warning + "\n")
+    term = loaded.hard_state.current_term + 1
+    alone = Configuration((msgspec.structs.replace(member, voter=True),))
+    entry = Entry(raft.log.last_index + 1, term, EntryKind.CONFIGURATION, encode_configuration(alone))
+    identity = msgspec.structs.replace(loaded.identity, cluster_id=secrets.token_hex(16))
+    return identity, Save(1, HardState(term, None), (entry,))
+
+
+def request(data_dir: str) -> None:
+    """Let the node that runs on this folder recover when it starts next. Blocking.
+
+    Raises:
+        ConfigError: the folder is not there, or cannot be written to.
+    """
+    path = Path(data_dir) / REQUEST
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        sync_folder(path.parent)
+    except (OSError, StorageError) as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
+
+
+def recover_if_requested(data_dir: str) -> None:
+    """Do what :func:`request` asked for, once. Blocking; before the folder is opened.
+
+    Raises:
+        ConfigError, StorageError: it could not be done; it is tried again at the next start.
+    """
+    path = Path(data_dir) / REQUEST
+    with explained(f"cannot use {path}"):
+        if not path.exists():
+            return
+        identity = force_new_cluster(data_dir)
+        log.warning("recovered: %s is now cluster %s, alone", identity.node_id, identity.cluster_id)
+        path.unlink()
+        sync_folder(path.parent)

@@ -1,0 +1,204 @@
+"""One node as a process: configuration -> logging -> node -> metrics and API -> until a signal -> exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+from collections.abc import Coroutine, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import kvorum
+from kvorum.cluster import (
+    DesiredSource,
+    KubernetesApi,
+    Removed,
+    StatefulSets,
+    Unanswered,
+    desired_source,
+    finish_setting_aside,
+    join_and_reconcile,
+    leave_if_surplus,
+    set_aside,
+)
+from kvorum.commands import restore
+from kvorum.commands.recover import recover_if_requested
+from kvorum.config import Config
+from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
+from kvorum.fronts.http import ApiServer
+from kvorum.node import Node
+from kvorum.telemetry import logs
+from kvorum.telemetry.metrics import Telemetry
+
+if TYPE_CHECKING:
+    from kvorum.telemetry.tracing import Tracer
+
+EXIT_CONFIG = 2
+EXIT_ADDRESS = 3
+EXIT_STORAGE = 4
+EXIT_FATAL = 5
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] = ()) -> int:
+    """Run a node until a signal ends it, and return the exit status.
+
+    Args:
+        config: as resolved.
+        config_path: the file that it came from, if any; in a pod, where the replica count may change while we run.
+        unknown_variables: environment variables that look as if they were meant for us.
+    """
+    # Files of the data folder are nobody else's business.
+    os.umask(0o077)
+    logs.configure(config.name, config.log_format, config.log_level)
+    if unknown_variables:
+        logger.warning("No knob reads these variables: %s", ", ".join(unknown_variables))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
+            return runner.run(_serve(config, config_path))
+    except asyncio.CancelledError:
+        logger.warning("Stopped at once: it was starting, or was told twice")
+        return 0
+    except StorageError as error:
+        logger.error("The storage cannot be used: %s", error)
+        return EXIT_STORAGE
+    except FatalError as error:
+        logger.error("The node stopped itself: %s", error)
+        return EXIT_FATAL
+    except OSError as error:
+        logger.error("Cannot listen: %s", error.strerror or error)
+        return EXIT_ADDRESS
+
+
+def _loop_factory(choice: str) -> type[asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop if it is wanted and there (twice the requests a second), or None: asyncio's own."""
+    if choice == "off":
+        return None
+    if importlib.util.find_spec("uvloop") is None:
+        if choice == "on":
+            raise ConfigError("uvloop on: it is not installed (pip install 'kvorum[fast]')")
+        return None
+    import uvloop
+
+    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return loop
+
+
+async def _serve(config: Config, config_path: str) -> int:
+    """Compose the node and live with it. What is opened last is closed first."""
+    stopping = _Stopping()
+    logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
+    while True:
+        await asyncio.to_thread(finish_setting_aside, config.data_dir)
+        await asyncio.to_thread(restore.finish, config.data_dir)
+        await asyncio.to_thread(recover_if_requested, config.data_dir)
+        try:
+            await _live(config, config_path, stopping)
+        except Removed as error:
+            logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
+            await asyncio.to_thread(set_aside, config.data_dir)
+        else:
+            logger.info("Stopped")
+            return 0
+
+
+async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
+    """Live with one incarnation of the node, from its start to its end.
+
+    Raises:
+        Removed: the cluster goes on without it.
+        FatalError: it must end.
+        OSError: a port cannot be had.
+    """
+    tracer = _tracer(config)
+    node = Node(config)
+    async with contextlib.AsyncExitStack() as stack:
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
+        api, stateful_sets = await _kubernetes_api(config)
+        if api is not None:
+            await stack.enter_async_context(api)
+        stack.push_async_callback(node.close)
+        await node.start()
+        telemetry = Telemetry(node)
+        stack.callback(telemetry.close)
+        if tracer is not None:
+            node.driver.trace_with(tracer)
+        server = ApiServer(node, telemetry.render, tracer.wrap if tracer is not None else None)
+        stack.push_async_callback(server.stop)
+        await server.start()
+        logger.info("Clients are served at %s", config.advertise_client_url)
+        stopping.gently = True
+        cluster = join_and_reconcile(node, desired_source(config, config_path, stateful_sets), api)
+        await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
+        logger.info("Stopping")
+        # A new source: what the API server said a second ago may be from before the scale-in that stops us.
+        await _first_of(node.run(), _leave(node, desired_source(config, config_path, stateful_sets)))
+
+
+def _tracer(config: Config) -> Tracer | None:
+    """Return what traces requests if that is asked for; else nothing of it is loaded."""
+    if not config.trace_endpoint:
+        return None
+    from kvorum.telemetry.tracing import open_tracer
+
+    return open_tracer(config)
+
+
+async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, StatefulSets | None]:
+    """Return the API server if this node is a pod of a StatefulSet and may ask it; and what stands for it if not."""
+    if not config.discovery_dns:
+        return None, None
+    try:
+        api = KubernetesApi.in_pod()
+    except KubernetesError as error:
+        logger.warning("Nothing is scaled, and no disk is replaced, while this node leads: %s", error)
+        return None, Unanswered(error)
+    return api, api
+
+
+async def _leave(node: Node, source: DesiredSource) -> None:
+    """Do all that a node does between the signal and its end, within ``shutdown_grace_s``; it goes on being driven."""
+    now = monotonic()
+    node.stopping = True
+    await leave_if_surplus(node, source, now + node.config.shutdown_grace_s / 2)
+    await node.drain(now + node.config.shutdown_grace_s)
+
+
+async def _first_of(*parts: Coroutine[None, None, object]) -> None:
+    """Run all of them until one has ended, and cancel the others.
+
+    Raises:
+        FatalError: the node must end first.
+        Removed: its data must be put aside first.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Stopping:
+    """SIGTERM and SIGINT: the first one sets ``event``; before ``gently``, or the second time, it ends everything."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.gently = False
+        self._main = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._main is not None and (self.event.is_set() or not self.gently):
+            self._main.cancel()
+        self.event.set()

@@ -1,0 +1,137 @@
+"""What the API asks of a node. Two implementations: :class:`kvorum.node.Node`, and the tests' fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvorum.config import Config
+from kvorum.fronts.http.response import Stream
+from kvorum.kv.commands import Command, Result
+from kvorum.status import Check, NodeStatus
+from kvorum.telemetry.counters import Counters
+
+
+class RecordView(Protocol):
+    """What is known of a key."""
+
+    @property
+    def value(self) -> bytes:
+        """The bytes."""
+
+    @property
+    def create_revision(self) -> int:
+        """The revision that created the key."""
+
+    @property
+    def mod_revision(self) -> int:
+        """The revision that last changed it."""
+
+    @property
+    def version(self) -> int:
+        """How many times it was put since it was created."""
+
+
+class StoreView(Protocol):
+    """The applied state, to read from."""
+
+    @property
+    def revision(self) -> int:
+        """The cluster-wide revision."""
+
+    def get(self, key: bytes) -> RecordView | None:
+        """Return the key's record, or None."""
+
+
+class BackupView(Stream, Protocol):
+    """A backup being read."""
+
+    @property
+    def sha256(self) -> str:
+        """The file's hash, 64 hex digits; also its last 32 bytes."""
+
+    @property
+    def last_index(self) -> int:
+        """The log index whose state it is."""
+
+
+class NodeFacade(Protocol):
+    """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
+
+    config: Config
+    """The resolved configuration."""
+    counters: Counters
+    """Where requests are counted."""
+
+    @property
+    def store(self) -> StoreView:
+        """The applied state; a new object after a snapshot was installed."""
+
+    async def propose(self, command: Command, timeout_ms: int) -> Result:
+        """Replicate the command and return what applying it gave.
+
+        Raises:
+            NotLeader, NoLeader, Overloaded, TooLarge: certainly not done.
+            OutcomeUnknown: it may be done, now or later.
+        """
+
+    async def read_barrier(self, timeout_ms: int) -> None:
+        """Return when ``store`` holds everything that was acknowledged before the call.
+
+        Raises:
+            NoLeader, ReadTimeout: no quorum said so in time.
+        """
+
+    async def begin_backup(self) -> BackupView:
+        """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
+
+        Raises:
+            Overloaded: there is none to be had now.
+        """
+
+    def check_serves(self) -> None:
+        """Check that the node may answer from its state, stale or not.
+
+        Raises:
+            NoLeader: it may not.
+        """
+
+    def staleness_ms(self) -> int | None:
+        """Return the milliseconds since this node last heard of a leader, or None."""
+
+    def status(self) -> NodeStatus:
+        """Return what the node says of itself."""
+
+    def leader_client_url(self) -> str | None:
+        """Return the leader's client URL if a leader is known."""
+
+    def leader_name(self) -> str | None:
+        """Return the leader's name if one is known."""
+
+    async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:
+        """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
+
+        Raises:
+            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
+            OutcomeUnknown: it left, or may still leave.
+        """
+
+    async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
+        """Add a learner.
+
+        Raises:
+            NotLeader, MembershipRefused: not done.
+            OutcomeUnknown: it may be.
+        """
+
+    async def promote_member(self, name: str, timeout_ms: int) -> None:
+        """Make a learner a voter. Raises as :meth:`add_member`."""
+
+    async def remove_member(self, name: str, timeout_ms: int) -> None:
+        """Remove a member. Raises as :meth:`add_member`."""
+
+    def liveness(self) -> Sequence[Check]:
+        """Return the checks of ``/livez``: nothing about quorum, peers or disk space."""
+
+    def readiness(self) -> Sequence[Check]:
+        """Return the checks of ``/readyz``."""

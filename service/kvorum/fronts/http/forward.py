@@ -1,0 +1,93 @@
+"""Passing a request on to the leader, for clients that cannot follow a redirect there."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import aiohttp
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest
+from yarl import URL
+
+from kvorum.fronts.http.problems import Refusal
+from kvorum.fronts.http.response import Response, header
+
+FORWARDED_BY = "X-Kvorum-Forwarded-By"
+"""Set on a request that was passed on: it is never passed on again, so no two nodes play ping-pong with it."""
+
+_REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, "traceparent")
+_RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
+_STATUSES = frozenset(HTTPStatus)
+_CONNECTIONS_MAX = 256
+
+
+class Forwarder:
+    """One node's connections to the leader's client port.
+
+    Args:
+        name: this node's name.
+        connect_timeout_s: how long a connection may take.
+    """
+
+    def __init__(self, name: str, connect_timeout_s: float) -> None:
+        self._name = name
+        self._connect_timeout_s = connect_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def forward(
+        self, request: BaseRequest, body: bytes, leader_url: str, target: str, timeout_s: float
+    ) -> Response:
+        """Pass the request on and return the leader's answer.
+
+        Raises:
+            Refusal: ``no_leader`` (certainly not done), or ``outcome_unknown``.
+        """
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        headers[FORWARDED_BY] = self._name
+        try:
+            async with self._open().request(
+                request.method,
+                URL(leader_url + target, encoded=True),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s),
+            ) as answer:
+                return await self._answer(answer)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise Refusal("no_leader", "the leader cannot be reached from here; nothing was done") from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Refusal(
+                "outcome_unknown", f"passed on to the leader, and no answer came back ({type(error).__name__})"
+            ) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, ttl_dns_cache=1, keepalive_timeout=10),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                raise_for_status=False,
+                trust_env=False,
+            )
+            # aiohttp sends a PUT or DELETE a second time when a kept-alive connection breaks before the answer: that
+            # would apply a write twice, and report a compare that succeeded as failed.
+            self._session._retry_connection = False
+        return self._session
+
+    async def _answer(self, answer: aiohttp.ClientResponse) -> Response:
+        if answer.status == 307:
+            raise Refusal("no_leader", "the leadership is moving; nothing was done")
+        if answer.status not in _STATUSES:
+            raise Refusal(
+                "outcome_unknown", f"passed on to the leader, and what answered is no Kvorum: {answer.status}"
+            )
+        body = await answer.read()
+        lines = "".join(header(name, answer.headers[name]) for name in _RESPONSE_HEADERS if name in answer.headers)
+        return Response(answer.status, body, answer.headers.get(hdrs.CONTENT_TYPE, ""), lines)

@@ -1,0 +1,87 @@
+"""``/livez``, ``/readyz``, ``/metrics`` and ``/version``: what a kubelet, a Prometheus and a person ask."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+
+import msgspec
+from aiohttp.web import BaseRequest
+
+import kvorum
+from kvorum.fronts.http.facade import NodeFacade
+from kvorum.fronts.http.problems import Refusal
+from kvorum.fronts.http.request import Query
+from kvorum.fronts.http.response import Response
+from kvorum.status import Check
+
+RenderMetrics = Callable[[], tuple[bytes, str]]
+"""Returns the body of ``/metrics`` and its content type."""
+
+_PARAMETERS = frozenset({"verbose", "exclude"})
+_EXCLUDE = frozenset({"exclude"})
+_TEXT = "text/plain; charset=utf-8"
+_NO_STORE = "Cache-Control: no-store\r\n"
+
+
+class HealthHandlers:
+    """The handlers of one node's health.
+
+    Args:
+        node: the node.
+        render_metrics: what ``/metrics`` answers; None: there are none.
+    """
+
+    def __init__(self, node: NodeFacade, render_metrics: RenderMetrics | None) -> None:
+        self._node = node
+        self._render_metrics = render_metrics
+
+    async def livez(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /livez[/CHECK]``: should the process be restarted? Nothing about quorum, peers or disk space."""
+        return _checked("livez", self._node.liveness(), name, raw_query)
+
+    async def readyz(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /readyz[/CHECK]``: may clients be sent here?"""
+        return _checked("readyz", self._node.readiness(), name, raw_query)
+
+    async def metrics(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /metrics``; scrapers may send parameters of their own, which mean nothing here."""
+        if self._render_metrics is None:
+            raise Refusal("unknown_path", "this node has no metrics")
+        body, content_type = self._render_metrics()
+        return Response(200, body, content_type, _NO_STORE)
+
+    async def version(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /version``."""
+        Query(raw_query, frozenset())
+        fields = {"version": kvorum.__version__, "api": ["v1"], "python": platform.python_version()}
+        return Response(200, msgspec.json.encode(fields) + b"\n")
+
+
+def _checked(path: str, checks: Sequence[Check], only: str, raw_query: str) -> Response:
+    query = Query(raw_query, _PARAMETERS, _EXCLUDE)
+    excluded = frozenset(filter(None, query.get("exclude", "").split(",")))
+    if only:
+        checks = [check for check in checks if check.name == only]
+        if not checks:
+            raise Refusal("unknown_path", f"/{path} has no such check")
+    verbose = query.switch("verbose")
+    failed = [check for check in checks if not check.ok and check.name not in excluded]
+    lines = [_line(check, check.name in excluded) for check in checks]
+    unknown = sorted(excluded - {check.name for check in checks})
+    if unknown:
+        lines.append(f"warn: some checks cannot be excluded: no matches for {', '.join(unknown)}")
+    lines.append(f"{path} check {'failed' if failed else 'passed'}")
+    if failed or verbose:
+        text = "\n".join(lines) + "\n"
+    else:
+        text = "ok\n"
+    return Response(503 if failed else 200, text.encode("utf-8", "backslashreplace"), _TEXT, _NO_STORE)
+
+
+def _line(check: Check, excluded: bool) -> str:
+    if excluded:
+        return f"[+]{check.name} excluded: ok"
+    if check.ok:
+        return f"[+]{check.name} ok"
+    return f"[-]{check.name} failed" + (f": {check.detail}" if check.detail else "")

@@ -1,0 +1,109 @@
+"""Linearizable reads on their way: everything that waits shares the next ReadIndex round (thesis 6.4)."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from kvorum.errors import NoLeader, Overloaded, ReadTimeout
+from kvorum.node.deadlines import Deadlines
+from kvorum.raft import Raft
+from kvorum.raft.messages import Read
+from kvorum.telemetry.counters import Counters
+
+Waiter = asyncio.Future[None]
+WAITING_MAX = 20_000
+
+
+class Barriers:
+    """Read barriers, from :meth:`submit` to :meth:`released`.
+
+    Args:
+        raft: the consensus server.
+        counters: where rounds are counted.
+        first_context: a number that no run of this node has used, nor any near it: it names rounds.
+    """
+
+    def __init__(self, raft: Raft, counters: Counters, first_context: int) -> None:
+        self._raft = raft
+        self._counters = counters
+        self._context = first_context
+        self._queue: list[Waiter] = []
+        self._asked: dict[int, tuple[list[Waiter], float]] = {}
+        self._deadlines: Deadlines[None] = Deadlines()
+        self._waiting = 0
+
+    def submit(self, timeout_s: float) -> Waiter:
+        """Queue a read; the returned future completes once the store may be read.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        if self._waiting >= WAITING_MAX:
+            raise Overloaded(f"{self._waiting} reads wait already")
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._queue.append(waiter)
+        self._deadlines.add(waiter, timeout_s)
+        self._waiting += 1
+        return waiter
+
+    def flush(self) -> None:
+        """Ask for one barrier for all who wait; without a leader they go on waiting."""
+        if not self._queue or self._raft.leader is None:
+            return
+        self._context += 1
+        self._raft.read_index(self._context)
+        self._asked[self._context] = (self._queue, monotonic())
+        self._queue = []
+
+    def released(self, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
+        """Let go who may read now; who was refused asks again."""
+        for read in reads:
+            waiters, since = self._asked.pop(read.context, ([], 0.0))
+            self._waiting -= len(waiters)
+            if waiters:
+                self._counters.read_index_duration.record(monotonic() - since)
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        for context in refused:
+            waiters, _ = self._asked.pop(context, ([], 0.0))
+            alive = [waiter for waiter in waiters if not waiter.done()]
+            self._waiting -= len(waiters) - len(alive)
+            self._queue += alive
+
+    def expire(self) -> None:
+        """Answer those whose deadline has passed. Call now and then."""
+        expired = False
+        for waiter in self._deadlines.expired():
+            expired = True
+            waiter.set_exception(self._reason())
+        if expired:
+            self._forget_the_done()
+
+    def _reason(self) -> NoLeader | ReadTimeout:
+        if self._raft.leader is None:
+            return NoLeader("no leader is known; a linearizable read needs one")
+        return ReadTimeout("no quorum confirmed the leader in time")
+
+    def _forget_the_done(self) -> None:
+        before = len(self._queue)
+        self._queue = [waiter for waiter in self._queue if not waiter.done()]
+        self._waiting -= before - len(self._queue)
+        for context, (waiters, _) in list(self._asked.items()):
+            if all(waiter.done() for waiter in waiters):
+                self._raft.abandon_read(context)
+                del self._asked[context]
+                self._waiting -= len(waiters)
+
+    def stop(self, reason: str) -> None:
+        """The node stops, or its state is wrong: answer everybody."""
+        waiters = [*self._queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(NoLeader(reason))
+        for context in self._asked:
+            self._raft.abandon_read(context)
+        self._queue.clear()
+        self._asked.clear()
+        self._waiting = 0

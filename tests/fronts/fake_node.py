@@ -1,0 +1,257 @@
+"""A node without consensus: the real state machine behind the facade, with faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvorum.config import Config, resolve
+from kvorum.errors import KvorumError, MembershipRefused, NoLeader, NotLeader
+from kvorum.fronts.http import ApiServer
+from kvorum.kv.commands import Command, Result, encode_batch
+from kvorum.kv.store import Store
+from kvorum.raft.messages import Entry, EntryKind
+from kvorum.status import Check, MemberStatus, NodeStatus
+from kvorum.telemetry.counters import Counters
+
+
+def make_config(**knobs: Any) -> Config:
+    """Return a configuration whose client port the system chooses."""
+    config = resolve(Config(**{"name": "n1", **knobs}), host_name="n1")
+    return msgspec.structs.replace(config, listen_client="127.0.0.1:0")
+
+
+class FakeBackup:
+    """The chunks, or an error where one of them should be."""
+
+    sha256 = "5" * 64
+    last_index = 7
+
+    def __init__(self, chunks: list[bytes | ConnectionError]) -> None:
+        self.parts = chunks
+        self.size_bytes = sum(len(part) if isinstance(part, bytes) else 1 for part in chunks)
+        self.closed = 0
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            await asyncio.sleep(0)
+            if isinstance(part, ConnectionError):
+                raise part
+            yield part
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FakeNode:
+    """Applies what is proposed at once, or raises ``error`` if it is set."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or make_config()
+        self.counters = Counters()
+        self.store = Store()
+        self.leads = True
+        self.leader: tuple[str, str] | None = ("n1", self.config.advertise_client_url)
+        self.error: KvorumError | Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.staleness: int | None = 0
+        self.quarantined = ""
+        self.proposed: list[Command] = []
+        self.timeouts_ms: list[int] = []
+        self.barriers = 0
+        self.calls: list[tuple[Any, ...]] = []
+        self.backup_chunks: list[bytes | ConnectionError] = []
+        self.backups: list[FakeBackup] = []
+        self.members: dict[str, MemberStatus] = {
+            name: MemberStatus(f"{name}@00", name, True, f"http://{name}:9001", f"http://{name}:8001")
+            for name in ("n1", "n2", "n3")
+        }
+        self.live = [Check("loop", True), Check("storage", True)]
+        self.ready = [Check("leader", True), Check("caught_up", True), Check("storage", True)]
+
+    def follow(self, name: str, url: str) -> None:
+        """Become a follower of this leader."""
+        self.leads, self.leader = False, (name, url)
+
+    async def _admit(self, timeout_ms: int, *, leaders_only: bool = True) -> None:
+        self.timeouts_ms.append(timeout_ms)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        if leaders_only and not self.leads:
+            raise NotLeader(self.leader[0] if self.leader else None)
+
+    async def propose(self, command: Command, timeout_ms: int) -> Result:
+        await self._admit(timeout_ms)
+        self.proposed.append(command)
+        index = self.store.applied_index + 1
+        return self.store.apply(Entry(index, 1, EntryKind.COMMAND, encode_batch(index, [command])))[0]
+
+    async def read_barrier(self, timeout_ms: int) -> None:
+        self.barriers += 1
+        await self._admit(timeout_ms, leaders_only=False)
+
+    async def begin_backup(self) -> FakeBackup:
+        self.backups.append(FakeBackup(self.backup_chunks))
+        return self.backups[-1]
+
+    def check_serves(self) -> None:
+        if self.quarantined:
+            raise NoLeader(self.quarantined)
+
+    def staleness_ms(self) -> int | None:
+        return self.staleness
+
+    def leader_name(self) -> str | None:
+        return self.leader[0] if self.leader else None
+
+    def leader_client_url(self) -> str | None:
+        return self.leader[1] if self.leader else None
+
+    async def transfer_leadership(self, target_name: str | None, timeout_ms: int) -> str:
+        await self._admit(timeout_ms)
+        self.calls.append(("transfer", target_name))
+        return target_name or "n2"
+
+    async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
+        await self._admit(timeout_ms)
+        if name in self.members:
+            raise MembershipRefused(f"{name} is a member already")
+        self.members[name] = MemberStatus(f"{name}@00", name, False, peer_url, client_url)
+
+    async def promote_member(self, name: str, timeout_ms: int) -> None:
+        await self._admit(timeout_ms)
+        if name not in self.members:
+            raise MembershipRefused(f"{name} is not a member")
+        self.members[name] = msgspec.structs.replace(self.members[name], voter=True)
+
+    async def remove_member(self, name: str, timeout_ms: int) -> None:
+        await self._admit(timeout_ms)
+        if self.members.pop(name, None) is None:
+            raise MembershipRefused(f"{name} is not a member")
+
+    def liveness(self) -> list[Check]:
+        return self.live
+
+    def readiness(self) -> list[Check]:
+        return self.ready
+
+    def status(self) -> NodeStatus:
+        return NodeStatus(
+            cluster_id="c" * 32,
+            name=self.config.name,
+            id=f"{self.config.name}@00",
+            version="0",
+            state="leader" if self.leads else "follower",
+            term=1,
+            leader=f"{self.leader[0]}@00" if self.leader else None,
+            leader_name=self.leader_name(),
+            leader_client_url=self.leader_client_url(),
+            commit_index=self.store.applied_index,
+            applied_index=self.store.applied_index,
+            first_index=1,
+            last_index=self.store.applied_index,
+            saved_index=self.store.applied_index,
+            snapshot_index=0,
+            revision=self.store.revision,
+            state_hash=f"{self.store.state_hash:016x}",
+            keys=len(self.store),
+            sessions=0,
+            members=tuple(self.members.values()),
+            last_contact_ms=0,
+            caught_up=True,
+        )
+
+
+class Answer(NamedTuple):
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """A running API over a fake node, and a raw HTTP client that adds nothing of its own to what it is told to send."""
+
+    def __init__(self, node: FakeNode, port: int) -> None:
+        self.node = node
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    async def __call__(
+        self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        return await asyncio.to_thread(self._request, method, target, body, headers or {})
+
+    def _request(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.putrequest(method, target, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            if body is not None and "Transfer-Encoding" not in headers and "Content-Length" not in headers:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            connection.close()
+
+    async def raw(self, data: bytes) -> bytes:
+        """Send these bytes on a connection of their own and return everything that comes back until it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            answer = bytearray()
+            # A reset after the answer is the kernel's way to say that the rest of our request was not read.
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    while chunk := await reader.read(65536):
+                        answer += chunk
+            return bytes(answer)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    node: FakeNode | None = None, render_metrics: Callable[[], tuple[bytes, str]] | None = None
+) -> AsyncIterator[Server]:
+    """Serve a fake node on a free port of loopback."""
+    node = node or FakeNode()
+    server = ApiServer(node, render_metrics)
+    await server.start()
+    try:
+        yield Server(node, server.addresses[0][1])
+    finally:
+        await server.stop()
+
+
+def run(scenario: Callable[[Server], Awaitable[None]], node: FakeNode | None = None) -> None:
+    """Run the scenario against a server of its own."""
+
+    async def main() -> None:
+        async with asyncio.timeout(30), serving(node) as server:
+            await scenario(server)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds; the test's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110 - what it waits for happens in another process or a handler
+        await asyncio.sleep(0.002)

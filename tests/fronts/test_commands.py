@@ -1,0 +1,241 @@
+"""The ``kvorum`` command as a process: exit statuses, one-line errors, and a whole cluster in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fronts.fake_node import until
+
+from kvorum.__main__ import main
+from kvorum.commands import serve
+from kvorum_client import Client
+
+# A child process inherits no knobs.
+ENV = {name: value for name, value in os.environ.items() if not name.startswith("KVORUM_")}
+
+
+def kvorum(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kvorum", *arguments]
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def free_ports(count: int, apart: int = 1) -> int:
+    """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher."""
+    for base in range(21_000 + os.getpid() % 2000, 30_000, count):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in [base + i + shift for i in range(count) for shift in (0, apart)]:
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return base
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def ports() -> int:
+    return free_ports(3, 1000)
+
+
+def listen(base: int) -> list[str]:
+    return ["--listen-client", f"127.0.0.1:{base}", "--listen-peer", f"127.0.0.1:{base + 1000}", "--log-format", "text"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--tick-ms", "0"],
+        ["serve", "--listen-client", "0.0.0.0:8001"],
+        ["serve", "--listen-client", "127.0.0.1:9001"],
+        ["serve", "--peers", "n1=127.0.0.1:9001", "--name", "n2"],
+        ["config", "--election-timeout-ms", "100"],
+        ["local", "--nodes", "0"],
+        ["local", "--base-port", "65000"],
+    ],
+)
+def test_contradictory_flags_exit_2_with_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in set(os.environ) - set(ENV):
+        monkeypatch.delenv(name)
+    assert main(arguments) == serve.EXIT_CONFIG
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("kvorum: ") and printed.err.count("\n") == 1
+
+
+def test_a_port_in_use_exits_3_with_one_line_that_names_it(ports: int, tmp_path: Path) -> None:
+    for taken in (ports, ports + 1000):
+        with socket.socket() as blocker:
+            blocker.bind(("127.0.0.1", taken))
+            blocker.listen()
+            result = kvorum("serve", "--name", "n1", "--data-dir", str(tmp_path / "n1"), *listen(ports))
+            assert result.returncode == serve.EXIT_ADDRESS
+            errors = [line for line in result.stdout.splitlines() if " error " in line]
+            assert len(errors) == 1 and str(taken) in errors[0] and "in use" in errors[0]
+            assert "Traceback" not in result.stdout + result.stderr
+            local = kvorum("local", "--base-port", str(ports), "--data-dir", str(tmp_path))
+            assert local.returncode == serve.EXIT_ADDRESS
+            assert local.stderr.count("\n") == 1 and str(taken) in local.stderr
+
+
+@contextlib.asynccontextmanager
+async def node(ports: int, folder: Path, name: str = "n1") -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a cluster of one until the block ends, then stop it gently."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kvorum", "serve", "--name", name, "--data-dir", str(folder), *listen(ports)),
+        env=ENV,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+
+
+def test_a_node_writes_stops_on_sigterm_and_finds_everything_again(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(90):
+            for round_ in (1, 2):
+                async with node(ports, tmp_path / "n1"), Client([f"127.0.0.1:{ports}"], timeout_s=30) as kv:
+                    record = await kv.get("k")
+                    assert (record.value if record else None) == (None if round_ == 1 else b"v")
+                    await kv.put("k", "v")
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_that_cannot_be_used_exits_4_with_one_line(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(90):
+            async with node(ports, tmp_path / "n1"), Client([f"127.0.0.1:{ports}"], timeout_s=30) as kv:
+                await kv.put("k", "v")
+                # Another process holds it.
+                await asyncio.to_thread(refused, "n1", ports + 1)
+            # It is another node's.
+            await asyncio.to_thread(refused, "n2", ports)
+
+    def refused(name: str, port: int) -> None:
+        result = kvorum("serve", "--name", name, "--data-dir", str(tmp_path / "n1"), *listen(port))
+        assert result.returncode == serve.EXIT_STORAGE, result.stdout
+        errors = [line for line in result.stdout.splitlines() if " error " in line]
+        assert len(errors) == 1
+        assert "Traceback" not in result.stdout + result.stderr
+
+    asyncio.run(scenario())
+
+
+class Local:
+    """A running ``kvorum local``, and what it has printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    async def read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.lines.append(line.decode().rstrip("\n"))
+
+    def find(self, pattern: str) -> re.Match[str] | None:
+        return next((found for line in self.lines if (found := re.search(pattern, line))), None)
+
+
+@contextlib.asynccontextmanager
+async def local_cluster(ports: int, folder: Path) -> AsyncIterator[Local]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kvorum", "local", "--base-port", str(ports), "--data-dir", str(folder)),
+        env=ENV,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    local = Local(process)
+    reading = asyncio.create_task(local.read())
+    try:
+        yield local
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        await process.wait()
+        await reading
+        # What pytest shows when the test failed.
+        sys.stdout.write("\n".join(local.lines))
+
+
+async def until_ready(kv: Client, endpoint: str) -> None:
+    while not (await kv.health(endpoint)).ready:  # noqa: ASYNC110 - another process: there is no event
+        await asyncio.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_local_cluster_survives_a_node_and_says_how_to_start_it_again(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(120):
+            async with local_cluster(ports, tmp_path) as local:
+                await until(lambda: local.find(r"^Ready: 3 nodes, led by n\d$") is not None)
+                pids = [int(m[1]) for line in local.lines if (m := re.match(r"n\d process (\d+),", line))]
+                leader = local.find(r"led by n(\d)$")
+                assert leader is not None and len(pids) == 3
+                async with Client([f"127.0.0.1:{ports + i}" for i in range(3)], timeout_s=30) as kv:
+                    await kv.put("k", "1")
+                    os.kill(pids[int(leader[1]) - 1], signal.SIGKILL)
+                    await until(lambda: local.find(r"was killed by SIGKILL; 2 of the others run") is not None)
+                    await kv.put("k", "2")
+                    again = local.find(rf"^n{leader[1]} -- (\S*kvorum serve .*)$")
+                    assert again is not None
+                    restarted = await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-m", "kvorum", *shlex.split(again[1])[1:]),
+                        env=ENV,
+                        stdout=asyncio.subprocess.DEVNULL,
+                    )
+                    own = f"127.0.0.1:{ports + int(leader[1]) - 1}"
+                    await until_ready(kv, own)
+                    record = await kv.get("k")
+                    assert record is not None and record.value == b"2"
+                    restarted.terminate()
+                    assert await restarted.wait() == 0
+            assert local.find("Stopping all nodes")
+            assert not any(_alive(pid) for pid in pids)
+
+    asyncio.run(scenario())
+
+
+def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(60):
+            async with local_cluster(ports, tmp_path) as local:
+                await until(lambda: len([line for line in local.lines if " process " in line]) == 3)
+                pids = [int(m[1]) for line in local.lines if (m := re.match(r"n\d process (\d+),", line))]
+                local.process.kill()
+                await until(lambda: not any(_alive(pid) for pid in pids))
+
+    asyncio.run(scenario())
+
+
+def test_version_and_help_say_what_there_is() -> None:
+    assert kvorum("version").stdout.startswith("kvorum ")
+    text = kvorum("serve", "--help").stdout
+    assert "--election-timeout-ms" in text and "exit status" in text
+    assert kvorum("config", "--name", "n1").stdout.startswith("name ")
+    assert kvorum("frobnicate").returncode == 2

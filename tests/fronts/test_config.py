@@ -1,0 +1,245 @@
+"""Every knob from every source, and every contradiction refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvorum.config import Config, PeerAddress, join_address, parse_peers, resolve, split_address
+from kvorum.config import sources as config_sources
+from kvorum.config.sources import knobs, load
+from kvorum.errors import ConfigError
+
+THREE = "n1=127.0.0.1:9001,n2=127.0.0.1:9002,n3=127.0.0.1:9003"
+
+
+def resolved(**flags: Any) -> Config:
+    return load(flags, {}, "host")[0]
+
+
+def test_the_defaults_are_a_cluster_of_one_on_loopback() -> None:
+    config = resolved()
+    assert (config.name, config.data_dir) == ("host", "data/host")
+    assert config.advertise_client_url == "http://127.0.0.1:8001"
+    assert config.expected_members() == (PeerAddress("host", "127.0.0.1", 9001),)
+    assert config.save_timeout_ms == config.election_timeout_ms
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "kvorum.toml"
+    file.write_text("tick_ms = 1\nheartbeat_ms = 90\npending_max = 7\n")
+    environ = {"KVORUM_CONFIG": str(file), "KVORUM_TICK_MS": "2", "KVORUM_HEARTBEAT_MS": "80"}
+    config, sources = load({"tick_ms": "3"}, environ, "h")
+    assert (config.tick_ms, config.heartbeat_ms, config.pending_max) == (3, 80, 7)
+    assert sources == {
+        "tick_ms": "--tick-ms",
+        "heartbeat_ms": "KVORUM_HEARTBEAT_MS",
+        "pending_max": f"pending_max in {file}",
+    }
+    assert load({"config": str(file)}, {}, "h")[0].pending_max == 7
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    assert load({}, {"KVORUM_TICK_MS": "", "KVORUM_NAME": ""}, "h")[0].tick_ms == Config().tick_ms
+
+
+def _example(knob: config_sources.Knob) -> tuple[str, Any]:
+    """Return a value as text that is not the default, and what it must become."""
+    if knob.name == "peers":
+        return "host=127.0.0.1:9001", (PeerAddress("host", "127.0.0.1", 9001),)
+    if knob.is_bool:
+        return ("false", False) if knob.default else ("true", True)
+    if knob.choices:
+        return knob.choices[-1], knob.choices[-1]
+    if isinstance(knob.default, int):
+        return str(knob.default + 1), knob.default + 1
+    if isinstance(knob.default, float):
+        half = 0.5 if knob.default == 0 else knob.default / 2
+        return str(half), half
+    special = {
+        "listen_client": "127.0.0.1:7001",
+        "listen_peer": "127.0.0.1:7002",
+        "listen_metrics": "127.0.0.1:7003",
+        "discovery_dns": "kv-headless.ns.svc.cluster.local",
+        "trace_endpoint": "http://otel:4318/v1/traces",
+    }
+    value = special.get(knob.name, "http://h:1" if knob.name.endswith("_url") else "word")
+    return value, value
+
+
+@pytest.mark.parametrize("knob", knobs(), ids=lambda knob: knob.name)
+def test_every_knob_is_set_by_its_flag_its_variable_and_the_file(knob: config_sources.Knob, tmp_path: Path) -> None:
+    text, value = _example(knob)
+    needs = {"name": "kv-0", "replicas": "3", "discovery_dns": "h.ns"}
+    others = {n: v for n, v in needs.items() if n != knob.name} if knob.name in _DISCOVERY else {}
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    config_sources.add_arguments(parser)
+    flag = [knob.flag] if knob.is_bool else [knob.flag, text]
+    file = tmp_path / "kvorum.toml"
+    # JSON's strings, numbers and booleans are TOML's too.
+    file.write_text(f"{knob.name} = {json.dumps(text if knob.name == 'peers' else value)}\n")
+    cases: list[tuple[dict[str, Any], dict[str, str]]] = [
+        (vars(parser.parse_args(flag)), {}),
+        ({}, {knob.env: text}),
+        ({"config": str(file)}, {}),
+    ]
+    for flags, environ in cases:
+        config, _ = load(others | flags, environ, "host")
+        assert getattr(config, knob.name) == value
+
+
+_DISCOVERY = {"discovery_dns", "replicas", "dns_peer_port"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"tick_ms": "x"}, "--tick-ms: 'x' is not a whole number"),
+        ({"tick_ms": "0"}, "(1 to 1,000 ms)"),
+        ({"tick_ms": "1.5"}, "--tick-ms"),
+        ({"body_timeout_s": "soon"}, "not a number"),
+        ({"body_timeout_s": "nan"}, "--body-timeout-s"),
+        ({"log_format": "xml"}, "auto, json, text"),
+        ({"bootstrap_token": "x" * 257}, "at most 256"),
+        ({"name": "n1@x"}, "name 'n1@x'"),
+        ({"name": "-n1"}, "name '-n1'"),
+        ({"name": "n" * 64}, "1 to 63"),
+        ({"listen_client": "8001"}, "listen_client: '8001' is not HOST:PORT"),
+        ({"listen_client": "127.0.0.1:0"}, "say a port"),
+        ({"listen_client": "127.0.0.1:65536"}, "1 to 65535"),
+        ({"listen_client": "h h:1"}, "not a host name"),
+        ({"listen_client": "[::x]:1"}, "no IPv6 address"),
+        ({"listen_client": "0.0.0.0:8001"}, "--insecure"),
+        ({"listen_peer": "192.168.1.1:9001"}, "--insecure"),
+        ({"listen_metrics": "[::]:9100"}, "--insecure"),
+        ({"listen_client": "127.0.0.1:9001"}, "both want port 9001"),
+        ({"listen_metrics": "127.0.0.1:9001"}, "listen_peer and listen_metrics both want port 9001"),
+        ({"listen_client": "0.0.0.0:9001", "insecure": True}, "both want port 9001"),
+        ({"listen_client": "0.0.0.0:8001", "insecure": True}, "advertise_client_url"),
+        ({"listen_peer": "0.0.0.0:9001", "insecure": True}, "advertise_peer_url"),
+        ({"peers": THREE, "name": "n4"}, "name n4 is not among peers (n1, n2, n3)"),
+        ({"peers": THREE}, "name host is not among peers"),
+        ({"peers": "n1=127.0.0.1:9001,n1=127.0.0.1:9002", "name": "n1"}, "names n1 twice"),
+        ({"peers": "n1=127.0.0.1:9001,n2=127.0.0.1:9001", "name": "n1"}, "to both n1 and n2"),
+        ({"peers": "n1"}, "'n1' is not NAME=HOST:PORT"),
+        ({"peers": "n1=127.0.0.1"}, "is not HOST:PORT"),
+        ({"peers": "n1=0.0.0.0:9001", "name": "n1"}, "no address that others can reach"),
+        ({"peers": "n1=127.0.0.1:0", "name": "n1"}, "no address that others can reach"),
+        ({"peers": THREE, "discovery_dns": "h.ns", "name": "n1"}, "peers and discovery_dns contradict"),
+        ({"discovery_dns": "h.ns", "name": "kv-0"}, "needs replicas"),
+        ({"discovery_dns": "h.ns", "replicas": "3", "name": "kv"}, "ends in -ORDINAL"),
+        ({"discovery_dns": "h.ns", "replicas": "3", "name": "kv-01"}, "ends in -ORDINAL"),
+        ({"discovery_dns": "h ns", "replicas": "3", "name": "kv-0"}, "not a DNS name"),
+        ({"replicas": "3"}, "replicas means nothing without discovery_dns"),
+        ({"dns_peer_port": "9001"}, "dns_peer_port means nothing without discovery_dns"),
+        ({"heartbeat_ms": "10", "tick_ms": "20"}, "shorter than tick_ms"),
+        ({"election_timeout_ms": "299"}, "less than 3 times heartbeat_ms"),
+        ({"advertise_client_url": "https://h:1"}, "not http://HOST:PORT"),
+        ({"advertise_client_url": "http://h:1/path"}, "without path"),
+        ({"advertise_client_url": "http://h:99999"}, "advertise_client_url"),
+        ({"advertise_peer_url": "h:1"}, "advertise_peer_url"),
+        ({"config": "/no/such/file"}, "No such file"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_one_line(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(**flags)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tick_ms = \n", "is not TOML"),
+        ("tickms = 1\n", "there is no knob 'tickms'"),
+        ("tick-ms = 1\n", "write '_' for '-'"),
+        ("tick_ms = 'x'\n", "tick_ms in "),
+        ("tick_ms = true\n", "tick_ms in "),
+        ("insecure = 'maybe'\n", "neither true nor false"),
+        ("peers = 3\n", "neither NAME=HOST:PORT"),
+        ("peers = {n1 = 3}\n", "neither NAME=HOST:PORT"),
+        ("name = ['n1']\n", "name in "),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_line(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "kvorum.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        resolved(config=str(file))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kvorum.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        resolved(config=str(tmp_path / "kvorum.toml"))
+
+
+def test_peers_may_be_a_table_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "kvorum.toml"
+    file.write_text('name = "n1"\n[peers]\nn1 = "127.0.0.1:9001"\nn2 = "[::1]:9002"\n')
+    config = resolved(config=str(file))
+    assert config.expected_members() == (PeerAddress("n1", "127.0.0.1", 9001), PeerAddress("n2", "::1", 9002))
+    assert config.expected_members()[1].url == "http://[::1]:9002"
+
+
+def test_discovery_names_the_members_of_a_stateful_set() -> None:
+    dns = "kv-headless.ns.svc.cluster.local"
+    config = resolved(
+        name="my-kv-1",
+        discovery_dns=dns,
+        replicas="3",
+        insecure=True,
+        listen_client="0.0.0.0:8001",
+        listen_peer="0.0.0.0:9001",
+        dns_peer_port="7000",
+    )
+    assert [m.name for m in config.expected_members()] == ["my-kv-0", "my-kv-1", "my-kv-2"]
+    assert config.expected_members()[2] == PeerAddress("my-kv-2", f"my-kv-2.{dns}", 7000)
+    assert config.advertise_client_url == f"http://my-kv-1.{dns}:8001"
+    assert config.advertise_peer_url == f"http://my-kv-1.{dns}:7000"
+
+
+def test_a_pod_beyond_the_first_members_is_welcome() -> None:
+    config = resolved(name="kv-3", discovery_dns="h.ns", replicas="3")
+    assert "kv-3" not in [member.name for member in config.expected_members()]
+
+
+def test_the_peer_url_is_what_the_peers_were_told() -> None:
+    config = resolved(name="n2", peers=THREE, listen_peer="127.0.0.1:9902")
+    assert config.advertise_peer_url == "http://127.0.0.1:9002"
+
+
+@pytest.mark.parametrize("address", ["h:1", "127.0.0.1:65535", "[::1]:80", "a-b.c_d:9"])
+def test_addresses_come_apart_and_together_again(address: str) -> None:
+    assert join_address(*split_address(address)) == address
+
+
+def test_spaces_and_a_last_comma_in_peers_do_no_harm() -> None:
+    assert [peer.name for peer in parse_peers(" n1=h:1 , n2=h:2, ")] == ["n1", "n2"]
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    config = resolved(name="n1", peers=THREE)
+    assert resolve(config, host_name="other") == config
+
+
+def test_the_token_is_not_printed() -> None:
+    config, sources = load({"bootstrap_token": "hush"}, {}, "h")
+    assert "hush" not in config_sources.describe(config, sources)
+
+
+def test_variables_that_nobody_reads_are_noticed() -> None:
+    environ = {"KVORUM_TICK_MS": "1", "KVORUM_TICKMS": "1", "KVORUM_ENDPOINTS": "x", "PATH": "/"}
+    assert config_sources.unknown_variables(environ) == ["KVORUM_TICKMS"]
+
+
+def test_the_page_of_the_knobs_is_the_one_that_is_generated() -> None:
+    page = Path(__file__).parents[2] / "docs" / "config.md"
+    assert page.read_text() == config_sources.markdown(), "run: kvorum config --markdown > docs/config.md"

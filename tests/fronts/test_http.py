@@ -1,0 +1,462 @@
+"""What reaches the HTTP front from a careless, broken or hostile client: a clear answer, a bound, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+
+import pytest
+from fronts.fake_node import FakeNode, Server, make_config, run, serving, until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvorum.errors import InvalidRequest
+from kvorum.fronts.http import ApiServer
+from kvorum.fronts.http.problems import TABLE
+from kvorum.fronts.http.request import Query, decode_bytes, parse_etags, split_target
+
+STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
+MISLEADING = {
+    "Transfer-Encoding: gzip, chunked": 415,
+    "Content-Encoding: identity\r\nContent-Encoding: gzip": 415,
+    "Content-Range: bytes 0-0/9": 400,
+    "Idempotency-Key: a/1\r\nIdempotency-Key: b/1": 400,
+    'If-Match: "1"\r\nIf-Match: "2"': 400,
+    "Expect: a-miracle": 417,
+}
+"""Headers of a write that must not be ignored, nor in part, and what they are answered with."""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/kv/",
+        "/v1/kv/%",
+        "/v1/kv/%z",
+        "/v1/kv/a%2",
+        "/v1/kv/k?prev_revision=-1",
+        "/v1/kv/k?prev_revision=1.5",
+        "/v1/kv/k?prev_revision=99999999999999999999",
+        "/v1/kv/k?prev_revision=٣",
+        "/v1/kv/k?prev_revision=1&prev_revision=1",
+        "/v1/kv/k?prev_revison=1",
+        "/v1/kv/k?lease=1",
+        "/v1/kv/k?timeout_ms=0",
+        "/v1/kv/k?forward=%ff",
+        "/v1/kv/k?forward=banana",
+        "/v1/kv/k#fragment",
+        "/v1/kv/k?prev_revision=0#fragment",
+        "http://host?x=/v1/kv/k",
+        "http://host/v1/kv/k#fragment",
+    ],
+)
+def test_a_malformed_write_is_refused_and_not_proposed(target: str) -> None:
+    async def scenario(http: Server) -> None:
+        raw = f"PUT {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv".encode()
+        status = STATUS_LINE.match(await http.raw(raw)).group(1)  # type: ignore[union-attr]
+        assert status == (b"404" if target == "http://host?x=/v1/kv/k" else b"400")
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("line", MISLEADING, ids=lambda line: line.partition("\r\n")[0])
+def test_a_write_that_means_something_else_than_it_seems_is_refused(line: str) -> None:
+    async def scenario(http: Server) -> None:
+        body = "1\r\nv\r\n0\r\n\r\n" if "chunked" in line else "v"
+        length = "" if "chunked" in line else "Content-Length: 1\r\n"
+        raw = f"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{length}{line}\r\n\r\n{body}"
+        answer = await http.raw(raw.encode())
+        assert int(STATUS_LINE.match(answer).group(1)) == MISLEADING[line], answer  # type: ignore[union-attr]
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "consistency=eventual",
+        "forward=banana",
+        "max_staleness_ms=5",
+        "consistency=stale&max_staleness_ms=-1",
+        "prev_revision=1",
+        "revision=3",
+    ],
+)
+def test_a_malformed_read_is_refused(query: str) -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("GET", f"/v1/kv/k?{query}")).json["code"] == "invalid_request"
+        assert http.node.barriers == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("key", ["", "c", "c/", "c/0", "c/x", "/1", "c/-1", "a b/1", "é/1", "c/9223372036854775808"])
+def test_a_malformed_idempotency_key_is_refused(key: str) -> None:
+    async def scenario(http: Server) -> None:
+        raw = f"DELETE /v1/kv/k HTTP/1.1\r\nHost: x\r\nIdempotency-Key: {key}\r\nConnection: close\r\n\r\n"
+        assert STATUS_LINE.match(await http.raw(raw.encode())).group(1) == b"400"  # type: ignore[union-attr]
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+def test_a_key_or_client_id_over_the_limit_is_too_large() -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("PUT", "/v1/kv/" + "k" * 1025, b"v")).json["limit"] == 1024
+        assert (await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c" * 65 + "/1"})).status == 400
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
+    async def scenario(http: Server) -> None:
+        raw = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999\r\n\r\nonly this"
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(raw)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"Connection: close" in head
+        writer.close()
+        await writer.wait_closed()
+
+    run(scenario)
+
+
+def test_a_chunked_body_is_taken_and_bounded() -> None:
+    async def scenario(http: Server) -> None:
+        head = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        assert (await http.raw(head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        record = http.node.store.get(b"k")
+        assert record is not None and record.value == b"abcde"
+        chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        assert (await http.raw(head + chunk * 17 + b"0\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        assert (await http.raw(head + b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
+
+    run(scenario)
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
+    async def scenario(http: Server) -> None:
+        answer = await http.raw(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert http.node.proposed == []
+        assert http.node.counters.inflight == 0
+
+    run(scenario, FakeNode(make_config(body_timeout_s=0.1)))
+
+
+def test_a_head_that_does_not_arrive_is_not_waited_for() -> None:
+    async def scenario(http: Server) -> None:
+        # The connection is closed without an answer, long before the test's own deadline.
+        assert await http.raw(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Le") == b""
+        assert await http.raw(b"") == b""
+
+    run(scenario, FakeNode(make_config(keepalive_s=0.1)))
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
+    async def main() -> None:
+        # With room for one connection, another one is served only when the first one was cut off.
+        node = FakeNode(make_config(body_timeout_s=0.2, connections_max=1))
+        async with asyncio.timeout(20), serving(node) as http:
+            probe = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            await http("PUT", "/v1/kv/k", b"x" * 1024 * 1024)
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", http.port))
+            connection.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+            await until(lambda: node.counters.requests["get", 200] > 0)
+            assert (await http.raw(probe)).startswith(b"HTTP/1.1 503 ")
+            while not (await http.raw(probe)).startswith(b"HTTP/1.1 200 "):
+                pass
+            # And answers did not pile up in memory until then.
+            assert node.counters.requests["get", 200] < 50
+            connection.close()
+
+    asyncio.run(main())
+
+
+def test_who_hangs_up_in_the_middle_of_a_body_sent_no_malformed_http() -> None:
+    async def scenario(http: Server) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        await until(lambda: http.node.counters.inflight == 1)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: http.node.counters.inflight == 0)
+        assert (await http("GET", "/livez")).status == 200
+        assert (http.node.counters.malformed_requests, http.node.proposed) == (0, [])
+
+    run(scenario)
+
+
+def test_a_head_over_a_limit_is_told_so() -> None:
+    async def scenario(http: Server) -> None:
+        many = "".join(f"X-{i}: y\r\n" for i in range(200))
+        for extra, limit in ((many, 128), (f"X: {'y' * 9000}\r\n", 8190), (f"{'X' * 9000}: y\r\n", 8190)):
+            answer = await http.raw(f"GET /livez HTTP/1.1\r\nHost: x\r\n{extra}\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b'"limit":%d' % limit in answer
+
+    run(scenario)
+
+
+def test_curl_is_told_to_go_on_before_it_sends_a_long_body() -> None:
+    async def scenario(http: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+
+    run(scenario)
+
+
+def test_requests_on_one_connection_are_answered_in_order() -> None:
+    async def scenario(http: Server) -> None:
+        requests = b"".join(
+            b"PUT /v1/kv/k%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%d" % (i, i) for i in range(9)
+        )
+        answer = await http.raw(requests + b"GET /v1/kv/k5 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert STATUS_LINE.findall(answer) == [b"200"] * 10
+        assert answer.endswith(b"\r\n\r\n5")
+
+    run(scenario)
+
+
+def test_old_http_is_served_too() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        assert (await http.raw(b"GET /v1/kv/k HTTP/1.0\r\n\r\n")).endswith(b"Connection: close\r\n\r\nv")
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"GET /v1/kv/k HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert b"Connection: keep-alive\r\n" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    run(scenario)
+
+
+def test_old_http_is_not_told_to_go_on_since_it_would_take_that_for_the_answer() -> None:
+    async def scenario(http: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        await until(lambda: http.node.counters.inflight == 1)
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+
+    run(scenario)
+
+
+def test_an_absolute_target_is_a_target() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/a%2Fb", b"v")
+        answer = await http.raw(b"GET http://any.host/v1/kv/a%2Fb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\nv")
+
+    run(scenario)
+
+
+def test_one_connection_too_many_is_refused_and_the_others_live_on() -> None:
+    async def main() -> None:
+        node = FakeNode(make_config(connections_max=2))
+        async with asyncio.timeout(20), serving(node) as http:
+            first = await asyncio.open_connection("127.0.0.1", http.port)
+            second = await asyncio.open_connection("127.0.0.1", http.port)
+            for _, writer in (first, second):
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            for reader, _ in (first, second):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            refused = await http.raw(b"")
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After: 1\r\n" in refused
+            first[1].close()
+            await first[1].wait_closed()
+            assert await second[0].readuntil(b"\n") == b"ok\n"
+            second[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await second[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            second[1].close()
+            await second[1].wait_closed()
+
+    asyncio.run(main())
+
+
+def test_what_is_not_http_is_counted_and_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(http: Server) -> None:
+        for _ in range(5):
+            answer = await http.raw(b"\x00\x01\x02 nonsense \xff\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 400 ")
+        assert http.node.counters.malformed_requests == 5
+
+    with caplog.at_level(logging.DEBUG):
+        run(scenario)
+    lines = [record for record in caplog.records if "Not HTTP" in record.getMessage()]
+    assert len(lines) == 1
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+def test_a_request_smuggled_in_two_lengths_is_refused() -> None:
+    async def scenario(http: Server) -> None:
+        both = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        twice = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nvv"
+        for raw in (both, twice):
+            assert (await http.raw(raw)).startswith(b"HTTP/1.1 400 ")
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+def test_what_a_client_hung_up_on_is_finished_and_forgotten() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        node.gate = asyncio.Event()
+        async with asyncio.timeout(20), serving(node) as http:
+            _, writer = await asyncio.open_connection("127.0.0.1", http.port)
+            writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
+            await until(lambda: node.counters.inflight == 1)
+            writer.close()
+            await writer.wait_closed()
+            node.gate.set()
+            await until(lambda: node.counters.inflight == 0)
+            assert node.store.get(b"k") is not None
+
+    asyncio.run(main())
+
+
+def test_a_stopping_server_finishes_what_is_in_flight() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        node.gate = asyncio.Event()
+        server = ApiServer(node)
+        await server.start()
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
+        await until(lambda: node.counters.inflight == 1)
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        node.gate.set()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        await stopping
+        writer.close()
+        await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+# Fuzz: one long-lived server per run of hypothesis, since a thousand of them would take a minute.
+
+_METHODS = st.sampled_from(["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS", "TRACE", "FROB"])
+_VISIBLE = st.characters(min_codepoint=33, max_codepoint=126)
+_KNOWN_PATHS = (
+    *("/v1/kv/", "/v1/kv/k", "/v1/cluster", "/v1/cluster/leader", "/v1/cluster/members", "/v1/cluster/members/n1"),
+    *("/v1/cluster/members/n1/promote", "/v1/hash", "/livez", "/readyz", "/readyz/x", "/metrics", "/version", "/", "*"),
+)
+_PATHS = st.one_of(
+    st.sampled_from(_KNOWN_PATHS),
+    st.text(_VISIBLE, max_size=60).map("/v1/kv/".__add__),
+    st.text(_VISIBLE, max_size=30).map("/".__add__),
+)
+_PARAMETERS = ("prev_revision", "timeout_ms", "consistency", "max_staleness_ms", "forward", "verbose", "exclude")
+_ARGUMENTS = ("", "0", "1", "-1", "stale", "true", "99999999999999999999", "%00", "%ff", "leader,storage")
+_QUERIES = st.one_of(
+    st.just(""),
+    st.text(_VISIBLE, max_size=30).map("?".__add__),
+    st.builds("?{}={}".format, st.sampled_from(_PARAMETERS), st.sampled_from(_ARGUMENTS)),
+)
+_NAMES = (
+    *("Idempotency-Key", "If-Match", "If-None-Match", "Accept", "Content-Encoding", "Expect", "Origin", "Upgrade"),
+    *("Connection", "Transfer-Encoding", "Content-Length", "Range", "X-Kvorum-Forwarded-By", "Host", "Cookie"),
+)
+_VALUES = ('"1"', "*", "c/1", "application/json", "gzip", "100-continue", "close", "websocket", "chunked", "upgrade")
+_NOISE = st.binary(max_size=20).map(lambda data: data.replace(b"\r", b"").replace(b"\n", b"").decode("latin-1"))
+_HEADERS = st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES) | _NOISE), max_size=4)
+
+
+def _server_for(node: FakeNode) -> tuple[asyncio.Runner, ApiServer]:
+    runner = asyncio.Runner()
+    server = ApiServer(node, lambda: (b"# metrics\n", "text/plain"))
+    runner.run(server.start())
+    return runner, server
+
+
+def test_nothing_that_a_client_sends_makes_a_500_or_a_hang() -> None:
+    node = FakeNode(make_config(body_timeout_s=0.05, keepalive_s=5, request_timeout_ms=50))
+    node.error = None
+    runner, server = _server_for(node)
+    http = Server(node, server.addresses[0][1])
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(_METHODS, _PATHS, _QUERIES, _HEADERS, st.binary(max_size=40), st.booleans())
+    def fuzz(
+        method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes, with_length: bool
+    ) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        length = f"Content-Length: {len(body)}\r\n" if with_length else ""
+        head = f"{method} {path}{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{length}{lines}\r\n"
+        answer = runner.run(http.raw(head.encode("latin-1") + body))
+        statuses = {int(status) for status in STATUS_LINE.findall(answer)}
+        assert 500 not in statuses, answer
+        assert b"Traceback" not in answer
+        # Silence is an answer to half a request only.
+        assert statuses or not head, answer
+
+    try:
+        fuzz()
+        assert node.counters.inflight == 0
+        assert not any(code == 500 for _, code in node.counters.requests)
+    finally:
+        runner.run(server.stop())
+        runner.close()
+
+
+def test_noise_on_the_socket_makes_no_500_and_no_hang() -> None:
+    node = FakeNode(make_config(body_timeout_s=0.05, keepalive_s=0.05))
+    runner, server = _server_for(node)
+    http = Server(node, server.addresses[0][1])
+    good = b'PUT /v1/kv/k?prev_revision=0 HTTP/1.1\r\nHost: x\r\nIf-Match: "1"\r\nContent-Length: 5\r\n\r\nvalue'
+    places = st.integers(0, len(good) - 1)
+
+    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.lists(st.tuples(places, st.integers(0, 255)), max_size=6),
+        st.integers(0, len(good)),
+    )
+    def fuzz(flips: list[tuple[int, int]], cut: int) -> None:
+        data = bytearray(good)
+        for place, byte in flips:
+            data[place] = byte
+        assert b" 500 " not in runner.run(http.raw(bytes(data[:cut])))
+
+    try:
+        fuzz()
+        assert node.counters.inflight == 0
+    finally:
+        runner.run(server.stop())
+        runner.close()
+
+
+@given(st.binary(max_size=64))
+def test_every_byte_string_survives_the_percent_encoding(data: bytes) -> None:
+    encoded = "".join(f"%{byte:02x}" for byte in data)
+    assert decode_bytes(encoded) == data
+
+
+@given(st.text(max_size=60))
+def test_parsers_refuse_or_take_and_never_do_anything_else(text: str) -> None:
+    for parse in (split_target, decode_bytes, lambda t: Query(t, frozenset({"a"})), lambda t: parse_etags(t, "tag")):
+        with contextlib.suppress(InvalidRequest):
+            parse(text)
+
+
+def test_every_status_of_the_table_can_be_said() -> None:
+    assert all(300 <= row.status < 600 for row in TABLE.values())

@@ -1,0 +1,313 @@
+"""``/v1/kv/{key}``: what a person with curl relies on."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from fronts.fake_node import FakeNode, Server, make_config, run
+
+from kvorum.kv.commands import Put
+
+
+def test_a_put_answers_with_the_revisions_and_a_get_with_the_bytes() -> None:
+    async def scenario(http: Server) -> None:
+        put = await http("PUT", "/v1/kv/greeting", b"hello")
+        assert put.status == 200
+        assert put.json == {"key": "greeting", "revision": 1, "create_revision": 1, "mod_revision": 1, "version": 1}
+        assert put.headers["ETag"] == '"1"'
+        again = await http("PUT", "/v1/kv/greeting", b"hello again")
+        assert again.json == {"key": "greeting", "revision": 2, "create_revision": 1, "mod_revision": 2, "version": 2}
+        get = await http("GET", "/v1/kv/greeting")
+        assert (get.status, get.body) == (200, b"hello again")
+        assert get.headers["Content-Type"] == "application/octet-stream"
+        assert get.headers["ETag"] == '"2"'
+        assert get.headers["X-Kvorum-Revision"] == "2"
+        assert get.headers["X-Kvorum-Create-Revision"] == "1"
+        assert get.headers["X-Kvorum-Mod-Revision"] == "2"
+        assert get.headers["X-Kvorum-Version"] == "2"
+
+    run(scenario)
+
+
+def test_any_bytes_are_a_value_and_so_are_none() -> None:
+    async def scenario(http: Server) -> None:
+        for value in (b"", b"\r\n\r\n", bytes(range(256)), b"x" * 1024 * 1024):
+            assert (await http("PUT", "/v1/kv/k", value)).status == 200
+            assert (await http("GET", "/v1/kv/k")).body == value
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ("a", b"a"),
+        ("a/b", b"a/b"),
+        ("a%2Fb", b"a/b"),
+        ("a%252Fb", b"a%2Fb"),
+        ("a+b", b"a+b"),
+        ("a%20b", b"a b"),
+        ("%00", b"\x00"),
+        ("%ff%FE", b"\xff\xfe"),
+        ("..", b".."),
+        ("a//b/", b"a//b/"),
+        ("%3F%23", b"?#"),
+        ("caf%C3%A9", "café".encode()),
+        ("x" * 1024, b"x" * 1024),
+    ],
+)
+def test_a_key_is_decoded_exactly_once_from_the_raw_path(raw: str, key: bytes) -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("PUT", f"/v1/kv/{raw}", b"v")).status == 200
+        command = http.node.proposed[0]
+        assert isinstance(command, Put)
+        assert command.key == key
+        assert (await http("GET", f"/v1/kv/{raw}")).body == b"v"
+
+    run(scenario)
+
+
+def test_a_key_of_raw_bytes_beyond_ascii_is_taken_as_it_is() -> None:
+    async def scenario(http: Server) -> None:
+        answer = await http.raw(
+            b"PUT /v1/kv/caf\xc3\xa9 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv"
+        )
+        assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+        if answer.startswith(b"HTTP/1.1 200"):
+            assert http.node.proposed[0].key == "café".encode()
+
+    run(scenario)
+
+
+def test_a_key_that_is_not_utf8_is_shown_as_base64() -> None:
+    async def scenario(http: Server) -> None:
+        put = await http("PUT", "/v1/kv/%ff", b"\xfe")
+        assert put.json["key_base64"] == base64.b64encode(b"\xff").decode()
+        assert "key" not in put.json
+        get = await http("GET", "/v1/kv/%ff", headers={"Accept": "application/json"})
+        assert get.json["value_base64"] == base64.b64encode(b"\xfe").decode()
+        assert "value" not in get.json
+
+    run(scenario)
+
+
+def test_json_is_given_to_who_accepts_it() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", "é".encode())
+        get = await http("GET", "/v1/kv/k", headers={"Accept": "text/html, application/json;q=0.9"})
+        assert get.headers["Content-Type"] == "application/json"
+        assert get.json == {
+            "key": "k",
+            "value": "é",
+            "revision": 1,
+            "create_revision": 1,
+            "mod_revision": 1,
+            "version": 1,
+        }
+
+    run(scenario)
+
+
+def test_a_missing_key_says_who_looked_and_at_which_revision() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/other", b"v")
+        get = await http("GET", "/v1/kv/k")
+        assert get.status == 404
+        assert get.headers["Content-Type"] == "application/problem+json"
+        assert (get.json["code"], get.json["node"], get.json["revision"]) == ("not_found", "n1", 1)
+        assert get.headers["X-Kvorum-Revision"] == "1"
+
+    run(scenario)
+
+
+def test_a_delete_says_whether_there_was_a_key() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        assert (await http("DELETE", "/v1/kv/k")).json == {"key": "k", "revision": 2, "deleted": 1}
+        assert (await http("DELETE", "/v1/kv/k")).json == {"key": "k", "revision": 2, "deleted": 0}
+        assert (await http("GET", "/v1/kv/k")).status == 404
+
+    run(scenario)
+
+
+def test_prev_revision_writes_only_what_was_seen() -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("PUT", "/v1/kv/k?prev_revision=0", b"1")).status == 200
+        failed = await http("PUT", "/v1/kv/k?prev_revision=0", b"2")
+        assert failed.status == 409
+        assert (failed.json["code"], failed.json["mod_revision"], failed.json["outcome"]) == (
+            "compare_failed",
+            1,
+            "refused",
+        )
+        assert (await http("PUT", "/v1/kv/k?prev_revision=1", b"3")).status == 200
+        assert (await http("DELETE", "/v1/kv/k?prev_revision=1")).status == 409
+        assert (await http("DELETE", "/v1/kv/k?prev_revision=2")).status == 200
+        assert len(http.node.store) == 0
+
+    run(scenario)
+
+
+def test_conditional_headers_write_only_what_was_seen() -> None:
+    async def scenario(http: Server) -> None:
+        create = {"If-None-Match": "*"}
+        assert (await http("PUT", "/v1/kv/k", b"1", create)).status == 200
+        failed = await http("PUT", "/v1/kv/k", b"2", create)
+        assert (failed.status, failed.json["code"]) == (412, "precondition_failed")
+        assert (await http("PUT", "/v1/kv/k", b"3", {"If-Match": '"1"'})).status == 200
+        assert (await http("DELETE", "/v1/kv/k", None, {"If-Match": '"1"'})).status == 412
+        assert (await http("DELETE", "/v1/kv/k", None, {"If-Match": '"2"'})).status == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"If-Match": "*"},
+        {"If-Match": '"1", "2"'},
+        {"If-Match": "1"},
+        {"If-Match": '"0"'},
+        {"If-None-Match": '"1"'},
+        {"If-Match": '"1"', "If-None-Match": "*"},
+    ],
+)
+def test_a_condition_that_cannot_be_checked_is_refused_rather_than_ignored(headers: dict[str, str]) -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("PUT", "/v1/kv/k", b"v", headers)).status == 400
+        assert (await http("PUT", "/v1/kv/k?prev_revision=3", b"v", {"If-Match": '"1"'})).status == 400
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("tag", "status"), [('"1"', 304), ('"a,b", "1"', 304), ('W/"1"', 304), ('"7", "1"', 304), ("*", 304), ('"2"', 200)]
+)
+def test_a_get_of_what_is_known_has_no_body(tag: str, status: int) -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"value")
+        get = await http("GET", "/v1/kv/k", headers={"If-None-Match": tag})
+        assert (get.status, get.body) == (status, b"" if status == 304 else b"value")
+        assert get.headers["ETag"] == '"1"'
+
+    run(scenario)
+
+
+def test_a_head_tells_the_length_without_the_bytes() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"value")
+        head = await http("HEAD", "/v1/kv/k")
+        assert (head.status, head.headers["Content-Length"], head.body) == (200, "5", b"")
+        assert (await http("HEAD", "/v1/kv/none")).status == 404
+
+    run(scenario)
+
+
+def test_a_linearizable_read_waits_for_the_barrier_and_a_stale_one_does_not() -> None:
+    async def scenario(http: Server) -> None:
+        await http("GET", "/v1/kv/k")
+        assert http.node.barriers == 1
+        await http("GET", "/v1/kv/k?consistency=linearizable")
+        assert http.node.barriers == 2
+        http.node.staleness = 40
+        stale = await http("GET", "/v1/kv/k?consistency=stale")
+        assert http.node.barriers == 2
+        assert stale.json["staleness_ms"] == 40
+        assert (http.node.counters.reads, http.node.counters.stale_reads) == (2, 1)
+
+    run(scenario)
+
+
+def test_a_node_whose_state_is_wrong_serves_no_stale_read_either() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        http.node.quarantined = "the state differs from the majority's"
+        get = await http("GET", "/v1/kv/k?consistency=stale")
+        assert (get.status, get.json["code"]) == (503, "no_leader")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("staleness", "status"), [(0, 200), (100, 200), (101, 503), (None, 503)])
+def test_a_stale_read_is_never_staler_than_asked_for(staleness: int | None, status: int) -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        http.node.staleness = staleness
+        get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100")
+        assert get.status == status
+        if status == 503:
+            assert get.json["code"] == "too_stale"
+            assert get.headers["Retry-After"]
+
+    run(scenario)
+
+
+def test_a_retried_write_is_applied_once_and_answers_the_same() -> None:
+    async def scenario(http: Server) -> None:
+        headers = {"Idempotency-Key": "client-1/1"}
+        first = await http("PUT", "/v1/kv/k", b"v", headers)
+        again = await http("PUT", "/v1/kv/k", b"v", headers)
+        assert (first.status, first.body) == (again.status, again.body)
+        assert http.node.store.revision == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "code", "outcome"),
+    [
+        (["c/2"], 409, "session_unknown", "unknown"),
+        (["c/1", "c/900"], 409, "session_ahead", "refused"),
+        (["c/1", "c/1!"], 422, "session_mismatch", "refused"),
+    ],
+)
+def test_a_refused_session_says_why(keys: list[str], status: int, code: str, outcome: str) -> None:
+    async def scenario(http: Server) -> None:
+        for key in keys:
+            body = b"other" if key.endswith("!") else b"v"
+            answer = await http("PUT", "/v1/kv/k", body, {"Idempotency-Key": key.rstrip("!")})
+        assert (answer.status, answer.json["code"], answer.json["outcome"]) == (status, code, outcome)
+
+    run(scenario)
+
+
+def test_a_sequence_below_the_window_has_an_unknown_outcome() -> None:
+    async def scenario(http: Server) -> None:
+        for sequence in range(1, 260):
+            await http("DELETE", "/v1/kv/k", None, {"Idempotency-Key": f"c/{sequence}"})
+        answer = await http("DELETE", "/v1/kv/k", None, {"Idempotency-Key": "c/1"})
+        assert (answer.status, answer.json["code"], answer.json["outcome"]) == (409, "session_stale", "unknown")
+
+    run(scenario)
+
+
+def test_the_client_may_ask_for_less_patience_but_not_for_more() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k?timeout_ms=100", b"v")
+        await http("PUT", "/v1/kv/k?timeout_ms=999999", b"v")
+        await http("GET", "/v1/kv/k?timeout_ms=200")
+        assert http.node.timeouts_ms == [100, 5000, 200]
+
+    run(scenario)
+
+
+def test_reads_writes_and_durations_are_counted() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        await http("DELETE", "/v1/kv/k")
+        await http("GET", "/v1/kv/k")
+        await http("GET", "/nowhere")
+        counters = http.node.counters
+        assert (counters.writes, counters.reads, counters.inflight) == (2, 1, 0)
+        assert counters.write_duration.count == 2
+        assert dict(counters.requests) == {
+            ("put", 200): 1,
+            ("delete", 200): 1,
+            ("get", 404): 1,
+            ("other", 404): 1,
+        }
+        assert counters.request_duration["put"].count == 1
+
+    run(scenario, FakeNode(make_config()))

@@ -1,0 +1,77 @@
+"""Writes that get no result: what was never proposed is refused for good, what was is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from node.trio import TIMEOUT_MS, Put, running
+from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
+
+from kvorum.errors import OutcomeUnknown, Overloaded
+from kvorum.kv.commands import PutResult
+from kvorum.node.proposals import Writes
+from kvorum.telemetry.counters import Counters
+
+
+def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: Path) -> None:
+    """Writes wait in the queue while the leadership is handed to a node that does not answer."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            target = trio.others(leader)[0]
+            trio.isolate(target.config.name)
+            leader.raft.transfer_leadership(target.raft.id)
+
+            hasty = [leader.propose(Put(b"hasty-%d" % n, b"?"), timeout_ms=50) for n in range(100)]
+            patient = leader.propose(Put(b"patient", b"1"), TIMEOUT_MS)
+            *refused, done = await asyncio.gather(*hasty, patient, return_exceptions=True)
+
+            assert {type(answer) for answer in refused} == {Overloaded}
+            assert isinstance(done, PutResult)
+            trio.heal()
+            await trio.converge()
+            for node in trio.nodes.values():
+                assert node.store.revision == 1, "only the patient one was ever done"
+
+    asyncio.run(scenario())
+
+
+def test_a_write_that_expires_after_it_was_proposed_is_unknown(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            trio.isolate(leader.config.name)
+
+            with pytest.raises(OutcomeUnknown):
+                await leader.propose(Put(b"a", b"1"), timeout_ms=200)
+
+    asyncio.run(scenario())
+
+
+def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_more() -> None:
+    """This node led, lost the end of its log to another leader, and leads again: an index is proposed twice."""
+
+    async def scenario() -> None:
+        server = leader("1", term=2, matched="bc")
+        writes = Writes(server.raft, Counters(), 100, 1 << 20, lambda: 0)
+        lost = []
+        for key in (b"3", b"4", b"5"):
+            lost.append(writes.submit(Put(key, b"?"), 60.0))
+            writes.flush()
+        server.drain(append("b", "a", 3, (2, 2), [noop(3, 3)]))
+        server.tick(ELECTION)
+        server.drain(pre_vote("b", "a", 4))
+        server.drain(vote("b", "a", 4))
+        kept = writes.submit(Put(b"6", b"1"), 60.0)
+        writes.flush()
+
+        assert server.raft.log.last_index == 5, "the no-op took index 4, the new write index 5"
+        with pytest.raises(OutcomeUnknown):
+            lost[2].result()
+        assert not kept.done()
+        assert writes.pending == 3, "two whose index is not settled yet, and the new one"
+
+    asyncio.run(scenario())
