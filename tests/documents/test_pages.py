@@ -1,0 +1,79 @@
+"""The pages written by hand: their links, the decision records, and the list of known faults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path for folder in ("", "docs/**", "deploy/helm", "bench") for path in ROOT.glob(f"{folder}/*.md".removeprefix("/"))
+)
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+KNOWN_FAULTS = ROOT / "docs" / "known-faults.md"
+
+
+def id_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def outside_of_code(text: str) -> str:
+    """Return the text without its code blocks and spans."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", outside_of_code(page.read_text())):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    assert [path.name[:4] for path in DECISIONS] == [f"{number:04}" for number in range(1, len(DECISIONS) + 1)]
+
+
+def test_the_index_of_the_decisions_lists_each_with_its_title() -> None:
+    rows = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \| (.*) \| ", (ROOT / "docs/decisions/README.md").read_text(), re.M)
+    titles = [path.read_text().partition("\n")[0] for path in DECISIONS]
+    assert [(f"# {number}: {title}", name) for number, name, title in rows] == [
+        (title, path.name) for title, path in zip(titles, DECISIONS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=id_of)
+def test_every_decision_has_the_same_parts(page: Path) -> None:
+    text = page.read_text()
+    assert re.match(
+        r"# \d{4}: [^\n]+\n\nStatus: (proposed|accepted|replaced by \d{4})[^\n]*\. Date: \d{4}-\d\d\.\n", text
+    )
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+
+
+def test_every_known_fault_has_one_row() -> None:
+    numbers = re.findall(r"^\| ([BK]\d+) \|", KNOWN_FAULTS.read_text(), re.MULTILINE)
+    assert numbers[:40] == [f"B{number}" for number in range(1, 41)]
+    assert numbers[40:] == [f"K{number}" for number in range(1, len(numbers) - 39)]
+
+
+def test_every_test_and_invariant_that_a_known_fault_names_exists() -> None:
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    defined = {name for source in sources for name in re.findall(r"^\s*(?:async )?def (\w+)\(", source, re.MULTILINE)}
+    text = KNOWN_FAULTS.read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    for last_column in re.findall(r"^\| B\d+ \|.*\| (.*) \|$", text, re.MULTILINE):
+        named.update(re.findall(r"`(\w+)`", last_column))
+    assert len(named) > 100
+    assert named <= defined
