@@ -12,7 +12,7 @@ from bench.failover import Failover
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """A ratio of Kvorum to etcd that we want to reach (performance.md of the design)."""
+    """A ratio of Kvorum to etcd that the project wants to reach (docs/performance.md has the last figures)."""
 
     figure: str
     """``ops`` or ``p50``."""

@@ -1,4 +1,4 @@
-"""The promises that the original project made and broke, each on real processes (reliability.md, "The seed's own")."""
+"""The promises that the original project made and broke, each on real processes (docs/known-faults.md)."""
 
 from __future__ import annotations
 
