@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import kvorum
 from kvorum.commands import local, recover, restore, serve
 from kvorum.config import sources as config_sources
 from kvorum.errors import ConfigError, StorageError
-from kvorum.storage.folder import REPLACED
+from kvorum.storage import datadir
 
 EXIT_STATUS = f"""\
 exit status:
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--replace",
         action="store_true",
-        help=f"Go on although the data folder holds a node's data: it is put aside there, in {REPLACED}/.",
+        help=f"Go on although the data folder holds a node's data: it is put aside there, in {datadir.REPLACED}/.",
     )
     command.add_argument(
         "--at-next-start",
@@ -140,7 +141,10 @@ def _config(options: argparse.Namespace) -> int:
 
 def _recover(options: argparse.Namespace) -> int:
     if options.at_next_start:
-        recover.request(options.data_dir)
+        try:
+            datadir.request_recovery(Path(options.data_dir))
+        except StorageError as error:
+            raise ConfigError(str(error)) from error
         print("The node will recover when it starts next: restart it now (in Kubernetes: delete its pod).")
         return 0
     try:
@@ -164,7 +168,7 @@ def _restore(options: argparse.Namespace) -> int:
                 running=options.at_next_start,
             )
         if not options.at_next_start:
-            restore.finish(config.data_dir)
+            datadir.install_staged(Path(config.data_dir))
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE

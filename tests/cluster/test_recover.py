@@ -13,10 +13,12 @@ from node.trio import Put, Trio, eventually, running
 from storage.support import send, take_snapshot
 
 from kvorum.commands import recover
-from kvorum.commands.recover import REQUEST, force_new_cluster, recover_if_requested, request
+from kvorum.commands.recover import force_new_cluster, recover_if_requested
 from kvorum.errors import ConfigError, StorageError, StorageLocked
 from kvorum.identity import Identity
 from kvorum.raft.messages import Save
+from kvorum.storage.datadir import RECOVERY_REQUEST as REQUEST
+from kvorum.storage.datadir import request_recovery
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemorySnapshots
@@ -111,7 +113,7 @@ def test_a_kill_between_the_new_cluster_id_and_the_new_configuration_is_repaired
     def killed(self: SqliteStorage, save: Save, done: object) -> None:
         raise KeyboardInterrupt
 
-    request(str(survivor))
+    request_recovery(survivor)
     with monkeypatch.context() as patch:
         patch.setattr(SqliteStorage, "save", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -128,7 +130,7 @@ def test_a_request_is_carried_out_once(survivor: Path) -> None:
     before = read_disk(survivor).identity
     recover_if_requested(str(survivor))
     assert read_disk(survivor).identity == before, "without a request nothing is done"
-    request(str(survivor))
+    request_recovery(survivor)
     assert read_disk(survivor).identity == before, "the request alone changes nothing"
 
     recover_if_requested(str(survivor))
@@ -154,8 +156,8 @@ def test_a_node_that_runs_is_not_recovered(survivor: Path) -> None:
 def test_what_is_no_nodes_folder_is_refused_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a data folder"):
         force_new_cluster(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="cannot write"):
-        request(str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="cannot write"):
+        request_recovery(tmp_path / "none")
 
     assert not (tmp_path / "none").exists()
 
@@ -177,7 +179,7 @@ def test_a_folder_that_was_never_used_is_refused(tmp_path: Path) -> None:
 
 def test_a_request_that_cannot_be_removed_is_a_storage_error(survivor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an address that cannot be listened on, which is what `serve` takes any other error of the system for."""
-    request(str(survivor))
+    request_recovery(survivor)
 
     def refused(self: Path, missing_ok: bool = False) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -13,22 +13,21 @@ import msgspec
 import pytest
 from node.trio import Trio, running
 
-from kvorum.cluster import removal
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Desired, Reconciler
 from kvorum.cluster.removal import (
     Removed,
     excludes,
-    finish_setting_aside,
     leave_if_surplus,
-    set_aside,
     watch_for_removal,
 )
 from kvorum.errors import StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
 from kvorum.raft import Role
-from kvorum.storage.folder import sync_folder
+from kvorum.storage import datadir
+from kvorum.storage.datadir import finish_setting_aside, set_aside
+from kvorum.storage.files import sync_folder
 from kvorum.storage.log import SqliteStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Hello
@@ -240,7 +239,7 @@ AFTERWARDS = {
 
 
 def test_what_is_put_aside_takes_the_place_of_what_was(folder: Path) -> None:
-    set_aside(str(folder))
+    set_aside(folder)
 
     assert contents(folder) == AFTERWARDS
     assert (folder / "lost+found").is_dir()
@@ -249,8 +248,8 @@ def test_what_is_put_aside_takes_the_place_of_what_was(folder: Path) -> None:
 def test_nothing_happens_to_a_folder_that_nobody_puts_aside(folder: Path) -> None:
     before = contents(folder)
 
-    finish_setting_aside(str(folder))
-    finish_setting_aside(str(folder / "none"))
+    finish_setting_aside(folder)
+    finish_setting_aside(folder / "none")
 
     assert contents(folder) == before
 
@@ -270,7 +269,7 @@ def step_names(monkeypatch: pytest.MonkeyPatch, kill_before: int) -> list[str]:
 
     for owner, name in ((Path, "rename"), (Path, "touch"), (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree")):
         monkeypatch.setattr(owner, name, stepping(name, getattr(owner, name)))
-    monkeypatch.setattr(removal, "sync_folder", stepping("sync_folder", sync_folder))
+    monkeypatch.setattr(datadir, "sync_folder", stepping("sync_folder", sync_folder))
     return steps
 
 
@@ -282,7 +281,7 @@ def test_a_kill_at_any_step_loses_nothing_and_is_finished_at_the_next_start(
     with monkeypatch.context() as patch:
         steps = step_names(patch, kill_before)
         try:
-            set_aside(str(folder))
+            set_aside(folder)
         except Killed:
             pass
         else:
@@ -290,7 +289,7 @@ def test_a_kill_at_any_step_loses_nothing_and_is_finished_at_the_next_start(
     is_begun = (folder / "removing").exists()
     left = contents(folder)
 
-    finish_setting_aside(str(folder))
+    finish_setting_aside(folder)
 
     if is_begun or kill_before >= len(steps):
         assert contents(folder) == AFTERWARDS
@@ -304,7 +303,7 @@ def test_a_kill_at_any_step_loses_nothing_and_is_finished_at_the_next_start(
 def test_the_crash_points_cover_every_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         steps = step_names(patch, 1000)
-        set_aside(str(folder))
+        set_aside(folder)
 
     assert len(steps) == STEPS - 1
     # What says that it is being done is durable before anything moves, and goes only once all of it is.
@@ -321,7 +320,7 @@ def test_a_folder_that_was_put_aside_is_an_empty_one_to_the_storage(tmp_path: Pa
     storage.write_identity(Identity("n1", "1" * 16, "c" * 32))
     storage.close()
 
-    set_aside(str(tmp_path))
+    set_aside(tmp_path)
 
     again = SqliteStorage(tmp_path, failed, 10_000, Counters())
     assert again.load().identity is None
@@ -335,6 +334,6 @@ def test_a_disk_that_refuses_is_a_storage_error(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "rename", refuse)
 
     with pytest.raises(StorageError, match="No space left on device"):
-        set_aside(str(folder))
+        set_aside(folder)
 
     assert (folder / "removing").exists(), "the next start tries again"

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from node.trio import Put, Trio, eventually, running
 
-from kvorum.cluster.removal import set_aside
 from kvorum.commands import restore
 from kvorum.config import Config, resolve
 from kvorum.errors import ConfigError, Overloaded, StorageCorrupt, StorageLocked
 from kvorum.kv.commands import PutResult
 from kvorum.node.backup import Backups
-from kvorum.storage.folder import REPLACED, Lock
+from kvorum.storage import datadir
+from kvorum.storage.datadir import REPLACED, Lock
 
 
 async def backed_up(trio: Trio) -> bytes:
@@ -54,7 +54,7 @@ def config_for(folder: Path, name: str = "n1") -> Config:
 
 def restored(backup: bytes, folder: Path, bump_revision: int = 1000) -> None:
     restore.stage(io.BytesIO(backup), config_for(folder), bump_revision=bump_revision, replace=True)
-    assert restore.finish(str(folder / "n1"))
+    assert datadir.install_staged(folder / "n1")
 
 
 async def served(folder: Path) -> dict[str, Any]:
@@ -188,11 +188,11 @@ def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
         shutil.rmtree(data_dir)
         shutil.copytree(original, data_dir)
         restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
-        if not killed_after(step, lambda: restore.finish(data_dir), monkeypatch):
+        if not killed_after(step, lambda: datadir.install_staged(Path(data_dir)), monkeypatch):
             break
         # The next start is killed at its first step as well.
-        killed_after(1, lambda: restore.finish(data_dir), monkeypatch)
-        while restore.finish(data_dir):
+        killed_after(1, lambda: datadir.install_staged(Path(data_dir)), monkeypatch)
+        while datadir.install_staged(Path(data_dir)):
             pass
         assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}, f"killed before step {step}"
         aside = sorted(path.name for path in (tmp_path / "n1" / REPLACED).iterdir())
@@ -203,9 +203,9 @@ def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
 
 def test_a_removal_leaves_a_staged_restore_alone(backup: bytes, tmp_path: Path) -> None:
     restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
-    set_aside(str(tmp_path / "n1"))
+    datadir.set_aside(tmp_path / "n1")
 
-    assert restore.finish(str(tmp_path / "n1"))
+    assert datadir.install_staged(tmp_path / "n1")
     assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_backup_changes_nothing(
     with pytest.raises(StorageCorrupt, match=words):
         restore.stage(io.BytesIO(damage(backup)), config_for(tmp_path), bump_revision=0, replace=False)
 
-    assert not restore.finish(str(tmp_path / "n1"))
+    assert not datadir.install_staged(tmp_path / "n1")
     assert [path.name for path in (tmp_path / "n1").iterdir() if path.name != "lock"] == []
 
 
@@ -239,14 +239,14 @@ def test_a_node_that_runs_is_not_replaced_under_its_feet(backup: bytes, tmp_path
             restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True)
         restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True, running=True)
         with pytest.raises(StorageLocked):
-            restore.finish(config.data_dir)
+            datadir.install_staged(Path(config.data_dir))
     finally:
         lock.release()
-    assert restore.finish(config.data_dir)
+    assert datadir.install_staged(Path(config.data_dir))
 
 
 def test_without_a_staged_restore_nothing_is_done(tmp_path: Path) -> None:
-    assert not restore.finish(str(tmp_path / "none"))
+    assert not datadir.install_staged(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

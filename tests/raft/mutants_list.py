@@ -156,7 +156,7 @@ STORAGE = (
     # A disk that lost the end of its log goes on voting.
     Mutant(
         "B30",
-        "storage/folder.py",
+        "storage/high_water_mark.py",
         "if seq > last_seq:",
         "if False:",
         "tests/storage/test_corruption.py -k older_than",

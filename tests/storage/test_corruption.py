@@ -19,7 +19,8 @@ from storage.workload import Model, follow_up, perform, plan
 
 from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
 from kvorum.raft.messages import HardState, Save
-from kvorum.storage.folder import Mark
+from kvorum.storage.datadir import MARK
+from kvorum.storage.high_water_mark import HighWaterMark
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.records import FORMAT, StoredIdentity, _seal, encode_record, make_record
@@ -195,7 +196,7 @@ def test_a_write_ahead_log_without_its_database_is_never_replayed_into_a_new_one
 
     run(tmp_path / "n1", act)
     (tmp_path / "copy" / "kvorum.db").unlink()
-    Mark(tmp_path / "copy").create()
+    HighWaterMark(tmp_path / "copy" / MARK).create()
     for _ in range(2):
         with pytest.raises(StorageAmnesia, match=r"kvorum.db is gone, but not its write-ahead log"):
             load(tmp_path / "copy")
@@ -431,7 +432,7 @@ def test_what_a_crash_at_the_first_start_leaves_is_no_obstacle(tmp_path: Path, l
 
 
 def test_a_folder_with_a_mark_but_no_log_yet_is_new(tmp_path: Path) -> None:
-    Mark(tmp_path).create()
+    HighWaterMark(tmp_path / MARK).create()
     assert load(tmp_path) == Loaded()
 
 

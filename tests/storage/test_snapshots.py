@@ -17,7 +17,7 @@ from storage.support import Disk, entries, load, run, send, snapshot, take_snaps
 from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage import snapshots as snapshots_module
-from kvorum.storage.folder import sync_folder
+from kvorum.storage.files import sync_folder
 from kvorum.storage.memory import MemorySnapshots
 from kvorum.storage.snapshot_format import MAGIC, encode_header, read_header
 from kvorum.storage.snapshots import Snapshots

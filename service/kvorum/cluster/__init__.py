@@ -9,7 +9,7 @@ from kvorum.cluster.desired import StatefulSets, Unanswered, desired_source
 from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import DesiredSource, Reconciler
-from kvorum.cluster.removal import Removed, finish_setting_aside, leave_if_surplus, set_aside, watch_for_removal
+from kvorum.cluster.removal import Removed, leave_if_surplus, watch_for_removal
 from kvorum.node import Node
 from kvorum.raft import Role
 
@@ -20,10 +20,8 @@ __all__ = [
     "StatefulSets",
     "Unanswered",
     "desired_source",
-    "finish_setting_aside",
     "join_and_reconcile",
     "leave_if_surplus",
-    "set_aside",
 ]
 
 

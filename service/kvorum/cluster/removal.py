@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-from pathlib import Path
 from time import monotonic
 
 from kvorum.cluster.bootstrap import ask
@@ -17,17 +15,12 @@ from kvorum.cluster.reconcile import Desired, DesiredSource, name_of
 from kvorum.errors import CallerError, KvorumError, PeerError
 from kvorum.node import Node
 from kvorum.raft import Role
-from kvorum.storage.folder import LOCK, RESTORE_NAMES, explained, sync_folder
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Hello
 
 log = logging.getLogger("kvorum.cluster")
 
 ASK_S = 1.0
-SET_ASIDE = "removed"
-"""The folder, inside the data folder, that holds what the last removed incarnation left."""
-IN_PROGRESS = "removing"
-"""The file that says that the data folder is being emptied."""
 
 
 class Removed(KvorumError):
@@ -73,44 +66,6 @@ async def _ask_around(node: Node) -> list[Hello]:
             except PeerError as error:
                 log.debug("%s does not answer: %s", member.id, error)
     return hellos
-
-
-def set_aside(data_dir: str) -> None:
-    """Move what is in the data folder into its ``removed`` folder, in place of what an earlier removal left there.
-
-    Blocking. Safe at any crash: until all of it is done, the folder says so, and :func:`finish_setting_aside` goes on.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    folder = Path(data_dir)
-    with explained(f"cannot put aside what {folder} holds"):
-        if (folder / SET_ASIDE).exists():
-            shutil.rmtree(folder / SET_ASIDE)
-        (folder / IN_PROGRESS).touch(mode=0o600)
-        sync_folder(folder)
-    finish_setting_aside(data_dir)
-
-
-def finish_setting_aside(data_dir: str) -> None:
-    """Finish what a crash interrupted; called before the folder is opened. Blocking.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    folder = Path(data_dir)
-    aside = folder / SET_ASIDE
-    with explained(f"cannot put aside in {aside} what a removal left"):
-        if not (folder / IN_PROGRESS).exists():
-            return
-        aside.mkdir(mode=0o700, exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            if path.name not in (SET_ASIDE, IN_PROGRESS, LOCK, "lost+found", *RESTORE_NAMES):
-                path.rename(aside / path.name)
-        sync_folder(aside)
-        sync_folder(folder)
-        (folder / IN_PROGRESS).unlink()
-        sync_folder(folder)
 
 
 async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -> None:

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import sys
 from pathlib import Path
 
 import msgspec
 
-from kvorum.errors import ConfigError, StorageError
+from kvorum.errors import ConfigError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save
-from kvorum.storage.folder import DATABASE, explained, sync_folder
+from kvorum.storage.datadir import holds_data, is_recovery_requested, withdraw_recovery_request
 from kvorum.storage.interface import Loaded
 from kvorum.storage.offline import offline
 
-log = logging.getLogger("kvorum.commands.recover")
-
-REQUEST = "force-new-cluster"
-"""The file in the data folder that asks the node to recover when it starts next."""
+log = logging.getLogger("kvorum.recover")
 
 WARNING = """\
 This makes {node} a cluster of its own, with entries 1 to {last_index} of its log and nothing else.
@@ -46,7 +42,7 @@ def force_new_cluster(data_dir: str) -> Identity:
     """
     if not Path(data_dir).is_dir():
         raise ConfigError(f"{data_dir} is not a data folder")
-    if not (Path(data_dir) / DATABASE).exists():
+    if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} holds no node's data")
     return asyncio.run(_force_new_cluster(data_dir))
@@ -90,33 +86,14 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     return identity, Save(1, HardState(term, None), (entry,))
 
 
-def request(data_dir: str) -> None:
-    """Let the node that runs on this folder recover when it starts next. Blocking.
-
-    Raises:
-        ConfigError: the folder is not there, or cannot be written to.
-    """
-    path = Path(data_dir) / REQUEST
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        sync_folder(path.parent)
-    except (OSError, StorageError) as error:
-        raise ConfigError(f"cannot write {path}: {error}") from error
-
-
 def recover_if_requested(data_dir: str) -> None:
-    """Do what :func:`request` asked for, once. Blocking; before the folder is opened.
+    """Do what :func:`kvorum.storage.datadir.request_recovery` asked for, once. Blocking; before the folder is opened.
 
     Raises:
         ConfigError, StorageError: it could not be done; it is tried again at the next start.
     """
-    path = Path(data_dir) / REQUEST
-    with explained(f"cannot use {path}"):
-        if not path.exists():
-            return
+    folder = Path(data_dir)
+    if is_recovery_requested(folder):
         identity = force_new_cluster(data_dir)
         log.warning("recovered: %s is now cluster %s, alone", identity.node_id, identity.cluster_id)
-        path.unlink()
-        sync_folder(path.parent)
+        withdraw_recovery_request(folder)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -20,17 +21,15 @@ from kvorum.cluster import (
     StatefulSets,
     Unanswered,
     desired_source,
-    finish_setting_aside,
     join_and_reconcile,
     leave_if_surplus,
-    set_aside,
 )
-from kvorum.commands import restore
 from kvorum.commands.recover import recover_if_requested
 from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.fronts.http import ApiServer
 from kvorum.node import Node
+from kvorum.storage import datadir
 from kvorum.telemetry import logs
 from kvorum.telemetry.metrics import Telemetry
 
@@ -94,14 +93,13 @@ async def _serve(config: Config, config_path: str) -> int:
     stopping = _Stopping()
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
     while True:
-        await asyncio.to_thread(finish_setting_aside, config.data_dir)
-        await asyncio.to_thread(restore.finish, config.data_dir)
+        await asyncio.to_thread(datadir.finish_interrupted, Path(config.data_dir))
         await asyncio.to_thread(recover_if_requested, config.data_dir)
         try:
             await _live(config, config_path, stopping)
         except Removed as error:
             logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
-            await asyncio.to_thread(set_aside, config.data_dir)
+            await asyncio.to_thread(datadir.set_aside, Path(config.data_dir))
         else:
             logger.info("Stopped")
             return 0

@@ -28,16 +28,9 @@ from typing import Any
 
 from kvorum.errors import InvariantViolated, StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
 from kvorum.raft.messages import Save
-from kvorum.storage.folder import (
-    DATABASE,
-    SNAPSHOTS,
-    Lock,
-    Mark,
-    check_mark,
-    create_folder,
-    explained,
-    sync_folder,
-)
+from kvorum.storage.datadir import DATABASE, MARK, SNAPSHOTS, Lock
+from kvorum.storage.files import create_folder, explained, sync_folder
+from kvorum.storage.high_water_mark import HighWaterMark, check_high_water_mark
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
     REJOIN,
@@ -109,7 +102,7 @@ class SqliteStorage:
         self._counters = counters
         self._name = name
         self._snapshots = Snapshots(self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error))
-        self._mark = Mark(self._folder)
+        self._mark = HighWaterMark(self._folder / MARK)
         self._lock: Lock | None = None
         self._table: Table | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,7 +162,7 @@ class SqliteStorage:
             self._mark.create()
             return
         try:
-            check_mark(mark, log.last_seq, log.crcs)
+            check_high_water_mark(mark, log.last_seq, log.crcs)
         except StorageAmnesia as error:
             raise StorageAmnesia(f"{self._folder}: {error}; {REJOIN}") from error
         except StorageCorrupt as error:

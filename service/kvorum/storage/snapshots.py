@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError
 from kvorum.raft.messages import Snapshot
-from kvorum.storage.folder import FILE_MODE, create_folder, explained, sync_folder
+from kvorum.storage.files import FILE_MODE, create_folder, explained, sync_folder
 from kvorum.storage.interface import SnapshotInfo
 from kvorum.storage.snapshot_format import (
     CHUNK_BYTES,

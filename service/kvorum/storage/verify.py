@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
-from kvorum.storage.folder import create_file, sync_folder
+from kvorum.storage.files import create_file, sync_folder
 from kvorum.storage.interface import Identity
 from kvorum.storage.records import FORMAT, REJOIN, LogState, Record, decode_identity, decode_record
 

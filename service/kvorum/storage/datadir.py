@@ -1,0 +1,232 @@
+"""The data folder: the name of every file in it, its lock, and the protocols that replace its content as a whole.
+
+::
+
+    kvorum.db, -wal, -shm    the log
+    mark                     a lower bound of the log's end (:mod:`kvorum.storage.high_water_mark`)
+    lock                     held while a node runs
+    snapshots/               see :mod:`kvorum.storage.snapshots`
+    force-new-cluster        asks the node to recover when it starts next
+    removing                 says that the folder is being emptied: this member was removed
+    removed/                 what the last removed incarnation left
+    restored.tmp/            a restored backup, being built
+    restored/                a restored backup, complete and durable, not in place yet
+    restoring/               the same, on its way up into the data folder
+    replaced/                what was here before the restored backup
+
+Each protocol is a sequence of steps, each of them durable before the next. After a crash at any point,
+:func:`finish_interrupted` completes what was begun; what was not begun leaves no trace. All functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvorum.errors import StorageLocked
+from kvorum.storage.files import FILE_MODE, FOLDER_MODE, explained, sync_folder
+
+log = logging.getLogger("kvorum.storage")
+
+DATABASE = "kvorum.db"
+MARK = "mark"
+LOCK = "lock"
+SNAPSHOTS = "snapshots"
+RECOVERY_REQUEST = "force-new-cluster"
+REMOVING = "removing"
+REMOVED = "removed"
+BUILDING = "restored.tmp"
+STAGED = "restored"
+MOVING = "restoring"
+REPLACED = "replaced"
+
+_STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, MOVING, REPLACED})
+"""Names that no protocol moves."""
+
+
+class Lock:
+    """One process a folder: an flock that ends with the process, however it ends.
+
+    Raises:
+        StorageLocked: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, FILE_MODE)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise StorageLocked(f"another process holds the data folder {folder}: is a node already running?") from None
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder.
+
+    Raises:
+        StorageLocked: another process holds it.
+    """
+    lock = Lock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def holds_data(folder: Path) -> bool:
+    """Tell whether the folder holds a node's data."""
+    return (folder / DATABASE).exists()
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Complete what a crash interrupted; call it before the folder is opened.
+
+    Raises:
+        StorageLocked: a node runs on the folder.
+        StorageError: the disk refuses; call it again.
+    """
+    finish_setting_aside(folder)
+    install_staged(folder)
+
+
+# --- A member that was removed ------------------------------------------------------------------------------------
+
+
+def set_aside(folder: Path) -> None:
+    """Move what is in the folder into its ``removed`` folder, in place of what an earlier removal left there.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot move what {folder} holds to {folder / REMOVED}"):
+        if (folder / REMOVED).exists():
+            shutil.rmtree(folder / REMOVED)
+        (folder / REMOVING).touch(mode=FILE_MODE)
+        sync_folder(folder)
+    finish_setting_aside(folder)
+
+
+def finish_setting_aside(folder: Path) -> None:
+    """Complete :func:`set_aside` if it was begun.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot move what a removed member left to {folder / REMOVED}"):
+        if not (folder / REMOVING).exists():
+            return
+        _move_all(folder, folder / REMOVED, besides=frozenset({REMOVED, REMOVING}))
+        (folder / REMOVING).unlink()
+        sync_folder(folder)
+
+
+# --- A backup that is restored ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to build a node's data in; stage it when the body ends, discard it when the body raises.
+
+    What is staged takes the place of the folder's content at :func:`install_staged`. Until then nothing else changes.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot restore into {folder}"):
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)
+        (folder / BUILDING).mkdir(mode=FOLDER_MODE)
+        try:
+            yield folder / BUILDING
+            (folder / BUILDING / LOCK).unlink()
+            sync_folder(folder / BUILDING)
+        except BaseException:
+            shutil.rmtree(folder / BUILDING, ignore_errors=True)
+            raise
+        for earlier in (STAGED, REPLACED):
+            if (folder / earlier).exists():
+                shutil.rmtree(folder / earlier)
+        (folder / BUILDING).rename(folder / STAGED)
+        sync_folder(folder)
+
+
+def install_staged(folder: Path) -> bool:
+    """Put what is staged in the place of what the folder holds, if anything is; return whether it was.
+
+    Raises:
+        StorageLocked: a node runs on the folder.
+        StorageError: the disk refuses; call it again.
+    """
+    if not (folder / STAGED).exists() and not (folder / MOVING).exists():
+        return False
+    with explained(f"cannot restore into {folder}"), locked(folder):
+        if (folder / STAGED).exists():
+            _move_all(folder, folder / REPLACED)
+            (folder / STAGED).rename(folder / MOVING)
+            sync_folder(folder)
+        _move_all(folder / MOVING, folder)
+        (folder / MOVING).rmdir()
+        sync_folder(folder)
+    log.warning("Restored a backup; the data that was here before is in %s", folder / REPLACED)
+    return True
+
+
+def _move_all(source: Path, target: Path, *, besides: frozenset[str] = frozenset()) -> None:
+    """Move what is in a folder; called again after a crash, it moves the rest."""
+    target.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.name not in _STAYS and path.name not in besides:
+            path.rename(target / path.name)
+    sync_folder(target)
+    sync_folder(source)
+
+
+# --- A survivor that shall recover --------------------------------------------------------------------------------
+
+
+def request_recovery(folder: Path) -> None:
+    """Ask the node that runs on this folder to recover when it starts next.
+
+    Raises:
+        StorageError: the folder is not there, or cannot be written to.
+    """
+    with explained(f"cannot write {folder / RECOVERY_REQUEST}"):
+        descriptor = os.open(folder / RECOVERY_REQUEST, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(folder)
+
+
+def is_recovery_requested(folder: Path) -> bool:
+    """Tell whether :func:`request_recovery` was called and not withdrawn.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot use {folder / RECOVERY_REQUEST}"):
+        return (folder / RECOVERY_REQUEST).exists()
+
+
+def withdraw_recovery_request(folder: Path) -> None:
+    """Forget the request: it was carried out.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot use {folder / RECOVERY_REQUEST}"):
+        (folder / RECOVERY_REQUEST).unlink()
+        sync_folder(folder)

@@ -1,0 +1,51 @@
+"""Durable names: what it takes to create a file or a folder so that a crash does not undo it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvorum.errors import StorageError
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an ``OSError`` into a :class:`StorageError` that says what was being done.
+
+    Raises:
+        StorageError: the body raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder and its parents, durably; only its owner may read it."""
+    missing = [level for level in (path, *path.parents) if not level.exists()]
+    for level in reversed(missing):
+        level.mkdir(FOLDER_MODE, exist_ok=True)
+        sync_folder(level.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
+def create_file(path: Path) -> None:
+    """Create an empty file that only its owner may read, unless it is there. SQLite gives ``-wal`` the same mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, FILE_MODE))
