@@ -136,8 +136,8 @@ sim: setup ## Simulate clusters under faults: SEED=n prints one run (SHRINK=1 a 
 
 .PHONY: mutants
 MUTANTS ?=
-mutants: setup ## Put 159 known bugs back, one at a time, and see which test and which seed notices (ONLY=B27, MUTANTS="--seeds 0")
-	@PYTHONPATH=tests $(BIN)/python -m raft.mutants --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(MUTANTS)
+mutants: setup ## Put known bugs back, one at a time, and see which test and which seed notices: ONLY=B27, MODULE=storage, MUTANTS="--seeds 0"
+	@PYTHONPATH=tests $(BIN)/python -m mutants --jobs $(JOBS) $(if $(ONLY),--only '$(ONLY)') $(if $(MODULE),--module $(MODULE)) $(MUTANTS)
 
 .PHONY: transcripts
 transcripts: setup ## Write the golden conversations of tests/raft/transcripts anew; then read the diff

@@ -1,0 +1,24 @@
+"""The table of mutants: one file for each package of ``kvorum``, one format.
+
+A row names a function, and the piece of its code that is replaced::
+
+    Mutant(
+        "B12",
+        "The commit index goes back.",
+        "raft.log:RaftLog.commit_to",
+        "index <= self.commit_index",
+        "False",
+    )
+
+``if index <= self.commit_index:`` then reads ``if False:``. :class:`~mutants.mutant.Mutant` explains the fields.
+
+A change to the code may need a change here: ``pytest tests/mutants/test_table.py`` lists every row that does not apply
+any more, with the code that is there now. Keep the fault, and adapt the code. A row may go only with the code whose bug
+it is.
+"""
+
+from __future__ import annotations
+
+from mutants.table import kv, node, raft, storage
+
+MUTANTS = (*raft.MUTANTS, *kv.MUTANTS, *node.MUTANTS, *storage.MUTANTS)
