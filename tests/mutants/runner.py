@@ -185,7 +185,7 @@ class Runner:
 
     def _pytest(self, tests: Sequence[str], copy: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command += ["-p", "mutants.order", "--timeout", str(TEST_TIMEOUT_S), *tests]
+        command += ["-p", "mutants.order", "-m", "not slow and not e2e", "--timeout", str(TEST_TIMEOUT_S), *tests]
         return subprocess.run(
             command,
             cwd=self._root,

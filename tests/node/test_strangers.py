@@ -7,8 +7,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from node.test_link import Peer
 from node.trio import eventually, running
+from transport.test_link import Peer
 
 from kvorum.identity import Identity
 from kvorum.transport.handshake import dialling_headers

@@ -323,3 +323,31 @@ def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
         await runner.cleanup()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "snapshots/7"), ("GET", "state-hash/3"), ("POST", "suspect/5"), ("GET", "stream")]
+)
+def test_nobody_but_a_peer_may_ask(method: str, path: str) -> None:
+    async def scenario() -> None:
+        async with port() as it, it.session.request(method, f"{it.url}/raft/v1/{path}") as answer:
+            assert answer.status == 403
+            assert it.node.suspected == []
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_a_new_one_replaces_is_closed_and_its_end_is_not_the_peers() -> None:
+    async def scenario() -> None:
+        async with port() as it:
+            first = await it.dial()
+            second = await it.dial()
+            assert (await first.receive()).type is aiohttp.WSMsgType.CLOSE
+            await first.close()
+            await second.send_bytes(encode([message()]))
+            await eventually("the new one is read", lambda: it.node.received == [message()])
+            assert it.node.disconnected == []
+            await second.close()
+            await eventually("the end of the new one", lambda: it.node.disconnected == [CALLER.node_id])
+
+    asyncio.run(scenario())
