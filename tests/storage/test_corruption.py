@@ -447,3 +447,20 @@ def test_a_failed_load_holds_nothing(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     (tmp_path / "elsewhere").rename(tmp_path / "kvorum.db")
     assert load(tmp_path) == Loaded(IDENTITY, HardState(1), None, entries(1, 10))
+
+
+def test_a_vote_that_the_disk_lost_is_missed(tmp_path: Path) -> None:
+    """A record without entries moves the mark as well: a node that forgot its vote would vote twice."""
+
+    async def vote(disk: Disk) -> None:
+        await disk.save(2, vote="n2@00")
+
+    written(tmp_path / "n1")
+    shutil.copytree(tmp_path / "n1", tmp_path / "before")
+    run(tmp_path / "n1", vote)
+    for path in (tmp_path / "n1").glob("kvorum.db*"):
+        path.unlink()
+    for path in (tmp_path / "before").glob("kvorum.db*"):
+        shutil.copy(path, tmp_path / "n1" / path.name)
+    with pytest.raises(StorageAmnesia, match="the log ends at record 10, but record 11 was once durable"):
+        load(tmp_path / "n1")

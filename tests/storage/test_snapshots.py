@@ -19,7 +19,7 @@ from kvorum.raft.messages import Snapshot
 from kvorum.storage import snapshots as snapshots_module
 from kvorum.storage.files import sync_folder
 from kvorum.storage.memory import MemorySnapshots
-from kvorum.storage.snapshot_format import MAGIC, encode_header, read_header
+from kvorum.storage.snapshot_format import FORMAT, MAGIC, encode_header, read_header
 from kvorum.storage.snapshots import Snapshots
 
 
@@ -449,3 +449,37 @@ def test_a_snapshot_under_a_wrong_name_is_not_used(tmp_path: Path) -> None:
     two_snapshots(tmp_path, compact=4)
     (tmp_path / "snapshots" / name(6)).rename(tmp_path / "snapshots" / name(8))
     assert load(tmp_path).snapshot == snapshot(3)
+
+
+def test_an_own_snapshot_that_is_done_late_does_not_take_the_place_of_a_newer_one(tmp_path: Path) -> None:
+    """A snapshot was adopted while ours, of an older state, was being written."""
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    writing = snapshots.create(snapshot(5))
+    take_snapshot(theirs, 9)
+    send(theirs, snapshots, snapshot(9))
+    snapshots.expect(9)
+    snapshots.adopt_index(9)
+    writing.commit()
+    assert [info.snapshot.last_index for info in snapshots.kept()] == [9, 5]
+
+
+def test_a_length_that_makes_no_sense_is_not_read() -> None:
+    class Stream(io.BytesIO):
+        largest = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.largest = max(self.largest, size or 0)
+            return super().read(size)
+
+    stream = Stream(MAGIC + b"\xff\xff\xff\xff" + bytes(100))
+    with pytest.raises(StorageCorrupt):
+        read_header(stream)
+    assert stream.largest < 100
+
+
+def test_a_snapshot_of_another_format_is_refused() -> None:
+    header = bytearray(encode_header(snapshot(7)))
+    assert header[len(MAGIC) + 5] == FORMAT
+    header[len(MAGIC) + 5] = FORMAT + 1
+    with pytest.raises(StorageCorrupt, match=f"of format {FORMAT + 1}; this version knows {FORMAT}"):
+        read_header(io.BytesIO(bytes(header)))
