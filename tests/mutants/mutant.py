@@ -17,7 +17,8 @@ class Mutant(msgspec.Struct, frozen=True):
         where: ``module:qualified.name`` below ``kvorum``: a function, a method, a class or a module's variable. When
             the module does not define the name (any more), the name alone is looked up in the whole package.
         old: the Python that is replaced: one expression, or one or more consecutive statements. It must occur in
-            ``where`` exactly once. Syntax trees are compared: layout, comments and quotes do not matter.
+            ``where`` exactly once. Syntax trees are compared: layout, comments and quotes do not matter. ``if x: ...``
+            is an ``if`` with any body.
         new: what replaces it; ``pass`` removes statements.
         tests: what pytest runs to kill the mutant; empty: the tests of the package (``tests/raft`` for ``raft.log``).
         simulated: whether the simulator runs this code, so that a seed may notice; None: only for ``raft`` and ``kv``.

@@ -211,9 +211,20 @@ def _bodies(tree: ast.AST) -> Iterator[list[ast.AST]]:
 
 
 def _positions(body: list[ast.AST], code: _Code) -> list[int]:
-    wanted = _dumped(code.nodes)
-    kind, length = type(code.nodes[0]), len(wanted)
-    return [at for at, node in enumerate(body) if type(node) is kind and _dumped(body[at : at + length]) == wanted]
+    length = len(code.nodes)
+    slices = ((at, body[at : at + length]) for at in range(len(body) - length + 1))
+    return [at for at, found in slices if all(map(_is_like, code.nodes, found))]
+
+
+def _is_like(pattern: ast.AST, node: ast.AST) -> bool:
+    """Tell whether a statement is the pattern's; the body ``...`` of the pattern stands for any."""
+    if type(pattern) is not type(node):
+        return False
+    match pattern:
+        case ast.If(body=[ast.Expr(value=ast.Constant(value=value))] as body) if value is ...:
+            node = copy.copy(node)
+            node.body = body  # type: ignore[attr-defined]
+    return ast.dump(node) == ast.dump(pattern)
 
 
 def _replace(tree: ast.AST, old: _Code, new: _Code) -> None:

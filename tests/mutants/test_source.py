@@ -38,6 +38,11 @@ class Log:
         self.commit_index = max(index, 0)
         self.applied_index = max(index, 0)
 
+    def trim(self):
+        if self.size:
+            self.size = 0
+        return self.size
+
 
 def outer():
     def inner():
@@ -88,6 +93,10 @@ def test_consecutive_statements_are_replaced(source: Source) -> None:
     removed, added = changed(source, "raft.log:Log.append", "self.saved = False\nself.count += 1", "self.lost()")
     assert removed == {"self.saved = False", "self.count += 1"}
     assert added == {"self.lost()"}
+
+
+def test_an_if_is_replaced_whatever_it_does(source: Source) -> None:
+    assert changed(source, "raft.log:Log.trim", "if self.size: ...", "pass")[0] == {"if self.size:", "self.size = 0"}
 
 
 def test_a_function_is_found_where_it_moved_to(source: Source) -> None:

@@ -19,6 +19,6 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import kv, node, raft, storage, transport
+from mutants.table import cluster, kv, node, raft, storage, transport
 
-MUTANTS = (*raft.MUTANTS, *kv.MUTANTS, *node.MUTANTS, *storage.MUTANTS, *transport.MUTANTS)
+MUTANTS = (*raft.MUTANTS, *kv.MUTANTS, *node.MUTANTS, *storage.MUTANTS, *transport.MUTANTS, *cluster.MUTANTS)
