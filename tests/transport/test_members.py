@@ -16,8 +16,8 @@ from node.trio import eventually, free_port
 from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode
 
-from kvorum.counters import Counters
 from kvorum.errors import IdentityRejected, PeerError
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import PeerServer, Transport
 from kvorum.transport.handshake import check_greeting, dialling_headers
 from kvorum.transport.settings import Dialling

@@ -14,9 +14,9 @@ import pytest
 from node.trio import eventually
 from transport.test_link import PEER, US, bulk, connected, heartbeat
 
-from kvorum.counters import Counters
 from kvorum.raft.codec import decode
 from kvorum.raft.messages import Message
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import link as link_module
 from kvorum.transport.link import Link
 from kvorum.transport.settings import Dialling

@@ -8,15 +8,15 @@ MUTANTS = (
     Mutant(
         "B25",
         "A write that may still be done is reported as certainly not done.",
-        "node.writes:Writes.expire",
+        "node.proposals:Writes.expire",
         "waiter in queued",
         "True",
-        tests="tests/node/test_writes.py",
+        tests="tests/node/test_proposals.py",
     ),
     Mutant(
         "B25",
         "A write gets the result of another leader's entry at the same index.",
-        "node.writes:Writes.applied",
+        "node.proposals:Writes.applied",
         "term != entry.term",
         "False",
     ),
