@@ -107,26 +107,29 @@ MUTANTS = (
     Mutant(
         "B29",
         "A start puts the data aside although no removal was in progress.",
-        "cluster.removal:finish_setting_aside",
-        "not (folder / IN_PROGRESS).exists()",
+        "storage.datadir:finish_setting_aside",
+        "not (folder / REMOVING).exists()",
         "False",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
         "A removal that a crash interrupted is not finished.",
-        "cluster.removal:finish_setting_aside",
-        "not (folder / IN_PROGRESS).exists()",
+        "storage.datadir:finish_setting_aside",
+        "not (folder / REMOVING).exists()",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B34",
         "A removal does not say durably that it is in progress.",
-        "cluster.removal:set_aside",
+        "storage.datadir:set_aside",
         """\
-(folder / IN_PROGRESS).touch(mode=0o600)
+(folder / REMOVING).touch(mode=FILE_MODE)
 sync_folder(folder)
 """,
-        "(folder / IN_PROGRESS).touch(mode=0o600)",
+        "(folder / REMOVING).touch(mode=FILE_MODE)",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "K5",

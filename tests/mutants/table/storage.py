@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "B30",
         "A log that lost its end is opened, and its node votes.",
-        "storage.folder:check_mark",
+        "storage.high_water_mark:check_high_water_mark",
         "seq > last_seq",
         "False",
         tests="tests/storage/test_corruption.py -k older_than",
@@ -193,32 +193,38 @@ MUTANTS = (
         "False",
     ),
     Mutant(
-        "B34", "A new data folder is not synced.", "storage.folder:create_folder", "sync_folder(level.parent)", "pass"
+        "B34", "A new data folder is not synced.", "storage.files:create_folder", "sync_folder(level.parent)", "pass"
     ),
     Mutant(
         "B34",
         "The name of the mark is not synced.",
-        "storage.folder:Mark.create",
+        "storage.high_water_mark:HighWaterMark.create",
         "sync_folder(self._path.parent)",
         "pass",
     ),
-    Mutant("B34", "The first mark is not synced.", "storage.folder:Mark.create", "os.fsync(descriptor)", "pass"),
+    Mutant(
+        "B34",
+        "The first mark is not synced.",
+        "storage.high_water_mark:HighWaterMark.create",
+        "os.fsync(descriptor)",
+        "pass",
+    ),
     Mutant(
         "K4",
         "A log that was written anew after an older copy was restored is opened.",
-        "storage.folder:check_mark",
+        "storage.high_water_mark:check_high_water_mark",
         "crcs.get(seq, crc) != crc",
         "False",
     ),
     Mutant(
         "lock",
         "Two processes open one data folder.",
-        "storage.folder:Lock.__init__",
+        "storage.datadir:Lock.__init__",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
     ),
-    Mutant("secrets", "Everybody may read the files of a data folder.", "storage.folder:FILE_MODE", "0o600", "0o644"),
-    Mutant("secrets", "Everybody may enter a data folder.", "storage.folder:FOLDER_MODE", "0o700", "0o755"),
+    Mutant("secrets", "Everybody may read the files of a data folder.", "storage.files:FILE_MODE", "0o600", "0o644"),
+    Mutant("secrets", "Everybody may enter a data folder.", "storage.files:FOLDER_MODE", "0o700", "0o755"),
     Mutant(
         "B30",
         "Only records with entries move the mark: a vote that the disk lost is not missed.",
