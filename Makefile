@@ -56,6 +56,14 @@ lock: setup ## Renew the lock files from pyproject.toml
 bench: setup ## Measure Kvorum and etcd (ETCD=path, or on the PATH) in one run; options: BENCH="--rounds 1 --seconds 2"
 	@$(BIN)/python -m bench $(BENCH)
 
+.PHONY: ab calls
+ab: setup ## Compare the speed with that of another version: BASE=commit [HEAD=commit]; options: AB="--rounds 5 --ops put"
+	$(if $(BASE),,$(error make ab needs BASE=commit))
+	@$(BIN)/python -m bench.ab --base $(BASE) $(if $(HEAD),--head $(HEAD)) $(AB)
+
+calls: setup ## Count the Python calls of one put and one get on the leader; [BASE=commit] [HEAD=commit] to compare
+	@$(BIN)/python -m bench.calls $(if $(BASE),--base $(BASE)) $(if $(HEAD),--head $(HEAD)) $(CALLS)
+
 profile: setup ## Sample the leader under load with py-spy; options: PROFILE="--op get --clients 64"
 	@$(BIN)/python -m bench.profiler $(PROFILE)
 

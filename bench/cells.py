@@ -64,6 +64,11 @@ class Measured(msgspec.Struct, frozen=True):
         """The throughput."""
         return self.load.ops / self.load.seconds
 
+    @property
+    def leader_us_per_op(self) -> float:
+        """Processor time of the leader alone, in microseconds an operation."""
+        return self.leader_cores / self.ops_per_second * 1e6 if self.load.ops else 0.0
+
 
 class Idle(msgspec.Struct, frozen=True):
     """A cluster after its load."""
@@ -105,11 +110,16 @@ def measure(cluster: Cluster, generator: Generator, cell: Cell, settings: Settin
     if cell.transport == "http":
         options += ["-api", cluster.system.api]
     process = generator.run(f"127.0.0.1:{cluster.client_ports[leader]}", options)
-    # The processor clocks are read inside the measured time, so that neither warm-up nor connecting counts.
-    time.sleep(settings.warmup_seconds + 0.05 * settings.seconds)
-    before = CpuSample.take(cluster)
-    time.sleep(0.85 * settings.seconds)
-    after = CpuSample.take(cluster)
+    try:
+        # The processor clocks are read inside the measured time, so that neither warm-up nor connecting counts.
+        time.sleep(settings.warmup_seconds + 0.05 * settings.seconds)
+        before = CpuSample.take(cluster)
+        time.sleep(0.85 * settings.seconds)
+        after = CpuSample.take(cluster)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     load = finish(process, settings.seconds + 30)
     cluster.check()
     if cluster.leader() != leader:

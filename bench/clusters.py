@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -112,14 +112,29 @@ class Etcd:
 
 
 class Kvorum:
-    """Kvorum, from this checkout: the ``kvorum`` command beside the running interpreter."""
+    """Kvorum, by default from this checkout: the ``kvorum`` command beside the running interpreter.
 
-    name = "kvorum"
+    Args:
+        options: further arguments of ``kvorum serve``.
+        name: what the figures call it.
+        command: what runs ``kvorum``; a function of the node's client port may be given instead.
+        environment: the servers' whole environment, or None for ours.
+    """
+
     api = "kvorum"
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
-        self.binary = str(Path(sys.executable).parent / "kvorum")
+    def __init__(
+        self,
+        options: Sequence[str] = (),
+        *,
+        name: str = "kvorum",
+        command: Sequence[str] | Callable[[int], Sequence[str]] = (str(Path(sys.executable).parent / "kvorum"),),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.options = list(options)
+        self.name = name
+        self.command = command
+        self.environment = environment
 
     def version(self) -> str:
         """Return the version, in words."""
@@ -134,10 +149,11 @@ class Kvorum:
         peers = ",".join(f"n{i}=127.0.0.1:{port}" for i, port in enumerate(peer_ports, 1))
         servers = []
         for i, (client, peer) in enumerate(zip(client_ports, peer_ports, strict=True), 1):
-            command = [self.binary, "serve", "--name", f"n{i}", "--peers", peers]
+            start = self.command(client) if callable(self.command) else self.command
+            command = [*start, "serve", "--name", f"n{i}", "--peers", peers]
             command += ["--listen-client", f"127.0.0.1:{client}", "--listen-peer", f"127.0.0.1:{peer}"]
             command += ["--data-dir", str(folder / f"n{i}"), *self.options]
-            servers.append(Server(f"n{i}", command, folder / f"n{i}.log"))
+            servers.append(Server(f"n{i}", command, folder / f"n{i}.log", self.environment))
         return servers
 
     def leads(self, port: int) -> bool | None:
