@@ -11,9 +11,9 @@ from types import FrameType
 
 from raft.harness import Server, appended, follower, heard, heartbeat, leader
 
-IDLE_MAX = 6
-WRITE_MAX = 155
-READ_MAX = 85
+IDLE_MAX = 5
+WRITE_MAX = 159
+READ_MAX = 84
 
 
 def calls(act: Callable[[], object]) -> int:
