@@ -190,12 +190,11 @@ class Leader:
 
     def _send_heartbeat(self, node: NodeId, progress: Progress) -> None:
         progress.commit_sent = min(progress.match_index, self._log.commit_index)
-        commit, number, (index, digest) = progress.commit_sent, self._reads.number, self.state_digest
-        self._send(
-            Heartbeat(
-                self._term, self._id, node, commit_index=commit, round=number, state_index=index, state_hash=digest
-            )
+        sent, number, (index, digest) = progress.commit_sent, self._reads.number, self.state_digest
+        message = Heartbeat(
+            self._term, self._id, node, commit_index=sent, round=number, state_index=index, state_hash=digest
         )
+        self._send(message)
 
     # --- Replication --------------------------------------------------------------------------------------------
 

@@ -291,7 +291,7 @@ class Raft:
         self._state.saved(number)
         if isinstance(self._role, Leader):
             self._role.advance_commit_index()
-            self._leave_if_removed(self._role)
+            self._step_down_if_removed(self._role)
 
     def fetched(self, snapshot: Snapshot) -> None:
         """The snapshot that a Ready asked to fetch is durable here. Adopt it if it is ahead of the commit index.
@@ -350,11 +350,14 @@ class Raft:
         if isinstance(message, Response):
             if isinstance(self._role, Leader):
                 self._role.on_response(message)
-                self._leave_if_removed(self._role)
+                self._step_down_if_removed(self._role)
             return
         match message:
-            case ReadIndex():
-                self._on_read_index(message)
+            case ReadIndex(sender=origin, context=context):
+                if isinstance(self._role, Leader):
+                    self._role.read_index(origin, context)
+                else:
+                    state.send(ReadIndexResponse(state.current_term, self.id, origin, context=context, index=0))
             case ReadIndexResponse():
                 self._on_read_index_response(message)
             case RequestVoteResponse():
@@ -407,8 +410,8 @@ class Raft:
         elif candidate.is_lost():
             self._become_follower(self._state.current_term, None)
 
-    def _leave_if_removed(self, leader: Leader) -> None:
-        """A leader that is no longer a voter leaves when that is committed (thesis 4.2.2)."""
+    def _step_down_if_removed(self, leader: Leader) -> None:
+        """A leader that is no longer a voter steps down when that is committed (thesis 4.2.2)."""
         if leader.is_removed():
             leader.announce_removal()
             self._become_follower(self._state.current_term, None)
@@ -454,13 +457,6 @@ class Raft:
     def _send_read_index(self, context: int) -> None:
         if self.leader is not None:
             self._state.send(ReadIndex(self.current_term, self.id, self.leader, context=context))
-
-    def _on_read_index(self, message: ReadIndex) -> None:
-        if isinstance(self._role, Leader):
-            self._role.read_index(message.sender, message.context)
-        else:
-            response = ReadIndexResponse(self.current_term, self.id, message.sender, context=message.context, index=0)
-            self._state.send(response)
 
     def _on_read_index_response(self, message: ReadIndexResponse) -> None:
         if message.sender != self.leader:

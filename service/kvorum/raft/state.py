@@ -62,11 +62,10 @@ class State:
         self._is_hard_state_durable = True
         self._messages: list[Message] = []
         self._messages_after_save: list[Message] = []
+        self._save: Save | None = None  # in flight
         self._save_number = 0
-        self._saving: HardState | None = None
         self._save_ticks = 0
         self._snapshot_to_save: Snapshot | None = None
-        self._snapshot_saving: Snapshot | None = None
         self._snapshot_to_restore: Snapshot | None = None
         self._fetching: Fetch | None = None
         self._fetch_to_begin: Fetch | None = None
@@ -115,7 +114,7 @@ class State:
     def is_disk_stalled(self) -> bool:
         """Whether the save in flight takes too long: such a server could commit nothing."""
         timeout = self.config.save_timeout_ticks or self.config.election_timeout_ticks
-        return self._saving is not None and self._save_ticks >= timeout
+        return self._save is not None and self._save_ticks >= timeout
 
     def saved(self, number: int) -> None:
         """Note that the save with this number is durable.
@@ -123,31 +122,33 @@ class State:
         Raises:
             InvariantViolated: it is not in flight.
         """
-        if self._saving is None or number != self._save_number:
+        if self._save is None or number != self._save.number:
             raise InvariantViolated(f"save {number} is not in flight")
-        self._durable, self._saving = self._saving, None
+        save, self._save = self._save, None
+        self._durable = save.hard_state
         self._is_hard_state_durable = self._durable == HardState(self.current_term, self.voted_for)
-        if self._snapshot_to_save is None:
-            self._snapshot_to_restore = self._snapshot_saving or self._snapshot_to_restore
-        self._snapshot_saving = None
+        if save.snapshot is not None and self._snapshot_to_save is None:
+            self._snapshot_to_restore = save.snapshot
         self.log.saved()
 
     def _begin_save(self) -> Save | None:
         is_saved = self._is_hard_state_durable and self._snapshot_to_save is None and not self.log.has_unsaved()
-        if is_saved or self._saving is not None:
+        if is_saved or self._save is not None:
             return None
-        self._snapshot_saving, self._snapshot_to_save = self._snapshot_to_save, None
-        self._saving = HardState(self.current_term, self.voted_for)
         self._save_number += 1
         self._save_ticks = 0
-        return Save(self._save_number, self._saving, self.log.take_unsaved(), self._snapshot_saving)
+        hard_state = HardState(self.current_term, self.voted_for)
+        self._save = Save(self._save_number, hard_state, self.log.take_unsaved(), self._snapshot_to_save)
+        self._snapshot_to_save = None
+        return self._save
 
     # --- Snapshots of others: fetched, then adopted, then saved, then restored -------------------------------------
 
     @property
     def is_restoring(self) -> bool:
         """Whether the log begins with a snapshot that is not durable yet."""
-        return self._snapshot_to_save is not None or self._snapshot_saving is not None
+        is_saving = self._save is not None and self._save.snapshot is not None
+        return is_saving or self._snapshot_to_save is not None
 
     def commit_covered(self, snapshot: Snapshot) -> bool:
         """Commit what the snapshot covers if the log holds it. Return whether it does.
@@ -194,11 +195,11 @@ class State:
         save = self._begin_save()
         messages, self._messages = tuple(self._messages), []
         after_save: tuple[Message, ...] = ()
-        if self._messages_after_save and (save is not None or self._saving is None):
+        if save is not None:
             after_save, self._messages_after_save = tuple(self._messages_after_save), []
-        if save is None and after_save:
+        elif self._messages_after_save and self._save is None:
             # Everything is durable by now: these need not wait for another save.
-            messages, after_save = messages + after_save, ()
+            messages, self._messages_after_save = (*messages, *self._messages_after_save), []
         restore, self._snapshot_to_restore = self._snapshot_to_restore, None
         if restore is not None:
             self.log.applied_index = restore.last_index
