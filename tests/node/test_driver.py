@@ -10,12 +10,21 @@ import msgspec
 from node.trio import eventually
 
 from kvorum.config import Config
-from kvorum.errors import FatalError
+from kvorum.errors import FatalError, PeerError
 from kvorum.identity import Identity
 from kvorum.kv.store import Store
 from kvorum.node.driver import Driver
 from kvorum.node.snapshots import Fetcher
-from kvorum.raft.messages import Configuration, InstallSnapshot, Member, Message, Snapshot
+from kvorum.raft.messages import (
+    AppendEntries,
+    Configuration,
+    Entry,
+    EntryKind,
+    InstallSnapshot,
+    Member,
+    Message,
+    Snapshot,
+)
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
@@ -37,12 +46,19 @@ class HeldFetcher:
         self.storage = storage
         self.wanted: list[tuple[Snapshot, Callable[[Snapshot, Store], None]]] = []
 
-    def begin(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
+    def begin(
+        self,
+        source: str,
+        snapshot: Snapshot,
+        then: Callable[[Snapshot, Store], None],
+        failed: Callable[[Snapshot], None],
+    ) -> None:
+        assert not self.wanted, "one fetch at a time"
         self.wanted.append((snapshot, then))
 
     def arrive(self) -> None:
-        """The oldest that is wanted is here."""
-        snapshot, then = self.wanted.pop(0)
+        """What is wanted is here."""
+        snapshot, then = self.wanted.pop()
         writer = self.storage.snapshots.create(snapshot)
         writer.write(b"state")
         writer.commit()
@@ -60,7 +76,7 @@ def offer(last_index: int, term: int) -> InstallSnapshot:
 
 
 def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
-    """One snapshot is being saved; another, fetched for a leader that is gone, arrives and is thrown away."""
+    """One snapshot is being saved; another, which the log has passed meanwhile, arrives and is thrown away."""
 
     async def scenario() -> None:
         failures: list[FatalError] = []
@@ -79,17 +95,23 @@ def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
         )
         fetcher = HeldFetcher(storage)
         driver.fetcher = cast(Fetcher, fetcher)
-        driver.on_messages((offer(20, term=1), offer(30, term=2), offer(10, term=2)))
-        stale, _, adopted = fetcher.wanted
-        fetcher.wanted = [adopted, stale]
+        driver.on_messages((offer(10, term=1),))
+        await asyncio.sleep(0)
         fetcher.arrive()
+        driver.on_messages((offer(20, term=1),))
+        await asyncio.sleep(0)
+        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(11, 31))
+        driver.on_messages(
+            (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),)
+        )
         await asyncio.sleep(0)
         fetcher.arrive()
         while storage.pending:
             storage.complete()
             await asyncio.sleep(0)
         assert failures == []
-        assert driver.store.applied_index == 10
+        assert driver.store.applied_index == 30
+        assert driver.fetched == {}
         await driver.close()
 
     asyncio.run(scenario())
@@ -118,8 +140,45 @@ def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
         await asyncio.sleep(0)
         assert peers.asked == ["b@1"], "the same one is not fetched twice"
 
-        driver.on_messages((msgspec.structs.replace(message, term=2, sender="c@1"),))
+        newer = msgspec.structs.replace(message, term=2, sender="c@1")
+        driver.peer_unreachable("b@1")
+        driver.on_messages((newer,))
+        await asyncio.sleep(0)
+        assert peers.asked == ["b@1"], "one is fetched at a time, and what the former leader has would still help"
+        driver.peer_unreachable("b@1")
+        driver.on_messages((newer,))
         await eventually("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
+        await driver.close()
+
+    asyncio.run(scenario())
+
+
+class RefusingPeers(SilentPeers):
+    """They are asked, and have nothing."""
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        self.asked.append(node)
+        raise PeerError("no such snapshot")
+
+
+def test_a_fetch_that_a_former_leader_fails_is_given_up_at_once() -> None:
+    """The present leader offers its own: nothing is gained by asking the former one again and again."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), RefusingPeers()
+        driver = a_driver(storage, peers)
+        message = offer(20, term=1)
+        driver.on_messages((message,))
+        newer = msgspec.structs.replace(message, term=2, sender="c@1")
+        await eventually("its leader is asked", lambda: bool(peers.asked))
+        driver.on_messages((newer,))
+
+        def asked_the_new_leader() -> bool:
+            driver.on_messages((newer,))
+            return peers.asked[-1] == "c@1"
+
+        await eventually("the new leader is asked", asked_the_new_leader)
+        assert peers.asked.count("b@1") <= 2
         await driver.close()
 
     asyncio.run(scenario())

@@ -20,7 +20,6 @@ from kvorum.raft.messages import (
     HardState,
     Heartbeat,
     HeartbeatResponse,
-    InstallSnapshot,
     Member,
     Message,
     NodeId,
@@ -66,6 +65,9 @@ class Conversation:
         self.disks = {node: Disk([entry], term=1) for node in voters}
         self.servers: dict[NodeId, Raft] = {}
         self.shows_heartbeats = False
+        self.fetches_take_long = False
+        """A fetch ends when the story says so."""
+        self._fetches: dict[NodeId, Snapshot] = {}
         self._cut: set[NodeId] = set()
         self._queue: deque[Message] = deque()
         self._roles: dict[NodeId, tuple[Role, int]] = {}
@@ -118,8 +120,8 @@ class Conversation:
 
     def change(self, node: NodeId, change: Change) -> None:
         """Let an administrator ask the leader for a change of the membership."""
-        index = self.servers[node].propose_change(change)
-        self._line(node, f"is asked to {_in_words(change)}: {index}/{self.servers[node].current_term}")
+        index, term = self.servers[node].propose_change(change)
+        self._line(node, f"is asked to {_in_words(change)}: {index}/{term}")
         self.settle()
 
     def transfer(self, node: NodeId, target: NodeId) -> None:
@@ -142,6 +144,26 @@ class Conversation:
         self.disks[node].entries = [e for e in self.disks[node].entries if e.index > snapshot.last_index]
         raft.compact(snapshot, 0)
         self._line(node, f"writes a snapshot up to {snapshot.last_index}/{snapshot.last_term} and cuts its log there")
+
+    def finish_fetch(self, node: NodeId) -> None:
+        """Let the snapshot that a server fetches be here."""
+        snapshot = self._fetches.pop(node)
+        self._line(node, f"has fetched the snapshot up to {snapshot.last_index}")
+        self.servers[node].fetched(snapshot)
+        self.settle()
+
+    def fail_fetch(self, node: NodeId) -> None:
+        """Let a server's driver give up the fetch."""
+        snapshot = self._fetches.pop(node)
+        self._line(node, f"gives up fetching the snapshot up to {snapshot.last_index}")
+        self.servers[node].fetch_failed(snapshot)
+        self.settle()
+
+    def restart(self, node: NodeId) -> None:
+        """End a server's process, and start it again from its disk."""
+        self._fetches.pop(node, None)
+        self.lines.append(f"   ({node}: restarted)")
+        self._start(node)
 
     def cut(self, *nodes: NodeId) -> None:
         """Cut these servers off; what is under way to or from them is lost."""
@@ -209,6 +231,14 @@ class Conversation:
             self.disks[node].write(ready.save)
             self._send(ready.messages_after_save)
             self.servers[node].saved(ready.save.number)
+        if ready.fetch is not None:
+            self._fetches[node] = ready.fetch.snapshot
+            if self.fetches_take_long:
+                up_to = ready.fetch.snapshot.last_index
+                self._line(node, f"begins to fetch the snapshot up to {up_to} from {ready.fetch.source}")
+            else:
+                self._line(node, f"fetches the snapshot from {ready.fetch.source}")
+                self.servers[node].fetched(self._fetches.pop(node))
         if ready.restore is not None:
             self._line(node, f"restores the snapshot up to {ready.restore.last_index}")
         if ready.committed:
@@ -236,8 +266,6 @@ class Conversation:
             )
         if is_lost:
             return
-        if isinstance(message, InstallSnapshot):
-            self._line(message.recipient, f"fetches the snapshot from {message.sender}")
         self.servers[message.recipient].step(message)
 
     def _line(self, node: NodeId, text: str) -> None:

@@ -19,6 +19,7 @@ from kvorum.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    Fetch,
     HardState,
     Heartbeat,
     HeartbeatResponse,
@@ -235,6 +236,12 @@ class Server:
             self.raft.step(message)
         return self.ready()
 
+    def install(self, offer: InstallSnapshot) -> Ready:
+        """Step an offer whose fetch succeeds at once, then take what there is to do."""
+        self.raft.step(offer)
+        self.raft.fetched(offer.snapshot)
+        return self.ready()
+
     def tick(self, ticks: int = 1) -> Ready:
         """Let time pass, then take what there is to do."""
         for _ in range(ticks):
@@ -242,12 +249,14 @@ class Server:
         return self.ready()
 
     def drain(self, *messages: Message) -> tuple[Message, ...]:
-        """Step these, save whatever there is to save, and return every message that left."""
+        """Step these, save and fetch whatever there is to, and return every message that left."""
         for message in messages:
             self.raft.step(message)
         left: tuple[Message, ...] = self.save() if self.saving else ()
         while (ready := self.ready()) != NOTHING:
             left += ready.messages + (self.save() if ready.save else ())
+            if ready.fetch is not None:
+                self.raft.fetched(ready.fetch.snapshot)
         return left
 
     def role(self) -> Role:
@@ -328,6 +337,8 @@ class Cluster:
         self.applied: dict[str, list[Entry]] = {node: [] for node in self.servers}
         self.is_cut: Callable[[Message], bool] = lambda message: False
         self.seen: list[Message] = []
+        self.fetches_arrive = True
+        self.fetches: list[Fetch] = []
 
     def __getitem__(self, node: str) -> Server:
         return self.servers[node]
@@ -348,6 +359,10 @@ class Cluster:
                     self._deliver(ready.messages)
                     if ready.save is not None:
                         self._deliver(server.save())
+                    if ready.fetch is not None:
+                        self.fetches.append(ready.fetch)
+                        if self.fetches_arrive:
+                            server.raft.fetched(ready.fetch.snapshot)
 
     def _deliver(self, messages: Iterable[Message]) -> None:
         for message in messages:

@@ -99,6 +99,111 @@ and goes on from there.
     return story
 
 
+def a_snapshot_fetched_slowly() -> Conversation:
+    story = Conversation(
+        "A snapshot is fetched slowly",
+        """
+c fetches a snapshot, and that takes longer than its leader takes to write the next one. The offers that arrive
+meanwhile count as signs of life of the leader, and change nothing about the fetch: it is finished, and the next offer
+after it starts the next fetch. So c gets there, however slow it is.
+""",
+    )
+    _let_c_need_a_snapshot(story)
+    story.fetches_take_long = True
+    story.tick("a", 2)
+    story.tick("a", 2)
+    story.say("a writes on, and takes another snapshot. It offers that one; c goes on with the first.")
+    story.propose("a", "x=4")
+    story.settle()
+    story.compact("a")
+    _pass_an_election_timeout(story)
+    story.say("The first has arrived: it is adopted. The entries after it are gone at the leader, which offers anew.")
+    story.finish_fetch("c")
+    _pass_an_election_timeout(story)
+    story.finish_fetch("c")
+    return story
+
+
+def a_fetch_whose_leader_is_gone() -> Conversation:
+    story = Conversation(
+        "The leader whose snapshot is fetched is gone",
+        """
+c fetches a snapshot from a, which is cut off meanwhile; the others elect b, which has cut its log, too, and offers a
+snapshot of its own. c finishes what it has begun: a snapshot covers committed entries only, and every later leader has
+those. So what c fetched from a helps, and c tells the new leader where it stands.
+""",
+    )
+    _let_c_need_a_snapshot(story)
+    story.fetches_take_long = True
+    story.tick("a", 2)
+    story.tick("a", 2)
+    story.compact("b")
+    story.cut("a")
+    story.elect("b")
+    story.say("The file arrives all the same.")
+    story.finish_fetch("c")
+    story.propose("b", "x=4")
+    story.settle()
+    return story
+
+
+def a_fetch_overtaken_by_the_log() -> Conversation:
+    story = Conversation(
+        "The log overtakes a fetch",
+        """
+c fetches a snapshot from a, which is cut off; the new leader b still has the entries that c lacks, and sends them. When
+the fetch ends, it is of no use any more: it is dropped, and nothing that c has is undone.
+""",
+    )
+    _let_c_need_a_snapshot(story)
+    story.fetches_take_long = True
+    story.tick("a", 2)
+    story.tick("a", 2)
+    story.cut("a")
+    story.elect("b")
+    story.propose("b", "x=4")
+    story.settle()
+    story.tick("b", 2)
+    story.say("Now the fetch ends.")
+    story.finish_fetch("c")
+    return story
+
+
+def a_fetch_that_fails() -> Conversation:
+    story = Conversation(
+        "A fetch fails",
+        """
+c cannot get the file and gives up; then it is restarted during the next try. Each time it has forgotten the fetch, and
+the leader's next offer, an election timeout after the one before, starts it again.
+""",
+    )
+    _let_c_need_a_snapshot(story)
+    story.fetches_take_long = True
+    story.tick("a", 2)
+    story.tick("a", 2)
+    story.fail_fetch("c")
+    _pass_an_election_timeout(story)
+    story.restart("c")
+    _pass_an_election_timeout(story)
+    story.finish_fetch("c")
+    return story
+
+
+def _let_c_need_a_snapshot(story: Conversation) -> None:
+    story.begin_with_leader("a")
+    story.cut("c")
+    story.propose("a", "x=1", "x=2", "x=3")
+    story.settle()
+    story.compact("a")
+    story.say("c is back.")
+    story.heal()
+
+
+def _pass_an_election_timeout(story: Conversation) -> None:
+    for _ in range(5):
+        story.tick("a", 2)
+
+
 def a_member_replaced() -> Conversation:
     story = Conversation(
         "A member is replaced",
@@ -190,6 +295,10 @@ STORIES: tuple[Story, ...] = (
     writes_in_a_pipeline,
     a_conflict_repaired,
     a_snapshot_sent,
+    a_snapshot_fetched_slowly,
+    a_fetch_whose_leader_is_gone,
+    a_fetch_overtaken_by_the_log,
+    a_fetch_that_fails,
     a_member_replaced,
     a_transfer,
     a_partition_healed,

@@ -31,9 +31,10 @@ from raft.harness import (
 )
 
 from kvorum.errors import InvariantViolated, MalformedMessage
-from kvorum.raft.codec import INDEX_MAX, decode, encode
+from kvorum.raft.codec import decode, encode
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
+    INDEX_MAX,
     AppendEntries,
     AppendEntriesResponse,
     Configuration,

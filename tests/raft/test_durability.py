@@ -186,7 +186,7 @@ def test_a_restart_loses_nothing_that_was_saved() -> None:
     server = leader("12", term=3, matched="b")
     assert server.raft.log.commit_index == 3
     server.crash()
-    assert (server.raft.current_term, server.raft.voted_for, server.terms()) == (3, "a", "123")
+    assert (server.raft.current_term, server.raft.status().voted_for, server.terms()) == (3, "a", "123")
     assert (server.role(), server.raft.log.commit_index, server.raft.log.applied_index) == (Role.FOLLOWER, 0, 0)
 
 

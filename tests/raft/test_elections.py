@@ -423,7 +423,7 @@ def test_a_granted_pre_vote_promises_nothing() -> None:
     assert server.take(request_pre_vote("b", "a", 2, (1, 1)), request_pre_vote("c", "a", 2, (1, 1))) == Ready(
         messages=(pre_vote("a", "b", 2), pre_vote("a", "c", 2))
     )
-    assert (server.raft.current_term, server.raft.voted_for) == (1, None)
+    assert (server.raft.current_term, server.raft.status().voted_for) == (1, None)
 
 
 @pytest.mark.parametrize("term", [2, 3])

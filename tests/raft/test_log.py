@@ -20,7 +20,7 @@ def test_a_loaded_log_is_saved_and_not_applied() -> None:
     log = RaftLog(5, 2, commands(6, "223"))
     assert (log.first_index, log.last_index, log.last_term, log.saved_index) == (6, 8, 3, 8)
     assert (log.commit_index, log.applied_index) == (5, 5)
-    assert not log.has_unsaved() and not log.has_applicable()
+    assert not log.has_unsaved() and log.take_applicable(1 << 20) == ()
 
 
 def test_an_empty_log_ends_at_its_snapshot() -> None:
@@ -70,9 +70,9 @@ def test_a_committed_entry_is_never_truncated() -> None:
 def test_commit_never_goes_back_nor_beyond_the_log() -> None:
     """B11, B12."""
     log = RaftLog(0, 0, commands(1, "111"))
-    assert log.commit_to(2) is True
-    assert log.commit_to(1) is False and log.commit_to(2) is False
-    assert log.commit_index == 2
+    for index in (2, 1, 2):
+        log.commit_to(index)
+        assert log.commit_index == 2
     with pytest.raises(InvariantViolated):
         log.commit_to(4)
 
@@ -80,7 +80,15 @@ def test_commit_never_goes_back_nor_beyond_the_log() -> None:
 def test_the_last_entry_of_no_later_term() -> None:
     log = RaftLog(2, 1, commands(3, "1144777"))
     asked = [(9, 7), (9, 6), (9, 3), (5, 4), (9, 0), (99, 7), (1, 9)]
-    assert [log.last_not_above(*ask) for ask in asked] == [(9, 7), (6, 4), (4, 1), (5, 4), (2, 1), (9, 7), (2, 1)]
+    assert [log.find_conflict_by_term(*ask) for ask in asked] == [
+        (9, 7),
+        (6, 4),
+        (4, 1),
+        (5, 4),
+        (2, 1),
+        (9, 7),
+        (2, 1),
+    ]
 
 
 def test_a_save_counts_only_what_was_not_replaced_meanwhile() -> None:

@@ -149,7 +149,7 @@ def test_configurations_return_to_what_was_in_force() -> None:
 def test_a_change_is_in_force_on_the_leader_at_once() -> None:
     """Thesis 4.1: "The new configuration takes effect on each server as soon as it is added to that server's log"."""
     server = leader("1", term=2, matched="bc")
-    assert server.raft.propose_change(AddLearner(Member("d", False))) == 3
+    assert server.raft.propose_change(AddLearner(Member("d", False)))[0] == 3
     entry = configuration_entry(3, 2, "abc", "d")
     assert server.ready() == Ready(
         save=saves(2, "a", [entry]),
@@ -180,7 +180,7 @@ def test_no_change_before_an_entry_of_the_leaders_term_is_committed() -> None:
         server.raft.propose_change(AddLearner(Member("d", False)))
     assert server.ready() == NOTHING
     server.drain(appended("b", "a", 3, 3))
-    assert server.raft.propose_change(AddLearner(Member("d", False))) == 4
+    assert server.raft.propose_change(AddLearner(Member("d", False)))[0] == 4
 
 
 def test_one_change_at_a_time() -> None:
@@ -193,7 +193,7 @@ def test_one_change_at_a_time() -> None:
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(Remove("c"))
     server.drain(appended("b", "a", 2, 3))
-    assert server.raft.propose_change(AddLearner(Member("e", False))) == 4
+    assert server.raft.propose_change(AddLearner(Member("e", False)))[0] == 4
 
 
 def test_no_change_while_the_leadership_is_handed_over() -> None:
@@ -253,7 +253,7 @@ def test_a_learner_is_promoted_only_when_it_has_caught_up() -> None:
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(Promote("d"))
     server.drain(appended("d", "a", 2, 38))
-    assert server.raft.propose_change(Promote("d")) == 103
+    assert server.raft.propose_change(Promote("d"))[0] == 103
     assert server.raft.configuration == configuration("abcd")
 
 
@@ -269,7 +269,7 @@ def test_a_learner_that_was_never_heard_is_not_promoted() -> None:
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(Promote("d"))
     server.drain(appended("d", "a", 2, 3))
-    assert server.raft.propose_change(Promote("d")) == 4
+    assert server.raft.propose_change(Promote("d"))[0] == 4
 
 
 def test_a_learner_that_is_silent_is_not_promoted() -> None:
@@ -281,7 +281,7 @@ def test_a_learner_that_is_silent_is_not_promoted() -> None:
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(Promote("d"))
     server.drain(heard("d", "a", 2))
-    assert server.raft.propose_change(Promote("d")) == 3
+    assert server.raft.propose_change(Promote("d"))[0] == 3
 
 
 def test_a_removal_that_would_leave_no_quorum_is_refused() -> None:
@@ -293,7 +293,7 @@ def test_a_removal_that_would_leave_no_quorum_is_refused() -> None:
     for node in "ab":
         with pytest.raises(MembershipRefused):
             server.raft.propose_change(Remove(node))
-    assert server.raft.propose_change(Remove("c")) == 3
+    assert server.raft.propose_change(Remove("c"))[0] == 3
 
 
 def test_a_removal_does_not_count_on_servers_that_a_new_leader_has_not_heard() -> None:
@@ -305,7 +305,7 @@ def test_a_removal_does_not_count_on_servers_that_a_new_leader_has_not_heard() -
     with pytest.raises(MembershipRefused):
         server.raft.propose_change(Remove("c"))
     server.drain(appended("d", "a", 2, 2))
-    assert server.raft.propose_change(Remove("c")) == 3
+    assert server.raft.propose_change(Remove("c"))[0] == 3
 
 
 def test_a_promoted_server_counts_at_once() -> None:

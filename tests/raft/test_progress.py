@@ -60,7 +60,7 @@ def test_a_new_state_begins_with_an_empty_window(state: str) -> None:
     progress = replicating()
     progress.sent(9, 100)
     progress.probe_sent = True
-    progress.snapshot_ticks = 3
+    progress.ticks_since_offered = 3
     match state:
         case "probe":
             progress.become_probe()
@@ -69,7 +69,7 @@ def test_a_new_state_begins_with_an_empty_window(state: str) -> None:
         case _:
             progress.become_snapshot()
     assert progress.state == state
-    assert not progress.has_inflight() and not progress.probe_sent and progress.snapshot_ticks == 0
+    assert not progress.has_inflight() and not progress.probe_sent and progress.ticks_since_offered == 0
     if state != "snapshot":
         assert progress.next_index == 5
 

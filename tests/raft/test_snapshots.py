@@ -1,4 +1,4 @@
-"""Section 7: log compaction and InstallSnapshot; by pull (the file is fetched by the driver before it is stepped)."""
+"""Section 7: log compaction and InstallSnapshot; by pull (the driver fetches the file that the leader offers)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from raft.harness import (
     leader,
     log,
     noop,
+    pre_candidate,
+    pre_vote,
     refused,
     request_pre_vote,
     request_vote,
@@ -34,7 +36,7 @@ from raft.harness import (
 
 from kvorum.errors import InvariantViolated
 from kvorum.raft import AddLearner, RaftConfig, Role
-from kvorum.raft.messages import Entry, EntryKind, InstallSnapshot, Member, Message, Read, Ready, Snapshot
+from kvorum.raft.messages import Entry, EntryKind, Fetch, InstallSnapshot, Member, Message, Read, Ready, Snapshot
 from kvorum.raft.progress import ReplicationState
 
 SNAPSHOT = Snapshot(9, 2, configuration("abcd"))
@@ -105,7 +107,9 @@ def test_the_durable_log_is_not_cut_beyond_the_snapshot_that_is_durable() -> Non
     server = follower("112233", leader="b", commit=4)
     own = server.raft.snapshot_at(4)
     server.drain(heartbeat("b", "a", 3, commit=6))
-    server.raft.step(install("b", "a", 3, Snapshot(20, 3, configuration())))
+    offer = install("b", "a", 3, Snapshot(20, 3, configuration()))
+    server.raft.step(offer)
+    server.raft.fetched(offer.snapshot)
     assert server.raft.compact(own, retain=0) == 5
 
 
@@ -134,7 +138,7 @@ def test_a_state_machine_that_is_rebuilt_is_given_its_entries_again() -> None:
 def test_a_snapshot_replaces_the_whole_log() -> None:
     """Figure 13, 7 and 8: "Discard the entire log. Reset state machine using snapshot contents" (and configuration)."""
     server = follower("112", leader="b", commit=2)
-    ready = server.take(install("b", "a", 2, SNAPSHOT))
+    ready = server.install(install("b", "a", 2, SNAPSHOT))
     assert ready == Ready(save=saves(2, None, snapshot=SNAPSHOT), messages_after_save=(installed("a", "b", 2, 9),))
     assert (server.terms(), server.raft.configuration) == ("", SNAPSHOT.configuration)
     assert server.save() == (installed("a", "b", 2, 9),)
@@ -148,7 +152,7 @@ def test_a_snapshot_replaces_the_whole_log() -> None:
 def test_a_snapshot_is_restored_only_when_it_is_durable() -> None:
     """B26: "a snapshot adopted but not restored", or restored and then forgotten."""
     server = follower("112", leader="b", commit=2)
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     assert server.take(append("b", "a", 2, (9, 2), commands(10, "2"), commit=10)) == NOTHING
     assert server.raft.log.applied_index == 2
     server.save()
@@ -164,6 +168,7 @@ def test_entries_behind_the_snapshot_are_saved_and_applied_with_it() -> None:
     """B26: one save for both, restore before apply, reads after both."""
     server = follower("112", leader="b", commit=2)
     server.raft.step(install("b", "a", 2, SNAPSHOT))
+    server.raft.fetched(SNAPSHOT)
     server.raft.step(append("b", "a", 2, (9, 2), commands(10, "22"), commit=11))
     answers = (installed("a", "b", 2, 9), appended("a", "b", 2, 11))
     assert server.ready() == Ready(save=saves(2, None, commands(10, "22"), SNAPSHOT), messages_after_save=answers)
@@ -183,7 +188,7 @@ def test_a_conflicting_entry_at_the_snapshots_last_index_is_not_kept() -> None:
     """B26: same index, other term: the whole log goes."""
     server = follower("1111111", term=3, leader="b", commit=2)
     snapshot = Snapshot(5, 2, configuration())
-    assert server.take(install("b", "a", 3, snapshot)).save == saves(3, None, snapshot=snapshot)
+    assert server.install(install("b", "a", 3, snapshot)).save == saves(3, None, snapshot=snapshot)
     assert (server.terms(), server.raft.log.last_index) == ("", 5)
 
 
@@ -215,7 +220,7 @@ def test_a_snapshot_older_than_the_log_undoes_nothing() -> None:
 def test_a_snapshot_that_comes_twice_is_saved_once() -> None:
     """The leader offers it again now and then; the answers wait for the one save."""
     server = follower("112", leader="b", commit=2)
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     assert server.take(install("b", "a", 2, SNAPSHOT)) == NOTHING
     server.save()
     assert server.ready() == Ready(messages=(installed("a", "b", 2, 9),), restore=SNAPSHOT)
@@ -224,9 +229,9 @@ def test_a_snapshot_that_comes_twice_is_saved_once() -> None:
 def test_a_newer_snapshot_overtakes_one_that_is_being_saved() -> None:
     """B26: only the newer is restored, after its own save: the log no longer follows the older."""
     server = follower("112", leader="b", commit=2)
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     newer = Snapshot(20, 2, configuration())
-    assert server.take(install("b", "a", 2, newer)) == NOTHING
+    assert server.install(install("b", "a", 2, newer)) == NOTHING
     server.save()
     ready = server.ready()
     assert ready == Ready(save=saves(2, None, snapshot=newer), messages_after_save=(installed("a", "b", 2, 20),))
@@ -242,10 +247,10 @@ def test_a_newer_snapshot_overtakes_one_that_was_saved_and_not_handed_over() -> 
     server.raft.read_index(7)
     server.drain()
     server.drain(answer_read("b", "a", 2, 7, 9))
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     server.save()
     newer = Snapshot(20, 2, configuration())
-    assert server.take(install("b", "a", 2, newer)).save == saves(2, None, snapshot=newer)
+    assert server.install(install("b", "a", 2, newer)).save == saves(2, None, snapshot=newer)
     server.save()
     assert server.ready() == Ready(restore=newer, reads=(Read(7, 9),))
 
@@ -254,7 +259,7 @@ def test_a_snapshot_that_arrives_during_a_save_of_entries() -> None:
     """B26: the entries in flight are gone from the log; their save must not count for anything behind the snapshot."""
     server = follower("1", leader="b")
     server.take(append("b", "a", 1, (1, 1), commands(2, "111")))
-    assert server.take(install("b", "a", 1, Snapshot(9, 1, configuration()))) == NOTHING
+    assert server.install(install("b", "a", 1, Snapshot(9, 1, configuration()))) == NOTHING
     server.save()
     assert (server.raft.log.saved_index, server.raft.log.applied_index) == (0, 0)
     assert server.ready().save == saves(1, None, snapshot=Snapshot(9, 1, configuration()))
@@ -276,7 +281,7 @@ def test_reads_wait_for_the_restore() -> None:
     server.raft.read_index(7)
     server.drain()
     server.drain(answer_read("b", "a", 2, 7, 9))
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     server.save()
     assert server.ready() == Ready(restore=SNAPSHOT, reads=(Read(7, 9),))
 
@@ -284,7 +289,7 @@ def test_reads_wait_for_the_restore() -> None:
 def test_a_server_that_is_restoring_does_not_campaign() -> None:
     """Its log is the snapshot, which is not on its disk yet: an election that it won would wait for that."""
     server = follower("112", voters="abcd", leader="b", commit=2)
-    server.take(install("b", "a", 2, SNAPSHOT))
+    server.install(install("b", "a", 2, SNAPSHOT))
     server.raft.peer_unreachable("b")
     assert server.tick(2 * ELECTION) == NOTHING
     assert server.take(timeout_now("b", "a", 2)) == NOTHING
@@ -292,6 +297,194 @@ def test_a_server_that_is_restoring_does_not_campaign() -> None:
     server.save()
     server.ready()
     assert server.tick(2 * ELECTION).messages[0] == request_pre_vote("a", "b", 3, (9, 2))
+
+
+# --- Fetching one ---------------------------------------------------------------------------------------------------
+
+NEWER = Snapshot(20, 2, configuration("abcd"))
+
+
+def fetching() -> Server:
+    """A follower of b in term 2, log 1 to 3, that fetches ``SNAPSHOT``."""
+    server = follower("112", leader="b", commit=2)
+    assert server.take(install("b", "a", 2, SNAPSHOT)) == Ready(fetch=Fetch("b", SNAPSHOT))
+    return server
+
+
+def test_an_offered_snapshot_is_fetched_before_it_is_adopted() -> None:
+    """Section 7, by pull: nothing is answered, and the log stays, until the file is durable here."""
+    server = fetching()
+    assert server.ready() == NOTHING, "a fetch is handed over once"
+    assert server.terms() == "112"
+    server.raft.fetched(SNAPSHOT)
+    assert server.ready() == Ready(
+        save=saves(2, None, snapshot=SNAPSHOT), messages_after_save=(installed("a", "b", 2, 9),)
+    )
+
+
+def test_an_offer_counts_as_contact_with_the_leader() -> None:
+    """5.2: a follower that is being sent snapshots hears its leader; it does not campaign, and protects the leader."""
+    server = follower("112", leader="b", commit=2)
+    for _ in range(3):
+        assert server.tick(ELECTION - 1) == NOTHING
+        server.take(install("b", "a", 2, SNAPSHOT))
+    assert server.take(request_vote("c", "a", 3, (3, 2))) == NOTHING, "the lease of section 6"
+    assert server.role() is Role.FOLLOWER
+
+
+def test_an_offer_tells_who_leads() -> None:
+    """5.1, 5.2: a pre-candidate follows, a higher term is entered, a second leader of one term is noticed."""
+    server = pre_candidate("112")
+    ready = server.take(install("b", "a", 2, SNAPSHOT))
+    assert (ready.fetch, server.role(), server.raft.leader) == (Fetch("b", SNAPSHOT), Role.FOLLOWER, "b")
+    assert server.take(install("c", "a", 3, SNAPSHOT)).save == saves(3, None)
+    assert server.raft.leader == "c"
+    with pytest.raises(InvariantViolated):
+        server.raft.step(install("b", "a", 3, SNAPSHOT))
+
+
+def test_an_offer_of_what_the_log_holds_is_not_fetched() -> None:
+    """Figure 13, 6: the follower has the entries already; the file would tell it nothing."""
+    server = follower("1122233", leader="b", commit=2)
+    ready = server.take(install("b", "a", 3, Snapshot(5, 2, configuration())))
+    assert (ready.fetch, ready.messages) == (None, (installed("a", "b", 3, 5),))
+
+
+@pytest.mark.parametrize("other", [SNAPSHOT, Snapshot(5, 2, configuration()), NEWER], ids=["same", "older", "newer"])
+def test_one_snapshot_is_fetched_at_a_time(other: Snapshot) -> None:
+    """An offer during a fetch, newer or not, neither cancels it nor begins another."""
+    server = fetching()
+    assert server.take(install("b", "a", 2, other)) == NOTHING
+    server.raft.fetched(SNAPSHOT)
+    assert server.ready().save == saves(2, None, snapshot=SNAPSHOT)
+
+
+def test_a_follower_that_fetches_more_slowly_than_snapshots_are_taken_gets_there() -> None:
+    """The fetch under way is finished; the next offer after it starts the next fetch."""
+    server = fetching()
+    for last in range(10, 20):
+        assert server.take(install("b", "a", 2, Snapshot(last, 2, configuration()))) == NOTHING
+    server.raft.fetched(SNAPSHOT)
+    server.drain()
+    assert server.raft.log.commit_index == 9
+    assert server.take(install("b", "a", 2, NEWER)) == Ready(fetch=Fetch("b", NEWER))
+
+
+def test_a_fetch_whose_leader_is_gone_still_helps() -> None:
+    """A snapshot covers committed entries only: every later leader has them (Leader Completeness)."""
+    server = fetching()
+    server.drain(heartbeat("c", "a", 3))
+    server.raft.fetched(SNAPSHOT)
+    assert server.ready() == Ready(
+        save=saves(3, None, snapshot=SNAPSHOT), messages_after_save=(installed("a", "c", 3, 9),)
+    )
+
+
+def test_a_fetch_that_ends_while_nobody_leads_still_helps() -> None:
+    """There is nobody to answer; the candidacy with the log that is replaced is over."""
+    server = fetching()
+    server.tick(ELECTION)
+    assert server.role() is Role.PRE_CANDIDATE
+    server.raft.fetched(SNAPSHOT)
+    assert server.ready() == Ready(save=saves(2, None, snapshot=SNAPSHOT))
+    assert server.role() is Role.FOLLOWER
+    assert server.take(pre_vote("b", "a", 3), pre_vote("c", "a", 3)) == NOTHING, "no election with it"
+
+
+def test_a_fetch_that_the_log_has_overtaken_is_dropped() -> None:
+    """What is not ahead of the commit index is of no use, and is only answered."""
+    server = fetching()
+    server.drain(append("c", "a", 3, (3, 2), commands(4, "222222" + "3"), commit=10))
+    assert server.raft.log.commit_index == 10
+    server.raft.fetched(SNAPSHOT)
+    assert server.ready() == Ready(messages=(installed("a", "c", 3, 10),))
+    assert server.terms() == "1122222223"
+
+
+def test_a_fetched_snapshot_that_the_log_holds_commits_it() -> None:
+    """Figure 13, 6: the entries came meanwhile; they are kept, with what follows them."""
+    server = fetching()
+    server.drain(append("b", "a", 2, (3, 2), commands(4, "22222222"), commit=2))
+    server.raft.fetched(SNAPSHOT)
+    ready = server.ready()
+    assert (ready.save, ready.messages) == (None, (installed("a", "b", 2, 9),))
+    assert [entry.index for entry in ready.committed] == [3, 4, 5, 6, 7, 8, 9]
+    assert server.raft.log.last_index == 11
+
+
+def test_a_leader_has_what_it_once_fetched() -> None:
+    """5.4.3, Leader Completeness: what the snapshot covers is in its log, or there is a bug."""
+    for terms, is_sound in (("112222222", True), ("112", False)):
+        server = fetching()
+        if is_sound:
+            server.drain(append("b", "a", 2, (3, 2), commands(4, terms[3:]), commit=2))
+        server.tick(ELECTION)
+        server.drain(pre_vote("b", "a", 3))
+        server.drain(vote("b", "a", 3))
+        assert server.role() is Role.LEADER
+        if not is_sound:
+            with pytest.raises(InvariantViolated):
+                server.raft.fetched(SNAPSHOT)
+            return
+        server.raft.fetched(SNAPSHOT)
+        assert (server.role(), server.raft.log.commit_index) == (Role.LEADER, 9)
+
+
+def test_a_fetched_snapshot_that_contradicts_what_is_committed_is_an_invariant_violation() -> None:
+    """5.4.3, State Machine Safety: two servers would have applied different entries at one index."""
+    server = fetching()
+    server.drain(append("c", "a", 3, (3, 2), commands(4, "333333"), commit=9))
+    with pytest.raises(InvariantViolated):
+        server.raft.fetched(SNAPSHOT)
+
+
+def test_after_a_failed_fetch_the_next_offer_starts_again() -> None:
+    """The driver gave up; whoever leads offers what it has."""
+    server = fetching()
+    server.raft.fetch_failed(SNAPSHOT)
+    assert server.ready() == NOTHING
+    assert server.take(install("b", "a", 2, SNAPSHOT)) == Ready(fetch=Fetch("b", SNAPSHOT))
+    server.raft.fetch_failed(SNAPSHOT)
+    server.drain(heartbeat("c", "a", 3))
+    assert server.take(install("c", "a", 3, NEWER)) == Ready(fetch=Fetch("c", NEWER))
+
+
+def test_a_restart_forgets_the_fetch() -> None:
+    """It is not in what is saved; the next offer starts it again, and the driver resumes with what has arrived."""
+    server = fetching()
+    server.crash()
+    assert server.take(install("b", "a", 2, SNAPSHOT)) == Ready(fetch=Fetch("b", SNAPSHOT))
+
+
+@pytest.mark.parametrize("end", ["fetched", "fetch_failed"])
+def test_the_end_of_a_fetch_that_was_not_asked_for_is_an_invariant_violation(end: str) -> None:
+    """The driver would adopt what nobody offered."""
+    for server in (follower("112", leader="b", commit=2), fetching()):
+        with pytest.raises(InvariantViolated):
+            getattr(server.raft, end)(NEWER)
+
+
+def test_the_leader_goes_on_offering_while_the_follower_fetches() -> None:
+    """The leader cannot tell a slow fetch from a lost offer; what it repeats does not make the follower start over."""
+    cluster = Cluster(Server(log("1"), id=node, term=1) for node in "abc")
+    cluster.elect("a")
+    cluster.cut("c")
+    cluster["a"].raft.propose([b"x"])
+    cluster.run()
+    cluster["a"].raft.compact(cluster["a"].raft.snapshot_at(3), retain=0)
+    cluster.cut()
+    cluster.fetches_arrive = False
+    before = len(cluster.seen)
+    cluster.tick(4 * ELECTION)
+    offered = Snapshot(3, 2, configuration())
+    offers = [message for message in cluster.seen[before:] if isinstance(message, InstallSnapshot)]
+    assert offers == [install("a", "c", 2, offered)] * 4
+    assert cluster.fetches == [Fetch("a", offered)]
+    assert (cluster["c"].role(), cluster["c"].raft.leader) == (Role.FOLLOWER, "a")
+    cluster["c"].raft.fetched(offered)
+    cluster["a"].raft.propose([b"y"])
+    cluster.run()
+    assert cluster["c"].log() == cluster["a"].log()
 
 
 # --- The leader's side ----------------------------------------------------------------------------------------------
@@ -405,7 +598,7 @@ def test_a_snapshot_of_an_old_term_is_ignored() -> None:
 def test_the_snapshot_of_a_new_leader_is_followed() -> None:
     """5.1, section 7: a higher term, its leader, and its snapshot, in one save."""
     server = follower("112", term=2)
-    ready = server.take(install("b", "a", 5, SNAPSHOT))
+    ready = server.install(install("b", "a", 5, SNAPSHOT))
     assert ready == Ready(save=saves(5, None, snapshot=SNAPSHOT), messages_after_save=(installed("a", "b", 5, 9),))
     assert server.raft.leader == "b"
 

@@ -21,9 +21,7 @@ from kvorum.kv.store import Store
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.messages import (
     AppendEntriesResponse,
-    Heartbeat,
     HeartbeatResponse,
-    InstallSnapshot,
     InstallSnapshotResponse,
     Message,
     NodeId,
@@ -214,25 +212,14 @@ class SimNode:
         self.after_input()
 
     def receive(self, message: Message, start: int | None = None) -> None:
-        """Take a message from a peer; a snapshot is fetched before it is stepped."""
+        """Take a message from a peer."""
         start = self.starts if start is None else start
         if self.raft is None or start != self.starts or not self.when_awake(self.receive, message, start):
             return
-        if isinstance(message, InstallSnapshot) and self._must_fetch(message):
-            self.snapshots.fetch(message)
-            # It also says that its sender leads: do not campaign while the file is on its way.
-            sender, recipient = message.sender, message.recipient
-            message = Heartbeat(term=message.term, sender=sender, recipient=recipient, commit_index=0, round=0)
         if isinstance(message, ANSWERS) and message.term == self.raft.current_term:
             self.heard[message.sender] = self.ticks
         self.raft.step(message)
         self.after_input()
-
-    def _must_fetch(self, message: InstallSnapshot) -> bool:
-        """As the driver: what is of an old term, or of no use, is only answered."""
-        assert self.raft is not None
-        is_new = message.snapshot.last_index > self.raft.log.commit_index
-        return is_new and message.term >= self.raft.current_term
 
     def unreachable(self, peer: NodeId) -> None:
         """The connection to a peer broke."""
@@ -339,6 +326,8 @@ class SimNode:
             raise InvariantViolated("messages wait for a save that there is not")
         if (ready.committed or ready.restore) and self.crash_at("before_apply"):
             return
+        if ready.fetch is not None:
+            self.snapshots.fetch(ready.fetch)
         if ready.restore is not None:
             self._restore(ready.restore)
         if ready.committed and self._world.is_told:

@@ -9,7 +9,7 @@ from sim.plan import MS
 from kvorum.errors import InvariantViolated, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.raft.messages import InstallSnapshot, Snapshot
+from kvorum.raft.messages import Fetch, Snapshot
 from kvorum.storage.interface import SnapshotInfo, SnapshotReceiver
 from kvorum.storage.memory import Compaction
 
@@ -105,12 +105,10 @@ class Snapshots:
 
     # --- Of others ----------------------------------------------------------------------------------------------
 
-    def fetch(self, message: InstallSnapshot) -> None:
-        """Bring the file here that the message announces, then step the message; unless it is on its way already."""
-        index = message.snapshot.last_index
-        if self._fetch is not None and self._fetch.message.snapshot.last_index >= index:
-            return
-        self._fetch = _Fetch(message)
+    def fetch(self, wanted: Fetch) -> None:
+        """Bring this file here, then tell the core, which wants one at a time."""
+        assert self._fetch is None
+        self._fetch = _Fetch(wanted)
         delay = 2 * self._plan.latency_us + self._plan.disk_us
         self._world.clock.after(self._node.timely(delay), self._take_piece, self._fetch)
 
@@ -118,7 +116,7 @@ class Snapshots:
         node = self._node
         if self._is_over or fetch is not self._fetch or not node.when_awake(self._take_piece, fetch):
             return
-        wanted, info = fetch.message.snapshot, self._offered(fetch.message)
+        wanted, info = fetch.wanted.snapshot, self._offered(fetch.wanted)
         if info is None:
             self._try_again(fetch)
             return
@@ -133,7 +131,7 @@ class Snapshots:
             self._try_again(fetch)
             return
         size_bytes = 1 + info.size_bytes // node.draw.randrange(2, PIECES_MAX + 1)
-        piece = self._world.nodes[fetch.message.sender].disk.snapshots.chunk(
+        piece = self._world.nodes[fetch.wanted.source].disk.snapshots.chunk(
             wanted.last_index, receiver.offset_bytes, size_bytes
         )
         receiver.write(piece)
@@ -145,17 +143,17 @@ class Snapshots:
         else:
             self._finish(fetch, receiver, info)
 
-    def _offered(self, message: InstallSnapshot) -> SnapshotInfo | None:
-        """Return what the sender has of this snapshot, or None if it does not answer, or has it no more."""
+    def _offered(self, wanted: Fetch) -> SnapshotInfo | None:
+        """Return what the source has of this snapshot, or None if it does not answer, or has it no more."""
         world, node, plan = self._world, self._node, self._plan
-        sender = world.nodes.get(message.sender)
+        sender = world.nodes.get(wanted.source)
         if sender is None or sender.raft is None or sender.paused_until > world.clock.now:
             return None
         if world.network.is_cut(sender.id, node.id) or world.network.is_cut(node.id, sender.id):
             return None
         if world.network.is_faulty and node.draw.random() * 1000 < 2 * plan.drop_per_mille:
             return None
-        return next((info for info in sender.disk.snapshots.kept() if info.snapshot == message.snapshot), None)
+        return next((info for info in sender.disk.snapshots.kept() if info.snapshot == wanted.snapshot), None)
 
     def _try_again(self, fetch: _Fetch) -> None:
         """Keep what has arrived, and go on later; give up in the end, until the snapshot is offered again."""
@@ -166,30 +164,33 @@ class Snapshots:
             return
         self._fetch = None
         self._world.counts["fetches given up"] += 1
-        self._world.note(self._node.id, "does not get the snapshot at {}", fetch.message.snapshot.last_index)
+        self._world.note(self._node.id, "does not get the snapshot at {}", fetch.wanted.snapshot.last_index)
+        assert self._node.raft is not None
+        self._node.raft.fetch_failed(fetch.wanted.snapshot)
 
     def _finish(self, fetch: _Fetch, receiver: SnapshotReceiver, info: SnapshotInfo) -> None:
         node = self._node
+        assert node.raft is not None
         self._fetch = None
         try:
             receiver.commit(info.sha256)
         except StorageError as error:
             # What arrived before a loss of power may be damaged; it is fetched anew when it is offered again.
             if not node.disk.has_damaged_part:
-                raise InvariantViolated(f"a snapshot of {fetch.message.sender} does not verify: {error}") from error
+                raise InvariantViolated(f"a snapshot of {fetch.wanted.source} does not verify: {error}") from error
             node.disk.has_damaged_part = False
             self._world.counts["damaged parts found"] += 1
+            node.raft.fetch_failed(fetch.wanted.snapshot)
             return
-        assert node.raft is not None
-        node.raft.step(fetch.message)
+        node.raft.fetched(fetch.wanted.snapshot)
         node.after_input()
 
 
 class _Fetch:
     """A snapshot file on its way."""
 
-    def __init__(self, message: InstallSnapshot) -> None:
-        self.message = message
+    def __init__(self, wanted: Fetch) -> None:
+        self.wanted = wanted
         self.tries_left = TRIES_MAX
         self.is_resumed = True
         """An earlier try, or an earlier process, may have left something."""

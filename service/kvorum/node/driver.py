@@ -29,7 +29,7 @@ from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Fetcher, take_snapshot
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import entry_bytes
-from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, InstallSnapshot, Message, Ready, Snapshot
+from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, Message, Ready, Snapshot
 from kvorum.storage.interface import Loaded, Storage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Transport
@@ -95,7 +95,7 @@ class Driver:
         )
         # Contexts of reads must never repeat, restarts included (bug B21).
         self.barriers = Barriers(self.raft, counters, secrets.randbits(40) << 21)
-        self.fetcher = Fetcher(storage, transport, counters, self.task_ended)
+        self.fetcher = Fetcher(storage, transport, counters, self.task_ended, lambda: self.raft.leader)
         self.fetched: dict[tuple[int, int], Store] = {}
         self._round_trips = RoundTrips(counters)
         self._applied_bytes = 0
@@ -127,16 +127,13 @@ class Driver:
     def on_messages(self, messages: tuple[Message, ...]) -> None:
         """Take messages from a peer."""
         for message in messages:
-            if isinstance(message, InstallSnapshot) and self._must_fetch(message):
-                self._fetch_then_step(message)
-            else:
-                self.guarded(partial(self.raft.step, message))
-                if isinstance(message, Heartbeat) and message.sender == self.raft.leader:
-                    self.last_contact = time.monotonic()
-                    if message.state_index:
-                        self.digests.claim(message.state_index, message.state_hash)
-                elif isinstance(message, HeartbeatResponse):
-                    self._round_trips.answered(message)
+            self.guarded(partial(self.raft.step, message))
+            if isinstance(message, Heartbeat) and message.sender == self.raft.leader:
+                self.last_contact = time.monotonic()
+                if message.state_index:
+                    self.digests.claim(message.state_index, message.state_hash)
+            elif isinstance(message, HeartbeatResponse):
+                self._round_trips.answered(message)
         self.schedule()
 
     def trace_with(self, tracer: Tracer) -> None:
@@ -147,6 +144,7 @@ class Driver:
         """A stream to or from this peer broke."""
         self._round_trips.forget(node)
         self.raft.peer_unreachable(node)
+        self.fetcher.source_unreachable(node)
         self.schedule()
 
     def guarded(self, act: Callable[[], object]) -> None:
@@ -217,6 +215,8 @@ class Driver:
             if self.tracer is not None:
                 self.tracer.saving(ready.save.entries)
             self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))
+        if ready.fetch is not None:
+            self.fetcher.begin(ready.fetch.source, ready.fetch.snapshot, self._fetched, self._fetch_failed)
         if ready.restore is not None:
             self._restore(ready.restore)
         if ready.committed:
@@ -273,28 +273,19 @@ class Driver:
         self.digests.forget()
         self.digests.applied(store.applied_index, store.state_hash)
 
-    def _must_fetch(self, message: InstallSnapshot) -> bool:
-        if message.term < self.raft.current_term:
-            return False
-        snapshot = message.snapshot
-        known = (snapshot.last_index, snapshot.last_term) in self.fetched
-        return not known and snapshot.last_index > self.raft.log.commit_index
+    def _fetched(self, snapshot: Snapshot, store: Store) -> None:
+        if self._failed:
+            return
+        self.fetched[snapshot.last_index, snapshot.last_term] = store
+        self.guarded(partial(self.raft.fetched, snapshot))
+        if self.raft.snapshot != snapshot:
+            # Consensus had no use for it: the log had caught up meanwhile.
+            self.fetched.pop((snapshot.last_index, snapshot.last_term), None)
+        self.schedule()
 
-    def _fetch_then_step(self, message: InstallSnapshot) -> None:
-        # It also says that its sender leads: do not campaign while the file is on its way.
-        self.guarded(partial(self.raft.step, _as_heartbeat(message)))
-
-        def fetched(snapshot: Snapshot, store: Store) -> None:
-            if self._failed:
-                return
-            self.fetched[snapshot.last_index, snapshot.last_term] = store
-            self.guarded(partial(self.raft.step, message))
-            if self.raft.snapshot != snapshot:
-                # Consensus had no use for it: the log had caught up meanwhile, or the leader is gone.
-                self.fetched.pop((snapshot.last_index, snapshot.last_term), None)
-            self.schedule()
-
-        self.fetcher.begin(message.sender, message.snapshot, fetched)
+    def _fetch_failed(self, snapshot: Snapshot) -> None:
+        self.guarded(partial(self.raft.fetch_failed, snapshot))
+        self.schedule()
 
     def _snapshot_if_due(self) -> None:
         last = self.raft.snapshot.last_index if self.raft.snapshot else 0
@@ -401,7 +392,3 @@ def _raft_config(config: Config, node: str) -> RaftConfig:
         append_bytes_max=config.batch_bytes_max,
         committed_bytes_max=config.batch_bytes_max,
     )
-
-
-def _as_heartbeat(message: InstallSnapshot) -> Heartbeat:
-    return Heartbeat(term=message.term, sender=message.sender, recipient=message.recipient, commit_index=0, round=0)

@@ -362,8 +362,7 @@ class Node:
             OutcomeUnknown: it may be.
         """
         raft = self.driver.raft
-        index = raft.propose_change(change)
-        term = raft.current_term
+        index, term = raft.propose_change(change)
         self._follow_membership()
         self.driver.schedule()
         deadline = monotonic() + timeout_ms / 1000

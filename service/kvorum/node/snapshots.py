@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from kvorum.errors import MalformedMessage, PeerError, StorageCorrupt, StorageError
@@ -96,6 +97,7 @@ class Fetcher:
         transport: how to ask.
         counters: where fetches are counted.
         ended: called with every task that ends: what it did not expect must not pass in silence.
+        leader: returns the present leader, if one is known.
     """
 
     def __init__(
@@ -104,29 +106,39 @@ class Fetcher:
         transport: Transport,
         counters: Counters,
         ended: Callable[[asyncio.Task[None]], None],
+        leader: Callable[[], str | None],
     ) -> None:
         self._storage = storage
         self._transport = transport
         self._counters = counters
         self._ended = ended
+        self._leader = leader
         self._task: asyncio.Task[None] | None = None
         self._source = ""
-        self._index = 0
+        self._give_up: Callable[[], None] = lambda: None
         self._limit = RateLimit()
 
-    def begin(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
-        """Fetch ``snapshot`` from the leader ``source``; ``then`` gets the decoded state.
+    def begin(
+        self,
+        source: str,
+        snapshot: Snapshot,
+        then: Callable[[Snapshot, Store], None],
+        failed: Callable[[Snapshot], None],
+    ) -> None:
+        """Fetch ``snapshot`` from ``source``: ``then`` gets the decoded state, ``failed`` is called after giving up.
 
-        If that one or a later one is on its way from there, nothing changes. One that is on its way from an earlier
-        leader is given up: that one may be gone, and consensus has no use for its offer any more.
+        One of the two is called, once, unless :meth:`close` comes first. The fetch before must have ended.
         """
-        if self._task is not None:
-            if not self._task.done() and self._source == source and self._index >= snapshot.last_index:
-                return
-            self._task.cancel()
-        self._source, self._index = source, snapshot.last_index
+        self._source = source
+        self._give_up = partial(failed, snapshot)
         self._task = asyncio.create_task(self._run(source, snapshot, then), name="fetch a snapshot")
         self._task.add_done_callback(self._ended)
+
+    def source_unreachable(self, source: str) -> None:
+        """Give up the fetch from this member if it does not lead any more: perhaps it never answers."""
+        if self._task is not None and not self._task.done() and self._source == source != self._leader():
+            self._task.cancel()
+            self._give_up()
 
     async def close(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""
@@ -144,6 +156,8 @@ class Fetcher:
                 self._counters.snapshots["install", "failed"] += 1
                 if self._limit.allow() is not None:
                     log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
+                if self._leader() != source:
+                    break  # The leader of today offers its own.
                 await asyncio.sleep(FETCH_PAUSE_S)
                 continue
             duration_s = monotonic() - since
@@ -156,8 +170,9 @@ class Fetcher:
                 info.size_bytes,
                 duration_s,
             )
-            then(info.snapshot, store)
+            then(snapshot, store)
             return
+        self._give_up()
 
     async def fetch(self, source: str, snapshot: Snapshot) -> SnapshotInfo:
         """Bring the snapshot file here, resuming what an earlier try left.

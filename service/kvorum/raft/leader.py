@@ -1,6 +1,6 @@
-"""What a server does while it leads: replicate, commit, prove that it leads, hand over (5.3, 5.4, thesis 4, 6.4).
+"""What a leader does: replicate, commit, prove that it leads, hand over (5.3, 5.4; thesis 3.10, 4, 6.4).
 
-A :class:`Leader` lives for one term of one leader; everything here is the "volatile state on leaders" of Figure 2.
+A :class:`Leader` lives for one term; everything here is the "volatile state on leaders" of Figure 2.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from kvorum.errors import MembershipRefused, Overloaded, TransferFailed
-from kvorum.raft.config import RaftConfig
-from kvorum.raft.log import RaftLog, entry_bytes
-from kvorum.raft.membership import AddLearner, Change, Configurations, Promote, Remove, changed, encode_configuration
+from kvorum.errors import InvariantViolated, MembershipRefused, Overloaded, TransferFailed
+from kvorum.raft.log import entry_bytes
+from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed, encode_configuration
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -24,45 +23,64 @@ from kvorum.raft.messages import (
     InstallSnapshotResponse,
     NodeId,
     ReadIndexResponse,
-    Snapshot,
+    Response,
     TimeoutNow,
 )
-from kvorum.raft.outbox import Outbox
 from kvorum.raft.progress import Progress, ReplicationState
 from kvorum.raft.reads import ReadRounds, WaitingRead
+from kvorum.raft.state import State
+from kvorum.raft.status import Role
 
 
 class Leader:
-    """One leadership. It shares the log, the configurations and the outbox with its :class:`~kvorum.raft.raft.Raft`.
+    """The leadership of one term. It begins with an empty entry and a heartbeat to every member.
 
     Args:
-        config: the server's limits and timeouts.
-        term: the term that was won.
-        log: the server's log.
-        configurations: the configurations in the log.
-        outbox: where messages go.
+        state: what the roles of this server share.
     """
 
-    def __init__(
-        self, config: RaftConfig, term: int, log: RaftLog, configurations: Configurations, outbox: Outbox
-    ) -> None:
-        self.term = term
+    role = Role.LEADER
+
+    def __init__(self, state: State) -> None:
         self.progress: dict[NodeId, Progress] = {}
         self.transfer_target: NodeId | None = None
-        self.released: list[tuple[int, int]] = []  # (context, index) of this server's own reads
-        self.state_index = 0
-        self.state_hash = 0
-        self._config = config
-        self._log = log
-        self._configurations = configurations
-        self._outbox = outbox
+        self.is_flush_due = True
+        """Something changed since the last :meth:`flush`."""
+        self.state_digest = (0, 0)
+        """An applied index and the state machine's hash there; heartbeats carry it."""
+        self._state = state
+        self._id = state.id
+        self._term = state.current_term
+        self._send = state.send
+        self._config = state.config
+        self._log = state.log
+        self._configurations = state.configurations
         self._reads = ReadRounds()
-        self._acknowledged_round: dict[NodeId, int] = {}
-        self._heartbeat_elapsed = 0
-        self._transfer_elapsed = 0
-        self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of what was appended in this term
+        self._ticks_since_heartbeat = 0
+        self._ticks_since_transfer = 0
+        self._uncommitted: deque[Entry] = deque()  # the entries of this term
         self._uncommitted_bytes = 0
-        self.follow_configuration()
+        self._track_members()
+        # An entry of this term commits what came before it, and makes the commit index current (5.4.2, 8).
+        self._append(EntryKind.NOOP, [b""])
+        self._broadcast_heartbeat()
+
+    def _track_members(self) -> None:
+        """Track exactly the members of the configuration in force."""
+        configuration = self._configurations.latest
+        others = [member.id for member in configuration.members if member.id != self._id]
+        first = self._log.last_index + 1
+        self.progress = {node: self.progress.get(node) or Progress(first) for node in others}
+        self._other_voters = {node: self.progress[node] for node in configuration.voters() if node in self.progress}
+        self._is_voter = self._id in configuration.voters()
+        self._quorum = configuration.quorum()
+        if self.transfer_target not in self.progress:
+            self.transfer_target = None
+        self._release_reads()  # A smaller quorum may already have answered.
+
+    def is_removed(self) -> bool:
+        """Return whether a committed configuration does not name this server as a voter (thesis 4.2.2)."""
+        return not self._is_voter and self._configurations.latest_index <= self._log.commit_index
 
     # --- Proposals ----------------------------------------------------------------------------------------------
 
@@ -76,36 +94,42 @@ class Leader:
             raise Overloaded("the leadership is being handed over")
         if self._uncommitted_bytes > self._config.uncommitted_bytes_max:
             raise Overloaded(f"{self._uncommitted_bytes} bytes wait for a quorum")
-        return self.append(EntryKind.COMMAND, payloads)
+        return self._append(EntryKind.COMMAND, payloads)
 
-    def append(self, kind: EntryKind, payloads: Sequence[bytes]) -> int:
+    def _append(self, kind: EntryKind, payloads: Sequence[bytes]) -> int:
         """Append entries of this term; they leave with the next flush."""
         first = self._log.last_index + 1
-        entries = [Entry(first + offset, self.term, kind, data) for offset, data in enumerate(payloads)]
+        entries = [Entry(index, self._term, kind, data) for index, data in enumerate(payloads, first)]
         self._log.append(entries)
-        for entry in entries:
-            size = entry_bytes(entry)
-            self._uncommitted.append((entry.index, size))
-            self._uncommitted_bytes += size
+        self._uncommitted += entries
+        self._uncommitted_bytes += sum(map(entry_bytes, entries))
+        self._mark_all()
         return first
 
+    def why_no_change(self) -> str | None:
+        """Return why no membership change can be proposed now, or None if one can."""
+        if not self.has_committed_in_term():
+            return "no entry of the leader's term is committed yet; try again"
+        if self._configurations.latest_index > self._log.commit_index:
+            return "another membership change is not committed yet; try again"
+        if self.transfer_target is not None:
+            return "the leadership is being handed over; try again"
+        return None
+
     def propose_change(self, change: Change) -> int:
-        """Append a configuration; it is in force at once (thesis 4.1).
+        """Append a configuration and return its index; it is in force at once (thesis 4.1).
 
         Raises:
-            MembershipRefused: not now, with the reason.
+            MembershipRefused: the change would not be safe now, or makes no sense.
         """
-        if not self.has_committed_in_term():
-            raise MembershipRefused("no entry of the leader's term is committed yet; try again")
-        if self._configurations.latest_index > self._log.commit_index:
-            raise MembershipRefused("another membership change is not committed yet; try again")
-        if self.transfer_target is not None:
-            raise MembershipRefused("the leadership is being handed over; try again")
+        reason = self.why_no_change()
+        if reason is not None:
+            raise MembershipRefused(reason)
         configuration = changed(self._configurations.latest, change)
         self._check_is_safe(change, configuration)
-        index = self.append(EntryKind.CONFIGURATION, [encode_configuration(configuration)])
+        index = self._append(EntryKind.CONFIGURATION, [encode_configuration(configuration)])
         self._configurations.append(index, configuration)
-        self.follow_configuration()
+        self._track_members()
         return index
 
     def _check_is_safe(self, change: Change, configuration: Configuration) -> None:
@@ -113,313 +137,295 @@ class Leader:
             case AddLearner():
                 return
             case Promote(node):
-                progress = self.progress[node]
-                lag = self._log.last_index - progress.match_index
-                is_here = self._is_active(node) and progress.match_index > 0
-                if not is_here or lag > self._config.promote_lag_max:
+                lag = self._log.last_index - self.progress[node].match_index
+                if not self._has_answered(node) or lag > self._config.promote_lag_max:
                     raise MembershipRefused(f"{node} has not caught up: it is {lag} entries behind")
             case Remove(node):
-                live = [v for v in configuration.voters() if v == self._config.id or self._has_answered(v)]
+                voters = configuration.voters()
+                live = [voter for voter in voters if voter == self._id or self._has_answered(voter)]
                 if len(live) < configuration.quorum():
                     raise MembershipRefused(
-                        f"without {node} only {len(live)} of {len(configuration.voters())} voters answer: no quorum"
+                        f"without {node} only {len(live)} of {len(voters)} voters answer: no quorum"
                     )
 
-    def follow_configuration(self) -> None:
-        """Track exactly the members of the configuration in force."""
-        members = [m.id for m in self._configurations.latest.members if m.id != self._config.id]
-        for node in members:
-            if node not in self.progress:
-                self.progress[node] = Progress(self._log.last_index + 1)
-        for node in [node for node in self.progress if node not in members]:
-            del self.progress[node]
-            self._acknowledged_round.pop(node, None)
-        if self.transfer_target is not None and self.transfer_target not in members:
-            self.transfer_target = None
-        self._release_reads()  # A smaller quorum may already have answered.
-
-    def _is_active(self, node: NodeId) -> bool:
-        progress = self.progress.get(node)
-        return progress is not None and progress.silent_ticks < self._config.election_timeout_ticks
-
     def _has_answered(self, node: NodeId) -> bool:
-        """Whether it is active and holds what this leader sent: a new leader takes everybody for active."""
-        return self._is_active(node) and self.progress[node].match_index > 0
+        """Whether it is active and holds what this leader sent: a new leader takes every member for active."""
+        progress = self.progress[node]
+        return self._is_active(progress) and progress.match_index > 0
 
-    def _active_voters(self) -> list[NodeId]:
-        voters = self._configurations.latest.voters()
-        return [node for node in voters if node == self._config.id or self._is_active(node)]
+    def _is_active(self, progress: Progress) -> bool:
+        return progress.ticks_since_received < self._config.election_timeout_ticks
 
     # --- Time ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         """Let one tick pass. Return False when no quorum answered for an election timeout: step down (thesis 6.2)."""
-        self._heartbeat_elapsed += 1
+        self._ticks_since_heartbeat += 1
         for progress in self.progress.values():
-            progress.silent_ticks += 1
-            progress.quiet_ticks += 1
+            progress.ticks_since_received += 1
+            progress.ticks_since_sent += 1
             if progress.state is ReplicationState.SNAPSHOT:
-                progress.snapshot_ticks += 1
+                progress.ticks_since_offered += 1
+                if progress.ticks_since_offered >= self._config.election_timeout_ticks:
+                    self._mark(progress)
         if self.transfer_target is not None:
-            self._transfer_elapsed += 1
-            if self._transfer_elapsed >= self._config.election_timeout_ticks:
+            self._ticks_since_transfer += 1
+            if self._ticks_since_transfer >= self._config.election_timeout_ticks:
                 self.transfer_target = None
-        if len(self._active_voters()) < self._configurations.latest.quorum():
+        if not self._hears_quorum():
             return False
-        if self._heartbeat_elapsed >= self._config.heartbeat_timeout_ticks:
-            self.broadcast_heartbeat()
+        if self._ticks_since_heartbeat >= self._config.heartbeat_timeout_ticks:
+            self._broadcast_heartbeat()
         return True
 
-    def broadcast_heartbeat(self) -> None:
+    def _hears_quorum(self) -> bool:
+        active = [progress for progress in self._other_voters.values() if self._is_active(progress)]
+        return len(active) + self._is_voter >= self._quorum
+
+    def _broadcast_heartbeat(self) -> None:
         """Tell every member that this server leads, what is committed, and the latest read round."""
-        self._heartbeat_elapsed = 0
+        self._ticks_since_heartbeat = 0
         for node, progress in self.progress.items():
             self._send_heartbeat(node, progress)
 
     def _send_heartbeat(self, node: NodeId, progress: Progress) -> None:
         progress.commit_sent = min(progress.match_index, self._log.commit_index)
-        self._outbox.send(
-            Heartbeat(
-                term=self.term,
-                sender=self._config.id,
-                recipient=node,
-                commit_index=progress.commit_sent,
-                round=self._reads.number,
-                state_index=self.state_index,
-                state_hash=self.state_hash,
-            )
+        sent, number, (index, digest) = progress.commit_sent, self._reads.number, self.state_digest
+        message = Heartbeat(
+            self._term, self._id, node, commit_index=sent, round=number, state_index=index, state_hash=digest
         )
+        self._send(message)
 
     # --- Replication --------------------------------------------------------------------------------------------
 
-    def flush(self, snapshot: Snapshot | None) -> None:
-        """Send what can be sent now: entries, a newer commit index, a read round.
+    def _mark(self, progress: Progress) -> None:
+        """Have the next flush consider this follower."""
+        progress.is_pending = self.is_flush_due = True
 
-        Args:
-            snapshot: the newest durable snapshot, for followers that the log no longer serves.
+    def _mark_all(self) -> None:
+        for progress in self.progress.values():
+            progress.is_pending = True
+        self.is_flush_due = True
+
+    def flush(self) -> None:
+        """Send what can be sent now to the followers for whom something changed: entries, a newer commit index.
+
+        Begin a read round if reads wait and none is out.
         """
-        for node, progress in self.progress.items():
-            self._replicate(node, progress, snapshot)
+        self.is_flush_due = False
+        pending = [(node, progress) for node, progress in self.progress.items() if progress.is_pending]
+        for node, progress in pending:
+            progress.is_pending = False
+            self._replicate(node, progress)
         if self._reads.can_start() and self.has_committed_in_term():
             self._reads.start(self._log.commit_index)
-            self.broadcast_heartbeat()
+            self._broadcast_heartbeat()
             self._release_reads()
-        for node, progress in self.progress.items():
-            # An idle follower learns at once what is committed; a busy one with its next entries.
+        for node, progress in pending:
+            # An idle follower learns at once what is committed, a busy one with its next entries.
             if progress.commit_sent < min(progress.match_index, self._log.commit_index) and not progress.has_inflight():
                 self._send_heartbeat(node, progress)
 
-    def _replicate(self, node: NodeId, progress: Progress, snapshot: Snapshot | None) -> None:
-        if progress.state is ReplicationState.SNAPSHOT:
-            # Lost, or its fetch failed: offered again now and then, the newest one.
-            if progress.snapshot_ticks >= self._config.election_timeout_ticks and self._is_active(node):
-                self._send_snapshot(node, progress, snapshot)
-            return
-        if progress.state is ReplicationState.PROBE:
-            if not progress.probe_sent and self._send_entries(node, progress, snapshot):
-                progress.probe_sent = True
-            return
-        while progress.next_index <= self._log.last_index and not progress.is_window_full(
-            self._config.inflight_messages_max, self._config.inflight_bytes_max
-        ):
-            if not self._send_entries(node, progress, snapshot) or progress.state is not ReplicationState.REPLICATE:
-                return
+    def _replicate(self, node: NodeId, progress: Progress) -> None:
+        match progress.state:
+            case ReplicationState.PROBE:
+                if not progress.probe_sent:
+                    progress.probe_sent = True
+                    self._send_entries(node, progress)
+            case ReplicationState.SNAPSHOT:
+                # The offer was lost, or the fetch failed. A follower that still fetches ignores this one.
+                if progress.ticks_since_offered >= self._config.election_timeout_ticks and self._is_active(progress):
+                    self._offer_snapshot(node, progress)
+            case ReplicationState.REPLICATE:
+                while (
+                    progress.state is ReplicationState.REPLICATE
+                    and progress.next_index <= self._log.last_index
+                    and not self._is_window_full(progress)
+                ):
+                    self._send_entries(node, progress)
 
-    def _send_entries(self, node: NodeId, progress: Progress, snapshot: Snapshot | None, empty: bool = False) -> bool:
-        prev_log_index = progress.next_index - 1
-        prev_log_term = self._log.term(prev_log_index)
-        if prev_log_term is None:
-            return self._send_snapshot(node, progress, snapshot)
-        entries = () if empty else self._log.slice(progress.next_index, self._config.append_bytes_max)
-        progress.quiet_ticks = 0
-        self._outbox.send(
-            AppendEntries(
-                term=self.term,
-                sender=self._config.id,
-                recipient=node,
-                prev_log_index=prev_log_index,
-                prev_log_term=prev_log_term,
-                entries=entries,
-                leader_commit=self._log.commit_index,
-            )
+    def _is_window_full(self, progress: Progress) -> bool:
+        return progress.is_window_full(self._config.inflight_messages_max, self._config.inflight_bytes_max)
+
+    def _send_entries(self, node: NodeId, progress: Progress, *, empty: bool = False) -> None:
+        log, index, commit = self._log, progress.next_index - 1, self._log.commit_index
+        term = log.term(index)
+        if term is None:
+            self._offer_snapshot(node, progress)
+            return
+        entries = () if empty else log.slice(progress.next_index, self._config.append_bytes_max)
+        progress.ticks_since_sent = 0
+        message = AppendEntries(
+            self._term, self._id, node, prev_log_index=index, prev_log_term=term, entries=entries, leader_commit=commit
         )
+        self._send(message)
         if progress.state is ReplicationState.REPLICATE:
-            progress.commit_sent = self._log.commit_index
+            progress.commit_sent = commit
             if entries:
-                progress.sent(entries[-1].index, sum(entry_bytes(entry) for entry in entries))
-        return True
+                progress.sent(entries[-1].index, sum(map(entry_bytes, entries)))
 
-    def _send_snapshot(self, node: NodeId, progress: Progress, snapshot: Snapshot | None) -> bool:
+    def _offer_snapshot(self, node: NodeId, progress: Progress) -> None:
+        snapshot = self._state.snapshot
         if snapshot is None:
-            return False
+            raise InvariantViolated(f"the log begins at {self._log.first_index}, and there is no snapshot before it")
         progress.become_snapshot()
-        self._outbox.send(InstallSnapshot(term=self.term, sender=self._config.id, recipient=node, snapshot=snapshot))
-        return True
+        self._send(InstallSnapshot(self._term, self._id, node, snapshot=snapshot))
 
-    def on_append_entries_response(self, message: AppendEntriesResponse) -> None:
-        """A follower holds entries, or refused them (section 5.3)."""
+    def on_response(self, message: Response) -> None:
+        """A member answered; what one that is no member says counts for nothing."""
         progress = self.progress.get(message.sender)
         if progress is None:
             return
-        progress.silent_ticks = 0
-        if message.success:
-            self._on_match(message.sender, progress, message.index)
-            return
-        if progress.state is ReplicationState.REPLICATE:
-            if message.index > progress.match_index:
-                progress.become_probe()
-            return
-        if progress.state is not ReplicationState.PROBE or message.index != progress.next_index - 1:
-            return  # The answer to an older probe.
-        agreed, _ = self._log.last_not_above(min(message.hint_index, message.index - 1), message.hint_term)
-        progress.next_index = max(progress.match_index, min(agreed, message.index - 1)) + 1
-        progress.probe_sent = False
+        progress.ticks_since_received = 0
+        match message:
+            case AppendEntriesResponse(success=True) | InstallSnapshotResponse():
+                self._on_match(message.sender, progress, message.index)
+            case AppendEntriesResponse():
+                self._on_refusal(progress, message)
+            case HeartbeatResponse():
+                self._on_heartbeat_response(message, progress)
 
     def _on_match(self, node: NodeId, progress: Progress, index: int) -> None:
         if index > self._log.last_index:
             return  # It claims what was never sent to it: refuse to count it.
-        progress.matched(index)
+        self._mark(progress)
+        is_news = progress.matched(index)
         if progress.state is ReplicationState.PROBE or (
             progress.state is ReplicationState.SNAPSHOT and progress.match_index >= self._log.base_index
         ):
             progress.become_replicate()
-        self.maybe_commit()
+        if is_news:
+            self.advance_commit_index()
         if node == self.transfer_target and progress.match_index == self._log.last_index:
             self._send_timeout_now(node)
 
-    def on_heartbeat_response(self, message: HeartbeatResponse) -> None:
-        """A follower still follows; perhaps it lost what was sent."""
-        progress = self.progress.get(message.sender)
-        if progress is None:
-            return
-        progress.silent_ticks = 0
-        acknowledged = min(message.round, self._reads.number)
-        if acknowledged > self._acknowledged_round.get(message.sender, 0):
-            self._acknowledged_round[message.sender] = acknowledged
-            self._release_reads()
-        # Answers to read rounds come much more often than heartbeats: what was just sent is not sent again (bug B18).
-        if progress.quiet_ticks >= self._config.heartbeat_timeout_ticks:
-            self._ask_again(message.sender, progress)
+    def _on_refusal(self, progress: Progress, message: AppendEntriesResponse) -> None:
+        """The logs do not match at ``message.index`` (section 5.3)."""
+        self._mark(progress)
+        if progress.state is ReplicationState.REPLICATE and message.index > progress.match_index:
+            progress.become_probe()
+        elif progress.state is ReplicationState.PROBE and message.index == progress.next_index - 1:
+            hint = min(message.hint_index, message.index - 1)
+            agreed, _ = self._log.find_conflict_by_term(hint, message.hint_term)
+            progress.next_index = max(progress.match_index, min(agreed, message.index - 1)) + 1
+            progress.probe_sent = False
 
-    def _ask_again(self, node: NodeId, progress: Progress) -> None:
-        """Nothing was sent for a while: what was sent before may be lost (bug B15)."""
+    def _on_heartbeat_response(self, message: HeartbeatResponse, progress: Progress) -> None:
+        acknowledged = min(message.round, self._reads.number)
+        if acknowledged > progress.acknowledged_round:
+            progress.acknowledged_round = acknowledged
+            self._release_reads()
+        # Read rounds are answered much more often than heartbeats: what was just sent is not sent again.
+        if progress.ticks_since_sent >= self._config.heartbeat_timeout_ticks:
+            self._mark(progress)
+            self._repeat_lost(message.sender, progress)
+
+    def _repeat_lost(self, node: NodeId, progress: Progress) -> None:
+        """Nothing was sent for a while: what was sent before may be lost."""
         progress.probe_sent = False
         if progress.state is not ReplicationState.REPLICATE or progress.match_index >= self._log.last_index:
             return
         if self._log.term(progress.next_index - 1) is None:
-            progress.become_probe()  # The log was compacted meanwhile: it can be offered a snapshot only.
-            return
-        full = progress.is_window_full(self._config.inflight_messages_max, self._config.inflight_bytes_max)
-        if full or progress.next_index > self._log.last_index:
+            progress.become_probe()  # The log was compacted meanwhile: only a snapshot can be offered.
+        elif progress.next_index > self._log.last_index or self._is_window_full(progress):
             # If something was lost, this empty one is refused, and the follower is probed.
-            self._send_entries(node, progress, None, empty=True)
-
-    def on_install_snapshot_response(self, message: InstallSnapshotResponse) -> None:
-        """A follower adopted a snapshot, or already held what it covers."""
-        progress = self.progress.get(message.sender)
-        if progress is None:
-            return
-        progress.silent_ticks = 0
-        self._on_match(message.sender, progress, message.index)
+            self._send_entries(node, progress, empty=True)
 
     # --- Commit -------------------------------------------------------------------------------------------------
 
-    def maybe_commit(self) -> bool:
-        """Commit what a majority of voters has durable, if it is of this term (section 5.4.2). Return whether it rose.
+    def advance_commit_index(self) -> None:
+        """Commit what a majority of voters has durable, if it is of this term (section 5.4.2).
 
         This server's own log counts as far as it is saved: to consensus the local disk is one more voter.
         """
-        voters = self._configurations.latest.voters()
-        matches = sorted((self._match_index(node) for node in voters), reverse=True)
-        index = matches[len(voters) // 2]
-        if index <= self._log.commit_index or self._log.term(index) != self.term:
-            return False
-        self._log.commit_to(index)
-        while self._uncommitted and self._uncommitted[0][0] <= index:
-            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
-        return True
+        log = self._log
+        matches = [progress.match_index for progress in self._other_voters.values()]
+        index = self._quorum_reached(log.saved_index, matches)
+        if index <= log.commit_index or log.term(index) != self._term:
+            return
+        log.commit_to(index)
+        while self._uncommitted and self._uncommitted[0].index <= index:
+            self._uncommitted_bytes -= entry_bytes(self._uncommitted.popleft())
+        self._mark_all()
 
-    def _match_index(self, node: NodeId) -> int:
-        if node == self._config.id:
-            return self._log.saved_index
-        return self.progress[node].match_index
+    def _quorum_reached(self, own: int, others: list[int]) -> int:
+        """Return the highest number that a quorum of voters has reached."""
+        numbers = sorted([*others, own] if self._is_voter else others)
+        return numbers[-self._quorum]
 
     def has_committed_in_term(self) -> bool:
-        """Tell whether an entry of this term is committed: from then on the commit index is current (thesis 6.4)."""
-        return self._log.term(self._log.commit_index) == self.term
+        """Return whether an entry of this term is committed: from then on the commit index is current (thesis 6.4)."""
+        return self._log.term(self._log.commit_index) == self._term
 
     # --- Reads --------------------------------------------------------------------------------------------------
 
     def read_index(self, origin: NodeId, context: int) -> None:
         """Begin a read barrier for this server or a follower."""
         read = WaitingRead(origin, context)
-        if origin == self._config.id:
+        if origin == self._id:
             self._reads.add(read)
         else:
             self._reads.add_latest(read)
+        self.is_flush_due = True
 
     def abandon_read(self, context: int) -> None:
         """Forget a barrier of this server's own that nobody waits for any more."""
-        self._reads.discard(WaitingRead(self._config.id, context))
+        self._reads.discard(WaitingRead(self._id, context))
 
     def _release_reads(self) -> None:
-        voters = self._configurations.latest.voters()
-        rounds = sorted((self._round_of(node) for node in voters), reverse=True)
-        for released in self._reads.confirmed(rounds[len(voters) // 2]):
-            read = released.read
-            if read.origin == self._config.id:
-                self.released.append((read.context, released.index))
-                continue
-            self._outbox.send(
-                ReadIndexResponse(
-                    term=self.term,
-                    sender=self._config.id,
-                    recipient=read.origin,
-                    context=read.context,
-                    index=released.index,
-                )
-            )
+        if not self._reads.is_out:
+            return
+        rounds = [progress.acknowledged_round for progress in self._other_voters.values()]
+        for read, index in self._reads.confirmed(self._quorum_reached(self._reads.number, rounds)):
+            if read.origin == self._id:
+                self._state.reads.passed(read.context, index)
+            else:
+                self._send(ReadIndexResponse(self._term, self._id, read.origin, context=read.context, index=index))
+        self.is_flush_due = True  # The reads that wait may begin the next round.
 
-    def _round_of(self, node: NodeId) -> int:
-        return self._reads.number if node == self._config.id else self._acknowledged_round.get(node, 0)
-
-    def abandon_reads(self) -> list[int]:
-        """Give up every read; return the contexts of this server's own."""
-        return [read.context for read in self._reads.drain() if read.origin == self._config.id] + [
-            context for context, _ in self.released
-        ]
+    def abandon_reads(self) -> None:
+        """Give up every read: the leadership is over."""
+        self._state.reads.refused(read.context for read in self._reads.drain() if read.origin == self._id)
 
     # --- Handing over -------------------------------------------------------------------------------------------
 
     def transfer(self, target: NodeId | None) -> NodeId:
-        """Begin to hand the leadership to ``target``, or to the voter that is furthest (thesis 3.10).
+        """Begin to hand the leadership to ``target``, or to the most caught-up voter (thesis 3.10).
 
         Proposals are refused until it is over, or an election timeout has passed.
 
         Raises:
             TransferFailed: there is nobody to hand it to: no other voter, or none that answers.
         """
-        voters = [node for node in self._configurations.latest.voters() if node in self.progress]
         if target is None:
-            live = [node for node in voters if self._is_active(node)]
-            if not live:
-                raise TransferFailed("no other voter answers")
-            target = max(live, key=lambda node: self.progress[node].match_index)
-        if target not in voters:
+            target = self._most_caught_up_voter()
+        if target is None:
+            raise TransferFailed("no other voter answers")
+        if target not in self._other_voters:
             raise TransferFailed(f"{target} is not another voter")
-        if not self._is_active(target):
+        if not self._is_active(self.progress[target]):
             raise TransferFailed(f"{target} does not answer")
         self.transfer_target = target
-        self._transfer_elapsed = 0
+        self._ticks_since_transfer = 0
         if self.progress[target].match_index == self._log.last_index:
             self._send_timeout_now(target)
         return target
 
-    def _send_timeout_now(self, node: NodeId) -> None:
-        self._outbox.send(TimeoutNow(term=self.term, sender=self._config.id, recipient=node))
+    def resign(self) -> None:
+        """Let the most caught-up voter campaign at once: this server cannot go on as leader."""
+        target = self._most_caught_up_voter()
+        if target is not None:
+            self._send_timeout_now(target)
 
-    def send_timeout_now_to_the_furthest(self) -> None:
-        """A leader that cannot go on leaves: let the voter that is furthest campaign at once."""
-        voters = [node for node in self._active_voters() if node in self.progress]
-        if voters:
-            self._send_timeout_now(max(voters, key=lambda node: self.progress[node].match_index))
+    def announce_removal(self) -> None:
+        """Tell the others that the configuration without this server is committed, and resign (thesis 4.2.2)."""
+        self._broadcast_heartbeat()
+        self.resign()
+
+    def _most_caught_up_voter(self) -> NodeId | None:
+        """Return the active voter, other than this server, that holds most of the log."""
+        active = [node for node, progress in self._other_voters.items() if self._is_active(progress)]
+        return max(active, key=lambda node: self.progress[node].match_index, default=None)
+
+    def _send_timeout_now(self, node: NodeId) -> None:
+        self._send(TimeoutNow(self._term, self._id, node))

@@ -88,15 +88,13 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
             if len(members) >= MEMBERS_MAX:
                 raise MembershipRefused(f"there are {len(members)} members already (limit {MEMBERS_MAX})")
             members[member.id] = msgspec.structs.replace(member, voter=False)
+        case Promote(node) | Remove(node) if node not in members:
+            raise MembershipRefused(f"{node} is not a member")
         case Promote(node):
-            if node not in members:
-                raise MembershipRefused(f"{node} is not a member")
             if members[node].voter:
                 raise MembershipRefused(f"{node} is a voter already")
             members[node] = msgspec.structs.replace(members[node], voter=True)
         case Remove(node):
-            if node not in members:
-                raise MembershipRefused(f"{node} is not a member")
             if configuration.voters() == (node,):
                 raise MembershipRefused(f"{node} is the last voter")
             del members[node]
@@ -164,10 +162,7 @@ class Configurations:
 
     def at(self, index: int) -> Configuration:
         """Return the configuration in force at ``index``, which must not be compacted away."""
-        for at, configuration in reversed(self._history):
-            if at <= index:
-                return configuration
-        return self._history[0][1]
+        return next((known for since, known in reversed(self._history) if since <= index), self._history[0][1])
 
     def compact(self, index: int) -> None:
         """Forget what nothing after ``index`` can return to."""

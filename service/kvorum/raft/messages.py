@@ -9,8 +9,15 @@ msgpack arrays: ``[tag, term, sender, recipient, ...]``.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
+
+INDEX_MAX = 2**62
+"""No index, term or round reaches this; decoding refuses a larger one."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, lt=INDEX_MAX)]
+"""An index, a term or a round."""
 
 NodeId = str
 """A member: ``name@incarnation``. A node that lost its disk comes back as another member of the same name."""
@@ -30,8 +37,8 @@ class EntryKind(IntEnum):
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One log entry (section 5.3). ``data`` is encoded once: the same bytes go to disk and to every peer."""
 
-    index: int
-    term: int
+    index: Number
+    term: Number
     kind: EntryKind
     data: bytes
 
@@ -62,10 +69,7 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
 
     def get(self, node: NodeId) -> Member | None:
         """Return the member with this id, or None."""
-        for member in self.members:
-            if member.id == node:
-                return member
-        return None
+        return next((member for member in self.members if member.id == node), None)
 
     def quorum(self) -> int:
         """Return how many voters are a majority."""
@@ -82,13 +86,13 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot replaces: the log up to and including ``last_index`` (section 7). The data is the driver's."""
 
-    last_index: int
-    last_term: int
+    last_index: Number
+    last_term: Number
     configuration: Configuration
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    term: int
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    term: Number
     sender: NodeId
     recipient: NodeId
 
@@ -96,8 +100,8 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 class RequestVote(_Message, frozen=True, array_like=True, tag="rv", kw_only=True):
     """Sections 5.2, 5.4.1; with ``pre_vote`` the question of thesis 9.6, asked for ``term`` without entering it."""
 
-    last_log_index: int
-    last_log_term: int
+    last_log_index: Number
+    last_log_term: Number
     pre_vote: bool = False
     leadership_transfer: bool = False
     """The candidate was told to campaign by the leader (thesis 4.2.3): the leader's lease does not protect it."""
@@ -113,10 +117,10 @@ class RequestVoteResponse(_Message, frozen=True, array_like=True, tag="rvr", kw_
 class AppendEntries(_Message, frozen=True, array_like=True, tag="ae", kw_only=True):
     """Section 5.3. Never empty but when it probes for the place where two logs agree."""
 
-    prev_log_index: int
-    prev_log_term: int
+    prev_log_index: Number
+    prev_log_term: Number
     entries: tuple[Entry, ...]
-    leader_commit: int
+    leader_commit: Number
 
 
 class AppendEntriesResponse(_Message, frozen=True, array_like=True, tag="aer", kw_only=True):
@@ -128,9 +132,9 @@ class AppendEntriesResponse(_Message, frozen=True, array_like=True, tag="aer", k
     """
 
     success: bool
-    index: int
-    hint_index: int = 0
-    hint_term: int = 0
+    index: Number
+    hint_index: Number = 0
+    hint_term: Number = 0
 
 
 class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
@@ -141,16 +145,16 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
     ``state_index`` and ``state_hash``: the leader's state hash after applying that index, for the driver (0: none).
     """
 
-    commit_index: int
-    round: int
-    state_index: int = 0
+    commit_index: Number
+    round: Number
+    state_index: Number = 0
     state_hash: int = 0
 
 
 class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):
     """Carries back the round; says nothing about the log, so it need not wait for the disk."""
 
-    round: int
+    round: Number
 
 
 class ReadIndex(_Message, frozen=True, array_like=True, tag="ri", kw_only=True):
@@ -166,14 +170,14 @@ class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="rir", kw_on
     """
 
     context: int
-    index: int
+    index: Number
 
 
 class InstallSnapshot(_Message, frozen=True, array_like=True, tag="is", kw_only=True):
     """Section 7: the follower needs what the leader's log no longer holds.
 
-    Consensus carries the description only. The follower's driver first fetches the file from the leader (in chunks,
-    resumable), makes it durable, and only then steps this message.
+    It carries the description only: an offer. The follower that needs it asks its driver to fetch the file
+    (:attr:`Ready.fetch`).
     """
 
     snapshot: Snapshot
@@ -182,26 +186,18 @@ class InstallSnapshot(_Message, frozen=True, array_like=True, tag="is", kw_only=
 class InstallSnapshotResponse(_Message, frozen=True, array_like=True, tag="isr", kw_only=True):
     """The follower's log now begins behind ``index`` (or already held it)."""
 
-    index: int
+    index: Number
 
 
 class TimeoutNow(_Message, frozen=True, array_like=True, tag="tn", kw_only=True):
     """Leadership transfer, thesis 3.10: campaign at once."""
 
 
-Message = (
-    RequestVote
-    | RequestVoteResponse
-    | AppendEntries
-    | AppendEntriesResponse
-    | Heartbeat
-    | HeartbeatResponse
-    | ReadIndex
-    | ReadIndexResponse
-    | InstallSnapshot
-    | InstallSnapshotResponse
-    | TimeoutNow
-)
+LeaderMessage = AppendEntries | Heartbeat | InstallSnapshot
+"""What only the leader of a term sends."""
+Response = AppendEntriesResponse | HeartbeatResponse | InstallSnapshotResponse
+"""The answers to it."""
+Message = LeaderMessage | Response | RequestVote | RequestVoteResponse | ReadIndex | ReadIndexResponse | TimeoutNow
 
 
 class Save(msgspec.Struct, frozen=True):
@@ -217,6 +213,16 @@ class Save(msgspec.Struct, frozen=True):
     """Contiguous; replaces everything in the log from ``entries[0].index`` on."""
     snapshot: Snapshot | None = None
     """Adopt this snapshot: the whole log is replaced by it, then ``entries`` follow."""
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Fetch this snapshot from ``source`` and make it durable.
+
+    Then call :meth:`Raft.fetched`, or :meth:`Raft.fetch_failed` after giving up. There is one fetch at a time.
+    """
+
+    source: NodeId
+    snapshot: Snapshot
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -243,4 +249,6 @@ class Ready(msgspec.Struct, frozen=True):
     reads: tuple[Read, ...] = ()
     """Release these reads after applying ``committed``."""
     reads_refused: tuple[int, ...] = ()
-    """Contexts whose barrier failed (the leader changed); ask again."""
+    """Contexts whose barrier failed because the leader changed; ask again."""
+    fetch: Fetch | None = None
+    """Begin this fetch. The one before it has ended."""

@@ -1,7 +1,7 @@
-"""One consensus server: a synchronous, deterministic state machine.
+"""One consensus server: what its driver calls, and every way from role to role (Figure 4).
 
-No clock, no I/O, no randomness but the injected one. The driver calls :meth:`Raft.tick`, :meth:`Raft.step` and the
-proposing methods in any order, then takes everything there is to do from :meth:`Raft.ready`.
+The driver calls :meth:`Raft.tick`, :meth:`Raft.step` and the proposing methods in any order, then takes everything
+there is to do from :meth:`Raft.ready`. What a message means to a role is in the role's own module.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ from random import Random
 from typing import assert_never
 
 from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
+from kvorum.raft.candidate import Candidate
 from kvorum.raft.config import RaftConfig
-from kvorum.raft.follower import answer_an_old_leader, answer_append_entries
+from kvorum.raft.election import is_vote_granted
+from kvorum.raft.follower import Follower, answer_old_leader
 from kvorum.raft.leader import Leader
-from kvorum.raft.log import RaftLog
-from kvorum.raft.membership import Change, Configurations, bootstrap_entry
+from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
-    AppendEntries,
-    AppendEntriesResponse,
     Configuration,
     Entry,
     HardState,
-    Heartbeat,
-    HeartbeatResponse,
-    InstallSnapshot,
-    InstallSnapshotResponse,
+    LeaderMessage,
     Message,
     NodeId,
     ReadIndex,
@@ -33,14 +29,11 @@ from kvorum.raft.messages import (
     Ready,
     RequestVote,
     RequestVoteResponse,
-    Save,
+    Response,
     Snapshot,
     TimeoutNow,
 )
-from kvorum.raft.outbox import Outbox
-from kvorum.raft.reads import OwnReads
-from kvorum.raft.roles import Roles
-from kvorum.raft.saves import Saves
+from kvorum.raft.state import State
 from kvorum.raft.status import PeerStatus, RaftStatus, Role
 
 
@@ -69,55 +62,35 @@ class Raft:
         entries: Sequence[Entry] = (),
     ) -> None:
         self.config = config
-        self.snapshot = snapshot
-        hard_state = hard_state or HardState()
-        self.log = RaftLog(snapshot.last_index if snapshot else 0, snapshot.last_term if snapshot else 0, entries)
-        if self.log.last_term > hard_state.current_term:
-            raise InvariantViolated(
-                f"the log is in term {self.log.last_term}, yet the term is {hard_state.current_term}"
-            )
-        self.configurations = Configurations(
-            snapshot.last_index if snapshot else 0, snapshot.configuration if snapshot else Configuration()
-        )
-        self.configurations.note(entries)
-        self._outbox = Outbox(hard_state)
-        self._saves = Saves()
-        self._reads = OwnReads(config.heartbeat_timeout_ticks)
-        self._roles = Roles(
-            config, random, hard_state, self.log, self.configurations, self._outbox, self._saves, self._reads
-        )
+        self._state = State(config, random, hard_state or HardState(), snapshot, entries)
+        self._role: Follower | Candidate | Leader = Follower(self._state)
+        self.id = config.id
+        self.log = self._state.log
+        self.configurations = self._state.configurations
+        self.campaign_reason = "timeout"
+        """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
 
     # --- What the driver asks -----------------------------------------------------------------------------------
 
     @property
-    def id(self) -> NodeId:
-        """This server's own id."""
-        return self.config.id
-
-    @property
     def role(self) -> Role:
         """What this server is in its current term."""
-        return self._roles.role
+        return self._role.role
 
     @property
     def leader(self) -> NodeId | None:
         """Who leads the current term, as far as this server has heard."""
-        return self._roles.leader
+        return self._state.leader
 
     @property
     def current_term(self) -> int:
         """The latest term that this server has seen; it may not be durable yet."""
-        return self._roles.current_term
+        return self._state.current_term
 
     @property
-    def voted_for(self) -> NodeId | None:
-        """Who got this server's vote in the current term."""
-        return self._roles.voted_for
-
-    @property
-    def campaign_reason(self) -> str:
-        """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
-        return self._roles.campaign_reason
+    def snapshot(self) -> Snapshot | None:
+        """The newest snapshot that the log goes on from; one from the leader may not be durable yet."""
+        return self._state.snapshot
 
     @property
     def configuration(self) -> Configuration:
@@ -125,46 +98,43 @@ class Raft:
         return self.configurations.latest
 
     @property
-    def _leader_state(self) -> Leader | None:
-        return self._roles.leader_state
+    def is_disk_stalled(self) -> bool:
+        """Whether the disk makes no progress; such a server neither leads nor campaigns."""
+        return self._state.is_disk_stalled
 
     @property
     def is_transferring(self) -> bool:
         """Whether this server is handing its leadership over; the driver holds writes meanwhile."""
-        return self._leader_state is not None and self._leader_state.transfer_target is not None
+        return isinstance(self._role, Leader) and self._role.transfer_target is not None
 
     @property
     def can_change_membership(self) -> bool:
-        """Whether a change could be proposed now: we lead, in a term with a committed entry, and none is pending."""
-        return (
-            self._leader_state is not None
-            and self._leader_state.has_committed_in_term()
-            and self.configurations.latest_index <= self.log.commit_index
-            and not self.is_transferring
-        )
+        """Whether a change could be proposed now: this server leads, and no other change is pending."""
+        return isinstance(self._role, Leader) and self._role.why_no_change() is None
 
     def status(self) -> RaftStatus:
         """Return a picture of this server."""
-        state = self._leader_state
+        state, log = self._state, self.log
+        leader = self._role if isinstance(self._role, Leader) else None
         timeout = self.config.election_timeout_ticks
         return RaftStatus(
             id=self.id,
             role=self.role,
-            term=self.current_term,
-            voted_for=self.voted_for,
-            leader=self.leader,
-            commit_index=self.log.commit_index,
-            applied_index=self.log.applied_index,
-            first_index=self.log.first_index,
-            last_index=self.log.last_index,
-            saved_index=self.log.saved_index,
-            snapshot_index=self.snapshot.last_index if self.snapshot else 0,
+            term=state.current_term,
+            voted_for=state.voted_for,
+            leader=state.leader,
+            commit_index=log.commit_index,
+            applied_index=log.applied_index,
+            first_index=log.first_index,
+            last_index=log.last_index,
+            saved_index=log.saved_index,
+            snapshot_index=state.snapshot.last_index if state.snapshot else 0,
             configuration=self.configuration,
             configuration_index=self.configurations.latest_index,
-            transfer_target=state.transfer_target if state else None,
+            transfer_target=leader.transfer_target if leader else None,
             progress={
-                node: PeerStatus(p.match_index, p.next_index, p.state, p.silent_ticks < timeout)
-                for node, p in (state.progress if state else {}).items()
+                node: PeerStatus(p.match_index, p.next_index, p.state, p.ticks_since_received < timeout)
+                for node, p in (leader.progress if leader else {}).items()
             },
         )
 
@@ -181,35 +151,31 @@ class Raft:
         if self.id not in configuration.voters():
             raise MembershipRefused(f"{self.id} is not a voter of the first configuration")
         entry = bootstrap_entry(configuration)
-        self._roles.become_follower(entry.term, None)
+        self._become_follower(entry.term, None)
         self.log.append([entry])
         self.configurations.note([entry])
-        self._roles.campaign_softly()
+        self._become_pre_candidate()
 
     def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
         """Append commands to the log; return (index of the first, term).
 
-        They are committed if an entry of that term is later handed over at that index; if another term's is, they are
-        lost for good.
+        They are committed if an entry of that term is later handed over at that index. If an entry of another term is,
+        they are lost for good.
 
         Raises:
             NotLeader: nothing was appended.
             Overloaded: nothing was appended: too much waits for a quorum, or the leadership is being handed over.
         """
-        if self._leader_state is None:
-            raise NotLeader(self.leader)
-        return self._leader_state.propose(payloads), self.current_term
+        return self._leader().propose(payloads), self.current_term
 
-    def propose_change(self, change: Change) -> int:
-        """Append a membership change; return its index.
+    def propose_change(self, change: Change) -> tuple[int, int]:
+        """Append a membership change; return (index, term), which mean the same as for :meth:`propose`.
 
         Raises:
             NotLeader: nothing was appended.
             MembershipRefused: nothing was appended: it would not be safe now, or makes no sense.
         """
-        if self._leader_state is None:
-            raise NotLeader(self.leader)
-        return self._leader_state.propose_change(change)
+        return self._leader().propose_change(change), self.current_term
 
     def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
         """Begin to hand the leadership over (thesis 3.10); return to whom.
@@ -218,9 +184,12 @@ class Raft:
             NotLeader: this server has none to give.
             TransferFailed: there is nobody to take it.
         """
-        if self._leader_state is None:
+        return self._leader().transfer(target)
+
+    def _leader(self) -> Leader:
+        if not isinstance(self._role, Leader):
             raise NotLeader(self.leader)
-        return self._leader_state.transfer(target)
+        return self._role
 
     def read_index(self, context: int) -> None:
         """Begin a linearizable read barrier (thesis 6.4); a later Ready releases or refuses ``context``.
@@ -229,26 +198,26 @@ class Raft:
         a new one.
 
         Raises:
-            NoLeader: nobody to ask.
+            NoLeader: no leader is known.
         """
-        if self._leader_state is not None:
-            self._leader_state.read_index(self.id, context)
+        if isinstance(self._role, Leader):
+            self._role.read_index(self.id, context)
         elif self.leader is not None:
-            self._reads.ask(context)
+            self._state.reads.ask(context)
             self._send_read_index(context)
         else:
             raise NoLeader("no leader is known")
 
     def abandon_read(self, context: int) -> None:
         """Forget a barrier that nobody waits for any more."""
-        self._reads.forget(context)
-        if self._leader_state is not None:
-            self._leader_state.abandon_read(context)
+        self._state.reads.forget(context)
+        if isinstance(self._role, Leader):
+            self._role.abandon_read(context)
 
     def set_state_digest(self, index: int, state_hash: int) -> None:
         """Let the leader's heartbeats carry the state machine's hash after applying ``index``."""
-        if self._leader_state is not None:
-            self._leader_state.state_index, self._leader_state.state_hash = index, state_hash
+        if isinstance(self._role, Leader):
+            self._role.state_digest = (index, state_hash)
 
     def snapshot_at(self, index: int) -> Snapshot:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.
@@ -262,14 +231,14 @@ class Raft:
         return Snapshot(index, term, self.configurations.at(index))
 
     def compact(self, snapshot: Snapshot, retain: int) -> int:
-        """A snapshot of our own is durable: forget the log before it, but for ``retain`` entries (section 7).
+        """Forget the log before a snapshot of our own that is durable, but for ``retain`` entries (section 7).
 
         Returns:
             Where the durable log may be cut too: the first index that the log still holds, but nothing that only a
             newer snapshot covers, whose own save may not be done.
         """
         if self.snapshot is None or snapshot.last_index > self.snapshot.last_index:
-            self.snapshot = snapshot
+            self._state.snapshot = snapshot
             self.log.compact(snapshot.last_index - retain)
             self.configurations.compact(self.log.base_index)
         return min(self.log.first_index, snapshot.last_index + 1)
@@ -284,156 +253,34 @@ class Raft:
             raise InvariantViolated(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
         self.log.applied_index = index
 
+    # --- Inputs -------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let one tick pass: the only notion of time."""
+        state = self._state
+        state.tick()
+        if isinstance(self._role, Leader):
+            if state.is_disk_stalled:
+                self._role.resign()
+                self._become_follower(state.current_term, None)
+            elif not self._role.tick():
+                self._become_follower(state.current_term, None)
+        elif state.timer.tick():
+            if state.is_electable():
+                self._become_pre_candidate()
+            else:
+                self._become_follower(state.current_term, None)  # It waits, but not for a leader that is gone.
+        context = state.reads.tick()
+        if context is not None:
+            self._send_read_index(context)
+
     def peer_unreachable(self, node: NodeId) -> None:
         """A hint: the connection to ``node`` broke. If it led, do not wait for the whole election timeout.
 
         Safe when wrong: a pre-vote fails while the others hear the leader.
         """
-        self._roles.suspect(node)
-
-    # --- Time ---------------------------------------------------------------------------------------------------
-
-    def tick(self) -> None:
-        """Let one tick pass: the only notion of time."""
-        self._saves.tick()
-        self._roles.tick()
-        context = self._reads.tick()
-        if context is not None:
-            self._send_read_index(context)
-
-    @property
-    def is_disk_stalled(self) -> bool:
-        """Whether the disk makes no progress; such a server neither leads nor campaigns (bug B8)."""
-        return self._roles.is_disk_stalled
-
-    # --- Messages -----------------------------------------------------------------------------------------------
-
-    def step(self, message: Message) -> None:
-        """Take a message from a peer. One that is not for this server, or of an old term, changes nothing.
-
-        Raises:
-            InvariantViolated: the message contradicts what is committed: a bug, or another cluster's.
-        """
-        if message.recipient != self.id or message.sender == self.id:
-            return
-        if isinstance(message, RequestVote):
-            self._roles.on_request_vote(message)
-            return
-        if message.term > self.current_term and not self._is_granted_pre_vote(message):
-            # Section 5.1: whoever sees a higher term enters it as a follower.
-            self._roles.become_follower(message.term, message.sender if self._is_from_leader(message) else None)
-        elif message.term < self.current_term:
-            for answer in answer_an_old_leader(self.id, self.current_term, message):
-                self._outbox.send(answer)
-            return
-        self._dispatch(message)
-
-    @staticmethod
-    def _is_granted_pre_vote(message: Message) -> bool:
-        return isinstance(message, RequestVoteResponse) and message.pre_vote and message.vote_granted
-
-    @staticmethod
-    def _is_from_leader(message: Message) -> bool:
-        return isinstance(message, AppendEntries | Heartbeat | InstallSnapshot)
-
-    def _dispatch(self, message: Message) -> None:
-        match message:
-            case RequestVoteResponse():
-                self._roles.on_request_vote_response(message)
-            case AppendEntries():
-                self._roles.follow(message.sender)
-                self._on_append_entries(message)
-            case Heartbeat():
-                self._roles.follow(message.sender)
-                self._on_heartbeat(message)
-            case InstallSnapshot():
-                self._roles.follow(message.sender)
-                self._on_install_snapshot(message)
-            case AppendEntriesResponse():
-                if self._leader_state is not None:
-                    self._leader_state.on_append_entries_response(message)
-                    self._roles.leave_if_removed()
-            case HeartbeatResponse():
-                if self._leader_state is not None:
-                    self._leader_state.on_heartbeat_response(message)
-            case InstallSnapshotResponse():
-                if self._leader_state is not None:
-                    self._leader_state.on_install_snapshot_response(message)
-                    self._roles.leave_if_removed()
-            case ReadIndex():
-                self._on_read_index(message)
-            case ReadIndexResponse():
-                self._on_read_index_response(message)
-            case TimeoutNow():
-                self._roles.on_timeout_now()
-            case RequestVote():
-                pass  # Taken in step(): its term is handled by rules of its own.
-            case _:
-                assert_never(message)
-
-    def _on_append_entries(self, message: AppendEntries) -> None:
-        response, appended = answer_append_entries(self.id, self.current_term, self.log, message)
-        if appended:
-            self.configurations.truncate(appended[0].index)
-            self.configurations.note(appended)
-        self._outbox.send(response, after_save=response.success and response.index > self.log.saved_index)
-
-    def _on_heartbeat(self, message: Heartbeat) -> None:
-        self.log.commit_to(message.commit_index)
-        self._outbox.send(
-            HeartbeatResponse(term=self.current_term, sender=self.id, recipient=message.sender, round=message.round)
-        )
-
-    def _on_install_snapshot(self, message: InstallSnapshot) -> None:
-        """Section 7. The driver has fetched the snapshot and made it durable before it steps this."""
-        snapshot = message.snapshot
-        if snapshot.last_index > self.log.commit_index:
-            if self.log.matches(snapshot.last_index, snapshot.last_term):
-                # The log already holds what the snapshot covers: keep what follows it.
-                self.log.commit_to(snapshot.last_index)
-            else:
-                self.log.restore(snapshot.last_index, snapshot.last_term)
-                self.configurations.restore(snapshot.last_index, snapshot.configuration)
-                self.snapshot = snapshot
-                self._saves.adopt(snapshot)
-        elif self.log.term(snapshot.last_index) not in (None, snapshot.last_term):
-            raise InvariantViolated(
-                f"{message.sender} has a snapshot at {snapshot.last_index} of term {snapshot.last_term}, "
-                f"yet an entry of term {self.log.term(snapshot.last_index)} is committed there"
-            )
-        self._outbox.send(
-            InstallSnapshotResponse(
-                term=self.current_term, sender=self.id, recipient=message.sender, index=self.log.commit_index
-            ),
-            after_save=self.log.commit_index > self.log.saved_index,
-        )
-
-    # --- Reads --------------------------------------------------------------------------------------------------
-
-    def _send_read_index(self, context: int) -> None:
-        if self.leader is not None:
-            self._outbox.send(ReadIndex(term=self.current_term, sender=self.id, recipient=self.leader, context=context))
-
-    def _on_read_index(self, message: ReadIndex) -> None:
-        if self._leader_state is not None:
-            self._leader_state.read_index(message.sender, message.context)
-            return
-        self._outbox.send(
-            ReadIndexResponse(
-                term=self.current_term, sender=self.id, recipient=message.sender, context=message.context, index=0
-            )
-        )
-
-    def _on_read_index_response(self, message: ReadIndexResponse) -> None:
-        if message.sender != self.leader:
-            return
-        if message.index:
-            self._reads.answered(message.context, message.index)
-        else:
-            # Whoever led this term and does not now, never will again.
-            self._roles.forget_leader()
-
-    # --- Handing over -------------------------------------------------------------------------------------------
+        if node == self.leader and isinstance(self._role, Follower):
+            self._state.timer.leader_unreachable()
 
     def saved(self, number: int) -> None:
         """The save with this number is durable here.
@@ -441,37 +288,185 @@ class Raft:
         Raises:
             InvariantViolated: no such save is in flight.
         """
-        self._outbox.durable = self._saves.done(number)
-        self.log.saved()
-        if self._leader_state is not None:
-            self._leader_state.maybe_commit()
-            self._roles.leave_if_removed()
+        self._state.saved(number)
+        if isinstance(self._role, Leader):
+            self._role.advance_commit_index()
+            self._step_down_if_removed(self._role)
+
+    def fetched(self, snapshot: Snapshot) -> None:
+        """The snapshot that a Ready asked to fetch is durable here. Adopt it if it is ahead of the commit index.
+
+        It helps whoever leads now: a snapshot covers only committed entries.
+
+        Raises:
+            InvariantViolated: no such fetch is under way, or the snapshot contradicts what is committed.
+        """
+        state = self._state
+        state.end_fetch(snapshot)
+        if not state.commit_covered(snapshot):
+            if isinstance(self._role, Leader):
+                raise InvariantViolated(f"the leader lacks the committed entry {snapshot.last_index}")
+            if isinstance(self._role, Candidate):
+                self._become_follower(state.current_term, None)  # It asked for votes with the log that goes now.
+            state.adopt(snapshot)
+        if isinstance(self._role, Follower):
+            self._role.answer_snapshot()
+
+    def fetch_failed(self, snapshot: Snapshot) -> None:
+        """The driver gave up fetching this snapshot: the next offer starts a fetch again.
+
+        Raises:
+            InvariantViolated: no such fetch is under way.
+        """
+        self._state.end_fetch(snapshot)
 
     def ready(self) -> Ready | None:
         """Hand over everything there is to do now, exactly once; None when there is nothing."""
-        if self._leader_state is not None:
-            self._leader_state.flush(self.snapshot)
-            self._reads.passed(self._leader_state.released)
-            self._leader_state.released = []
-        save = self._take_save()
-        messages_after_save: tuple[Message, ...] = ()
-        messages = self._outbox.take_immediate()
-        if save is not None:
-            messages_after_save = self._outbox.take_after_save()
-        elif not self._saves.is_in_flight:
-            # Nothing is unsaved any more: what waited need not wait for another save.
-            messages += self._outbox.take_after_save()
-        restore = self._saves.take_restore()
-        if restore is not None:
-            self.log.applied_index = restore.last_index
-        committed = self.log.take_applicable(self.config.committed_bytes_max) if self.log.has_applicable() else ()
-        reads, refused = self._reads.take(self.log.applied_index), self._reads.take_refused()
-        if not (save or messages or messages_after_save or restore or committed or reads or refused):
-            return None
-        return Ready(save, messages, messages_after_save, restore, committed, reads, refused)
+        if isinstance(self._role, Leader) and self._role.is_flush_due:
+            self._role.flush()
+        return self._state.ready()
 
-    def _take_save(self) -> Save | None:
-        is_saved = self._outbox.current == self._outbox.durable and not self.log.has_unsaved()
-        if self._saves.is_in_flight or (is_saved and not self._saves.has_snapshot):
-            return None
-        return self._saves.begin(self._outbox.current, self.log.take_unsaved())
+    def step(self, message: Message) -> None:
+        """Take a message from a peer. One that is not for this server, or of an old term, changes nothing.
+
+        Raises:
+            InvariantViolated: the message contradicts what is committed: a bug, or another cluster's.
+        """
+        state = self._state
+        if message.recipient != self.id or message.sender == self.id:
+            return
+        if isinstance(message, RequestVote):
+            self._on_request_vote(message)
+            return
+        if message.term < state.current_term:
+            answer_old_leader(state, message)
+            return
+        if message.term > state.current_term and not _is_granted_pre_vote(message):
+            # Section 5.1: whoever sees a higher term enters it as a follower.
+            self._become_follower(message.term, message.sender if isinstance(message, LeaderMessage) else None)
+        if isinstance(message, LeaderMessage):
+            self._follow(message.sender).on_message(message)
+            return
+        if isinstance(message, Response):
+            if isinstance(self._role, Leader):
+                self._role.on_response(message)
+                self._step_down_if_removed(self._role)
+            return
+        match message:
+            case ReadIndex(sender=origin, context=context):
+                if isinstance(self._role, Leader):
+                    self._role.read_index(origin, context)
+                else:
+                    state.send(ReadIndexResponse(state.current_term, self.id, origin, context=context, index=0))
+            case ReadIndexResponse():
+                self._on_read_index_response(message)
+            case RequestVoteResponse():
+                if isinstance(self._role, Candidate):
+                    self._role.on_request_vote_response(message)
+                    self._count_votes(self._role)
+            case TimeoutNow():
+                # The leader hands over to this server (thesis 3.10): campaign at once, without a pre-vote.
+                if not isinstance(self._role, Leader) and state.is_electable():
+                    self._become_candidate(leadership_transfer=True)
+            case _:
+                assert_never(message)
+
+    # --- From role to role --------------------------------------------------------------------------------------
+
+    def _become_follower(self, term: int, leader: NodeId | None) -> Follower:
+        """Follow ``leader``, or nobody yet, in ``term``, which is this server's or a later one (section 5.1)."""
+        if term > self._state.current_term:
+            self._state.set_hard_state(term, None)
+        if isinstance(self._role, Leader):
+            self._role.abandon_reads()
+        self._state.set_leader(leader)
+        self._state.timer.restart()
+        self._role = follower = Follower(self._state)
+        return follower
+
+    def _become_pre_candidate(self) -> None:
+        """Ask whether an election could be won, without disturbing anybody (pre-vote, thesis 9.6)."""
+        self.campaign_reason = "disconnect" if self._state.timer.is_leader_unreachable else "timeout"
+        self._become_follower(self._state.current_term, None)
+        self._role = Candidate(self._state, pre_vote=True)
+        self._count_votes(self._role)
+
+    def _become_candidate(self, *, leadership_transfer: bool = False) -> None:
+        """Start an election (section 5.2)."""
+        if leadership_transfer:
+            self.campaign_reason = "transfer"
+        self._become_follower(self._state.current_term + 1, None)
+        self._state.set_hard_state(self._state.current_term, self.id)
+        self._role = Candidate(self._state, pre_vote=False, leadership_transfer=leadership_transfer)
+        self._count_votes(self._role)
+
+    def _count_votes(self, candidate: Candidate) -> None:
+        if candidate.is_won():
+            if candidate.role is Role.PRE_CANDIDATE:
+                self._become_candidate()
+            else:
+                self._state.set_leader(self.id)
+                self._role = Leader(self._state)
+        elif candidate.is_lost():
+            self._become_follower(self._state.current_term, None)
+
+    def _step_down_if_removed(self, leader: Leader) -> None:
+        """A leader that is no longer a voter steps down when that is committed (thesis 4.2.2)."""
+        if leader.is_removed():
+            leader.announce_removal()
+            self._become_follower(self._state.current_term, None)
+
+    def _follow(self, leader: NodeId) -> Follower:
+        """Note that this term's leader was heard.
+
+        Raises:
+            InvariantViolated: another server leads this term (Election Safety, section 5.2).
+        """
+        state, role = self._state, self._role
+        if state.leader not in (None, leader):
+            raise InvariantViolated(f"{leader} leads term {state.current_term}, and so does {state.leader}")
+        if not isinstance(role, Follower) or state.leader is None:
+            role = self._become_follower(state.current_term, leader)
+        state.timer.restart()
+        return role
+
+    # --- Votes --------------------------------------------------------------------------------------------------
+
+    def _on_request_vote(self, message: RequestVote) -> None:
+        """Sections 5.2 and 5.4.1; the lease of section 6; pre-vote, thesis 9.6."""
+        state = self._state
+        if message.term > state.current_term:
+            if not message.leadership_transfer and self._hears_leader():
+                return  # A leader is at work here: no answer, and no new term.
+            if not message.pre_vote:
+                self._become_follower(message.term, None)
+        granted = is_vote_granted(message, state.current_term, state.voted_for, self.log)
+        if granted and not message.pre_vote:
+            state.set_hard_state(state.current_term, message.sender)
+            self._become_follower(state.current_term, state.leader)  # A pre-candidate gives way to one ahead of it.
+        term = message.term if granted else state.current_term
+        response = RequestVoteResponse(term, self.id, message.sender, vote_granted=granted, pre_vote=message.pre_vote)
+        state.send(response)
+
+    def _hears_leader(self) -> bool:
+        """The lease that protects a working leader from candidates (section 6, thesis 4.2.3)."""
+        return isinstance(self._role, Leader) or (self.leader is not None and self._state.timer.is_lease_valid())
+
+    # --- Reads --------------------------------------------------------------------------------------------------
+
+    def _send_read_index(self, context: int) -> None:
+        if self.leader is not None:
+            self._state.send(ReadIndex(self.current_term, self.id, self.leader, context=context))
+
+    def _on_read_index_response(self, message: ReadIndexResponse) -> None:
+        if message.sender != self.leader:
+            return
+        if message.index:
+            self._state.reads.answered(message.context, message.index)
+        else:
+            # Whoever led this term and does not now, never will again: it is not asked again, and has no lease.
+            self._state.set_leader(None)
+
+
+def _is_granted_pre_vote(message: Message) -> bool:
+    return isinstance(message, RequestVoteResponse) and message.pre_vote and message.vote_granted

@@ -1,22 +1,17 @@
 """Linearizable reads without writing to the log: ReadIndex (thesis 6.4).
 
-The leader notes its commit index, proves by a round of heartbeats *begun after the read arrived* that it still leads,
-and lets the read go once that index is applied. One round serves every read that waited for it. Each round has a
-number of its own, so a late answer to an earlier round proves nothing (bug B21); an answer to a later round proves
-every earlier one. Nothing rests on clocks.
+The leader notes its commit index, proves that it still leads by a round of heartbeats *begun after the read arrived*,
+and releases the read once that index is applied. Rounds are numbered, so a late answer to an earlier round proves
+nothing. Nothing rests on clocks.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 import msgspec
 
 from kvorum.raft.messages import NodeId, Read
-
-ROUNDS_IN_FLIGHT_MAX = 2
-"""Reads that arrive while this many rounds are unanswered wait, and share the next round."""
 
 
 class WaitingRead(msgspec.Struct, frozen=True):
@@ -26,18 +21,15 @@ class WaitingRead(msgspec.Struct, frozen=True):
     context: int
 
 
-class ReleasedRead(msgspec.Struct, frozen=True):
-    """A barrier that was passed: ``read`` may be served once ``index`` is applied."""
-
-    read: WaitingRead
-    index: int
-
-
 class ReadRounds:
     """The leader's side of ReadIndex, for one term.
 
-    Of another server only its latest question waits: the answer to that answers its earlier ones (:class:`OwnReads`).
-    So what waits here is bounded by the number of servers, and by the reads that this server's own driver waits for.
+    One round is out at a time. Reads that arrive meanwhile share the next round: measured, that serves more reads than
+    two rounds that overlap, since each round serves all that wait.
+
+    Of another server only its latest request waits, because the answer to it answers the earlier ones
+    (:class:`OwnReads`). So the number of servers and of reads that this server's own driver waits for bound what is
+    kept here.
     """
 
     def __init__(self) -> None:
@@ -45,43 +37,46 @@ class ReadRounds:
         """The latest round; every heartbeat carries it, so a lost one is asked again."""
         self._own: dict[WaitingRead, None] = {}
         self._latest: dict[NodeId, WaitingRead] = {}
-        self._rounds: deque[tuple[int, int, list[WaitingRead]]] = deque()  # (number, commit index, reads)
+        self._asked: list[WaitingRead] = []  # the reads of the round that is out
+        self._index = 0  # the commit index when it began
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a round is not confirmed yet."""
+        return bool(self._asked)
 
     def add(self, read: WaitingRead) -> None:
         """Let a read of this server's own wait for the next round."""
         self._own[read] = None
 
     def add_latest(self, read: WaitingRead) -> None:
-        """Let another server's read wait for the next round, in place of the one that it had asked for before."""
+        """Let another server's read wait for the next round, in place of the one it asked for before."""
         self._latest[read.origin] = read
 
     def discard(self, read: WaitingRead) -> None:
-        """Nobody waits any more for this read of this server's own."""
+        """Forget a read of this server's own that nobody waits for any more."""
         self._own.pop(read, None)
 
     def can_start(self) -> bool:
-        """Tell whether a round should begin now."""
-        return bool(self._own or self._latest) and len(self._rounds) < ROUNDS_IN_FLIGHT_MAX
+        """Return whether a round should begin now."""
+        return not self._asked and bool(self._own or self._latest)
 
     def start(self, commit_index: int) -> None:
-        """Begin a round for all reads that wait; ``commit_index`` must be of the leader's own term (bug B19)."""
+        """Begin a round for all reads that wait; ``commit_index`` must be of the leader's own term."""
         self.number += 1
-        self._rounds.append((self.number, commit_index, self._take_waiting()))
+        self._index = commit_index
+        self._asked = self._take_waiting()
 
-    def confirmed(self, number: int) -> list[ReleasedRead]:
-        """Take note that a quorum answered round ``number`` or a later one; return the reads that this lets go."""
-        released = []
-        while self._rounds and self._rounds[0][0] <= number:
-            _, index, reads = self._rounds.popleft()
-            released += [ReleasedRead(read, index) for read in reads]
+    def confirmed(self, number: int) -> list[tuple[WaitingRead, int]]:
+        """Note that a quorum answered round ``number``; return the reads it releases, with the index to apply first."""
+        if number < self.number:
+            return []
+        released, self._asked = [(read, self._index) for read in self._asked], []
         return released
 
     def drain(self) -> list[WaitingRead]:
         """Give up every read: the leadership is over."""
-        reads = self._take_waiting()
-        for _, _, asked in self._rounds:
-            reads += asked
-        self._rounds.clear()
+        reads, self._asked = self._take_waiting() + self._asked, []
         return reads
 
     def _take_waiting(self) -> list[WaitingRead]:
@@ -93,53 +88,53 @@ class ReadRounds:
 class OwnReads:
     """The reads that this server's own driver waits for, whoever leads.
 
-    The answer to a question answers every earlier one, too: its round began after they had been asked. So only the
-    latest is ever repeated, whatever the number of reads that wait (bug B18).
+    The answer to a request answers every earlier one, too: its round began after they had been made. So only the latest
+    is ever repeated, whatever the number of reads that wait.
 
     Args:
-        retry_ticks: after so many ticks without a question the leader is asked again: question or answer was lost.
+        retry_ticks: the leader is asked again after so many ticks without a request: request or answer was lost.
     """
 
     def __init__(self, retry_ticks: int) -> None:
         self._retry_ticks = retry_ticks
         self._asked: dict[int, None] = {}  # contexts, in the order in which the leader was asked
-        self._quiet_ticks = 0  # since it was asked
+        self._ticks_since_asked = 0
         self._passed: list[Read] = []
         self._refused: list[int] = []
 
     def ask(self, context: int) -> None:
-        """Take note that the leader is asked."""
+        """Note that the leader is asked."""
         self._asked[context] = None
-        self._quiet_ticks = 0
+        self._ticks_since_asked = 0
 
     def forget(self, context: int) -> None:
-        """Wait for it no longer."""
+        """Stop waiting for this read."""
         self._asked.pop(context, None)
 
     def tick(self) -> int | None:
-        """Let one tick pass. Return the context that should be asked again, if it is time."""
-        self._quiet_ticks += 1
-        if not self._asked or self._quiet_ticks < self._retry_ticks:
+        """Let one tick pass. Return the context to ask for again, if it is time."""
+        self._ticks_since_asked += 1
+        if not self._asked or self._ticks_since_asked < self._retry_ticks:
             return None
-        self._quiet_ticks = 0
+        self._ticks_since_asked = 0
         return next(reversed(self._asked))
 
     def answered(self, context: int, index: int) -> None:
-        """The leader answered: this read, and all that were asked before it, may go once ``index`` is applied."""
+        """Release this read, and all that were asked for before it, once ``index`` is applied: the leader answered."""
         if context not in self._asked:
-            return  # An answer to a question that was repeated, or given up.
+            return  # An answer to a request that was repeated, or given up.
         for asked in list(self._asked):
             del self._asked[asked]
-            self.passed([(asked, index)])
+            self.passed(asked, index)
             if asked == context:
                 return
 
-    def passed(self, reads: Iterable[tuple[int, int]]) -> None:
-        """Let reads, given as (context, index), go once their index is applied."""
-        self._passed += [Read(context, index) for context, index in reads]
+    def passed(self, context: int, index: int) -> None:
+        """Release this read once ``index`` is applied."""
+        self._passed.append(Read(context, index))
 
     def refused(self, contexts: Iterable[int]) -> None:
-        """Give up these reads: ask again."""
+        """Give up these reads; their callers may ask again."""
         self._refused += contexts
 
     def leader_changed(self) -> None:
@@ -147,14 +142,11 @@ class OwnReads:
         self.refused(self._asked)
         self._asked.clear()
 
-    def take(self, applied_index: int) -> tuple[Read, ...]:
-        """Hand over the reads that may go now."""
-        released = tuple(read for read in self._passed if read.index <= applied_index)
-        if released:
+    def take(self, applied_index: int) -> tuple[tuple[Read, ...], tuple[int, ...]]:
+        """Hand over the reads that may be served now, and the contexts of those that were given up."""
+        refused, self._refused = tuple(self._refused), []
+        released: tuple[Read, ...] = ()
+        if self._passed:
+            released = tuple(read for read in self._passed if read.index <= applied_index)
             self._passed = [read for read in self._passed if read.index > applied_index]
-        return released
-
-    def take_refused(self) -> tuple[int, ...]:
-        """Hand over the contexts of the reads that were given up."""
-        contexts, self._refused = tuple(self._refused), []
-        return contexts
+        return released, refused

@@ -1,0 +1,211 @@
+"""What a server has whatever its role (Figure 2, "all servers"), and the only place that writes term, vote and saves.
+
+It decides when a message may leave. A message that says something of this server's term, vote or log must not leave
+before that is on disk. Every message carries the term, so all of them wait while the term or the vote in memory is not
+the one on disk; an answer about the log waits for the save that it depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from kvorum.errors import InvariantViolated
+from kvorum.raft.config import RaftConfig
+from kvorum.raft.election import ElectionTimer
+from kvorum.raft.log import RaftLog
+from kvorum.raft.membership import Configurations
+from kvorum.raft.messages import Configuration, Entry, Fetch, HardState, Message, NodeId, Ready, Save, Snapshot
+from kvorum.raft.reads import OwnReads
+
+
+class State:
+    """The state that the roles of one server share.
+
+    Args:
+        config: limits and timeouts.
+        random: draws the election timeouts.
+        hard_state: the term and vote on disk.
+        snapshot: the newest durable snapshot, or None.
+        entries: the durable entries that follow it.
+
+    Raises:
+        InvariantViolated: the entries leave a gap, are ahead of the term, or carry a configuration that does not
+            decode.
+    """
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        random: Random,
+        hard_state: HardState,
+        snapshot: Snapshot | None,
+        entries: Sequence[Entry],
+    ) -> None:
+        self.config = config
+        self.id = config.id
+        self.current_term = hard_state.current_term
+        self.voted_for = hard_state.voted_for
+        self.leader: NodeId | None = None
+        """Who leads the current term, as far as this server has heard."""
+        self.snapshot = snapshot
+        """The newest that the log goes on from."""
+        base = snapshot or Snapshot(0, 0, Configuration())
+        self.log = RaftLog(base.last_index, base.last_term, entries)
+        if self.log.last_term > self.current_term:
+            raise InvariantViolated(f"the log is in term {self.log.last_term}, yet the term is {self.current_term}")
+        self.configurations = Configurations(base.last_index, base.configuration)
+        self.configurations.note(entries)
+        self.reads = OwnReads(config.heartbeat_timeout_ticks)
+        self.timer = ElectionTimer(config, random)
+        self._durable = hard_state
+        self._is_hard_state_durable = True
+        self._messages: list[Message] = []
+        self._messages_after_save: list[Message] = []
+        self._save: Save | None = None  # in flight
+        self._save_number = 0
+        self._save_ticks = 0
+        self._snapshot_to_save: Snapshot | None = None
+        self._snapshot_to_restore: Snapshot | None = None
+        self._fetching: Fetch | None = None
+        self._fetch_to_begin: Fetch | None = None
+
+    # --- Term, vote, leader ---------------------------------------------------------------------------------------
+
+    def set_hard_state(self, current_term: int, voted_for: NodeId | None) -> None:
+        """Enter a term, or vote in it.
+
+        Messages of an older term that wait for a save never leave. They would leave with a save that may already
+        replace the entries they acknowledge, and mislead a leader that does not know of the new term yet. A lost
+        message does no harm.
+        """
+        if current_term != self.current_term:
+            self._messages_after_save.clear()
+        self.current_term, self.voted_for = current_term, voted_for
+        self._is_hard_state_durable = self._durable == HardState(current_term, voted_for)
+
+    def set_leader(self, leader: NodeId | None) -> None:
+        """Note who leads the current term; what another leader was asked is given up."""
+        if leader != self.leader:
+            self.leader = leader
+            self.reads.leader_changed()
+
+    def is_electable(self) -> bool:
+        """Return whether this server may campaign: a voter whose log is on a disk that makes progress."""
+        is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
+        return is_voter and not self.is_restoring and not self.is_disk_stalled
+
+    # --- Messages -------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message, *, after_save: bool = False) -> None:
+        """Let the message leave at once, or with the next save if it must wait or the hard state is not durable."""
+        if after_save or not self._is_hard_state_durable:
+            self._messages_after_save.append(message)
+        else:
+            self._messages.append(message)
+
+    # --- Saves: at most one in flight -----------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let one tick pass."""
+        self._save_ticks += 1
+
+    @property
+    def is_disk_stalled(self) -> bool:
+        """Whether the save in flight takes too long: such a server could commit nothing."""
+        timeout = self.config.save_timeout_ticks or self.config.election_timeout_ticks
+        return self._save is not None and self._save_ticks >= timeout
+
+    def saved(self, number: int) -> None:
+        """Note that the save with this number is durable.
+
+        Raises:
+            InvariantViolated: it is not in flight.
+        """
+        if self._save is None or number != self._save.number:
+            raise InvariantViolated(f"save {number} is not in flight")
+        save, self._save = self._save, None
+        self._durable = save.hard_state
+        self._is_hard_state_durable = self._durable == HardState(self.current_term, self.voted_for)
+        if save.snapshot is not None and self._snapshot_to_save is None:
+            self._snapshot_to_restore = save.snapshot
+        self.log.saved()
+
+    def _begin_save(self) -> Save | None:
+        is_saved = self._is_hard_state_durable and self._snapshot_to_save is None and not self.log.has_unsaved()
+        if is_saved or self._save is not None:
+            return None
+        self._save_number += 1
+        self._save_ticks = 0
+        hard_state = HardState(self.current_term, self.voted_for)
+        self._save = Save(self._save_number, hard_state, self.log.take_unsaved(), self._snapshot_to_save)
+        self._snapshot_to_save = None
+        return self._save
+
+    # --- Snapshots of others: fetched, then adopted, then saved, then restored -------------------------------------
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether the log begins with a snapshot that is not durable yet."""
+        is_saving = self._save is not None and self._save.snapshot is not None
+        return is_saving or self._snapshot_to_save is not None
+
+    def commit_covered(self, snapshot: Snapshot) -> bool:
+        """Commit what the snapshot covers if the log holds it. Return whether it does.
+
+        Raises:
+            InvariantViolated: the snapshot contradicts what is committed here.
+        """
+        log = self.log
+        if log.matches(snapshot.last_index, snapshot.last_term):
+            log.commit_to(snapshot.last_index)
+        elif snapshot.last_index <= log.commit_index and log.term(snapshot.last_index) is not None:
+            raise InvariantViolated(
+                f"a snapshot at {snapshot.last_index} is of term {snapshot.last_term}, "
+                f"yet an entry of term {log.term(snapshot.last_index)} is committed there"
+            )
+        return snapshot.last_index <= log.commit_index
+
+    def begin_fetch(self, fetch: Fetch) -> None:
+        """Have the driver fetch this snapshot, unless another fetch is under way: a later offer will be taken then."""
+        if self._fetching is None:
+            self._fetching = self._fetch_to_begin = fetch
+
+    def end_fetch(self, snapshot: Snapshot) -> None:
+        """Note that the fetch under way has ended.
+
+        Raises:
+            InvariantViolated: it is of another snapshot, or there is none.
+        """
+        if self._fetching is None or self._fetching.snapshot != snapshot:
+            raise InvariantViolated(f"no fetch of the snapshot at {snapshot.last_index} is under way")
+        self._fetching = self._fetch_to_begin = None
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Replace the log by this snapshot; the next save carries it, and no older one will be restored."""
+        self.log.restore(snapshot.last_index, snapshot.last_term)
+        self.configurations.restore(snapshot.last_index, snapshot.configuration)
+        self.snapshot = self._snapshot_to_save = snapshot
+        self._snapshot_to_restore = None
+
+    # --- What there is to do --------------------------------------------------------------------------------------
+
+    def ready(self) -> Ready | None:
+        """Hand over everything there is to do now, exactly once; None when there is nothing."""
+        save = self._begin_save()
+        messages, self._messages = tuple(self._messages), []
+        after_save: tuple[Message, ...] = ()
+        if save is not None:
+            after_save, self._messages_after_save = tuple(self._messages_after_save), []
+        elif self._messages_after_save and self._save is None:
+            # Everything is durable by now: these need not wait for another save.
+            messages, self._messages_after_save = (*messages, *self._messages_after_save), []
+        restore, self._snapshot_to_restore = self._snapshot_to_restore, None
+        if restore is not None:
+            self.log.applied_index = restore.last_index
+        committed = self.log.take_applicable(self.config.committed_bytes_max)
+        reads, refused = self.reads.take(self.log.applied_index)
+        fetch, self._fetch_to_begin = self._fetch_to_begin, None
+        if not (save or messages or restore or committed or reads or refused or fetch):
+            return None
+        return Ready(save, messages, after_save, restore, committed, reads, refused, fetch)
