@@ -1,4 +1,4 @@
-"""Who a node is."""
+"""Who a node is: its name, the incarnation of its disk, and its member id, ``name@incarnation``."""
 
 from __future__ import annotations
 
@@ -18,4 +18,19 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     @property
     def node_id(self) -> str:
         """The member id: ``name@incarnation``."""
-        return f"{self.name}@{self.incarnation}"
+        return node_id(self.name, self.incarnation)
+
+
+def node_id(name: str, incarnation: str) -> str:
+    """Return the member id of one incarnation of a node."""
+    return f"{name}@{incarnation}"
+
+
+def name_of(node: str) -> str:
+    """Return the stable name in a member id; the whole of it if it is only a name."""
+    return node.partition("@")[0]
+
+
+def is_node_id(text: str) -> bool:
+    """Tell whether this could be a member id."""
+    return "@" in text

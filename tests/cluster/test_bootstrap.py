@@ -97,10 +97,13 @@ class FakeNode:
     def __init__(self, replicas: int, hellos: dict[str, Hello]) -> None:
         self.config = Config(name="kv-0", discovery_dns="kv-headless", replicas=replicas)
         self.identity = Identity("kv-0", "1" * 16)
-        self.transport = self
+        self.peers = self.tasks = self
         self.hellos = hellos
         self.asked: list[str] = []
         self.first: tuple[str, ...] | None = None
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
 
     def hello(self, url: str = "", timeout_s: float = 0) -> Any:
         return self._hello(url) if url else pod("kv-0", self.config.replicas)
@@ -214,7 +217,7 @@ def test_nobody_hears_of_a_cluster_before_its_first_entry_is_durable(tmp_path: P
         try:
             await trio.start("n1")
             first = trio.nodes["n1"]
-            storage = first.driver._storage
+            storage = first.ports.storage
             save = storage.save
             storage.save = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
             await trio.start("n2", "n3")

@@ -18,9 +18,9 @@ from kvorum.cluster.reconcile import (
     Transfer,
     View,
     decide,
-    name_of,
 )
 from kvorum.errors import CallerError, MembershipRefused, NotLeader, TransferFailed
+from kvorum.identity import name_of
 from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed
 from kvorum.raft.messages import Configuration, Member, NodeId
 

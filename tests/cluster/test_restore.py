@@ -255,7 +255,7 @@ def test_a_backup_holds_what_was_written_while_an_older_snapshot_was_being_taken
         async with running(tmp_path, 1) as trio:
             await trio.put(b"a", b"1")
             leader = await trio.leader()
-            leader.driver.begin_snapshot()
+            leader.parts.snapshots.begin()
             await trio.put(b"b", b"2")
             backup = await leader.begin_backup()
             assert backup.last_index >= leader.store.applied_index
@@ -269,7 +269,9 @@ def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None
         async with running(tmp_path, 1) as trio:
             await trio.put(b"a", b"1")
             leader = await trio.leader()
-            backups = Backups(leader.driver, leader._storage.snapshots)
+            backups = Backups(
+                leader.parts.state, leader.parts.snapshots, leader.ports.storage.snapshots, leader.ports.threads
+            )
             first, second = await backups.begin(), await backups.begin()
             with pytest.raises(Overloaded, match="2 backups are being read"):
                 await backups.begin()
@@ -289,7 +291,7 @@ def test_a_backup_stays_readable_when_newer_snapshots_have_taken_its_place(tmp_p
             backup = await leader.begin_backup()
             for number in range(3):
                 await trio.put(b"a", str(number).encode())
-                await leader.driver.begin_snapshot()
+                await leader.parts.snapshots.begin()
             data = b"".join([chunk async for chunk in backup.chunks()])
             backup.close()
             assert len(data) == backup.size_bytes

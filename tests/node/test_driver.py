@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from random import Random
 from typing import cast
 
 import msgspec
 from node.trio import eventually
 
 from kvorum.config import Config
-from kvorum.errors import FatalError, PeerError
+from kvorum.errors import PeerError
 from kvorum.identity import Identity
 from kvorum.kv.store import Store
-from kvorum.node.driver import Driver
-from kvorum.node.snapshots import Fetcher
+from kvorum.node import Node, Ports, Supervisor
+from kvorum.node.compose import compose
+from kvorum.node.ports import Peers
+from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.raft.messages import (
     AppendEntries,
     Configuration,
@@ -28,91 +31,81 @@ from kvorum.raft.messages import (
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import Transport
 from kvorum.transport.server import SnapshotChunk
+
+MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
 
 
 class NoPeers:
-    """Where messages go."""
+    """Messages go nowhere."""
 
     def send(self, messages: Iterable[Message]) -> None:
         pass
 
-
-class HeldFetcher:
-    """Fetches when it is told to."""
-
-    def __init__(self, storage: MemoryStorage) -> None:
-        self.storage = storage
-        self.wanted: list[tuple[Snapshot, Callable[[Snapshot, Store], None]]] = []
-
-    def begin(
-        self,
-        source: str,
-        snapshot: Snapshot,
-        then: Callable[[Snapshot, Store], None],
-        failed: Callable[[Snapshot], None],
-    ) -> None:
-        assert not self.wanted, "one fetch at a time"
-        self.wanted.append((snapshot, then))
-
-    def arrive(self) -> None:
-        """What is wanted is here."""
-        snapshot, then = self.wanted.pop()
-        writer = self.storage.snapshots.create(snapshot)
-        writer.write(b"state")
-        writer.commit()
-        store = Store()
-        store.applied_index, store.applied_term = snapshot.last_index, snapshot.last_term
-        then(snapshot, store)
+    def set_members(self, urls: Mapping[str, str]) -> None:
+        pass
 
     async def close(self) -> None:
         pass
 
 
+class Source(NoPeers):
+    """Gives a snapshot when it is told to."""
+
+    def __init__(self) -> None:
+        self.wanted: list[int] = []
+        self._arrived = asyncio.Event()
+
+    def arrive(self) -> None:
+        """What is wanted comes."""
+        self._arrived.set()
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        self.wanted.append(last_index)
+        await self._arrived.wait()
+        self._arrived.clear()
+        store = Store()
+        store.applied_index, store.applied_term = last_index, 1
+        files = MemoryStorage().snapshots
+        cut, writer = store.begin_snapshot(), files.create(Snapshot(last_index, 1, MEMBERS))
+        while (piece := cut.next_chunk()) is not None:
+            writer.write(piece)
+        cut.close()
+        info = writer.commit()
+        return SnapshotChunk(files.chunk(last_index, 0, 1 << 20), last_index, info.size_bytes, info.sha256)
+
+
 def offer(last_index: int, term: int) -> InstallSnapshot:
-    members = Configuration((Member("a@1", True), Member("b@1", True)))
-    return InstallSnapshot(term=term, sender="b@1", recipient="a@1", snapshot=Snapshot(last_index, 1, members))
+    return InstallSnapshot(term=term, sender="b@1", recipient="a@1", snapshot=Snapshot(last_index, 1, MEMBERS))
 
 
 def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
     """One snapshot is being saved; another, which the log has passed meanwhile, arrives and is thrown away."""
 
     async def scenario() -> None:
-        failures: list[FatalError] = []
-        storage = MemoryStorage()
-        identity = Identity("a", "1", "c")
-        storage.write_identity(identity)
-        driver = Driver(
-            Config(name="a"),
-            identity,
-            Loaded(identity),
-            Store(),
-            storage,
-            cast(Transport, NoPeers()),
-            Counters(),
-            failures.append,
-        )
-        fetcher = HeldFetcher(storage)
-        driver.fetcher = cast(Fetcher, fetcher)
-        driver.on_messages((offer(10, term=1),))
-        await asyncio.sleep(0)
-        fetcher.arrive()
-        driver.on_messages((offer(20, term=1),))
-        await asyncio.sleep(0)
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await eventually("the first is wanted", lambda: source.wanted == [10])
+        source.arrive()
+        await eventually("it is adopted", lambda: node.raft.snapshot is not None)
+        assert storage.pending, "nothing of it is durable yet"
+        driver.on_messages("b@1", (offer(20, term=1),))
+        await eventually("the second is wanted", lambda: source.wanted == [10, 20])
         entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(11, 31))
         driver.on_messages(
-            (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),)
+            "b@1",
+            (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),),
         )
-        await asyncio.sleep(0)
-        fetcher.arrive()
+        source.arrive()
+        await eventually("it is here", lambda: node.counters.snapshots["install", "ok"] == 2)
         while storage.pending:
             storage.complete()
             await asyncio.sleep(0)
-        assert failures == []
-        assert driver.store.applied_index == 30
-        assert driver.fetched == {}
-        await driver.close()
+        assert not node.ports.supervisor.has_failed
+        assert node.store.applied_index == 30
+        await node.close()
 
     asyncio.run(scenario())
 
@@ -132,23 +125,24 @@ class SilentPeers(NoPeers):
 def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
     async def scenario() -> None:
         storage, peers = MemoryStorage(), SilentPeers()
-        driver = a_driver(storage, peers)
+        node = a_node(storage, peers)
+        driver = node.parts.driver
         message = offer(20, term=1)
-        driver.on_messages((message,))
+        driver.on_messages("b@1", (message,))
         await eventually("its leader is asked", lambda: peers.asked == ["b@1"])
-        driver.on_messages((message,))
+        driver.on_messages("b@1", (message,))
         await asyncio.sleep(0)
         assert peers.asked == ["b@1"], "the same one is not fetched twice"
 
         newer = msgspec.structs.replace(message, term=2, sender="c@1")
         driver.peer_unreachable("b@1")
-        driver.on_messages((newer,))
+        driver.on_messages("c@1", (newer,))
         await asyncio.sleep(0)
         assert peers.asked == ["b@1"], "one is fetched at a time, and what the former leader has would still help"
         driver.peer_unreachable("b@1")
-        driver.on_messages((newer,))
+        driver.on_messages("c@1", (newer,))
         await eventually("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
-        await driver.close()
+        await node.close()
 
     asyncio.run(scenario())
 
@@ -166,20 +160,21 @@ def test_a_fetch_that_a_former_leader_fails_is_given_up_at_once() -> None:
 
     async def scenario() -> None:
         storage, peers = MemoryStorage(), RefusingPeers()
-        driver = a_driver(storage, peers)
+        node = a_node(storage, peers)
+        driver = node.parts.driver
         message = offer(20, term=1)
-        driver.on_messages((message,))
+        driver.on_messages("b@1", (message,))
         newer = msgspec.structs.replace(message, term=2, sender="c@1")
         await eventually("its leader is asked", lambda: bool(peers.asked))
-        driver.on_messages((newer,))
+        driver.on_messages("c@1", (newer,))
 
         def asked_the_new_leader() -> bool:
-            driver.on_messages((newer,))
+            driver.on_messages("c@1", (newer,))
             return peers.asked[-1] == "c@1"
 
         await eventually("the new leader is asked", asked_the_new_leader)
         assert peers.asked.count("b@1") <= 2
-        await driver.close()
+        await node.close()
 
     asyncio.run(scenario())
 
@@ -187,24 +182,34 @@ def test_a_fetch_that_a_former_leader_fails_is_given_up_at_once() -> None:
 def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
     async def scenario() -> None:
         storage = MemoryStorage()
-        driver = a_driver(storage, NoPeers(), save_timeout_ms=2000)
-        driver.raft.bootstrap(Configuration((Member("a@1", True),)))
-        driver._drive()
+        node = a_node(storage, NoPeers(), save_timeout_ms=2000)
+        driver = node.parts.driver
+        node.raft.bootstrap(Configuration((Member("a@1", True),)))
+        driver._take_turn()
         assert storage.pending, "a save is in flight"
         for _ in range(79):
             driver.tick()
-        assert not driver.raft.is_disk_stalled, "after 1975 ms of 2000"
+        assert not node.raft.is_disk_stalled, "after 1975 ms of 2000"
         driver.tick()
-        assert driver.raft.is_disk_stalled
-        await driver.close()
+        assert node.raft.is_disk_stalled
+        await node.close()
 
     asyncio.run(scenario())
 
 
-def a_driver(storage: MemoryStorage, peers: NoPeers, **knobs: int) -> Driver:
+def a_node(storage: MemoryStorage, peers: NoPeers, **settings: int) -> Node:
     identity = Identity("a", "1", "c")
     storage.write_identity(identity)
-    config = Config(name="a", **knobs)  # type: ignore[arg-type]
-    return Driver(
-        config, identity, Loaded(identity), Store(), storage, cast(Transport, peers), Counters(), lambda _: None
+    supervisor = Supervisor()
+    ports = Ports(
+        supervisor=supervisor,
+        clock=SystemClock(),
+        tasks=LoopTasks(supervisor),
+        threads=LoopThreads(),
+        storage=storage,
+        peers=cast(Peers, peers),
+        random=Random(1),
+        counters=Counters(),
     )
+    config = Config(name="a", **settings)  # type: ignore[arg-type]
+    return compose(config, identity, Loaded(identity), Store(), ports)

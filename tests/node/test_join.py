@@ -12,6 +12,7 @@ import pytest
 from node.trio import Trio, eventually
 
 from kvorum.cluster.bootstrap import obstacle
+from kvorum.commands.node import running_node
 from kvorum.errors import IdentityRejected, MembershipRefused, StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
@@ -23,12 +24,8 @@ CALL = Greeting("c" * 32, "n9@" + "9" * 16, "http://127.0.0.1:1")
 @asynccontextmanager
 async def empty_node(folder: Path) -> AsyncIterator[Node]:
     """A node that runs and has no cluster."""
-    node = Node(Trio(folder, 1).config("n1"))
-    await node.start()
-    try:
+    async with running_node(Trio(folder, 1).config("n1")) as node:
         yield node
-    finally:
-        await node.close()
 
 
 def run(folder: Path, scenario: Callable[[Node], Awaitable[None]]) -> None:
@@ -44,16 +41,16 @@ def test_a_node_that_is_being_called_into_a_cluster_begins_none(
 ) -> None:
     async def scenario(node: Node) -> None:
         durable, writing = threading.Event(), threading.Event()
-        write_identity = node._storage.write_identity
+        write_identity = node.ports.storage.write_identity
 
         def slow(identity: Identity, *, replace: bool = False) -> None:
             writing.set()
             durable.wait(20)
             write_identity(identity, replace=replace)
 
-        monkeypatch.setattr(node._storage, "write_identity", slow)
+        monkeypatch.setattr(node.ports.storage, "write_identity", slow)
         assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is None, "the test shows nothing"
-        joining = asyncio.create_task(node.join(CALL))
+        joining = asyncio.create_task(node.parts.peer_requests.join(CALL))
         await eventually("the identity is being written", writing.is_set)
         try:
             assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is not None
@@ -73,9 +70,9 @@ def test_a_disk_that_refuses_the_clusters_id_ends_the_node(tmp_path: Path, monke
             raise StorageError("the disk is full")
 
         with monkeypatch.context() as patch:
-            patch.setattr(node._storage, "write_identity", full)
+            patch.setattr(node.ports.storage, "write_identity", full)
             with pytest.raises(IdentityRejected, match="the disk is full"):
-                await node.join(CALL)
+                await node.parts.peer_requests.join(CALL)
         assert node.identity.cluster_id == ""
         with pytest.raises(StorageError, match="the disk is full"):
             await node.run()

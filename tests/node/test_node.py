@@ -218,13 +218,13 @@ def test_a_wrong_state_is_quarantined_and_rebuilt(tmp_path: Path) -> None:
 def _hold_rebuilding(node: Node) -> asyncio.Event:
     """Let the node stay in quarantine until the returned event is set."""
     go_on = asyncio.Event()
-    rebuild = node._rebuilder._rebuild
+    rebuild = node.parts.integrity._rebuild
 
     async def held(source: str) -> bool:
         await go_on.wait()
         return await rebuild(source)
 
-    node._rebuilder._rebuild = held  # type: ignore[method-assign]
+    node.parts.integrity._rebuild = held  # type: ignore[method-assign]
     return go_on
 
 

@@ -12,7 +12,6 @@ from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
 
 from kvorum.errors import NoLeader, OutcomeUnknown, StorageError
 from kvorum.node import Node
-from kvorum.node import node as node_module
 from kvorum.raft import Role
 from kvorum.raft.messages import Message, RequestVoteResponse
 from kvorum.status import Check
@@ -21,10 +20,9 @@ LONG_MS = 60_000
 
 
 def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported_as_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    """A paused leader wakes up: between two looks of the waiting caller, its term and its entry are gone."""
-    monkeypatch.setattr(node_module, "POLL_S", 2.0)
+    """A paused leader wakes up: its term and its entry are gone."""
 
     async def scenario() -> None:
         async with running(tmp_path) as trio:
@@ -62,12 +60,12 @@ def test_a_leadership_that_left_and_did_not_arrive_is_unknown(tmp_path: Path) ->
 
 
 def _lose_votes(node: Node) -> None:
-    send = node.transport.send
+    send = node.peers.send
 
     def lossy(messages: Iterable[Message]) -> None:
         send([message for message in messages if not isinstance(message, RequestVoteResponse)])
 
-    node.transport.send = lossy  # type: ignore[method-assign]
+    node.peers.send = lossy  # type: ignore[method-assign]
 
 
 def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(
@@ -79,7 +77,7 @@ def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(
             leaving, down = trio.others(leader)
             await trio.stop(down.config.name)
             draining = asyncio.create_task(leaving.drain(monotonic() + 60))
-            await eventually("it waits", lambda: "staying, since 2 are a quorum" in caplog.text)
+            await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
             await leader.transfer_leadership(leaving.config.name, TIMEOUT_MS)
             assert leaving.raft.role is Role.LEADER
             await trio.start(down.config.name)
@@ -107,11 +105,11 @@ def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
                 return looks
 
             with monkeypatch.context() as patch:
-                patch.setattr(leader, "readiness", not_now)
+                patch.setattr(leader.parts.report, "readiness", not_now)
                 draining = asyncio.create_task(leaving.drain(monotonic() + 60))
                 await eventually("it looks again and again, or leaves", lambda: len(looks) >= 3 or draining.done())
                 assert not draining.done(), "it left"
-            await eventually("it waits", lambda: "staying, since 2 are a quorum" in caplog.text)
+            await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
             await trio.start(down.config.name)
             await asyncio.wait_for(draining, 30)
 
@@ -129,7 +127,7 @@ def test_a_leader_without_a_quorum_does_not_wait_to_the_end_of_its_grace_for_wri
             await trio.stop(*(node.config.name for node in trio.others(leader)))
             with pytest.raises(OutcomeUnknown):
                 await leader.propose(Put(b"a", b"1"), 300)
-            assert leader.driver.writes.pending == 1, "the test shows nothing"
+            assert leader.parts.proposals.pending == 1, "the test shows nothing"
             assert leader.raft.role is Role.LEADER
 
             await asyncio.wait_for(leader.drain(monotonic() + 60), 30)
@@ -144,9 +142,9 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
             trio.isolate(node.config.name)
             writing = asyncio.create_task(node.propose(Put(b"a", b"1"), LONG_MS))
             reading = asyncio.create_task(node.read_barrier(LONG_MS))
-            await eventually("the write is proposed", lambda: node.driver.writes._proposed)
+            await eventually("the write is proposed", lambda: node.parts.proposals._proposed)
 
-            node._fail(StorageError("the disk is gone"))
+            node.fail(StorageError("the disk is gone"))
 
             with pytest.raises(OutcomeUnknown):
                 await asyncio.wait_for(writing, 10)
@@ -168,7 +166,7 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
             hashes = await _cut_off_and_found_wrong(trio, leader)
             writing = asyncio.create_task(leader.propose(Put(b"a", b"2"), LONG_MS))
             reading = asyncio.create_task(leader.read_barrier(LONG_MS))
-            await eventually("the write is proposed", lambda: leader.driver.writes._proposed)
+            await eventually("the write is proposed", lambda: leader.parts.proposals._proposed)
             hashes.set()
 
             with pytest.raises(OutcomeUnknown, match="state"):
@@ -190,8 +188,8 @@ async def _cut_off_and_found_wrong(trio: Trio, node: Node) -> asyncio.Event:
         await found.wait()
         return ours ^ 1
 
-    node._rebuilder._transport.state_hash = another  # type: ignore[assignment, method-assign]
+    node.peers.state_hash = another  # type: ignore[assignment, method-assign]
     trio.isolate(node.config.name)
-    node.suspect_state(index)
+    node.parts.integrity.investigate(index)
     await asyncio.sleep(0)
     return found

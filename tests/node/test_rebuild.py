@@ -12,15 +12,15 @@ from node.trio import eventually, running
 
 from kvorum.errors import FatalError
 from kvorum.node import Node
-from kvorum.node import rebuild as rebuild_module
+from kvorum.node import integrity as integrity_module
 from kvorum.node.snapshots import load_store
 
 
 def spoil(node: Node) -> None:
     """Let the state be wrong, and the node find out."""
     node.store.state_hash ^= 1
-    node.driver.digests.applied(node.store.applied_index, node.store.state_hash)
-    node.suspect_state(node.store.applied_index)
+    node.parts.state.hashes.applied(node.store.applied_index, node.store.state_hash)
+    node.parts.integrity.investigate(node.store.applied_index)
 
 
 def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             victim = trio.others(await trio.leader())[0]
             await trio.put(b"a", b"1")
             await trio.converge()
-            snapshots = victim.driver._storage.snapshots
+            snapshots = victim.ports.storage.snapshots
             go_on = threading.Event()
             create = snapshots.create
 
@@ -39,7 +39,7 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
 
             snapshots.create = slow  # type: ignore[assignment, method-assign]
             victim.store.state_hash ^= 1
-            victim.driver.begin_snapshot()
+            victim.parts.snapshots.begin()
             victim.store.state_hash ^= 1
             spoil(victim)
             await eventually("quarantine", lambda: victim.quarantined)
@@ -55,7 +55,7 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
 
 
 def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
 
     async def scenario() -> None:
         async with running(tmp_path) as trio:
@@ -68,7 +68,7 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
                 asked.add(source)
                 return len(asked) > 1
 
-            victim._rebuilder._rebuild = refused  # type: ignore[method-assign]
+            victim.parts.integrity._rebuild = refused  # type: ignore[method-assign]
             spoil(victim)
             await eventually("both others are asked", lambda: len(asked) > 1)
             await eventually("it is over", lambda: victim.quarantined is None)
@@ -84,7 +84,7 @@ def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
             async def broken(source: str) -> bool:
                 raise ZeroDivisionError
 
-            victim._rebuilder._rebuild = broken  # type: ignore[method-assign]
+            victim.parts.integrity._rebuild = broken  # type: ignore[method-assign]
             running_node = asyncio.create_task(victim.run())
             spoil(victim)
             await eventually("the node ends", running_node.done)

@@ -22,7 +22,7 @@ def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> 
             node.raft.compact = broken  # type: ignore[assignment, method-assign]
             await node.propose(Put(b"a", b"1"), 5000)
             running_node = asyncio.create_task(node.run())
-            node.driver.begin_snapshot()
+            node.parts.snapshots.begin()
 
             await eventually("the node ends", running_node.done)
             with pytest.raises(FatalError, match="shorter than the snapshot"):
@@ -40,9 +40,9 @@ def test_a_snapshot_that_fails_in_an_unforeseen_way_ends_the_node(tmp_path: Path
             def broken(*_: object) -> None:
                 raise ZeroDivisionError
 
-            node.driver._storage.snapshots.create = broken  # type: ignore[assignment, method-assign]
+            node.ports.storage.snapshots.create = broken  # type: ignore[assignment, method-assign]
             running_node = asyncio.create_task(node.run())
-            node.driver.begin_snapshot()
+            node.parts.snapshots.begin()
 
             await eventually("the node ends", running_node.done)
             with pytest.raises(FatalError, match="ZeroDivisionError"):

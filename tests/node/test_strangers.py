@@ -32,7 +32,7 @@ def test_a_caller_to_whom_our_stream_broke_is_dialled_again_until_it_hangs_up(tm
                 await eventually("it is answered", lambda: len(peer.streams) == 1)
                 await peer.streams[0].close()
                 await eventually("it is dialled again", lambda: len(peer.streams) == 2)
-            await eventually("it is forgotten", lambda: node.transport.url_of(stranger.node_id) is None)
+            await eventually("it is forgotten", lambda: node.peers.url_of(stranger.node_id) is None)
             await runner.cleanup()
 
     asyncio.run(scenario())

@@ -11,6 +11,7 @@ from random import SystemRandom
 from typing import TypeVar
 
 from kvorum.cluster.bootstrap import bootstrap
+from kvorum.commands.node import running_node
 from kvorum.config import Config, parse_peers, resolve
 from kvorum.kv.commands import Command, Delete, Put, PutResult, Result
 from kvorum.node import Node
@@ -64,6 +65,7 @@ class Trio:
         self.cut: set[tuple[str, str]] = set()
         """(sender's name, recipient's name) of messages that are lost."""
         self._joining: list[asyncio.Task[None]] = []
+        self._running: dict[str, AsyncExitStack] = {}
 
     def config(self, name: str) -> Config:
         """Return a node's configuration."""
@@ -80,16 +82,16 @@ class Trio:
     async def start(self, *names: str) -> None:
         """Start nodes; those that are empty bootstrap in the background."""
         for name in names:
-            node = Node(self.config(name))
-            await node.start()
+            self._running[name] = stack = AsyncExitStack()
+            self.nodes[name] = node = await stack.enter_async_context(running_node(self.config(name)))
             self._intercept(node)
-            self.nodes[name] = node
             self._joining.append(asyncio.create_task(bootstrap(node)))
 
     async def stop(self, *names: str) -> None:
         """Stop nodes without a goodbye to the others."""
         for name in names:
-            await self.nodes.pop(name).close()
+            del self.nodes[name]
+            await self._running.pop(name).aclose()
 
     async def close(self) -> None:
         """Stop everything."""
@@ -99,12 +101,12 @@ class Trio:
         await self.stop(*self.nodes)
 
     def _intercept(self, node: Node) -> None:
-        send = node.transport.send
+        send = node.peers.send
 
         def lossy(messages: Iterable[Message]) -> None:
             send([m for m in messages if (_name(m.sender), _name(m.recipient)) not in self.cut])
 
-        node.transport.send = lossy  # type: ignore[method-assign]
+        node.peers.send = lossy  # type: ignore[method-assign]
 
     def isolate(self, name: str) -> None:
         """Cut a node off, both ways."""
@@ -165,7 +167,7 @@ class Trio:
 
 
 def _name(node: str) -> str:
-    return node.rpartition("@")[0]
+    return node.partition("@")[0]
 
 
 @asynccontextmanager

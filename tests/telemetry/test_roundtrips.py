@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from kvorum.node import roundtrips
-from kvorum.node.roundtrips import RoundTrips
+from kvorum.node.roundtrips import OUTSTANDING_MAX, RoundTrips
 from kvorum.raft.messages import Heartbeat, HeartbeatResponse
 from kvorum.telemetry.counters import Counters
 
@@ -20,15 +17,16 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
+
+    def wall_ms(self) -> int:
+        raise AssertionError
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    clock = Clock()
-    monkeypatch.setattr(roundtrips, "monotonic", clock)
-    yield clock
+def clock() -> Clock:
+    return Clock()
 
 
 def heartbeat(number: int, recipient: str = PEER) -> Heartbeat:
@@ -46,7 +44,7 @@ def measured(counters: Counters) -> list[object]:
 
 def test_an_answer_ends_the_oldest_heartbeat_of_its_round(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     clock.now += 0.1
     trips.sent((heartbeat(7),))
@@ -60,7 +58,7 @@ def test_an_answer_ends_the_oldest_heartbeat_of_its_round(clock: Clock) -> None:
 
 def test_heartbeats_of_earlier_rounds_are_given_up(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     clock.now += 5
     trips.sent((heartbeat(8),))
@@ -71,7 +69,7 @@ def test_heartbeats_of_earlier_rounds_are_given_up(clock: Clock) -> None:
 
 def test_an_answer_to_nothing_is_not_counted(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.answered(answer(7))
     trips.sent((heartbeat(8),))
     trips.answered(answer(7))
@@ -81,7 +79,7 @@ def test_an_answer_to_nothing_is_not_counted(clock: Clock) -> None:
 
 def test_a_broken_stream_takes_its_heartbeats_with_it(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     trips.forget(PEER)
     clock.now += 9
@@ -91,7 +89,7 @@ def test_a_broken_stream_takes_its_heartbeats_with_it(clock: Clock) -> None:
 
 def test_a_dropped_message_leaves_no_answer_to_be_matched_wrongly(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     counters.messages_dropped["n2"] += 1
     clock.now += 9
@@ -107,7 +105,7 @@ def test_a_dropped_message_leaves_no_answer_to_be_matched_wrongly(clock: Clock) 
 
 def test_peers_are_told_apart(clock: Clock) -> None:
     counters = Counters()
-    trips = RoundTrips(counters)
+    trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7), heartbeat(7, "n3@0")))
     clock.now += 0.5
     trips.answered(answer(7, "n3@0"))
@@ -116,7 +114,7 @@ def test_peers_are_told_apart(clock: Clock) -> None:
 
 
 def test_what_is_remembered_is_bounded(clock: Clock) -> None:
-    trips = RoundTrips(Counters())
+    trips = RoundTrips(Counters(), Clock())
     for _ in range(10_000):
         trips.sent((heartbeat(7),))
-    assert len(trips._outstanding[PEER]) == roundtrips.OUTSTANDING_MAX
+    assert len(trips._outstanding[PEER]) == OUTSTANDING_MAX

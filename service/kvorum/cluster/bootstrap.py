@@ -12,15 +12,15 @@ nothing begins.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
 
 from kvorum.cluster.reconcile import DesiredSource
 from kvorum.config import Config, split_address, split_ordinal
-from kvorum.errors import ConfigError, PeerError
+from kvorum.errors import ConfigError
 from kvorum.node import Node
+from kvorum.node.hellos import ask_all
 from kvorum.raft.messages import Member
 from kvorum.transport import Hello
 
@@ -89,7 +89,7 @@ async def bootstrap(node: Node, source: DesiredSource | None = None) -> None:
             log.info("not in a cluster yet: %s", reason)
         before = reason
         rounds += 1
-        await asyncio.sleep(ASK_AGAIN_S)
+        await node.tasks.sleep(ASK_AGAIN_S)
 
 
 async def _begin(node: Node, source: DesiredSource | None) -> str | None:
@@ -111,18 +111,13 @@ async def _begin(node: Node, source: DesiredSource | None) -> str | None:
 async def ask(node: Node, beyond: Sequence[str] = ()) -> dict[str, Hello | None]:
     """Ask every expected member, this node included, and those ``beyond``, who they are; None where none answers."""
     names = [peer.name for peer in node.config.expected_members()]
-    urls = {name: peer_url_of(node.config, name) for name in dict.fromkeys([*names, *beyond])}
-
-    async def hello_of(name: str, url: str | None) -> Hello | None:
-        ours = node.hello() if name == node.config.name else None
-        try:
-            return await node.transport.hello(url) if url else ours
-        except PeerError as error:
-            log.debug("%s does not answer: %s", name, error)
-            # Not every network lets a node reach itself. If another one answers there, it has taken our place.
-            return ours
-
-    return dict(zip(urls, await asyncio.gather(*(hello_of(*asked) for asked in urls.items())), strict=True))
+    hellos = await ask_all(
+        node.peers, {name: peer_url_of(node.config, name) for name in dict.fromkeys([*names, *beyond])}
+    )
+    if hellos.get(node.config.name, True) is None:
+        # Not every network lets a node reach itself. If another one answers there, it has taken our place.
+        hellos[node.config.name] = node.hello()
+    return hellos
 
 
 def peer_url_of(config: Config, name: str) -> str | None:

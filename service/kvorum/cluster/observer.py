@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from time import monotonic
-
 from kvorum.cluster.bootstrap import peer_url_of
-from kvorum.cluster.reconcile import Desired, Health, Seen, View, name_of
-from kvorum.errors import PeerError
+from kvorum.cluster.reconcile import Desired, Health, Seen, View
+from kvorum.identity import name_of
 from kvorum.node import Node
+from kvorum.node.hellos import ask_all
 from kvorum.raft import Role
 from kvorum.raft.membership import AddLearner, Promote, Remove
 
@@ -35,7 +33,7 @@ class Observer:
         while True:
             if self._node.raft.role is Role.LEADER:
                 await self.look()
-            await asyncio.sleep(LOOK_S)
+            await self._node.tasks.sleep(LOOK_S)
 
     async def look(self) -> None:
         """Ask every node that is or should be a member who it is."""
@@ -49,17 +47,14 @@ class Observer:
             url = peer_url_of(node.config, name) or urls.get(name)
             if url and name != node.config.name:
                 asked[name] = url
-        await asyncio.gather(*(self._ask(name, url) for name, url in asked.items()))
-
-    async def _ask(self, name: str, url: str) -> None:
-        try:
-            hello = await self._node.transport.hello(url)
-        except PeerError:
-            return
-        ours = self._node.hello()
-        if hello.name != name or hello.token != ours.token or hello.cluster_id not in ("", ours.cluster_id):
-            return
-        self._seen[name] = (monotonic(), Seen(hello.node_id, hello.empty, url, hello.client_url))
+        hellos = await ask_all(node.peers, asked)
+        ours, now = node.hello(), node.clock.monotonic()
+        for name, hello in hellos.items():
+            if hello is None or hello.name != name or hello.token != ours.token:
+                continue
+            if hello.cluster_id not in ("", ours.cluster_id):
+                continue
+            self._seen[name] = (now, Seen(hello.node_id, hello.empty, asked[name], hello.client_url))
 
     # --- What the reconciler asks -------------------------------------------------------------------------------
 
@@ -70,7 +65,7 @@ class Observer:
         status = self._node.raft.status()
         if status.role is not Role.LEADER or self._node.stopping:
             return None
-        now = monotonic()
+        now = self._node.clock.monotonic()
         return View(
             leader=status.id,
             configuration=status.configuration,

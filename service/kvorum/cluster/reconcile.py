@@ -31,6 +31,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from kvorum.errors import CallerError
+from kvorum.identity import name_of
 from kvorum.raft.membership import AddLearner, Promote, Remove
 from kvorum.raft.messages import Configuration, Member, NodeId
 from kvorum.telemetry.logs import RateLimit
@@ -121,11 +122,6 @@ class Decision(msgspec.Struct, frozen=True):
 
     step: Step | None
     reason: str = ""
-
-
-def name_of(node: NodeId) -> str:
-    """Return the stable name in a member id ``name@incarnation``."""
-    return node.partition("@")[0]
 
 
 def decide(view: View) -> Decision:

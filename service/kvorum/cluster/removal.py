@@ -6,14 +6,14 @@ counts. So it puts its data aside and comes back as a new incarnation, which the
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from time import monotonic
 
 from kvorum.cluster.bootstrap import ask
-from kvorum.cluster.reconcile import Desired, DesiredSource, name_of
-from kvorum.errors import CallerError, KvorumError, PeerError
+from kvorum.cluster.reconcile import Desired, DesiredSource
+from kvorum.errors import CallerError, KvorumError
+from kvorum.identity import name_of
 from kvorum.node import Node
+from kvorum.node.hellos import ask_all
 from kvorum.raft import Role
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Hello
@@ -34,7 +34,7 @@ async def watch_for_removal(node: Node) -> None:
         Removed: a leader of our cluster, with a committed configuration not older than ours, does not count us in.
     """
     while True:
-        await asyncio.sleep(ASK_S)
+        await node.tasks.sleep(ASK_S)
         staleness_ms = node.staleness_ms()
         is_lost = staleness_ms is None or staleness_ms > 2 * node.config.election_timeout_ms
         if node.identity.cluster_id and is_lost and not node.stopping:
@@ -59,13 +59,12 @@ async def _ask_around(node: Node) -> list[Hello]:
     """Ask everybody we know of: the expected members, and those of our last configuration."""
     hellos = [hello for hello in (await ask(node)).values() if hello is not None]
     known = {hello.node_id for hello in hellos}
-    for member in node.raft.configuration.members:
-        if member.id not in known and member.id != node.raft.id:
-            try:
-                hellos.append(await node.transport.hello(member.peer_url))
-            except PeerError as error:
-                log.debug("%s does not answer: %s", member.id, error)
-    return hellos
+    others = {
+        member.id: member.peer_url
+        for member in node.raft.configuration.members
+        if member.id not in known and member.id != node.raft.id
+    }
+    return hellos + [hello for hello in (await ask_all(node.peers, others)).values() if hello is not None]
 
 
 async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -> None:
@@ -74,14 +73,14 @@ async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -
     Args:
         node: this node; its own reconciler has ended.
         source: who should be a member, as of now: an answer from before the scale-in would not say so.
-        deadline: when to give up, on the monotonic clock; the leader removes us all the same when it can.
+        deadline: when to give up, on the node's monotonic clock; the leader removes us all the same when it can.
     """
     desired = await source.desired()
     if desired is None or not desired.is_surplus(node.config.name) or not _is_member(node):
         return
     log.info("%s is scaled in; waiting to be removed from the cluster", node.config.name)
     limit = RateLimit()
-    while _is_member(node) and monotonic() < deadline:
+    while _is_member(node) and node.clock.monotonic() < deadline:
         try:
             await _hand_over(node, desired)
         except CallerError as error:
@@ -89,28 +88,22 @@ async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -
                 log.warning("cannot hand over the leadership yet: %s", error)
         if any(excludes(node.hello(), hello) for hello in await _ask_around(node)):
             break
-        await asyncio.sleep(ASK_S / 4)
+        await node.tasks.sleep(ASK_S / 4)
     log.info("%s %s a member", node.config.name, "is still" if _is_member(node) else "is no longer")
 
 
 async def _hand_over(node: Node, desired: Desired) -> None:
-    """If we lead, give that to the furthest of the voters that stay: nobody else would remove us.
+    """If we lead, transfer that to the most caught-up voter that stays: no other would remove us.
 
     Raises:
         CallerError: it did not move.
     """
     if node.raft.role is not Role.LEADER:
         return
-    status = node.raft.status()
-    heirs = {
-        voter: status.progress[voter].match_index
-        for voter in status.configuration.voters()
-        if voter in status.progress and status.progress[voter].active and not desired.is_surplus(name_of(voter))
-    }
-    if heirs:
-        heir = max(heirs, key=lambda voter: heirs[voter])
-        leader = await node.transfer_leadership(heir, 2 * node.config.election_timeout_ms)
-        log.info("handed the leadership to %s, which stays", leader)
+    target = node.raft.status().transfer_candidate(lambda voter: not desired.is_surplus(name_of(voter)))
+    if target is not None:
+        leader = await node.transfer_leadership(target, 2 * node.config.election_timeout_ms)
+        log.info("transferred the leadership to %s, which stays", leader)
 
 
 def _is_member(node: Node) -> bool:

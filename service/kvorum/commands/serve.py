@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import kvorum
@@ -24,6 +23,7 @@ from kvorum.cluster import (
     join_and_reconcile,
     leave_if_surplus,
 )
+from kvorum.commands.node import running_node
 from kvorum.commands.recover import recover_if_requested
 from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
@@ -114,19 +114,15 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         OSError: a port cannot be had.
     """
     tracer = _tracer(config)
-    node = Node(config)
     async with contextlib.AsyncExitStack() as stack:
         if tracer is not None:
             stack.push_async_callback(asyncio.to_thread, tracer.close)
         api, stateful_sets = await _kubernetes_api(config)
         if api is not None:
             await stack.enter_async_context(api)
-        stack.push_async_callback(node.close)
-        await node.start()
+        node = await stack.enter_async_context(running_node(config, tracer))
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        if tracer is not None:
-            node.driver.trace_with(tracer)
         server = ApiServer(node, telemetry.render, tracer.wrap if tracer is not None else None)
         stack.push_async_callback(server.stop)
         await server.start()
@@ -162,7 +158,7 @@ async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, Statefu
 
 async def _leave(node: Node, source: DesiredSource) -> None:
     """Do all that a node does between the signal and its end, within ``shutdown_grace_s``; it goes on being driven."""
-    now = monotonic()
+    now = node.clock.monotonic()
     node.stopping = True
     await leave_if_surplus(node, source, now + node.config.shutdown_grace_s / 2)
     await node.drain(now + node.config.shutdown_grace_s)

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
 
 from kvorum.errors import Overloaded, StorageError
-from kvorum.node.driver import Driver
+from kvorum.node.ports import Threads
+from kvorum.node.snapshots import Snapshots
+from kvorum.node.state import State
 from kvorum.storage.interface import SnapshotFile, SnapshotInfo
 from kvorum.storage.snapshot_format import CHUNK_BYTES
 
@@ -26,11 +28,12 @@ class Backup:
         last_index: the log index whose state it is.
     """
 
-    def __init__(self, info: SnapshotInfo, stream: BinaryIO, on_close: Callable[[], None]) -> None:
+    def __init__(self, info: SnapshotInfo, stream: BinaryIO, threads: Threads, on_close: Callable[[], None]) -> None:
         self.size_bytes = info.size_bytes
         self.sha256 = info.sha256
         self.last_index = info.snapshot.last_index
         self._stream = stream
+        self._threads = threads
         self._on_close = on_close
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -40,7 +43,7 @@ class Backup:
             ConnectionAbortedError: the disk refuses; whoever reads must not take what came for all of it.
         """
         try:
-            while chunk := await asyncio.to_thread(self._stream.read, CHUNK_BYTES):
+            while chunk := await self._threads.run(self._stream.read, CHUNK_BYTES):
                 yield chunk
         except OSError as error:
             raise ConnectionAbortedError(f"a backup cannot be read: {error.strerror}") from error
@@ -56,13 +59,17 @@ class Backups:
     """Makes the backups of one node.
 
     Args:
-        driver: whose state it is.
-        snapshots: where its snapshot files are.
+        state: what is backed up.
+        snapshots: takes a snapshot of it.
+        files: where the snapshot files are.
+        threads: where they are read.
     """
 
-    def __init__(self, driver: Driver, snapshots: SnapshotFile) -> None:
-        self._driver = driver
+    def __init__(self, state: State, snapshots: Snapshots, files: SnapshotFile, threads: Threads) -> None:
+        self._state = state
         self._snapshots = snapshots
+        self._files = files
+        self._threads = threads
         self._open = 0
 
     async def begin(self) -> Backup:
@@ -75,11 +82,11 @@ class Backups:
             raise Overloaded(f"{self._open} backups are being read already")
         self._open += 1
         try:
-            info, stream = await self._take(self._driver.store.applied_index)
+            info, stream = await self._take(self._state.store.applied_index)
         except BaseException:
             self._closed()
             raise
-        return Backup(info, stream, self._closed)
+        return Backup(info, stream, self._threads, self._closed)
 
     def _closed(self) -> None:
         self._open -= 1
@@ -87,18 +94,16 @@ class Backups:
     async def _take(self, at_least: int) -> tuple[SnapshotInfo, BinaryIO]:
         try:
             for _ in range(TAKES_MAX):
-                newest = self._snapshots.latest()
+                newest = self._files.latest()
                 if newest is not None and newest.snapshot.last_index >= at_least:
                     try:
                         # Once open, it stays readable when newer snapshots take its place.
-                        return newest, await asyncio.to_thread(
-                            open, self._snapshots.path(newest.snapshot.last_index), "rb"
-                        )
+                        return newest, await self._threads.run(open, self._files.path(newest.snapshot.last_index), "rb")
                     except FileNotFoundError:
                         continue
                 # One that is under way may be of an earlier state: then another follows it. Who waits here may go
                 # away; the snapshot is the node's.
-                await asyncio.shield(self._driver.begin_snapshot())
+                await asyncio.shield(self._snapshots.begin())
         except (OSError, StorageError) as error:
             raise Overloaded(f"no snapshot could be taken: {error}") from error
         raise Overloaded("no snapshot could be taken; the node's log says why")

@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from time import monotonic
 from typing import Generic, TypeVar
+
+from kvorum.node.ports import Clock
 
 T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Futures and when they expire."""
+    """Futures and when they expire.
 
-    def __init__(self) -> None:
+    Args:
+        clock: by which they do.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._monotonic = clock.monotonic
         self._queues: dict[float, deque[tuple[float, asyncio.Future[T]]]] = {}
 
     def add(self, waiter: asyncio.Future[T], timeout_s: float) -> None:
@@ -26,11 +32,11 @@ class Deadlines(Generic[T]):
         queue = self._queues.get(timeout_s)
         if queue is None:
             queue = self._queues[timeout_s] = deque()
-        queue.append((monotonic() + timeout_s, waiter))
+        queue.append((self._monotonic() + timeout_s, waiter))
 
     def expired(self) -> Iterator[asyncio.Future[T]]:
         """Yield, once, every future that is past its deadline and not done; forget those that are done."""
-        now = monotonic()
+        now = self._monotonic()
         for timeout_s, queue in list(self._queues.items()):
             while queue and (queue[0][1].done() or queue[0][0] <= now):
                 waiter = queue.popleft()[1]

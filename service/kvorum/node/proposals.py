@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from time import monotonic
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvorum.errors import CallerError, NoLeader, NotLeader, OutcomeUnknown, Overloaded
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
 from kvorum.node.deadlines import Deadlines
+from kvorum.node.ports import Clock
 from kvorum.raft import Raft
 from kvorum.raft.messages import Entry
 from kvorum.telemetry.counters import Counters
@@ -27,7 +27,7 @@ Waiter = asyncio.Future[Result]
 _COMMAND_OVERHEAD_BYTES = 64
 
 
-class Writes:
+class Proposals:
     """The leader's writes, from :meth:`submit` to :meth:`applied`.
 
     Args:
@@ -35,21 +35,28 @@ class Writes:
         counters: where proposals are counted.
         pending_max: writes queued or waiting for a quorum; more are refused.
         batch_bytes_max: the most that one log entry carries.
-        wall_clock_ms: the time that entries carry.
+        clock: by which writes expire, and whose wall time entries carry.
+        tracer: what is told of each traced write, if anything is.
     """
 
     def __init__(
-        self, raft: Raft, counters: Counters, pending_max: int, batch_bytes_max: int, wall_clock_ms: Callable[[], int]
+        self,
+        raft: Raft,
+        counters: Counters,
+        pending_max: int,
+        batch_bytes_max: int,
+        clock: Clock,
+        tracer: Tracer | None = None,
     ) -> None:
-        self.tracer: Tracer | None = None
         self._raft = raft
         self._counters = counters
         self._pending_max = pending_max
         self._batch_bytes_max = batch_bytes_max
-        self._wall_clock_ms = wall_clock_ms
+        self._clock = clock
+        self._tracer = tracer
         self._queue: deque[tuple[Command, Waiter]] = deque()
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
-        self._deadlines: Deadlines[Result] = Deadlines()
+        self._deadlines: Deadlines[Result] = Deadlines(clock)
         self._pending = 0
 
     @property
@@ -75,7 +82,7 @@ class Writes:
         if self._pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise Overloaded(f"{self._pending} writes wait already")
-        waiter: Waiter = asyncio.get_running_loop().create_future()
+        waiter: Waiter = asyncio.Future()
         self._queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
         self._pending += 1
@@ -88,14 +95,14 @@ class Writes:
             if not commands:
                 continue
             try:
-                index, term = self._raft.propose([encode_batch(self._wall_clock_ms(), commands)])
+                index, term = self._raft.propose([encode_batch(self._clock.wall_ms(), commands)])
             except CallerError as error:
                 self._refuse(waiters, error)
             else:
                 self._fail_replaced(index)
-                self._proposed[index] = (term, waiters, monotonic())
-                if self.tracer is not None:
-                    self.tracer.proposed(index, term, waiters)
+                self._proposed[index] = (term, waiters, self._clock.monotonic())
+                if self._tracer is not None:
+                    self._tracer.proposed(index, term, waiters)
 
     def _fail_replaced(self, index: int) -> None:
         """What was proposed here in an earlier term of ours was truncated meanwhile, and will not be seen applied."""
@@ -132,7 +139,7 @@ class Writes:
         if term != entry.term:
             self._fail(waiters, OutcomeUnknown("another leader's entry took the place of this write"))
             return
-        self._counters.commit_duration.record(monotonic() - since)
+        self._counters.commit_duration.record(self._clock.monotonic() - since)
         told = 0
         for waiter, result in zip(waiters, results, strict=True):
             if not waiter.done():

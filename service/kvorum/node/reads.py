@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 
 from kvorum.errors import NoLeader, Overloaded, ReadTimeout
 from kvorum.node.deadlines import Deadlines
+from kvorum.node.ports import Clock
 from kvorum.raft import Raft
 from kvorum.raft.messages import Read
 from kvorum.telemetry.counters import Counters
@@ -15,22 +15,24 @@ Waiter = asyncio.Future[None]
 WAITING_MAX = 20_000
 
 
-class Barriers:
+class Reads:
     """Read barriers, from :meth:`submit` to :meth:`released`.
 
     Args:
         raft: the consensus server.
         counters: where rounds are counted.
+        clock: by which reads expire.
         first_context: a number that no run of this node has used, nor any near it: it names rounds.
     """
 
-    def __init__(self, raft: Raft, counters: Counters, first_context: int) -> None:
+    def __init__(self, raft: Raft, counters: Counters, clock: Clock, first_context: int) -> None:
         self._raft = raft
         self._counters = counters
+        self._clock = clock
         self._context = first_context
         self._queue: list[Waiter] = []
         self._asked: dict[int, tuple[list[Waiter], float]] = {}
-        self._deadlines: Deadlines[None] = Deadlines()
+        self._deadlines: Deadlines[None] = Deadlines(clock)
         self._waiting = 0
 
     def submit(self, timeout_s: float) -> Waiter:
@@ -41,7 +43,7 @@ class Barriers:
         """
         if self._waiting >= WAITING_MAX:
             raise Overloaded(f"{self._waiting} reads wait already")
-        waiter: Waiter = asyncio.get_running_loop().create_future()
+        waiter: Waiter = asyncio.Future()
         self._queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)
         self._waiting += 1
@@ -53,7 +55,7 @@ class Barriers:
             return
         self._context += 1
         self._raft.read_index(self._context)
-        self._asked[self._context] = (self._queue, monotonic())
+        self._asked[self._context] = (self._queue, self._clock.monotonic())
         self._queue = []
 
     def released(self, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
@@ -62,7 +64,7 @@ class Barriers:
             waiters, since = self._asked.pop(read.context, ([], 0.0))
             self._waiting -= len(waiters)
             if waiters:
-                self._counters.read_index_duration.record(monotonic() - since)
+                self._counters.read_index_duration.record(self._clock.monotonic() - since)
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -3,16 +3,102 @@
 from __future__ import annotations
 
 from kvorum import __version__
-from kvorum.identity import Identity
+from kvorum.identity import Identity, name_of
 from kvorum.kv.store import Store
-from kvorum.raft import RaftStatus, Role
+from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.integrity import Integrity
+from kvorum.node.staleness import Staleness
+from kvorum.node.state import State
+from kvorum.node.supervisor import Supervisor
+from kvorum.node.ticker import Ticker
+from kvorum.raft import Raft, RaftStatus, Role
 from kvorum.raft.messages import Member
-from kvorum.status import MemberStatus, NodeStatus
+from kvorum.status import Check, MemberStatus, NodeStatus
+
+LOOP_STALLED_S = 30.0
+"""The liveness probe fails when the loop has not ticked for this long."""
 
 
-def name_of(node: str) -> str:
-    """Return the name in a member id."""
-    return node.rpartition("@")[0]
+class Report:
+    """Answers the probes, the status and whoever asks for the leader.
+
+    Args:
+        identity: who this node is.
+        raft: the consensus server.
+        state: what is applied.
+        integrity: whether that may be served.
+        staleness: how old it may be.
+        ticker: whether the event loop runs.
+        supervisor: whether the process is about to end.
+
+    Attributes:
+        is_stopping: the node is about to stop, and not ready any more.
+    """
+
+    def __init__(
+        self,
+        identity: ClusterIdentity,
+        raft: Raft,
+        state: State,
+        integrity: Integrity,
+        staleness: Staleness,
+        ticker: Ticker,
+        supervisor: Supervisor,
+    ) -> None:
+        self.is_stopping = False
+        self._identity = identity
+        self._raft = raft
+        self._state = state
+        self._integrity = integrity
+        self._staleness = staleness
+        self._ticker = ticker
+        self._supervisor = supervisor
+
+    def status(self) -> NodeStatus:
+        """Return the node's own account."""
+        return node_status(
+            self._identity.current,
+            self._raft.status(),
+            self._state.store,
+            last_contact_ms=self._staleness.age_ms(),
+            caught_up=self._is_caught_up(),
+            quarantined=self._integrity.quarantined,
+        )
+
+    def leader_client_url(self) -> str | None:
+        """Return the leader's client URL if a leader is known."""
+        leader = self._raft.leader
+        member = self._raft.configuration.get(leader) if leader else None
+        return member.client_url if member else None
+
+    def leader_name(self) -> str | None:
+        """Return the leader's name if one is known."""
+        leader = self._raft.leader
+        return name_of(leader) if leader else None
+
+    def liveness(self) -> list[Check]:
+        """Return the checks of ``/livez``: this process works; nothing about quorum, peers or disk space."""
+        silent_s = self._ticker.silent_s
+        return [
+            Check("loop", silent_s < LOOP_STALLED_S, f"the event loop last ticked {silent_s:.0f} s ago"),
+            Check("storage", not self._supervisor.has_failed, "storage failed; the process is ending"),
+        ]
+
+    def readiness(self) -> list[Check]:
+        """Return the checks of ``/readyz``: this node can serve its clients, as leader or not."""
+        raft, quarantined = self._raft, self._integrity.quarantined
+        member = raft.configuration.get(raft.id)
+        return [
+            Check("leader", raft.leader is not None, "no leader is known"),
+            Check("member", member is not None and member.voter, "not a voter (joining, a learner, or removed)"),
+            Check("caught-up", self._is_caught_up(), "committed entries are still to be applied"),
+            Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
+            Check("state", quarantined is None, quarantined or ""),
+            Check("serving", not self.is_stopping, "the node is stopping"),
+        ]
+
+    def _is_caught_up(self) -> bool:
+        return self._raft.leader is not None and self._state.store.applied_index >= self._raft.log.commit_index
 
 
 def state_word(raft: RaftStatus) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from time import monotonic
 
+from kvorum.identity import name_of
+from kvorum.node.ports import Clock
 from kvorum.raft.messages import Heartbeat, HeartbeatResponse, Message, NodeId
 from kvorum.telemetry.counters import Counters
 
@@ -17,16 +18,18 @@ class RoundTrips:
 
     Args:
         counters: where round trips are recorded, and where a dropped message shows.
+        clock: what measures.
     """
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, clock: Clock) -> None:
+        self._clock = clock
         self._counters = counters
         self._outstanding: dict[NodeId, deque[tuple[int, float]]] = {}
         self._dropped: dict[NodeId, int] = {}
 
     def sent(self, messages: Iterable[Message]) -> None:
         """Note the heartbeats among the messages that leave now."""
-        now = monotonic()
+        now = self._clock.monotonic()
         for message in messages:
             if isinstance(message, Heartbeat):
                 waiting = self._outstanding.get(message.recipient)
@@ -40,7 +43,7 @@ class RoundTrips:
         waiting = self._outstanding.get(node)
         if waiting is None:
             return
-        name = node.partition("@")[0]
+        name = name_of(node)
         dropped = self._counters.messages_dropped.get(name, 0)
         if dropped != self._dropped.get(node, 0):
             # Something was dropped before it was sent: which heartbeat is answered is not known any more.
@@ -49,7 +52,7 @@ class RoundTrips:
         while waiting and waiting[0][0] < message.round:
             waiting.popleft()
         if waiting and waiting[0][0] == message.round:
-            self._counters.peer_rtt[name].record(monotonic() - waiting.popleft()[1])
+            self._counters.peer_rtt[name].record(self._clock.monotonic() - waiting.popleft()[1])
 
     def forget(self, node: NodeId) -> None:
         """The stream broke: what was sent on it will not be answered."""

@@ -1,4 +1,4 @@
-"""Leaving well: what happens between SIGTERM and the end (docs/operations).
+"""A clean shutdown: what happens between SIGTERM and the end (docs/operations).
 
 PodDisruptionBudgets do not govern rollouts, and the controller may stop a pod while another is not ready yet. So the
 safety of the quorum lies here: a node that is still needed for a quorum stays as long as its grace period allows.
@@ -6,84 +6,118 @@ safety of the quorum lies here: a node that is still needed for a quorum stays a
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from time import monotonic
-from typing import TYPE_CHECKING
 
-from kvorum.errors import CallerError, PeerError
-from kvorum.raft import Role
+from kvorum.config import Config
+from kvorum.errors import CallerError
+from kvorum.node.hellos import ask_all
+from kvorum.node.membership import Membership
+from kvorum.node.ports import Clock, Peers, Tasks
+from kvorum.node.proposals import Proposals
+from kvorum.raft import Raft, Role
+from kvorum.raft.messages import NodeId
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport import Hello
-
-if TYPE_CHECKING:
-    from kvorum.node.node import Node
+from kvorum.transport.handshake import Hello
 
 log = logging.getLogger("kvorum.node")
 
-POLL_S = 0.2
-WRITES_POLL_S = 0.01
+RETRY_S = 0.2
+WRITES_RETRY_S = 0.01
+HELLO_TIMEOUT_S = 1.0
 
 
-async def hand_over(node: Node, deadline: float) -> None:
-    """Give the leadership to the furthest of the voters that serve, and let writes in flight be answered."""
-    timeout_ms = 2 * node.config.election_timeout_ms
-    limit = RateLimit()
-    while node.raft.role is Role.LEADER and monotonic() < deadline:
-        others = [voter for voter in node.raft.configuration.voters() if voter != node.raft.id]
-        hellos = await _hellos(node, others)
-        progress = node.raft.status().progress
-        heirs = [hello.node_id for hello in hellos if hello and hello.is_serving and hello.node_id in progress]
-        if not heirs:
-            # Everybody stops, or nobody else is fit: an election will do once somebody is.
-            break
-        try:
-            heir = max(heirs, key=lambda voter: progress[voter].match_index)
-            log.info("handed the leadership to %s", await node.transfer_leadership(heir, timeout_ms))
-        except CallerError as error:
-            if limit.allow() is not None:
-                log.warning("cannot hand over the leadership yet: %s", error)
-            await asyncio.sleep(POLL_S)
-    while node.driver.writes.is_awaited and monotonic() < deadline:  # noqa: ASYNC110 (a short, bounded wait)
-        await asyncio.sleep(WRITES_POLL_S)
+class Shutdown:
+    """Hands over the leadership, and waits until the others can do without this node.
 
+    Args:
+        config: how long an election takes.
+        raft: the consensus server.
+        membership: transfers the leadership.
+        proposals: the writes that are in flight.
+        peers: whom to ask whether they are up.
+        clock: what measures.
+        tasks: how to wait.
+    """
 
-async def wait_for_quorum_without(node: Node, deadline: float) -> bool:
-    """Return True once the others can do without us; False if our staying does not help them, or the grace is over."""
-    patience_s = 2 * node.config.election_timeout_ms / 1000
-    waited, hopeless_since = False, None
-    while (now := monotonic()) < deadline:
-        voters = node.raft.configuration.voters()
-        quorum = node.raft.configuration.quorum()
-        others = [voter for voter in voters if voter != node.raft.id]
-        if node.raft.id not in voters or not others:
-            return True
-        serving = sum(hello is not None and hello.is_serving for hello in await _hellos(node, others))
-        if serving >= quorum:
-            return True
-        if serving + 1 >= quorum:
-            hopeless_since = None
-        elif hopeless_since is None:
-            # For the moment of an election nobody serves.
-            hopeless_since = now
-        elif now - hopeless_since >= patience_s:
-            return False
-        if not waited and hopeless_since is None:
-            waited = True
-            log.warning("only %d of the other voters serve; staying, since %d are a quorum", serving, quorum)
-        await asyncio.sleep(POLL_S)
-    return False
+    def __init__(
+        self,
+        config: Config,
+        raft: Raft,
+        membership: Membership,
+        proposals: Proposals,
+        peers: Peers,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> None:
+        self._patience_ms = 2 * config.election_timeout_ms
+        self._raft = raft
+        self._membership = membership
+        self._proposals = proposals
+        self._peers = peers
+        self._clock = clock
+        self._tasks = tasks
 
+    async def run(self, deadline_s: float) -> None:
+        """Return when this node may stop, at the latest at ``deadline_s`` on the monotonic clock."""
+        await self._hand_over(deadline_s)
+        if await self._wait_for_quorum_without_us(deadline_s):
+            # A node that stays that long may be elected meanwhile.
+            await self._hand_over(deadline_s)
 
-async def _hellos(node: Node, others: list[str]) -> list[Hello | None]:
-    async def ask(other: str) -> Hello | None:
-        url = node.transport.url_of(other)
-        if url is None:
-            return None
-        try:
-            hello = await node.transport.hello(url, timeout_s=1.0)
-        except PeerError:
-            return None
-        return hello if hello.node_id == other else None
+    async def _hand_over(self, deadline_s: float) -> None:
+        """Transfer the leadership to the most caught-up voter that is up, and let writes in flight be answered."""
+        limit = RateLimit(clock=self._clock.monotonic)
+        while self._raft.role is Role.LEADER and self._clock.monotonic() < deadline_s:
+            up = await self._others_up()
+            target = self._raft.status().transfer_candidate(up.__contains__)
+            if target is None:
+                # All nodes stop, or no other is fit: an election will do once one is.
+                break
+            try:
+                leader = await self._membership.transfer(target, self._patience_ms)
+                log.info("transferred the leadership to %s", leader)
+            except CallerError as error:
+                if limit.allow() is not None:
+                    log.warning("cannot transfer the leadership yet: %s", error)
+                await self._tasks.sleep(RETRY_S)
+        while self._proposals.is_awaited and self._clock.monotonic() < deadline_s:
+            await self._tasks.sleep(WRITES_RETRY_S)
 
-    return list(await asyncio.gather(*(ask(other) for other in others)))
+    async def _wait_for_quorum_without_us(self, deadline_s: float) -> bool:
+        """Return True once the others have a quorum; False if our staying does not help them, or the grace is over."""
+        told, hopeless_since_s = False, None
+        while (now := self._clock.monotonic()) < deadline_s:
+            configuration = self._raft.configuration
+            voters, quorum = configuration.voters(), configuration.quorum()
+            if self._raft.id not in voters or len(voters) == 1:
+                return True
+            up = len(await self._others_up())
+            if up >= quorum:
+                return True
+            if up + 1 >= quorum:
+                hopeless_since_s = None
+            elif hopeless_since_s is None:
+                # For the moment of an election no node is ready.
+                hopeless_since_s = now
+            elif now - hopeless_since_s >= self._patience_ms / 1000:
+                return False
+            if not told and hopeless_since_s is None:
+                told = True
+                log.warning(
+                    "delaying shutdown: only %d other voter%s up, and quorum is %d",
+                    up,
+                    " is" if up == 1 else "s are",
+                    quorum,
+                )
+            await self._tasks.sleep(RETRY_S)
+        return False
+
+    async def _others_up(self) -> dict[NodeId, Hello]:
+        """Return the hellos of the other voters that are ready."""
+        others = [voter for voter in self._raft.configuration.voters() if voter != self._raft.id]
+        hellos = await ask_all(self._peers, {other: self._peers.url_of(other) for other in others}, HELLO_TIMEOUT_S)
+        return {
+            other: hello
+            for other, hello in hellos.items()
+            if hello is not None and hello.node_id == other and hello.is_serving
+        }

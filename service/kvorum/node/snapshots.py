@@ -1,66 +1,188 @@
-"""Taking snapshots of our own, and fetching those of others (section 7).
-
-A snapshot is written in slices between other work: the loop encodes one chunk, a thread writes it. One that is needed
-from a peer is fetched in chunks that resume, verified, made durable and decoded before consensus hears of it.
-"""
+"""Snapshots of our own (section 7): taken in slices between other work, kept, and read by peers in chunks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from functools import partial
-from time import monotonic
 
-from kvorum.errors import MalformedMessage, PeerError, StorageCorrupt, StorageError
+from kvorum.config import Config
+from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
+from kvorum.node.ports import Clock, Tasks, Threads
+from kvorum.node.state import State
+from kvorum.node.supervisor import Supervisor
+from kvorum.raft import Raft
 from kvorum.raft.messages import Snapshot
-from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
+from kvorum.storage.interface import SnapshotFile, Storage
 from kvorum.telemetry.counters import Counters
-from kvorum.telemetry.logs import RateLimit
-from kvorum.transport import Transport
 from kvorum.transport.server import SnapshotChunk
 
 log = logging.getLogger("kvorum.snapshot")
 
-FETCH_TRIES = 20
-FETCH_PAUSE_S = 0.25
+RETRY_S = 30.0
+"""After a snapshot that could not be stored, none is begun by itself for so long."""
 
 
-async def take_snapshot(storage: Storage, cut: SnapshotCut, snapshot: Snapshot, counters: Counters) -> SnapshotInfo:
-    """Write the cut as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
+class Snapshots:
+    """Takes the snapshots of one node, one at a time: the loop encodes a chunk, a thread writes it.
 
-    Raises:
-        StorageError: it could not be written; nothing of it is kept.
+    Args:
+        config: when one is due, and how much of the log stays behind it.
+        raft: the consensus server.
+        state: what is taken.
+        storage: where it goes.
+        clock: what measures.
+        tasks: where it runs.
+        threads: where the disk is written.
+        supervisor: who knows whether the process is about to end.
+        counters: where snapshots are counted.
     """
-    since = monotonic()
-    try:
-        writer = await asyncio.to_thread(storage.snapshots.create, snapshot)
+
+    def __init__(
+        self,
+        config: Config,
+        raft: Raft,
+        state: State,
+        storage: Storage,
+        clock: Clock,
+        tasks: Tasks,
+        threads: Threads,
+        supervisor: Supervisor,
+        counters: Counters,
+    ) -> None:
+        self._entries_due = config.snapshot_entries
+        self._bytes_due = config.snapshot_bytes
+        self._retain_entries = config.log_retain_entries
+        self._raft = raft
+        self._state = state
+        self._storage = storage
+        self._clock = clock
+        self._tasks = tasks
+        self._threads = threads
+        self._supervisor = supervisor
+        self._counters = counters
+        self._task: asyncio.Task[None] | None = None
+        self._not_before_s = 0.0
+        self._is_compacting = False
+
+    # --- Taking -------------------------------------------------------------------------------------------------
+
+    def begin_if_due(self) -> None:
+        """Begin a snapshot if enough was applied since the last one."""
+        state, snapshot = self._state, self._raft.snapshot
+        last = snapshot.last_index if snapshot else 0
+        applied = state.store.applied_index
+        if applied - last < self._entries_due and state.bytes_since_snapshot < self._bytes_due:
+            return
+        # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
+        if not state.is_wrong and last <= applied and self._clock.monotonic() >= self._not_before_s:
+            self.begin()
+
+    def begin(self) -> asyncio.Task[None]:
+        """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task.
+
+        Raises:
+            SnapshotFailed: a newer one is being installed, or the state is known to be wrong.
+        """
+        state, raft = self._state, self._raft
+        if state.is_wrong:
+            raise SnapshotFailed("the state is in quarantine")
+        if self._task is None or self._task.done():
+            if state.store.applied_index < raft.log.base_index:
+                raise SnapshotFailed("a newer snapshot is being installed")
+            state.bytes_since_snapshot = 0
+            snapshot = raft.snapshot_at(state.store.applied_index)
+            # The cut is made now: by the time the task runs, the store may have moved on.
+            cut = state.store.begin_snapshot()
+            self._task = self._tasks.spawn(self._take(cut, snapshot), name="snapshot")
+        return self._task
+
+    async def ended(self) -> None:
+        """Return once no snapshot is being taken."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """Stop taking a snapshot."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _take(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
         try:
-            while (chunk := cut.next_chunk()) is not None:
-                await asyncio.to_thread(writer.write, chunk)
-            info = await asyncio.to_thread(writer.commit)
-        except BaseException:
-            writer.abort()
+            await self._write(cut, snapshot)
+        except StorageError as error:
+            # The log goes on without it; only space is lost. Try again later.
+            self._not_before_s = self._clock.monotonic() + RETRY_S
+            log.error("no snapshot at index %d: %s", snapshot.last_index, error)
+            return
+        if self._supervisor.has_failed:
+            return
+        self._raft.compact(snapshot, self._retain_entries)
+        self._compact()
+
+    async def _write(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
+        """Write the cut as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
+
+        Raises:
+            StorageError: it could not be written; nothing of it is kept.
+        """
+        counters, run = self._counters, self._threads.run
+        since = self._clock.monotonic()
+        try:
+            writer = await run(self._storage.snapshots.create, snapshot)
+            try:
+                while (chunk := cut.next_chunk()) is not None:
+                    await run(writer.write, chunk)
+                info = await run(writer.commit)
+            except BaseException:
+                writer.abort()
+                raise
+        except StorageError:
+            counters.snapshots["create", "failed"] += 1
             raise
-    except StorageError:
-        counters.snapshots["create", "failed"] += 1
-        raise
-    finally:
-        cut.close()
-    duration_s = monotonic() - since
-    counters.snapshots["create", "ok"] += 1
-    counters.snapshot_duration["create"].record(duration_s)
-    log.info(
-        "took a snapshot at index %d: %d keys, %d bytes, %.1f s",
-        snapshot.last_index,
-        cut.header.keys,
-        info.size_bytes,
-        duration_s,
-    )
-    return info
+        finally:
+            cut.close()
+        duration_s = self._clock.monotonic() - since
+        counters.snapshots["create", "ok"] += 1
+        counters.snapshot_duration["create"].record(duration_s)
+        log.info(
+            "took a snapshot at index %d: %d keys, %d bytes, %.1f s",
+            snapshot.last_index,
+            cut.header.keys,
+            info.size_bytes,
+            duration_s,
+        )
+
+    def _compact(self) -> None:
+        """Cut the durable log where the older of the kept snapshots still suffices."""
+        kept = self._storage.snapshots.kept()
+        if not kept or self._is_compacting:
+            return
+
+        def done() -> None:
+            self._is_compacting = False
+
+        self._is_compacting = True
+        self._storage.compact(min(self._raft.log.first_index, kept[-1].snapshot.last_index + 1), done)
+
+    # --- Reading ------------------------------------------------------------------------------------------------
+
+    async def chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+
+        Raises:
+            StorageError: there is none.
+        """
+        snapshots = self._storage.snapshots
+        if last_index == 0:
+            kept = snapshots.kept()
+            if self._state.store.applied_index and (not kept or kept[0].snapshot.last_index < at_least):
+                # Whoever asks may go away; the snapshot is the node's.
+                await asyncio.shield(self.begin())
+        return await self._threads.run(_read_chunk, snapshots, last_index, offset_bytes, size_bytes)
 
 
 def load_store(snapshots: SnapshotFile, last_index: int) -> Store:
@@ -75,120 +197,10 @@ def load_store(snapshots: SnapshotFile, last_index: int) -> Store:
     return restorer.finish()
 
 
-def read_chunk(snapshots: SnapshotFile, last_index: int, offset_bytes: int, size_bytes: int) -> SnapshotChunk:
-    """Return a piece of one of our snapshot files (``last_index`` 0: the newest). Blocking: run it in a thread.
-
-    Raises:
-        StorageError: there is no such snapshot.
-    """
+def _read_chunk(snapshots: SnapshotFile, last_index: int, offset_bytes: int, size_bytes: int) -> SnapshotChunk:
     for info in snapshots.kept():
         if last_index in (0, info.snapshot.last_index):
             index = info.snapshot.last_index
             data = snapshots.chunk(index, offset_bytes, size_bytes)
             return SnapshotChunk(data, index, info.size_bytes, info.sha256)
     raise StorageCorrupt(f"there is no snapshot at {last_index} here")
-
-
-class Fetcher:
-    """Fetches one snapshot at a time from another member.
-
-    Args:
-        storage: where it goes.
-        transport: how to ask.
-        counters: where fetches are counted.
-        ended: called with every task that ends: what it did not expect must not pass in silence.
-        leader: returns the present leader, if one is known.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        transport: Transport,
-        counters: Counters,
-        ended: Callable[[asyncio.Task[None]], None],
-        leader: Callable[[], str | None],
-    ) -> None:
-        self._storage = storage
-        self._transport = transport
-        self._counters = counters
-        self._ended = ended
-        self._leader = leader
-        self._task: asyncio.Task[None] | None = None
-        self._source = ""
-        self._give_up: Callable[[], None] = lambda: None
-        self._limit = RateLimit()
-
-    def begin(
-        self,
-        source: str,
-        snapshot: Snapshot,
-        then: Callable[[Snapshot, Store], None],
-        failed: Callable[[Snapshot], None],
-    ) -> None:
-        """Fetch ``snapshot`` from ``source``: ``then`` gets the decoded state, ``failed`` is called after giving up.
-
-        One of the two is called, once, unless :meth:`close` comes first. The fetch before must have ended.
-        """
-        self._source = source
-        self._give_up = partial(failed, snapshot)
-        self._task = asyncio.create_task(self._run(source, snapshot, then), name="fetch a snapshot")
-        self._task.add_done_callback(self._ended)
-
-    def source_unreachable(self, source: str) -> None:
-        """Give up the fetch from this member if it does not lead any more: perhaps it never answers."""
-        if self._task is not None and not self._task.done() and self._source == source != self._leader():
-            self._task.cancel()
-            self._give_up()
-
-    async def close(self) -> None:
-        """Stop fetching; what has arrived is kept for the next time."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self, source: str, snapshot: Snapshot, then: Callable[[Snapshot, Store], None]) -> None:
-        since = monotonic()
-        for _ in range(FETCH_TRIES):
-            try:
-                info = await self.fetch(source, snapshot)
-                store = await asyncio.to_thread(load_store, self._storage.snapshots, info.snapshot.last_index)
-            except (PeerError, StorageError) as error:
-                self._counters.snapshots["install", "failed"] += 1
-                if self._limit.allow() is not None:
-                    log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
-                if self._leader() != source:
-                    break  # The leader of today offers its own.
-                await asyncio.sleep(FETCH_PAUSE_S)
-                continue
-            duration_s = monotonic() - since
-            self._counters.snapshots["install", "ok"] += 1
-            self._counters.snapshot_duration["install"].record(duration_s)
-            log.info(
-                "fetched the snapshot at %d from %s: %d bytes, %.1f s",
-                snapshot.last_index,
-                source,
-                info.size_bytes,
-                duration_s,
-            )
-            then(snapshot, store)
-            return
-        self._give_up()
-
-    async def fetch(self, source: str, snapshot: Snapshot) -> SnapshotInfo:
-        """Bring the snapshot file here, resuming what an earlier try left.
-
-        Raises:
-            PeerError: the member does not give it.
-            StorageError: it could not be stored, or is not what was announced.
-        """
-        first = await self._transport.snapshot_chunk(source, snapshot.last_index, 0)
-        receiver = await asyncio.to_thread(self._storage.snapshots.receive, snapshot, first.sha256)
-        while receiver.offset_bytes < first.size_bytes:
-            offset = receiver.offset_bytes
-            chunk = first
-            if offset:
-                chunk = await self._transport.snapshot_chunk(source, snapshot.last_index, offset)
-            if chunk.sha256 != first.sha256 or not chunk.data:
-                raise MalformedMessage(f"{source} changed its snapshot at {snapshot.last_index} meanwhile")
-            await asyncio.to_thread(receiver.write, chunk.data)
-        return await asyncio.to_thread(receiver.commit, first.sha256)

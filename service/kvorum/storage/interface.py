@@ -151,8 +151,10 @@ class Storage(Protocol):
             StorageError: the folder cannot be trusted; the message says what to do.
         """
 
-    def write_identity(self, identity: Identity) -> None:
+    def write_identity(self, identity: Identity, *, replace: bool = False) -> None:
         """Make the identity durable. Blocking; before the first save, and again when the cluster id is known.
+
+        With ``replace`` whoever the folder belonged to is forgotten.
 
         Raises:
             StorageForeign: another node's identity is here.

@@ -9,7 +9,8 @@ with the incarnation of its disk. Whatever does not match is refused and counted
 """
 
 from kvorum.transport.handshake import Greeting, Hello
+from kvorum.transport.port import NodeHandler, PeerPort
 from kvorum.transport.server import PeerHandler, PeerServer
 from kvorum.transport.transport import Transport
 
-__all__ = ["Greeting", "Hello", "PeerHandler", "PeerServer", "Transport"]
+__all__ = ["Greeting", "Hello", "NodeHandler", "PeerHandler", "PeerPort", "PeerServer", "Transport"]

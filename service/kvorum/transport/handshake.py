@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kvorum.errors import IdentityRejected
-from kvorum.identity import Identity
+from kvorum.identity import Identity, is_node_id, name_of, node_id
 
 PROTOCOL = "1"
 """Raised when messages change so that an older server would misread them."""
@@ -59,7 +59,7 @@ class Hello(msgspec.Struct, frozen=True):
     @property
     def node_id(self) -> str:
         """``name@incarnation``."""
-        return f"{self.name}@{self.incarnation}"
+        return node_id(self.name, self.incarnation)
 
 
 def token_digest(token: str) -> str:
@@ -94,11 +94,11 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
     if not hmac.compare_digest(headers.get(HEADER_TOKEN, "").encode(), token_digest(token).encode()):
         raise IdentityRejected("token", f"{sender!r} has another bootstrap token")
     if recipient != identity.node_id:
-        reason = "incarnation" if recipient.rpartition("@")[0] == identity.name else "name"
+        reason = "incarnation" if name_of(recipient) == identity.name else "name"
         raise IdentityRejected(reason, f"{sender!r} calls {recipient!r}; this is {identity.node_id}")
     cluster_id = fields[HEADER_CLUSTER]
     if not cluster_id or (identity.cluster_id and cluster_id != identity.cluster_id):
         raise IdentityRejected("cluster", f"{sender!r} is of cluster {cluster_id!r}, this of {identity.cluster_id!r}")
-    if "@" not in sender or sender == identity.node_id:
+    if not is_node_id(sender) or sender == identity.node_id:
         raise IdentityRejected("name", f"{sender!r} is no other member's id")
     return Greeting(cluster_id, sender, headers.get(HEADER_URL, "")[:_FIELD_CHARS_MAX])

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from kvorum.identity import name_of
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
@@ -51,7 +52,7 @@ class Link:
         self.node = node
         self.url = url
         self.connected = False
-        self._name = node.rpartition("@")[0]
+        self._name = name_of(node)
         self._dialling = dialling
         self._counters: Counters = dialling.counters
         self._random: Random = dialling.random

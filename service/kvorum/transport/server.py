@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
-from kvorum.identity import Identity
+from kvorum.identity import Identity, name_of
 from kvorum.raft.codec import decode
 from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
@@ -148,7 +148,7 @@ class PeerServer:
             await stream.prepare(request)
         except ConnectionError:
             # It has hung up: it was paused, or we were. Nobody reads this answer.
-            self._counters.peer_failures[greeting.sender.rpartition("@")[0], "broken"] += 1
+            self._counters.peer_failures[name_of(greeting.sender), "broken"] += 1
             return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
@@ -164,7 +164,7 @@ class PeerServer:
         return stream
 
     async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
-        name = sender.rpartition("@")[0]
+        name = name_of(sender)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._silence_s) as patience:

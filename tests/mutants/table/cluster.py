@@ -134,14 +134,14 @@ sync_folder(folder)
     Mutant(
         "K5",
         "A node of another cluster counts as a member that came back.",
-        "cluster.observer:Observer._ask",
+        "cluster.observer:Observer.look",
         "hello.cluster_id not in ('', ours.cluster_id)",
         "False",
     ),
     Mutant(
         "K5",
         "A node with another token counts as a member that came back.",
-        "cluster.observer:Observer._ask",
+        "cluster.observer:Observer.look",
         "hello.token != ours.token",
         "False",
     ),

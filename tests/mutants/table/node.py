@@ -8,7 +8,7 @@ MUTANTS = (
     Mutant(
         "B25",
         "A write that may still be done is reported as certainly not done.",
-        "node.proposals:Writes.expire",
+        "node.proposals:Proposals.expire",
         "waiter in queued",
         "True",
         tests="tests/node/test_proposals.py",
@@ -16,7 +16,7 @@ MUTANTS = (
     Mutant(
         "B25",
         "A write gets the result of another leader's entry at the same index.",
-        "node.proposals:Writes.applied",
+        "node.proposals:Proposals.applied",
         "term != entry.term",
         "False",
     ),

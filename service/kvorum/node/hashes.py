@@ -1,6 +1,6 @@
-"""Comparing state hashes: a node whose state differs at the same index must not serve it (issue: corruption).
+"""Comparing state hashes: a node whose state differs at the same index must not serve it.
 
-The leader's heartbeats carry its state hash and the index it belongs to. A follower that computed another hash at that
+The leader's heartbeats report its state hash and the index it belongs to. A follower that computed another hash at that
 index asks every member; who is in the minority is wrong. Nothing is decided without a majority of voters.
 """
 
@@ -13,13 +13,14 @@ REMEMBERED = 16_384
 """Indexes whose hash is remembered: some seconds of writing."""
 
 
-class Digests:
-    """The hashes after the last entries applied here, and the leader's latest claim."""
+class StateHashes:
+    """The hashes after the last entries applied here, and the one that the leader reported last."""
 
     def __init__(self) -> None:
+        self.reported: tuple[int, int] | None = None
+        """(index, hash) of the leader's latest report that is still to be compared."""
         self._by_index: dict[int, int] = {}
         self._order: deque[int] = deque()
-        self._claim: tuple[int, int] | None = None
 
     def applied(self, index: int, state_hash: int) -> None:
         """Remember the hash after applying ``index``."""
@@ -33,29 +34,25 @@ class Digests:
         """Return the hash after ``index`` if it is remembered."""
         return self._by_index.get(index)
 
-    def claim(self, index: int, state_hash: int) -> None:
-        """The leader says what its hash was after ``index``; only the latest claim is kept."""
-        self._claim = (index, state_hash)
-
-    def contradicted_at(self) -> int | None:
-        """Return the index at which the leader's latest claim contradicts us, once; None while it does not."""
-        if self._claim is None:
+    def mismatch(self) -> int | None:
+        """Compare the leader's report, once its index is applied; return the index at which ours differs, once."""
+        if self.reported is None:
             return None
-        index, state_hash = self._claim
+        index, state_hash = self.reported
         ours = self._by_index.get(index)
         if ours is None:
             return None
-        self._claim = None
+        self.reported = None
         return None if ours == state_hash else index
 
     def forget(self) -> None:
-        """The state was rebuilt: what was remembered of the old one is worth nothing."""
+        """The state was replaced: what was remembered of the old one is worth nothing."""
         self._by_index.clear()
         self._order.clear()
-        self._claim = None
+        self.reported = None
 
 
-def verdict(ours: int, others: Mapping[str, int], voters: int) -> bool | None:
+def is_wrong(ours: int, others: Mapping[str, int], voters: int) -> bool | None:
     """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees on one hash, else None.
 
     Args:

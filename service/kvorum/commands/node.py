@@ -1,0 +1,67 @@
+"""The composition root of a real node: its ports are this machine's clock, disk, network, tasks and threads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random, SystemRandom
+from typing import TYPE_CHECKING
+
+from kvorum.config import Config
+from kvorum.node import Node, Ports, Supervisor, start_node
+from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
+from kvorum.storage.log import SqliteStorage
+from kvorum.telemetry.counters import Counters
+from kvorum.transport import PeerPort
+
+if TYPE_CHECKING:
+    from kvorum.telemetry.tracing import Tracer
+
+SAVE_DEADLINE_MIN_MS = 10_000
+"""A save that has no answer for this long, or 20 times save_timeout_ms, ends the process."""
+
+
+@asynccontextmanager
+async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIterator[Node]:
+    """Start a node, and close it afterwards, then its storage.
+
+    Args:
+        config: resolved.
+        tracer: what is told of each traced request, if anything is.
+
+    Raises:
+        StorageError: the data folder cannot be trusted.
+        OSError: the peer port cannot be had.
+    """
+    supervisor, counters, threads = Supervisor(), Counters(), LoopThreads()
+    async with AsyncExitStack() as stack:
+        storage = await threads.run(_open_storage, config, supervisor, counters)
+        stack.push_async_callback(threads.run, storage.close)
+        ports = Ports(
+            supervisor=supervisor,
+            clock=SystemClock(),
+            tasks=LoopTasks(supervisor),
+            threads=threads,
+            storage=storage,
+            peers=PeerPort(config, counters, _seeded()),
+            random=_seeded(),
+            counters=counters,
+            tracer=tracer,
+        )
+        node = await start_node(config, ports)
+        stack.push_async_callback(node.close)
+        yield node
+
+
+def _open_storage(config: Config, supervisor: Supervisor, counters: Counters) -> SqliteStorage:
+    return SqliteStorage(
+        config.data_dir,
+        supervisor.fail,
+        save_deadline_ms=max(20 * config.save_timeout_ms, SAVE_DEADLINE_MIN_MS),
+        counters=counters,
+        name=config.name,
+    )
+
+
+def _seeded() -> Random:
+    return Random(SystemRandom().getrandbits(64))  # noqa: S311 (no secret depends on it)

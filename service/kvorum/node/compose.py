@@ -1,0 +1,145 @@
+"""A node from its parts: the same composition in production, in the tests and in the simulator, on other ports."""
+
+from __future__ import annotations
+
+from kvorum.config import Config
+from kvorum.identity import Identity
+from kvorum.kv.store import Store
+from kvorum.node.backup import Backups
+from kvorum.node.driver import Driver
+from kvorum.node.fetch import Fetcher
+from kvorum.node.incarnation import ClusterIdentity, identity_at_start
+from kvorum.node.integrity import Integrity
+from kvorum.node.membership import Membership
+from kvorum.node.node import Node, Parts
+from kvorum.node.peer_requests import PeerRequests
+from kvorum.node.ports import Ports
+from kvorum.node.proposals import Proposals
+from kvorum.node.reads import Reads
+from kvorum.node.report import Report
+from kvorum.node.shutdown import Shutdown
+from kvorum.node.snapshots import Snapshots, load_store
+from kvorum.node.staleness import Staleness
+from kvorum.node.state import State
+from kvorum.node.ticker import Ticker
+from kvorum.node.turns import Turns
+from kvorum.node.waits import Waits
+from kvorum.raft import RaftConfig
+from kvorum.storage.interface import Loaded
+
+
+async def start_node(config: Config, ports: Ports) -> Node:
+    """Read the disk, compose a node, and start it. :meth:`Node.close` ends it; the storage is the caller's to close.
+
+    Args:
+        config: resolved.
+        ports: what the node is handed; the storage is made, and not yet loaded.
+
+    Raises:
+        StorageError: the data folder cannot be trusted.
+        OSError: the peer port cannot be had.
+    """
+    storage, run = ports.storage, ports.threads.run
+    loaded = await run(storage.load)
+    identity = identity_at_start(config.name, loaded, ports.random)
+    await run(_write_identity, ports, identity)
+    store = ports.make_store()
+    if loaded.snapshot is not None:
+        store = await run(load_store, storage.snapshots, loaded.snapshot.last_index)
+    node = compose(config, identity, loaded, store, ports)
+    try:
+        await node.start()
+    except BaseException:
+        await node.close()
+        raise
+    return node
+
+
+def _write_identity(ports: Ports, identity: Identity) -> None:
+    ports.storage.write_identity(identity, replace=True)
+
+
+def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, ports: Ports) -> Node:
+    """Make every part of a node and hand each to those that use it.
+
+    Args:
+        config: resolved.
+        identity: who the node is, as it is durable.
+        loaded: what else was durable.
+        store: the state at ``loaded.snapshot``.
+        ports: what the node is handed.
+    """
+    clock, tasks, threads, peers, storage = ports.clock, ports.tasks, ports.threads, ports.peers, ports.storage
+    supervisor, counters, random = ports.supervisor, ports.counters, ports.random
+    raft = ports.make_raft(
+        raft_config(config, identity.node_id),
+        random,
+        hard_state=loaded.hard_state,
+        snapshot=loaded.snapshot,
+        entries=loaded.entries,
+    )
+    own = ClusterIdentity(identity, storage, threads, supervisor)
+    state = State(store)
+    turns = Turns(tasks)
+    waits = Waits(clock)
+    proposals = Proposals(raft, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
+    # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
+    reads = Reads(raft, counters, clock, first_context=random.getrandbits(40) << 21)
+    membership = Membership(config, raft, own, peers, waits, clock, turns)
+    snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
+    fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
+    integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
+    staleness = Staleness(raft, clock)
+    driver = Driver(
+        raft,
+        state,
+        storage,
+        peers,
+        clock,
+        turns,
+        supervisor,
+        counters,
+        proposals=proposals,
+        reads=reads,
+        waits=waits,
+        membership=membership,
+        snapshots=snapshots,
+        fetcher=fetcher,
+        integrity=integrity,
+        staleness=staleness,
+        tracer=ports.tracer,
+    )
+    ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
+    report = Report(own, raft, state, integrity, staleness, ticker, supervisor)
+    parts = Parts(
+        identity=own,
+        raft=raft,
+        state=state,
+        turns=turns,
+        proposals=proposals,
+        reads=reads,
+        membership=membership,
+        snapshots=snapshots,
+        fetcher=fetcher,
+        integrity=integrity,
+        staleness=staleness,
+        driver=driver,
+        ticker=ticker,
+        report=report,
+        backups=Backups(state, snapshots, storage.snapshots, threads),
+        shutdown=Shutdown(config, raft, membership, proposals, peers, clock, tasks),
+        peer_requests=PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity),
+    )
+    return Node(config, ports, parts)
+
+
+def raft_config(config: Config, node: str) -> RaftConfig:
+    """Return consensus's configuration: times in ticks."""
+    return RaftConfig(
+        id=node,
+        election_timeout_ticks=max(config.election_timeout_ms // config.tick_ms, 2),
+        heartbeat_timeout_ticks=max(config.heartbeat_ms // config.tick_ms, 1),
+        save_timeout_ticks=-(-config.save_timeout_ms // config.tick_ms),
+        append_bytes_max=config.batch_bytes_max,
+        committed_bytes_max=config.batch_bytes_max,
+    )

@@ -1,0 +1,179 @@
+"""Fetching another member's snapshot: in chunks, resumable; durable and decoded before consensus hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from kvorum.errors import InvariantViolated, MalformedMessage, PeerError, StorageError
+from kvorum.kv.store import Store
+from kvorum.node.ports import Clock, Peers, Tasks, Threads
+from kvorum.node.snapshots import load_store
+from kvorum.node.turns import Turns
+from kvorum.raft import Raft
+from kvorum.raft.messages import Fetch, NodeId, Snapshot
+from kvorum.storage.interface import SnapshotInfo, Storage
+from kvorum.telemetry.counters import Counters
+from kvorum.telemetry.logs import RateLimit
+from kvorum.transport.server import SnapshotChunk
+
+log = logging.getLogger("kvorum.snapshot")
+
+TRIES = 20
+PAUSE_S = 0.25
+
+
+async def download(
+    peers: Peers,
+    source: NodeId,
+    first: SnapshotChunk,
+    take: Callable[[bytes], Awaitable[object]],
+    offset_bytes: int = 0,
+) -> None:
+    """Give ``take`` a member's snapshot file from ``offset_bytes`` on, piece by piece; ``first`` is its first piece.
+
+    Raises:
+        PeerError: the member does not give it, or gives another one meanwhile.
+    """
+    chunk = first
+    while offset_bytes < first.size_bytes:
+        if offset_bytes:
+            chunk = await peers.snapshot_chunk(source, first.last_index, offset_bytes)
+        if chunk.sha256 != first.sha256 or not chunk.data:
+            raise MalformedMessage(f"{source} replaced its snapshot at {first.last_index} meanwhile")
+        await take(chunk.data)
+        offset_bytes += len(chunk.data)
+
+
+class Fetcher:
+    """Fetches what consensus asks for, one snapshot at a time, and holds its state until that is restored.
+
+    Args:
+        raft: the consensus server, which is told what became of each fetch.
+        storage: where the file goes.
+        peers: whom to ask.
+        clock: what measures.
+        tasks: where it runs.
+        threads: where the disk is written.
+        turns: the driver's.
+        counters: where fetches are counted.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        storage: Storage,
+        peers: Peers,
+        clock: Clock,
+        tasks: Tasks,
+        threads: Threads,
+        turns: Turns,
+        counters: Counters,
+    ) -> None:
+        self._raft = raft
+        self._storage = storage
+        self._peers = peers
+        self._clock = clock
+        self._tasks = tasks
+        self._threads = threads
+        self._turns = turns
+        self._counters = counters
+        self._fetch: Fetch | None = None
+        """The fetch under way."""
+        self._task: asyncio.Task[None] | None = None
+        self._held: tuple[Snapshot, Store] | None = None
+        """The snapshot that consensus adopted last, decoded, until it is restored."""
+        self._limit = RateLimit(clock=clock.monotonic)
+
+    def begin(self, fetch: Fetch) -> None:
+        """Fetch a snapshot; consensus hears of its end, and asks for no other before."""
+        self._fetch = fetch
+        self._task = self._tasks.spawn(self._run(fetch), name="fetch a snapshot")
+
+    def take(self, snapshot: Snapshot) -> Store:
+        """Return the state of a fetched snapshot, once.
+
+        Raises:
+            InvariantViolated: it is not here.
+        """
+        held, self._held = self._held, None
+        if held is None or held[0] != snapshot:
+            raise InvariantViolated(f"the snapshot at {snapshot.last_index} was adopted, but its state is not here")
+        return held[1]
+
+    def source_unreachable(self, node: NodeId) -> None:
+        """Give up the fetch from this member if it does not lead any more: perhaps it never answers."""
+        if self._task is not None and self._fetch is not None and self._fetch.source == node != self._raft.leader:
+            self._task.cancel()
+            self._give_up(self._fetch)
+
+    async def close(self) -> None:
+        """Stop fetching; what has arrived is kept for the next time."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, fetch: Fetch) -> None:
+        source, snapshot = fetch.source, fetch.snapshot
+        since = self._clock.monotonic()
+        for _ in range(TRIES):
+            try:
+                info = await self._download(source, snapshot)
+                store = await self._threads.run(load_store, self._storage.snapshots, snapshot.last_index)
+            except (PeerError, StorageError) as error:
+                self._counters.snapshots["install", "failed"] += 1
+                if self._limit.allow() is not None:
+                    log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
+                if self._raft.leader != source:
+                    break  # The present leader offers its own.
+                await self._tasks.sleep(PAUSE_S)
+                continue
+            duration_s = self._clock.monotonic() - since
+            self._counters.snapshots["install", "ok"] += 1
+            self._counters.snapshot_duration["install"].record(duration_s)
+            log.info(
+                "fetched the snapshot at %d from %s: %d bytes, %.1f s",
+                snapshot.last_index,
+                source,
+                info.size_bytes,
+                duration_s,
+            )
+            self._fetched(snapshot, store)
+            return
+        self._give_up(fetch)
+
+    def _fetched(self, snapshot: Snapshot, store: Store) -> None:
+        if self._turns.is_over:
+            return
+        self._fetch = None
+        self._raft.fetched(snapshot)
+        if self._raft.snapshot is snapshot:
+            # Adopted: it takes the place of an earlier one that is not restored yet, and never will be.
+            self._held = (snapshot, store)
+        self._turns.may_have_changed = True
+        self._turns.schedule()
+
+    def _give_up(self, fetch: Fetch) -> None:
+        if self._turns.is_over:
+            return
+        self._fetch = None
+        self._raft.fetch_failed(fetch.snapshot)
+        self._turns.schedule()
+
+    async def _download(self, source: NodeId, snapshot: Snapshot) -> SnapshotInfo:
+        """Bring the snapshot file here, resuming what an earlier try left.
+
+        Raises:
+            PeerError: the member does not give it.
+            StorageError: it could not be stored, or is not what was announced.
+        """
+        run = self._threads.run
+        first = await self._peers.snapshot_chunk(source, snapshot.last_index, 0)
+        receiver = await run(self._storage.snapshots.receive, snapshot, first.sha256)
+
+        async def write(data: bytes) -> None:
+            await run(receiver.write, data)
+
+        await download(self._peers, source, first, write, receiver.offset_bytes)
+        return await run(receiver.commit, first.sha256)

@@ -1,0 +1,161 @@
+"""Changes of the members, and of the leader. Each waits for what consensus decides, as a write does."""
+
+from __future__ import annotations
+
+import logging
+
+from kvorum.config import Config
+from kvorum.errors import MembershipRefused, NotLeader, OutcomeUnknown, PeerError, TransferFailed
+from kvorum.identity import name_of
+from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.ports import Clock, Peers
+from kvorum.node.turns import Turns
+from kvorum.node.waits import Waits
+from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
+from kvorum.raft.messages import Member, NodeId
+
+log = logging.getLogger("kvorum.raft")
+
+
+class Membership:
+    """Proposes changes, and follows the configuration in force.
+
+    Args:
+        config: the node's.
+        raft: the consensus server.
+        identity: who we are.
+        peers: the other nodes.
+        waits: where the driver tells what became of a change.
+        clock: by which a caller's patience ends.
+        turns: the driver's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        raft: Raft,
+        identity: ClusterIdentity,
+        peers: Peers,
+        waits: Waits,
+        clock: Clock,
+        turns: Turns,
+    ) -> None:
+        self._raft = raft
+        self._identity = identity
+        self._peers = peers
+        self._waits = waits
+        self._clock = clock
+        self._turns = turns
+        self._expected_urls = {peer.name: peer.url for peer in config.expected_members()}
+        self._configuration = raft.configuration
+        self._announced = raft.configuration
+
+    # --- The members --------------------------------------------------------------------------------------------
+
+    async def add(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
+        """Add the node that answers at ``peer_url`` as a learner.
+
+        Raises:
+            NotLeader, MembershipRefused: not done.
+            OutcomeUnknown: it may be.
+        """
+        try:
+            hello = await self._peers.hello(peer_url)
+        except PeerError as error:
+            raise MembershipRefused(f"{name} does not answer at {peer_url}: {error}") from error
+        if hello.name != name:
+            raise MembershipRefused(f"{hello.name} answers at {peer_url}, not {name}")
+        if hello.cluster_id and hello.cluster_id != self._identity.current.cluster_id:
+            raise MembershipRefused(f"{name} belongs to another cluster, {hello.cluster_id}")
+        member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
+        await self.change(AddLearner(member), timeout_ms)
+
+    async def promote(self, name: str, timeout_ms: int) -> None:
+        """Make a learner a voter. Raises as :meth:`add`."""
+        await self.change(Promote(self.member_named(name)), timeout_ms)
+
+    async def remove(self, name: str, timeout_ms: int) -> None:
+        """Remove a member. Raises as :meth:`add`."""
+        await self.change(Remove(self.member_named(name)), timeout_ms)
+
+    def member_named(self, name: str) -> NodeId:
+        """Return the id of the one member with this name or id.
+
+        Raises:
+            MembershipRefused: there is none, or there are two incarnations.
+        """
+        members = self._raft.configuration.members
+        matches = [member.id for member in members if name in (member.id, name_of(member.id))]
+        if not matches:
+            known = ", ".join(member.id for member in members) or "none"
+            raise MembershipRefused(f'no member is named "{name}" (members: {known})')
+        if len(matches) > 1:
+            raise MembershipRefused(f'{len(matches)} members are named "{name}": {", ".join(matches)}; give an id')
+        return matches[0]
+
+    async def change(self, change: Change, timeout_ms: int) -> None:
+        """Make one membership change and wait until it is committed, and applied here.
+
+        Raises:
+            NotLeader, MembershipRefused: not done.
+            OutcomeUnknown: it may be.
+        """
+        index, term = self._raft.propose_change(change)
+        waiter = self._waits.entry(index, term, timeout_ms / 1000)
+        self.follow()
+        self._turns.may_have_changed = True
+        self._turns.schedule()
+        await waiter
+
+    def follow(self) -> None:
+        """Keep a stream to every member; where it is said in our configuration, at the address given there."""
+        self._configuration = self._raft.configuration
+        own_id = self._identity.current.node_id
+        self._peers.set_members(
+            {
+                member.id: self._expected_urls.get(name_of(member.id), member.peer_url)
+                for member in self._configuration.members
+                if member.id != own_id
+            }
+        )
+
+    def follow_if_changed(self) -> None:
+        """Take note of the configuration in force, once for each."""
+        configuration = self._raft.configuration
+        if configuration is not self._configuration:
+            self.follow()
+        if configuration is not self._announced:
+            self._announced = configuration
+            log.info(
+                "members are now: %s (index %d)",
+                ", ".join(f"{m.id}{'' if m.voter else ' (learner)'}" for m in configuration.members) or "none",
+                self._raft.configurations.latest_index,
+            )
+
+    # --- The leader ---------------------------------------------------------------------------------------------
+
+    async def transfer(self, target_name: str | None, timeout_ms: int) -> str:
+        """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
+
+        Raises:
+            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
+            OutcomeUnknown: it left, or may still leave.
+        """
+        raft = self._raft
+        if raft.role is not Role.LEADER:
+            raise NotLeader(raft.leader)
+        target = self.member_named(target_name) if target_name else None
+        if target == raft.id:
+            return name_of(target)
+        target = raft.transfer_leadership(target)
+        self._turns.may_have_changed = True
+        self._turns.schedule()
+        deadline = self._clock.monotonic() + timeout_ms / 1000
+        while True:
+            if raft.role is not Role.LEADER and raft.leader is not None:
+                return name_of(raft.leader)
+            if raft.role is Role.LEADER and not raft.is_transferring:
+                raise TransferFailed(f"{target} did not take the leadership in time")
+            left_s = deadline - self._clock.monotonic()
+            if left_s <= 0 or not await self._waits.change(left_s):
+                raise OutcomeUnknown(f"leadership transfer to {target} started; the new leader is not known yet")

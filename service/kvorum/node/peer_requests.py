@@ -1,0 +1,103 @@
+"""What peers say to this node, and what they ask of it."""
+
+from __future__ import annotations
+
+from kvorum.config import Config
+from kvorum.identity import Identity
+from kvorum.node.driver import Driver
+from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.integrity import Integrity
+from kvorum.node.ports import Peers
+from kvorum.node.report import Report
+from kvorum.node.snapshots import Snapshots
+from kvorum.node.state import State
+from kvorum.raft import Raft, Role
+from kvorum.raft.messages import NodeId
+from kvorum.transport.handshake import Greeting, Hello, token_digest
+
+
+class PeerRequests:
+    """Answers the peer port (:class:`~kvorum.transport.port.NodeHandler`).
+
+    Args:
+        config: what this node was told.
+        identity: who it is.
+        raft: the consensus server.
+        driver: what takes the messages.
+        peers: who is answered although it is no member.
+        report: whether this node is ready.
+        snapshots: what is served to members that need one.
+        state: whose hashes are compared.
+        integrity: what finds out whose state is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identity: ClusterIdentity,
+        raft: Raft,
+        driver: Driver,
+        peers: Peers,
+        report: Report,
+        snapshots: Snapshots,
+        state: State,
+        integrity: Integrity,
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._raft = raft
+        self._driver = driver
+        self._peers = peers
+        self._report = report
+        self._state = state
+        # Handed on as they are.
+        self.join = identity.join
+        self.on_messages = driver.on_messages
+        self.snapshot_chunk = snapshots.chunk
+        self.suspect_state = integrity.investigate
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are now."""
+        return self._identity.current
+
+    def hello(self) -> Hello:
+        """Return what we say of ourselves to anybody on the peer port."""
+        raft, config, identity = self._raft, self._config, self._identity.current
+        configurations = raft.configurations
+        return Hello(
+            name=identity.name,
+            incarnation=identity.incarnation,
+            cluster_id=identity.cluster_id,
+            expected=tuple(peer.name for peer in config.expected_members()),
+            token=token_digest(config.bootstrap_token),
+            peer_url=config.advertise_peer_url,
+            client_url=config.advertise_client_url,
+            term=raft.current_term,
+            is_leader=raft.role is Role.LEADER,
+            members=tuple(member.id for member in raft.configuration.members),
+            configuration_index=configurations.latest_index,
+            configuration_committed=configurations.latest_index <= raft.log.commit_index,
+            is_serving=all(check.ok for check in self._report.readiness()),
+            # A node that is just being called into a cluster must not begin another meanwhile.
+            empty=not raft.current_term and not raft.log.last_index and not self._identity.is_joining,
+        )
+
+    def on_connected(self, greeting: Greeting) -> None:
+        """A peer called: answer it even if our configuration does not know it yet."""
+        self._peers.add_stranger(greeting.sender, greeting.peer_url)
+
+    def on_disconnected(self, sender: NodeId) -> None:
+        """A peer's stream to us broke."""
+        self._peers.remove_stranger(sender)
+        self._driver.peer_unreachable(sender)
+
+    def on_broken(self, recipient: NodeId) -> None:
+        """Our stream to a peer broke; one that calls us is answered until it hangs up."""
+        if not self._peers.is_calling(recipient):
+            self._peers.remove_stranger(recipient)
+        self._driver.peer_unreachable(recipient)
+
+    def state_hash_at(self, index: int) -> int | None:
+        """Return the state hash after applying ``index``, if it is remembered."""
+        return self._state.hashes.at(index)

@@ -1,0 +1,131 @@
+"""The peer port of one node: its server, its links to the others, and the HTTP session that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from random import Random
+from typing import Protocol
+
+import aiohttp
+from aiohttp import web
+
+from kvorum.config import Config, split_address
+from kvorum.errors import InvariantViolated
+from kvorum.raft.messages import NodeId
+from kvorum.telemetry.counters import Counters
+from kvorum.transport.server import PeerHandler, PeerServer
+from kvorum.transport.settings import Dialling
+from kvorum.transport.transport import DNS_CACHE_S, Transport
+
+CONNECT_TIMEOUT_S = 5.0
+STREAM_SILENCE_MIN_S = 10.0
+"""A stream without a frame for ten election timeouts, but at least this long, is taken for dead."""
+
+
+class NodeHandler(PeerHandler, Protocol):
+    """What the peer port asks of the node."""
+
+    def on_broken(self, recipient: NodeId) -> None:
+        """Our stream to a peer broke."""
+
+
+class PeerPort:
+    """The real :class:`kvorum.node.ports.Peers`. Made inside a running event loop.
+
+    Args:
+        config: where to listen, and what to say of ourselves.
+        counters: where messages and failures are counted.
+        random: spreads out reconnections.
+    """
+
+    def __init__(self, config: Config, counters: Counters, random: Random) -> None:
+        self._config = config
+        self._counters = counters
+        self._handler: NodeHandler | None = None
+        self._server: PeerServer | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._closing = contextlib.AsyncExitStack()
+        dialling = Dialling(
+            lambda: self._started().identity,
+            config.advertise_peer_url,
+            config.bootstrap_token,
+            self._open_session,
+            counters,
+            random,
+        )
+        self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node))
+        # Handed on as they are.
+        self.send = transport.send
+        self.add_stranger = transport.add_stranger
+        self.remove_stranger = transport.remove_stranger
+        self.url_of = transport.url_of
+        self.hello = transport.hello
+        self.snapshot_chunk = transport.snapshot_chunk
+        self.state_hash = transport.state_hash
+        self.suspect = transport.suspect
+
+    def _started(self) -> NodeHandler:
+        if self._handler is None:
+            raise InvariantViolated("the peer port is used before it was started")
+        return self._handler
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
+            )
+        return self._session
+
+    # --- Life ---------------------------------------------------------------------------------------------------
+
+    async def start(self, handler: NodeHandler) -> None:
+        """Listen, on behalf of ``handler``. What is opened last is closed first.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        config = self._config
+        self._handler = handler
+        silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
+        self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
+        self._closing.push_async_callback(self._close_outgoing)
+        runner = web.AppRunner(server.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
+        self._closing.push_async_callback(runner.cleanup)
+        self._closing.push_async_callback(server.close)
+        await runner.setup()
+        site = web.TCPSite(runner, *split_address(config.listen_peer))
+        await site.start()
+        self._closing.push_async_callback(_stop_listening, site)
+
+    async def close(self) -> None:
+        """Stop listening, and close every connection. Idempotent."""
+        await self._closing.aclose()
+
+    async def _close_outgoing(self) -> None:
+        await self._transport.close()
+        if self._session is not None:
+            await self._session.close()
+
+    # --- The others ---------------------------------------------------------------------------------------------
+
+    def set_members(self, urls: Mapping[NodeId, str]) -> None:
+        """Keep a stream to each of these members; see :meth:`Transport.set_members`."""
+        self._transport.set_members(urls, self._server.callers if self._server is not None else ())
+
+    def is_calling(self, node: NodeId) -> bool:
+        """Tell whether this node's stream to us is open."""
+        return self._server is not None and node in self._server.callers
+
+    def is_connected(self, node: NodeId) -> bool:
+        """Tell whether our stream to this node is open."""
+        return self._transport.is_connected(node)
+
+
+async def _stop_listening(site: web.TCPSite) -> None:
+    """Take no more calls. One that was accepted already becomes a connection within a few turns; cleanup closes it."""
+    await site.stop()
+    for _ in range(5):
+        await asyncio.sleep(0)
