@@ -66,7 +66,7 @@ def test_a_candidate_with_an_older_log_is_refused(cluster: Cluster) -> None:
 
     # Of these two only the one that holds the write may win, however often the other one asks.
     cluster.start(stale)
-    eventually("the stale node asks for votes", lambda: b"hears no leader" in cluster.log_file(stale).read_bytes())
+    eventually("the stale node asks for votes", lambda: b"starts a pre-vote" in cluster.log_file(stale).read_bytes())
     cluster.start(fresh[0])
 
     assert cluster.leader() == fresh[0]

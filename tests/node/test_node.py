@@ -90,7 +90,7 @@ def test_a_write_whose_entry_another_leader_replaced_is_unknown_at_once(tmp_path
             await new.propose(Put(b"x", b"new"), TIMEOUT_MS)
             trio.heal()
 
-            with pytest.raises(OutcomeUnknown, match="took the place"):
+            with pytest.raises(OutcomeUnknown, match="replaced"):
                 await asyncio.wait_for(doubtful, 20)
 
     asyncio.run(scenario())

@@ -309,14 +309,14 @@ def test_every_line_of_a_log_is_an_object_with_a_sentence(run: Run) -> None:
 @pytest.mark.parametrize(
     "sentence",
     [
-        r"n\d@\w+ campaigns in term \d+",
+        r"n\d@\w+ is a candidate in term \d+",
         r"n\d@\w+ was elected leader of term \d+",
         r"n\d@\w+ follows n\d@\w+ in term \d+",
-        r"the members are now: n1@\w+, n2@\w+, n3@\w+ \(index \d+\)",
+        r"members are now: n1@\w+, n2@\w+, n3@\w+ \(index \d+\)",
         r"took a snapshot at index \d+: \d+ keys, \d+ bytes, [\d.]+ s",
         r"fetched the snapshot at \d+ from n\d@\w+: \d+ bytes, [\d.]+ s",
         r"n\d@\w+ installed the snapshot at index \d+",
-        r"handed the leadership to n\d",
+        r"transferred the leadership to n\d",
         r"connected to n\d@\w+ at http://127.0.0.1:\d+",
         r"writes [1-9]\d* \([\d.]+/s\), reads [1-9]\d* \([\d.]+/s\), write latency p50 [\d.]+ m?s p99 [\d.]+ m?s, "
         r"elections won \d+ lost \d+, leader changes \d+, term \d+, leader n\d",

@@ -16,7 +16,7 @@ from kvorum.storage.snapshot_format import CHUNK_BYTES
 BACKUPS_MAX = 2
 """Backups being read at a time; each may hold a file open that has been replaced meanwhile."""
 TAKES_MAX = 4
-"""Snapshots to take before we give up on one that is new enough."""
+"""Snapshots to take before giving up on one that is new enough."""
 
 
 class Backup:
@@ -40,7 +40,7 @@ class Backup:
         """Yield the file's bytes as they are.
 
         Raises:
-            ConnectionAbortedError: the disk refuses; whoever reads must not take what came for all of it.
+            ConnectionAbortedError: the disk refuses; the reader must not take the bytes so far for the whole file.
         """
         try:
             while chunk := await self._threads.run(self._stream.read, CHUNK_BYTES):
@@ -49,7 +49,7 @@ class Backup:
             raise ConnectionAbortedError(f"a backup cannot be read: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Release the file. Idempotent."""
         if not self._stream.closed:
             self._stream.close()
             self._on_close()
@@ -101,9 +101,9 @@ class Backups:
                         return newest, await self._threads.run(open, self._files.path(newest.snapshot.last_index), "rb")
                     except FileNotFoundError:
                         continue
-                # One that is under way may be of an earlier state: then another follows it. Who waits here may go
-                # away; the snapshot is the node's.
+                # A snapshot already under way may be of an earlier state: then another follows. The caller may go
+                # away, but the snapshot is the node's.
                 await asyncio.shield(self._snapshots.begin())
         except (OSError, StorageError) as error:
             raise Overloaded(f"no snapshot could be taken: {error}") from error
-        raise Overloaded("no snapshot could be taken; the node's log says why")
+        raise Overloaded("no snapshot could be taken; see the node's log")

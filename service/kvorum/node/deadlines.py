@@ -1,7 +1,7 @@
-"""Deadlines of many waiting requests, without a timer each.
+"""Deadlines of many waiting requests, without a timer for each.
 
-A timer a request costs more than the request. Those with the same timeout expire in the order in which they came, so
-one queue a timeout is enough, and a sweep now and then looks at the heads only.
+A timer would cost more than the request. Requests with the same timeout expire in the order of their arrival, so one
+queue for each timeout is enough, and a sweep looks only at the heads of the queues.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Futures and when they expire.
+    """Futures, ordered by their deadline.
 
     Args:
-        clock: by which they do.
+        clock: measures the deadlines.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -35,7 +35,7 @@ class Deadlines(Generic[T]):
         queue.append((self._monotonic() + timeout_s, waiter))
 
     def expired(self) -> Iterator[asyncio.Future[T]]:
-        """Yield, once, every future that is past its deadline and not done; forget those that are done."""
+        """Yield once every future that is past its deadline and not done; forget the done ones."""
         now = self._monotonic()
         for timeout_s, queue in list(self._queues.items()):
             while queue and (queue[0][1].done() or queue[0][0] <= now):

@@ -1,7 +1,7 @@
 """A node whose state is wrong: found by its hash, put in quarantine, rebuilt from another member's snapshot.
 
-Its log is not in doubt (the disk's checksums and consensus vouch for it); what memory made of it is. So the state is
-replaced by a snapshot of a member in the majority, and the log after it is applied again.
+Its log is right (the disk's checksums and consensus vouch for it), but what memory made of it is not. So a snapshot of
+a member in the majority replaces the state, and the log after it is applied again.
 """
 
 from __future__ import annotations
@@ -99,7 +99,11 @@ class Integrity:
         wrong = is_wrong(ours, theirs, len(voters) if raft.id in voters else len(voters) + 1)
         if wrong is None:
             if self._limit.allow() is not None:
-                log.error("state hashes differ at index %d, and no majority agrees on one: %s", index, sorted(theirs))
+                log.error(
+                    "state hashes differ at index %d, and no majority agrees on one; members that answered: %s",
+                    index,
+                    sorted(theirs),
+                )
         elif wrong:
             await self._replace(index, [voter for voter, state_hash in theirs.items() if state_hash != ours])
         else:
@@ -109,16 +113,16 @@ class Integrity:
     async def _tell(self, voter: NodeId, index: int) -> None:
         if self._limit.allow() is None:
             return
-        log.error("the state of %s differs from the majority's at index %d; telling it", voter, index)
+        log.error("the state of %s is wrong: it differs from the majority's at index %d", voter, index)
         try:
             await self._peers.suspect(voter, index)
         except PeerError as error:
-            log.warning("could not tell %s: %s", voter, error)
+            log.warning("cannot tell %s of its wrong state: %s", voter, error)
 
     async def _replace(self, index: int, sources: list[NodeId]) -> None:
         """Serve nobody until the state is one of these members'."""
         self.quarantined = reason = f"the state differs from the majority's at index {index}; it is being rebuilt"
-        log.critical("%s is in quarantine: %s", self._raft.id, reason)
+        log.critical("%s enters quarantine: %s", self._raft.id, reason)
         if self._raft.role is Role.LEADER:
             self._resign()
         self._state.is_wrong = True
@@ -130,7 +134,7 @@ class Integrity:
                 break
             await self._tasks.sleep(RETRY_S)
         self.quarantined = None
-        log.warning("%s left quarantine: its state was rebuilt from %s", self._raft.id, source)
+        log.warning("%s leaves quarantine: its state was rebuilt from %s", self._raft.id, source)
 
     def _resign(self) -> None:
         try:

@@ -1,7 +1,7 @@
-"""Writes on their way: queued, proposed, committed, answered.
+"""Writes in flight: queued, proposed, committed, answered.
 
-What is asked in one turn of the loop becomes one log entry. Each entry that was proposed waits under its index and
-term; the entry that is later applied there decides what its callers hear.
+The writes of one turn of the loop become one log entry. The callers wait by the index and term of that entry; the entry
+that is later applied at that index decides their answer.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class Proposals:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether anybody waits for the outcome of a write; whoever was told that it is unknown does not."""
+        """Whether a caller still waits for the outcome of a write; one that was answered "unknown" does not."""
         waiting = (waiter for _, waiters, _ in self._proposed.values() for waiter in waiters)
         return any(not waiter.done() for waiter in (*(waiter for _, waiter in self._queue), *waiting))
 
     def submit(self, command: Command, timeout_s: float) -> Waiter:
-        """Queue a write; return what will be its result.
+        """Queue a write and return the future of its result.
 
         Raises:
             NotLeader, Overloaded, TooLarge, InvalidRequest: it was not queued.
@@ -81,7 +81,7 @@ class Proposals:
         check_command(command)
         if self._pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
-            raise Overloaded(f"{self._pending} writes wait already")
+            raise Overloaded(f"{self._pending} writes are waiting already")
         waiter: Waiter = asyncio.Future()
         self._queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
@@ -89,7 +89,7 @@ class Proposals:
         return waiter
 
     def flush(self) -> None:
-        """Propose what is queued, unless the leadership is being handed over: then it waits for the end of that."""
+        """Propose the queued writes; during a leadership transfer they stay in the queue."""
         while self._queue and not self._raft.is_transferring:
             commands, waiters = self._take_batch()
             if not commands:
@@ -105,11 +105,11 @@ class Proposals:
                     self._tracer.proposed(index, term, waiters)
 
     def _fail_replaced(self, index: int) -> None:
-        """What was proposed here in an earlier term of ours was truncated meanwhile, and will not be seen applied."""
+        """Fail the writes proposed at this index in an earlier term: their entry was truncated and is never applied."""
         if index in self._proposed:
             _, waiters, _ = self._proposed.pop(index)
             self._pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown("another entry took the place of this write"))
+            self._fail(waiters, OutcomeUnknown("another entry replaced the entry of this write"))
 
     def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
         commands: list[Command] = []
@@ -121,7 +121,7 @@ class Proposals:
             if commands and size + weight > self._batch_bytes_max:
                 break
             self._queue.popleft()
-            if waiter.done():  # Its caller gave up before it was proposed: certainly not done.
+            if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self._pending -= 1
                 continue
             size += weight
@@ -130,35 +130,35 @@ class Proposals:
         return commands, waiters
 
     def applied(self, entry: Entry, results: list[Result]) -> None:
-        """An entry was applied: answer those who wait for it."""
+        """Answer the callers that wait for this entry, which was applied."""
         waiting = self._proposed.pop(entry.index, None)
         if waiting is None:
             return
         term, waiters, since = waiting
         self._pending -= len(waiters)
         if term != entry.term:
-            self._fail(waiters, OutcomeUnknown("another leader's entry took the place of this write"))
+            self._fail(waiters, OutcomeUnknown("an entry of another leader replaced the entry of this write"))
             return
         self._counters.commit_duration.record(self._clock.monotonic() - since)
-        told = 0
+        answered = 0
         for waiter, result in zip(waiters, results, strict=True):
             if not waiter.done():
                 waiter.set_result(result)
             elif not waiter.cancelled():
-                told += 1  # "Unknown", at its deadline, and counted as that.
-        self._counters.proposals["committed"] += len(waiters) - told
+                answered += 1  # "Unknown", at its deadline, and counted as such.
+        self._counters.proposals["committed"] += len(waiters) - answered
 
     def restored(self, index: int) -> None:
-        """A snapshot took the place of everything up to ``index``: what waited there will not be seen applied."""
+        """Fail the writes up to ``index``: a snapshot replaced their entries, and their results are not known."""
         for at in [at for at in self._proposed if at <= index]:
             _, waiters, _ = self._proposed.pop(at)
             self._pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown("a snapshot took the place of this write's entry"))
+            self._fail(waiters, OutcomeUnknown("a snapshot replaced the entry of this write"))
 
     def expire(self) -> None:
-        """Answer those whose deadline has passed. Call now and then.
+        """Answer the callers whose deadline has passed; called once a tick.
 
-        A write that is still queued was certainly not done; of one that was proposed nobody knows.
+        A write that is still queued was certainly not done. The outcome of a proposed one is unknown.
         """
         expired = list(self._deadlines.expired())
         # Thousands may expire at once, with thousands in the queue.
@@ -177,7 +177,7 @@ class Proposals:
         self._tell(waiters, error, "unknown")
 
     def _tell(self, waiters: Sequence[Waiter], error: CallerError, outcome: str) -> None:
-        """Each write is counted once: by what its caller was told, or by what became of it if the caller has gone."""
+        """Answer the callers. Each write is counted once: by the answer, or by its fate if the caller has gone."""
         for waiter in waiters:
             if waiter.done() and not waiter.cancelled():
                 continue
@@ -186,7 +186,7 @@ class Proposals:
                 waiter.set_exception(error)
 
     def stop(self, reason: str) -> None:
-        """The node stops, or its state is wrong: answer everybody."""
+        """Answer every caller: the node stops, or its state is wrong."""
         queued = [waiter for _, waiter in self._queue]
         self._queue.clear()
         self._refuse(queued, NoLeader(reason))

@@ -1,4 +1,4 @@
-"""Linearizable reads on their way: everything that waits shares the next ReadIndex round (thesis 6.4)."""
+"""Linearizable reads in flight: all that wait share the next ReadIndex round (thesis 6.4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reads:
         raft: the consensus server.
         counters: where rounds are counted.
         clock: by which reads expire.
-        first_context: a number that no run of this node has used, nor any near it: it names rounds.
+        first_context: where the numbers of this run's rounds begin; no run of this node may use a number twice.
     """
 
     def __init__(self, raft: Raft, counters: Counters, clock: Clock, first_context: int) -> None:
@@ -36,13 +36,13 @@ class Reads:
         self._waiting = 0
 
     def submit(self, timeout_s: float) -> Waiter:
-        """Queue a read; the returned future completes once the store may be read.
+        """Queue a read and return a future that completes once the store may be read.
 
         Raises:
             Overloaded: too many wait.
         """
         if self._waiting >= WAITING_MAX:
-            raise Overloaded(f"{self._waiting} reads wait already")
+            raise Overloaded(f"{self._waiting} reads are waiting already")
         waiter: Waiter = asyncio.Future()
         self._queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)
@@ -50,7 +50,7 @@ class Reads:
         return waiter
 
     def flush(self) -> None:
-        """Ask for one barrier for all who wait; without a leader they go on waiting."""
+        """Ask for one barrier for all queued reads; without a leader they stay in the queue."""
         if not self._queue or self._raft.leader is None:
             return
         self._context += 1
@@ -59,7 +59,7 @@ class Reads:
         self._queue = []
 
     def released(self, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
-        """Let go who may read now; who was refused asks again."""
+        """Answer the reads that were released; queue those that were refused again."""
         for read in reads:
             waiters, since = self._asked.pop(read.context, ([], 0.0))
             self._waiting -= len(waiters)
@@ -75,7 +75,7 @@ class Reads:
             self._queue += alive
 
     def expire(self) -> None:
-        """Answer those whose deadline has passed. Call now and then."""
+        """Answer the reads whose deadline has passed; called once a tick."""
         expired = False
         for waiter in self._deadlines.expired():
             expired = True
@@ -99,7 +99,7 @@ class Reads:
                 self._waiting -= len(waiters)
 
     def stop(self, reason: str) -> None:
-        """The node stops, or its state is wrong: answer everybody."""
+        """Answer every read: the node stops, or its state is wrong."""
         waiters = [*self._queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""Elections as an operator sees them: a sentence in the log for each change of role, and a count."""
+"""Elections as an operator sees them: a log line for each change of role, and a count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("kvorum.raft")
 
 
 class RoleChanges:
-    """Tells what became of this node at the end of each turn of the loop. What came and went within one is not told.
+    """Reports the role of this node at the end of each turn of the loop; a role that lasts no longer is not reported.
 
     Args:
         raft: the consensus server.
@@ -22,12 +22,12 @@ class RoleChanges:
         self._raft = raft
         self._counters = counters
         self._last = (Role.FOLLOWER, 0, "")
-        self._leadership = (0, "")  # the last that is known: a leader that is heard of again is no new one
-        self._standing: tuple[int, str] | None = None
-        """The term in which this node stands, and why; by the time it has lost, it may campaign for another reason."""
+        self._leadership = (0, "")  # the last one known: a leader heard again is not a new one
+        self._candidacy: tuple[int, str] | None = None
+        """The term of this node's candidacy, and its reason; by the time it is lost, the next one may have another."""
 
     def note(self, role: Role, term: int, leader: str) -> bool:
-        """Tell whether something has changed since the last call; log and count it if so."""
+        """Return whether anything has changed since the last call; log and count it if so."""
         current = (role, term, leader)
         if current == self._last:
             return False
@@ -40,15 +40,15 @@ class RoleChanges:
         return True
 
     def _count_election(self, role: Role, term: int) -> None:
-        if self._standing is not None:
-            stood_in, reason = self._standing
-            self._standing = None
+        if self._candidacy is not None:
+            stood_in, reason = self._candidacy
+            self._candidacy = None
             if role is not Role.LEADER or term != stood_in:
                 self._counters.elections["lost", reason] += 1
         if role is Role.LEADER:
             self._counters.elections["won", self._raft.campaign_reason] += 1
         elif role is Role.CANDIDATE:
-            self._standing = (term, self._raft.campaign_reason)
+            self._candidacy = (term, self._raft.campaign_reason)
 
     def _log(self, before: Role, role: Role, term: int, leader: str) -> None:
         node = self._raft.id
@@ -56,9 +56,9 @@ class RoleChanges:
             case Role.LEADER:
                 log.info("%s was elected leader of term %d", node, term)
             case Role.CANDIDATE:
-                log.info("%s campaigns in term %d", node, term)
+                log.info("%s is a candidate in term %d", node, term)
             case Role.PRE_CANDIDATE:
-                log.info("%s hears no leader and asks whether it could win term %d", node, term + 1)
+                log.info("%s starts a pre-vote for term %d: no leader heard", node, term + 1)
             case Role.FOLLOWER:
                 if before is Role.LEADER:
                     log.warning("%s stepped down; now in term %d", node, term)

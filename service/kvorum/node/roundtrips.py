@@ -1,4 +1,4 @@
-"""How long heartbeats take to a peer and back: the network and the peer's event loop, without its disk."""
+"""The round-trip time of heartbeats to each peer: the network and the peer's event loop, without its disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTSTANDING_MAX = 256
 
 
 class RoundTrips:
-    """Matches answers with heartbeats. A stream keeps their order: the oldest of a round is the one that is answered.
+    """Matches answers with heartbeats. Streams keep order: an answer is for the oldest heartbeat of its round.
 
     Args:
         counters: where round trips are recorded, and where a dropped message shows.
@@ -46,7 +46,7 @@ class RoundTrips:
         name = name_of(node)
         dropped = self._counters.messages_dropped.get(name, 0)
         if dropped != self._dropped.get(node, 0):
-            # Something was dropped before it was sent: which heartbeat is answered is not known any more.
+            # A message was dropped before it was sent: nobody can tell which heartbeat is answered.
             self._dropped[node] = dropped
             waiting.clear()
         while waiting and waiting[0][0] < message.round:
@@ -55,5 +55,5 @@ class RoundTrips:
             self._counters.peer_rtt[name].record(self._clock.monotonic() - waiting.popleft()[1])
 
     def forget(self, node: NodeId) -> None:
-        """The stream broke: what was sent on it will not be answered."""
+        """Forget the heartbeats sent to this peer: the stream broke, and they will not be answered."""
         self._outstanding.pop(node, None)

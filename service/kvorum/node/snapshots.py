@@ -114,9 +114,9 @@ class Snapshots:
         try:
             await self._write(cut, snapshot)
         except StorageError as error:
-            # The log goes on without it; only space is lost. Try again later.
+            # The log goes on without a snapshot; only space is lost. Try again later.
             self._not_before_s = self._clock.monotonic() + RETRY_S
-            log.error("no snapshot at index %d: %s", snapshot.last_index, error)
+            log.error("snapshot at index %d failed: %s", snapshot.last_index, error)
             return
         if self._supervisor.has_failed:
             return
@@ -180,7 +180,7 @@ class Snapshots:
         if last_index == 0:
             kept = snapshots.kept()
             if self._state.store.applied_index and (not kept or kept[0].snapshot.last_index < at_least):
-                # Whoever asks may go away; the snapshot is the node's.
+                # The caller may go away, but the snapshot is the node's.
                 await asyncio.shield(self.begin())
         return await self._threads.run(_read_chunk, snapshots, last_index, offset_bytes, size_bytes)
 

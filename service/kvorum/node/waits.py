@@ -19,9 +19,9 @@ class Waits:
 
     def __init__(self, clock: Clock) -> None:
         self.entries: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
-        """By index: the terms in which an entry was proposed there, and who waits for it."""
+        """By index: the term of each entry proposed there, and the future of whoever waits for it."""
         self.changes: list[asyncio.Future[bool]] = []
-        """Who waits until the role, the leader or a transfer changes."""
+        """The futures of those that wait until the role, the leader or a transfer changes."""
         self._deadlines: Deadlines[None] = Deadlines(clock)
         self._change_deadlines: Deadlines[bool] = Deadlines(clock)
 
@@ -45,27 +45,27 @@ class Waits:
     # --- What the driver tells ----------------------------------------------------------------------------------
 
     def applied(self, entry: Entry) -> None:
-        """An entry was applied: it is the one that was waited for, or took its place."""
+        """Complete the waits for the index of this entry, which was applied: it is the awaited one, or replaced it."""
         for term, waiter in self.entries.pop(entry.index, ()):
             if term == entry.term:
                 _complete(waiter, None)
             else:
-                _fail(waiter, "another leader's entry took the place of this change; it was not made")
+                _fail(waiter, "an entry of another leader replaced this change, which was not made")
 
     def restored(self, index: int) -> None:
-        """A snapshot took the place of everything up to ``index``: nobody can tell what was in there."""
+        """Fail the waits up to ``index``: a snapshot replaced the entries, and nobody can tell which they were."""
         for at in [at for at in self.entries if at <= index]:
             for _, waiter in self.entries.pop(at):
-                _fail(waiter, "a snapshot took the place of this change's entry; it may or may not be made")
+                _fail(waiter, "a snapshot replaced the entry of this change, which may or may not be made")
 
     def changed(self) -> None:
-        """The role, the leader or a transfer changed."""
+        """Complete the waits for a change of role, leader or transfer."""
         waiters, self.changes = self.changes, []
         for waiter in waiters:
             _complete(waiter, True)
 
     def expire(self) -> None:
-        """Answer those whose deadline has passed. Call now and then."""
+        """Complete the waits whose deadline has passed; called once a tick."""
         for waiter in self._deadlines.expired():
             _fail(waiter, "no quorum confirmed the change in time; it may still be made")
         for waiting in self._change_deadlines.expired():
@@ -77,7 +77,7 @@ class Waits:
             self.changes = [each for each in self.changes if not each.done()]
 
     def stop(self, reason: str) -> None:
-        """The node stops: answer everybody."""
+        """Complete every wait: the node stops."""
         for waiting in self.entries.values():
             for _, waiter in waiting:
                 _fail(waiter, f"{reason}; the change may still be made")
