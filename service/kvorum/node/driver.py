@@ -29,7 +29,7 @@ from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Fetcher, take_snapshot
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import entry_bytes
-from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, Message, Ready, Snapshot
+from kvorum.raft.messages import Entry, Heartbeat, HeartbeatResponse, InstallSnapshot, Message, Ready, Snapshot
 from kvorum.storage.interface import Loaded, Storage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Transport
@@ -134,6 +134,8 @@ class Driver:
                     self.digests.claim(message.state_index, message.state_hash)
             elif isinstance(message, HeartbeatResponse):
                 self._round_trips.answered(message)
+            elif isinstance(message, InstallSnapshot) and message.sender == self.raft.leader:
+                self.fetcher.offered(message.sender)
         self.schedule()
 
     def trace_with(self, tracer: Tracer) -> None:
@@ -144,7 +146,6 @@ class Driver:
         """A stream to or from this peer broke."""
         self._round_trips.forget(node)
         self.raft.peer_unreachable(node)
-        self.fetcher.source_unreachable(node)
         self.schedule()
 
     def guarded(self, act: Callable[[], object]) -> None:

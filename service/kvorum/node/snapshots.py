@@ -115,6 +115,7 @@ class Fetcher:
         self._leader = leader
         self._task: asyncio.Task[None] | None = None
         self._source = ""
+        self._has_progressed = False  # since the last offer of another member
         self._give_up: Callable[[], None] = lambda: None
         self._limit = RateLimit()
 
@@ -130,15 +131,20 @@ class Fetcher:
         One of the two is called, once, unless :meth:`close` comes first. The fetch before must have ended.
         """
         self._source = source
+        self._has_progressed = True
         self._give_up = partial(failed, snapshot)
         self._task = asyncio.create_task(self._run(source, snapshot, then), name="fetch a snapshot")
         self._task.add_done_callback(self._ended)
 
-    def source_unreachable(self, source: str) -> None:
-        """Give up the fetch from this member if it does not lead any more: perhaps it never answers."""
-        if self._task is not None and not self._task.done() and self._source == source != self._leader():
+    def offered(self, by: str) -> None:
+        """Give up a fetch from another member that brought nothing since such an offer before: it may never answer."""
+        if self._task is None or self._task.done() or by == self._source:
+            return
+        if not self._has_progressed:
             self._task.cancel()
+            self._task = None
             self._give_up()
+        self._has_progressed = False
 
     async def close(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""
@@ -191,4 +197,5 @@ class Fetcher:
             if chunk.sha256 != first.sha256 or not chunk.data:
                 raise MalformedMessage(f"{source} changed its snapshot at {snapshot.last_index} meanwhile")
             await asyncio.to_thread(receiver.write, chunk.data)
+            self._has_progressed = True
         return await asyncio.to_thread(receiver.commit, first.sha256)
