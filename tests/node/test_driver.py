@@ -135,13 +135,46 @@ def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
         assert peers.asked == ["b@1"], "the same one is not fetched twice"
 
         newer = msgspec.structs.replace(message, term=2, sender="c@1")
-        driver.peer_unreachable("b@1")
         driver.on_messages("c@1", (newer,))
         await asyncio.sleep(0)
         assert peers.asked == ["b@1"], "one is fetched at a time, and what the former leader has would still help"
-        driver.peer_unreachable("b@1")
+        driver.on_messages("c@1", (newer,))
         driver.on_messages("c@1", (newer,))
         await eventually("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+class SlowPeers(NoPeers):
+    """They give a byte whenever they are told to, of a file of 100."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.give = asyncio.Event()
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        self.asked.append(node)
+        await self.give.wait()
+        self.give.clear()
+        return SnapshotChunk(b"x", last_index, 100, "0" * 64)
+
+
+def test_a_former_leader_that_still_gives_its_snapshot_is_not_given_up() -> None:
+    """It covers committed entries only: what has arrived of it is not thrown away for the new leader's."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), SlowPeers()
+        node = a_node(storage, peers)
+        driver = node.parts.driver
+        message = offer(20, term=1)
+        newer = msgspec.structs.replace(message, term=2, sender="c@1")
+        driver.on_messages("b@1", (message,))
+        for count in range(1, 6):
+            await eventually("the next piece is asked for", lambda count=count: len(peers.asked) == count)  # type: ignore[misc]
+            driver.on_messages("c@1", (newer,))
+            peers.give.set()
+        assert set(peers.asked) == {"b@1"}
         await node.close()
 
     asyncio.run(scenario())

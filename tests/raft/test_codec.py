@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from raft.harness import (
     ELECTION,
     Server,
+    answer_read,
     append,
     appended,
+    ask_read,
     candidate,
     command,
     commands,
@@ -25,8 +27,11 @@ from raft.harness import (
     installed,
     leader,
     pre_candidate,
+    pre_vote,
     refused,
+    request_pre_vote,
     request_vote,
+    timeout_now,
     vote,
 )
 
@@ -124,6 +129,31 @@ EXAMPLES: tuple[Message, ...] = (
 def test_every_message_survives_the_wire() -> None:
     assert decode(encode(EXAMPLES)) == EXAMPLES
     assert decode(encode(())) == ()
+
+
+def test_the_wire_format_is_that_of_version_0_1_0() -> None:
+    """Nodes of two versions run side by side during a rollout: fields may only be appended, with a default."""
+    frames: dict[str, Message] = {
+        "9198a2727603a161a1620502c2c3": request_vote("a", "b", 3, (5, 2), transfer=True),
+        "9198a2727603a161a1620101c3c2": request_pre_vote("a", "b", 3, (1, 1)),
+        "9196a372767203a162a161c3c2": vote("b", "a", 3),
+        "9196a372767203a162a161c3c3": pre_vote("b", "a", 3),
+        "9198a2616503a161a16205029294060200c403362f3294070300c403372f3304": append(
+            "a", "b", 3, (5, 2), commands(6, "23"), 4
+        ),
+        "9198a361657203a162a161c3070000": appended("b", "a", 3, 7),
+        "9198a361657203a162a161c2070402": refused("b", "a", 3, 7, (4, 2)),
+        "9198a2686203a161a16207090000": heartbeat("a", "b", 3, 7, 9),
+        "9195a368627203a162a16109": heard("b", "a", 3, 9),
+        "9195a2697303a161a162930502919494a161c3a0a094a162c3a0a094a163c3a0a094a164c2a0a0": install(
+            "a", "b", 3, Snapshot(5, 2, configuration("abc", "d"))
+        ),
+        "9195a369737203a162a16105": installed("b", "a", 3, 5),
+        "9195a2726903a162a16107": ask_read("b", "a", 3, 7),
+        "9196a372697203a161a1620703": answer_read("a", "b", 3, 7, 3),
+        "9194a2746e03a161a162": timeout_now("a", "b", 3),
+    }
+    assert {encode([message]).hex(): message for message in frames.values()} == frames
 
 
 def test_every_entry_of_a_frame_is_of_its_own_bytes() -> None:

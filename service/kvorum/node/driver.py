@@ -35,6 +35,7 @@ from kvorum.raft.messages import (
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
     Message,
     NodeId,
     Ready,
@@ -144,13 +145,14 @@ class Driver:
                     self._staleness.heard()
                     if message.state_index:
                         self._state.hashes.reported = (message.state_index, message.state_hash)
+                elif isinstance(message, InstallSnapshot) and message.sender == self._raft.leader:
+                    self._fetcher.offered(message.sender)
         self._turns.schedule()
 
     def peer_unreachable(self, node: NodeId) -> None:
         """A stream to or from this peer broke."""
         self._round_trips.forget(node)
         self._raft.peer_unreachable(node)
-        self._fetcher.source_unreachable(node)
         self._turns.may_have_changed = True
         self._turns.schedule()
 

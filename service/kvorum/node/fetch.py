@@ -81,6 +81,8 @@ class Fetcher:
         self._counters = counters
         self._fetch: Fetch | None = None
         """The fetch under way."""
+        self._has_progressed = False
+        """Something arrived since the last offer of another member."""
         self._task: asyncio.Task[None] | None = None
         self._held: tuple[Snapshot, Store] | None = None
         """The snapshot that consensus adopted last, decoded, until it is restored."""
@@ -89,6 +91,7 @@ class Fetcher:
     def begin(self, fetch: Fetch) -> None:
         """Fetch a snapshot; consensus hears of its end, and asks for no other before."""
         self._fetch = fetch
+        self._has_progressed = True
         self._task = self._tasks.spawn(self._run(fetch), name="fetch a snapshot")
 
     def take(self, snapshot: Snapshot) -> Store:
@@ -102,11 +105,15 @@ class Fetcher:
             raise InvariantViolated(f"the snapshot at {snapshot.last_index} was adopted, but its state is not here")
         return held[1]
 
-    def source_unreachable(self, node: NodeId) -> None:
-        """Give up the fetch from this member if it does not lead any more: perhaps it never answers."""
-        if self._task is not None and self._fetch is not None and self._fetch.source == node != self._raft.leader:
+    def offered(self, by: NodeId) -> None:
+        """Give up a fetch from another member that brought nothing since the last such offer: it may never answer."""
+        fetch = self._fetch
+        if self._task is None or fetch is None or by == fetch.source:
+            return
+        if not self._has_progressed:
             self._task.cancel()
-            self._give_up(self._fetch)
+            self._give_up(fetch)
+        self._has_progressed = False
 
     async def close(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""
@@ -174,6 +181,7 @@ class Fetcher:
 
         async def write(data: bytes) -> None:
             await run(receiver.write, data)
+            self._has_progressed = True
 
         await download(self._peers, source, first, write, receiver.offset_bytes)
         return await run(receiver.commit, first.sha256)

@@ -44,22 +44,24 @@ def _check(message: Message) -> None:
             _check_position(message, message.last_log_index, message.last_log_term)
         case AppendEntries():
             _check_entries(message)
-        case InstallSnapshot():
-            _check_position(message, message.snapshot.last_index, message.snapshot.last_term)
-            if not is_sound(message.snapshot.configuration):
-                raise MalformedMessage(f"InstallSnapshot from {message.sender}: not a sound configuration")
+        case InstallSnapshot(snapshot=snapshot):
+            _check_position(message, snapshot.last_index, snapshot.last_term)
+            if not is_sound(snapshot.configuration):
+                raise _malformed(message, "not a sound configuration")
         case _:
             pass
+
+
+def _malformed(message: Message, reason: str) -> MalformedMessage:
+    return MalformedMessage(f"{type(message).__name__} from {message.sender}: {reason}")
 
 
 def _check_position(message: Message, index: int, log_term: int) -> None:
     """A log never is ahead of its server's term, and every entry has a term but the one before the first."""
     if log_term > message.term:
-        raise MalformedMessage(
-            f"{type(message).__name__} from {message.sender}: a log of term {log_term} in term {message.term}"
-        )
+        raise _malformed(message, f"a log of term {log_term} in term {message.term}")
     if (index == 0) != (log_term == 0):
-        raise MalformedMessage(f"{type(message).__name__} from {message.sender}: no entry {index} has term {log_term}")
+        raise _malformed(message, f"no entry {index} has term {log_term}")
 
 
 def _check_entries(message: AppendEntries) -> None:
@@ -67,13 +69,11 @@ def _check_entries(message: AppendEntries) -> None:
     _check_position(message, index, term)
     for entry in message.entries:
         if entry.index != index + 1 or not max(term, 1) <= entry.term <= message.term:
-            raise MalformedMessage(
-                f"AppendEntries from {message.sender}: entry {entry.index} of term {entry.term} "
-                f"cannot follow entry {index} of term {term}"
-            )
+            reason = f"entry {entry.index} of term {entry.term} cannot follow entry {index} of term {term}"
+            raise _malformed(message, reason)
         index, term = entry.index, entry.term
         if entry.kind is EntryKind.CONFIGURATION:
             try:
                 decode_configuration(entry.data)
             except msgspec.DecodeError as error:
-                raise MalformedMessage(f"AppendEntries from {message.sender}: entry {entry.index}: {error}") from error
+                raise _malformed(message, f"entry {entry.index}: {error}") from error

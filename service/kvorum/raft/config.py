@@ -12,28 +12,28 @@ class RaftConfig(msgspec.Struct, frozen=True):
     """One server's settings.
 
     Raises:
-        ConfigError: a value that could not work.
+        ConfigError: a value is out of range, or the timeouts contradict each other.
     """
 
     id: NodeId
     election_timeout_ticks: int = 10
-    """A follower campaigns after this many ticks without a leader, up to twice as many, drawn at random (5.2)."""
+    """Base election timeout; each follower draws 1-2x of it (section 5.2)."""
     heartbeat_timeout_ticks: int = 2
-    """A leader is heard of at least this often."""
+    """Interval between the heartbeats of a leader."""
     save_timeout_ticks: int = 0
-    """A server whose save takes this long neither leads nor campaigns (bug B8); 0: the election timeout."""
+    """A server whose save takes this long neither leads nor campaigns; 0: the election timeout."""
     append_bytes_max: int = 1 << 20
-    """Of entries in one AppendEntries (one entry is always sent, whatever its size)."""
+    """Upper bound for the entries of one AppendEntries (one entry is always sent, whatever its size)."""
     inflight_messages_max: int = 64
-    """Unanswered AppendEntries per follower."""
+    """Upper bound for the unanswered AppendEntries of one follower."""
     inflight_bytes_max: int = 16 << 20
-    """Bytes in them."""
+    """Upper bound for the bytes in them."""
     committed_bytes_max: int = 1 << 20
-    """Of committed entries in one Ready, so that applying never stops the loop for long."""
+    """Upper bound for the committed entries of one Ready, so that applying never blocks the loop for long."""
     uncommitted_bytes_max: int = 64 << 20
-    """Of entries that wait for a quorum; further proposals are refused."""
+    """Proposals are refused while the entries that wait for a quorum exceed this."""
     promote_lag_max: int = 64
-    """A learner that is at most this many entries behind has caught up."""
+    """A learner has caught up when it is at most this many entries behind."""
 
     def __post_init__(self) -> None:
         if self.heartbeat_timeout_ticks < 1 or self.election_timeout_ticks <= self.heartbeat_timeout_ticks:

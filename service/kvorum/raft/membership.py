@@ -21,7 +21,7 @@ MEMBERS_MAX = 64
 
 
 class AddLearner(msgspec.Struct, frozen=True, tag="add_learner"):
-    """Begin to replicate to a new member, which does not count yet (thesis 4.2.1)."""
+    """Begin to replicate to a new member, which does not vote yet (thesis 4.2.1)."""
 
     member: Member
 
@@ -52,7 +52,7 @@ def decode_configuration(data: bytes) -> Configuration:
     """Return the configuration in a CONFIGURATION entry's data.
 
     Raises:
-        msgspec.DecodeError: it is none, or not a sound one.
+        msgspec.DecodeError: the data is not a configuration, or not a sound one.
     """
     try:
         configuration = _configuration_decoder.decode(data)
@@ -64,7 +64,7 @@ def decode_configuration(data: bytes) -> Configuration:
 
 
 def is_sound(configuration: Configuration) -> bool:
-    """Tell whether every member is named once, and somebody can vote."""
+    """Return whether every member is named once, and at least one can vote."""
     members = configuration.members
     return len({member.id for member in members}) == len(members) and any(member.voter for member in members)
 
@@ -125,7 +125,7 @@ class Configurations:
         return self._history[-1][0]
 
     def has_voter(self, node: NodeId, commit_index: int) -> bool:
-        """Tell whether ``node`` is a voter: in the configuration in force, or before it while that is not committed.
+        """Return whether ``node`` is a voter: in the configuration in force, or before it while that is not committed.
 
         A server whose removal is not committed may still be needed to commit it (thesis 4.2.2, Figure 4.6). The
         configurations before the last two are superseded: one change at a time.

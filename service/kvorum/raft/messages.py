@@ -1,4 +1,4 @@
-"""What consensus members say to each other, and what consensus says to its driver.
+"""The messages between consensus members, and what consensus hands to its driver.
 
 The messages are those of Figure 2 of the Raft paper (Ongaro and Ousterhout, extended version) and of the thesis
 (Ongaro 2014), with ``Heartbeat`` and ``ReadIndex`` messages of their own (the package docstring says why).
