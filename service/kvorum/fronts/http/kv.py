@@ -70,7 +70,8 @@ class KeyValueHandlers:
             request[BODY] = value
             raise
         mod_revision = result.mod_revision
-        answer = PutAnswer(result.revision, result.create_revision, mod_revision, result.version, *_text(key))
+        shown = (key.decode(),) if key.isascii() else _text(key)
+        answer = PutAnswer(result.revision, result.create_revision, mod_revision, result.version, *shown)
         return Response(
             200,
             _encode(answer) + b"\n",

@@ -24,22 +24,20 @@ _COALESCE_BYTES_MAX = 64 * 1024
 """A body up to this long is joined to its head: one system call is dearer than the copy."""
 
 
-class _Clock:
-    """The Date header's value, formatted once a second."""
+class _Date:
+    """The value of the Date header, formatted once a second."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
+        self.second = -1
+        self.text = ""
 
-    def date(self) -> str:
-        now = int(time.time())
-        if now != self._second:
-            self._second = now
-            self._text = formatdate(now, usegmt=True)
-        return self._text
+    def move_to(self, second: int) -> None:
+        """Set it to this Unix time."""
+        self.second = second
+        self.text = formatdate(second, usegmt=True)
 
 
-_clock = _Clock()
+_date = _Date()
 
 
 def header(name: str, value: str) -> str:
@@ -105,42 +103,46 @@ class Response(msgspec.Struct, eq=False):
         Raises:
             ConnectionError: the client is gone, or does not read, or the rest of the body cannot be had.
         """
+        request = self._request
+        assert request is not None, "prepare comes first"  # noqa: S101
         if self.stream is None:
-            await self._write(self.body)
+            if self._write(request, self.body):
+                await self._drain(request)
             return
         try:
-            await self._write(b"")
+            if self._write(request, b""):
+                await self._drain(request)
             async for chunk in self.stream.chunks():
-                await self._write_more(chunk)
+                if self._write_more(request, chunk):
+                    await self._drain(request)
         finally:
             self.stream.close()
 
-    async def _write(self, body: bytes) -> None:
-        request = self._request
-        assert request is not None, "prepare comes first"  # noqa: S101
-        transport = request.transport
+    def _write(self, request: BaseRequest, body: bytes) -> bool:
+        """Write the head and a body; return whether the client has much left to read."""
+        protocol = request.protocol
+        transport = protocol.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         # A body that was not read to its end would be taken for the next request.
         self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
         head = self._head(request.version)
-        if request.method == hdrs.METH_HEAD or self.status == 304:
+        if self.status == 304 or request.method == hdrs.METH_HEAD:
             transport.write(head)
         elif len(body) <= _COALESCE_BYTES_MAX:
             transport.write(head + body)
         else:
             transport.write(head)
             transport.write(body)
-        if request.protocol.writing_paused:
-            await self._drain(request)
+        return protocol.writing_paused
 
-    async def _write_more(self, chunk: bytes) -> None:
-        request = self._request
-        if request is None or request.transport is None or request.transport.is_closing():
+    def _write_more(self, request: BaseRequest, chunk: bytes) -> bool:
+        """Write more of the body; return whether the client has much left to read."""
+        transport = request.transport
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        request.transport.write(chunk)
-        if request.protocol.writing_paused:
-            await self._drain(request)
+        transport.write(chunk)
+        return request.protocol.writing_paused
 
     def render(self) -> bytes:
         """Return head and body, for a connection that ends here and has no request."""
@@ -156,7 +158,10 @@ class Response(msgspec.Struct, eq=False):
             connection = "Connection: keep-alive\r\n"
         else:
             connection = ""
-        text = f"{_STATUS_LINES[self.status]}{_clock.date()}\r\n{content}{self.headers}{length}{connection}\r\n"
+        now = int(time.time())
+        if now != _date.second:
+            _date.move_to(now)
+        text = f"{_STATUS_LINES[self.status]}{_date.text}\r\n{content}{self.headers}{length}{connection}\r\n"
         # A Location repeats the client's own bytes: what was not UTF-8 goes back as it came.
         return text.encode("utf-8", "surrogateescape")
 
