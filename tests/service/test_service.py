@@ -51,7 +51,7 @@ from kvorum.service.requests import (
     Snapshot,
     TransferLeadership,
 )
-from kvorum.service.results import DeleteResult, GetResult, Leader, PutResult, StateHash
+from kvorum.service.results import Checks, DeleteResult, GetResult, Leader, Members, NewLeader, PutResult, StateHash
 
 LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
@@ -175,25 +175,25 @@ def test_what_a_node_says_of_the_cluster() -> None:
     assert execute(node, GetStatus()) == node.status()
     assert execute(node, GetStateHash()) == StateHash("n1", 1, 1, f"{node.store.state_hash:016x}")
     assert execute(node, GetLeader()) == Leader("n1", node.config.advertise_client_url)
-    assert execute(node, ListMembers()) == node.status().members
-    assert execute(node, CheckLiveness()) == node.live
-    assert execute(node, CheckReadiness()) == node.ready
+    assert execute(node, ListMembers()) == Members(node.status().members)
+    assert execute(node, CheckLiveness()) == Checks(tuple(node.live))
+    assert execute(node, CheckReadiness()) == Checks(tuple(node.ready))
     node.leader = None
     assert execute(node, GetLeader()) == Leader(None, None)
 
 
 def test_a_change_of_members_answers_with_all_members() -> None:
     node = FakeNode()
-    added = execute(node, AddMember("n4", "http://h:1", "http://h:2"))
+    added = execute(node, AddMember("n4", "http://h:1", "http://h:2")).members
     assert [(member.name, member.voter) for member in added][2:] == [("n3", True), ("n4", False)]
-    assert execute(node, PromoteMember("n4"))[-1].voter
-    assert [member.name for member in execute(node, RemoveMember("n4"))] == ["n1", "n2", "n3"]
+    assert execute(node, PromoteMember("n4")).members[-1].voter
+    assert [member.name for member in execute(node, RemoveMember("n4")).members] == ["n1", "n2", "n3"]
 
 
 @pytest.mark.parametrize(("target", "asked", "leader"), [("n3", "n3", "n3"), (None, None, "n2"), ("", None, "n2")])
 def test_the_leadership_moves_to_the_target_or_to_any_voter(target: str | None, asked: str | None, leader: str) -> None:
     node = FakeNode()
-    assert execute(node, TransferLeadership(target)) == leader
+    assert execute(node, TransferLeadership(target)) == NewLeader(leader)
     assert node.calls == [("transfer", asked)]
 
 

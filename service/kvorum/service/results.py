@@ -11,13 +11,17 @@ from kvorum.status import Check, MemberStatus, NodeStatus
 __all__ = [
     "Backup",
     "Check",
+    "Checks",
     "DeleteResult",
     "GetResult",
     "Leader",
     "MemberStatus",
+    "Members",
+    "NewLeader",
     "NodeStatus",
     "PutResult",
     "RecordView",
+    "Result",
     "StateHash",
 ]
 
@@ -46,3 +50,24 @@ class Leader(msgspec.Struct, frozen=True):
 
     name: str | None
     client_url: str | None
+
+
+class Members(msgspec.Struct, frozen=True):
+    """All members as this node sees them, after the change if the request was one."""
+
+    members: tuple[MemberStatus, ...]
+
+
+class NewLeader(msgspec.Struct, frozen=True):
+    """The leader after a transfer."""
+
+    name: str
+
+
+class Checks(msgspec.Struct, frozen=True):
+    """The checks of a probe."""
+
+    checks: tuple[Check, ...]
+
+
+Result = PutResult | GetResult | DeleteResult | NodeStatus | StateHash | Leader | Members | NewLeader | Backup | Checks

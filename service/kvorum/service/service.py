@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import assert_never, overload
 
 from kvorum.errors import (
@@ -40,27 +40,16 @@ from kvorum.service.requests import (
 )
 from kvorum.service.results import (
     Backup,
-    Check,
+    Checks,
     DeleteResult,
     GetResult,
     Leader,
-    MemberStatus,
+    Members,
+    NewLeader,
     NodeStatus,
     PutResult,
+    Result,
     StateHash,
-)
-
-Result = (
-    PutResult
-    | GetResult
-    | DeleteResult
-    | NodeStatus
-    | StateHash
-    | Leader
-    | tuple[MemberStatus, ...]
-    | str
-    | Backup
-    | Sequence[Check]
 )
 
 
@@ -94,13 +83,13 @@ class Service:
     @overload
     def execute(
         self, principal: Principal, request: ListMembers | AddMember | PromoteMember | RemoveMember
-    ) -> Awaitable[tuple[MemberStatus, ...]]: ...
+    ) -> Awaitable[Members]: ...
     @overload
-    def execute(self, principal: Principal, request: TransferLeadership) -> Awaitable[str]: ...
+    def execute(self, principal: Principal, request: TransferLeadership) -> Awaitable[NewLeader]: ...
     @overload
     def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
     @overload
-    def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Sequence[Check]]: ...
+    def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
     # fmt: on
 
     def execute(self, principal: Principal, request: Request) -> Awaitable[Result]:
@@ -109,7 +98,7 @@ class Service:
         This is no coroutine of its own, since each one on the way is paid for by every request.
 
         Returns:
-            Of a member request all members, of a transfer the new leader's name. Close a Backup.
+            What :mod:`kvorum.service.results` has for the request. A Backup must be closed.
 
         Raises:
             CallerError: it is refused, or its outcome is unknown; see :mod:`kvorum.service.outcomes`. NotLeader names
@@ -201,10 +190,10 @@ class Service:
     async def _leader(self) -> Leader:
         return Leader(self._node.leader_name(), self._node.leader_client_url())
 
-    async def _members(self) -> tuple[MemberStatus, ...]:
-        return self._node.status().members
+    async def _members(self) -> Members:
+        return Members(self._node.status().members)
 
-    async def _change_members(self, request: AddMember | PromoteMember | RemoveMember) -> tuple[MemberStatus, ...]:
+    async def _change_members(self, request: AddMember | PromoteMember | RemoveMember) -> Members:
         limits.check_member_name(request.name)
         timeout_ms = self._bounded(request.timeout_ms)
         try:
@@ -221,11 +210,12 @@ class Service:
                     assert_never(request)
         except NotLeader as error:
             raise self._elsewhere(error) from None
-        return self._node.status().members
+        return Members(self._node.status().members)
 
-    async def _transfer_leadership(self, request: TransferLeadership) -> str:
+    async def _transfer_leadership(self, request: TransferLeadership) -> NewLeader:
+        timeout_ms = self._bounded(request.timeout_ms)
         try:
-            return await self._node.transfer_leadership(request.target or None, self._bounded(request.timeout_ms))
+            return NewLeader(await self._node.transfer_leadership(request.target or None, timeout_ms))
         except NotLeader as error:
             raise self._elsewhere(error) from None
 
@@ -233,8 +223,9 @@ class Service:
         await self._node.read_barrier(self._bounded(request.timeout_ms))
         return await self._node.begin_backup()
 
-    async def _check(self, request: CheckLiveness | CheckReadiness) -> Sequence[Check]:
-        return self._node.liveness() if isinstance(request, CheckLiveness) else self._node.readiness()
+    async def _check(self, request: CheckLiveness | CheckReadiness) -> Checks:
+        node = self._node
+        return Checks(tuple(node.liveness() if isinstance(request, CheckLiveness) else node.readiness()))
 
     def _bounded(self, timeout_ms: int | None) -> int:
         return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)

@@ -21,7 +21,7 @@ from kvorum.service.requests import (
     RemoveMember,
     TransferLeadership,
 )
-from kvorum.service.results import MemberStatus
+from kvorum.service.results import Members
 
 _PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 16 * 1024
@@ -66,7 +66,7 @@ class ClusterHandlers:
         body = await self._body(request)
         wanted = decode_json(body, _decode_transfer, _TRANSFER_EXAMPLE) if body else wire.TransferLeadership()
         leader = await self._execute(ANONYMOUS, TransferLeadership(wanted.target, timeout_ms))
-        return _json(wire.NewLeader(leader))
+        return _json(wire.NewLeader(leader.name))
 
     async def members(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/cluster/members``."""
@@ -100,8 +100,8 @@ def _json(body: msgspec.Struct) -> Response:
     return Response(200, _encode(body) + b"\n")
 
 
-def _members(members: tuple[MemberStatus, ...]) -> Response:
-    return _json(wire.Members(members))
+def _members(result: Members) -> Response:
+    return _json(wire.Members(result.members))
 
 
 def _timeout_ms(raw_query: str) -> int | None:

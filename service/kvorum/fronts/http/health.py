@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 from aiohttp.web import BaseRequest
@@ -15,7 +15,7 @@ from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.requests import CheckLiveness, CheckReadiness
-from kvorum.service.results import Check
+from kvorum.service.results import Check, Checks
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the body of ``/metrics`` and its content type."""
@@ -60,11 +60,12 @@ class HealthHandlers:
         return Response(200, msgspec.json.encode(fields) + b"\n")
 
 
-def _checked(path: str, checks: Sequence[Check], only: str, raw_query: str) -> Response:
+def _checked(path: str, result: Checks, only: str, raw_query: str) -> Response:
+    checks = result.checks
     query = Query(raw_query, _PARAMETERS, _EXCLUDE)
     excluded = frozenset(filter(None, query.get("exclude", "").split(",")))
     if only:
-        checks = [check for check in checks if check.name == only]
+        checks = tuple(check for check in checks if check.name == only)
         if not checks:
             raise Refusal("unknown_path", f"/{path} has no such check")
     verbose = query.switch("verbose")
