@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from urllib.parse import urlencode
 
@@ -22,7 +22,7 @@ from kvorum_client.errors import (
     Refused,
     Unavailable,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, Problem, PutResult, Record
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.sessions import Sessions, Ticket
 from kvorum_client.transport import (
     CLOSED,
@@ -36,6 +36,7 @@ from kvorum_client.transport import (
     base_of,
 )
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
+from kvorum_wire import AddMember, Leader, Members, NewLeader, Problem, TransferLeadership
 
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
@@ -55,18 +56,6 @@ class _SessionLostError(Exception):
 
 class _SessionsFullError(Exception):
     """The cluster takes no further session now: write without one."""
-
-
-class _Members(msgspec.Struct):
-    members: tuple[Member, ...]
-
-
-class _Leader(msgspec.Struct):
-    leader: str
-
-
-class _LeaderHint(msgspec.Struct):
-    leader_url: str | None = None
 
 
 class _Call(msgspec.Struct):
@@ -291,7 +280,7 @@ class Client:
     async def members(self, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Return the members, as the leader sees them if one is known, else as any node does."""
         call = _Call("GET", "/v1/cluster/members", self._deadline(timeout_s), waits=False)
-        return decode((await self._call(call)).body, _Members).members
+        return decode((await self._call(call)).body, Members).members
 
     async def add_member(
         self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
@@ -302,16 +291,16 @@ class Client:
             Refused, Unavailable: not done.
             OutcomeUnknown: perhaps done; look at :meth:`members`.
         """
-        body = {"name": name, "peer_url": peer_url, "client_url": client_url}
+        body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
 
     async def promote_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Make a learner a voter and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("POST", f"/{quote(name.encode())}/promote", None, timeout_s)
+        return await self._change_members("POST", f"/{quote(name.encode())}/promote", b"", timeout_s)
 
     async def remove_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Remove a member and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("DELETE", f"/{quote(name.encode())}", None, timeout_s)
+        return await self._change_members("DELETE", f"/{quote(name.encode())}", b"", timeout_s)
 
     async def move_leader(self, target: str | None = None, *, timeout_s: float | None = None) -> str:
         """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
@@ -320,16 +309,13 @@ class Client:
             Refused, Unavailable: the leadership stays where it is.
             OutcomeUnknown: it may have moved.
         """
-        body = msgspec.json.encode({"target": target})
+        body = msgspec.json.encode(TransferLeadership(target))
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
-        return decode_write((await self._call(call)).body, _Leader).leader
+        return decode_write((await self._call(call)).body, NewLeader).leader
 
-    async def _change_members(
-        self, method: str, path: str, body: Mapping[str, str] | None, timeout_s: float | None
-    ) -> tuple[Member, ...]:
-        data = msgspec.json.encode(body) if body is not None else b""
-        call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), data, is_write=True)
-        return decode_write((await self._call(call)).body, _Members).members
+    async def _change_members(self, method: str, path: str, body: bytes, timeout_s: float | None) -> tuple[Member, ...]:
+        call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)
+        return decode_write((await self._call(call)).body, Members).members
 
     async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
         """Ask this one node, once."""
@@ -435,7 +421,7 @@ class Client:
     async def _leader_according_to(self, base: str) -> str | None:
         try:
             answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, SUSPECT_S)
-            return base_of(decode(answer.body, _LeaderHint).leader_url or "") if answer.status == 200 else None
+            return base_of(decode(answer.body, Leader).leader_url or "") if answer.status == 200 else None
         except (NotSent, NoAnswer, ClientError):
             return None
 
@@ -472,7 +458,7 @@ class Client:
             return None
         if problem.code == "compare_failed":
             self._note_answered(call)
-            raise CompareFailed(problem.detail, problem.mod_revision, problem.revision)
+            raise CompareFailed(problem.detail, problem.mod_revision or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused":
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")

@@ -1,4 +1,4 @@
-"""What goes into requests, and what comes out of answers."""
+"""Turns arguments into requests, and answers into results. The bodies are declared in :mod:`kvorum_wire`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from urllib.parse import quote_from_bytes
 import msgspec
 
 from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown
-from kvorum_client.results import Problem, Record
+from kvorum_client.results import Record
 from kvorum_client.transport import Answer
+from kvorum_wire import Problem
 
 T = TypeVar("T")
 
@@ -95,4 +96,4 @@ def problem_of(answer: Answer) -> Problem:
     try:
         return msgspec.json.decode(answer.body, type=Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Problem("unexpected", f"HTTP status {answer.status}, without a reason that we know")
+        return Problem(code="unexpected", detail=f"HTTP status {answer.status}, without a reason that we know")

@@ -3,7 +3,7 @@
 ::
 
     KvorumError
-    +-- CallerError              the caller's: typed, mapped to HTTP in one table (api)
+    +-- CallerError              the caller's: typed; what each code means is in one table (kvorum.service.outcomes)
     |   +-- InvalidRequest       malformed: certainly not done
     |   +-- TooLarge             a limit was passed: certainly not done
     |   +-- NotLeader            this node does not lead; says who does
@@ -13,6 +13,9 @@
     |   +-- ReadTimeout          a linearizable read found no quorum in time
     |   +-- MembershipRefused    a membership change that would not be safe now
     |   +-- TransferFailed       the leadership did not move in time
+    |   +-- CompareFailedError   the key is at another revision than the write expects: certainly not done
+    |   +-- SessionError         the write's session cannot take it; the code says whether it may be done
+    |   +-- TooStaleError        this node's data may be older than the read accepts
     +-- PeerError                a peer's: refuse, count, go on
     |   +-- MalformedMessage     bytes that do not decode to a message
     |   +-- IdentityRejected     another cluster, another incarnation, another name
@@ -28,15 +31,28 @@
             +-- SnapshotFailed   no room for a snapshot, or not the one expected: try again later, the log is unharmed
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class KvorumError(Exception):
     """The root of the tree."""
 
 
 class CallerError(KvorumError):
-    """The caller's mistake or misfortune; ``code`` is stable and machine-readable."""
+    """The caller's mistake or misfortune; ``code`` is stable and machine-readable.
+
+    Args:
+        detail: one readable sentence.
+        facts: the same for programs: what a front may add to its answer.
+    """
 
     code = "caller_error"
+
+    def __init__(self, detail: str = "", **facts: Any) -> None:
+        super().__init__(detail)
+        self.facts = facts
 
 
 class InvalidRequest(CallerError):
@@ -56,7 +72,7 @@ class TooLarge(CallerError):
     code = "too_large"
 
     def __init__(self, what: str, limit: int) -> None:
-        super().__init__(f"{what} (limit {limit})")
+        super().__init__(f"{what} (limit {limit})", limit=limit)
         self.limit = limit
 
 
@@ -65,13 +81,17 @@ class NotLeader(CallerError):
 
     Args:
         leader: the member id of the leader if it is known.
+        leader_name: its name; always there when :mod:`kvorum.service` raises this.
+        leader_client_url: where clients reach it; always there when :mod:`kvorum.service` raises this.
     """
 
     code = "not_leader"
 
-    def __init__(self, leader: str | None) -> None:
+    def __init__(self, leader: str | None, *, leader_name: str = "", leader_client_url: str = "") -> None:
         super().__init__(f"not the leader; the leader is {leader or 'unknown'}")
         self.leader = leader
+        self.leader_name = leader_name
+        self.leader_client_url = leader_client_url
 
 
 class NoLeader(CallerError):
@@ -108,6 +128,61 @@ class TransferFailed(CallerError):
     """The leadership did not move in time; the old leader goes on."""
 
     code = "transfer_failed"
+
+
+class CompareFailedError(CallerError):
+    """The key is not at the revision that the write expects; nothing was done.
+
+    Args:
+        revision: the store's revision.
+        mod_revision: the key's revision; 0: the key does not exist.
+        prev_revision: the revision that the write expects; 0: that the key does not exist.
+    """
+
+    code = "compare_failed"
+
+    def __init__(self, revision: int, mod_revision: int, prev_revision: int) -> None:
+        actual = f"at revision {mod_revision}" if mod_revision else "not there"
+        expected = f"at revision {prev_revision}" if prev_revision else "not there"
+        super().__init__(
+            f"the key is {actual}; the write expects it to be {expected}",
+            mod_revision=mod_revision,
+            prev_revision=prev_revision,
+            revision=revision,
+        )
+        self.revision = revision
+
+
+class SessionError(CallerError):
+    """The write's session cannot take it; nothing was done now.
+
+    Args:
+        code: the reason as a code; whether an earlier attempt may be done is in :mod:`kvorum.service.outcomes`.
+        detail: one readable sentence.
+        reason: the state machine's word for it.
+        revision: the store's revision.
+    """
+
+    def __init__(self, code: str, detail: str, reason: str, revision: int) -> None:
+        super().__init__(detail, reason=reason, revision=revision)
+        self.code = code
+
+
+class TooStaleError(CallerError):
+    """This node's data may be older than the read accepts; another node may do.
+
+    Args:
+        node: this node's name.
+        staleness_ms: the milliseconds since it last heard from a leader; None: it never has.
+        limit_ms: the most that the read accepts.
+    """
+
+    code = "too_stale"
+
+    def __init__(self, node: str, staleness_ms: int | None, limit_ms: int) -> None:
+        heard = "never" if staleness_ms is None else f"{staleness_ms} ms ago"
+        detail = f"{node} last heard from a leader: {heard}; the read accepts {limit_ms} ms"
+        super().__init__(detail, staleness_ms=staleness_ms, limit=limit_ms)
 
 
 class PeerError(KvorumError):

@@ -1,4 +1,4 @@
-"""A node without consensus: the real state machine behind the facade, with faults on demand."""
+"""A node without consensus: the real state machine behind the service's port, with faults on demand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +18,7 @@ from kvorum.fronts.http import ApiServer
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Entry, EntryKind
+from kvorum.service import Service
 from kvorum.status import Check, MemberStatus, NodeStatus
 from kvorum.telemetry.counters import Counters
 
@@ -227,13 +229,18 @@ class Server:
                 await writer.wait_closed()
 
 
+def api_of(node: FakeNode, render_metrics: Callable[[], tuple[bytes, str]] | None = None) -> ApiServer:
+    """Return the HTTP front of a fake node, not started yet."""
+    return ApiServer(Service(node, perf_counter), node.config, node.counters, render_metrics)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     node: FakeNode | None = None, render_metrics: Callable[[], tuple[bytes, str]] | None = None
 ) -> AsyncIterator[Server]:
     """Serve a fake node on a free port of loopback."""
     node = node or FakeNode()
-    server = ApiServer(node, render_metrics)
+    server = api_of(node, render_metrics)
     await server.start()
     try:
         yield Server(node, server.addresses[0][1])

@@ -6,10 +6,9 @@ import asyncio
 
 import msgspec
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, run, serving
+from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving
 
 import kvorum
-from kvorum.fronts.http import ApiServer
 from kvorum.status import Check
 
 
@@ -156,7 +155,7 @@ def test_the_leadership_is_moved_to_whom_is_named_or_to_anybody() -> None:
 def test_the_metrics_port_serves_health_and_nothing_else() -> None:
     async def main() -> None:
         node = FakeNode(msgspec.structs.replace(make_config(), listen_metrics="localhost:0"))
-        server = ApiServer(node, lambda: (b"metric 1\n", "text/x"))
+        server = api_of(node, lambda: (b"metric 1\n", "text/x"))
         await server.start()
         try:
             ports = [port for _, port in server.addresses]

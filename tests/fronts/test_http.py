@@ -9,7 +9,7 @@ import re
 import socket
 
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, run, serving, until
+from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -337,7 +337,7 @@ def test_a_stopping_server_finishes_what_is_in_flight() -> None:
     async def main() -> None:
         node = FakeNode()
         node.gate = asyncio.Event()
-        server = ApiServer(node)
+        server = api_of(node)
         await server.start()
         reader, writer = await asyncio.open_connection(*server.addresses[0])
         writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
@@ -384,7 +384,7 @@ _HEADERS = st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES) 
 
 def _server_for(node: FakeNode) -> tuple[asyncio.Runner, ApiServer]:
     runner = asyncio.Runner()
-    server = ApiServer(node, lambda: (b"# metrics\n", "text/plain"))
+    server = api_of(node, lambda: (b"# metrics\n", "text/plain"))
     runner.run(server.start())
     return runner, server
 

@@ -24,6 +24,7 @@ from kvorum.errors import (
     TransferFailed,
 )
 from kvorum.fronts.http.problems import TABLE
+from kvorum.service.outcomes import OUTCOMES
 
 LEADER = "http://127.0.0.1:1"
 
@@ -136,6 +137,17 @@ CASES = [
 
 def test_every_row_of_the_table_has_a_case() -> None:
     assert {case.code for case in CASES} == set(TABLE)
+
+
+def test_every_outcome_of_the_service_is_a_row_that_says_the_same() -> None:
+    rows = {code: (TABLE[code].outcome, TABLE[code].retry_after_s) for code in OUTCOMES}
+    assert rows == {code: (outcome.effect, outcome.retry_after_s) for code, outcome in OUTCOMES.items()}
+
+
+def test_what_only_this_front_refuses_never_reached_the_service() -> None:
+    own = {code: row for code, row in TABLE.items() if code not in OUTCOMES}
+    assert {row.outcome for row in own.values()} == {"refused"}
+    assert all(400 <= row.status < 500 for row in own.values())
 
 
 def test_the_page_of_the_api_has_the_same_rows() -> None:

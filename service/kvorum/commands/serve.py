@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import kvorum
@@ -29,6 +30,7 @@ from kvorum.config import Config
 from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.fronts.http import ApiServer
 from kvorum.node import Node
+from kvorum.service import Service
 from kvorum.storage import datadir
 from kvorum.telemetry import logs
 from kvorum.telemetry.metrics import Telemetry
@@ -123,7 +125,10 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         node = await stack.enter_async_context(running_node(config, tracer))
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        server = ApiServer(node, telemetry.render, tracer.wrap if tracer is not None else None)
+        service = Service(node, perf_counter)
+        server = ApiServer(
+            service, config, node.counters, telemetry.render, tracer.wrap if tracer is not None else None
+        )
         stack.push_async_callback(server.stop)
         await server.start()
         logger.info("Clients are served at %s", config.advertise_client_url)

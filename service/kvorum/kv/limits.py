@@ -44,14 +44,13 @@ def check_command(command: Command) -> None:
         raise TooLarge(f"the value has {len(command.value)} bytes", VALUE_BYTES_MAX)
     if not ANY_REVISION <= command.prev_revision <= INTEGER_MAX:
         raise InvalidRequest(f"prev_revision {command.prev_revision} is not a revision, nor 0, nor -1")
-    _check_session(command.client_id, command.sequence)
+    if command.client_id or command.sequence:
+        _check_session(command.client_id, command.sequence)
 
 
 def _check_session(client_id: str, sequence: int) -> None:
     if not client_id:
-        if sequence != 0:
-            raise InvalidRequest(f"sequence {sequence} without a client id")
-        return
+        raise InvalidRequest(f"sequence {sequence} without a client id")
     if len(client_id) > CLIENT_ID_CHARS_MAX:
         raise TooLarge(f"the client id has {len(client_id)} characters", CLIENT_ID_CHARS_MAX)
     # Printable ASCII fits in a header as it is, and always encodes (a lone surrogate would not).

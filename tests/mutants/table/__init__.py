@@ -19,6 +19,14 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, kv, node, raft, storage, transport
+from mutants.table import cluster, kv, node, raft, service, storage, transport
 
-MUTANTS = (*raft.MUTANTS, *kv.MUTANTS, *node.MUTANTS, *storage.MUTANTS, *transport.MUTANTS, *cluster.MUTANTS)
+MUTANTS = (
+    *raft.MUTANTS,
+    *kv.MUTANTS,
+    *node.MUTANTS,
+    *storage.MUTANTS,
+    *transport.MUTANTS,
+    *cluster.MUTANTS,
+    *service.MUTANTS,
+)

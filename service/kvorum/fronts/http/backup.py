@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from aiohttp.web import BaseRequest
 
-from kvorum.fronts.http.facade import NodeFacade
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.requests import Snapshot
 
 _PARAMETERS = frozenset({"timeout_ms"})
 
 
 class BackupHandlers:
-    """The handlers of one node's backups."""
+    """The handlers of backups.
 
-    def __init__(self, node: NodeFacade) -> None:
-        self._node = node
+    Args:
+        service: what executes the requests.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._execute = service.execute
 
     async def save(self, request: BaseRequest, name: str, raw_query: str) -> Response:
-        """``GET /v1/snapshot``: all that was acknowledged before the request, from whichever node is asked.
-
-        ``timeout_ms`` is for the confirmation by a quorum; the snapshot takes as long as it takes.
-        """
-        limit_ms = self._node.config.request_timeout_ms
-        timeout_ms = min(limit_ms, Query(raw_query, _PARAMETERS).integer("timeout_ms", 1) or limit_ms)
-        await self._node.read_barrier(timeout_ms)
-        backup = await self._node.begin_backup()
+        """``GET /v1/snapshot``."""
+        timeout_ms = Query(raw_query, _PARAMETERS).integer("timeout_ms", 0)
+        backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms))
         headers = (
             f'Content-Disposition: attachment; filename="kvorum-{backup.last_index}.snapshot"\r\n'
             f"X-Kvorum-Snapshot-Index: {backup.last_index}\r\nX-Kvorum-Snapshot-Sha256: {backup.sha256}\r\n"

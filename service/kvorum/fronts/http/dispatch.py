@@ -1,4 +1,4 @@
-"""Every request: path and method to handler, errors to answers, one line of counting. Nothing else wraps a handler."""
+"""Every request: path and method to handler, errors to answers, and the counting. Nothing else wraps a handler."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import NamedTuple
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
+from kvorum.config import Config
 from kvorum.errors import CallerError, NotLeader
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.facade import NodeFacade
 from kvorum.fronts.http.forward import FORWARDED_BY, Forwarder
 from kvorum.fronts.http.health import HealthHandlers, RenderMetrics
 from kvorum.fronts.http.problems import Refusal, from_error, problem
 from kvorum.fronts.http.request import BODY, Query, split_target
 from kvorum.fronts.http.response import Response, header
+from kvorum.service import Service
+from kvorum.service.limits import bounded_timeout_ms
+from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -44,18 +47,31 @@ class Dispatcher:
     """Answers every request of one node.
 
     Args:
-        node: the node.
-        render_metrics: what ``/metrics`` answers; None: there are none.
+        service: what executes the requests.
+        config: the node's.
+        counters: where requests are counted.
+        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
         health_only: serve the health, metrics and version paths only (the metrics port).
     """
 
-    def __init__(self, node: NodeFacade, render_metrics: RenderMetrics | None, *, health_only: bool = False) -> None:
-        self._node = node
-        self._config = node.config
-        self._counters = node.counters
-        self._kv = kv.KeyValueHandlers(node)
+    def __init__(
+        self,
+        service: Service,
+        config: Config,
+        counters: Counters,
+        render_metrics: RenderMetrics | None,
+        *,
+        health_only: bool = False,
+    ) -> None:
+        self._config = config
+        self._counters = counters
         self._kv_prefix = "\0" if health_only else kv.PREFIX
-        health, cluster = HealthHandlers(node, render_metrics), ClusterHandlers(node)
+        keys = kv.KeyValueHandlers(service, config)
+        self._kv_routes = _read("get", keys.get) | {
+            "PUT": Route("put", keys.put),
+            "DELETE": Route("delete", keys.delete),
+        }
+        health = HealthHandlers(service, render_metrics)
         self._routes: dict[str, dict[str, Route]] = {
             "/livez": _read("livez", health.livez),
             "/readyz": _read("readyz", health.readyz),
@@ -68,17 +84,18 @@ class Dispatcher:
         }
         self._promote: dict[str, Route] = {}
         if not health_only:
-            self._add_cluster(cluster)
+            self._add_cluster(ClusterHandlers(service, config), BackupHandlers(service))
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000)
         self._bug_log = RateLimit()
 
-    def _add_cluster(self, cluster: ClusterHandlers) -> None:
+    def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
         self._routes |= {
             "/v1/cluster": _read("cluster", cluster.status),
-            "/v1/cluster/leader": _read("leader", cluster.leader) | {"POST": Route("leader", cluster.move_leader)},
+            "/v1/cluster/leader": _read("leader", cluster.leader)
+            | {"POST": Route("leader", cluster.transfer_leadership)},
             "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
             "/v1/hash": _read("hash", cluster.hash),
-            "/v1/snapshot": {"GET": Route("snapshot", BackupHandlers(self._node).save)},
+            "/v1/snapshot": {"GET": Route("snapshot", backup.save)},
         }
         self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
         self._promote = {"POST": Route("members", cluster.promote_member)}
@@ -103,12 +120,14 @@ class Dispatcher:
                 if hdrs.ORIGIN in request.headers:
                     _check_origin(request)
                 if path.startswith(self._kv_prefix):
-                    op = _KV_OPS.get(request.method, "other")
-                    response = await self._kv.handle(request, path[len(self._kv_prefix) :], query, started)
+                    routes, name = self._kv_routes, path[len(self._kv_prefix) :]
                 else:
-                    route, name = self._route(request.method, path)
-                    op = route.op
-                    response = await route.handler(request, name, query)
+                    routes, name = self._find(path)
+                route = routes.get(request.method)
+                if route is None:
+                    raise _method_not_allowed(routes)
+                op, handler = route
+                response = await handler(request, name, query)
             except NotLeader as error:
                 response = await self._to_leader(request, error)
             except CallerError as error:
@@ -126,7 +145,8 @@ class Dispatcher:
         counters.request_duration[op].record(perf_counter() - started)
         return response
 
-    def _route(self, method: str, path: str) -> tuple[Route, str]:
+    def _find(self, path: str) -> tuple[dict[str, Route], str]:
+        """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
         routes, name = self._routes.get(path), ""
         if routes is None:
             prefix, _, name = path.rpartition("/")
@@ -136,49 +156,42 @@ class Dispatcher:
                 routes = self._promote if name and "/" not in name else None
         if routes is None or (not name and path not in self._routes):
             raise Refusal(
-                "unknown_path", "there is nothing here; see /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
+                "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
             )
-        route = routes.get(method)
-        if route is None:
-            allowed = ", ".join(sorted(routes))
-            raise Refusal("method_not_allowed", f"this path takes {allowed}", headers=f"Allow: {allowed}\r\n")
-        return route, name
+        return routes, name
 
     async def _to_leader(self, request: BaseRequest, error: NotLeader) -> Response:
-        """Redirect the client to the leader, or pass its request on if it or the configuration says so."""
+        """Redirect the client to the leader, or forward its request if it or the configuration says so."""
+        leader, leader_url = error.leader_name, error.leader_client_url
         path, raw_query = split_target(request.raw_path)
-        leader, leader_url = self._node.leader_name() or "", self._node.leader_client_url()
-        if not leader_url or leader_url == self._config.advertise_client_url:
-            # Nobody to go to; or we were told of our own election only just now.
-            return problem("no_leader", str(error), leader=leader or None)
         target = path + ("?" + raw_query if raw_query else "")
         query = Query(raw_query, _FORWARDABLE)
         if (self._config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers:
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(request, request.get(BODY, b""), leader_url, target, timeout_s)
         self._counters.redirects += 1
-        location = leader_url + target
         return problem(
             "not_leader",
-            f"{self._config.name} does not lead; ask {leader or 'the leader'} at {leader_url}",
-            headers=header("Location", location) + header("X-Kvorum-Leader", leader),
+            f"{self._config.name} is not the leader; ask {leader or 'the leader'} at {leader_url}",
+            headers=header("Location", leader_url + target) + header("X-Kvorum-Leader", leader),
             leader=leader,
             leader_url=leader_url,
         )
 
     def _forward_timeout_s(self, query: Query) -> float:
         # The leader should give up first, since it knows more about why.
-        limit = self._config.request_timeout_ms
-        return 1.05 * min(limit, query.integer("timeout_ms", 1) or limit) / 1000
+        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", 0), self._config.request_timeout_ms)
+        return 1.05 * timeout_ms / 1000
 
     def _bug(self, error: Exception) -> Response:
         held_back = self._bug_log.allow()
         if held_back is not None:
-            logger.error("A request met a bug (%d more since the last such line)", held_back, exc_info=error)
-        return problem("internal", f"a bug in Kvorum ({type(error).__name__}); see the node's log", close=True)
-
-
-_KV_OPS = {"PUT": "put", "GET": "get", "HEAD": "get", "DELETE": "delete"}
+            logger.error(
+                "Internal error while answering a request (%d more since the last such line)", held_back, exc_info=error
+            )
+        return problem(
+            "internal", f"a bug in Kvorum ({type(error).__name__}); the log of the node has more", close=True
+        )
 
 
 def _read(op: str, handler: Handler) -> dict[str, Route]:
@@ -186,11 +199,16 @@ def _read(op: str, handler: Handler) -> dict[str, Route]:
     return {"GET": route, "HEAD": route}
 
 
-def _check_origin(request: BaseRequest) -> None:
-    """Keep a web page that somebody happens to look at from writing to a node on their machine or network.
+def _method_not_allowed(routes: dict[str, Route]) -> Refusal:
+    allowed = ", ".join(routes)
+    return Refusal("method_not_allowed", f"this path supports {allowed}", headers=f"Allow: {allowed}\r\n")
 
-    Browsers say where a page is from, and cannot be told not to.
+
+def _check_origin(request: BaseRequest) -> None:
+    """Refuse a web page of another origin that tries to write to a node on its visitor's machine or network.
+
+    Browsers send the origin of the page, and the page cannot prevent that.
     """
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
-        raise Refusal("cross_origin", "only pages that this node itself serves may change anything")
+        raise Refusal("cross_origin", "only pages that this node serves may change anything")

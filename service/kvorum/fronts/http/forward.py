@@ -1,4 +1,4 @@
-"""Passing a request on to the leader, for clients that cannot follow a redirect there."""
+"""Forwarding of requests to the leader, for clients that cannot follow a redirect there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvorum.fronts.http.problems import Refusal
 from kvorum.fronts.http.response import Response, header
 
 FORWARDED_BY = "X-Kvorum-Forwarded-By"
-"""Set on a request that was passed on: it is never passed on again, so no two nodes play ping-pong with it."""
+"""Set on a forwarded request, which is never forwarded again: so it cannot go in circles."""
 
 _REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, "traceparent")
 _RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
@@ -43,7 +43,7 @@ class Forwarder:
     async def forward(
         self, request: BaseRequest, body: bytes, leader_url: str, target: str, timeout_s: float
     ) -> Response:
-        """Pass the request on and return the leader's answer.
+        """Forward the request and return the leader's answer.
 
         Raises:
             Refusal: ``no_leader`` (certainly not done), or ``outcome_unknown``.
@@ -64,7 +64,7 @@ class Forwarder:
             raise Refusal("no_leader", "the leader cannot be reached from here; nothing was done") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Refusal(
-                "outcome_unknown", f"passed on to the leader, and no answer came back ({type(error).__name__})"
+                "outcome_unknown", f"forwarded to the leader, and no answer came back ({type(error).__name__})"
             ) from None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -86,7 +86,8 @@ class Forwarder:
             raise Refusal("no_leader", "the leadership is moving; nothing was done")
         if answer.status not in _STATUSES:
             raise Refusal(
-                "outcome_unknown", f"passed on to the leader, and what answered is no Kvorum: {answer.status}"
+                "outcome_unknown",
+                f"forwarded to the leader, and what answered there is not Kvorum: status {answer.status}",
             )
         body = await answer.read()
         lines = "".join(header(name, answer.headers[name]) for name in _RESPONSE_HEADERS if name in answer.headers)

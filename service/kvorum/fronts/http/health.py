@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum
-from kvorum.fronts.http.facade import NodeFacade
 from kvorum.fronts.http.problems import Refusal
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
-from kvorum.status import Check
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.requests import CheckLiveness, CheckReadiness
+from kvorum.service.results import Check, Checks
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the body of ``/metrics`` and its content type."""
@@ -28,24 +30,24 @@ class HealthHandlers:
     """The handlers of one node's health.
 
     Args:
-        node: the node.
-        render_metrics: what ``/metrics`` answers; None: there are none.
+        service: what executes the requests.
+        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
     """
 
-    def __init__(self, node: NodeFacade, render_metrics: RenderMetrics | None) -> None:
-        self._node = node
+    def __init__(self, service: Service, render_metrics: RenderMetrics | None) -> None:
+        self._execute = service.execute
         self._render_metrics = render_metrics
 
     async def livez(self, request: BaseRequest, name: str, raw_query: str) -> Response:
-        """``GET /livez[/CHECK]``: should the process be restarted? Nothing about quorum, peers or disk space."""
-        return _checked("livez", self._node.liveness(), name, raw_query)
+        """``GET /livez[/CHECK]``: whether the process works; a kubelet restarts it if not."""
+        return _checked("livez", await self._execute(ANONYMOUS, CheckLiveness()), name, raw_query)
 
     async def readyz(self, request: BaseRequest, name: str, raw_query: str) -> Response:
-        """``GET /readyz[/CHECK]``: may clients be sent here?"""
-        return _checked("readyz", self._node.readiness(), name, raw_query)
+        """``GET /readyz[/CHECK]``: whether this node can serve clients."""
+        return _checked("readyz", await self._execute(ANONYMOUS, CheckReadiness()), name, raw_query)
 
     async def metrics(self, request: BaseRequest, name: str, raw_query: str) -> Response:
-        """``GET /metrics``; scrapers may send parameters of their own, which mean nothing here."""
+        """``GET /metrics``; the parameters that a scraper adds are ignored."""
         if self._render_metrics is None:
             raise Refusal("unknown_path", "this node has no metrics")
         body, content_type = self._render_metrics()
@@ -58,11 +60,12 @@ class HealthHandlers:
         return Response(200, msgspec.json.encode(fields) + b"\n")
 
 
-def _checked(path: str, checks: Sequence[Check], only: str, raw_query: str) -> Response:
+def _checked(path: str, result: Checks, only: str, raw_query: str) -> Response:
+    checks = result.checks
     query = Query(raw_query, _PARAMETERS, _EXCLUDE)
     excluded = frozenset(filter(None, query.get("exclude", "").split(",")))
     if only:
-        checks = [check for check in checks if check.name == only]
+        checks = tuple(check for check in checks if check.name == only)
         if not checks:
             raise Refusal("unknown_path", f"/{path} has no such check")
     verbose = query.switch("verbose")

@@ -1,8 +1,8 @@
-"""Every error of the API, in one table: its code, HTTP status, title, outcome and when to try again.
+"""Every error of the HTTP API: what each code of the service, and of this front, is in HTTP.
 
-Bodies are ``application/problem+json`` (RFC 9457) with ``type``, ``title``, ``status``, ``detail``, ``code``,
-``outcome`` and fields of their own (``leader``, ``revision``, ``limit``, ...). ``code`` is stable; programs switch on
-it.
+Bodies are ``application/problem+json`` (RFC 9457), see :class:`kvorum_wire.Problem`. Whether an error means refused or
+unknown, and when to try again, is the service's decision (:mod:`kvorum.service.outcomes`). The codes that only this
+front has are all of requests that never reached the service: refused.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from kvorum.errors import CallerError, NotLeader, TooLarge
+from kvorum.errors import CallerError
 from kvorum.fronts.http.response import Response, header
-
-Outcome = Literal["refused", "unknown"]
+from kvorum.service.outcomes import OUTCOMES, REFUSED
+from kvorum_wire import Problem
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -22,86 +22,90 @@ class Row(msgspec.Struct, frozen=True):
 
     status: int
     title: str
-    outcome: Outcome = "refused"
-    retry_after_s: int | None = None
+    outcome: Literal["refused", "unknown"]
+    retry_after_s: int | None
 
 
-TABLE: dict[str, Row] = {
-    "not_leader": Row(307, "This node does not lead the cluster"),
-    "malformed_http": Row(400, "This is not HTTP"),
-    "invalid_request": Row(400, "The request is malformed"),
-    "cross_origin": Row(403, "A web page of another origin may not do this"),
-    "unknown_path": Row(404, "There is nothing at this path"),
-    "not_found": Row(404, "There is no such key"),
-    "method_not_allowed": Row(405, "This path does not take this method"),
-    "body_timeout": Row(408, "The body did not arrive in time"),
-    "compare_failed": Row(409, "The key is at another revision"),
-    "session_unknown": Row(409, "The session is not known (any more)", "unknown"),
-    "session_stale": Row(409, "The sequence's answer is no longer remembered", "unknown"),
-    "session_ahead": Row(409, "The sequence is too far ahead of the session"),
-    "membership_refused": Row(409, "The membership change would not be safe now"),
-    "precondition_failed": Row(412, "The key is at another revision"),
-    "too_large": Row(413, "A limit was passed"),
-    "unsupported_encoding": Row(415, "Bodies are taken as they are, without Content-Encoding"),
-    "expectation_failed": Row(417, "The only expectation that can be met is 100-continue"),
-    "session_mismatch": Row(422, "The sequence was used by another request"),
-    "sessions_full": Row(429, "There are too many live sessions", retry_after_s=60),
-    "head_too_large": Row(431, "The request line or a header is too long, or there are too many headers"),
-    "internal": Row(500, "A bug in Kvorum", "unknown"),
-    "no_leader": Row(503, "There is no leader", retry_after_s=1),
-    "overloaded": Row(503, "Too much is in flight", retry_after_s=1),
-    "read_timeout": Row(503, "No quorum confirmed the read in time", retry_after_s=1),
-    "too_stale": Row(503, "This node's data may be older than asked for", retry_after_s=1),
-    "transfer_failed": Row(503, "The leadership did not move", retry_after_s=1),
-    "outcome_unknown": Row(504, "The request may or may not be done", "unknown"),
+_STATUSES = {
+    "not_leader": (307, "This node is not the leader"),
+    "malformed_http": (400, "The request is not well-formed HTTP"),
+    "invalid_request": (400, "The request is malformed"),
+    "cross_origin": (403, "A web page of another origin may not change anything"),
+    "unknown_path": (404, "The path does not exist"),
+    "not_found": (404, "The key does not exist"),
+    "method_not_allowed": (405, "The path does not support this method"),
+    "body_timeout": (408, "The body did not arrive in time"),
+    "compare_failed": (409, "The key is not at the expected revision"),
+    "session_unknown": (409, "The session is unknown or has expired"),
+    "session_stale": (409, "The answer to this sequence is no longer remembered"),
+    "session_ahead": (409, "The sequence is too far ahead of the session"),
+    "membership_refused": (409, "The membership change is not safe now"),
+    "precondition_failed": (412, "The key is not at the expected revision"),
+    "too_large": (413, "A limit was exceeded"),
+    "unsupported_encoding": (415, "The encoding of the body is not supported"),
+    "expectation_failed": (417, "The only supported expectation is 100-continue"),
+    "session_mismatch": (422, "The sequence was used by another request"),
+    "sessions_full": (429, "There are too many live sessions"),
+    "head_too_large": (431, "The request line or the headers are too large"),
+    "internal": (500, "Internal error: a bug in Kvorum"),
+    "no_leader": (503, "There is no leader"),
+    "overloaded": (503, "The server is overloaded"),
+    "read_timeout": (503, "No quorum confirmed the read in time"),
+    "too_stale": (503, "The data of this node may be older than the read accepts"),
+    "transfer_failed": (503, "The leadership was not transferred"),
+    "outcome_unknown": (504, "The request may or may not be done"),
 }
+"""Code -> HTTP status and title."""
 
-_encoder = msgspec.json.Encoder()
+
+def _row(code: str) -> Row:
+    status, title = _STATUSES[code]
+    outcome = OUTCOMES.get(code, REFUSED)
+    return Row(status, title, outcome.effect, outcome.retry_after_s)
+
+
+TABLE = {code: _row(code) for code in _STATUSES}
+"""Code -> everything that HTTP says of it."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Refusal(CallerError):
-    """An error that only the API knows.
+    """An error that only this front knows, or knows more of.
 
     Args:
         code: a row of :data:`TABLE`.
         detail: one readable sentence.
         headers: further header lines.
-        fields: machine-readable fields of the body.
+        facts: fields of :class:`kvorum_wire.Problem`.
     """
 
-    def __init__(self, code: str, detail: str, *, headers: str = "", **fields: Any) -> None:
-        super().__init__(detail)
+    def __init__(self, code: str, detail: str, *, headers: str = "", **facts: Any) -> None:
+        super().__init__(detail, **facts)
         self.code = code
         self.headers = headers
-        self.fields = fields
 
 
-def problem(code: str, detail: str, *, headers: str = "", close: bool = False, **fields: Any) -> Response:
+def problem(code: str, detail: str, *, headers: str = "", close: bool = False, **facts: Any) -> Response:
     """Return the answer for the table's row ``code``."""
     row = TABLE[code]
-    body = {
-        "type": f"urn:kvorum:error:{code}",
-        "title": row.title,
-        "status": row.status,
-        "detail": detail.encode("utf-8", "backslashreplace").decode(),
-        "code": code,
-        "outcome": row.outcome,
-        **fields,
-    }
     if row.retry_after_s is not None:
         headers += header("Retry-After", str(row.retry_after_s))
-        body["retry_after_s"] = row.retry_after_s
-    return Response(row.status, _encoder.encode(body) + b"\n", "application/problem+json", headers, close=close)
+        facts["retry_after_s"] = row.retry_after_s
+    body = Problem(
+        code=code,
+        type=f"urn:kvorum:error:{code}",
+        title=row.title,
+        status=row.status,
+        detail=detail.encode("utf-8", "backslashreplace").decode(),
+        outcome=row.outcome,
+        **facts,
+    )
+    return Response(row.status, _encode(body) + b"\n", "application/problem+json", headers, close=close)
 
 
 def from_error(error: CallerError) -> Response:
-    """Return the answer for an error that the node or a handler raised (a redirect needs the request too)."""
-    if isinstance(error, Refusal):
-        return problem(error.code, str(error), headers=error.headers, **error.fields)
-    if isinstance(error, TooLarge):
-        return problem("too_large", str(error), limit=error.limit)
-    if isinstance(error, NotLeader):
-        # Nobody to send the client to.
-        return problem("no_leader", str(error))
+    """Return the answer for an error of the service or of this front (a redirect needs the request too)."""
     code = error.code if error.code in TABLE else "internal"
-    return problem(code, str(error) or TABLE[code].title)
+    headers = error.headers if isinstance(error, Refusal) else ""
+    return problem(code, str(error) or TABLE[code].title, headers=headers, **error.facts)

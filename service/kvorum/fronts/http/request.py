@@ -16,12 +16,12 @@ from multidict import CIMultiDictProxy
 
 from kvorum.errors import InvalidRequest, TooLarge
 from kvorum.fronts.http.problems import Refusal
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX
+from kvorum.service.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX
 
 T = TypeVar("T")
 
 BODY = RequestKey("body", bytes)
-"""Where :func:`read_body` leaves the body, for a request that must be passed on."""
+"""Where a handler leaves the body of a request that may have to be forwarded."""
 
 _AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -186,13 +186,11 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
             body = request.content.read_nowait(-1)
             if len(body) > bytes_max:
                 raise TooLarge("the body is too long", bytes_max)
-            request[BODY] = body
             return body
         if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(timeout_s):
-            body = request[BODY] = await _read_slowly(request, bytes_max)
-            return body
+            return await _read_slowly(request, bytes_max)
     except TimeoutError:
         raise Refusal("body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
     except (RequestPayloadError, PayloadAccessError, HttpProcessingError) as error:

@@ -14,6 +14,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
+import msgspec
 from aiohttp import HttpVersion, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
 
@@ -23,22 +24,20 @@ _COALESCE_BYTES_MAX = 64 * 1024
 """A body up to this long is joined to its head: one system call is dearer than the copy."""
 
 
-class _Clock:
-    """The Date header's value, formatted once a second."""
+class _Date:
+    """The value of the Date header, formatted once a second."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
+        self.second = -1
+        self.text = ""
 
-    def date(self) -> str:
-        now = int(time.time())
-        if now != self._second:
-            self._second = now
-            self._text = formatdate(now, usegmt=True)
-        return self._text
+    def move_to(self, second: int) -> None:
+        """Set it to this Unix time."""
+        self.second = second
+        self.text = formatdate(second, usegmt=True)
 
 
-_clock = _Clock()
+_date = _Date()
 
 
 def header(name: str, value: str) -> str:
@@ -70,49 +69,29 @@ class Stream(Protocol):
         """Let go of what it is read from."""
 
 
-class Response:
-    """One answer.
+class Response(msgspec.Struct, eq=False):
+    """One answer. A struct, since making one is cheaper than calling an ``__init__``.
 
-    Args:
+    Attributes:
         status: the HTTP status.
         body: the whole body.
         content_type: of the body; empty: there is none.
         headers: complete further header lines, each made by :func:`header` or of numbers and constants.
         close: end the connection after this answer.
         stream: what the body is read from while it is written, instead of ``body``; closed in any case.
+        keep_alive: whether the connection goes on (for aiohttp).
+        write_timeout_s: how long the client may take to read what is waiting for it.
     """
 
-    __slots__ = (
-        "_request",
-        "body",
-        "close",
-        "content_type",
-        "headers",
-        "keep_alive",
-        "status",
-        "stream",
-        "write_timeout_s",
-    )
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes = b"",
-        content_type: str = "application/json",
-        headers: str = "",
-        *,
-        close: bool = False,
-        stream: Stream | None = None,
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.content_type = content_type
-        self.headers = headers
-        self.close = close
-        self.stream = stream
-        self.keep_alive = False
-        self.write_timeout_s = 10.0
-        self._request: BaseRequest | None = None
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: str = ""
+    close: bool = False
+    stream: Stream | None = None
+    keep_alive: bool = False
+    write_timeout_s: float = 10.0
+    _request: BaseRequest | None = None
 
     async def prepare(self, request: BaseRequest) -> None:
         """Take the request that this answers (called by aiohttp)."""
@@ -124,42 +103,46 @@ class Response:
         Raises:
             ConnectionError: the client is gone, or does not read, or the rest of the body cannot be had.
         """
+        request = self._request
+        assert request is not None, "prepare comes first"  # noqa: S101
         if self.stream is None:
-            await self._write(self.body)
+            if self._write(request, self.body):
+                await self._drain(request)
             return
         try:
-            await self._write(b"")
+            if self._write(request, b""):
+                await self._drain(request)
             async for chunk in self.stream.chunks():
-                await self._write_more(chunk)
+                if self._write_more(request, chunk):
+                    await self._drain(request)
         finally:
             self.stream.close()
 
-    async def _write(self, body: bytes) -> None:
-        request = self._request
-        assert request is not None, "prepare comes first"  # noqa: S101
-        transport = request.transport
+    def _write(self, request: BaseRequest, body: bytes) -> bool:
+        """Write the head and a body; return whether the client has much left to read."""
+        protocol = request.protocol
+        transport = protocol.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         # A body that was not read to its end would be taken for the next request.
         self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
         head = self._head(request.version)
-        if request.method == hdrs.METH_HEAD or self.status == 304:
+        if self.status == 304 or request.method == hdrs.METH_HEAD:
             transport.write(head)
         elif len(body) <= _COALESCE_BYTES_MAX:
             transport.write(head + body)
         else:
             transport.write(head)
             transport.write(body)
-        if request.protocol.writing_paused:
-            await self._drain(request)
+        return protocol.writing_paused
 
-    async def _write_more(self, chunk: bytes) -> None:
-        request = self._request
-        if request is None or request.transport is None or request.transport.is_closing():
+    def _write_more(self, request: BaseRequest, chunk: bytes) -> bool:
+        """Write more of the body; return whether the client has much left to read."""
+        transport = request.transport
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        request.transport.write(chunk)
-        if request.protocol.writing_paused:
-            await self._drain(request)
+        transport.write(chunk)
+        return request.protocol.writing_paused
 
     def render(self) -> bytes:
         """Return head and body, for a connection that ends here and has no request."""
@@ -175,7 +158,10 @@ class Response:
             connection = "Connection: keep-alive\r\n"
         else:
             connection = ""
-        text = f"{_STATUS_LINES[self.status]}{_clock.date()}\r\n{content}{self.headers}{length}{connection}\r\n"
+        now = int(time.time())
+        if now != _date.second:
+            _date.move_to(now)
+        text = f"{_STATUS_LINES[self.status]}{_date.text}\r\n{content}{self.headers}{length}{connection}\r\n"
         # A Location repeats the client's own bytes: what was not UTF-8 goes back as it came.
         return text.encode("utf-8", "surrogateescape")
 

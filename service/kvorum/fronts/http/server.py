@@ -1,4 +1,4 @@
-"""The listeners: aiohttp's HTTP/1.1 connections, with limits, and with a calm answer to what is not HTTP."""
+"""The listeners: aiohttp's HTTP/1.1 connections, with limits, and with an answer to malformed HTTP."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
-from kvorum.config import split_address
+from kvorum.config import Config, split_address
 from kvorum.fronts.http.dispatch import Dispatcher
-from kvorum.fronts.http.facade import NodeFacade
 from kvorum.fronts.http.health import RenderMetrics
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.response import Response
+from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 
@@ -36,41 +36,47 @@ class ApiServer:
     """The HTTP side of one node: the client port, and the metrics port if it is another one.
 
     Args:
-        node: the node.
-        render_metrics: what ``/metrics`` answers; None: there are none.
-        wrap: what is put around the handling of each request (traces); None: nothing, at no cost.
+        service: what executes the requests.
+        config: the node's.
+        counters: where requests are counted.
+        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
+        wrap: wraps the handling of each request (traces); None: nothing does, at no cost.
     """
 
     def __init__(
         self,
-        node: NodeFacade,
+        service: Service,
+        config: Config,
+        counters: Counters,
         render_metrics: RenderMetrics | None = None,
         wrap: Callable[[Handle], Handle] | None = None,
     ) -> None:
-        self._node = node
+        self._service = service
+        self._config = config
+        self._counters = counters
         self._render_metrics = render_metrics
         self._wrap = wrap
         self._dispatchers: list[Dispatcher] = []
         self._runners: list[web.ServerRunner] = []
 
     async def start(self) -> None:
-        """Listen.
+        """Start to listen.
 
         Raises:
-            OSError: a port is in use, or an address is not ours.
+            OSError: a port is in use, or an address is not one of this machine.
         """
-        config = self._node.config
+        config = self._config
         await self._listen(config.listen_client, health_only=False)
         if config.listen_metrics and config.listen_metrics != config.listen_client:
             await self._listen(config.listen_metrics, health_only=True)
 
     async def _listen(self, address: str, *, health_only: bool) -> None:
-        config = self._node.config
-        dispatcher = Dispatcher(self._node, self._render_metrics, health_only=health_only)
+        config = self._config
+        dispatcher = Dispatcher(self._service, config, self._counters, self._render_metrics, health_only=health_only)
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
             dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
-            self._node.counters,
+            self._counters,
             connections_max=config.connections_max,
             keepalive_timeout=config.keepalive_s,
         )

@@ -1,12 +1,11 @@
-"""What the API asks of a node. Two implementations: :class:`kvorum.node.Node`, and the tests' fake."""
+"""What the service asks of a node. Two implementations: :class:`kvorum.node.Node`, and the tests' fake."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.fronts.http.response import Stream
 from kvorum.kv.commands import Command, Result
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -43,8 +42,12 @@ class StoreView(Protocol):
         """Return the key's record, or None."""
 
 
-class BackupView(Stream, Protocol):
-    """A backup being read."""
+class Backup(Protocol):
+    """A backup that is being read: one file, which is not held in memory."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the whole file."""
 
     @property
     def sha256(self) -> str:
@@ -54,8 +57,18 @@ class BackupView(Stream, Protocol):
     def last_index(self) -> int:
         """The log index whose state it is."""
 
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the file's bytes.
 
-class NodeFacade(Protocol):
+        Raises:
+            ConnectionError: the rest cannot be read. The receiver must not take what it has for the whole file.
+        """
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+
+
+class NodePort(Protocol):
     """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
 
     config: Config
@@ -82,7 +95,7 @@ class NodeFacade(Protocol):
             NoLeader, ReadTimeout: no quorum said so in time.
         """
 
-    async def begin_backup(self) -> BackupView:
+    async def begin_backup(self) -> Backup:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
 
         Raises:
@@ -97,7 +110,7 @@ class NodeFacade(Protocol):
         """
 
     def staleness_ms(self) -> int | None:
-        """Return the milliseconds since this node last heard of a leader, or None."""
+        """Return the milliseconds since this node last heard from a leader, or None."""
 
     def status(self) -> NodeStatus:
         """Return what the node says of itself."""

@@ -1,0 +1,173 @@
+"""The JSON bodies of the HTTP API, v1: one declaration for the nodes that write them and the clients that read them.
+
+Both sides import this module, and it imports neither of them. A client of one version reads the answers of nodes of
+other versions: unknown fields are ignored, and a field that is added later has a default.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Struct, UnsetType
+
+# Keys.
+
+
+class PutResult(Struct, frozen=True):
+    """The key after a put. ``revision`` is the cluster-wide revision that the put created."""
+
+    revision: int
+    create_revision: int
+    mod_revision: int
+    version: int
+
+
+class PutAnswer(PutResult, frozen=True, omit_defaults=True):
+    """The answer to a put. ``key_base64`` takes the place of ``key`` if the key is not UTF-8."""
+
+    key: str | None = None
+    key_base64: str | None = None
+
+
+class DeleteResult(Struct, frozen=True):
+    """``deleted`` is the number of keys that were removed: 1 or 0."""
+
+    revision: int
+    deleted: int
+
+
+class DeleteAnswer(DeleteResult, frozen=True, omit_defaults=True):
+    """The answer to a delete. ``key_base64`` takes the place of ``key`` if the key is not UTF-8."""
+
+    key: str | None = None
+    key_base64: str | None = None
+
+
+class GetAnswer(Struct, frozen=True, omit_defaults=True):
+    """The answer to a get with ``Accept: application/json``. ``revision`` is the store's at the time of the read."""
+
+    revision: int
+    create_revision: int
+    mod_revision: int
+    version: int
+    key: str | None = None
+    key_base64: str | None = None
+    value: str | None = None
+    value_base64: str | None = None
+    staleness_ms: int | None = None
+
+
+# The cluster.
+
+
+class MemberStatus(Struct, frozen=True):
+    """A member as one node sees it. The last four fields are known on the leader only, and None elsewhere."""
+
+    id: str
+    name: str
+    voter: bool
+    peer_url: str
+    client_url: str
+    match_index: int | None = None
+    lag: int | None = None
+    """The number of entries that the member is behind the leader's log."""
+    healthy: bool | None = None
+    """Whether the leader has heard from the member within the last election timeout."""
+    replication: str | None = None
+    """``probe``, ``replicate`` or ``snapshot``."""
+
+
+class NodeStatus(Struct, frozen=True, kw_only=True):
+    """What one node says of itself. Indexes count log entries; ``revision`` counts changes of the store."""
+
+    cluster_id: str
+    name: str
+    id: str
+    version: str
+    state: str
+    """``leader``, ``follower``, ``candidate``, ``pre_candidate``, ``learner`` or ``joining`` (no configuration yet)."""
+    term: int
+    leader: str | None = None
+    leader_name: str | None
+    leader_client_url: str | None
+    commit_index: int
+    applied_index: int
+    first_index: int = 0
+    last_index: int
+    saved_index: int = 0
+    snapshot_index: int = 0
+    revision: int
+    state_hash: str
+    """16 hex digits; the hash of the state after ``applied_index``."""
+    keys: int
+    sessions: int = 0
+    members: tuple[MemberStatus, ...]
+    last_contact_ms: int | None = None
+    """Milliseconds since this node last heard from its leader (on a leader: from a quorum). None: never."""
+    caught_up: bool = False
+    """Everything that was committed when this node last heard from its leader is applied."""
+    quarantined: str | None = None
+    """Why this node serves nothing: its state differs from the leader's at the same index."""
+
+
+class Members(Struct, frozen=True):
+    """The answer to every request about members: all members."""
+
+    members: tuple[MemberStatus, ...]
+
+
+class AddMember(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/cluster/members``."""
+
+    name: str
+    peer_url: str
+    client_url: str
+
+
+class Leader(Struct, frozen=True):
+    """The answer to ``GET /v1/cluster/leader``: the leader as far as the node knows."""
+
+    leader: str | None = None
+    leader_url: str | None = None
+
+
+class TransferLeadership(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/cluster/leader``, which may be left out. No target: the most caught-up voter."""
+
+    target: str | None = None
+
+
+class NewLeader(Struct, frozen=True):
+    """The answer to ``POST /v1/cluster/leader``: the name of the new leader."""
+
+    leader: str
+
+
+# Errors.
+
+
+class Problem(Struct, frozen=True):
+    """The body of an error (``application/problem+json``, RFC 9457). Programs switch on ``code``.
+
+    ``outcome`` is ``refused`` (certainly not done) or ``unknown``. The fields below it are set by some codes only.
+    """
+
+    code: str
+    type: str = ""
+    title: str = ""
+    status: int = 0
+    detail: str = ""
+    outcome: str = "unknown"
+    node: str | UnsetType = UNSET
+    """The name of the node that answered."""
+    leader: str | UnsetType | None = UNSET
+    leader_url: str | UnsetType = UNSET
+    revision: int | UnsetType = UNSET
+    """The store's revision when the request was refused."""
+    mod_revision: int | UnsetType = UNSET
+    """The key's revision; 0: the key does not exist."""
+    prev_revision: int | UnsetType = UNSET
+    """The revision that the request expected."""
+    reason: str | UnsetType = UNSET
+    staleness_ms: int | UnsetType | None = UNSET
+    limit: int | UnsetType = UNSET
+    """The limit that was exceeded, in the unit that ``detail`` names."""
+    retry_after_s: int | UnsetType = UNSET

@@ -1,0 +1,58 @@
+"""Who asks, and whether they may."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from kvorum.service.requests import (
+    AddMember,
+    CheckLiveness,
+    CheckReadiness,
+    Delete,
+    Get,
+    GetLeader,
+    GetStateHash,
+    GetStatus,
+    ListMembers,
+    PromoteMember,
+    Put,
+    RemoveMember,
+    Request,
+    Snapshot,
+    TransferLeadership,
+)
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who makes a request."""
+
+    name: str
+
+
+ANONYMOUS = Principal("anonymous")
+"""Everybody: there is no authentication."""
+
+
+def authorize(principal: Principal, request: Request) -> None:
+    """Let the principal make the request. Today everybody may do everything.
+
+    There is one row for each kind of permission, and every request is in one of them: a request that is in none is a
+    type error here, and an AssertionError when it is made.
+    """
+    match request:
+        case Put() | Delete():  # Write keys.
+            return
+        case Get():  # Read keys.
+            return
+        case GetStatus() | GetStateHash() | GetLeader() | ListMembers():  # Look at the cluster.
+            return
+        case AddMember() | PromoteMember() | RemoveMember() | TransferLeadership():  # Change the cluster.
+            return
+        case Snapshot():  # Read all keys at once.
+            return
+        case CheckLiveness() | CheckReadiness():  # Needs no permission: a kubelet has no credentials.
+            return
+        case _:
+            assert_never(request)

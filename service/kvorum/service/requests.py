@@ -1,0 +1,159 @@
+"""Every request that a client can make: a closed union of typed values.
+
+``timeout_ms`` is how long the client is willing to wait; None, or more than the node's ``request_timeout_ms``, means
+``request_timeout_ms``. Nothing here is checked when it is made: :mod:`kvorum.service.service` does that.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
+
+__all__ = [
+    "ANY_REVISION",
+    "MUST_NOT_EXIST",
+    "AddMember",
+    "CheckLiveness",
+    "CheckReadiness",
+    "Delete",
+    "Get",
+    "GetLeader",
+    "GetStateHash",
+    "GetStatus",
+    "ListMembers",
+    "PromoteMember",
+    "Put",
+    "RemoveMember",
+    "Request",
+    "Snapshot",
+    "TransferLeadership",
+]
+
+# Keys.
+
+
+class Put(msgspec.Struct, frozen=True, gc=False):
+    """Set a key. With ``prev_revision`` only if that is the key's mod_revision (0: only if it does not exist).
+
+    A write with a ``client_id`` and a ``sequence`` (from 1) is applied once, however often it is sent.
+    """
+
+    key: bytes
+    value: bytes
+    prev_revision: int = ANY_REVISION
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class Delete(msgspec.Struct, frozen=True, gc=False):
+    """Remove a key; otherwise as :class:`Put`."""
+
+    key: bytes
+    prev_revision: int = ANY_REVISION
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class Get(msgspec.Struct, frozen=True, gc=False):
+    """Read a key.
+
+    A linearizable read sees everything that was acknowledged before it, whichever node is asked. A stale read takes
+    what the node has applied, if the node has heard from a leader within ``max_staleness_ms`` (None: however long ago).
+    """
+
+    key: bytes
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+
+
+# The cluster.
+
+
+class GetStatus(msgspec.Struct, frozen=True):
+    """What this node says of itself and of the cluster. It asks nobody else."""
+
+
+class GetStateHash(msgspec.Struct, frozen=True):
+    """The hash of this node's state. Nodes with the same ``applied_index`` have the same hash, or one is damaged."""
+
+
+class GetLeader(msgspec.Struct, frozen=True):
+    """The leader as far as this node knows."""
+
+
+class ListMembers(msgspec.Struct, frozen=True):
+    """The members as this node sees them."""
+
+
+class AddMember(msgspec.Struct, frozen=True):
+    """Add the node at ``peer_url`` as a learner."""
+
+    name: str
+    peer_url: str
+    client_url: str
+    timeout_ms: int | None = None
+
+
+class PromoteMember(msgspec.Struct, frozen=True):
+    """Make a learner a voter."""
+
+    name: str
+    timeout_ms: int | None = None
+
+
+class RemoveMember(msgspec.Struct, frozen=True):
+    """Remove a member."""
+
+    name: str
+    timeout_ms: int | None = None
+
+
+class TransferLeadership(msgspec.Struct, frozen=True):
+    """Hand the leadership to ``target``; None: to the most caught-up voter."""
+
+    target: str | None = None
+    timeout_ms: int | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A backup of everything that was acknowledged before the request, from whichever node is asked.
+
+    ``timeout_ms`` bounds the confirmation by a quorum; taking the snapshot may take longer.
+    """
+
+    timeout_ms: int | None = None
+
+
+# Probes.
+
+
+class CheckLiveness(msgspec.Struct, frozen=True):
+    """Whether the process works. Says nothing about quorum, peers or disk space."""
+
+
+class CheckReadiness(msgspec.Struct, frozen=True):
+    """Whether this node can serve clients."""
+
+
+Request = (
+    Put
+    | Get
+    | Delete
+    | GetStatus
+    | GetStateHash
+    | GetLeader
+    | ListMembers
+    | AddMember
+    | PromoteMember
+    | RemoveMember
+    | TransferLeadership
+    | Snapshot
+    | CheckLiveness
+    | CheckReadiness
+)

@@ -1,0 +1,73 @@
+"""What :meth:`~kvorum.service.service.Service.execute` returns. A result means that the request is done."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kvorum.kv.commands import DeleteResult, PutResult
+from kvorum.service.node_port import Backup, RecordView
+from kvorum.status import Check, MemberStatus, NodeStatus
+
+__all__ = [
+    "Backup",
+    "Check",
+    "Checks",
+    "DeleteResult",
+    "GetResult",
+    "Leader",
+    "MemberStatus",
+    "Members",
+    "NewLeader",
+    "NodeStatus",
+    "PutResult",
+    "RecordView",
+    "Result",
+    "StateHash",
+]
+
+
+class GetResult(msgspec.Struct, frozen=True):
+    """What a read saw. No ``record``: the key does not exist at ``revision``, the store's at the time of the read."""
+
+    record: RecordView | None
+    revision: int
+    staleness_ms: int | None = None
+    """Of a stale read: the milliseconds since the node last heard from a leader; None: it never has."""
+
+
+class StateHash(msgspec.Struct, frozen=True):
+    """One node's state after ``applied_index``."""
+
+    name: str
+    applied_index: int
+    revision: int
+    state_hash: str
+    """16 hex digits."""
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """The leader, as far as it is known."""
+
+    name: str | None
+    client_url: str | None
+
+
+class Members(msgspec.Struct, frozen=True):
+    """All members as this node sees them, after the change if the request was one."""
+
+    members: tuple[MemberStatus, ...]
+
+
+class NewLeader(msgspec.Struct, frozen=True):
+    """The leader after a transfer."""
+
+    name: str
+
+
+class Checks(msgspec.Struct, frozen=True):
+    """The checks of a probe."""
+
+    checks: tuple[Check, ...]
+
+
+Result = PutResult | GetResult | DeleteResult | NodeStatus | StateHash | Leader | Members | NewLeader | Backup | Checks

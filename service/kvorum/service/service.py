@@ -1,0 +1,239 @@
+"""``execute``: authorize, check, wait, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import assert_never, overload
+
+from kvorum.errors import (
+    CallerError,
+    CompareFailedError,
+    InvalidRequest,
+    NoLeader,
+    NotLeader,
+    SessionError,
+    TooStaleError,
+)
+from kvorum.kv import commands
+from kvorum.kv.commands import CompareFailed, SessionRefused
+from kvorum.kv.limits import check_command
+from kvorum.service import limits
+from kvorum.service.access import Principal, authorize
+from kvorum.service.node_port import NodePort
+from kvorum.service.outcomes import SESSION_REASONS
+from kvorum.service.requests import (
+    AddMember,
+    CheckLiveness,
+    CheckReadiness,
+    Delete,
+    Get,
+    GetLeader,
+    GetStateHash,
+    GetStatus,
+    ListMembers,
+    PromoteMember,
+    Put,
+    RemoveMember,
+    Request,
+    Snapshot,
+    TransferLeadership,
+)
+from kvorum.service.results import (
+    Backup,
+    Checks,
+    DeleteResult,
+    GetResult,
+    Leader,
+    Members,
+    NewLeader,
+    NodeStatus,
+    PutResult,
+    Result,
+    StateHash,
+)
+
+
+class Service:
+    """The requests of one node's clients.
+
+    Args:
+        node: the node.
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, node: NodePort, now: Callable[[], float]) -> None:
+        self._node = node
+        self._counters = node.counters
+        self._timeout_max_ms = node.config.request_timeout_ms
+        self._now = now
+
+    # fmt: off
+    @overload
+    def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetStatus) -> Awaitable[NodeStatus]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetStateHash) -> Awaitable[StateHash]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetLeader) -> Awaitable[Leader]: ...
+    @overload
+    def execute(
+        self, principal: Principal, request: ListMembers | AddMember | PromoteMember | RemoveMember
+    ) -> Awaitable[Members]: ...
+    @overload
+    def execute(self, principal: Principal, request: TransferLeadership) -> Awaitable[NewLeader]: ...
+    @overload
+    def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
+    @overload
+    def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
+    # fmt: on
+
+    def execute(self, principal: Principal, request: Request) -> Awaitable[Result]:
+        """Execute the request: ``await`` what this returns. The only way in for every front.
+
+        This is no coroutine of its own, since each one on the way is paid for by every request.
+
+        Returns:
+            What :mod:`kvorum.service.results` has for the request. A Backup must be closed.
+
+        Raises:
+            CallerError: it is refused, or its outcome is unknown; see :mod:`kvorum.service.outcomes`. NotLeader names
+                a leader elsewhere and its client URL.
+        """
+        authorize(principal, request)
+        match request:
+            case Put(key, value, prev_revision, client_id, sequence, timeout_ms):
+                return self._write(commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
+            case Get():
+                return self._get(request)
+            case Delete(key, prev_revision, client_id, sequence, timeout_ms):
+                return self._write(commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
+            case GetStatus():
+                return self._status()
+            case GetStateHash():
+                return self._state_hash()
+            case GetLeader():
+                return self._leader()
+            case ListMembers():
+                return self._members()
+            case AddMember() | PromoteMember() | RemoveMember():
+                return self._change_members(request)
+            case TransferLeadership():
+                return self._transfer_leadership(request)
+            case Snapshot():
+                return self._snapshot(request)
+            case CheckLiveness() | CheckReadiness():
+                return self._check(request)
+            case _:
+                assert_never(request)
+
+    # Keys: the hot path.
+
+    async def _write(self, command: commands.Command, timeout_ms: int | None) -> PutResult | DeleteResult:
+        started = self._now()
+        check_command(command)
+        timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
+        try:
+            result = await self._node.propose(command, timeout_ms)
+        except NotLeader as error:
+            raise self._elsewhere(error) from None
+        self._counters.writes += 1
+        self._counters.write_duration.record(self._now() - started)
+        match result:
+            case PutResult() | DeleteResult():
+                return result
+            case CompareFailed(revision, mod_revision):
+                raise CompareFailedError(revision, mod_revision, command.prev_revision)
+            case SessionRefused(revision, reason):
+                code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
+                raise SessionError(code, detail, reason, revision)
+            case _:
+                assert_never(result)
+
+    async def _get(self, request: Get) -> GetResult:
+        if not request.key:
+            raise InvalidRequest("the key is empty")
+        timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
+        if request.max_staleness_ms is not None:
+            limits.check_staleness(request.consistency, request.max_staleness_ms)
+        staleness_ms = None
+        if request.consistency == "stale":
+            staleness_ms = self._staleness_ms(request.max_staleness_ms)
+            self._counters.stale_reads += 1
+        else:
+            await self._node.read_barrier(timeout_ms)
+            self._counters.reads += 1
+        # No await between the barrier and the read, and the store is asked for anew: a snapshot may have replaced it.
+        store = self._node.store
+        return GetResult(store.get(request.key), store.revision, staleness_ms)
+
+    def _staleness_ms(self, limit_ms: int | None) -> int | None:
+        self._node.check_serves()
+        staleness_ms = self._node.staleness_ms()
+        if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
+            raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
+        return staleness_ms
+
+    # The cluster.
+
+    async def _status(self) -> NodeStatus:
+        return self._node.status()
+
+    async def _state_hash(self) -> StateHash:
+        status = self._node.status()
+        return StateHash(status.name, status.applied_index, status.revision, status.state_hash)
+
+    async def _leader(self) -> Leader:
+        return Leader(self._node.leader_name(), self._node.leader_client_url())
+
+    async def _members(self) -> Members:
+        return Members(self._node.status().members)
+
+    async def _change_members(self, request: AddMember | PromoteMember | RemoveMember) -> Members:
+        limits.check_member_name(request.name)
+        timeout_ms = self._bounded(request.timeout_ms)
+        try:
+            match request:
+                case AddMember(name, peer_url, client_url):
+                    limits.check_member_url(peer_url, "peer_url")
+                    limits.check_member_url(client_url, "client_url")
+                    await self._node.add_member(name, peer_url, client_url, timeout_ms)
+                case PromoteMember(name):
+                    await self._node.promote_member(name, timeout_ms)
+                case RemoveMember(name):
+                    await self._node.remove_member(name, timeout_ms)
+                case _:
+                    assert_never(request)
+        except NotLeader as error:
+            raise self._elsewhere(error) from None
+        return Members(self._node.status().members)
+
+    async def _transfer_leadership(self, request: TransferLeadership) -> NewLeader:
+        timeout_ms = self._bounded(request.timeout_ms)
+        try:
+            return NewLeader(await self._node.transfer_leadership(request.target or None, timeout_ms))
+        except NotLeader as error:
+            raise self._elsewhere(error) from None
+
+    async def _snapshot(self, request: Snapshot) -> Backup:
+        await self._node.read_barrier(self._bounded(request.timeout_ms))
+        return await self._node.begin_backup()
+
+    async def _check(self, request: CheckLiveness | CheckReadiness) -> Checks:
+        node = self._node
+        return Checks(tuple(node.liveness() if isinstance(request, CheckLiveness) else node.readiness()))
+
+    def _bounded(self, timeout_ms: int | None) -> int:
+        return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)
+
+    def _elsewhere(self, error: NotLeader) -> CallerError:
+        """Return the error for a request that only the leader can execute: where to go, or that nobody leads."""
+        name, url = self._node.leader_name(), self._node.leader_client_url()
+        if not url or url == self._node.config.advertise_client_url:
+            # There is nowhere to go; or this node has been elected since, and the client finds it leading next time.
+            return NoLeader(str(error), leader=name or None)
+        return NotLeader(error.leader, leader_name=name or "", leader_client_url=url)

@@ -1,0 +1,485 @@
+"""``Service.execute``: what each request means, whichever front it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from fronts.fake_node import FakeNode, make_config
+
+import kvorum.errors
+import kvorum.service.service as service_module
+from kvorum.errors import (
+    CallerError,
+    CompareFailedError,
+    InvalidRequest,
+    MembershipRefused,
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    ReadTimeout,
+    SessionError,
+    TooLarge,
+    TooStaleError,
+    TransferFailed,
+)
+from kvorum.kv.commands import Command, Result, SessionRefused
+from kvorum.kv.store import Store
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS, Principal, authorize
+from kvorum.service.limits import KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
+from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
+from kvorum.service.requests import (
+    AddMember,
+    CheckLiveness,
+    CheckReadiness,
+    Delete,
+    Get,
+    GetLeader,
+    GetStateHash,
+    GetStatus,
+    ListMembers,
+    PromoteMember,
+    Put,
+    RemoveMember,
+    Request,
+    Snapshot,
+    TransferLeadership,
+)
+from kvorum.service.results import Checks, DeleteResult, GetResult, Leader, Members, NewLeader, PutResult, StateHash
+
+LEADER = "http://127.0.0.1:1"
+FOR_THE_LEADER: list[Request] = [
+    Put(b"k", b"v"),
+    Delete(b"k"),
+    AddMember("n4", "http://h:1", "http://h:2"),
+    PromoteMember("n3"),
+    RemoveMember("n3"),
+    TransferLeadership("n2"),
+]
+WITH_A_BARRIER: list[Request] = [Get(b"k"), Snapshot()]
+AT_ONCE: list[Request] = [
+    Get(b"k", "stale"),
+    GetStatus(),
+    GetStateHash(),
+    GetLeader(),
+    ListMembers(),
+    CheckLiveness(),
+    CheckReadiness(),
+]
+REQUESTS = [*FOR_THE_LEADER, *WITH_A_BARRIER, *AT_ONCE]
+
+
+class Clock:
+    """A clock that moves by one second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def execute(node: FakeNode, *requests: Request, principal: Principal = ANONYMOUS) -> Any:
+    """Execute the requests one after another; return the last one's result."""
+
+    async def main() -> Any:
+        run: Callable[[Principal, Any], Awaitable[Any]] = Service(node, Clock()).execute
+        for request in requests:
+            result = await run(principal, request)
+        return result
+
+    return asyncio.run(main())
+
+
+def effects(node: FakeNode) -> tuple[object, ...]:
+    """Return everything that a request leaves behind in a node."""
+    counters = node.counters
+    counted = (counters.writes, counters.reads, counters.stale_reads, counters.write_duration.count)
+    waits = (list(node.timeouts_ms), node.barriers, len(node.backups))
+    return (list(node.proposed), list(node.calls), dict(node.members), *waits, *counted)
+
+
+def test_the_lists_of_these_tests_have_every_request() -> None:
+    assert {type(request) for request in REQUESTS} == set(typing.get_args(Request))
+
+
+# Access.
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=repr)
+def test_everybody_may_make_every_request(request_: Request) -> None:
+    authorize(ANONYMOUS, request_)
+    authorize(Principal("somebody"), request_)
+
+
+def test_a_request_without_a_row_is_not_authorized() -> None:
+    class Unknown(msgspec.Struct, frozen=True):
+        pass
+
+    with pytest.raises(AssertionError):
+        authorize(ANONYMOUS, Unknown())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=repr)
+def test_access_is_checked_once_and_before_any_effect(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Principal, Request]] = []
+
+    class DeniedError(Exception):
+        pass
+
+    def deny(principal: Principal, request: Request) -> None:
+        asked.append((principal, request))
+        raise DeniedError
+
+    monkeypatch.setattr(service_module, "authorize", deny)
+    node, somebody = FakeNode(), Principal("somebody")
+    untouched = effects(node)
+    with pytest.raises(DeniedError):
+        execute(node, request_, principal=somebody)
+    assert asked == [(somebody, request_)]
+    assert effects(node) == untouched
+
+
+def test_access_is_checked_once_for_a_request_that_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(service_module, "authorize", lambda principal, request: asked.append(request))
+    execute(FakeNode(), *REQUESTS)
+    assert asked == REQUESTS
+
+
+# Results.
+
+
+def test_a_write_answers_with_the_revisions_and_a_read_with_the_record() -> None:
+    node = FakeNode()
+    assert execute(node, Put(b"k", b"v")) == PutResult(1, 1, 1, 1)
+    assert execute(node, Put(b"k", b"w")) == PutResult(2, 1, 2, 2)
+    result = execute(node, Get(b"k"))
+    assert (result.record.value, result.record.mod_revision, result.revision) == (b"w", 2, 2)
+    assert result.staleness_ms is None
+    assert execute(node, Delete(b"k")) == DeleteResult(3, 1)
+    assert execute(node, Delete(b"k")) == DeleteResult(3, 0)
+    assert execute(node, Get(b"k")) == GetResult(None, 3)
+
+
+def test_what_a_node_says_of_the_cluster() -> None:
+    node = FakeNode()
+    execute(node, Put(b"k", b"v"))
+    assert execute(node, GetStatus()) == node.status()
+    assert execute(node, GetStateHash()) == StateHash("n1", 1, 1, f"{node.store.state_hash:016x}")
+    assert execute(node, GetLeader()) == Leader("n1", node.config.advertise_client_url)
+    assert execute(node, ListMembers()) == Members(node.status().members)
+    assert execute(node, CheckLiveness()) == Checks(tuple(node.live))
+    assert execute(node, CheckReadiness()) == Checks(tuple(node.ready))
+    node.leader = None
+    assert execute(node, GetLeader()) == Leader(None, None)
+
+
+def test_a_change_of_members_answers_with_all_members() -> None:
+    node = FakeNode()
+    added = execute(node, AddMember("n4", "http://h:1", "http://h:2")).members
+    assert [(member.name, member.voter) for member in added][2:] == [("n3", True), ("n4", False)]
+    assert execute(node, PromoteMember("n4")).members[-1].voter
+    assert [member.name for member in execute(node, RemoveMember("n4")).members] == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize(("target", "asked", "leader"), [("n3", "n3", "n3"), (None, None, "n2"), ("", None, "n2")])
+def test_the_leadership_moves_to_the_target_or_to_any_voter(target: str | None, asked: str | None, leader: str) -> None:
+    node = FakeNode()
+    assert execute(node, TransferLeadership(target)) == NewLeader(leader)
+    assert node.calls == [("transfer", asked)]
+
+
+def test_a_snapshot_is_begun_after_a_quorum_confirmed_it() -> None:
+    node = FakeNode()
+    backup = execute(node, Snapshot())
+    assert backup is node.backups[0]
+    assert node.barriers == 1
+    node.error = ReadTimeout("no quorum")
+    with pytest.raises(ReadTimeout):
+        execute(node, Snapshot())
+    assert len(node.backups) == 1
+
+
+# Errors.
+
+
+def _codes() -> set[str]:
+    """Return the code of every error of a caller; a session's errors have one each."""
+    kinds = [each for each in vars(kvorum.errors).values() if isinstance(each, type) and issubclass(each, CallerError)]
+    codes = {kind.code for kind in kinds if kind not in (CallerError, SessionError)}
+    return codes | {code for code, _ in SESSION_REASONS.values()}
+
+
+def test_every_code_has_an_outcome_and_no_other() -> None:
+    assert _codes() | {"internal"} == set(OUTCOMES)
+
+
+def test_what_may_be_done_is_unknown_and_never_worth_a_blind_retry() -> None:
+    unknown = {code for code, outcome in OUTCOMES.items() if outcome.effect == "unknown"}
+    assert unknown == {"outcome_unknown", "internal", "session_unknown", "session_stale"}
+    assert not any(OUTCOMES[code].retry_after_s for code in unknown)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoLeader("nobody"),
+        Overloaded("too much"),
+        OutcomeUnknown("who knows"),
+        MembershipRefused("not now"),
+        TransferFailed("it stayed"),
+        ReadTimeout("no quorum"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_node_is_the_callers(error: CallerError) -> None:
+    node = FakeNode()
+    node.error = error
+    for request in (*FOR_THE_LEADER, *WITH_A_BARRIER):
+        with pytest.raises(type(error)) as caught:
+            execute(node, request)
+        assert caught.value is error
+    assert (node.counters.writes, node.counters.reads, node.counters.write_duration.count) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("request_", FOR_THE_LEADER, ids=repr)
+def test_what_only_a_leader_can_do_is_told_where_the_leader_is(request_: Request) -> None:
+    node = FakeNode()
+    node.follow("n2", LEADER)
+    with pytest.raises(NotLeader) as caught:
+        execute(node, request_)
+    assert (caught.value.leader, caught.value.leader_name, caught.value.leader_client_url) == ("n2", "n2", LEADER)
+
+
+@pytest.mark.parametrize("request_", FOR_THE_LEADER, ids=repr)
+@pytest.mark.parametrize("leader_is", ["without an address", "this node"])
+def test_a_leader_without_an_address_or_that_is_this_node_is_nowhere_to_go(request_: Request, leader_is: str) -> None:
+    node = FakeNode()
+    node.follow("n1", node.config.advertise_client_url if leader_is == "this node" else "")
+    with pytest.raises(NoLeader) as caught:
+        execute(node, request_)
+    assert caught.value.facts == {"leader": "n1"}
+
+
+def test_without_a_leader_nobody_is_named() -> None:
+    node = FakeNode()
+    node.leads, node.leader = False, None
+    with pytest.raises(NoLeader) as caught:
+        execute(node, Put(b"k", b"v"))
+    assert caught.value.facts == {"leader": None}
+
+
+@pytest.mark.parametrize("write", [Put(b"k", b"w", 7), Delete(b"k", 7)], ids=repr)
+def test_a_write_that_expects_another_revision_is_refused(write: Request) -> None:
+    node = FakeNode()
+    with pytest.raises(CompareFailedError) as caught:
+        execute(node, Put(b"k", b"v"), write)
+    assert caught.value.facts == {"revision": 1, "mod_revision": 1, "prev_revision": 7}
+    assert node.store.revision == 1
+    assert node.counters.writes == 2, "it went through the log like every other write"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("unknown", "session_unknown"),
+        ("stale", "session_stale"),
+        ("ahead", "session_ahead"),
+        ("mismatch", "session_mismatch"),
+        ("full", "sessions_full"),
+        ("invalid", "invalid_request"),
+        ("a reason of a newer version", "session_unknown"),
+    ],
+)
+def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+
+    async def refuse(command: Command, timeout_ms: int) -> Result:
+        return SessionRefused(3, reason)
+
+    monkeypatch.setattr(node, "propose", refuse)
+    with pytest.raises(SessionError) as caught:
+        execute(node, Put(b"k", b"v", client_id="c", sequence=1))
+    assert (caught.value.code, caught.value.facts) == (code, {"reason": reason, "revision": 3})
+
+
+def test_a_retried_write_is_applied_once() -> None:
+    node = FakeNode()
+    write = Put(b"k", b"v", client_id="c", sequence=1)
+    assert execute(node, write) == execute(node, write) == PutResult(1, 1, 1, 1)
+    assert node.store.revision == 1
+
+
+TIMED = [request for request in REQUESTS if "timeout_ms" in request.__struct_fields__]
+MALFORMED: list[Request] = [
+    Put(b"", b"v"),
+    Delete(b""),
+    Get(b""),
+    Get(b"", "stale"),
+    Put(b"k", b"v", -2),
+    Put(b"k", b"v", sequence=1),
+    Put(b"k", b"v", client_id="c"),
+    Get(b"k", "linearizable", 5),
+    Get(b"k", "stale", -1),
+    Get(b"k", "stale", STALENESS_MS_MAX + 1),
+    AddMember("n/4", "http://h:1", "http://h:2"),
+    AddMember("n4", "ftp://h:1", "http://h:2"),
+    AddMember("n4", "http://h:1", "http://h:2/path"),
+    PromoteMember(""),
+    RemoveMember("n" * 64),
+    *(msgspec.structs.replace(request, timeout_ms=timeout_ms) for request in TIMED for timeout_ms in (0, -1)),
+]
+
+
+@pytest.mark.parametrize("request_", MALFORMED, ids=repr)
+def test_a_malformed_request_is_refused_before_any_effect(request_: Request) -> None:
+    node = FakeNode()
+    untouched = effects(node)
+    with pytest.raises(InvalidRequest):
+        execute(node, request_)
+    assert effects(node) == untouched
+
+
+@pytest.mark.parametrize(
+    ("request_", "limit"),
+    [
+        (Put(b"k" * (KEY_BYTES_MAX + 1), b"v"), KEY_BYTES_MAX),
+        (Delete(b"k" * (KEY_BYTES_MAX + 1)), KEY_BYTES_MAX),
+        (Put(b"k", b"v" * (VALUE_BYTES_MAX + 1)), VALUE_BYTES_MAX),
+    ],
+    ids=["put key", "delete key", "put value"],
+)
+def test_a_request_over_a_limit_names_the_limit(request_: Request, limit: int) -> None:
+    node = FakeNode()
+    with pytest.raises(TooLarge) as caught:
+        execute(node, request_)
+    assert caught.value.facts == {"limit": limit}
+    assert node.proposed == []
+
+
+# Deadlines.
+
+
+@pytest.mark.parametrize("request_", [*FOR_THE_LEADER, *WITH_A_BARRIER], ids=repr)
+@pytest.mark.parametrize(
+    ("timeout_ms", "expected_ms"), [(None, 700), (1, 1), (699, 699), (700, 700), (701, 700), (2**63 - 1, 700)]
+)
+def test_a_client_can_shorten_the_deadline_and_not_extend_it(
+    request_: Request, timeout_ms: int | None, expected_ms: int
+) -> None:
+    node = FakeNode(make_config(request_timeout_ms=700))
+    execute(node, msgspec.structs.replace(request_, timeout_ms=timeout_ms))
+    assert node.timeouts_ms == [expected_ms]
+
+
+@pytest.mark.parametrize("request_", AT_ONCE, ids=repr)
+def test_what_one_node_can_answer_alone_waits_for_nothing(request_: Request) -> None:
+    node = FakeNode()
+    node.error = NoLeader("nobody leads")
+    execute(node, request_)
+    assert (node.timeouts_ms, node.barriers, node.proposed) == ([], 0, [])
+
+
+# Reads.
+
+
+def test_a_linearizable_read_reads_the_store_of_the_moment_after_the_barrier() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        service = Service(node, Clock())
+        await service.execute(ANONYMOUS, Put(b"k", b"old"))
+        node.gate = asyncio.Event()
+        reading = asyncio.ensure_future(service.execute(ANONYMOUS, Get(b"k")))
+        await asyncio.sleep(0)
+        assert node.barriers == 1 and not reading.done()
+        # A snapshot is installed while the read waits: another store takes the place of the old one.
+        node.store = Store()
+        node.gate.set()
+        assert await reading == GetResult(None, 0)
+
+    asyncio.run(main())
+
+
+def test_nothing_runs_between_the_barrier_and_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+    execute(node, Put(b"k", b"v"))
+
+    async def barrier(timeout_ms: int) -> None:
+        # This runs before the read if the read gives the loop another turn.
+        asyncio.get_running_loop().call_soon(setattr, node, "store", Store())
+
+    monkeypatch.setattr(node, "read_barrier", barrier)
+    assert execute(node, Get(b"k")).record.value == b"v"
+
+
+def test_a_read_that_no_quorum_confirmed_answers_nothing() -> None:
+    node = FakeNode()
+    execute(node, Put(b"k", b"v"))
+    node.error = ReadTimeout("no quorum")
+    with pytest.raises(ReadTimeout):
+        execute(node, Get(b"k"))
+    assert node.counters.reads == 0
+
+
+def test_a_stale_read_takes_what_this_node_has() -> None:
+    node = FakeNode()
+    execute(node, Put(b"k", b"v"))
+    node.staleness = 40
+    result = execute(node, Get(b"k", "stale"))
+    assert (result.record.value, result.staleness_ms) == (b"v", 40)
+
+
+@pytest.mark.parametrize(
+    ("staleness_ms", "limit_ms", "served"),
+    [
+        (0, 0, True),
+        (1, 0, False),
+        (100, 100, True),
+        (101, 100, False),
+        (None, 100, False),
+        (None, STALENESS_MS_MAX, False),
+        (STALENESS_MS_MAX, STALENESS_MS_MAX, True),
+        (None, None, True),
+        (10**9, None, True),
+    ],
+)
+def test_a_stale_read_is_never_staler_than_it_accepts(
+    staleness_ms: int | None, limit_ms: int | None, served: bool
+) -> None:
+    node = FakeNode()
+    node.staleness = staleness_ms
+    read = Get(b"k", "stale", limit_ms)
+    if served:
+        assert execute(node, read) == GetResult(None, 0, staleness_ms)
+    else:
+        with pytest.raises(TooStaleError) as caught:
+            execute(node, read)
+        assert caught.value.facts == {"staleness_ms": staleness_ms, "limit": limit_ms}
+    assert node.counters.stale_reads == served
+
+
+def test_a_quarantined_node_serves_no_stale_read() -> None:
+    node = FakeNode()
+    node.quarantined = "the state differs from the leader's"
+    with pytest.raises(NoLeader):
+        execute(node, Get(b"k", "stale"))
+    assert node.counters.stale_reads == 0
+
+
+# Counters.
+
+
+def test_writes_and_reads_are_counted_with_the_time_that_a_write_took() -> None:
+    node = FakeNode()
+    execute(node, Put(b"k", b"v"), Delete(b"k"), Get(b"k"), Get(b"k", "stale"), GetStatus())
+    counters = node.counters
+    assert (counters.writes, counters.reads, counters.stale_reads) == (2, 1, 1)
+    assert (counters.write_duration.count, counters.write_duration.sum) == (2, 2.0)
