@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kvorum.kv.commands import Command, Delete, Put, encode_batch
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 BATCH = 64
 ROUNDS = 5
@@ -113,7 +113,7 @@ def bench_snapshot(keys: int) -> None:
         f"slowest slice {max(slices) / 1e6:.2f} ms"
     )
     begin = time.process_time_ns()
-    restorer = Restorer()
+    restorer = Restorer(Configuration())
     for chunk in chunks:
         restorer.feed(chunk)
     restored = restorer.finish()

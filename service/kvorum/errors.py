@@ -16,6 +16,7 @@
     |   +-- CompareFailedError   the key is at another revision than the write expects: certainly not done
     |   +-- SessionError         the write's session cannot take it; the code says whether it may be done
     |   +-- TooStaleError        this node's data may be older than the read accepts
+    |   +-- FeatureUnavailableError  the cluster's feature level is too low: certainly not done
     +-- PeerError                a peer's: refuse, count, go on
     |   +-- MalformedMessage     bytes that do not decode to a message
     |   +-- IdentityRejected     another cluster, another incarnation, another name
@@ -23,6 +24,7 @@
     +-- ConfigError              contradictory or malformed configuration: exit 2
     +-- FatalError               ours: the process ends and its supervisor restarts it
         +-- InvariantViolated    a bug in consensus or in the state machine
+        +-- VersionTooOldError   a newer version wrote the data: start that version again
         +-- StorageError         the disk failed, or cannot be trusted
             +-- StorageLocked    another process holds the data folder
             +-- StorageCorrupt   bytes that are not what was written
@@ -185,6 +187,12 @@ class TooStaleError(CallerError):
         super().__init__(detail, staleness_ms=staleness_ms, limit=limit_ms)
 
 
+class FeatureUnavailableError(CallerError):
+    """The operation needs a higher feature level than the cluster's; nothing was done."""
+
+    code = "feature_unavailable"
+
+
 class PeerError(KvorumError):
     """A peer's fault: it is refused and counted, and we go on."""
 
@@ -220,6 +228,10 @@ class FatalError(KvorumError):
 
 class InvariantViolated(FatalError):
     """A bug: something that the protocol proves impossible has been seen."""
+
+
+class VersionTooOldError(FatalError):
+    """The data was written by a newer version of Kvorum, and this version does not know all of it."""
 
 
 class StorageError(FatalError):

@@ -5,9 +5,25 @@ It shares with the real one the commands, the results and the wording of the ref
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from zlib import crc32
 
-from kvorum.kv.commands import Batch, Command, CompareFailed, DeleteResult, Put, PutResult, Result, SessionRefused
+from kvorum.kv.commands import (
+    Batch,
+    BatchCommand,
+    Command,
+    CompareFailed,
+    DeleteResult,
+    FeatureLevelRaised,
+    FeatureLevelRefused,
+    Put,
+    PutResult,
+    RaiseFeatureLevel,
+    Result,
+    SessionRefused,
+)
 from kvorum.kv.records import Record
 
 
@@ -30,6 +46,21 @@ class Model:
     history: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     sessions: list[ModelSession] = field(default_factory=list)
     time_ms: int = 0
+    members: Sequence[str] = ()
+    level: int = 1
+    cluster_id: str = ""
+
+    def state_sum(self) -> int:
+        """Sum over every key that there ever was, from nothing."""
+        total = 0
+        for key in {key for key, _ in self.history}:
+            record = self.get(key)
+            if record is not None:
+                data = b"".join(n.to_bytes(8) for n in (record.create_revision, record.mod_revision, record.version))
+                data += len(record.value).to_bytes(4) + crc32(record.value).to_bytes(4) + key
+                digest = blake2b(data, digest_size=16, key=self.cluster_id.encode(), person=b"kvorum.record").digest()
+                total += int.from_bytes(digest)
+        return total % 2**128
 
     def get(self, key: bytes) -> Record | None:
         """Search the past for the key's latest life."""
@@ -44,9 +75,12 @@ class Model:
     def apply(self, batch: Batch) -> list[Result]:
         """Apply a batch."""
         self.time_ms = max(self.time_ms, batch.time_ms)
-        return [self._apply(command) for command in batch.commands]
+        alone = len(batch.commands) == 1
+        return [self._apply(command, alone) for command in batch.commands]
 
-    def _apply(self, command: Command) -> Result:
+    def _apply(self, command: BatchCommand, alone: bool) -> Result:
+        if isinstance(command, RaiseFeatureLevel):
+            return self._raise(command, alone)
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")
@@ -62,6 +96,23 @@ class Model:
             verdict.applied[command.sequence] = (what, self._change(command))
             return verdict.applied[command.sequence][1]
         return verdict
+
+    def _raise(self, command: RaiseFeatureLevel, alone: bool) -> Result:
+        reason, blocking = "", tuple(m for m in self.members if command.versions.get(m, -1) < command.level)
+        if not alone or not 1 <= len(command.cluster_id) <= 64:
+            reason, blocking = "invalid", ()
+        elif command.level != self.level + 1:
+            reason, blocking = "order", ()
+        elif not self.members:
+            reason = "members"
+        elif blocking:
+            reason = "blocked"
+        if reason:
+            return FeatureLevelRefused(len(self.history), self.level, reason, blocking)
+        self.level = command.level
+        if self.level == 2:
+            self.cluster_id = command.cluster_id
+        return FeatureLevelRaised(len(self.history), self.level)
 
     def _session(self, client_id: str, sequence: int, what: tuple[object, ...]) -> ModelSession | Result | str:
         mine = [session for session in self.sessions if session.client_id == client_id]

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from struct import pack, unpack_from
 from unittest.mock import patch
+from zlib import crc32
 
 import hypothesis.strategies as st
 from hypothesis import settings
 
-from kvorum.kv.commands import Batch, Command, Delete, Put, Result, encode_batch
+from kvorum.kv.commands import Batch, BatchCommand, Command, Delete, Put, RaiseFeatureLevel, Result, encode_batch
 from kvorum.kv.limits import SESSION_IDLE_MS
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 WINDOW = 4
 SESSIONS = 3
 
 examples = settings(deadline=None, max_examples=150)
 
+MEMBERS = ("n1@1", "n2@1", "n3@1")
+CONFIGURATION = Configuration((Member("n1@1", True), Member("n2@1", True), Member("n3@1", False)))
+CLUSTER_ID = "0123456789abcdef"
+
 KEYS = [b"a", b"b", b"c", b"\x00\xff", b"k" * 1024]
 CLIENTS = ["ann", "bob", "cid", "dan", "eve"]
+
+
+def raise_to(level: int, *supporting: str, cluster_id: str = CLUSTER_ID) -> RaiseFeatureLevel:
+    """Return the command that raises the level; these members (by default all) support it."""
+    return RaiseFeatureLevel(level, dict.fromkeys(supporting or MEMBERS, level), cluster_id)
+
 
 _keys = st.sampled_from(KEYS)
 _values = st.binary(max_size=3)
@@ -56,6 +69,19 @@ def commands(draw: st.DrawFn) -> Command:
 _times = st.one_of(st.integers(0, 100), st.integers(0, 6).map(lambda hours: hours * (SESSION_IDLE_MS + 1)))
 batches = st.builds(Batch, _times, st.lists(commands(), max_size=8).map(tuple))
 
+# Nobody supports level 3 here: a store that is raised to it ends the process.
+raises = st.builds(
+    RaiseFeatureLevel,
+    st.integers(0, 3),
+    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 2)),
+    st.sampled_from([CLUSTER_ID, "another", "", "c" * 65]),
+)
+_likely_raises = st.just(raise_to(2))
+raising_batches = st.one_of(
+    st.builds(Batch, _times, st.one_of(_likely_raises, raises).map(lambda command: (command,))),
+    st.builds(Batch, _times, st.lists(st.one_of(commands(), raises), max_size=4).map(tuple)),
+)
+
 
 @contextmanager
 def small_sessions() -> Iterator[None]:
@@ -72,7 +98,21 @@ def entry_of(index: int, batch: Batch, term: int = 1) -> Entry:
     return Entry(index, term, EntryKind.COMMAND, encode_batch(batch.time_ms, batch.commands))
 
 
-def apply(store: Store, *commands: Command, time_ms: int = 0) -> list[Result]:
+def configured(configuration: Configuration = CONFIGURATION, index: int = 1) -> Entry:
+    """Return the log entry that carries a configuration."""
+    return Entry(index, 1, EntryKind.CONFIGURATION, encode_configuration(configuration))
+
+
+def store_at_level_2() -> Store:
+    """Return an empty store whose level was raised: two entries."""
+    store = Store()
+    store.apply(configured())
+    apply(store, raise_to(2))
+    assert store.feature_level == 2
+    return store
+
+
+def apply(store: Store, *commands: BatchCommand, time_ms: int = 0) -> list[Result]:
     """Apply commands as the next entry."""
     return store.apply(entry_of(store.applied_index + 1, Batch(time_ms, commands)))
 
@@ -92,8 +132,27 @@ def snapshot_of(store: Store, max_keys: int = 1024, max_bytes: int = 1 << 18) ->
     return b"".join(chunks)
 
 
-def restore(data: bytes) -> Store:
+def restore(data: bytes, configuration: Configuration = CONFIGURATION) -> Store:
     """Return the store that a snapshot holds."""
-    restorer = Restorer()
+    restorer = Restorer(configuration)
     restorer.feed(data)
     return restorer.finish()
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Return the payloads of the frames."""
+    payloads, start = [], 0
+    while start < len(data):
+        (length,) = unpack_from(">I", data, start)
+        payloads.append(data[start + 8 : start + 8 + length])
+        start += 8 + length
+    return payloads
+
+
+def framed(payloads: list[bytes]) -> bytes:
+    """Return payloads as a chain of frames with correct checksums."""
+    data, crc = b"", 0
+    for payload in payloads:
+        crc = crc32(payload, crc)
+        data += pack(">II", len(payload), crc) + payload
+    return data

@@ -8,12 +8,13 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from hypothesis import given
-from kv.kv_support import apply, entry_of, examples, snapshot_of
+from kv.kv_support import CONFIGURATION, apply, entry_of, examples, snapshot_of
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolated, VersionTooOldError
 from kvorum.kv.commands import Batch, Put, PutResult, decode_batch, encode_batch
 from kvorum.kv.store import Store
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 
 @pytest.mark.parametrize("kind", [EntryKind.NOOP, EntryKind.CONFIGURATION])
@@ -22,7 +23,7 @@ def test_an_entry_without_commands_moves_the_indexes_and_the_hash_only(kind: Ent
     apply(store, Put(b"a", b"1"), time_ms=9)
     state_hash = store.state_hash
 
-    assert store.apply(Entry(2, 3, kind, b"not a batch")) == []
+    assert store.apply(Entry(2, 3, kind, encode_configuration(CONFIGURATION))) == []
 
     assert (store.applied_index, store.applied_term, store.revision, store.time_ms, len(store)) == (2, 3, 1, 9, 1)
     assert store.state_hash != state_hash
@@ -39,8 +40,9 @@ def test_the_log_time_never_goes_back() -> None:
 def test_the_kind_of_an_entry_is_part_of_the_hash() -> None:
     first, second = Store(), Store()
 
-    first.apply(Entry(1, 1, EntryKind.NOOP, b""))
-    second.apply(Entry(1, 1, EntryKind.CONFIGURATION, b""))
+    data = encode_configuration(CONFIGURATION)
+    first.apply(Entry(1, 1, EntryKind.NOOP, data))
+    second.apply(Entry(1, 1, EntryKind.CONFIGURATION, data))
 
     assert first.state_hash != second.state_hash
 
@@ -93,8 +95,43 @@ def test_a_client_id_that_is_not_utf8_is_no_batch() -> None:
     ],
 )
 def test_what_a_later_version_wrote_is_refused_rather_than_half_applied(batch: list[object]) -> None:
+    store = Store()
+
+    with pytest.raises(VersionTooOldError, match=r"version .* knows: it has a .* start that version"):
+        store.apply(Entry(1, 1, EntryKind.COMMAND, msgspec.msgpack.encode(batch)))
+
+    assert store.applied_index == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode(7),
+        msgspec.msgpack.encode([7]),
+        msgspec.msgpack.encode([7, b"p"]),
+        msgspec.msgpack.encode(["7", [["txn"]]]),
+        msgspec.msgpack.encode([7, [[]]]),
+        msgspec.msgpack.encode([7, [[1, b"a"]]]),
+        msgspec.msgpack.encode([7, ["txn"]]),
+        msgspec.msgpack.encode([7, [["p", b"a"]]]),  # too few fields
+        msgspec.msgpack.encode([7, [["p", 1, b"v", -1, "", 0]]]),  # a field of another type
+        b"\x92\x07" + b"\x91" * 100_000,
+    ],
+)
+def test_damaged_data_is_not_taken_for_a_later_versions(data: bytes) -> None:
     with pytest.raises(InvariantViolated, match="not a batch"):
-        Store().apply(Entry(1, 1, EntryKind.COMMAND, msgspec.msgpack.encode(batch)))
+        Store().apply(Entry(1, 1, EntryKind.COMMAND, data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", encode_configuration(Configuration())])
+def test_a_configuration_that_is_none_ends_the_process_and_changes_nothing(data: bytes) -> None:
+    store = Store()
+    with pytest.raises(InvariantViolated, match="no configuration"):
+        store.apply(Entry(1, 1, EntryKind.CONFIGURATION, data))
+
+    assert (store.applied_index, store.configuration) == (0, Configuration())
 
 
 def test_the_state_hash_is_the_chain_that_its_docstring_describes() -> None:

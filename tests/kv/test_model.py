@@ -11,22 +11,40 @@ import hypothesis.strategies as st
 from hypothesis import given
 from kv.kv_model import Model
 from kv.kv_support import (
+    CONFIGURATION,
     KEYS,
+    MEMBERS,
     SESSIONS,
     WINDOW,
     apply_batches,
     batches,
     entry_of,
     examples,
+    raising_batches,
     restore,
     small_sessions,
     snapshot_of,
 )
 
-from kvorum.kv.commands import Batch
+from kvorum.kv.commands import Batch, Result
 from kvorum.kv.limits import SESSION_IDLE_MS
 from kvorum.kv.store import Store
+from kvorum.kv.sweep import StateSweep
+from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Entry, EntryKind
+
+NUMBERS = ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count")
+
+
+def apply_items(store: Store, items: list[Batch | EntryKind]) -> list[list[Result]]:
+    """Apply batches and entries of other kinds as the next entries."""
+    results = []
+    for index, item in enumerate(items, store.applied_index + 1):
+        if isinstance(item, Batch):
+            results.append(store.apply(entry_of(index, item)))
+        else:
+            results.append(store.apply(Entry(index, 1, item, encode_configuration(CONFIGURATION))))
+    return results
 
 
 @examples
@@ -38,12 +56,62 @@ def test_every_answer_and_every_record_is_the_models(log: list[Batch | EntryKind
             if isinstance(item, Batch):
                 assert store.apply(entry_of(index, item)) == model.apply(item)
             else:
-                assert store.apply(Entry(index, 1, item, b"")) == []
+                assert store.apply(Entry(index, 1, item, encode_configuration(CONFIGURATION))) == []
             records = {key: model.get(key) for key in KEYS}
             assert {key: store.get(key) for key in KEYS} == records
             assert len(store) == sum(record is not None for record in records.values())
             assert (store.revision, store.time_ms) == (len(model.history), model.time_ms)
             assert (store.applied_index, store.session_count) == (index, len(model.sessions))
+
+
+_items = st.one_of(batches, batches, raising_batches, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION]))
+
+
+@examples
+@given(st.lists(_items, max_size=16))
+def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(log: list[Batch | EntryKind]) -> None:
+    with small_sessions():
+        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS)
+        sweep = StateSweep(store)
+        for index, item in enumerate(log, 1):
+            if isinstance(item, Batch):
+                assert store.apply(entry_of(index, item)) == model.apply(item)
+            else:
+                assert store.apply(Entry(index, 1, item, encode_configuration(CONFIGURATION))) == []
+                model.members = MEMBERS if item is EntryKind.CONFIGURATION else model.members
+            assert {key: store.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
+            assert (store.feature_level, store.cluster_id) == (model.level, model.cluster_id)
+            assert store.state_hash_version == (1 if model.level == 1 else 2)
+            assert sweep.step(max_keys=1) is None
+            if model.level == 1:
+                assert store.state_sum is None
+            elif store.state_sum is not None:
+                assert store.state_sum == model.state_sum()
+        while model.level > 1 and store.state_sum is None:
+            assert sweep.step(max_keys=1) is None
+        assert store.state_sum == (model.state_sum() if model.level > 1 else None)
+
+
+@examples
+@given(st.lists(_items, max_size=8), st.lists(_items, max_size=8))
+def test_a_restored_store_goes_on_as_the_first_at_every_level(
+    past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+) -> None:
+    with small_sessions():
+        store = Store()
+        apply_items(store, past)
+
+        restored = restore(snapshot_of(store), store.configuration)
+        if store.state_sum is None:
+            # The first sums in its first sweep what the other summed when it was restored.
+            StateSweep(store).step()
+
+        for name in (*NUMBERS, "feature_level", "cluster_id", "configuration", "state_sum"):
+            assert getattr(restored, name) == getattr(store, name)
+        assert snapshot_of(restored) == snapshot_of(store)
+        assert apply_items(restored, future) == apply_items(store, future)
+        for name in ("state_hash", "state_hash_version", "feature_level"):
+            assert getattr(restored, name) == getattr(store, name)
 
 
 @examples
@@ -55,7 +123,7 @@ def test_a_restored_store_equals_the_first_and_has_the_same_future(past: list[Ba
 
         restored = restore(snapshot_of(store))
 
-        for name in ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count"):
+        for name in NUMBERS:
             assert getattr(restored, name) == getattr(store, name)
         assert {key: restored.get(key) for key in KEYS} == {key: store.get(key) for key in KEYS}
         assert snapshot_of(restored) == snapshot_of(store)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from struct import pack, unpack_from
-from zlib import crc32
+from struct import pack
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from kv.kv_support import apply, examples, restore, snapshot_of
+from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, restore, snapshot_of
 
 from kvorum.errors import StorageCorrupt
 from kvorum.kv.commands import CompareFailed, Delete, Put
-from kvorum.kv.frames import FRAME_BYTES_MAX, Frame, FrameWriter, Header, RecordsFrame, SessionsFrame, Trailer
+from kvorum.kv.frames import FRAME_BYTES_MAX, Features, Frame, FrameWriter, Header, RecordsFrame, SessionsFrame, Trailer
 from kvorum.kv.limits import SESSION_WINDOW
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow
@@ -30,25 +29,6 @@ def a_store() -> Store:
 
 
 SNAPSHOT = snapshot_of(a_store(), max_keys=2)
-
-
-def frames_of(data: bytes) -> list[bytes]:
-    """Return the payloads of the frames."""
-    payloads, start = [], 0
-    while start < len(data):
-        (length,) = unpack_from(">I", data, start)
-        payloads.append(data[start + 8 : start + 8 + length])
-        start += 8 + length
-    return payloads
-
-
-def framed(payloads: list[bytes]) -> bytes:
-    """Return payloads as a chain of frames with correct checksums."""
-    data, crc = b"", 0
-    for payload in payloads:
-        crc = crc32(payload, crc)
-        data += pack(">II", len(payload), crc) + payload
-    return data
 
 
 FORMAT_1 = bytes.fromhex(
@@ -128,7 +108,7 @@ def test_no_flipped_bit_passes(bit: int) -> None:
 
 def test_no_truncation_passes() -> None:
     for end in range(len(SNAPSHOT)):
-        restorer = Restorer()
+        restorer = Restorer(CONFIGURATION)
         restorer.feed(SNAPSHOT[:end])
         with pytest.raises(StorageCorrupt, match="truncated"):
             restorer.finish()
@@ -171,11 +151,11 @@ def test_frames_out_of_place_break_the_chain(order: str) -> None:
 
 def test_a_frame_that_claims_too_much_is_refused_before_it_arrives() -> None:
     with pytest.raises(StorageCorrupt, match="claims"):
-        Restorer().feed(pack(">II", FRAME_BYTES_MAX + 1, 0))
+        Restorer(CONFIGURATION).feed(pack(">II", FRAME_BYTES_MAX + 1, 0))
 
 
 def test_after_an_error_there_is_no_store() -> None:
-    restorer = Restorer()
+    restorer = Restorer(CONFIGURATION)
     with pytest.raises(StorageCorrupt):
         restorer.feed(SNAPSHOT + b"too much" * 9)
 
@@ -186,7 +166,7 @@ def test_after_an_error_there_is_no_store() -> None:
 
 
 def test_a_frame_refused_once_is_refused_for_good_even_while_its_error_is_held() -> None:
-    restorer = Restorer()
+    restorer = Restorer(CONFIGURATION)
     with pytest.raises(StorageCorrupt, match="two headers") as raised:
         restorer.feed(_written([_header(), _header(), _End]))
 
@@ -196,7 +176,7 @@ def test_a_frame_refused_once_is_refused_for_good_even_while_its_error_is_held()
 
 
 def test_a_store_is_handed_over_once() -> None:
-    restorer = Restorer()
+    restorer = Restorer(CONFIGURATION)
     restorer.feed(SNAPSHOT)
     restorer.finish()
 
@@ -215,6 +195,10 @@ def _header(revision: int = 9, keys: int = 0, sessions: int = 0, format: int = 1
         keys=keys,
         sessions=sessions,
     )
+
+
+def _features(level: int = 2, cluster_id: str = "c", state_sum: bytes = b"") -> Features:
+    return Features(level, cluster_id, state_sum)
 
 
 def _answer(sequence: int, kind: int = 3) -> bytes:
@@ -237,12 +221,23 @@ WELL_FORMED: dict[str, Sequence[Frame]] = {
     "nothing in it": [_header(), _End],
     "a record": [_header(keys=1), _record(mod=9), Trailer(1, 0)],
     "a session": _session(),
+    "format 2": [_header(format=2), _features(), _End],
+    "format 2 with a sum": [_header(format=2), _features(state_sum=bytes(16)), _End],
     "a window": _session(highest=SESSION_WINDOW + 1, sequences=(2, SESSION_WINDOW + 1)),
 }
 IMPOSSIBLE: dict[str, Sequence[Frame]] = {
     "no header": [_End],
     "two headers": [_header(), _header(), _End],
-    "another format": [_header(format=2), _End],
+    "another format": [_header(format=3), _features(), _End],
+    "no feature level": [_header(format=2), _End],
+    "a feature level in format 1": [_header(), _features(), _End],
+    "two feature levels": [_header(format=2), _features(), _features(), _End],
+    "a feature level before the header": [_features(), _header(format=2), _End],
+    "records before the feature level": [_header(format=2, keys=1), _record(), _features(), Trailer(1, 0)],
+    "a feature level of format 1": [_header(format=2), _features(level=1), _End],
+    "no cluster id": [_header(format=2), _features(cluster_id=""), _End],
+    "a cluster id too long": [_header(format=2), _features(cluster_id="c" * 65), _End],
+    "a sum of another size": [_header(format=2), _features(state_sum=b"123"), _End],
     "a trailer in the middle": [_header(), _End, _End],
     "a header after the trailer": [_header(), _End, _header()],
     "fewer records than keys": [_header(keys=2), RecordsFrame((b"a", b"b"), (Record(b"", 1, 1, 1),)), Trailer(2, 0)],

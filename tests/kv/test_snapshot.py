@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from kv.kv_support import (
+    CONFIGURATION,
     KEYS,
     SESSIONS,
     apply,
@@ -65,7 +66,7 @@ def test_a_restore_does_not_depend_on_where_the_bytes_are_cut(past: list[Batch],
         store = Store()
         apply_batches(store, past)
         data = snapshot_of(store, max_keys=2)
-        restorer = Restorer()
+        restorer = Restorer(CONFIGURATION)
 
         rest, turn = data, 0
         while rest:
@@ -210,7 +211,7 @@ def test_a_cut_that_was_closed_early_can_not_pass_for_complete() -> None:
     with pytest.raises(InvariantViolated, match="closed"):
         cut.next_chunk()
     assert chunk is not None
-    restorer = Restorer()
+    restorer = Restorer(CONFIGURATION)
     restorer.feed(chunk)
     with pytest.raises(StorageCorrupt, match="truncated"):
         restorer.finish()

@@ -47,7 +47,7 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             await eventually("it is rebuilt", lambda: victim.quarantined is None)
 
             right = (await trio.leader()).store
-            newest = snapshots.kept()[0].snapshot.last_index
+            newest = snapshots.kept()[0].snapshot
             kept = await asyncio.to_thread(load_store, snapshots, newest)
             assert (kept.applied_index, kept.state_hash) == (right.applied_index, right.state_hash)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -36,7 +37,7 @@ from raft.harness import (
 )
 
 from kvorum.errors import InvariantViolated, MalformedMessage
-from kvorum.raft.codec import decode, encode
+from kvorum.raft.codec import decode, decode_frame, encode
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
     INDEX_MAX,
@@ -105,6 +106,16 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         AppendEntriesResponse, **COMMON, success=st.booleans(), index=NUMBERS, hint_index=NUMBERS, hint_term=NUMBERS
     ),
     st.builds(Heartbeat, **COMMON, commit_index=NUMBERS, round=NUMBERS, state_index=NUMBERS, state_hash=NUMBERS),
+    st.builds(
+        Heartbeat,
+        **COMMON,
+        commit_index=NUMBERS,
+        round=NUMBERS,
+        state_index=NUMBERS,
+        state_hash=NUMBERS,
+        state_hash_version=st.integers(0, 3),
+        state_sum=st.binary(max_size=16),
+    ),
     st.builds(HeartbeatResponse, **COMMON, round=NUMBERS),
     st.builds(ReadIndex, **COMMON, context=st.integers(-(2**63), 2**63)),
     st.builds(ReadIndexResponse, **COMMON, context=st.integers(-(2**63), 2**63), index=NUMBERS),
@@ -209,7 +220,6 @@ def test_a_message_that_contradicts_itself_is_refused(message: Message) -> None:
         b"",
         b"\xc1",
         b"\x91",
-        b"\x91\x91\xa2xx",
         b"\x90\x00",
         encode(EXAMPLES)[:-1],
         encode(EXAMPLES) + b"\x00",
@@ -220,11 +230,41 @@ def test_a_message_that_contradicts_itself_is_refused(message: Message) -> None:
         msgspec.msgpack.encode([["hb", 1, "a", "b", 0.5, 0, 0, 0]]),
         msgspec.msgpack.encode([["hb", 1, "a", "b", "0", 0, 0, 0]]),
         msgspec.msgpack.encode([["ae", 1, "a", "b", 0, 0, [[1, 1, 7, b""]], 0]]),
+        msgspec.msgpack.encode([["later", 1], []]),
+        msgspec.msgpack.encode([["later", 1], 7]),
+        msgspec.msgpack.encode([["later", 1], [7]]),
+        msgspec.msgpack.encode([["later", 1], ["hbr", 1, "a", "b"]]),
+        msgspec.msgpack.encode([["later", 1], ["hbr", 1, "a", "b", -1]]),
+        msgspec.msgpack.encode([["hb", 1, "a", "b", 0, 0, 0, 0, 2, bytes(17)]]),
+        msgspec.msgpack.encode({"later": 1}),
     ],
 )
 def test_bytes_that_are_no_frame_are_refused(frame: bytes) -> None:
     with pytest.raises(MalformedMessage):
         decode(frame)
+
+
+def _with_later_messages(known: Sequence[Message], later: Sequence[object]) -> bytes:
+    frame: list[object] = [msgspec.msgpack.decode(encode([message]))[0] for message in known]
+    for at, message in enumerate(later):
+        frame.insert(2 * at, message)
+    return msgspec.msgpack.encode(frame)
+
+
+LATER: tuple[object, ...] = (["later"], ["propose", 7, "a", "b", [b"x", {"k": [1.5, None]}]], ["", "\xfc"])
+
+
+def test_a_message_of_a_later_version_is_skipped_and_the_others_are_taken() -> None:
+    assert decode_frame(_with_later_messages(EXAMPLES, LATER)) == (EXAMPLES, 3)
+    assert decode_frame(_with_later_messages((), LATER)) == ((), 3)
+    assert decode_frame(encode(EXAMPLES)) == (EXAMPLES, 0)
+    assert decode(_with_later_messages(EXAMPLES, LATER)) == EXAMPLES
+
+
+def test_a_field_that_a_later_version_appended_is_skipped() -> None:
+    frame = [[*msgspec.msgpack.decode(encode([message]))[0], ["later"]] for message in EXAMPLES]
+
+    assert decode_frame(msgspec.msgpack.encode(frame)) == (EXAMPLES, 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -222,7 +222,7 @@ class _Cut:
 
 def load_store(node: SimNode, snapshot: Snapshot) -> Store:
     """Return the state in a snapshot on this node's disk."""
-    restorer = Restorer()
+    restorer = Restorer(snapshot.configuration)
     for chunk in node.disk.snapshots.read(snapshot.last_index):
         restorer.feed(chunk)
     return restorer.finish()

@@ -75,7 +75,7 @@ def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
         file.seek(0)
         try:
             snapshot, header = read_header(file)
-            restorer = Restorer()
+            restorer = Restorer(snapshot.configuration)
             for chunk in read_payload(file, header, size_bytes):
                 restorer.feed(chunk)
             return snapshot, restorer.finish()

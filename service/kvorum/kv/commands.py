@@ -40,13 +40,31 @@ class Delete(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 Command = Put | Delete
+"""What a client may ask for: a change of one key, possibly in a session."""
+
+
+class RaiseFeatureLevel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="f"):
+    """Raise the cluster's feature level to ``level``, one above the present one. The only command of its entry.
+
+    It is refused, by every version alike, when a member at its index is not in ``versions`` or supports less.
+    """
+
+    level: int
+    versions: dict[str, int]
+    """Member id -> the highest feature level that this member has announced."""
+    cluster_id: str
+    """The key of the state hash from level 2 on (later raises leave that key as it is)."""
+
+
+BatchCommand = Command | RaiseFeatureLevel
+"""Everything that an entry may carry."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One log entry's commands, in order; ``time_ms`` is the leader's wall clock (Unix, ms) when it proposed them."""
 
     time_ms: int
-    commands: tuple[Command, ...]
+    commands: tuple[BatchCommand, ...]
 
 
 class PutResult(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=False):
@@ -86,13 +104,39 @@ class SessionRefused(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=F
     reason: str
 
 
-Result = PutResult | DeleteResult | CompareFailed | SessionRefused
+class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
+    """The feature level is ``level`` from the next entry on."""
+
+    revision: int
+    level: int
+
+
+class FeatureLevelRefused(msgspec.Struct, frozen=True, array_like=True, tag="fr", gc=False):
+    """The feature level stays at ``level``; ``reason`` says why.
+
+    ``order``: the command asks for another level than the next one. ``blocked``: a member, named in ``members``, is not
+    known to support it. ``members``: the members are not known. ``invalid``: the command is not alone in its entry, or
+    its cluster id is empty or too long.
+    """
+
+    revision: int
+    level: int
+    reason: str
+    members: tuple[str, ...] = ()
+
+
+Result = PutResult | DeleteResult | CompareFailed | SessionRefused | FeatureLevelRaised | FeatureLevelRefused
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
+_newer_decoder = msgspec.msgpack.Decoder(list[object])
+_FIELDS = {
+    str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1 for kind in (Put, Delete, RaiseFeatureLevel)
+}
+"""Tag of a command -> the length of its array."""
 
 
-def encode_batch(time_ms: int, commands: Sequence[Command]) -> bytes:
+def encode_batch(time_ms: int, commands: Sequence[BatchCommand]) -> bytes:
     """Return the bytes of a log entry's data."""
     return _encoder.encode(Batch(time_ms, tuple(commands)))
 
@@ -107,3 +151,24 @@ def decode_batch(data: bytes) -> Batch:
         return _decoder.decode(data)
     except UnicodeDecodeError as error:  # msgspec lets it through as it is
         raise msgspec.DecodeError(f"a string is not UTF-8: {error}") from error
+
+
+def unknown_part(data: bytes) -> str | None:
+    """Return what a newer version may have put into these bytes, which are no batch to this one; None: nothing.
+
+    They are damaged if this finds nothing: neither a command of an unknown tag, nor a field more than there should be.
+    """
+    try:
+        batch = _newer_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if len(batch) < 2 or not isinstance(batch[0], int) or not isinstance(batch[1], list):
+        return None
+    for command in batch[1]:
+        if not isinstance(command, list) or not command or not isinstance(command[0], str):
+            return None
+        if command[0] not in _FIELDS:
+            return f"a command {command[0][:32]!r}"
+        if len(command) > _FIELDS[command[0]]:
+            return f"a field of the command {command[0]!r}"
+    return "a field of the batch" if len(batch) > 2 else None

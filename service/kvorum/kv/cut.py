@@ -8,6 +8,7 @@ from kvorum.errors import InvariantViolated
 from kvorum.kv.frames import (
     CHUNK_BYTES_MAX,
     CHUNK_KEYS_MAX,
+    Features,
     Frame,
     FrameWriter,
     Header,
@@ -39,6 +40,7 @@ class SnapshotCut:
     __slots__ = (
         "_closed",
         "_done",
+        "_features",
         "_keys",
         "_keys_written",
         "_on_close",
@@ -56,12 +58,14 @@ class SnapshotCut:
     def __init__(
         self,
         header: Header,
+        features: Features | None,
         records: Mapping[bytes, Record],
         shadow: dict[bytes, Record],
         sessions: Sessions,
         on_close: Callable[[], None],
     ) -> None:
         self.header = header
+        self._features = features
         self._records = records
         self._shadow = shadow
         self._keys = list(records)
@@ -114,6 +118,9 @@ class SnapshotCut:
         if not self._started:
             self._started = True
             return self.header
+        if self._features is not None:
+            features, self._features = self._features, None
+            return features
         if self._keys_written < len(self._keys):
             return self._take_records(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):

@@ -2,7 +2,7 @@
 
 ::
 
-    snapshot = Header frame, RecordsFrame*, SessionsFrame*, Trailer frame
+    snapshot = Header frame, Features frame (format 2), RecordsFrame*, SessionsFrame*, Trailer frame
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
 
 ``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
@@ -23,8 +23,11 @@ from kvorum.errors import StorageCorrupt
 from kvorum.kv.records import Key, Record
 from kvorum.kv.sessions import SessionRow
 
-FORMAT = 1
-"""Raised when the meaning of the frames changes."""
+FORMAT_OF_LEVEL_1 = 1
+"""What version 0.1.0 reads and writes. It is written at feature level 1."""
+FORMAT_WITH_FEATURES = 2
+"""The header is followed by a :class:`Features` frame. It is written at every level above 1; the level in that frame
+says what else there may be, so the format need not change again."""
 CHUNK_KEYS_MAX = 65_536
 """The most keys (or remembered answers) that one frame may be asked to hold."""
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
@@ -40,7 +43,7 @@ FRAME_HEADER_BYTES = _frame_header.size
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="h", kw_only=True):
     """The first frame: the store's own numbers, and how much follows."""
 
-    format: int = FORMAT
+    format: int
     revision: _Count
     applied_index: _Count
     applied_term: _Count
@@ -48,6 +51,19 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     time_ms: _Count
     keys: _Count
     sessions: _Count
+
+
+class Features(msgspec.Struct, frozen=True, array_like=True, tag="f"):
+    """The frame after the header in format 2.
+
+    Fields of later versions are skipped: a version that does not support the level must be able to read which it is.
+    """
+
+    level: int
+    cluster_id: str
+    """The key of the sum."""
+    state_sum: bytes
+    """The sum over all records, 16 bytes, big-endian; empty if it did not count yet."""
 
 
 class RecordsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="r"):
@@ -70,7 +86,7 @@ class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     sessions: _Count
 
 
-Frame = Header | RecordsFrame | SessionsFrame | Trailer
+Frame = Header | Features | RecordsFrame | SessionsFrame | Trailer
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

@@ -15,6 +15,8 @@ VALUE_BYTES_MAX = 1024 * 1024
 """Of a value; an empty value is a value."""
 CLIENT_ID_CHARS_MAX = 64
 """Of a session's client id."""
+CLUSTER_ID_BYTES_MAX = 64
+"""Of the cluster id in UTF-8: the longest key of BLAKE2b."""
 INTEGER_MAX = 2**63 - 1
 """Of a sequence or a revision: what every client's language can hold."""
 BATCH_COMMANDS_MAX = 4096

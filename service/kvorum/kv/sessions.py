@@ -105,6 +105,11 @@ class Session:
             return fingerprint, DeleteResult(revision, second)
         return fingerprint, CompareFailed(revision, second)
 
+    def answer(self, sequence: int) -> bytes:
+        """Return the answer to a sequence in the window as it is stored, packed."""
+        slot = self._slot(sequence)
+        return bytes(self._ring[slot : slot + ANSWER_BYTES])
+
     def row(self, client_id: str) -> SessionRow:
         """Return the session as it is now; two sessions that answer alike have equal rows."""
         ring = self._ring
@@ -136,9 +141,10 @@ class Session:
 class Sessions:
     """All sessions, from the least to the most recently used in log order."""
 
-    __slots__ = ("_cut_number", "_latest", "_sessions", "_shadow")
+    __slots__ = ("_cut_number", "_latest", "_sessions", "_shadow", "evicted")
 
     def __init__(self) -> None:
+        self.evicted: str | None = None  # the last session that gave way to a new one
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._latest: Session | None = None  # the last in the order: it need not be moved there again
         self._cut_number = 0
@@ -205,6 +211,7 @@ class Sessions:
             if oldest.cut_number != self._cut_number:
                 self._preserve(oldest_id, oldest)
             del self._sessions[oldest_id]
+            self.evicted = oldest_id
         session = Session(1, time_ms, self._cut_number)
         self._sessions[client_id] = session
         self._latest = session

@@ -6,11 +6,25 @@ from typing import assert_never
 
 from kvorum.errors import StorageCorrupt
 from kvorum.kv.cut import SnapshotCut
-from kvorum.kv.frames import FORMAT, Frame, FrameReader, Header, RecordsFrame, SessionsFrame, Trailer
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, SESSIONS_MAX
+from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
+from kvorum.kv.frames import (
+    FORMAT_OF_LEVEL_1,
+    FORMAT_WITH_FEATURES,
+    Features,
+    Frame,
+    FrameReader,
+    Header,
+    RecordsFrame,
+    SessionsFrame,
+    Trailer,
+)
+from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
+from kvorum.kv.state_hash import STATE_SUM_BYTES, RecordSum
 from kvorum.kv.store import Store
+from kvorum.kv.sweep import Mismatch
+from kvorum.raft.messages import Configuration
 
 __all__ = ["Restorer", "SnapshotCut"]
 
@@ -19,11 +33,34 @@ class Restorer:
     """Builds a store from the chunks of a snapshot, however they are cut.
 
     The store appears only at the end, complete and verified; after an error this restorer never yields one.
+
+    Args:
+        configuration: the members at the snapshot's index; they are in the file's description, not in the chunks.
+
+    Attributes:
+        mismatch: after :meth:`finish`: the records do not have the sum that the snapshot carries. It was taken of a
+            state that memory had changed. The store is usable, and its sum is that of its records; the other members
+            must be asked whether it is right.
     """
 
-    __slots__ = ("_failed", "_header", "_reader", "_records", "_sessions", "_trailer")
+    __slots__ = (
+        "_configuration",
+        "_failed",
+        "_features",
+        "_header",
+        "_reader",
+        "_record_sum",
+        "_records",
+        "_sessions",
+        "_trailer",
+        "mismatch",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: Configuration) -> None:
+        self.mismatch: Mismatch | None = None
+        self._configuration = configuration
+        self._features: Features | None = None
+        self._record_sum: RecordSum | None = None
         self._reader = FrameReader()
         self._header: Header | None = None
         self._records: dict[bytes, Record] = {}
@@ -36,6 +73,7 @@ class Restorer:
 
         Raises:
             StorageCorrupt: they are not what a :class:`SnapshotCut` wrote.
+            VersionTooOldError: a newer version wrote them.
         """
         self._refuse_after_failure()
         self._failed = True  # until proven otherwise: whatever raises below leaves the restorer unusable
@@ -55,7 +93,13 @@ class Restorer:
             raise StorageCorrupt("the snapshot is truncated")
         if self._reader.buffered_bytes:
             raise StorageCorrupt("the snapshot goes on after its end")
-        return Store.restored(self._header, self._records, self._sessions)
+        if self._record_sum is not None and self._features is not None and self._features.state_sum:
+            expected = int.from_bytes(self._features.state_sum)
+            if expected != self._record_sum.total:
+                self.mismatch = Mismatch(self._header.applied_index, expected, self._record_sum.total)
+        return Store.restored(
+            self._header, self._features, self._record_sum, self._configuration, self._records, self._sessions
+        )
 
     def _refuse_after_failure(self) -> None:
         if self._failed:
@@ -69,6 +113,11 @@ class Restorer:
             return
         if self._header is None:
             raise StorageCorrupt("the snapshot does not begin with a header")
+        if isinstance(frame, Features):
+            self._take_features(frame, self._header)
+            return
+        if self._header.format == FORMAT_WITH_FEATURES and self._features is None:
+            raise StorageCorrupt("the snapshot does not say its feature level")
         match frame:
             case RecordsFrame():
                 self._take_records(frame, self._header)
@@ -83,9 +132,26 @@ class Restorer:
     def _take_header(self, header: Header) -> None:
         if self._header is not None:
             raise StorageCorrupt("the snapshot has two headers")
-        if header.format != FORMAT:
-            raise StorageCorrupt(f"the snapshot's format is {header.format}; this version reads {FORMAT}")
+        if header.format not in (FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES):
+            raise StorageCorrupt(
+                f"the snapshot's format is {header.format}; this version reads {FORMAT_OF_LEVEL_1} and "
+                f"{FORMAT_WITH_FEATURES}"
+            )
         self._header = header
+
+    def _take_features(self, features: Features, header: Header) -> None:
+        if header.format != FORMAT_WITH_FEATURES or self._features is not None:
+            raise StorageCorrupt("the snapshot says its feature level twice, or should not say it")
+        if features.level <= FIRST_LEVEL:
+            raise StorageCorrupt(f"the snapshot says that its feature level is {features.level}")
+        check_supported(features.level, "the snapshot")
+        if not 0 < len(features.cluster_id.encode()) <= CLUSTER_ID_BYTES_MAX:
+            raise StorageCorrupt("the cluster id of the snapshot is impossible")
+        if len(features.state_sum) not in (0, STATE_SUM_BYTES):
+            raise StorageCorrupt("the state sum of the snapshot is impossible")
+        self._features = features
+        if features.level >= STATE_HASH_LEVEL:
+            self._record_sum = RecordSum(features.cluster_id, is_counted=True)
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
         if len(frame.keys) != len(frame.records):
@@ -96,6 +162,9 @@ class Restorer:
             if not record.create_revision <= record.mod_revision <= revision:
                 raise StorageCorrupt("a record of the snapshot has an impossible revision")
         self._records.update(zip(frame.keys, frame.records, strict=True))
+        if self._record_sum is not None:
+            for key, record in zip(frame.keys, frame.records, strict=True):
+                self._record_sum.add(key, record)
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
         if (

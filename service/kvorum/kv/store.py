@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from struct import Struct
 from typing import assert_never
-from zlib import crc32
 
 import msgspec
 
-from kvorum.errors import InvariantViolated
+from kvorum import __version__
+from kvorum.errors import InvariantViolated, VersionTooOldError
 from kvorum.kv.commands import (
     ANY_REVISION,
     MUST_NOT_EXIST,
@@ -18,25 +16,36 @@ from kvorum.kv.commands import (
     CompareFailed,
     Delete,
     DeleteResult,
+    FeatureLevelRaised,
+    FeatureLevelRefused,
     Put,
     PutResult,
+    RaiseFeatureLevel,
     Result,
     SessionRefused,
     decode_batch,
+    unknown_part,
 )
 from kvorum.kv.cut import SnapshotCut
-from kvorum.kv.frames import Header
-from kvorum.kv.limits import BATCH_COMMANDS_MAX, CLIENT_ID_CHARS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
+from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header
+from kvorum.kv.limits import (
+    BATCH_COMMANDS_MAX,
+    CLIENT_ID_CHARS_MAX,
+    CLUSTER_ID_BYTES_MAX,
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+)
 from kvorum.kv.records import Record
-from kvorum.kv.sessions import Session, Sessions, fingerprint
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.kv.sessions import AHEAD, MISMATCH, STALE, Session, Sessions, fingerprint
+from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, RecordSum, next_hash_of_level_1
+from kvorum.raft.membership import decode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 INVALID = "invalid"
 NO_CUT = -1
 """A revision below every record's: no record belongs to a cut."""
-
-_results_encoder = msgspec.msgpack.Encoder()
-_pack_entry = Struct(">QQQBQI").pack
+_REFUSALS_THAT_USE_A_SESSION = (AHEAD, STALE, MISMATCH)
 
 
 class Store:
@@ -46,11 +55,16 @@ class Store:
         revision: counts the mutations that changed something, over the whole cluster and all time.
         applied_index: the log index of the last entry applied.
         applied_term: its term.
-        state_hash: 64 bits over every entry and every result so far; equal on all nodes at the same index.
+        state_hash: 64 bits over every entry so far; equal on all nodes at the same index
+            (:mod:`kvorum.kv.state_hash`).
         time_ms: the log's time: the highest ``time_ms`` of any batch so far (Unix, ms).
+        feature_level: the level in force for the next entry (:mod:`kvorum.kv.features`).
+        configuration: the members at ``applied_index``; empty before the first configuration.
+        cluster_id: the key of the sum over the records; empty below level 2.
     """
 
     __slots__ = (
+        "_changes",
         "_cut",
         "_cut_revision",
         "_records",
@@ -58,6 +72,9 @@ class Store:
         "_shadow",
         "applied_index",
         "applied_term",
+        "cluster_id",
+        "configuration",
+        "feature_level",
         "revision",
         "state_hash",
         "time_ms",
@@ -69,6 +86,10 @@ class Store:
         self.applied_term = 0
         self.state_hash = 0
         self.time_ms = 0
+        self.feature_level = FIRST_LEVEL
+        self.configuration = Configuration()
+        self.cluster_id = ""
+        self._changes: Changes | None = None
         self._records: dict[bytes, Record] = {}
         self._sessions = Sessions()
         self._cut: SnapshotCut | None = None
@@ -76,14 +97,37 @@ class Store:
         self._shadow: dict[bytes, Record] = {}
 
     @classmethod
-    def restored(cls, header: Header, records: dict[bytes, Record], sessions: Sessions) -> Store:
-        """Return the store that a snapshot describes; the parts become its own. Use the Restorer, which verifies."""
+    def restored(
+        cls,
+        header: Header,
+        features: Features | None,
+        record_sum: RecordSum | None,
+        configuration: Configuration,
+        records: dict[bytes, Record],
+        sessions: Sessions,
+    ) -> Store:
+        """Return the store that a snapshot describes; the parts become its own. Use the Restorer, which verifies.
+
+        Args:
+            header: the store's numbers.
+            features: its feature level and what depends on that; None at level 1.
+            record_sum: the sum over ``records``; None at level 1.
+            configuration: the members at ``header.applied_index``.
+            records: the records, in the order of their creation.
+            sessions: the sessions.
+        """
         store = cls()
         store.revision = header.revision
         store.applied_index = header.applied_index
         store.applied_term = header.applied_term
         store.state_hash = header.state_hash
         store.time_ms = header.time_ms
+        store.configuration = configuration
+        if features is not None:
+            store.feature_level = features.level
+            store.cluster_id = features.cluster_id
+        if record_sum is not None:
+            store._changes = Changes(record_sum)
         store._records = records
         store._sessions = sessions
         return store
@@ -101,11 +145,32 @@ class Store:
         """Return the key's latest version, or None if the key does not exist."""
         return self._records.get(key)
 
+    def keys(self) -> list[bytes]:
+        """Return all keys, in the order of their creation."""
+        return list(self._records)
+
+    @property
+    def record_sum(self) -> RecordSum | None:
+        """The sum over all records; None below level 2."""
+        return None if self._changes is None else self._changes.records
+
+    @property
+    def state_sum(self) -> int | None:
+        """The sum's value; None while it does not count, or below level 2."""
+        records = self.record_sum
+        return records.total if records is not None and records.is_counted else None
+
+    @property
+    def state_hash_version(self) -> int:
+        """The definition of ``state_hash``: 1 below level 2, 2 from it on. Hashes of two definitions differ always."""
+        return 1 if self._changes is None else 2
+
     def apply(self, entry: Entry) -> list[Result]:
         """Apply the next committed entry and return one result per command, in order.
 
         Raises:
-            InvariantViolated: not the next entry, or its data is not a batch. Nothing was applied; the process ends.
+            InvariantViolated: not the next entry, or its data is damaged. Nothing was applied; the process ends.
+            VersionTooOldError: a newer version wrote it. Nothing was applied; the process ends.
         """
         if entry.index != self.applied_index + 1 or entry.term < self.applied_term:
             raise InvariantViolated(
@@ -113,18 +178,20 @@ class Store:
             )
         match entry.kind:
             case EntryKind.COMMAND:
-                try:
-                    batch = decode_batch(entry.data)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise InvariantViolated(f"the committed entry {entry.index} is not a batch: {error}") from error
-                results = self._apply_batch(batch, len(entry.data))
-            case EntryKind.NOOP | EntryKind.CONFIGURATION:
+                results = self._apply_batch(self._decode(entry), len(entry.data))
+            case EntryKind.CONFIGURATION:
+                self._apply_configuration(entry)
+                results = []
+            case EntryKind.NOOP:
                 results = []
             case _:
                 assert_never(entry.kind)
         self.applied_index = entry.index
         self.applied_term = entry.term
-        self.state_hash = _next_state_hash(self.state_hash, entry, results)
+        if self._changes is None:
+            self.state_hash = next_hash_of_level_1(self.state_hash, entry, results)
+        else:
+            self.state_hash = self._changes.next_hash(self.state_hash, entry, self.revision, self.time_ms)
         return results
 
     def begin_snapshot(self) -> SnapshotCut:
@@ -137,7 +204,9 @@ class Store:
         """
         if self._cut is not None:
             raise InvariantViolated("a snapshot is begun while another is being written")
+        features = self._features()
         header = Header(
+            format=FORMAT_OF_LEVEL_1 if features is None else FORMAT_WITH_FEATURES,
             revision=self.revision,
             applied_index=self.applied_index,
             applied_term=self.applied_term,
@@ -148,13 +217,41 @@ class Store:
         )
         self._shadow = {}
         self._cut_revision = self.revision
-        self._cut = SnapshotCut(header, self._records, self._shadow, self._sessions, self._end_snapshot)
+        self._cut = SnapshotCut(header, features, self._records, self._shadow, self._sessions, self._end_snapshot)
         return self._cut
 
     def _end_snapshot(self) -> None:
         self._cut = None
         self._cut_revision = NO_CUT
         self._shadow = {}
+
+    def _features(self) -> Features | None:
+        if self.feature_level == FIRST_LEVEL:
+            return None
+        state_sum = self.state_sum
+        return Features(
+            self.feature_level, self.cluster_id, b"" if state_sum is None else state_sum.to_bytes(STATE_SUM_BYTES)
+        )
+
+    def _decode(self, entry: Entry) -> Batch:
+        try:
+            return decode_batch(entry.data)
+        except msgspec.DecodeError as error:
+            unknown = unknown_part(entry.data)
+            if unknown is None:
+                raise InvariantViolated(f"the committed entry {entry.index} is not a batch: {error}") from error
+            raise VersionTooOldError(
+                f"the committed entry {entry.index} is not a batch that version {__version__} knows: it has {unknown}; "
+                f"a newer version wrote it (the feature level is {self.feature_level}): start that version again"
+            ) from error
+
+    def _apply_configuration(self, entry: Entry) -> None:
+        try:
+            self.configuration = decode_configuration(entry.data)
+        except msgspec.DecodeError as error:
+            raise InvariantViolated(f"the committed entry {entry.index} is no configuration: {error}") from error
+        if self._changes is not None:
+            self._changes.configuration(self.configuration)
 
     def _apply_batch(self, batch: Batch, data_bytes: int) -> list[Result]:
         if batch.time_ms > self.time_ms:
@@ -167,6 +264,9 @@ class Store:
             return results
         large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
         for command in commands:
+            if isinstance(command, RaiseFeatureLevel):
+                results.append(self._raise_feature_level(command, is_alone=len(commands) == 1))
+                continue
             # The limits come first: what passes one must not open a session, nor be remembered by one.
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
                 result: Result = SessionRefused(self.revision, INVALID)
@@ -186,13 +286,23 @@ class Store:
         if len(client_id) > CLIENT_ID_CHARS_MAX or sequence < 1:
             return SessionRefused(self.revision, INVALID)
         mark = fingerprint(command)
-        found = self._sessions.find(client_id, sequence, mark, self.time_ms)
+        sessions, changes = self._sessions, self._changes
+        found = sessions.find(client_id, sequence, mark, self.time_ms)
         if isinstance(found, Session):
+            if changes is not None and sessions.evicted is not None:
+                changes.eviction(sessions.evicted)
+            sessions.evicted = None
             result = self._put(command) if isinstance(command, Put) else self._delete(command)
             found.remember(sequence, mark, result)
+            if changes is not None:
+                changes.session(client_id, found.highest, found.answer(sequence))
             return result
         if isinstance(found, str):
+            if changes is not None and found in _REFUSALS_THAT_USE_A_SESSION:
+                changes.session(client_id, 0, b"")
             return SessionRefused(self.revision, found)
+        if changes is not None:
+            changes.session(client_id, 0, b"")
         return found
 
     def _put(self, command: Put) -> PutResult | CompareFailed:
@@ -213,7 +323,9 @@ class Store:
             self.revision = revision = self.revision + 1
             create_revision = old.create_revision
             version = old.version + 1
-        self._records[key] = Record(command.value, create_revision, revision, version)
+        self._records[key] = new = Record(command.value, create_revision, revision, version)
+        if self._changes is not None:
+            self._changes.put(key, old, new)
         return PutResult(revision, create_revision, revision, version)
 
     def _delete(self, command: Delete) -> DeleteResult | CompareFailed:
@@ -228,22 +340,38 @@ class Store:
             self._shadow[key] = old
         self.revision += 1
         del self._records[key]
+        if self._changes is not None:
+            self._changes.delete(key, old, self.revision)
         return DeleteResult(self.revision, 1)
+
+    def _raise_feature_level(
+        self, command: RaiseFeatureLevel, *, is_alone: bool
+    ) -> FeatureLevelRaised | FeatureLevelRefused:
+        """Raise the level, or say why not. Whether *this* version supports it must not change the answer.
+
+        Raises:
+            VersionTooOldError: it is raised to a level that this version does not support. Nothing was applied.
+        """
+        present = self.feature_level
+        level, cluster_id = command.level, command.cluster_id
+        if not is_alone or not 0 < len(cluster_id.encode()) <= CLUSTER_ID_BYTES_MAX:
+            return FeatureLevelRefused(self.revision, present, INVALID)
+        if level != present + 1:
+            return FeatureLevelRefused(self.revision, present, "order")
+        if not self.configuration.members:
+            return FeatureLevelRefused(self.revision, present, "members")
+        blocking = blockers(level, self.configuration, command.versions)
+        if blocking:
+            return FeatureLevelRefused(self.revision, present, "blocked", blocking)
+        check_supported(level, f"the committed entry {self.applied_index + 1}")
+        self.feature_level = level
+        if self._changes is None and level >= STATE_HASH_LEVEL:
+            self.cluster_id = cluster_id
+            self._changes = Changes(RecordSum(cluster_id, is_counted=not self._records))
+        if self._changes is not None:
+            self._changes.level(level)
+        return FeatureLevelRaised(self.revision, level)
 
 
 def _value_is_too_large(command: Command) -> bool:
     return isinstance(command, Put) and len(command.value) > VALUE_BYTES_MAX
-
-
-def _next_state_hash(previous: int, entry: Entry, results: list[Result]) -> int:
-    """Return the state hash after an entry: a chain over what was asked and over everything that was answered.
-
-    The data enters by its length and CRC: the log's own checksums guard its bytes, and hashing them again would cost
-    as much as applying them. The results enter in full, since they show what the state machine made of the data. So a
-    change of a result's encoding changes the hash, and nodes of both versions must not be compared meanwhile.
-    """
-    data = entry.data
-    digest = blake2b(_pack_entry(previous, entry.index, entry.term, entry.kind, len(data), crc32(data)), digest_size=8)
-    if results:
-        digest.update(_results_encoder.encode(results))
-    return int.from_bytes(digest.digest(), "big")

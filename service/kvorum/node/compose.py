@@ -45,7 +45,7 @@ async def start_node(config: Config, ports: Ports) -> Node:
     await run(_write_identity, ports, identity)
     store = ports.make_store()
     if loaded.snapshot is not None:
-        store = await run(load_store, storage.snapshots, loaded.snapshot.last_index)
+        store = await run(load_store, storage.snapshots, loaded.snapshot)
     node = compose(config, identity, loaded, store, ports)
     try:
         await node.start()

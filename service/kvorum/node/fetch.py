@@ -127,7 +127,7 @@ class Fetcher:
         for _ in range(TRIES):
             try:
                 info = await self._download(source, snapshot)
-                store = await self._threads.run(load_store, self._storage.snapshots, snapshot.last_index)
+                store = await self._threads.run(load_store, self._storage.snapshots, snapshot)
             except (PeerError, StorageError) as error:
                 self._counters.snapshots["install", "failed"] += 1
                 if self._limit.allow() is not None:

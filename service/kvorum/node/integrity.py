@@ -171,8 +171,8 @@ class Integrity:
 
 def _decode(data: bytes) -> Store:
     stream = BytesIO(data)
-    _, header = read_header(stream)
-    restorer = Restorer()
+    snapshot, header = read_header(stream)
+    restorer = Restorer(snapshot.configuration)
     for chunk in read_payload(stream, header, len(data)):
         restorer.feed(chunk)
     return restorer.finish()

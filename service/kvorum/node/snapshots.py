@@ -185,14 +185,14 @@ class Snapshots:
         return await self._threads.run(_read_chunk, snapshots, last_index, offset_bytes, size_bytes)
 
 
-def load_store(snapshots: SnapshotFile, last_index: int) -> Store:
-    """Return the state in a durable snapshot. Blocking: run it in a thread.
+def load_store(snapshots: SnapshotFile, snapshot: Snapshot) -> Store:
+    """Return the state in the durable snapshot that ``snapshot`` describes. Blocking: run it in a thread.
 
     Raises:
         StorageCorrupt: it is damaged.
     """
-    restorer = Restorer()
-    for chunk in snapshots.read(last_index):
+    restorer = Restorer(snapshot.configuration)
+    for chunk in snapshots.read(snapshot.last_index):
         restorer.feed(chunk)
     return restorer.finish()
 

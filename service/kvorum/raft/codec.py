@@ -1,12 +1,15 @@
 """Messages as bytes, and the checks that every message from outside must pass before consensus sees it.
 
 A frame is a msgpack array of messages. The decoder checks the types and ranges of the fields; the checks here cover
-what the fields of one message say together. Consensus relies on both.
+what the fields of one message say together. Consensus relies on both. A message whose tag is unknown is a later
+version's. It is skipped, and the others of its frame are taken: consensus sends again what matters, and a lost message
+is something that it survives. Fields that a later version appended to a known message are skipped likewise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -18,24 +21,66 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[Message, ...])
 
 
+class _Tagged(msgspec.Struct, frozen=True, array_like=True):
+    """The beginning of any message, known or not."""
+
+    tag: str
+
+
+# Used when a frame holds something that the decoder above refuses.
+_raw_decoder = msgspec.msgpack.Decoder(tuple[msgspec.Raw, ...])
+_tag_decoder = msgspec.msgpack.Decoder(_Tagged)
+_message_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_TAGS = frozenset(kind.__struct_config__.tag for kind in get_args(Message))
+
+
+class Frame(NamedTuple):
+    """What a frame holds."""
+
+    messages: tuple[Message, ...]
+    """Those that this version knows, each of them checked."""
+    unknown: int
+    """How many messages of other versions were skipped."""
+
+
 def encode(messages: Sequence[Message]) -> bytes:
     """Return one frame."""
     return _encoder.encode(messages)
 
 
 def decode(frame: bytes) -> tuple[Message, ...]:
-    """Return the messages in a frame, each of them checked.
+    """Return the messages in a frame that this version knows, each of them checked.
 
     Raises:
         MalformedMessage: the bytes are no frame, or a message contradicts itself.
     """
+    return decode_frame(frame).messages
+
+
+def decode_frame(frame: bytes) -> Frame:
+    """Return what a frame holds, and how much of it is unknown.
+
+    Raises:
+        MalformedMessage: the bytes are no frame, or a message contradicts itself.
+    """
+    unknown = 0
     try:
         messages = _decoder.decode(frame)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise MalformedMessage(f"not a frame of messages: {error}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # Either a later version's message, or damage: one by one, the messages tell.
+        messages, unknown = _decode_one_by_one(frame)
     for message in messages:
         _check(message)
-    return messages
+    return Frame(messages, unknown)
+
+
+def _decode_one_by_one(frame: bytes) -> Frame:
+    try:
+        raws = _raw_decoder.decode(frame)
+        known = [raw for raw in raws if _tag_decoder.decode(raw).tag in _TAGS]
+        return Frame(tuple([_message_decoder.decode(raw) for raw in known]), len(raws) - len(known))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise MalformedMessage(f"not a frame of messages: {error}") from error
 
 
 def _check(message: Message) -> None:

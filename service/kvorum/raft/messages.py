@@ -143,12 +143,16 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
     ``commit_index`` is at most what the recipient is known to hold. ``round`` numbers the leader's rounds: a quorum
     of answers to a round later than a read's arrival proves that the leader still led then (thesis 6.4).
     ``state_index`` and ``state_hash``: the leader's state hash after applying that index, for the driver (0: none).
+    ``state_hash_version`` is that hash's definition, and ``state_sum`` the second part of the second one (empty: none).
+    Version 0.1.0 sends neither of the last two and skips them.
     """
 
     commit_index: Number
     round: Number
     state_index: Number = 0
     state_hash: int = 0
+    state_hash_version: int = 1
+    state_sum: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):

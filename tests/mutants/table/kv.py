@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant(
         "B40",
         "The state hash leaves the results out.",
-        "kv.store:_next_state_hash",
+        "kv.state_hash:next_hash_of_level_1",
         "digest.update(_results_encoder.encode(results))",
         "pass",
     ),

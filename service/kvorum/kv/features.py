@@ -1,0 +1,116 @@
+"""Feature levels: what every node of a cluster is known to understand while its nodes run different versions.
+
+The replicated state holds a level. It begins at 1, which is what version 0.1.0 speaks, and only the command
+:class:`~kvorum.kv.commands.RaiseFeatureLevel` raises it, by one, once every member is known to support the next one.
+Nothing that needs a level is proposed below it (:func:`check_commands`), and every entry is applied by the level in
+force at its index. So a log never holds a command that one of the members cannot apply, and until the level is raised
+every node can go back to the version before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+import msgspec
+
+from kvorum import __version__
+from kvorum.errors import FeatureUnavailableError, VersionTooOldError
+from kvorum.kv.commands import BatchCommand, Delete, Put, RaiseFeatureLevel
+from kvorum.raft.messages import Configuration, EntryKind, NodeId
+
+
+class Level(msgspec.Struct, frozen=True):
+    """One feature level."""
+
+    number: int
+    version: str
+    """The first version of Kvorum that supports it."""
+    changes: tuple[str, ...]
+    """What it changes, one sentence each."""
+
+
+LEVELS = (
+    Level(1, "0.1.0", ("The first level.",)),
+    Level(
+        2,
+        "0.2.0",
+        (
+            "The state hash chains the changes of each entry, and a sum covers every live record.",
+            "Snapshots have format 2: they carry the feature level and that sum.",
+        ),
+    ),
+)
+"""Every level that this version supports, ascending."""
+
+SUPPORTED_LEVELS = tuple(level.number for level in LEVELS)
+FIRST_LEVEL = SUPPORTED_LEVELS[0]
+HIGHEST_LEVEL = SUPPORTED_LEVELS[-1]
+STATE_HASH_LEVEL = 2
+"""From this level on the state hash covers changes and records (:mod:`kvorum.kv.state_hash`)."""
+
+
+def level_of_command(command: BatchCommand) -> int:
+    """Return the level from which on a command may be proposed."""
+    match command:
+        case Put() | Delete():
+            return 1
+        case RaiseFeatureLevel():
+            # The one command that comes before its level: it is proposed when nobody blocks that level.
+            return 1
+        case _:
+            assert_never(command)
+
+
+def level_of_entry_kind(kind: EntryKind) -> int:
+    """Return the level from which on an entry of this kind may be proposed."""
+    match kind:
+        case EntryKind.COMMAND | EntryKind.NOOP | EntryKind.CONFIGURATION:
+            return 1
+        case _:
+            assert_never(kind)
+
+
+def check_commands(commands: Iterable[BatchCommand], level: int) -> None:
+    """Refuse to propose what a member may not understand. ``level`` is the one in force in the proposer's state.
+
+    The level never falls, so what passes here is known at whatever index the commands get.
+
+    Raises:
+        FeatureUnavailableError: a command needs a higher level; nothing was done.
+    """
+    for command in commands:
+        needed = level_of_command(command)
+        if needed > level:
+            raise FeatureUnavailableError(
+                f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
+                f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
+            )
+
+
+def blockers(level: int, configuration: Configuration, versions: Mapping[NodeId, int]) -> tuple[NodeId, ...]:
+    """Return the members, learners included, that are not known to support ``level``, in the order of their ids.
+
+    Args:
+        level: the level that is to be raised to.
+        configuration: the members.
+        versions: member id -> the highest level that it says it supports. Ids of others are ignored.
+    """
+    return tuple(member.id for member in configuration.members if versions.get(member.id, 0) < level)
+
+
+def check_supported(level: int, where: str) -> None:
+    """Refuse data that a newer version wrote.
+
+    Args:
+        level: the level of the data.
+        where: what holds it, for the error: ``"the snapshot"``.
+
+    Raises:
+        VersionTooOldError: this version does not support the level.
+    """
+    if level not in SUPPORTED_LEVELS:
+        raise VersionTooOldError(
+            f"{where} has feature level {level}, and version {__version__} supports levels {FIRST_LEVEL} to "
+            f"{HIGHEST_LEVEL} only; start the newer version again: a raised level cannot be taken back"
+        )

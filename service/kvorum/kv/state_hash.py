@@ -1,0 +1,194 @@
+"""The state hash: what nodes compare to find that one of them applied something else, or that its memory changed.
+
+Two definitions exist, one below feature level 2 and one from it on. Hashes of two definitions are never compared.
+
+*Below level 2*, :func:`next_hash_of_level_1`: a chain over each entry and the encoding of its results. A field added to
+a result changes it, so nodes of two versions could not be compared.
+
+*From level 2 on* there are two parts.
+
+1. :class:`Changes`, a chain over what each entry changed: records by key, revisions and checksum of the value; sessions
+   by the answer that they remember; the members; the level. It shows that nodes applied the same.
+2. :class:`RecordSum`, the sum modulo 2^128 of a keyed hash of every live record. It is kept up with each change, from
+   the records that memory holds, so it also depends on what a record has become since it was written. It is recomputed
+   when a snapshot is restored and, slice by slice, by :class:`~kvorum.kv.sweep.StateSweep`. It shows that memory still
+   holds what was applied.
+
+The hash of a record is BLAKE2b with 16 bytes of output over its revisions, the length and CRC-32 of its value, and its
+key. Its own key is a cluster id, so that nobody can choose keys whose hashes cancel out without knowing it. The value
+enters by its CRC: faults of memory are found as surely as by the CRCs of the log, and hashing 1 MiB with BLAKE2b would
+cost more than the rest of a write. The cluster id is part of the state and stays what it was when the level was raised
+to 2; a restored or recovered cluster keeps it, whatever its new id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from struct import Struct
+from zlib import crc32
+
+import msgspec
+
+from kvorum.kv.commands import Result
+from kvorum.kv.records import Record
+from kvorum.raft.messages import Configuration, Entry
+
+STATE_SUM_BYTES = 16
+_SUM_MASK = (1 << 8 * STATE_SUM_BYTES) - 1
+
+_results_encoder = msgspec.msgpack.Encoder()
+_pack_entry_of_level_1 = Struct(">QQQBQI").pack
+_pack_entry = Struct(">QQQBQQ").pack
+_pack_record = Struct(">QQQII").pack
+_pack_deletion = Struct(">QH").pack
+_pack_session = Struct(">QH").pack
+_pack_member = Struct(">?H").pack
+
+
+def next_hash_of_level_1(previous: int, entry: Entry, results: Sequence[Result]) -> int:
+    """Return the state hash after an entry, exactly as version 0.1.0 computes it.
+
+    The data enters by its length and CRC: the log's own checksums guard its bytes, and hashing them again would cost
+    as much as applying them. The results enter in full, since they show what the state machine made of the data.
+    """
+    data = entry.data
+    digest = blake2b(
+        _pack_entry_of_level_1(previous, entry.index, entry.term, entry.kind, len(data), crc32(data)), digest_size=8
+    )
+    if results:
+        digest.update(_results_encoder.encode(results))
+    return int.from_bytes(digest.digest(), "big")
+
+
+class RecordSum:
+    """The sum of the hashes of all live records, and the sum of a sweep that is under way.
+
+    A sweep visits the keys in the order of their creation. So a record belongs to what was swept already if it was
+    created no later than the record visited last, or after the sweep began.
+
+    Attributes:
+        total: the sum, modulo 2^128. It counts only if ``is_counted``.
+        is_counted: whether ``total`` covers all records. It does not between the raise to level 2 and the end of the
+            first sweep, because summing everything at once would stall the node.
+    """
+
+    __slots__ = ("_keyed", "_sweep_began", "_sweep_cursor", "_sweep_total", "is_counted", "total")
+
+    def __init__(self, cluster_id: str, is_counted: bool) -> None:
+        self._keyed = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record")
+        self.total = 0
+        self.is_counted = is_counted
+        self._sweep_total = 0
+        self._sweep_cursor = 0
+        self._sweep_began: int | None = None
+
+    def hash_of(self, key: bytes, record: Record) -> bytes:
+        """Return the hash of one record."""
+        value = record.value
+        digest = self._keyed.copy()
+        digest.update(
+            _pack_record(record.create_revision, record.mod_revision, record.version, len(value), crc32(value)) + key
+        )
+        return digest.digest()
+
+    def replace(self, key: bytes, old: Record | None, new: Record | None) -> bytes:
+        """Take note that a key's record was replaced, created or deleted; return the hash of the new one, if any."""
+        digest = b""
+        change = 0
+        if new is not None:
+            digest = self.hash_of(key, new)
+            change = int.from_bytes(digest, "big")
+        if old is not None:
+            change -= int.from_bytes(self.hash_of(key, old), "big")
+        self.total = (self.total + change) & _SUM_MASK
+        if self._sweep_began is not None:
+            # An overwritten record keeps its create_revision, so old and new were swept both or neither.
+            record = old or new
+            if record is not None and not self._sweep_cursor < record.create_revision <= self._sweep_began:
+                self._sweep_total = (self._sweep_total + change) & _SUM_MASK
+        return digest
+
+    def add(self, key: bytes, record: Record) -> None:
+        """Count a record that is being restored."""
+        self.total = (self.total + int.from_bytes(self.hash_of(key, record), "big")) & _SUM_MASK
+
+    def begin_sweep(self, revision: int) -> None:
+        """Begin to sum anew; ``revision`` is the store's."""
+        self._sweep_total = 0
+        self._sweep_cursor = 0
+        self._sweep_began = revision
+
+    def visit(self, key: bytes, record: Record) -> None:
+        """Count a record in the sweep. One that was created after the sweep began is counted already."""
+        if self._sweep_began is not None and record.create_revision <= self._sweep_began:
+            self._sweep_total = (self._sweep_total + int.from_bytes(self.hash_of(key, record), "big")) & _SUM_MASK
+            self._sweep_cursor = record.create_revision
+
+    def end_sweep(self) -> tuple[int, int]:
+        """Adopt what the sweep found, since that is what memory holds; return the sum before, and what was found."""
+        before, found = self.total, self._sweep_total
+        if not self.is_counted:
+            before = found
+        self.total = found
+        self.is_counted = True
+        self._sweep_began = None
+        return before, found
+
+
+class Changes:
+    """What the entry that is being applied changes, for the chain of level 2.
+
+    Attributes:
+        records: the sum over the records, which is kept up by the same calls.
+    """
+
+    __slots__ = ("_parts", "records")
+
+    def __init__(self, records: RecordSum) -> None:
+        self.records = records
+        self._parts: list[bytes] = []
+
+    def put(self, key: bytes, old: Record | None, new: Record) -> None:
+        """A record was created or replaced."""
+        self._parts.append(b"p")
+        self._parts.append(self.records.replace(key, old, new))
+
+    def delete(self, key: bytes, old: Record, revision: int) -> None:
+        """A record was deleted; ``revision`` is the one of the deletion."""
+        self.records.replace(key, old, None)
+        self._parts.append(b"d" + _pack_deletion(revision, len(key)) + key)
+
+    def session(self, client_id: str, highest: int, answer: bytes) -> None:
+        """A session was used. ``highest``: its highest sequence; ``answer``: what it remembers now (empty: no more)."""
+        name = client_id.encode()
+        self._parts.append(b"s" + _pack_session(highest, len(name)) + name)
+        self._parts.append(len(answer).to_bytes(1) + answer)
+
+    def eviction(self, client_id: str) -> None:
+        """A session gave way to a new one."""
+        name = client_id.encode()
+        self._parts.append(b"e" + len(name).to_bytes(2) + name)
+
+    def configuration(self, configuration: Configuration) -> None:
+        """The members changed."""
+        self._parts.append(b"c" + len(configuration.members).to_bytes(4))
+        for member in configuration.members:
+            name = member.id.encode()
+            self._parts.append(_pack_member(member.voter, len(name)) + name)
+
+    def level(self, level: int) -> None:
+        """The feature level was raised."""
+        self._parts.append(b"l" + level.to_bytes(4))
+
+    def next_hash(self, previous: int, entry: Entry, revision: int, time_ms: int) -> int:
+        """Return the hash after the entry, and be ready for the next one."""
+        digest = blake2b(
+            _pack_entry(previous, entry.index, entry.term, entry.kind, revision, time_ms),
+            digest_size=8,
+            person=b"kvorum.changes",
+        )
+        if self._parts:
+            digest.update(b"".join(self._parts))
+            self._parts.clear()
+        return int.from_bytes(digest.digest(), "big")

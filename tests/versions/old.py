@@ -1,0 +1,153 @@
+"""Version 0.1.0, built from git by its commit, and a child process that runs its pure parts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "a91d484"
+"""The last commit of version 0.1.0."""
+
+CHILD = """
+import sys
+import msgspec, kvorum
+from kvorum.errors import KvorumError
+from kvorum.kv import sessions, snapshot
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
+from kvorum.raft import codec
+from kvorum.raft.messages import Entry
+
+assert kvorum.__version__ == "0.1.0" and kvorum.__file__.startswith(sys.argv[1]), kvorum.__file__
+window, sessions_max = sessions.SESSION_WINDOW, sessions.SESSIONS_MAX
+
+def limits(small):
+    sessions.SESSION_WINDOW = 4 if small else window
+    sessions.SESSIONS_MAX = snapshot.SESSIONS_MAX = 3 if small else sessions_max
+
+def snapshot_of(store):
+    cut = store.begin_snapshot()
+    chunks = []
+    while (chunk := cut.next_chunk(2)) is not None:
+        chunks.append(chunk)
+    cut.close()
+    return b"".join(chunks)
+
+def restore(data):
+    restorer = Restorer()
+    restorer.feed(data)
+    return restorer.finish()
+
+def apply(data, entries, small):
+    limits(small)
+    store = restore(data) if data else Store()
+    hashes = []
+    for entry in msgspec.convert(entries, list[Entry]):
+        store.apply(entry)
+        hashes.append(store.state_hash)
+    return [hashes, snapshot_of(store)]
+
+def decode(frame):
+    return codec.encode(codec.decode(frame))
+
+while True:
+    request = sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4)))
+    if not request:
+        break
+    name, arguments = msgspec.msgpack.decode(request)
+    try:
+        answer = ["ok", {"apply": apply, "decode": decode}[name](*arguments)]
+    except (KvorumError, msgspec.DecodeError) as error:
+        answer = [type(error).__name__, str(error)]
+    encoded = msgspec.msgpack.encode(answer)
+    sys.stdout.buffer.write(len(encoded).to_bytes(4) + encoded)
+    sys.stdout.buffer.flush()
+"""
+
+
+@cache
+def sources() -> Path:
+    """Return a folder with the sources of 0.1.0; skip the test if the history does not have them."""
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", COMMIT, "service", "client"],
+        capture_output=True,
+        check=False,
+    )
+    if archive.returncode:
+        pytest.skip(f"no commit {COMMIT} here (a shallow clone?): {archive.stderr.decode().strip()}")
+    folder = Path(tempfile.mkdtemp(prefix="kvorum-0.1.0-"))
+    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which ``import kvorum`` finds 0.1.0."""
+    folder = sources()
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "service"), str(folder / "client")])}
+
+
+class OldVersionError(Exception):
+    """What 0.1.0 raised: the name of its exception, and its text."""
+
+
+class OldVersion:
+    """The pure parts of 0.1.0, in a process of their own."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def apply(self, snapshot: bytes, entries: list[list[Any]], *, small: bool) -> tuple[list[int], bytes]:
+        """Apply entries to a snapshot (empty: to nothing); return the state hash after each, and the last snapshot.
+
+        Raises:
+            OldVersionError: it refuses.
+        """
+        hashes, snapshot = self._ask("apply", snapshot, entries, small)
+        return hashes, snapshot
+
+    def decode(self, frame: bytes) -> bytes:
+        """Decode a frame of messages; return what it understood, encoded again.
+
+        Raises:
+            OldVersionError: it refuses.
+        """
+        understood: bytes = self._ask("decode", frame)
+        return understood
+
+    def _ask(self, name: str, *arguments: object) -> Any:
+        request = msgspec.msgpack.encode([name, arguments])
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(len(request).to_bytes(4) + request)
+        stdin.flush()
+        outcome, answer = msgspec.msgpack.decode(stdout.read(int.from_bytes(stdout.read(4))))
+        if outcome != "ok":
+            raise OldVersionError(f"{outcome}: {answer}")
+        return answer
+
+
+@contextmanager
+def old_version() -> Iterator[OldVersion]:
+    """Run 0.1.0 beside this version."""
+    folder = str(sources())
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, folder], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield OldVersion(process)
+        finally:
+            process.kill()
