@@ -213,10 +213,12 @@ def replication() -> list[Panel]:
         ),
         graph(
             "Messages",
-            "Messages sent to each peer, and those dropped because its queue was full.",
+            "Messages sent to each peer, those dropped because its queue was full, and those that only a later version "
+            "knows.",
             "mps",
             Query(rate("kvorum_raft_peer_messages_sent_total", "peer"), "to {{peer}}"),
             Query(rate("kvorum_raft_peer_messages_dropped_total", "peer"), "to {{peer}}, dropped"),
+            Query(rate("kvorum_raft_peer_messages_unknown_total", "peer"), "from {{peer}}, unknown"),
         ),
         graph(
             "Snapshots",

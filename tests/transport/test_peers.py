@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from node.trio import eventually, free_port
 
+import kvorum
 from kvorum.errors import IdentityRejected, PeerError, StorageCorrupt
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
@@ -128,7 +130,16 @@ async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[s
         ("cluster", {"cluster": ""}),
         ("name", {"to": "n9@" + "1" * 16}),
         ("incarnation", {"to": "n1@" + "9" * 16}),
-        ("version", {"protocol": "0"}),
+        ("version", {"protocol": "0", "protocols": "0"}),
+        ("version", {"protocol": "0", "protocols": "0-0"}),
+        ("version", {"protocols": "2-3"}),
+        ("version", {"protocols": "1-"}),
+        ("version", {"protocols": "2-1"}),
+        ("version", {"protocols": "-1-1"}),
+        ("version", {"protocols": "1-" + "9" * 10}),
+        ("version", {"protocols": ""}),
+        ("version", {"protocols": "\u0661"}),  # a digit, but not ours
+        ("version", {"feature-levels": "many"}),
         ("token", {"token": "another"}),
         ("name", {"from": "nobody"}),
         ("name", {"from": SERVER.node_id}),
@@ -178,14 +189,13 @@ def test_a_node_without_a_cluster_joins_the_one_that_calls_it_by_its_incarnation
                 )
             ]
         ),
-        "text",
     ],
 )
-def test_a_malformed_frame_closes_its_stream_and_nothing_else(frame: bytes | str) -> None:
+def test_a_malformed_frame_closes_its_stream_and_nothing_else(frame: bytes) -> None:
     async def scenario() -> None:
         async with port() as it:
             stream = await it.dial()
-            await (stream.send_str(frame) if isinstance(frame, str) else stream.send_bytes(frame))
+            await stream.send_bytes(frame)
             assert (await stream.receive()).type is aiohttp.WSMsgType.CLOSE
             assert it.node.received == []
             assert it.counters.peer_failures["n2", "malformed"] == 1
@@ -197,6 +207,57 @@ def test_a_malformed_frame_closes_its_stream_and_nothing_else(frame: bytes | str
             await again.close()
 
     asyncio.run(scenario())
+
+
+def test_what_only_a_later_version_knows_is_skipped_and_counted() -> None:
+    later = ["propose", 7, CALLER.node_id, SERVER.node_id, [b"x"]]
+    known = msgspec.msgpack.decode(encode([message()]))
+
+    async def scenario() -> None:
+        async with port() as it:
+            stream = await it.dial()
+            await stream.send_bytes(msgspec.msgpack.encode([later, *known, later]))
+            await stream.send_str("a kind of frame")
+            await stream.send_bytes(encode([message(2)]))
+            await eventually("received", lambda: it.node.received == [message(), message(2)])
+            assert dict(it.counters.messages_unknown) == {"n2": 3}
+            assert it.counters.messages_received["n2"] == 2
+            assert (it.counters.peer_failures, it.node.disconnected) == ({}, [])
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("headers", "protocol", "level", "version"),
+    [
+        ({}, 1, 2, kvorum.__version__),
+        # What 0.1.0 sends.
+        ({"X-Kvorum-Protocols": None, "X-Kvorum-Feature-Levels": None, "X-Kvorum-Version": None}, 1, 1, "0.1.0"),
+        # What later versions may send.
+        ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 1, 9, "9.0"),
+        ({"X-Kvorum-Protocols": "0-1", "X-Kvorum-Protocol": "0"}, 1, 2, kvorum.__version__),
+    ],
+)
+def test_a_peer_of_another_version_is_taken_if_it_speaks_a_common_protocol(
+    headers: dict[str, str | None], protocol: int, level: int, version: str
+) -> None:
+    async def scenario() -> None:
+        async with port() as it:
+            sent = {name: value for name, value in {**it.headers(), **headers}.items() if value is not None}
+            stream = await it.session.ws_connect(f"{it.url}/raft/v1/stream", headers=sent)
+            await eventually("connected", lambda: it.node.connected)
+            [greeting] = it.node.connected
+            assert (greeting.protocol, greeting.highest_level, greeting.version) == (protocol, level, version)
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_first_header_is_what_version_0_1_0_accepts() -> None:
+    headers = dialling_headers(CALLER, SERVER.node_id, "http://127.0.0.1:1", "word")
+
+    assert headers["X-Kvorum-Protocol"] == "1"
 
 
 def test_a_frame_over_the_limit_closes_its_stream() -> None:

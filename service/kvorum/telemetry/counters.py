@@ -72,6 +72,8 @@ class Counters:
         self.dns_failures: defaultdict[str, int] = defaultdict(int)  # peer name
         self.messages_sent: defaultdict[str, int] = defaultdict(int)  # peer name
         self.messages_received: defaultdict[str, int] = defaultdict(int)  # peer name
+        # Peer name: a kind of message that a later version sends, and this one skips.
+        self.messages_unknown: defaultdict[str, int] = defaultdict(int)
         self.messages_dropped: defaultdict[str, int] = defaultdict(int)  # peer name: its queue was full
         self.malformed_requests = 0
         # Storage.

@@ -337,6 +337,13 @@ def _peers() -> tuple[Instrument, ...]:
             "peer",
         ),
         _counter(
+            "kvorum.raft.peer.messages.unknown",
+            "{message}",
+            "Messages from a peer that were skipped: only a later version knows their kind.",
+            lambda s: _by(s.counters.messages_unknown, _peer_names(s)),
+            "peer",
+        ),
+        _counter(
             "kvorum.dns.failures",
             "{failure}",
             "Look-ups of a peer's name that failed.",

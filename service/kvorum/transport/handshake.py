@@ -1,26 +1,43 @@
-"""Who is calling whom: checked on every connection between peers (docs/internals/identity.md)."""
+"""Who is calling whom, and what each understands: checked on every connection between peers.
+
+Each side dials the other, so each learns of the other what it announces: the protocols that it speaks, the feature
+levels that it supports, and its version. Two nodes talk if they have a protocol in common. Version 0.1.0 announces
+protocol 1 and nothing else, and refuses every other first header; so that header holds the lowest protocol that we
+speak, and a header that 0.1.0 does not look at holds the range (docs/internals/identity.md).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 
 import msgspec
 
+from kvorum import __version__
 from kvorum.errors import IdentityRejected
 from kvorum.identity import Identity, is_node_id, name_of, node_id
+from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 
-PROTOCOL = "1"
-"""Raised when messages change so that an older server would misread them."""
+PROTOCOLS = (1, 1)
+"""The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
+older server would misread them; what an older server skips (a field, a kind of message) needs no new protocol."""
+FIRST_VERSION = "0.1.0"
+"""The version of a peer that announces none."""
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
+HEADER_PROTOCOLS = "X-Kvorum-Protocols"
+HEADER_LEVELS = "X-Kvorum-Feature-Levels"
+HEADER_VERSION = "X-Kvorum-Version"
 HEADER_CLUSTER = "X-Kvorum-Cluster"
 HEADER_FROM = "X-Kvorum-From"
 HEADER_TO = "X-Kvorum-To"
 HEADER_URL = "X-Kvorum-Peer-Url"
 HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
+_VERSION_CHARS_MAX = 64
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -30,6 +47,12 @@ class Greeting(msgspec.Struct, frozen=True):
     sender: str
     """Its member id, ``name@incarnation``."""
     peer_url: str
+    protocol: int = PROTOCOLS[0]
+    """The highest protocol that both speak."""
+    highest_level: int = FIRST_LEVEL
+    """The highest feature level that it supports."""
+    version: str = FIRST_VERSION
+    """Its version of Kvorum."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -55,6 +78,10 @@ class Hello(msgspec.Struct, frozen=True):
     """It is ready: a voter, with a leader, caught up, and not stopping."""
     empty: bool = False
     """Its log is empty, and always was."""
+    version: str = FIRST_VERSION
+    protocols: tuple[int, int] = (1, 1)
+    levels: tuple[int, int] = (1, 1)
+    """The lowest and the highest feature level that it supports."""
 
     @property
     def node_id(self) -> str:
@@ -70,7 +97,10 @@ def token_digest(token: str) -> str:
 def dialling_headers(identity: Identity, recipient: str, peer_url: str, token: str) -> dict[str, str]:
     """Return the headers with which ``identity`` calls ``recipient`` (a member id)."""
     return {
-        HEADER_PROTOCOL: PROTOCOL,
+        HEADER_PROTOCOL: str(PROTOCOLS[0]),
+        HEADER_PROTOCOLS: f"{PROTOCOLS[0]}-{PROTOCOLS[1]}",
+        HEADER_LEVELS: f"{FIRST_LEVEL}-{HIGHEST_LEVEL}",
+        HEADER_VERSION: __version__,
         HEADER_CLUSTER: identity.cluster_id,
         HEADER_FROM: identity.node_id,
         HEADER_TO: recipient,
@@ -83,14 +113,17 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
     """Return who calls. Its cluster may be one that we have yet to join: the caller of this function decides that.
 
     Raises:
-        IdentityRejected: another protocol, another cluster, a call for somebody else, or another token.
+        IdentityRejected: no common protocol, another cluster, a call for somebody else, or another token.
     """
     fields = {name: headers.get(name, "")[:_FIELD_CHARS_MAX] for name in (HEADER_CLUSTER, HEADER_FROM, HEADER_TO)}
     sender, recipient = fields[HEADER_FROM], fields[HEADER_TO]
-    if headers.get(HEADER_PROTOCOL) != PROTOCOL:
+    lowest, highest = _range(headers, HEADER_PROTOCOLS, headers.get(HEADER_PROTOCOL, ""), sender)
+    if lowest > PROTOCOLS[1] or highest < PROTOCOLS[0]:
         raise IdentityRejected(
-            "version", f"{sender!r} speaks protocol {headers.get(HEADER_PROTOCOL)!r}, not {PROTOCOL}"
+            "version",
+            f"{sender!r} speaks protocols {lowest} to {highest}, and this version {PROTOCOLS[0]} to {PROTOCOLS[1]}",
         )
+    _, highest_level = _range(headers, HEADER_LEVELS, str(FIRST_LEVEL), sender)
     if not hmac.compare_digest(headers.get(HEADER_TOKEN, "").encode(), token_digest(token).encode()):
         raise IdentityRejected("token", f"{sender!r} has another bootstrap token")
     if recipient != identity.node_id:
@@ -101,4 +134,26 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         raise IdentityRejected("cluster", f"{sender!r} is of cluster {cluster_id!r}, this of {identity.cluster_id!r}")
     if not is_node_id(sender) or sender == identity.node_id:
         raise IdentityRejected("name", f"{sender!r} is no other member's id")
-    return Greeting(cluster_id, sender, headers.get(HEADER_URL, "")[:_FIELD_CHARS_MAX])
+    return Greeting(
+        cluster_id,
+        sender,
+        headers.get(HEADER_URL, "")[:_FIELD_CHARS_MAX],
+        min(highest, PROTOCOLS[1]),
+        highest_level,
+        headers.get(HEADER_VERSION, FIRST_VERSION)[:_VERSION_CHARS_MAX],
+    )
+
+
+def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> tuple[int, int]:
+    """Return the two numbers of a header ``LOWEST-HIGHEST``; one number is both.
+
+    Raises:
+        IdentityRejected: it is something else.
+    """
+    text = headers.get(name, default)
+    match = _RANGE.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2] or match[1]):
+        raise IdentityRejected(
+            "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is no range"
+        )
+    return int(match[1]), int(match[2] or match[1])

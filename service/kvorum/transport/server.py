@@ -13,7 +13,7 @@ from aiohttp import web
 
 from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
 from kvorum.identity import Identity, name_of
-from kvorum.raft.codec import decode
+from kvorum.raft.codec import Frame, decode_frame
 from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
@@ -170,11 +170,9 @@ class PeerServer:
             async with asyncio.timeout(self._silence_s) as patience:
                 renewed = loop.time()
                 async for frame in stream:
-                    if frame.type is not aiohttp.WSMsgType.BINARY:
-                        raise MalformedMessage(
-                            f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})"
-                        )
-                    messages = decode(frame.data)
+                    messages, unknown = _decode(frame, stream)
+                    if unknown:
+                        self._counters.messages_unknown[name] += unknown
                     for message in messages:
                         if message.sender != sender:
                             raise MalformedMessage(f"a message from {message.sender!r} on a stream of {sender!r}")
@@ -225,3 +223,17 @@ class PeerServer:
         self._check(request)
         self._handler.suspect_state(int(request.match_info["index"]))
         return web.Response(status=202)
+
+
+def _decode(frame: aiohttp.WSMessage, stream: web.WebSocketResponse) -> Frame:
+    """Return what a frame of a stream holds.
+
+    Raises:
+        MalformedMessage: it is neither messages nor a kind of frame that a later version may send.
+    """
+    if frame.type is aiohttp.WSMsgType.BINARY:
+        return decode_frame(frame.data)
+    if frame.type is aiohttp.WSMsgType.TEXT:
+        # No version sends one yet.
+        return Frame((), 1)
+    raise MalformedMessage(f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})")
