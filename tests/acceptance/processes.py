@@ -107,10 +107,18 @@ class Cluster:
             *("--data-dir", str(self.data_dir(name)), *self.flags, *flags),
         ]
 
-    def start(self, name: str, *flags: str, preexec: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
-        """Start a node; it need not be ready yet."""
+    def start(
+        self,
+        name: str,
+        *flags: str,
+        preexec: Callable[[], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a node; it need not be ready yet. ``environment``: None: this process's."""
         with open(self.log_file(name), "ab") as output:
-            process = subprocess.Popen(self.command(name, *flags), stdout=output, stderr=output, preexec_fn=preexec)
+            process = subprocess.Popen(
+                self.command(name, *flags), stdout=output, stderr=output, preexec_fn=preexec, env=environment
+            )
         self.processes[name] = process
         return process
 
