@@ -140,6 +140,7 @@ async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[s
         ("version", {"protocols": ""}),
         ("version", {"protocols": "\u0661"}),  # a digit, but not ours
         ("version", {"feature-levels": "many"}),
+        ("version", {"feature-levels": "2-1"}),
         ("token", {"token": "another"}),
         ("name", {"from": "nobody"}),
         ("name", {"from": SERVER.node_id}),

@@ -1104,4 +1104,28 @@ progress = progress or Progress(1)
         "isinstance(self._role, Leader) and self._role.is_flush_due",
         "isinstance(self._role, Leader)",
     ),
+    Mutant(
+        "version",
+        "A message of a later version closes the stream.",
+        "raft.codec:_decode_one_by_one",
+        "_tag_decoder.decode(raw).tag in _TAGS",
+        "True",
+        simulated=False,
+    ),
+    Mutant(
+        "version",
+        "A damaged message is skipped as if it were a later version's.",
+        "raft.codec:_decode_one_by_one",
+        "_tag_decoder.decode(raw).tag in _TAGS",
+        "_tag_decoder.decode(raw).tag == 'hb'",
+        simulated=False,
+    ),
+    Mutant(
+        "K1",
+        "A heartbeat may carry a sum of any size.",
+        "raft.codec:_check",
+        "len(message.state_sum) > STATE_SUM_BYTES_MAX",
+        "False",
+        simulated=False,
+    ),
 )
