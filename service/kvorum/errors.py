@@ -17,6 +17,7 @@
     |   +-- SessionError         the write's session cannot take it; the code says whether it may be done
     |   +-- TooStaleError        this node's data may be older than the read accepts
     |   +-- FeatureUnavailableError  the cluster's feature level is too low: certainly not done
+    |   +-- FeatureLevelBlockedError  a member does not support the next feature level: certainly not raised
     +-- PeerError                a peer's: refuse, count, go on
     |   +-- MalformedMessage     bytes that do not decode to a message
     |   +-- IdentityRejected     another cluster, another incarnation, another name
@@ -191,6 +192,12 @@ class FeatureUnavailableError(CallerError):
     """The operation needs a higher feature level than the cluster's; nothing was done."""
 
     code = "feature_unavailable"
+
+
+class FeatureLevelBlockedError(CallerError):
+    """The feature level cannot be raised, and was not; the text names each member that blocks it and says why."""
+
+    code = "feature_level_blocked"
 
 
 class PeerError(KvorumError):

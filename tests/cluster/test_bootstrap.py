@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +116,7 @@ class FakeNode:
             raise PeerError(f"no such host: {url}")
         return self.hellos[name]
 
-    def bootstrap(self, cluster_id: str, members: tuple[Member, ...]) -> None:
+    def bootstrap(self, cluster_id: str, members: tuple[Member, ...], levels: Mapping[str, int]) -> None:
         self.identity = msgspec.structs.replace(self.identity, cluster_id=cluster_id)
         self.first = tuple(member.id for member in members)
 

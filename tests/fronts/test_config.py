@@ -11,6 +11,7 @@ import pytest
 
 from kvorum.config import Config, PeerAddress, join_address, parse_peers, resolve, split_address
 from kvorum.config import sources as config_sources
+from kvorum.config.options import finalize_after_s
 from kvorum.config.sources import knobs, load
 from kvorum.errors import ConfigError
 
@@ -65,6 +66,7 @@ def _example(knob: config_sources.Knob) -> tuple[str, Any]:
         "listen_peer": "127.0.0.1:7002",
         "listen_metrics": "127.0.0.1:7003",
         "discovery_dns": "kv-headless.ns.svc.cluster.local",
+        "finalize_after": "manual",
         "trace_endpoint": "http://otel:4318/v1/traces",
     }
     value = special.get(knob.name, "http://h:1" if knob.name.endswith("_url") else "word")
@@ -243,3 +245,17 @@ def test_variables_that_nobody_reads_are_noticed() -> None:
 def test_the_page_of_the_knobs_is_the_one_that_is_generated() -> None:
     page = Path(__file__).parents[2] / "docs" / "config.md"
     assert page.read_text() == config_sources.markdown(), "run: kvorum config --markdown > docs/config.md"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("manual", None), ("0", 0), ("90", 90), ("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)],
+)
+def test_finalize_after_is_a_time_or_manual(text: str, seconds: float | None) -> None:
+    assert finalize_after_s(resolved(name="n1", finalize_after=text).finalize_after) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "never", "-1", "1.5h", "1 h", "h", "24H", "1w", "\u0661h", "9" * 7])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="finalize_after"):
+        resolved(name="n1", finalize_after=text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 from kv.kv_support import (
@@ -33,7 +35,7 @@ from kvorum.kv.commands import (
     RaiseFeatureLevel,
     encode_batch,
 )
-from kvorum.kv.features import LEVELS, SUPPORTED_LEVELS, blockers, check_commands, level_of_entry_kind
+from kvorum.kv.features import LEVELS, SUPPORTED_LEVELS, blockers, check_command_level, level_of_entry_kind
 from kvorum.kv.frames import Features, FrameWriter, Header
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -201,12 +203,19 @@ def test_only_a_level_above_1_changes_the_format_of_snapshots() -> None:
 
 
 def test_what_is_proposed_is_checked_against_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_commands([Put(b"a", b"1"), Delete(b"a"), raise_to(2)], 1)
-    monkeypatch.setattr(features, "level_of_command", lambda command: 2 if isinstance(command, Delete) else 1)
+    for command in (Put(b"a", b"1"), Delete(b"a"), raise_to(2)):
+        check_command_level(command, 1)
+    monkeypatch.setattr(features, "_LEVELS_OF_COMMANDS", {Put: 1, Delete: 2})
 
-    check_commands([Put(b"a", b"1"), Delete(b"a")], 2)
+    check_command_level(Put(b"a", b"1"), 1)
+    check_command_level(Delete(b"a"), 2)
     with pytest.raises(FeatureUnavailableError, match=r"Delete needs feature level 2, .* version 0\.2\.0"):
-        check_commands([Put(b"a", b"1"), Delete(b"a")], 1)
+        check_command_level(Delete(b"a"), 1)
+
+
+def test_every_command_has_a_level_that_exists() -> None:
+    assert set(features._LEVELS_OF_COMMANDS) == set(get_args(BatchCommand))
+    assert set(features._LEVELS_OF_COMMANDS.values()) <= set(SUPPORTED_LEVELS)
 
 
 def test_every_kind_of_entry_is_known_at_level_1() -> None:

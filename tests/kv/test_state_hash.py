@@ -26,9 +26,9 @@ from kv.kv_support import (
 
 from kvorum.kv.commands import Batch, BatchCommand, Delete, FeatureLevelRaised, Put
 from kvorum.kv.records import Record
-from kvorum.kv.snapshot import Restorer
+from kvorum.kv.state_hash import Mismatch, StateDigest
 from kvorum.kv.store import Store
-from kvorum.kv.sweep import Mismatch, StateSweep
+from kvorum.kv.sweep import StateSweep
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 
@@ -190,6 +190,36 @@ def test_nodes_that_restore_a_snapshot_have_the_hash_of_those_that_applied_every
         assert snapshot_of(first) == snapshot_of(second)
 
 
+@pytest.mark.parametrize(
+    ("other", "contradicts"),
+    [
+        (StateDigest(2, 7, 9), False),
+        (StateDigest(2, 8, 9), True),
+        (StateDigest(2, 7, 8), True),
+        (StateDigest(2, 7, None), False),
+        (StateDigest(2, 8, None), True),
+        (StateDigest(1, 8, None), False),
+    ],
+)
+def test_digests_are_compared_as_far_as_both_have_them_and_by_one_definition(
+    other: StateDigest, contradicts: bool
+) -> None:
+    ours = StateDigest(2, 7, 9)
+
+    assert ours.contradicts(other) is other.contradicts(ours) is contradicts
+
+
+def test_a_store_says_what_is_compared() -> None:
+    store = Store()
+    store.apply(configured())
+    assert store.digest == StateDigest(1, store.state_hash)
+    apply(store, Put(b"a", b"1"))
+    apply(store, raise_to(2))
+    assert store.digest == StateDigest(2, store.state_hash)
+    assert swept(StateSweep(store)) is None
+    assert store.digest == StateDigest(2, store.state_hash, store.state_sum)
+
+
 # --- The sum --------------------------------------------------------------------------------------------------------
 
 
@@ -229,25 +259,21 @@ def test_a_snapshot_of_a_state_that_memory_changed_is_restored_with_a_mismatch()
     apply(store, Put(b"a", b"1"), Put(b"b", b"2"))
     right = store.state_sum
     flip(store, b"b", value=b"3")
-    restorer = Restorer(CONFIGURATION)
 
-    restorer.feed(snapshot_of(store))
-    restored = restorer.finish()
+    restored = restore(snapshot_of(store))
 
     assert restored.state_sum is not None and right is not None
-    assert restorer.mismatch == Mismatch(3, right, restored.state_sum)
+    assert restored.mismatch == Mismatch(3, right, restored.state_sum)
     assert restored.state_sum != right  # what the node holds, for the others to judge
 
 
 def test_a_snapshot_of_a_sound_state_is_restored_without_a_mismatch() -> None:
     store = store_at_level_2()
     apply(store, Put(b"a", b"1"), Put(b"b", b"2"))
-    restorer = Restorer(CONFIGURATION)
 
-    restorer.feed(snapshot_of(store))
+    restored = restore(snapshot_of(store))
 
-    assert restorer.finish().state_sum == store.state_sum
-    assert restorer.mismatch is None
+    assert (restored.state_sum, restored.mismatch) == (store.state_sum, None)
 
 
 def test_a_record_that_memory_changed_shows_in_the_sum_once_it_is_overwritten() -> None:

@@ -11,6 +11,7 @@ import pytest
 from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
 
 from kvorum.errors import NoLeader, OutcomeUnknown, StorageError
+from kvorum.kv.state_hash import StateDigest
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.messages import Message, RequestVoteResponse
@@ -181,12 +182,12 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
 
 async def _cut_off_and_found_wrong(trio: Trio, node: Node) -> asyncio.Event:
     """Let the node find out that it is wrong when the returned event is set; nobody gives it a snapshot."""
-    index, ours = node.store.applied_index, node.store.state_hash
+    index, ours = node.store.applied_index, node.store.digest
     found = asyncio.Event()
 
-    async def another(voter: str, index: int) -> int:
+    async def another(voter: str, index: int) -> StateDigest:
         await found.wait()
-        return ours ^ 1
+        return StateDigest(ours.version, ours.chain ^ 1)
 
     node.peers.state_hash = another  # type: ignore[assignment, method-assign]
     trio.isolate(node.config.name)

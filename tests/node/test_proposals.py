@@ -11,8 +11,10 @@ from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
 
 from kvorum.errors import OutcomeUnknown, Overloaded
 from kvorum.kv.commands import PutResult
+from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
 from kvorum.node.runtime import SystemClock
+from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
 
 
@@ -57,7 +59,7 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
 
     async def scenario() -> None:
         server = leader("1", term=2, matched="bc")
-        writes = Proposals(server.raft, Counters(), 100, 1 << 20, SystemClock())
+        writes = Proposals(server.raft, State(Store()), Counters(), 100, 1 << 20, SystemClock())
         lost = []
         for key in (b"3", b"4", b"5"):
             lost.append(writes.submit(Put(key, b"?"), 60.0))

@@ -19,7 +19,7 @@ from kvorum.node.snapshots import load_store
 def spoil(node: Node) -> None:
     """Let the state be wrong, and the node find out."""
     node.store.state_hash ^= 1
-    node.parts.state.hashes.applied(node.store.applied_index, node.store.state_hash)
+    node.parts.state.hashes.applied(node.store.applied_index, node.store.digest)
     node.parts.integrity.investigate(node.store.applied_index)
 
 

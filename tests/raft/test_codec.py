@@ -164,7 +164,12 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
         "9196a372697203a161a1620703": answer_read("a", "b", 3, 7, 3),
         "9194a2746e03a161a162": timeout_now("a", "b", 3),
     }
-    assert {encode([message]).hex(): message for message in frames.values()} == frames
+    assert {frame: decode(bytes.fromhex(frame)) for frame in frames} == {
+        frame: (message,) for frame, message in frames.items()
+    }
+    # Version 0.2.0 appended two fields to the heartbeat.
+    longer = {"9198a2686203a161a16207090000": "919aa2686203a161a1620709000001c400"}
+    assert [encode([message]).hex() for message in frames.values()] == [longer.get(frame, frame) for frame in frames]
 
 
 def test_every_entry_of_a_frame_is_of_its_own_bytes() -> None:

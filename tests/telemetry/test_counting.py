@@ -15,9 +15,11 @@ from telemetry.live import until
 
 from kvorum.errors import Overloaded
 from kvorum.kv.commands import Put, PutResult
+from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals, Waiter
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.runtime import SystemClock
+from kvorum.node.state import State
 from kvorum.raft import Role
 from kvorum.raft.messages import Entry, EntryKind
 from kvorum.telemetry.counters import Counters
@@ -33,7 +35,7 @@ class Leading:
         self.counters = Counters()
         self._index = 0
         raft = SimpleNamespace(id="n1", leader="n1", is_transferring=False, propose=self._propose)
-        self.writes = Proposals(cast(Any, raft), self.counters, PENDING_MAX, 1 << 20, SystemClock())
+        self.writes = Proposals(cast(Any, raft), State(Store()), self.counters, PENDING_MAX, 1 << 20, SystemClock())
 
     def _propose(self, _: list[bytes]) -> tuple[int, int]:
         self._index += 1

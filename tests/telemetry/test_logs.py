@@ -14,6 +14,7 @@ from aiohttp import web
 from telemetry.live import free_ports, until
 
 from kvorum.identity import Identity
+from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import LIBRARY_INTERVAL_S, configure
@@ -50,7 +51,7 @@ class SilentNode:
         """Not asked here."""
         raise NotImplementedError
 
-    def state_hash_at(self, index: int) -> int | None:
+    def state_hash_at(self, index: int) -> StateDigest | None:
         """Not asked here."""
         raise NotImplementedError
 

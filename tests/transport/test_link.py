@@ -15,6 +15,7 @@ from aiohttp import web
 from node.trio import eventually
 
 from kvorum.identity import Identity
+from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import decode, encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message
 from kvorum.telemetry.counters import Counters
@@ -230,7 +231,7 @@ class Handler:
     ) -> SnapshotChunk:
         raise NotImplementedError
 
-    def state_hash_at(self, index: int) -> int | None:
+    def state_hash_at(self, index: int) -> StateDigest | None:
         return None
 
     def suspect_state(self, index: int) -> None:

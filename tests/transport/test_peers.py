@@ -16,6 +16,7 @@ from node.trio import eventually, free_port
 import kvorum
 from kvorum.errors import IdentityRejected, PeerError, StorageCorrupt
 from kvorum.identity import Identity
+from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
 from kvorum.telemetry.counters import Counters
@@ -27,6 +28,7 @@ from kvorum.transport.settings import Dialling
 CLUSTER = "c" * 32
 SERVER = Identity("n1", "1" * 16, CLUSTER)
 CALLER = Identity("n2", "2" * 16, CLUSTER)
+DIGESTS = {1: StateDigest(1, 0xABC), 2: StateDigest(2, 0xABC), 3: StateDigest(2, 2**64 - 1, 2**128 - 1)}
 
 
 def message(number: int = 1, sender: str = CALLER.node_id) -> HeartbeatResponse:
@@ -66,8 +68,8 @@ class FakeNode:
             raise StorageCorrupt("there is no such snapshot")
         return SnapshotChunk(self.snapshot[offset_bytes : offset_bytes + 4], 7, len(self.snapshot), "a" * 64)
 
-    def state_hash_at(self, index: int) -> int | None:
-        return 0xABC if index == 3 else None
+    def state_hash_at(self, index: int) -> StateDigest | None:
+        return DIGESTS.get(index)
 
     def suspect_state(self, index: int) -> None:
         self.suspected.append(index)
@@ -351,8 +353,8 @@ def test_what_a_peer_may_ask_for_besides() -> None:
             assert (await ours.hello(it.url)).node_id == SERVER.node_id
             chunk = await ours.snapshot_chunk(SERVER.node_id, 7, 8)
             assert (chunk.data, chunk.last_index, chunk.size_bytes, chunk.sha256) == (b"ss", 7, 10, "a" * 64)
-            assert await ours.state_hash(SERVER.node_id, 3) == 0xABC
-            assert await ours.state_hash(SERVER.node_id, 4) is None
+            for index in range(1, 5):
+                assert await ours.state_hash(SERVER.node_id, index) == DIGESTS.get(index)
             await ours.suspect(SERVER.node_id, 5)
             assert it.node.suspected == [5]
             with pytest.raises(PeerError, match="404"):

@@ -104,7 +104,8 @@ async def _begin(node: Node, source: DesiredSource | None) -> str | None:
     # No await from here on: what this node says of itself now is so when it begins.
     reason = obstacle(node.config, node.hello(), hellos)
     if reason is None:
-        node.bootstrap(secrets.token_hex(16), _first_members(node, hellos))
+        levels = {hello.node_id: hello.levels[1] for hello in hellos.values() if hello is not None}
+        node.bootstrap(secrets.token_hex(16), _first_members(node, hellos), levels)
     return reason
 
 

@@ -30,6 +30,8 @@ REPLICAS_MAX = 101
 KIB = 1024
 MIB = 1024 * KIB
 
+_DURATION = re.compile(r"([0-9]{1,6})([smhd]?)", re.ASCII)
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
@@ -87,6 +89,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="A word that all first members must share, so that two clusters set up at once stay apart.",
         ),
     ] = ""
+
+    finalize_after: Annotated[
+        str,
+        Meta(
+            description="How long every member must have announced that it supports the next feature level before the "
+            "leader raises it, e.g. 90s, 30m, 24h. Until then every member can go back to its version. 0: at once. "
+            "manual: only `kv cluster finalize` raises it."
+        ),
+    ] = "24h"
 
     # Time.
     tick_ms: Annotated[int, Meta(ge=1, le=1000, description="The unit of consensus time.", extra={"unit": "ms"})] = 25
@@ -236,6 +247,7 @@ def resolve(config: Config, *, host_name: str) -> Config:
     _check_listeners(config)
     _check_peers(config)
     _check_times(config)
+    finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,
         data_dir=config.data_dir or f"data/{config.name}",
@@ -247,6 +259,20 @@ def resolve(config: Config, *, host_name: str) -> Config:
     _check_trace_endpoint(config.trace_endpoint)
     _check_url(config.advertise_peer_url, "advertise_peer_url")
     return config
+
+
+def finalize_after_s(finalize_after: str) -> float | None:
+    """Return the setting in seconds; None: the level is raised by hand only.
+
+    Raises:
+        ConfigError: it is no such duration.
+    """
+    if finalize_after == "manual":
+        return None
+    match = _DURATION.fullmatch(finalize_after)
+    if match is None:
+        raise ConfigError(f"finalize_after {finalize_after!r} is neither manual nor a time such as 0, 90s, 30m or 24h")
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 def _check_name(name: str, what: str) -> None:

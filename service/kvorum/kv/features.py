@@ -2,14 +2,14 @@
 
 The replicated state holds a level. It begins at 1, which is what version 0.1.0 speaks, and only the command
 :class:`~kvorum.kv.commands.RaiseFeatureLevel` raises it, by one, once every member is known to support the next one.
-Nothing that needs a level is proposed below it (:func:`check_commands`), and every entry is applied by the level in
-force at its index. So a log never holds a command that one of the members cannot apply, and until the level is raised
-every node can go back to the version before.
+Nothing that needs a level is proposed below it (:func:`check_command_level`), and every entry is applied by the level
+in force at its index. So a log never holds a command that one of the members cannot apply, and until the level is
+raised every node can go back to the version before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import assert_never
 
 import msgspec
@@ -50,16 +50,29 @@ STATE_HASH_LEVEL = 2
 """From this level on the state hash covers changes and records (:mod:`kvorum.kv.state_hash`)."""
 
 
-def level_of_command(command: BatchCommand) -> int:
-    """Return the level from which on a command may be proposed."""
-    match command:
-        case Put() | Delete():
-            return 1
-        case RaiseFeatureLevel():
-            # The one command that comes before its level: it is proposed when nobody blocks that level.
-            return 1
-        case _:
-            assert_never(command)
+_LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
+    Put: 1,
+    Delete: 1,
+    # The one command that comes before its level: it is proposed when nobody blocks that level.
+    RaiseFeatureLevel: 1,
+}
+"""Every command, and the level from which on it may be proposed."""
+
+
+def check_command_level(command: BatchCommand, level: int) -> None:
+    """Refuse to propose what a member may not understand. ``level`` is the one in force in the proposer's state.
+
+    The level never falls, so what passes here is known at whatever index the command gets.
+
+    Raises:
+        FeatureUnavailableError: the command needs a higher level; nothing was done.
+    """
+    needed = _LEVELS_OF_COMMANDS[type(command)]
+    if needed > level:
+        raise FeatureUnavailableError(
+            f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
+            f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
+        )
 
 
 def level_of_entry_kind(kind: EntryKind) -> int:
@@ -69,23 +82,6 @@ def level_of_entry_kind(kind: EntryKind) -> int:
             return 1
         case _:
             assert_never(kind)
-
-
-def check_commands(commands: Iterable[BatchCommand], level: int) -> None:
-    """Refuse to propose what a member may not understand. ``level`` is the one in force in the proposer's state.
-
-    The level never falls, so what passes here is known at whatever index the commands get.
-
-    Raises:
-        FeatureUnavailableError: a command needs a higher level; nothing was done.
-    """
-    for command in commands:
-        needed = level_of_command(command)
-        if needed > level:
-            raise FeatureUnavailableError(
-                f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
-                f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
-            )
 
 
 def blockers(level: int, configuration: Configuration, versions: Mapping[NodeId, int]) -> tuple[NodeId, ...]:

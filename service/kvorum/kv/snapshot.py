@@ -21,9 +21,8 @@ from kvorum.kv.frames import (
 from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
-from kvorum.kv.state_hash import STATE_SUM_BYTES, RecordSum
+from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, RecordSum
 from kvorum.kv.store import Store
-from kvorum.kv.sweep import Mismatch
 from kvorum.raft.messages import Configuration
 
 __all__ = ["Restorer", "SnapshotCut"]
@@ -36,11 +35,6 @@ class Restorer:
 
     Args:
         configuration: the members at the snapshot's index; they are in the file's description, not in the chunks.
-
-    Attributes:
-        mismatch: after :meth:`finish`: the records do not have the sum that the snapshot carries. It was taken of a
-            state that memory had changed. The store is usable, and its sum is that of its records; the other members
-            must be asked whether it is right.
     """
 
     __slots__ = (
@@ -53,11 +47,9 @@ class Restorer:
         "_records",
         "_sessions",
         "_trailer",
-        "mismatch",
     )
 
     def __init__(self, configuration: Configuration) -> None:
-        self.mismatch: Mismatch | None = None
         self._configuration = configuration
         self._features: Features | None = None
         self._record_sum: RecordSum | None = None
@@ -93,13 +85,14 @@ class Restorer:
             raise StorageCorrupt("the snapshot is truncated")
         if self._reader.buffered_bytes:
             raise StorageCorrupt("the snapshot goes on after its end")
+        store = Store.restored(
+            self._header, self._features, self._record_sum, self._configuration, self._records, self._sessions
+        )
         if self._record_sum is not None and self._features is not None and self._features.state_sum:
             expected = int.from_bytes(self._features.state_sum)
             if expected != self._record_sum.total:
-                self.mismatch = Mismatch(self._header.applied_index, expected, self._record_sum.total)
-        return Store.restored(
-            self._header, self._features, self._record_sum, self._configuration, self._records, self._sessions
-        )
+                store.mismatch = Mismatch(self._header.applied_index, expected, self._record_sum.total)
+        return store
 
     def _refuse_after_failure(self) -> None:
         if self._failed:

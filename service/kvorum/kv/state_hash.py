@@ -61,6 +61,41 @@ def next_hash_of_level_1(previous: int, entry: Entry, results: Sequence[Result])
     return int.from_bytes(digest.digest(), "big")
 
 
+class StateDigest(msgspec.Struct, frozen=True, gc=False):
+    """What two nodes compare of their states at the same index."""
+
+    version: int
+    """The definition of ``chain``: 1 below feature level 2, 2 from it on."""
+    chain: int
+    """The store's ``state_hash``."""
+    records: int | None = None
+    """The sum over all records; None: it does not count yet, or does not exist at this level."""
+
+    def contradicts(self, other: StateDigest) -> bool:
+        """Tell whether two nodes with these digests differ. What only one of them has is not compared."""
+        if self.version != other.version:
+            return False
+        if self.chain != other.chain:
+            return True
+        return self.records is not None and other.records is not None and self.records != other.records
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """The records in memory are not those that were applied, or the sum kept of them is wrong.
+
+    Nobody can tell from here which of the two it is. The store's sum is now ``found``, the sum of what memory holds, so
+    the other members can be asked for theirs at ``index``: if a majority of them has another one, the records are
+    wrong.
+    """
+
+    index: int
+    """The store's ``applied_index`` when it was found."""
+    expected: int
+    """The sum that was kept up with every change."""
+    found: int
+    """The sum of the records."""
+
+
 class RecordSum:
     """The sum of the hashes of all live records, and the sum of a sweep that is under way.
 

@@ -38,7 +38,7 @@ from kvorum.kv.limits import (
 )
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, MISMATCH, STALE, Session, Sessions, fingerprint
-from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, RecordSum, next_hash_of_level_1
+from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
 
@@ -61,6 +61,8 @@ class Store:
         feature_level: the level in force for the next entry (:mod:`kvorum.kv.features`).
         configuration: the members at ``applied_index``; empty before the first configuration.
         cluster_id: the key of the sum over the records; empty below level 2.
+        mismatch: the restored records do not have the sum that their snapshot carries: it was taken of a state that
+            memory had changed. The store is usable, and its sum is that of its records.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class Store:
         "cluster_id",
         "configuration",
         "feature_level",
+        "mismatch",
         "revision",
         "state_hash",
         "time_ms",
@@ -89,6 +92,7 @@ class Store:
         self.feature_level = FIRST_LEVEL
         self.configuration = Configuration()
         self.cluster_id = ""
+        self.mismatch: Mismatch | None = None
         self._changes: Changes | None = None
         self._records: dict[bytes, Record] = {}
         self._sessions = Sessions()
@@ -164,6 +168,15 @@ class Store:
     def state_hash_version(self) -> int:
         """The definition of ``state_hash``: 1 below level 2, 2 from it on. Hashes of two definitions differ always."""
         return 1 if self._changes is None else 2
+
+    @property
+    def digest(self) -> StateDigest:
+        """What other nodes compare with theirs at the same index."""
+        changes = self._changes
+        if changes is None:
+            return StateDigest(1, self.state_hash)
+        records = changes.records
+        return StateDigest(2, self.state_hash, records.total if records.is_counted else None)
 
     def apply(self, entry: Entry) -> list[Result]:
         """Apply the next committed entry and return one result per command, in order.

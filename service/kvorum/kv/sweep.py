@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
 
 SLICE_KEYS = 256
 """Keys visited in a step unless asked otherwise: less than a millisecond of work."""
 SLICE_BYTES = 1024 * 1024
 """Bytes visited in a step unless asked otherwise: half a millisecond more."""
-
-
-class Mismatch(msgspec.Struct, frozen=True):
-    """The records in memory are not those that were applied, or the sum kept of them is wrong.
-
-    Nobody can tell from here which of the two it is. The store's sum is now ``found``, the sum of what memory holds, so
-    the other members can be asked for theirs at ``index``: if a majority of them has another one, the records are
-    wrong.
-    """
-
-    index: int
-    """The store's ``applied_index`` when it was found."""
-    expected: int
-    """The sum that was kept up with every change."""
-    found: int
-    """The sum of the records."""
 
 
 class StateSweep:

@@ -10,6 +10,7 @@ from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
+from kvorum.node.levels import FeatureLevels
 from kvorum.node.membership import Membership
 from kvorum.node.node import Node, Parts
 from kvorum.node.peer_requests import PeerRequests
@@ -21,6 +22,7 @@ from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots, load_store
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
+from kvorum.node.sweeps import Sweeps
 from kvorum.node.ticker import Ticker
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
@@ -82,7 +84,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     state = State(store)
     turns = Turns(tasks)
     waits = Waits(clock)
-    proposals = Proposals(raft, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
+    proposals = Proposals(raft, state, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
     reads = Reads(raft, counters, clock, first_context=random.getrandbits(40) << 21)
     membership = Membership(config, raft, own, peers, waits, clock, turns)
@@ -90,6 +92,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
     staleness = Staleness(raft, clock)
+    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
     driver = Driver(
         raft,
         state,
@@ -107,6 +110,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         fetcher=fetcher,
         integrity=integrity,
         staleness=staleness,
+        levels=levels,
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
@@ -123,12 +127,14 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         fetcher=fetcher,
         integrity=integrity,
         staleness=staleness,
+        levels=levels,
+        sweeps=Sweeps(state, integrity, tasks),
         driver=driver,
         ticker=ticker,
         report=report,
         backups=Backups(state, snapshots, storage.snapshots, threads),
         shutdown=Shutdown(config, raft, membership, proposals, peers, clock, tasks),
-        peer_requests=PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity),
+        peer_requests=PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity, levels),
     )
     return Node(config, ports, parts)
 

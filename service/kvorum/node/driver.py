@@ -13,8 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kvorum.errors import FatalError, InvariantViolated
+from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
+from kvorum.node.levels import FeatureLevels
 from kvorum.node.membership import Membership
 from kvorum.node.ports import Clock, Peers
 from kvorum.node.proposals import Proposals
@@ -73,6 +75,7 @@ class Driver:
         fetcher: brings a snapshot that consensus needs from another member.
         integrity: what investigates a wrong state.
         staleness: what counts how old the state may be.
+        levels: what raises the feature level when it is time.
         tracer: what is told of the traced writes, if anything is.
     """
 
@@ -95,6 +98,7 @@ class Driver:
         fetcher: Fetcher,
         integrity: Integrity,
         staleness: Staleness,
+        levels: FeatureLevels,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -113,6 +117,7 @@ class Driver:
         self._fetcher = fetcher
         self._integrity = integrity
         self._staleness = staleness
+        self._levels = levels
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
@@ -125,7 +130,7 @@ class Driver:
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        for act in (self._raft.tick, self._proposals.expire, self._reads.expire, self._waits.expire):
+        for act in (self._raft.tick, self._proposals.expire, self._reads.expire, self._waits.expire, self._levels.tick):
             self._guard(act)
         self._turns.may_have_changed = True
         self._turns.schedule()
@@ -144,7 +149,7 @@ class Driver:
                 if isinstance(message, Heartbeat) and message.sender == self._raft.leader:
                     self._staleness.heard()
                     if message.state_index:
-                        self._state.hashes.reported = (message.state_index, message.state_hash)
+                        self._state.hashes.reported = (message.state_index, _reported(message))
                 elif isinstance(message, InstallSnapshot) and message.sender == self._raft.leader:
                     self._fetcher.offered(message.sender)
         self._turns.schedule()
@@ -249,7 +254,7 @@ class Driver:
         for entry in entries:
             results = store.apply(entry)
             proposals.applied(entry, results)
-            hashes.applied(entry.index, store.state_hash)
+            hashes.applied(entry.index, store.digest)
             state.bytes_since_snapshot += entry_bytes(entry)
             if entry.kind is not EntryKind.COMMAND:
                 self._turns.may_have_changed = True
@@ -258,7 +263,7 @@ class Driver:
         self._counters.apply_duration.record(self._clock.monotonic() - since)
         if self._tracer is not None:
             self._tracer.applied(entries)
-        self._raft.set_state_digest(store.applied_index, store.state_hash)
+        self._report_digest()
         self._snapshots.begin_if_due()
 
     def _restore(self, snapshot: Snapshot) -> None:
@@ -276,10 +281,23 @@ class Driver:
         is_other_role = self._role_changes.note(raft.role, raft.current_term, raft.leader or "")
         if is_other_role:
             # The first hash of a new leadership is the one that is already there.
-            raft.set_state_digest(self._state.store.applied_index, self._state.store.state_hash)
+            self._report_digest()
         is_transferring = raft.is_transferring
         if self._waits.changes and (is_other_role or is_transferring != self._is_transferring):
             self._waits.changed()
         self._is_transferring = is_transferring
         if not self._is_blank:
             self._membership.follow_if_changed()
+
+    def _report_digest(self) -> None:
+        """Let the heartbeats of a leader report the state's digest."""
+        store = self._state.store
+        digest = store.digest
+        state_sum = b"" if digest.records is None else digest.records.to_bytes(STATE_SUM_BYTES)
+        self._raft.set_state_digest(store.applied_index, digest.chain, digest.version, state_sum)
+
+
+def _reported(heartbeat: Heartbeat) -> StateDigest:
+    """Return the digest that a leader reports."""
+    records = int.from_bytes(heartbeat.state_sum) if heartbeat.state_sum else None
+    return StateDigest(heartbeat.state_hash_version, heartbeat.state_hash, records)

@@ -1,7 +1,7 @@
 """Comparing state hashes: a node whose state differs at the same index must not serve it.
 
-The leader's heartbeats report its state hash and the index it belongs to. A follower that computed another hash at that
-index asks every member; who is in the minority is wrong. Nothing is decided without a majority of voters.
+The leader's heartbeats report the digest of its state and the index it belongs to. A follower that computed another
+one at that index asks every member; who is in the minority is wrong. Nothing is decided without a majority of voters.
 """
 
 from __future__ import annotations
@@ -9,41 +9,43 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 
+from kvorum.kv.state_hash import StateDigest
+
 REMEMBERED = 16_384
-"""Indexes whose hash is remembered: some seconds of writing."""
+"""Indexes whose digest is remembered: some seconds of writing."""
 
 
 class StateHashes:
-    """The hashes after the last entries applied here, and the one that the leader reported last."""
+    """The digests after the last entries applied here, and the one that the leader reported last."""
 
     def __init__(self) -> None:
-        self.reported: tuple[int, int] | None = None
-        """(index, hash) of the leader's latest report that is still to be compared."""
-        self._by_index: dict[int, int] = {}
+        self.reported: tuple[int, StateDigest] | None = None
+        """(index, digest) of the leader's latest report that is still to be compared."""
+        self._by_index: dict[int, StateDigest] = {}
         self._order: deque[int] = deque()
 
-    def applied(self, index: int, state_hash: int) -> None:
-        """Remember the hash after applying ``index``."""
+    def applied(self, index: int, digest: StateDigest) -> None:
+        """Remember the digest after applying ``index``."""
         if index not in self._by_index:
             self._order.append(index)
-        self._by_index[index] = state_hash
+        self._by_index[index] = digest
         if len(self._order) > REMEMBERED:
             del self._by_index[self._order.popleft()]
 
-    def at(self, index: int) -> int | None:
-        """Return the hash after ``index`` if it is remembered."""
+    def at(self, index: int) -> StateDigest | None:
+        """Return the digest after ``index`` if it is remembered."""
         return self._by_index.get(index)
 
     def mismatch(self) -> int | None:
         """Compare the leader's report, once its index is applied; return the index at which ours differs, once."""
         if self.reported is None:
             return None
-        index, state_hash = self.reported
+        index, digest = self.reported
         ours = self._by_index.get(index)
         if ours is None:
             return None
         self.reported = None
-        return None if ours == state_hash else index
+        return index if ours.contradicts(digest) else None
 
     def forget(self) -> None:
         """The state was replaced: what was remembered of the old one is worth nothing."""
@@ -52,16 +54,28 @@ class StateHashes:
         self.reported = None
 
 
-def is_wrong(ours: int, others: Mapping[str, int], voters: int) -> bool | None:
-    """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees on one hash, else None.
+def is_wrong(ours: StateDigest, others: Mapping[str, StateDigest], voters: int) -> bool | None:
+    """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees, else None.
+
+    The chains are voted on first. Where a majority has ours, the sums over the records are: a node whose sum does not
+    count yet has no vote on them.
 
     Args:
-        ours: our hash at an index.
-        others: the other voters' hashes at the same index, as far as they remember it.
+        ours: our digest at an index.
+        others: the other voters' digests at the same index, as far as they remember them.
         voters: how many voters there are, this node included.
     """
-    counted = Counter([ours, *others.values()])
-    most_common, votes = counted.most_common(1)[0]
-    if votes <= voters // 2:
-        return None
-    return most_common != ours
+    comparable = [each for each in (ours, *others.values()) if each.version == ours.version]
+    chain = _majority(Counter(each.chain for each in comparable), voters)
+    if chain is None or chain != ours.chain:
+        return None if chain is None else True
+    sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
+    if ours.records is None or len(sums) <= 1:
+        return False
+    records = _majority(sums, voters)
+    return None if records is None else records != ours.records
+
+
+def _majority(votes: Counter[int], voters: int) -> int | None:
+    most_common = votes.most_common(1)
+    return most_common[0][0] if most_common and most_common[0][1] > voters // 2 else None

@@ -11,7 +11,7 @@ import logging
 from io import BytesIO
 from itertools import cycle
 
-from kvorum.errors import CallerError, InvariantViolated, PeerError, StorageError
+from kvorum.errors import CallerError, InvariantViolated, PeerError, StorageCorrupt, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.node.fetch import download
@@ -105,9 +105,9 @@ class Integrity:
                     sorted(theirs),
                 )
         elif wrong:
-            await self._replace(index, [voter for voter, state_hash in theirs.items() if state_hash != ours])
+            await self._replace(index, [voter for voter, digest in theirs.items() if digest.contradicts(ours)])
         else:
-            for voter in [voter for voter, state_hash in theirs.items() if state_hash != ours]:
+            for voter in [voter for voter, digest in theirs.items() if digest.contradicts(ours)]:
                 await self._tell(voter, index)
 
     async def _tell(self, voter: NodeId, index: int) -> None:
@@ -156,6 +156,8 @@ class Integrity:
 
             await download(self._peers, source, first, keep)
             store = await self._threads.run(_decode, bytes(data))
+            if store.mismatch is not None:
+                raise StorageCorrupt(f"the snapshot of {source} does not have the sum that it carries")
             self._raft.reapply_from(store.applied_index)
         except (PeerError, StorageError, InvariantViolated) as error:
             if self._limit.allow() is not None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
 from kvorum.errors import FatalError, NoLeader
 from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
+from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
+from kvorum.node.levels import FeatureLevels
 from kvorum.node.membership import Membership
 from kvorum.node.peer_requests import PeerRequests
 from kvorum.node.ports import Ports
@@ -25,10 +28,11 @@ from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
+from kvorum.node.sweeps import Sweeps
 from kvorum.node.ticker import Ticker
 from kvorum.node.turns import Turns
 from kvorum.raft import Change, Raft
-from kvorum.raft.messages import Configuration, Member
+from kvorum.raft.messages import Configuration, Member, NodeId
 from kvorum.status import Check, NodeStatus
 from kvorum.transport.handshake import Hello
 
@@ -50,6 +54,8 @@ class Parts:
     fetcher: Fetcher
     integrity: Integrity
     staleness: Staleness
+    levels: FeatureLevels
+    sweeps: Sweeps
     driver: Driver
     ticker: Ticker
     report: Report
@@ -90,6 +96,7 @@ class Node:
         await self.peers.start(self.parts.peer_requests)
         self.parts.membership.follow()
         self.parts.ticker.start()
+        self.parts.sweeps.start()
         log.info(
             "%s is up: cluster %s, term %d, log up to %d, snapshot at %d",
             self.raft.id,
@@ -134,7 +141,7 @@ class Node:
         self.parts.ticker.stop()
         self.parts.driver.halt()
         await self.peers.close()
-        for part in (self.parts.integrity, self.parts.fetcher, self.parts.snapshots):
+        for part in (self.parts.sweeps, self.parts.integrity, self.parts.fetcher, self.parts.snapshots):
             await part.close()
 
     # --- Requests -----------------------------------------------------------------------------------------------
@@ -230,21 +237,42 @@ class Node:
         """Return the checks of ``/readyz``: this node can serve its clients, as leader or not."""
         return self.parts.report.readiness()
 
-    def state_hash_at(self, index: int) -> int | None:
-        """Return the state hash after applying ``index``, if it is remembered."""
+    def state_hash_at(self, index: int) -> StateDigest | None:
+        """Return the digest of the state after applying ``index``, if it is remembered."""
         return self.parts.peer_requests.state_hash_at(index)
+
+    # --- The feature level --------------------------------------------------------------------------------------
+
+    async def finalize(self, timeout_ms: int) -> int:
+        """Raise the feature level as far as this version goes and return it: no earlier version can be started then.
+
+        Raises:
+            NotLeader, Overloaded, FeatureLevelBlockedError: not raised.
+            OutcomeUnknown: it may be.
+        """
+        self.check_serves()
+        return await self.parts.levels.finalize(timeout_ms)
 
     # --- Membership ---------------------------------------------------------------------------------------------
 
-    def bootstrap(self, cluster_id: str, members: tuple[Member, ...]) -> None:
+    def bootstrap(
+        self, cluster_id: str, members: tuple[Member, ...], levels: Mapping[NodeId, int] | None = None
+    ) -> None:
         """Begin a new cluster with these voters; only ever on one node, with an empty disk (docs/internals).
+
+        Args:
+            cluster_id: what it is to be called.
+            members: the voters.
+            levels: the highest feature level that each of them has announced. The cluster begins at the lowest of
+                these, or at the first level if that of a member is not known.
 
         Raises:
             MembershipRefused: this node is not empty.
             StorageError: the cluster's id could not be made durable.
         """
         self.parts.identity.begin(cluster_id)
-        self.raft.bootstrap(Configuration(tuple(sorted(members, key=lambda member: member.id))))
+        configuration = Configuration(tuple(sorted(members, key=lambda member: member.id)))
+        self.raft.bootstrap(configuration, self.parts.levels.first_entries(configuration, levels or {}))
         self.parts.turns.schedule()
         log.info("began cluster %s with %s", cluster_id, ", ".join(member.id for member in members))
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from kvorum import __version__
 from kvorum.config import Config
 from kvorum.identity import Identity
+from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
+from kvorum.kv.state_hash import StateDigest
 from kvorum.node.driver import Driver
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
+from kvorum.node.levels import FeatureLevels
 from kvorum.node.ports import Peers
 from kvorum.node.report import Report
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import NodeId
-from kvorum.transport.handshake import Greeting, Hello, token_digest
+from kvorum.transport.handshake import PROTOCOLS, Greeting, Hello, token_digest
 
 
 class PeerRequests:
@@ -29,6 +33,7 @@ class PeerRequests:
         snapshots: what is served to members that need one.
         state: whose hashes are compared.
         integrity: what finds out whose state is wrong.
+        levels: what peers announce to.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class PeerRequests:
         snapshots: Snapshots,
         state: State,
         integrity: Integrity,
+        levels: FeatureLevels,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -50,6 +56,7 @@ class PeerRequests:
         self._peers = peers
         self._report = report
         self._state = state
+        self._levels = levels
         # Handed on as they are.
         self.join = identity.join
         self.on_messages = driver.on_messages
@@ -80,11 +87,15 @@ class PeerRequests:
             configuration_committed=configurations.latest_index <= raft.log.commit_index,
             is_serving=all(check.ok for check in self._report.readiness()),
             # A node that is just being called into a cluster must not begin another meanwhile.
+            version=__version__,
+            protocols=PROTOCOLS,
+            levels=(FIRST_LEVEL, HIGHEST_LEVEL),
             empty=not raft.current_term and not raft.log.last_index and not self._identity.is_joining,
         )
 
     def on_connected(self, greeting: Greeting) -> None:
         """A peer called: answer it even if our configuration does not know it yet."""
+        self._levels.announced(greeting.sender, greeting.highest_level, greeting.version)
         self._peers.add_stranger(greeting.sender, greeting.peer_url)
 
     def on_disconnected(self, sender: NodeId) -> None:
@@ -98,6 +109,6 @@ class PeerRequests:
             self._peers.remove_stranger(recipient)
         self._driver.peer_unreachable(recipient)
 
-    def state_hash_at(self, index: int) -> int | None:
-        """Return the state hash after applying ``index``, if it is remembered."""
+    def state_hash_at(self, index: int) -> StateDigest | None:
+        """Return the digest of the state after applying ``index``, if it is remembered."""
         return self._state.hashes.at(index)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.supervisor import Supervisor
 from kvorum.raft import Raft
@@ -117,8 +118,8 @@ class Peers(Protocol):
             PeerError: it has none, or does not answer.
         """
 
-    async def state_hash(self, node: NodeId, index: int) -> int | None:
-        """Ask a member for its state hash after applying ``index``; None: it does not remember, or does not answer."""
+    async def state_hash(self, node: NodeId, index: int) -> StateDigest | None:
+        """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
 
     async def suspect(self, node: NodeId, index: int) -> None:
         """Tell a member that its state differs from others' at ``index``.

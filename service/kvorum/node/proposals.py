@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from kvorum.errors import CallerError, NoLeader, NotLeader, OutcomeUnknown, Overloaded
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
+from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
+from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import Entry
 from kvorum.telemetry.counters import Counters
@@ -32,6 +34,7 @@ class Proposals:
 
     Args:
         raft: the consensus server.
+        state: whose feature level says what may be proposed.
         counters: where proposals are counted.
         pending_max: writes queued or waiting for a quorum; more are refused.
         batch_bytes_max: the most that one log entry carries.
@@ -42,6 +45,7 @@ class Proposals:
     def __init__(
         self,
         raft: Raft,
+        state: State,
         counters: Counters,
         pending_max: int,
         batch_bytes_max: int,
@@ -49,6 +53,7 @@ class Proposals:
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
+        self._state = state
         self._counters = counters
         self._pending_max = pending_max
         self._batch_bytes_max = batch_bytes_max
@@ -74,11 +79,12 @@ class Proposals:
         """Queue a write and return the future of its result.
 
         Raises:
-            NotLeader, Overloaded, TooLarge, InvalidRequest: it was not queued.
+            NotLeader, Overloaded, TooLarge, InvalidRequest, FeatureUnavailableError: it was not queued.
         """
         if self._raft.leader != self._raft.id:
             raise NotLeader(self._raft.leader)
         check_command(command)
+        check_command_level(command, self._state.store.feature_level)
         if self._pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise Overloaded(f"{self._pending} writes are waiting already")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from kvorum.kv.store import Store
 from kvorum.node.hashes import StateHashes
+
+log = logging.getLogger("kvorum.state")
 
 
 class State:
@@ -20,6 +24,7 @@ class State:
     """
 
     def __init__(self, store: Store) -> None:
+        _note_mismatch(store)
         self.store = store
         self.hashes = StateHashes()
         self.bytes_since_snapshot = 0
@@ -27,7 +32,20 @@ class State:
 
     def replace(self, store: Store) -> None:
         """Serve this state from now on."""
+        _note_mismatch(store)
         self.store = store
         self.bytes_since_snapshot = 0
         self.hashes.forget()
-        self.hashes.applied(store.applied_index, store.state_hash)
+        self.hashes.applied(store.applied_index, store.digest)
+
+
+def _note_mismatch(store: Store) -> None:
+    """Log that a snapshot was taken of a state that memory had changed."""
+    if store.mismatch is not None:
+        log.critical(
+            "the snapshot at index %d does not have the sum that it carries: %032x instead of %032x; "
+            "the members' hashes will show whether its records are wrong",
+            store.mismatch.index,
+            store.mismatch.found,
+            store.mismatch.expected,
+        )

@@ -46,7 +46,7 @@ class Leader:
         self.transfer_target: NodeId | None = None
         self.is_flush_due = True
         """Something changed since the last :meth:`flush`."""
-        self.state_digest = (0, 0)
+        self.state_digest: tuple[int, int, int, bytes] = (0, 0, 1, b"")
         """An applied index and the state machine's hash there; heartbeats carry it."""
         self._state = state
         self._id = state.id
@@ -190,9 +190,17 @@ class Leader:
 
     def _send_heartbeat(self, node: NodeId, progress: Progress) -> None:
         progress.commit_sent = min(progress.match_index, self._log.commit_index)
-        sent, number, (index, digest) = progress.commit_sent, self._reads.number, self.state_digest
+        index, state_hash, version, state_sum = self.state_digest
         message = Heartbeat(
-            self._term, self._id, node, commit_index=sent, round=number, state_index=index, state_hash=digest
+            self._term,
+            self._id,
+            node,
+            commit_index=progress.commit_sent,
+            round=self._reads.number,
+            state_index=index,
+            state_hash=state_hash,
+            state_hash_version=version,
+            state_sum=state_sum,
         )
         self._send(message)
 

@@ -20,6 +20,7 @@ from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
     Configuration,
     Entry,
+    EntryKind,
     HardState,
     LeaderMessage,
     Message,
@@ -138,10 +139,14 @@ class Raft:
             },
         )
 
-    def bootstrap(self, configuration: Configuration) -> None:
-        """Write the first configuration of a new cluster; called on one server, once in the cluster's life.
+    def bootstrap(self, configuration: Configuration, payloads: Sequence[bytes] = ()) -> None:
+        """Write the first entries of a new cluster; called on one server, once in the cluster's life.
 
-        The others learn of it from this server's log. Afterwards it campaigns.
+        The others learn of them from this server's log. Afterwards it campaigns.
+
+        Args:
+            configuration: the first members.
+            payloads: commands that follow the configuration in the log.
 
         Raises:
             MembershipRefused: this server is not empty, or not one of the voters.
@@ -152,7 +157,8 @@ class Raft:
             raise MembershipRefused(f"{self.id} is not a voter of the first configuration")
         entry = bootstrap_entry(configuration)
         self._become_follower(entry.term, None)
-        self.log.append([entry])
+        commands = [Entry(2 + at, entry.term, EntryKind.COMMAND, data) for at, data in enumerate(payloads)]
+        self.log.append([entry, *commands])
         self.configurations.note([entry])
         self._become_pre_candidate()
 
@@ -214,10 +220,13 @@ class Raft:
         if isinstance(self._role, Leader):
             self._role.abandon_read(context)
 
-    def set_state_digest(self, index: int, state_hash: int) -> None:
-        """Let the leader's heartbeats carry the state machine's hash after applying ``index``."""
+    def set_state_digest(self, index: int, state_hash: int, version: int = 1, state_sum: bytes = b"") -> None:
+        """Let the leader's heartbeats carry the state machine's hash after applying ``index``.
+
+        ``version`` is the hash's definition, and ``state_sum`` its second part, if that definition has one.
+        """
         if isinstance(self._role, Leader):
-            self._role.state_digest = (index, state_hash)
+            self._role.state_digest = (index, state_hash, version, state_sum)
 
     def snapshot_at(self, index: int) -> Snapshot:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.

@@ -19,6 +19,7 @@ from kvorum import __version__
 from kvorum.errors import IdentityRejected
 from kvorum.identity import Identity, is_node_id, name_of, node_id
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
+from kvorum.kv.state_hash import StateDigest
 
 PROTOCOLS = (1, 1)
 """The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
@@ -157,3 +158,28 @@ def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> 
             "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is no range"
         )
     return int(match[1]), int(match[2] or match[1])
+
+
+def digest_text(digest: StateDigest) -> str:
+    """Return a digest as peers send it. Version 0.1.0 knows the first form, and takes the other for no answer."""
+    if digest.version == 1:
+        return f"{digest.chain:016x}"
+    records = "-" if digest.records is None else f"{digest.records:032x}"
+    return f"{digest.version} {digest.chain:016x} {records}"
+
+
+def parse_digest(text: str) -> StateDigest:
+    """Return the digest that a peer sent.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match text.split():
+        case [chain]:
+            return StateDigest(1, int(chain, 16))
+        case [version, chain, "-"]:
+            return StateDigest(int(version), int(chain, 16))
+        case [version, chain, records]:
+            return StateDigest(int(version), int(chain, 16), int(records, 16))
+        case _:
+            raise ValueError(f"{text[:64]!r} is no digest")

@@ -13,11 +13,12 @@ from aiohttp import web
 
 from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
 from kvorum.identity import Identity, name_of
+from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import Frame, decode_frame
 from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import Greeting, Hello, check_greeting
+from kvorum.transport.handshake import Greeting, Hello, check_greeting, digest_text
 
 log = logging.getLogger("kvorum.transport")
 
@@ -73,8 +74,8 @@ class PeerHandler(Protocol):
             StorageError: there is no such snapshot (any more).
         """
 
-    def state_hash_at(self, index: int) -> int | None:
-        """Return the state hash after applying ``index``, if it is remembered."""
+    def state_hash_at(self, index: int) -> StateDigest | None:
+        """Return the digest of the state after applying ``index``, if it is remembered."""
 
     def suspect_state(self, index: int) -> None:
         """A peer's state differs from ours at ``index``: find out which of us is wrong."""
@@ -214,10 +215,10 @@ class PeerServer:
 
     async def _state_hash(self, request: web.Request) -> web.Response:
         self._check(request)
-        state_hash = self._handler.state_hash_at(int(request.match_info["index"]))
-        if state_hash is None:
+        digest = self._handler.state_hash_at(int(request.match_info["index"]))
+        if digest is None:
             raise web.HTTPNotFound(text="not remembered\n")
-        return web.Response(text=f"{state_hash:016x}")
+        return web.Response(text=digest_text(digest))
 
     async def _suspect(self, request: web.Request) -> web.Response:
         self._check(request)

@@ -10,8 +10,9 @@ import aiohttp
 import msgspec
 
 from kvorum.errors import MalformedMessage, PeerError
+from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
-from kvorum.transport.handshake import Hello, dialling_headers
+from kvorum.transport.handshake import Hello, dialling_headers, parse_digest
 from kvorum.transport.link import Link
 from kvorum.transport.server import (
     HEADER_INDEX,
@@ -150,11 +151,11 @@ class Transport:
         except (KeyError, ValueError) as error:
             raise MalformedMessage(f"{node} sends a snapshot without its description: {error}") from error
 
-    async def state_hash(self, node: str, index: int) -> int | None:
-        """Ask a member for its state hash after applying ``index``; None: it does not remember, or does not answer."""
+    async def state_hash(self, node: str, index: int) -> StateDigest | None:
+        """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
         try:
             _, body = await self._call("GET", node, f"/raft/v1/state-hash/{index}", REQUEST_TIMEOUT_S)
-            return int(body, 16)
+            return parse_digest(body.decode())
         except (PeerError, ValueError):
             return None
 

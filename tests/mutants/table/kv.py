@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "version",
         "What needs a higher level is proposed.",
-        "kv.features:check_commands",
+        "kv.features:check_command_level",
         "needed > level",
         "False",
         simulated=False,

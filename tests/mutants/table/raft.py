@@ -1123,9 +1123,9 @@ progress = progress or Progress(1)
     Mutant(
         "K1",
         "A heartbeat may carry a sum of any size.",
-        "raft.codec:_check",
-        "len(message.state_sum) > STATE_SUM_BYTES_MAX",
-        "False",
+        "raft.messages:Heartbeat",
+        "state_sum: Annotated[bytes, msgspec.Meta(max_length=16)] = b''",
+        "state_sum: bytes = b''",
         simulated=False,
     ),
 )

@@ -1,0 +1,193 @@
+"""The feature level of the cluster: what each member announces, and when the leader raises the level.
+
+A member announces the highest level that it supports when it opens its stream to this node; its last word counts, also
+while it is down. Nothing is written before every member, learners included, has announced the next level, so until then
+each of them can go back to its version. Then the level is raised by hand, or by the leader after ``finalize_after``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from kvorum import __version__
+from kvorum.config import Config
+from kvorum.config.options import finalize_after_s
+from kvorum.errors import CallerError, FeatureLevelBlockedError, NotLeader
+from kvorum.kv.commands import RaiseFeatureLevel, encode_batch
+from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL, LEVELS, blockers
+from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.ports import Clock
+from kvorum.node.state import State
+from kvorum.node.turns import Turns
+from kvorum.node.waits import Waits
+from kvorum.raft import Raft, Role
+from kvorum.raft.membership import MEMBERS_MAX
+from kvorum.raft.messages import Configuration, NodeId
+
+log = logging.getLogger("kvorum.cluster")
+
+ANNOUNCEMENTS_MAX = 4 * MEMBERS_MAX
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """What a node said of itself last."""
+
+    highest_level: int
+    version: str
+
+
+class FeatureLevels:
+    """Raises the level on the leader, and knows on every node what the members announced to it.
+
+    Args:
+        config: when the level is raised.
+        raft: the consensus server.
+        state: whose level it is.
+        identity: who we are, and of which cluster.
+        waits: where the driver tells what became of a raise.
+        clock: by which ``finalize_after`` passes.
+        turns: the driver's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        raft: Raft,
+        state: State,
+        identity: ClusterIdentity,
+        waits: Waits,
+        clock: Clock,
+        turns: Turns,
+    ) -> None:
+        self._finalize_after_s = finalize_after_s(config.finalize_after)
+        self._raft = raft
+        self._state = state
+        self._identity = identity
+        self._waits = waits
+        self._clock = clock
+        self._turns = turns
+        self._announced: dict[NodeId, Announcement] = {}
+        self._unblocked_since_s: float | None = None
+        self._proposed: tuple[int, int] | None = None
+        """(index, term) of the raise that was proposed last."""
+        self._logged_level = state.store.feature_level
+
+    # --- What is known ------------------------------------------------------------------------------------------
+
+    @property
+    def level(self) -> int:
+        """The level in force here."""
+        return self._state.store.feature_level
+
+    def announced(self, node: NodeId, highest_level: int, version: str) -> None:
+        """A node said what it supports."""
+        if node not in self._announced and len(self._announced) >= ANNOUNCEMENTS_MAX:
+            members = self._raft.configuration
+            self._announced = {each: said for each, said in self._announced.items() if members.get(each) is not None}
+        self._announced[node] = Announcement(highest_level, version)
+
+    def announcement(self, node: NodeId) -> Announcement | None:
+        """Return what a node announced last; None: it has not opened a stream to this node since this one started."""
+        if node == self._raft.id:
+            return Announcement(HIGHEST_LEVEL, __version__)
+        return self._announced.get(node)
+
+    def blockers(self, level: int) -> dict[NodeId, str]:
+        """Return the members because of which the level cannot be raised to ``level``, and why, in words."""
+        reasons = {}
+        for node in blockers(level, self._raft.configuration, self._versions()):
+            said = self.announcement(node)
+            reasons[node] = (
+                f"{node} has not announced its version to this leader (is it down?)"
+                if said is None
+                else f"{node} runs {said.version}, which supports feature level {said.highest_level}"
+            )
+        return reasons
+
+    # --- Raising it ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Raise the level when it is time. Called once a tick; costs nothing where there is nothing to raise."""
+        if self._logged_level != self.level:
+            self._logged_level = self.level
+            version = LEVELS[self.level - 1].version
+            log.info(
+                "the cluster is at feature level %d: versions before %s cannot start any more", self.level, version
+            )
+        if self._raft.role is not Role.LEADER or self.level >= HIGHEST_LEVEL or self._finalize_after_s is None:
+            self._unblocked_since_s = None
+            return
+        level = self.level + 1
+        if not self._raft.configuration.members or blockers(level, self._raft.configuration, self._versions()):
+            self._unblocked_since_s = None
+            return
+        now_s = self._clock.monotonic()
+        if self._unblocked_since_s is None:
+            self._unblocked_since_s = now_s
+            log.info(
+                "every member supports feature level %d; it is raised in %.0f s unless one goes back",
+                level,
+                self._finalize_after_s,
+            )
+        if now_s - self._unblocked_since_s >= self._finalize_after_s and not self._is_under_way():
+            try:
+                self._propose(level)
+            except CallerError as error:
+                log.debug("the feature level is not raised now: %s", error)
+
+    async def finalize(self, timeout_ms: int) -> int:
+        """Raise the level as far as this version goes, now, and return it once it is applied here.
+
+        Raises:
+            NotLeader, Overloaded: not raised.
+            FeatureLevelBlockedError: not raised, or not all the way: a member does not support the next level.
+            OutcomeUnknown: it may be raised.
+        """
+        while self.level < HIGHEST_LEVEL:
+            if self._raft.role is not Role.LEADER:
+                raise NotLeader(self._raft.leader)
+            level = self.level + 1
+            reasons = self.blockers(level)
+            if reasons:
+                raise FeatureLevelBlockedError(
+                    f"the cluster stays at feature level {self.level}; level {level} needs version "
+                    f"{LEVELS[level - 1].version} on every member: {'; '.join(reasons.values())}"
+                )
+            index, term = self._proposed if self._proposed and self._is_under_way() else self._propose(level)
+            await self._waits.entry(index, term, timeout_ms / 1000)
+            if self.level < level:
+                # It was refused: the members changed before it was applied.
+                raise FeatureLevelBlockedError(f"the cluster stays at feature level {self.level}: try again")
+        return self.level
+
+    def first_entries(self, configuration: Configuration, levels: Mapping[NodeId, int]) -> list[bytes]:
+        """Return what a new cluster's log begins with, so that it begins at the highest level that all support."""
+        highest = min((levels.get(member.id, FIRST_LEVEL) for member in configuration.members), default=FIRST_LEVEL)
+        return [self._raise(level, levels) for level in range(FIRST_LEVEL + 1, min(highest, HIGHEST_LEVEL) + 1)]
+
+    def _versions(self) -> Mapping[NodeId, int]:
+        return {
+            member.id: said.highest_level
+            for member in self._raft.configuration.members
+            if (said := self.announcement(member.id)) is not None
+        }
+
+    def _is_under_way(self) -> bool:
+        if self._proposed is None:
+            return False
+        index, term = self._proposed
+        return term == self._raft.current_term and self._state.store.applied_index < index
+
+    def _propose(self, level: int) -> tuple[int, int]:
+        """Propose the raise. The configuration that was just checked is the one in force at the entry's index."""
+        self._proposed = self._raft.propose([self._raise(level, self._versions())])
+        self._turns.schedule()
+        log.info("raising the feature level to %d: every member supports it", level)
+        return self._proposed
+
+    def _raise(self, level: int, versions: Mapping[NodeId, int]) -> bytes:
+        command = RaiseFeatureLevel(level, dict(sorted(versions.items())), self._identity.current.cluster_id)
+        return encode_batch(self._clock.wall_ms(), [command])

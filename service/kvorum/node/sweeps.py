@@ -1,0 +1,77 @@
+"""Checking in the background that memory still holds what was applied."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from math import ceil
+
+from kvorum.kv.sweep import SLICE_KEYS, StateSweep
+from kvorum.node.integrity import Integrity
+from kvorum.node.ports import Tasks
+from kvorum.node.state import State
+
+log = logging.getLogger("kvorum.state")
+
+PASS_S = 600.0
+"""A pass over all records takes about this long, however many there are."""
+PAUSE_MIN_S = 0.05
+PAUSE_MAX_S = 60.0
+
+
+class Sweeps:
+    """Sweeps the state again and again, slice by slice, from :meth:`start` to :meth:`close`.
+
+    A mismatch does not put the node in quarantine: its sum becomes that of what memory holds, and the members vote.
+
+    Args:
+        state: what is swept.
+        integrity: what asks the members.
+        tasks: where it runs.
+    """
+
+    def __init__(self, state: State, integrity: Integrity, tasks: Tasks) -> None:
+        self._state = state
+        self._integrity = integrity
+        self._tasks = tasks
+        self._store = state.store
+        self._sweep = StateSweep(state.store)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = self._tasks.spawn(self._run(), name="sweep the state")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            keys = len(self._state.store)
+            pause_s = min(max(PASS_S / (keys / SLICE_KEYS + 1), PAUSE_MIN_S), PAUSE_MAX_S)
+            await self._tasks.sleep(pause_s)
+            self.step(max(SLICE_KEYS, ceil(keys * pause_s / PASS_S)))
+
+    def step(self, max_keys: int) -> None:
+        """Sweep the next slice of the state as it is now."""
+        state = self._state
+        store = state.store
+        if store is not self._store:
+            self._store, self._sweep = store, StateSweep(store)
+        if state.is_wrong:
+            return
+        mismatch = self._sweep.step(max_keys)
+        if mismatch is None:
+            return
+        log.critical(
+            "the records in memory do not have the sum that was kept of them: %032x instead of %032x at index %d; "
+            "asking the other members which of the two is right",
+            mismatch.found,
+            mismatch.expected,
+            mismatch.index,
+        )
+        state.hashes.applied(mismatch.index, store.digest)
+        self._integrity.investigate(mismatch.index)

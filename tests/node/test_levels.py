@@ -1,0 +1,373 @@
+"""When the feature level is raised, by whom, and what keeps it from being raised."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from node.trio import TIMEOUT_MS, eventually, running
+
+import kvorum
+from kvorum.config import Config
+from kvorum.errors import FeatureLevelBlockedError, FeatureUnavailableError, NotLeader, Overloaded
+from kvorum.identity import Identity
+from kvorum.kv import features
+from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, decode_batch
+from kvorum.kv.features import HIGHEST_LEVEL
+from kvorum.kv.store import Store
+from kvorum.node.levels import ANNOUNCEMENTS_MAX, FeatureLevels
+from kvorum.node.state import State
+from kvorum.node.waits import Waits
+from kvorum.raft import Role
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
+
+OURS, VOTER, LEARNER = "n1@1", "n2@1", "n3@1"
+MEMBERS = Configuration((Member(OURS, True), Member(VOTER, True), Member(LEARNER, False)))
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def wall_ms(self) -> int:
+        return 7
+
+
+class Leading:
+    """A leader whose proposals are applied when a test says so."""
+
+    def __init__(self, finalize_after: str = "24h") -> None:
+        self.clock = Clock()
+        self.waits = Waits(self.clock)
+        self.state = State(Store())
+        self.raft = SimpleNamespace(
+            id=OURS, leader=OURS, role=Role.LEADER, current_term=3, configuration=MEMBERS, propose=self._propose
+        )
+        self.proposed: list[bytes] = []
+        self.refusal: Exception | None = None
+        self.turns = 0
+        self.state.store.apply(Entry(1, 1, EntryKind.CONFIGURATION, encode_configuration(MEMBERS)))
+        identity = SimpleNamespace(current=Identity("n1", "1", "c" * 32))
+        self.levels = FeatureLevels(
+            Config(finalize_after=finalize_after),
+            cast(Any, self.raft),
+            self.state,
+            cast(Any, identity),
+            self.waits,
+            self.clock,
+            cast(Any, SimpleNamespace(schedule=self._schedule)),
+        )
+
+    def _propose(self, payloads: list[bytes]) -> tuple[int, int]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.proposed += payloads
+        return self.state.store.applied_index + len(payloads), self.raft.current_term
+
+    def _schedule(self) -> None:
+        self.turns += 1
+
+    def all_announce(self, level: int = 2) -> None:
+        for node in (VOTER, LEARNER):
+            self.levels.announced(node, level, "0.2.0")
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        self.levels.tick()
+
+    def apply(self) -> None:
+        """Let everything that was proposed be committed and applied."""
+        for data in self.proposed:
+            entry = Entry(self.state.store.applied_index + 1, 3, EntryKind.COMMAND, data)
+            self.state.store.apply(entry)
+            self.waits.applied(entry)
+        self.proposed = []
+
+
+DAY_S = 86_400.0
+
+
+def test_the_leader_raises_the_level_once_every_member_has_announced_it_for_long_enough() -> None:
+    async def scenario() -> None:
+        it = Leading()
+        it.all_announce()
+        it.levels.tick()
+        it.pass_time(DAY_S - 1)
+        assert it.proposed == []
+
+        it.pass_time(1)
+
+        [data] = it.proposed
+        command = RaiseFeatureLevel(2, {OURS: HIGHEST_LEVEL, VOTER: 2, LEARNER: 2}, "c" * 32)
+        assert decode_batch(data).commands == (command,)
+        assert it.turns == 1
+        it.pass_time(1)
+        assert len(it.proposed) == 1
+        it.apply()
+        assert it.levels.level == 2
+        it.pass_time(DAY_S)
+        it.pass_time(DAY_S)
+        assert it.proposed == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("node", [VOTER, LEARNER])
+def test_a_member_that_has_announced_nothing_keeps_the_level_where_it_is(node: str) -> None:
+    """A learner, and a member that is down, count like every other."""
+
+    async def scenario() -> None:
+        it = Leading("0")
+        it.levels.announced(VOTER if node == LEARNER else LEARNER, 2, "0.2.0")
+        for _ in range(3):
+            it.pass_time(DAY_S)
+        assert it.proposed == []
+        it.levels.announced(node, 2, "0.2.0")
+        it.pass_time(0)
+        assert len(it.proposed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_goes_back_to_its_version_starts_the_wait_anew() -> None:
+    async def scenario() -> None:
+        it = Leading("1h")
+        it.all_announce()
+        it.levels.tick()
+        it.pass_time(3000)
+        it.levels.announced(VOTER, 1, "0.1.0")
+        it.pass_time(1)
+        it.levels.announced(VOTER, 2, "0.2.0")
+        it.pass_time(1)
+        it.pass_time(3599)
+        assert it.proposed == []
+        it.pass_time(1)
+        assert len(it.proposed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_new_leader_waits_by_its_own_clock() -> None:
+    async def scenario() -> None:
+        it = Leading("1h")
+        it.raft.role = Role.FOLLOWER
+        it.all_announce()
+        it.levels.tick()
+        it.pass_time(7200)
+        assert it.proposed == []
+        it.raft.role = Role.LEADER
+        it.pass_time(1)
+        it.pass_time(3599)
+        assert it.proposed == []
+        it.pass_time(1)
+        assert len(it.proposed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_raise_that_was_lost_with_its_term_is_proposed_again() -> None:
+    async def scenario() -> None:
+        it = Leading("0")
+        it.all_announce()
+        it.pass_time(0)
+        it.proposed = []
+        it.pass_time(1)
+        assert it.proposed == []
+        it.raft.current_term = 5
+        it.pass_time(1)
+        assert len(it.proposed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_raise_that_cannot_be_proposed_now_is_proposed_later() -> None:
+    async def scenario() -> None:
+        it = Leading("0")
+        it.all_announce()
+        it.refusal = Overloaded("the leadership is being handed over")
+        it.pass_time(0)
+        it.refusal = None
+        it.pass_time(1)
+        assert len(it.proposed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_manual_leaves_it_to_an_operator() -> None:
+    async def scenario() -> None:
+        it = Leading("manual")
+        it.all_announce()
+        it.levels.tick()
+        it.pass_time(100 * DAY_S)
+        assert it.proposed == []
+
+        finalizing = asyncio.create_task(it.levels.finalize(TIMEOUT_MS))
+        await asyncio.sleep(0)
+        it.apply()
+
+        assert await finalizing == 2
+
+    asyncio.run(scenario())
+
+
+def test_finalize_says_who_blocks_it_and_why() -> None:
+    async def scenario() -> None:
+        it = Leading()
+        it.levels.announced(VOTER, 1, "0.1.0")
+        with pytest.raises(FeatureLevelBlockedError) as raised:
+            await it.levels.finalize(TIMEOUT_MS)
+        assert str(raised.value) == (
+            "the cluster stays at feature level 1; level 2 needs version 0.2.0 on every member: "
+            "n2@1 runs 0.1.0, which supports feature level 1; "
+            "n3@1 has not announced its version to this leader (is it down?)"
+        )
+        assert it.proposed == []
+
+    asyncio.run(scenario())
+
+
+def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None:
+    async def scenario() -> None:
+        it = Leading("0")
+        it.raft.role, it.raft.leader = Role.FOLLOWER, VOTER
+        with pytest.raises(NotLeader):
+            await it.levels.finalize(TIMEOUT_MS)
+        it.raft.role = Role.LEADER
+        it.all_announce()
+        it.pass_time(0)
+        waiting = asyncio.create_task(it.levels.finalize(TIMEOUT_MS))
+        await asyncio.sleep(0)
+        assert len(it.proposed) == 1  # it waits for the raise that is under way
+        it.apply()
+        assert await waiting == 2
+        assert await it.levels.finalize(TIMEOUT_MS) == 2
+        assert it.proposed == []
+
+    asyncio.run(scenario())
+
+
+def test_announcements_are_bounded_and_those_of_members_are_kept() -> None:
+    async def scenario() -> None:
+        it = Leading("0")
+        it.all_announce()
+        for number in range(2 * ANNOUNCEMENTS_MAX):
+            it.levels.announced(f"stranger@{number}", 1, "0.1.0")
+        assert len(it.levels._announced) <= ANNOUNCEMENTS_MAX
+        assert it.levels.blockers(2) == {}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("levels", "expected"), [({}, []), ({OURS: 2, VOTER: 1, LEARNER: 2}, [])])
+def test_a_new_cluster_begins_at_level_1_unless_all_announce_more(
+    levels: dict[str, int], expected: list[bytes]
+) -> None:
+    async def scenario() -> None:
+        assert Leading().levels.first_entries(MEMBERS, levels) == expected
+
+    asyncio.run(scenario())
+
+
+def test_a_new_cluster_begins_at_the_highest_level_that_all_announce() -> None:
+    async def scenario() -> None:
+        it = Leading()
+        [data] = it.levels.first_entries(MEMBERS, dict.fromkeys((OURS, VOTER, LEARNER), 9))
+        [command] = decode_batch(data).commands
+        assert isinstance(command, RaiseFeatureLevel)
+        assert command.level == HIGHEST_LEVEL == 2
+
+    asyncio.run(scenario())
+
+
+def test_nodes_of_this_version_begin_at_its_level_and_know_each_others_version(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.settled()
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            for node in trio.nodes.values():
+                assert node.store.feature_level == HIGHEST_LEVEL
+                assert node.store.state_sum is not None
+            assert leader.parts.levels.blockers(HIGHEST_LEVEL) == {}
+            for member in leader.raft.configuration.members:
+                said = leader.parts.levels.announcement(member.id)
+                assert said is not None and said.version == kvorum.__version__
+            assert await leader.finalize(TIMEOUT_MS) == HIGHEST_LEVEL
+
+    asyncio.run(scenario())
+
+
+def test_a_command_above_the_level_is_not_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_LEVELS_OF_COMMANDS", {Put: 1, Delete: 2, RaiseFeatureLevel: 1})
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as trio:
+            leader = await trio.leader()
+            await leader.propose(Delete(b"a"), TIMEOUT_MS)
+            leader.store.feature_level = 1
+            last = leader.raft.log.last_index
+            with pytest.raises(FeatureUnavailableError):
+                await leader.propose(Delete(b"a"), TIMEOUT_MS)
+            assert leader.raft.log.last_index == last
+            await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
+
+    asyncio.run(scenario())
+
+
+def test_memory_that_changes_under_a_follower_is_found_by_the_sweep_and_rebuilt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.settled()
+            for number in range(20):
+                await trio.put(b"%d" % number, b"v")
+            await trio.converge()
+            victim = trio.others(leader)[0]
+            record = victim.store.get(b"7")
+            assert record is not None
+            victim.store._records[b"7"] = type(record)(
+                b"w", record.create_revision, record.mod_revision, record.version
+            )
+            chain = victim.store.state_hash
+            assert chain == leader.store.state_hash
+
+            victim.parts.sweeps.step(1000)
+
+            await eventually("quarantine", lambda: victim.quarantined)
+            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+            rebuilt = victim.store.get(b"7")
+            assert rebuilt is not None and rebuilt.value == b"v"
+            assert victim.store.digest == leader.store.digest
+
+    asyncio.run(scenario())
+
+
+def test_a_sum_that_was_wrong_by_itself_is_put_right_without_quarantine(tmp_path: Path) -> None:
+    """The members vote: the records are what the others hold, so only the sum had changed."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.settled()
+            await trio.put(b"a", b"1")
+            await trio.converge()
+            victim = trio.others(leader)[0]
+            assert victim.store.record_sum is not None
+            victim.store.record_sum.total ^= 1
+
+            victim.parts.sweeps.step(1000)
+            task = victim.parts.integrity._task
+            assert task is not None
+            await task
+
+            assert victim.quarantined is None
+            assert victim.store.digest == leader.store.digest
+
+    asyncio.run(scenario())
