@@ -208,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cluster(add)
     _add_group(subparsers, "member", "list, add, promote, remove members", shared, _member_commands)
     _add_group(subparsers, "snapshot", "save a backup, or look at one", shared, _snapshot_commands)
+    _add_group(subparsers, "cluster", "end an upgrade", shared, _cluster_commands)
     _add_group(subparsers, "leader", "show or move the leadership", shared, _leader_commands)
     return parser
 
@@ -327,7 +328,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
-    status = add("status", commands.status, "show every node: role, term, progress, revision")
+    status = add("status", commands.status, "show every node: role, term, progress, revision, feature level, version")
     status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
     live = add("top", top, "watch every node live: roles, lag, rates, latencies, and what happens")
     live.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between frames [default 1]")
@@ -356,6 +357,10 @@ def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
     status.add_argument("file", metavar="FILE", help="the backup; - is stdin")
     status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+
+
+def _cluster_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    add("finalize", commands.finalize, "raise the feature level to that of the new version; no way back to the old one")
 
 
 def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

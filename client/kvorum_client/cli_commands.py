@@ -85,6 +85,10 @@ async def delete(client: Client, options: argparse.Namespace) -> int:
     return 0 if result.deleted else 1
 
 
+_LAST_COLUMNS = ("LEVEL", "VERSION", "HEALTH")
+"""LEVEL: in force / the highest that the node supports."""
+
+
 async def status(client: Client, options: argparse.Namespace) -> int:
     """``kv status``: every node that can be found through the endpoints."""
     found = await _ask_everybody(client, _probe_s(options, 2))
@@ -92,7 +96,7 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
     else:
         leader = next((s for s in found.values() if isinstance(s, NodeStatus) and s.state == "leader"), None)
-        rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", "HEALTH"]]
+        rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", *_LAST_COLUMNS]]
         print_table(rows + [_status_row(endpoint, answer, leader) for endpoint, answer in found.items()])
     led = any(isinstance(answer, NodeStatus) and answer.leader_name for answer in found.values())
     return 0 if led else 3
@@ -100,11 +104,12 @@ async def status(client: Client, options: argparse.Namespace) -> int:
 
 def _status_row(endpoint: str, answer: NodeStatus | str, leader: NodeStatus | None) -> list[str]:
     if isinstance(answer, str):
-        return ["-", endpoint, "unreachable", "-", "-", "-", "-", "-", "-", answer]
+        return ["-", endpoint, "unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
     health = answer.quarantined or ("ok" if answer.caught_up else "behind")
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
-    return [answer.name, endpoint, answer.state, *map(str, figures), health]
+    levels = f"{answer.feature_level}/{answer.highest_feature_level}"
+    return [answer.name, endpoint, answer.state, *map(str, figures), levels, answer.version, health]
 
 
 def _probe_s(options: argparse.Namespace, rounds: int) -> float:
@@ -216,7 +221,13 @@ async def leader_move(client: Client, options: argparse.Namespace) -> int:
     return 0
 
 
-WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move})
+async def finalize(client: Client, options: argparse.Namespace) -> int:
+    """``kv cluster finalize``."""
+    print(f"the cluster is at feature level {await client.finalize()}")
+    return 0
+
+
+WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move, finalize})
 """The commands that may be done, or not, when they are interrupted."""
 
 

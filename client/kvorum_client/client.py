@@ -36,7 +36,7 @@ from kvorum_client.transport import (
     base_of,
 )
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
-from kvorum_wire import AddMember, Leader, Members, NewLeader, Problem, TransferLeadership
+from kvorum_wire import AddMember, FeatureLevel, Leader, Members, NewLeader, Problem, TransferLeadership
 
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
@@ -312,6 +312,17 @@ class Client:
         body = msgspec.json.encode(TransferLeadership(target))
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, NewLeader).leader
+
+    async def finalize(self, *, timeout_s: float | None = None) -> int:
+        """Raise the cluster's feature level as far as its version goes, for good, and return it.
+
+        Raises:
+            Refused: a member does not support the next level; the text names it.
+            Unavailable: not raised.
+            OutcomeUnknown: it may be.
+        """
+        call = _Call("POST", "/v1/cluster/finalize", self._deadline(timeout_s), b"", is_write=True)
+        return decode_write((await self._call(call)).body, FeatureLevel).feature_level
 
     async def _change_members(self, method: str, path: str, body: bytes, timeout_s: float | None) -> tuple[Member, ...]:
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)

@@ -136,6 +136,10 @@ class SyncClient:
         """See :meth:`kvorum_client.Client.move_leader`."""
         return self._run(self._client.move_leader(target, timeout_s=timeout_s))
 
+    def finalize(self, *, timeout_s: float | None = None) -> int:
+        """See :meth:`kvorum_client.Client.finalize`."""
+        return self._run(self._client.finalize(timeout_s=timeout_s))
+
     def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
         """See :meth:`kvorum_client.Client.backup`; ``write`` is called on the client's own thread."""
         return self._run(self._client.backup(write, timeout_s=timeout_s))

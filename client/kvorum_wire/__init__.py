@@ -59,7 +59,7 @@ class GetAnswer(Struct, frozen=True, omit_defaults=True):
 
 
 class MemberStatus(Struct, frozen=True):
-    """A member as one node sees it. The last four fields are known on the leader only, and None elsewhere."""
+    """A member as one node sees it. ``match_index`` to ``replication`` are None everywhere but on the leader."""
 
     id: str
     name: str
@@ -73,6 +73,10 @@ class MemberStatus(Struct, frozen=True):
     """Whether the leader has heard from the member within the last election timeout."""
     replication: str | None = None
     """``probe``, ``replicate`` or ``snapshot``."""
+    version: str | None = None
+    """What the member announced to this node last; None: nothing since this node started."""
+    highest_feature_level: int | None = None
+    """Likewise: the highest feature level that it supports."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
@@ -106,6 +110,10 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """Everything that was committed when this node last heard from its leader is applied."""
     quarantined: str | None = None
     """Why this node serves nothing: its state differs from the leader's at the same index."""
+    feature_level: int = 1
+    """The feature level of the cluster, as far as this node has applied the log."""
+    highest_feature_level: int = 1
+    """The highest feature level that this node supports."""
 
 
 class Members(Struct, frozen=True):
@@ -139,6 +147,12 @@ class NewLeader(Struct, frozen=True):
     """The answer to ``POST /v1/cluster/leader``: the name of the new leader."""
 
     leader: str
+
+
+class FeatureLevel(Struct, frozen=True):
+    """The answer to ``POST /v1/cluster/finalize``: the feature level of the cluster now."""
+
+    feature_level: int
 
 
 # Errors.

@@ -419,6 +419,8 @@ def process() -> list[Panel]:
             "Pods by version; two lines during an upgrade.",
             "none",
             Query("count by (version, revision) (kvorum_build_info{$S})", "{{version}} ({{revision}})"),
+            Query("max(kvorum_feature_level{$S})", "feature level"),
+            Query("min(kvorum_feature_level_supported{$S})", "feature level that all support"),
         ),
     ]
 

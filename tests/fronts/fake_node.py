@@ -122,6 +122,11 @@ class FakeNode:
         self.calls.append(("transfer", target_name))
         return target_name or "n2"
 
+    async def finalize(self, timeout_ms: int) -> int:
+        await self._admit(timeout_ms)
+        self.calls.append(("finalize",))
+        return 2
+
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if name in self.members:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvorum import __version__
 from kvorum.identity import Identity, name_of
+from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
+from kvorum.node.levels import Announcement, FeatureLevels
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.node.ticker import Ticker
 from kvorum.raft import Raft, RaftStatus, Role
-from kvorum.raft.messages import Member
+from kvorum.raft.messages import Member, NodeId
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 LOOP_STALLED_S = 30.0
@@ -28,6 +32,7 @@ class Report:
         state: what is applied.
         integrity: whether that may be served.
         staleness: how old it may be.
+        levels: what the members announced.
         ticker: whether the event loop runs.
         supervisor: whether the process is about to end.
 
@@ -42,6 +47,7 @@ class Report:
         state: State,
         integrity: Integrity,
         staleness: Staleness,
+        levels: FeatureLevels,
         ticker: Ticker,
         supervisor: Supervisor,
     ) -> None:
@@ -51,6 +57,7 @@ class Report:
         self._state = state
         self._integrity = integrity
         self._staleness = staleness
+        self._levels = levels
         self._ticker = ticker
         self._supervisor = supervisor
 
@@ -63,6 +70,7 @@ class Report:
             last_contact_ms=self._staleness.age_ms(),
             caught_up=self._is_caught_up(),
             quarantined=self._integrity.quarantined,
+            announcement=self._levels.announcement,
         )
 
     def leader_client_url(self) -> str | None:
@@ -119,6 +127,7 @@ def node_status(
     last_contact_ms: int | None,
     caught_up: bool,
     quarantined: str | None,
+    announcement: Callable[[NodeId], Announcement | None],
 ) -> NodeStatus:
     """Return the node's own account."""
     leader = raft.configuration.get(raft.leader) if raft.leader else None
@@ -142,14 +151,17 @@ def node_status(
         state_hash=f"{store.state_hash:016x}",
         keys=len(store),
         sessions=store.session_count,
-        members=tuple(_member_status(raft, member) for member in raft.configuration.members),
+        members=tuple(_member_status(raft, member, announcement(member.id)) for member in raft.configuration.members),
         last_contact_ms=last_contact_ms,
         caught_up=caught_up,
         quarantined=quarantined,
+        feature_level=store.feature_level,
+        highest_feature_level=HIGHEST_LEVEL,
     )
 
 
-def _member_status(raft: RaftStatus, member: Member) -> MemberStatus:
+def _member_status(raft: RaftStatus, member: Member, said: Announcement | None) -> MemberStatus:
+    version, highest_level = (None, None) if said is None else (said.version, said.highest_level)
     progress = raft.progress.get(member.id)
     if raft.role is Role.LEADER and member.id == raft.id:
         match, healthy, replication = raft.saved_index, True, None
@@ -157,7 +169,13 @@ def _member_status(raft: RaftStatus, member: Member) -> MemberStatus:
         match, healthy, replication = progress.match_index, progress.active, progress.state.value
     else:
         return MemberStatus(
-            member.id, name_of(member.id), member.voter, peer_url=member.peer_url, client_url=member.client_url
+            member.id,
+            name_of(member.id),
+            member.voter,
+            peer_url=member.peer_url,
+            client_url=member.client_url,
+            version=version,
+            highest_feature_level=highest_level,
         )
     return MemberStatus(
         member.id,
@@ -169,4 +187,6 @@ def _member_status(raft: RaftStatus, member: Member) -> MemberStatus:
         lag=max(raft.last_index - match, 0),
         healthy=healthy,
         replication=replication,
+        version=version,
+        highest_feature_level=highest_level,
     )

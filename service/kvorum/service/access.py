@@ -11,6 +11,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    FinalizeUpgrade,
     Get,
     GetLeader,
     GetStateHash,
@@ -49,6 +50,8 @@ def authorize(principal: Principal, request: Request) -> None:
         case GetStatus() | GetStateHash() | GetLeader() | ListMembers():  # Look at the cluster.
             return
         case AddMember() | PromoteMember() | RemoveMember() | TransferLeadership():  # Change the cluster.
+            return
+        case FinalizeUpgrade():  # Change the cluster for good.
             return
         case Snapshot():  # Read all keys at once.
             return

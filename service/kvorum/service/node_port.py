@@ -129,6 +129,14 @@ class NodePort(Protocol):
             OutcomeUnknown: it left, or may still leave.
         """
 
+    async def finalize(self, timeout_ms: int) -> int:
+        """Raise the feature level as far as this version goes and return it.
+
+        Raises:
+            NotLeader, FeatureLevelBlockedError: not raised.
+            OutcomeUnknown: it may be.
+        """
+
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         """Add a learner.
 

@@ -47,6 +47,8 @@ OUTCOMES = MappingProxyType(
         "too_stale": _REFUSED_FOR_NOW,
         "membership_refused": REFUSED,
         "transfer_failed": _REFUSED_FOR_NOW,
+        "feature_unavailable": REFUSED,
+        "feature_level_blocked": REFUSED,
         "outcome_unknown": UNKNOWN,
         "internal": UNKNOWN,
     }

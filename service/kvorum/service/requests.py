@@ -19,6 +19,7 @@ __all__ = [
     "CheckLiveness",
     "CheckReadiness",
     "Delete",
+    "FinalizeUpgrade",
     "Get",
     "GetLeader",
     "GetStateHash",
@@ -121,6 +122,12 @@ class TransferLeadership(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
+class FinalizeUpgrade(msgspec.Struct, frozen=True):
+    """Raise the feature level as far as this version goes: from then on, no earlier version can be started again."""
+
+    timeout_ms: int | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """A backup of everything that was acknowledged before the request, from whichever node is asked.
 
@@ -153,6 +160,7 @@ Request = (
     | PromoteMember
     | RemoveMember
     | TransferLeadership
+    | FinalizeUpgrade
     | Snapshot
     | CheckLiveness
     | CheckReadiness

@@ -13,6 +13,7 @@ __all__ = [
     "Check",
     "Checks",
     "DeleteResult",
+    "FeatureLevel",
     "GetResult",
     "Leader",
     "MemberStatus",
@@ -64,10 +65,28 @@ class NewLeader(msgspec.Struct, frozen=True):
     name: str
 
 
+class FeatureLevel(msgspec.Struct, frozen=True):
+    """The feature level of the cluster."""
+
+    level: int
+
+
 class Checks(msgspec.Struct, frozen=True):
     """The checks of a probe."""
 
     checks: tuple[Check, ...]
 
 
-Result = PutResult | GetResult | DeleteResult | NodeStatus | StateHash | Leader | Members | NewLeader | Backup | Checks
+Result = (
+    PutResult
+    | GetResult
+    | DeleteResult
+    | NodeStatus
+    | StateHash
+    | Leader
+    | Members
+    | NewLeader
+    | FeatureLevel
+    | Backup
+    | Checks
+)

@@ -9,13 +9,14 @@ from kvorum.errors import (
     CallerError,
     CompareFailedError,
     InvalidRequest,
+    InvariantViolated,
     NoLeader,
     NotLeader,
     SessionError,
     TooStaleError,
 )
 from kvorum.kv import commands
-from kvorum.kv.commands import CompareFailed, SessionRefused
+from kvorum.kv.commands import CompareFailed, FeatureLevelRaised, FeatureLevelRefused, SessionRefused
 from kvorum.kv.limits import check_command
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
@@ -26,6 +27,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    FinalizeUpgrade,
     Get,
     GetLeader,
     GetStateHash,
@@ -42,6 +44,7 @@ from kvorum.service.results import (
     Backup,
     Checks,
     DeleteResult,
+    FeatureLevel,
     GetResult,
     Leader,
     Members,
@@ -87,6 +90,8 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: TransferLeadership) -> Awaitable[NewLeader]: ...
     @overload
+    def execute(self, principal: Principal, request: FinalizeUpgrade) -> Awaitable[FeatureLevel]: ...
+    @overload
     def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
     @overload
     def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
@@ -124,6 +129,8 @@ class Service:
                 return self._change_members(request)
             case TransferLeadership():
                 return self._transfer_leadership(request)
+            case FinalizeUpgrade(timeout_ms):
+                return self._finalize(timeout_ms)
             case Snapshot():
                 return self._snapshot(request)
             case CheckLiveness() | CheckReadiness():
@@ -151,6 +158,8 @@ class Service:
             case SessionRefused(revision, reason):
                 code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
                 raise SessionError(code, detail, reason, revision)
+            case FeatureLevelRaised() | FeatureLevelRefused():
+                raise InvariantViolated(f"a write was answered with {result}")
             case _:
                 assert_never(result)
 
@@ -216,6 +225,12 @@ class Service:
         timeout_ms = self._bounded(request.timeout_ms)
         try:
             return NewLeader(await self._node.transfer_leadership(request.target or None, timeout_ms))
+        except NotLeader as error:
+            raise self._elsewhere(error) from None
+
+    async def _finalize(self, timeout_ms: int | None) -> FeatureLevel:
+        try:
+            return FeatureLevel(await self._node.finalize(self._bounded(timeout_ms)))
         except NotLeader as error:
             raise self._elsewhere(error) from None
 

@@ -491,6 +491,18 @@ def _state() -> tuple[Instrument, ...]:
             lambda s: _one(s.status.revision),
         ),
         _gauge(
+            "kvorum.feature.level",
+            "{level}",
+            "The feature level of the cluster, as far as this node has applied the log.",
+            lambda s: _one(s.status.feature_level),
+        ),
+        _gauge(
+            "kvorum.feature.level.supported",
+            "{level}",
+            "The highest feature level that this node supports; above the level in force, an upgrade is not finalized.",
+            lambda s: _one(s.status.highest_feature_level),
+        ),
+        _gauge(
             "kvorum.sessions",
             "{session}",
             "Client sessions whose answers are remembered, for retries.",

@@ -13,6 +13,7 @@ from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.requests import (
     AddMember,
+    FinalizeUpgrade,
     GetLeader,
     GetStateHash,
     GetStatus,
@@ -67,6 +68,13 @@ class ClusterHandlers:
         wanted = decode_json(body, _decode_transfer, _TRANSFER_EXAMPLE) if body else wire.TransferLeadership()
         leader = await self._execute(ANONYMOUS, TransferLeadership(wanted.target, timeout_ms))
         return _json(wire.NewLeader(leader.name))
+
+    async def finalize(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``POST /v1/cluster/finalize``: raise the feature level; answers with the level."""
+        timeout_ms = _timeout_ms(raw_query)
+        await self._body(request)
+        result = await self._execute(ANONYMOUS, FinalizeUpgrade(timeout_ms))
+        return _json(wire.FeatureLevel(result.level))
 
     async def members(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/cluster/members``."""

@@ -39,6 +39,8 @@ _STATUSES = {
     "session_unknown": (409, "The session is unknown or has expired"),
     "session_stale": (409, "The answer to this sequence is no longer remembered"),
     "session_ahead": (409, "The sequence is too far ahead of the session"),
+    "feature_unavailable": (409, "The feature level of the cluster is too low"),
+    "feature_level_blocked": (409, "A member does not support the next feature level"),
     "membership_refused": (409, "The membership change is not safe now"),
     "precondition_failed": (412, "The key is not at the expected revision"),
     "too_large": (413, "A limit was exceeded"),
