@@ -23,7 +23,7 @@ import pytest
 from fronts.fake_node import FakeNode, Server, serving, until
 
 import kvorum
-from kvorum.errors import NoLeader
+from kvorum.errors import FeatureLevelBlockedError, NoLeader
 from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
 from kvorum.kv.commands import Put
 from kvorum_client import cli
@@ -218,6 +218,18 @@ def test_health_tells_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
         server.node.ready = [server.node.ready[0]._replace(ok=False, detail="none is known")]
         assert await kv("health") == 3
         assert "[-]leader failed: none is known" in capsys.readouterr().out
+
+    run(scenario)
+
+
+def test_an_upgrade_is_finalized_or_it_is_said_who_blocks_it(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("cluster", "finalize") == 0
+        assert capsys.readouterr().out == "the cluster is at feature level 2\n"
+        assert server.node.calls == [("finalize",)]
+        server.node.error = FeatureLevelBlockedError("n2@1 runs 0.1.0, which supports feature level 1")
+        assert await kv("cluster", "finalize") == 1
+        assert "n2@1 runs 0.1.0, which supports feature level 1" in capsys.readouterr().err
 
     run(scenario)
 

@@ -141,6 +141,19 @@ def test_a_malformed_member_is_refused(body: bytes) -> None:
     run(scenario)
 
 
+def test_an_upgrade_is_finalized() -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("POST", "/v1/cluster/finalize?timeout_ms=700")).json == {"feature_level": 2}
+        assert (http.node.calls, http.node.timeouts_ms) == ([("finalize",)], [700])
+        assert (await http("POST", "/v1/cluster/finalize?level=3")).status == 400
+        http.node.follow("n2", "http://127.0.0.1:2")
+        assert (await http("POST", "/v1/cluster/finalize")).headers[
+            "Location"
+        ] == "http://127.0.0.1:2/v1/cluster/finalize"
+
+    run(scenario)
+
+
 def test_the_leadership_is_moved_to_whom_is_named_or_to_anybody() -> None:
     async def scenario(http: Server) -> None:
         assert (await http("POST", "/v1/cluster/leader", b'{"target": "n3"}')).json == {"leader": "n3"}

@@ -15,6 +15,8 @@ from fronts.fake_node import Answer, FakeNode, Server, make_config, serving
 
 from kvorum.errors import (
     CallerError,
+    FeatureLevelBlockedError,
+    FeatureUnavailableError,
     MembershipRefused,
     NoLeader,
     NotLeader,
@@ -132,6 +134,8 @@ CASES = [
     Case("too_stale", _stale, {"staleness_ms": None, "limit": 1}),
     _raise(TransferFailed("it did not move"), lambda http: http("POST", "/v1/cluster/leader")),
     _raise(OutcomeUnknown("who knows")),
+    _raise(FeatureUnavailableError("it needs level 3")),
+    _raise(FeatureLevelBlockedError("n2 runs 0.1.0"), lambda http: http("POST", "/v1/cluster/finalize")),
 ]
 
 
@@ -227,6 +231,7 @@ def test_a_wrong_method_is_told_the_right_ones() -> None:
         "/v1/cluster/members/n1": "DELETE",
         "/v1/cluster/members/n1/promote": "POST",
         "/v1/cluster/leader": "GET, HEAD, POST",
+        "/v1/cluster/finalize": "POST",
         "/livez": "GET, HEAD",
     }
 

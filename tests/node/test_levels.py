@@ -241,6 +241,9 @@ def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None
         it.raft.role, it.raft.leader = Role.FOLLOWER, VOTER
         with pytest.raises(NotLeader):
             await it.levels.finalize(TIMEOUT_MS)
+        it.levels.announced(VOTER, 1, "0.1.0")
+        with pytest.raises(FeatureLevelBlockedError, match=r"n2@1 runs 0\.1\.0"):
+            await it.levels.finalize(TIMEOUT_MS)  # the leader does not know what is asked
         it.raft.role = Role.LEADER
         it.all_announce()
         it.pass_time(0)

@@ -39,6 +39,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    FinalizeUpgrade,
     Get,
     GetLeader,
     GetStateHash,
@@ -51,7 +52,17 @@ from kvorum.service.requests import (
     Snapshot,
     TransferLeadership,
 )
-from kvorum.service.results import Checks, DeleteResult, GetResult, Leader, Members, NewLeader, PutResult, StateHash
+from kvorum.service.results import (
+    Checks,
+    DeleteResult,
+    FeatureLevel,
+    GetResult,
+    Leader,
+    Members,
+    NewLeader,
+    PutResult,
+    StateHash,
+)
 
 LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
@@ -61,6 +72,7 @@ FOR_THE_LEADER: list[Request] = [
     PromoteMember("n3"),
     RemoveMember("n3"),
     TransferLeadership("n2"),
+    FinalizeUpgrade(),
 ]
 WITH_A_BARRIER: list[Request] = [Get(b"k"), Snapshot()]
 AT_ONCE: list[Request] = [
@@ -195,6 +207,12 @@ def test_the_leadership_moves_to_the_target_or_to_any_voter(target: str | None, 
     node = FakeNode()
     assert execute(node, TransferLeadership(target)) == NewLeader(leader)
     assert node.calls == [("transfer", asked)]
+
+
+def test_an_upgrade_is_finalized_within_the_clients_time_and_answers_with_the_level() -> None:
+    node = FakeNode()
+    assert execute(node, FinalizeUpgrade(700)) == FeatureLevel(2)
+    assert (node.calls, node.timeouts_ms) == ([("finalize",)], [700])
 
 
 def test_a_snapshot_is_begun_after_a_quorum_confirmed_it() -> None:

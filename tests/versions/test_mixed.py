@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Cluster, eventually
+from acceptance.processes import Answer, Cluster, eventually
 from versions.old import environment
 
 import kvorum
@@ -153,6 +153,60 @@ def test_a_rollback_before_the_level_is_raised_loses_nothing(tmp_path: Path) -> 
         assert versions(cluster) == dict.fromkeys(cluster.names, OLD)
         load.__exit__()
         check(cluster, load)
+
+
+def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refused_then(tmp_path: Path) -> None:
+    with cluster_of(OLD, tmp_path) as cluster, Load(cluster) as load:
+        load.goes_on()
+        *others, last = cluster.names
+        for name in others:
+            replace(cluster, name, NEW)
+        load.goes_on()
+        for leader in (others[0], last):
+            # Whether the new version leads or the old one, which does not know the request.
+            move_leadership(cluster, leader)
+            blocked = finalize(cluster, others[0])
+            assert (blocked.status, blocked.document["code"]) == (409, "feature_level_blocked")
+            assert f"{last}@" in blocked.document["detail"] and "runs 0.1.0" in blocked.document["detail"]
+        assert levels(cluster, *others) == {1}
+
+        replace(cluster, last, NEW)
+        load.goes_on()
+        raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
+        assert raised.document == {"feature_level": 2}
+        eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {2})
+        load.goes_on(100)  # a snapshot of the new format is taken
+        for name in cluster.names:
+            replace(cluster, name, NEW)
+        load.goes_on()
+        load.__exit__()
+        check(cluster, load)
+
+        # The old version neither serves nor changes anything on the new data; the new one goes on where it was.
+        cluster.kill(last)
+        start(cluster, last, OLD)
+        assert cluster.processes.pop(last).wait(30) != 0
+        print(cluster.log_file(last).read_text()[-1500:])
+        start(cluster, last, NEW)
+        wait_until_ready(cluster, last)
+        cluster.converge()
+
+
+def finalize(cluster: Cluster, name: str | None = None) -> Answer:
+    return cluster.request(name or cluster.leader(), "POST", "/v1/cluster/finalize")
+
+
+def move_leadership(cluster: Cluster, target: str) -> None:
+    def move() -> bool:
+        leader = cluster.leader()
+        cluster.try_request(leader, "POST", "/v1/cluster/leader", b'{"target": "%s"}' % target.encode())
+        return cluster.leader() == target
+
+    eventually(f"{target} leads", move)
+
+
+def levels(cluster: Cluster, *names: str) -> set[int]:
+    return {status["feature_level"] for name in names if (status := cluster.status(name))}
 
 
 def test_a_node_of_the_new_version_gets_its_state_from_an_old_leader_and_the_other_way_round(tmp_path: Path) -> None:

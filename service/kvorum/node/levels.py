@@ -147,10 +147,14 @@ class FeatureLevels:
             OutcomeUnknown: it may be raised.
         """
         while self.level < HIGHEST_LEVEL:
-            if self._raft.role is not Role.LEADER:
-                raise NotLeader(self._raft.leader)
             level = self.level + 1
             reasons = self.blockers(level)
+            if self._raft.role is not Role.LEADER:
+                leader = self._raft.leader
+                if leader is None or leader not in reasons or leader not in self._announced:
+                    raise NotLeader(leader)
+                # It would not know what is asked of it.
+                reasons = {leader: reasons[leader]}
             if reasons:
                 raise FeatureLevelBlockedError(
                     f"the cluster stays at feature level {self.level}; level {level} needs version "
