@@ -661,7 +661,7 @@ MUTANTS = (
         "B26",
         "After a restore the entries that the snapshot covers count as not applied.",
         "raft.state:State.ready",
-        "self.log.applied_index = restore.last_index",
+        "log.applied_index = restore.last_index",
         "pass",
     ),
     Mutant(
