@@ -1049,13 +1049,6 @@ progress = progress or Progress(1)
         "pass",
     ),
     Mutant(
-        "7",
-        "A snapshot that is due again is not offered.",
-        "raft.leader:Leader.tick",
-        "self._mark(progress)",
-        "pass",
-    ),
-    Mutant(
         "B11",
         "Idle followers are not told what is committed.",
         "raft.leader:Leader.advance_commit_index",
