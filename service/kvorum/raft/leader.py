@@ -166,8 +166,6 @@ class Leader:
             progress.ticks_since_sent += 1
             if progress.state is ReplicationState.SNAPSHOT:
                 progress.ticks_since_offered += 1
-                if progress.ticks_since_offered >= self._config.election_timeout_ticks:
-                    self._mark(progress)
         if self.transfer_target is not None:
             self._ticks_since_transfer += 1
             if self._ticks_since_transfer >= self._config.election_timeout_ticks:
@@ -233,7 +231,8 @@ class Leader:
                     progress.probe_sent = True
                     self._send_entries(node, progress)
             case ReplicationState.SNAPSHOT:
-                # The offer was lost, or the fetch failed. A follower that still fetches ignores this one.
+                # The offer was lost, or the fetch failed. A follower that still fetches ignores this one. Its answers
+                # to heartbeats mark it as pending.
                 if progress.ticks_since_offered >= self._config.election_timeout_ticks and self._is_active(progress):
                     self._offer_snapshot(node, progress)
             case ReplicationState.REPLICATE:
