@@ -27,7 +27,7 @@ from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
-from kvorum.raft import Raft, Role
+from kvorum.raft import Raft
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import (
     AppendEntriesResponse,
@@ -125,7 +125,7 @@ class Driver:
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        for act in (self._raft.tick, self._proposals.expire, self._reads.expire, self._waits.expire):
+        for act in (self._raft.tick, self._proposals.expire, self._reads.expire, self._waits.expire, self._reads.probe):
             self._guard(act)
         self._turns.may_have_changed = True
         self._turns.schedule()
@@ -142,7 +142,7 @@ class Driver:
                 self._turns.may_have_changed = True
                 self._guard(partial(self._raft.step, message))
                 if isinstance(message, Heartbeat) and message.sender == self._raft.leader:
-                    self._staleness.heard()
+                    self._staleness.leader_heard()
                     if message.state_index:
                         self._state.hashes.reported = (message.state_index, message.state_hash)
                 elif isinstance(message, InstallSnapshot) and message.sender == self._raft.leader:
@@ -271,8 +271,6 @@ class Driver:
 
     def _note_changes(self) -> None:
         raft = self._raft
-        if raft.role is Role.LEADER:
-            self._staleness.heard()
         is_other_role = self._role_changes.note(raft.role, raft.current_term, raft.leader or "")
         if is_other_role:
             # The first hash of a new leadership is the one that is already there.
