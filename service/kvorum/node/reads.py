@@ -42,7 +42,8 @@ class Reads:
         self._probe_s = probe_s
         self._last_asked_s = float("-inf")
         self._context = first_context
-        self._queue: list[Waiter] = []
+        self.queue: list[Waiter] = []
+        """Not asked for yet."""
         self._asked: dict[int, tuple[list[Waiter], float]] = {}
         self._deadlines: Deadlines[None] = Deadlines(clock)
         self._waiting = 0
@@ -56,14 +57,14 @@ class Reads:
         if self._waiting >= WAITING_MAX:
             raise Overloaded(f"{self._waiting} reads are waiting already")
         waiter: Waiter = asyncio.Future()
-        self._queue.append(waiter)
+        self.queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)
         self._waiting += 1
         return waiter
 
     def flush(self) -> None:
         """Ask for one barrier for all queued reads; without a leader they stay in the queue."""
-        if self._queue and self._raft.leader is not None:
+        if self.queue and self._raft.leader is not None:
             self._ask()
 
     def probe(self) -> None:
@@ -78,8 +79,8 @@ class Reads:
         self._last_asked_s = now = self._clock.monotonic()
         self._context += 1
         self._raft.read_index(self._context)
-        self._asked[self._context] = (self._queue, now)
-        self._queue = []
+        self._asked[self._context] = (self.queue, now)
+        self.queue = []
 
     def released(self, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
         """Answer the reads that were released; queue those that were refused again."""
@@ -99,7 +100,7 @@ class Reads:
             waiters, _ = self._asked.pop(context, ([], 0.0))
             alive = [waiter for waiter in waiters if not waiter.done()]
             self._waiting -= len(waiters) - len(alive)
-            self._queue += alive
+            self.queue += alive
 
     def expire(self) -> None:
         """Answer the reads whose deadline has passed; called once a tick."""
@@ -116,9 +117,9 @@ class Reads:
         return ReadTimeout("no quorum confirmed the leader in time")
 
     def _forget_the_done(self) -> None:
-        before = len(self._queue)
-        self._queue = [waiter for waiter in self._queue if not waiter.done()]
-        self._waiting -= before - len(self._queue)
+        before = len(self.queue)
+        self.queue = [waiter for waiter in self.queue if not waiter.done()]
+        self._waiting -= before - len(self.queue)
         for context, (waiters, _) in list(self._asked.items()):
             if waiters and all(waiter.done() for waiter in waiters):
                 self._raft.abandon_read(context)
@@ -127,12 +128,12 @@ class Reads:
 
     def stop(self, reason: str) -> None:
         """Answer every read: the node stops, or its state is wrong."""
-        waiters = [*self._queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
+        waiters = [*self.queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(NoLeader(reason))
         for context in self._asked:
             self._raft.abandon_read(context)
-        self._queue.clear()
+        self.queue.clear()
         self._asked.clear()
         self._waiting = 0
