@@ -218,7 +218,8 @@ def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
         node = a_node(storage, NoPeers(), save_timeout_ms=2000)
         driver = node.parts.driver
         node.raft.bootstrap(Configuration((Member("a@1", True),)))
-        driver._take_turn()
+        node.parts.turns.schedule()
+        await asyncio.sleep(0)
         assert storage.pending, "a save is in flight"
         for _ in range(79):
             driver.tick()
