@@ -100,7 +100,7 @@ async def _hand_over(node: Node, desired: Desired) -> None:
     """
     if node.raft.role is not Role.LEADER:
         return
-    target = node.raft.status().transfer_candidate(lambda voter: not desired.is_surplus(name_of(voter)))
+    target = node.raft.transfer_candidate(lambda voter: not desired.is_surplus(name_of(voter)))
     if target is not None:
         leader = await node.transfer_leadership(target, 2 * node.config.election_timeout_ms)
         log.info("transferred the leadership to %s, which stays", leader)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 
+from kvorum.raft.messages import majority
+
 REMEMBERED = 16_384
 """Indexes whose hash is remembered: some seconds of writing."""
 
@@ -62,6 +64,6 @@ def is_wrong(ours: int, others: Mapping[str, int], voters: int) -> bool | None:
     """
     counted = Counter([ours, *others.values()])
     most_common, votes = counted.most_common(1)[0]
-    if votes <= voters // 2:
+    if votes < majority(voters):
         return None
     return most_common != ours

@@ -6,7 +6,7 @@ A :class:`Leader` lives for one term; everything here is the "volatile state on 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvorum.errors import InvariantViolated, MembershipRefused, Overloaded, TransferFailed
 from kvorum.raft.log import entry_bytes
@@ -397,7 +397,7 @@ class Leader:
             TransferFailed: there is nobody to hand it to: no other voter, or none that answers.
         """
         if target is None:
-            target = self._most_caught_up_voter()
+            target = self.transfer_candidate()
         if target is None:
             raise TransferFailed("no other voter answers")
         if target not in self._other_voters:
@@ -412,7 +412,7 @@ class Leader:
 
     def resign(self) -> None:
         """Let the most caught-up voter campaign at once: this server cannot go on as leader."""
-        target = self._most_caught_up_voter()
+        target = self.transfer_candidate()
         if target is not None:
             self._send_timeout_now(target)
 
@@ -421,9 +421,10 @@ class Leader:
         self._broadcast_heartbeat()
         self.resign()
 
-    def _most_caught_up_voter(self) -> NodeId | None:
-        """Return the active voter, other than this server, that holds most of the log."""
-        active = [node for node, progress in self._other_voters.items() if self._is_active(progress)]
+    def transfer_candidate(self, is_eligible: Callable[[NodeId], bool] = lambda _: True) -> NodeId | None:
+        """Return who should lead next: of the eligible other voters that answer, the one that holds most of the log."""
+        voters = self._other_voters.items()
+        active = [node for node, progress in voters if self._is_active(progress) and is_eligible(node)]
         return max(active, key=lambda node: self.progress[node].match_index, default=None)
 
     def _send_timeout_now(self, node: NodeId) -> None:

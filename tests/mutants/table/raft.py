@@ -197,9 +197,16 @@ MUTANTS = (
     Mutant(
         "5.2",
         "Half of an even number of voters is a quorum.",
-        "raft.messages:Configuration.quorum",
-        "len(self.voters()) // 2 + 1",
-        "(len(self.voters()) + 1) // 2",
+        "raft.messages:majority",
+        "voters // 2 + 1",
+        "(voters + 1) // 2",
+    ),
+    Mutant(
+        "3.10",
+        "A voter that is about to stop, or to be removed, is handed the leadership.",
+        "raft.leader:Leader.transfer_candidate",
+        "self._is_active(progress) and is_eligible(node)",
+        "self._is_active(progress)",
     ),
     Mutant(
         "5.2",
