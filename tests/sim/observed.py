@@ -90,12 +90,12 @@ class ObservedRaft(Raft):
         self._node.on_input()
         return proposed
 
-    def propose_change(self, change: Change) -> int:
+    def propose_change(self, change: Change) -> tuple[int, int]:
         """Append a membership change."""
-        index = super().propose_change(change)
+        proposed = super().propose_change(change)
         self._node.on_change(change)
         self._node.on_input()
-        return index
+        return proposed
 
     def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
         """Begin to hand the leadership over."""
@@ -118,6 +118,17 @@ class ObservedRaft(Raft):
     def saved(self, number: int) -> None:
         """A save is durable."""
         super().saved(number)
+        self._node.on_input()
+
+    def fetched(self, snapshot: Snapshot) -> None:
+        """A snapshot is here."""
+        super().fetched(snapshot)
+        self._node.on_input()
+
+    def fetch_failed(self, snapshot: Snapshot) -> None:
+        """A snapshot does not come."""
+        self._node.world.counts["fetches given up"] += 1
+        super().fetch_failed(snapshot)
         self._node.on_input()
 
     # --- Outputs ------------------------------------------------------------------------------------------------

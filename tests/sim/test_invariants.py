@@ -20,14 +20,21 @@ from sim.world import World, identity_of
 
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.raft import Raft, Role
-from kvorum.raft.election import Ballot
+from kvorum.raft.candidate import Candidate
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
-from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, RequestVote, Save, Snapshot
-from kvorum.raft.outbox import Outbox
+from kvorum.raft.messages import (
+    Configuration,
+    Entry,
+    EntryKind,
+    Member,
+    RequestVote,
+    RequestVoteResponse,
+    Save,
+    Snapshot,
+)
 from kvorum.raft.reads import ReadRounds
-from kvorum.raft.roles import Roles
-from kvorum.raft.saves import Saves
+from kvorum.raft.state import State
 from kvorum.storage.interface import Loaded
 
 
@@ -267,7 +274,12 @@ def test_the_truth_is_no_violation(healthy: Scene) -> None:
 
 
 def forgets_votes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outbox, "enter", lambda self, state: setattr(self, "current", HardState(state.current_term, None)))
+    true = State.set_hard_state
+
+    def set_hard_state(self: State, current_term: int, voted_for: str | None) -> None:
+        true(self, current_term, None)
+
+    patch.setattr(State, "set_hard_state", set_hard_state)
 
 
 def votes_for_anybody(patch: pytest.MonkeyPatch) -> None:
@@ -287,20 +299,24 @@ def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_steps_down(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leader, "_active_voters", lambda self: list(self._configurations.latest.voters()))
+    patch.setattr(Leader, "_hears_quorum", lambda self: True)
 
 
 def leads_without_a_disk(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Saves, "is_stalled", lambda self, ticks: False)
+    patch.setattr(State, "is_disk_stalled", False)
 
 
 def campaigns_without_asking(patch: pytest.MonkeyPatch) -> None:
-    true = Ballot.is_won
-    patch.setattr(Ballot, "is_won", lambda self, configuration: len(self._votes) == 1 or true(self, configuration))
+    true = Candidate.is_won
+    patch.setattr(Candidate, "is_won", lambda self: len(self._votes) == 1 or true(self))
 
 
 def counts_any_vote(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ballot, "record", lambda self, node, granted: self._votes.setdefault(node, True))
+    def count(self: Candidate, message: RequestVoteResponse) -> None:
+        if message.pre_vote == self._pre_vote:
+            self._votes.setdefault(message.sender, True)
+
+    patch.setattr(Candidate, "on_request_vote_response", count)
 
 
 def applies_retries_again(patch: pytest.MonkeyPatch) -> None:
@@ -314,7 +330,7 @@ def applies_retries_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_campaigns(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Roles, "_is_electable", lambda self: False)
+    patch.setattr(State, "is_electable", lambda self: False)
 
 
 def trusts_what_was_left(patch: pytest.MonkeyPatch) -> None:
