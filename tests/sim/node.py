@@ -168,7 +168,8 @@ class SimNode:
             task_us=self._task_us,
             after_turn=self._after_turn,
         )
-        loop.enter(loop.create_task, self._run(loop))
+        loop.jobs_held_until = self.stalled_until
+        loop.enter(loop.start_task, self._run, loop)
 
     async def _run(self, loop: SimLoop) -> None:
         """Run the product until it ends; what then happens is what an init system does."""
@@ -288,8 +289,10 @@ class SimNode:
             self.loop.pause(until_us)
 
     def stall(self, until_us: int) -> None:
-        """Let the disk stand still until then."""
+        """Let the disk stand still until then: for saves, and for the threads that read and write files."""
         self.stalled_until = until_us
+        if self.loop is not None:
+            self.loop.jobs_held_until = until_us
 
     # --- What the process is handed -----------------------------------------------------------------------------
 
