@@ -75,7 +75,7 @@ class Nemesis:
                 world.network.hold(node.id, world.clock.now + fault.duration_us)
             case "cut_fetches":
                 for each in world.nodes.values():
-                    each.cut_fetches_until = world.clock.now + 6 * fault.duration_us
+                    each.cut_fetches_until = world.clock.now + 12 * fault.duration_us
             case "port_error":
                 node.port_error = PORT_ERRORS[fault.argument % len(PORT_ERRORS)]
             case "transfer":
@@ -85,7 +85,7 @@ class Nemesis:
 
     def _target(self, fault: Fault) -> SimNode | None:
         leaders, live = self._world.leaders(), self._world.live()
-        if fault.target < 0 and leaders:
+        if leaders and (fault.target < 0 or fault.kind == "transfer"):
             return leaders[0]
         return live[fault.target % len(live)] if live else None
 

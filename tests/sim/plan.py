@@ -203,7 +203,7 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
 def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
     """Draw which kinds of faults this seed uses, how many of each, and when."""
     kinds = [kind for kind in FAULT_KINDS if draw.random() < 0.4]
-    busy = draw.choice((0, 2, 6, 15, 30))
+    busy = draw.choice((0, 3, 8, 20, 36))
     faults = []
     for _ in range(busy if kinds else 0):
         kind = draw.choice(kinds)
