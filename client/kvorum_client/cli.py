@@ -318,7 +318,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--max-staleness-ms",
         metavar="MS",
         type=_revision,
-        help="(implies --stale) only from a node that heard of a leader within this time",
+        help="(implies --stale) only from a node that has applied everything committed this long ago",
     )
 
     delete = add("del", commands.delete, "remove a key")

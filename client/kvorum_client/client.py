@@ -166,7 +166,7 @@ class Client:
         Args:
             key: as in :meth:`put`.
             stale: take what the node at hand has applied, without asking a quorum.
-            max_staleness_ms: (implies ``stale``) only from a node that heard of a leader within this time.
+            max_staleness_ms: (implies ``stale``) only from a node that has applied everything committed this long ago.
             timeout_s: the deadline.
 
         Raises:

@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True):
     version: int
     revision: int
     staleness_ms: int | None = None
-    """Of a stale read: how long ago the node that answered had last heard of a leader."""
+    """Of a stale read: everything committed this long ago was applied at the node that answered."""
 
 
 class NodeHealth(msgspec.Struct, frozen=True):

@@ -176,15 +176,15 @@ class TooStaleError(CallerError):
 
     Args:
         node: this node's name.
-        staleness_ms: the milliseconds since it last heard from a leader; None: it never has.
+        staleness_ms: everything committed this many milliseconds ago is in its data; None: it cannot tell (yet).
         limit_ms: the most that the read accepts.
     """
 
     code = "too_stale"
 
     def __init__(self, node: str, staleness_ms: int | None, limit_ms: int) -> None:
-        heard = "never" if staleness_ms is None else f"{staleness_ms} ms ago"
-        detail = f"{node} last heard from a leader: {heard}; the read accepts {limit_ms} ms"
+        age = "of unknown age" if staleness_ms is None else f"up to {staleness_ms} ms old"
+        detail = f"the data of {node} is {age}; the read accepts {limit_ms} ms"
         super().__init__(detail, staleness_ms=staleness_ms, limit=limit_ms)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-PURE = frozenset({"raft", "kv"})
+SIMULATED = frozenset({"raft", "kv", "node"})
 """The packages whose mutants every seed of the simulator can notice."""
 
 
@@ -55,7 +55,7 @@ class Mutant(msgspec.Struct, frozen=True):
     @property
     def is_simulated(self) -> bool:
         """Whether seeds are run as well."""
-        return self.module.partition(".")[0] in PURE if self.simulated is None else self.simulated
+        return self.module.partition(".")[0] in SIMULATED if self.simulated is None else self.simulated
 
 
 def _line(code: str) -> str:

@@ -73,6 +73,17 @@ def test_the_most_caught_up_voter_is_chosen() -> None:
     assert server.raft.transfer_leadership() == "d"
 
 
+def test_the_candidate_is_the_most_caught_up_of_the_eligible_voters() -> None:
+    server = leader("1", term=2, voters="abc", matched="bc")
+    server.raft.propose([b"x"])
+    server.drain()
+    server.drain(appended("b", "a", 2, 3))
+    assert server.raft.transfer_candidate(lambda _: True) == "b"
+    assert server.raft.transfer_candidate(lambda node: node != "b") == "c"
+    assert server.raft.transfer_candidate(lambda _: False) is None
+    assert follower("1").raft.transfer_candidate(lambda _: True) is None
+
+
 @pytest.mark.parametrize("target", ["a", "d", "x"])
 def test_only_another_voter_can_be_the_target(target: str) -> None:
     """Not this server itself, not a learner, not a stranger."""

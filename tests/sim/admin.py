@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
 from sim.plan import MS, Fault
 
-from kvorum.errors import MembershipRefused, NotLeader
+from kvorum.errors import CallerError
 from kvorum.raft import AddLearner, Change, Promote, Remove
 from kvorum.raft.messages import Member, NodeId
 
@@ -26,8 +27,6 @@ class Script:
         self.changes = changes
         self.is_exclusive = is_exclusive
         self.tries_left = 80
-        self.has_asked = False
-        """The change at hand was proposed, by this script."""
 
     def mentions(self, node: NodeId) -> bool:
         """Tell whether one of its changes is about this node."""
@@ -109,23 +108,29 @@ class Admin:
             leader = leaders[self._draw.randrange(len(leaders))]
             if self._is_done(leader, script.changes[0]):
                 self._world.counts[f"membership {type(script.changes[0]).__name__}"] += 1
-                self._done(script.changes.pop(0), script)
+                self._done(script.changes.pop(0))
             else:
                 self._ask(leader, script)
         self._world.clock.after(PERIOD_US, self._step, script)
 
     def _ask(self, leader: SimNode, script: Script) -> None:
-        assert leader.raft is not None
         change = script.changes[0]
-        try:
-            leader.raft.propose_change(change)
-        except (MembershipRefused, NotLeader):
-            return
-        script.has_asked = True
-        self._world.note(leader.id, "proposes {}", change)
-        if isinstance(change, Remove) and change.id == leader.id:
+        if isinstance(change, Remove) and change.id == leader.id and change not in self._world.facts.changes:
             self._world.counts["leaders asked to remove themselves"] += 1
-        leader.after_input()
+        leader.call(self._change, leader, change)
+
+    async def _change(self, leader: SimNode, change: Change) -> None:
+        product, timeout_ms = leader.product, self._world.plan.deadline_us // MS
+        assert product is not None
+        with suppress(CallerError):
+            match change:
+                case AddLearner(member):
+                    url = self._world.nodes[member.id].url
+                    await product.add_member(member.id.partition("@")[0], url, "", timeout_ms)
+                case Promote(node):
+                    await product.promote_member(node, timeout_ms)
+                case Remove(node):
+                    await product.remove_member(node, timeout_ms)
 
     def _is_done(self, leader: SimNode, change: Change) -> bool:
         assert leader.raft is not None
@@ -140,10 +145,9 @@ class Admin:
             case Remove(node):
                 return members.get(node) is None
 
-    def _done(self, change: Change, script: Script) -> None:
-        if isinstance(change, Remove) and script.has_asked:
+    def _done(self, change: Change) -> None:
+        if change in self._world.facts.changes and isinstance(change, Remove):
             self._retire(change.id)
-        script.has_asked = False
 
     def _retire(self, node: NodeId) -> None:
         """A removed node goes on for a while, or for ever: it must not disturb the others (bug B7)."""

@@ -12,7 +12,7 @@ from random import Random
 
 from kvorum.errors import StorageCorrupt
 from kvorum.raft.messages import HardState, Save
-from kvorum.storage.interface import Loaded
+from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.memory import Compaction, MemoryStorage
 from kvorum.storage.records import LogState, Record, decode_record, encode_record, make_record
 from kvorum.storage.verify import Rows
@@ -68,6 +68,11 @@ class SimDisk(MemoryStorage):
         self._last_crc = 0
         self.has_damaged_part = False
         """Of a snapshot file that was arriving, a loss of power left bytes that were not sent."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Whose it is."""
+        return self._identity
 
     def load(self) -> Loaded:
         """Read the rows back, then go on as the twin does.

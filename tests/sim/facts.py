@@ -10,7 +10,8 @@ from sim import invariants
 from sim.history import Applied
 
 from kvorum.kv.commands import DeleteResult, Put, PutResult, RaiseFeatureLevel, Result, decode_batch
-from kvorum.raft import Role
+from kvorum.kv.store import Store
+from kvorum.raft import Change, Role
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -21,8 +22,6 @@ from kvorum.raft.messages import (
     InstallSnapshotResponse,
     Message,
     NodeId,
-    Read,
-    Ready,
     RequestVote,
     RequestVoteResponse,
     Save,
@@ -49,6 +48,8 @@ class Seen:
         self.term = term
         self.commit_index = 0
         self.applied_index = 0
+        self.store_index = 0
+        """Where its store was."""
         self.checked_index = 0
         """Up to here its log was compared with what is committed."""
         self.leader_term = 0
@@ -78,7 +79,11 @@ class Facts:
         """(index, term) -> (the term before it, kind, data)."""
         self.committed: list[Committed] = [Committed(0, 0)]
         self.applied: list[Entry | None] = [None]
-        self.state_hashes: dict[int, int] = {}
+        self.model = Store()
+        """The state that follows from what was committed."""
+        self.state_hashes: dict[int, int] = {0: self.model.state_hash}
+        self.changes: list[Change] = []
+        """The membership changes that were proposed."""
         self.log: list[Applied] = []
         self.elections = 0
         self.nodes: dict[NodeId, SimNode] = {}
@@ -168,12 +173,14 @@ class Facts:
 
     # --- What a process does ------------------------------------------------------------------------------------
 
-    def on_ready(self, node: SimNode, ready: Ready) -> None:
-        """A process was handed a Ready."""
-        save = ready.save
-        if save is None:
-            return
+    def on_save(self, node: SimNode, save: Save) -> None:
+        """A process asks its disk for a save."""
+        invariants.a_cluster_is_durable_before_its_log(node)
         invariants.a_committed_entry_stays_on_disk(self, node, save)
+
+    def on_compact(self, node: SimNode, first_index: int) -> None:
+        """A process asks its disk to forget what is before this index."""
+        invariants.the_log_reaches_back_to_the_older_snapshot(node, first_index)
 
     def _on_entries(self, node: SimNode, before: int | None, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -213,16 +220,25 @@ class Facts:
         self.votes[node.id, term] = candidate
         invariants.a_vote_is_durable(node, term, candidate)
 
-    def on_apply(self, node: SimNode, entry: Entry, results: Sequence[Result]) -> None:
-        """A process applied an entry to its store."""
+    def on_committed(self, node: SimNode, entry: Entry) -> None:
+        """A process is to apply an entry to its store."""
         if entry.index == len(self.applied):
             self.applied.append(entry)
-            self._log_writes(entry, results)
+            self._log_writes(entry, self.model.apply(entry))
+            self.state_hashes[entry.index] = self.model.state_hash
         invariants.state_machine_safety(self, node, entry)
         invariants.only_committed_entries_are_applied(self, node, entry)
         invariants.only_saved_entries_are_applied(node, entry)
-        state_hash = self.state_hashes.setdefault(entry.index, node.store.state_hash)
-        invariants.state_hashes_agree(node, entry.index, state_hash)
+
+    def on_turn(self, node: SimNode) -> None:
+        """A process has ended a turn of its loop: look at the state that it serves."""
+        raft, store = node.raft, node.store
+        assert raft is not None
+        seen = self._seen[node.id]
+        if store.applied_index != seen.store_index or raft.log.applied_index != seen.store_index:
+            seen.store_index = store.applied_index
+            invariants.what_is_handed_over_is_applied(node, raft)
+            invariants.state_hashes_agree(node, store.applied_index, self.state_hashes.get(store.applied_index))
 
     def _log_writes(self, entry: Entry, results: Sequence[Result]) -> None:
         """Note the writes that changed the store; a retry is answered with a revision of the past."""
@@ -240,13 +256,12 @@ class Facts:
                 self.log.append(Applied(result.revision, "delete", key, None, client, sequence))
 
     def on_restore(self, node: SimNode, snapshot: Snapshot) -> None:
-        """A process replaced its store by a snapshot."""
+        """A process is to replace its store by a snapshot."""
         invariants.a_snapshot_is_of_committed_entries(self, node, snapshot)
-        invariants.state_hashes_agree(node, snapshot.last_index, self.state_hashes.get(snapshot.last_index))
 
-    def on_read(self, node: SimNode, read: Read) -> None:
-        """A read barrier was passed."""
-        invariants.a_read_waits_until_its_index_is_applied(node, read)
+    def on_read(self, node: SimNode, committed: int) -> None:
+        """A read is served that was asked for when so much was committed."""
+        invariants.a_read_waits_until_its_index_is_applied(node, committed)
 
     def on_durable(self, node: SimNode, save: Save) -> None:
         """A save became durable; perhaps the process died before it knew."""

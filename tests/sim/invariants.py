@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvorum.raft import Raft, Role
-from kvorum.raft.messages import Entry, Message, NodeId, Read, RequestVote, RequestVoteResponse, Save, Snapshot
+from kvorum.raft.messages import Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
@@ -239,6 +239,23 @@ def a_disk_gives_back_what_it_took(node: SimNode, loaded: Loaded) -> None:
         )
 
 
+def a_cluster_is_durable_before_its_log(node: SimNode) -> None:
+    """A log says whose it is: the id of the cluster is on disk before anything that the cluster said (bug B30)."""
+    identity = node.disk.identity
+    if identity is None or not identity.cluster_id:
+        raise Broken("a_cluster_is_durable_before_its_log", f"{node.id} saves; its disk has {identity}")
+
+
+def the_log_reaches_back_to_the_older_snapshot(node: SimNode, first_index: int) -> None:
+    """If the newest snapshot is damaged, the one before it and the log still hold everything (bugs B26 and B33)."""
+    kept = [info.snapshot.last_index for info in node.disk.snapshots.kept()]
+    if not kept or first_index > kept[-1] + 1:
+        raise Broken(
+            "the_log_reaches_back_to_the_older_snapshot",
+            f"{node.id} cuts its log before {first_index}; its snapshots end at {kept}",
+        )
+
+
 def one_vote_per_term(facts: Facts, node: SimNode, term: int, candidate: NodeId) -> None:
     """A server votes for at most one candidate in a term, restarts included (section 5.2)."""
     earlier = facts.votes.get((node.id, term), candidate)
@@ -309,23 +326,28 @@ def a_snapshot_is_of_committed_entries(facts: Facts, node: SimNode, snapshot: Sn
     index = snapshot.last_index
     if index > facts.commit_index or facts.committed[index].term != snapshot.last_term:
         raise Broken("a_snapshot_is_of_committed_entries", f"{node.id} restores {snapshot}")
-    if node.store.applied_index != index:
+
+
+def what_is_handed_over_is_applied(node: SimNode, raft: Raft) -> None:
+    """Between two turns of the loop the store is where the core believes it to be (Figure 2, ``last_applied``)."""
+    if node.store.applied_index != raft.log.applied_index:
         raise Broken(
-            "a_snapshot_is_of_committed_entries",
-            f"{node.id} restores a snapshot at {index}; its store is at {node.store.applied_index}",
+            "what_is_handed_over_is_applied",
+            f"the store of {node.id} is at {node.store.applied_index}; handed over is {raft.log.applied_index}",
         )
 
 
 def state_hashes_agree(node: SimNode, index: int, state_hash: int | None) -> None:
     """Every server has the same state after the same entry (section 2: replicated state machines)."""
-    if state_hash is not None and node.store.state_hash != state_hash:
+    if node.store.state_hash != state_hash:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
 
 
-def a_read_waits_until_its_index_is_applied(node: SimNode, read: Read) -> None:
-    """A read is served from a state no older than its barrier (thesis 6.4)."""
-    if node.store.applied_index < read.index:
+def a_read_waits_until_its_index_is_applied(node: SimNode, committed: int) -> None:
+    """A read is served from a state no older than what was committed, anywhere, when it was asked (thesis 6.4)."""
+    if node.store.applied_index < committed:
         raise Broken(
             "a_read_waits_until_its_index_is_applied",
-            f"{node.id} serves a read at {read.index}; it has applied {node.store.applied_index}",
+            f"{node.id} serves a read that came when {committed} was committed from a state at "
+            f"{node.store.applied_index}",
         )

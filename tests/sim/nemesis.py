@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 from sim.admin import Admin
 from sim.network import Link
-from sim.plan import CRASH_PASSES_MAX, MS, Fault
+from sim.plan import CRASH_PASSES_MAX, MS, PORT_ERRORS, Fault
 
-from kvorum.errors import NotLeader, TransferFailed
+from kvorum.errors import CallerError
 
 if TYPE_CHECKING:
     from sim.node import SimNode
@@ -47,13 +48,13 @@ class Nemesis:
                 for each in world.live():
                     self._crash(each, fault)
             case "pause":
-                node.paused_until = world.clock.now + fault.duration_us
+                node.pause(world.clock.now + fault.duration_us)
             case "freeze":
                 self._freeze(node, fault)
             case "isolate" | "one_way" | "split" | "bridge":
                 self._partition(self._links(node, fault), fault.duration_us)
             case "disk_stall":
-                node.stalled_until = world.clock.now + fault.duration_us
+                node.stall(world.clock.now + fault.duration_us)
             case "disk_fail":
                 node.fail_next_save = True
             case "disk_full":
@@ -66,14 +67,25 @@ class Nemesis:
                 node.damage_newest_snapshot()
             case "clock_jump":
                 node.clock_offset_ms += fault.argument * 100 - 2_000_000
+            case "late_saves":
+                node.late_saves_until = world.clock.now + fault.duration_us
+            case "late_tasks":
+                node.late_tasks_until = world.clock.now + fault.duration_us
+            case "stop_reading":
+                world.network.hold(node.id, world.clock.now + fault.duration_us)
+            case "cut_fetches":
+                for each in world.nodes.values():
+                    each.cut_fetches_until = world.clock.now + 12 * fault.duration_us
+            case "port_error":
+                node.port_error = PORT_ERRORS[fault.argument % len(PORT_ERRORS)]
             case "transfer":
-                self._transfer(node)
+                node.call(self._transfer, node)
             case _:
                 self.admin.begin(fault, node)
 
     def _target(self, fault: Fault) -> SimNode | None:
         leaders, live = self._world.leaders(), self._world.live()
-        if fault.target < 0 and leaders:
+        if leaders and (fault.target < 0 or fault.kind == "transfer"):
             return leaders[0]
         return live[fault.target % len(live)] if live else None
 
@@ -85,18 +97,14 @@ class Nemesis:
         """Pause a node that is cut off until the others have elected another leader: it wakes up alone (B20, B22)."""
         timeout_us = self._world.plan.election_timeout_us
         frozen_us = 2 * timeout_us + fault.duration_us
-        node.paused_until = self._world.clock.now + frozen_us
+        node.pause(self._world.clock.now + frozen_us)
         self._partition(self._links(node, msgspec.structs.replace(fault, kind="isolate")), frozen_us + timeout_us)
 
-    def _transfer(self, node: SimNode) -> None:
-        assert node.raft is not None
-        try:
-            target = node.raft.transfer_leadership()
-        except (NotLeader, TransferFailed):
-            return
-        self._world.counts["transfers"] += 1
-        self._world.note(node.id, "hands its leadership to {}", target)
-        node.after_input()
+    @staticmethod
+    async def _transfer(node: SimNode) -> None:
+        assert node.product is not None
+        with suppress(CallerError):
+            await node.product.transfer_leadership(None, 10 * node.plan.election_timeout_us // MS)
 
     # --- Partitions ---------------------------------------------------------------------------------------------
 

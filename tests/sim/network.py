@@ -29,6 +29,7 @@ class Network:
         self._deliver = deliver
         self._draw = Random(f"{plan.seed}:network").random
         self._cuts: dict[Link, int] = {}
+        self._held: dict[NodeId, int] = {}
         self.is_faulty = True
         """False in the liveness phase: nothing is dropped, doubled or slow."""
 
@@ -50,8 +51,15 @@ class Network:
                 delay += int(draw() * plan.slow_us)
             self._clock.after(delay, self._arrive, message)
 
+    def hold(self, recipient: NodeId, until_us: int) -> None:
+        """Deliver nothing to this node before then: it does not read. What arrives waits, in its order."""
+        self._held[recipient] = until_us
+
     def _arrive(self, message: Message) -> None:
-        if not self._cuts or not self.is_cut(message.sender, message.recipient):
+        wait_us = self._held.get(message.recipient, 0) - self._clock.now
+        if wait_us > 0:
+            self._clock.after(wait_us, self._arrive, message)
+        elif not self._cuts or not self.is_cut(message.sender, message.recipient):
             self._deliver(message)
 
     def is_cut(self, sender: NodeId, recipient: NodeId) -> bool:
@@ -73,6 +81,8 @@ class Network:
                 self._cuts.pop(link, None)
 
     def heal(self) -> None:
-        """Mend everything, and stop being faulty."""
+        """Mend everything, and stop being faulty; whoever does not read reads soon."""
+        for recipient, until_us in self._held.items():
+            self._held[recipient] = min(until_us, self._clock.now + self._plan.timely_us)
         self._cuts.clear()
         self.is_faulty = False

@@ -29,6 +29,9 @@ CRASH_POINTS = (
 CRASH_PASSES_MAX = 16
 """An armed crash point may be passed fewer times than this before it strikes."""
 
+PORT_ERRORS = ("send", "save", "save", "compact", "create", "write", "receive")
+"""Which call of a port raises what nobody expects, with ``port_error``."""
+
 FAULT_KINDS = (
     "crash",
     "crash_point",
@@ -44,11 +47,19 @@ FAULT_KINDS = (
     "disk_full",
     "snapshot_damage",
     "clock_jump",
+    "late_saves",
+    "late_tasks",
+    "stop_reading",
+    "cut_fetches",
+    "port_error",
     "transfer",
     "add",
     "remove",
     "replace",
 )
+"""``late_saves`` are durable long before they are answered; with ``stop_reading`` a peer's messages wait unread for a
+while; ``cut_fetches`` breaks the connection behind every other piece of a snapshot; ``port_error`` is an exception that
+nothing in the product expects."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -77,13 +88,17 @@ class Plan(msgspec.Struct, frozen=True):
     committed_bytes_max: int = 1 << 20
     promote_lag_max: int = 64
     tick_skew_per_mille: int = 0
-    # The driver.
-    pump_delay_us: int = 0
+    # The node.
+    turn_us: int = 0
+    """The event loop takes as long, at most, to come to its next turn."""
     snapshot_every: int = 0
     """Entries between two snapshots; 0: none."""
     retain: int = 8
-    chunk_keys: int = 2
     unreachable_hints: bool = False
+    finalize_after_s: int = -1
+    """The leader raises the feature level when every member has announced it for so long; -1: it does not."""
+    upgraded_at_us: int = 0
+    """Until then every process announces only the first feature level, as one of the version before does."""
     # The network.
     latency_us: int = 500
     jitter_us: int = 500
@@ -143,13 +158,18 @@ def draw_plan(seed: int) -> Plan:
         committed_bytes_max=draw.choice((1, 200, 1 << 20)),
         promote_lag_max=draw.choice((0, 4, 64)),
         tick_skew_per_mille=draw.choice((0, 0, 50, 250)),
-        pump_delay_us=draw.choice((0, 0, 200, 2000, 10 * MS)),
+        turn_us=draw.choice((0, 0, 200, 2000, 10 * MS)),
         snapshot_every=draw.choice((0, 3, 6, 12, 40)),
         retain=draw.choice((0, 0, 0, 1, 10)),
-        chunk_keys=draw.choice((1, 2, 1024)),
         unreachable_hints=draw.random() < 0.5,
     )
     plan = _draw_environment(draw, plan)
+    upgrade = Random(f"{seed}:upgrade")
+    plan = msgspec.structs.replace(
+        plan,
+        finalize_after_s=upgrade.choice((-1, 0, 0, 1)),
+        upgraded_at_us=upgrade.choice((0, upgrade.randrange(plan.duration_us))),
+    )
     return msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
 
 
@@ -193,7 +213,7 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
 def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
     """Draw which kinds of faults this seed uses, how many of each, and when."""
     kinds = [kind for kind in FAULT_KINDS if draw.random() < 0.4]
-    busy = draw.choice((0, 2, 6, 15, 30))
+    busy = draw.choice((0, 3, 8, 20, 36))
     faults = []
     for _ in range(busy if kinds else 0):
         kind = draw.choice(kinds)

@@ -11,6 +11,7 @@ from sim.clients import Client
 from sim.history import Operation, Violation
 from sim.invariants import Broken
 from sim.linearizability import check_history
+from sim.logs import told_logs
 from sim.nemesis import Nemesis
 from sim.node import SimNode
 from sim.plan import MS, Plan, S, draw_plan
@@ -18,7 +19,7 @@ from sim.world import World
 
 from kvorum.errors import KvorumError
 from kvorum.kv.commands import ANY_REVISION
-from kvorum.raft import Raft
+from kvorum.kv.features import FIRST_LEVEL
 
 RECOVERY_TIMEOUTS = 60
 """After the faults end, a leader, a write and equal states must be there within so many election timeouts."""
@@ -44,19 +45,20 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.violation is None
 
 
-def simulate(
-    plan: Plan, *, make_raft: Callable[..., Raft] = Raft, transcript: Callable[[str], None] | None = None
-) -> Verdict:
+def simulate(plan: Plan, *, transcript: Callable[[str], None] | None = None) -> Verdict:
     """Run one plan to its end, or to the first broken promise."""
-    world = World(plan, make_raft, transcript)
+    world = World(plan, transcript)
     simulation = _Simulation(world)
     violation: Violation | None = None
     try:
-        simulation.run()
+        with told_logs(world):
+            simulation.run()
     except Broken as broken:
         violation = Violation(broken.check, broken.detail)
     except KvorumError as error:
         violation = Violation("the_core_never_contradicts_itself", f"{type(error).__name__}: {error}")
+    finally:
+        world.close()
     if violation is not None:
         world.note("", "BROKEN {}: {}", violation.check, violation.detail)
     return Verdict(
@@ -98,6 +100,10 @@ class _Simulation:
         self._world.clock.run_until(self._plan.duration_us)
         self._recover()
         self._check_history()
+        for node in self._world.nodes.values():
+            if node.loop is not None:
+                node.loop.sweep()
+        self._world.clock.run_until(self._world.clock.now)
 
     # --- The liveness phase -------------------------------------------------------------------------------------
 
@@ -188,6 +194,13 @@ class _Simulation:
                 return False
         if len({node.store.state_hash for node in members}) != 1:
             raise Broken("state_hashes_agree", f"after entry {index}: {[hex(n.store.state_hash) for n in members]}")
+        if len({node.store.feature_level for node in members}) != 1:
+            raise Broken("feature_levels_agree", f"after entry {index}: {[n.store.feature_level for n in members]}")
+        sums = {node.store.digest.records for node in members} - {None}
+        if len(sums) > 1:
+            raise Broken("state_sums_agree", f"after entry {index}: {sorted(map(hex, filter(None, sums)))}")
+        if members[0].store.feature_level > FIRST_LEVEL:
+            self._world.counts["feature levels raised"] += 1
         return True
 
     # --- The verdict of the clients -----------------------------------------------------------------------------

@@ -8,8 +8,6 @@ import msgspec
 from sim.plan import MS, Plan, S
 from sim.run import simulate
 
-from kvorum.raft import Raft
-
 SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
     ("clients", (0, 1, 2)),
     ("operations", (1, 3, 10, 20)),
@@ -21,14 +19,13 @@ SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
     ("slow_per_mille", (0,)),
     ("client_duplicate_per_mille", (0,)),
     ("tick_skew_per_mille", (0,)),
-    ("pump_delay_us", (0,)),
+    ("turn_us", (0,)),
     ("snapshot_every", (0,)),
     ("unreachable_hints", (False,)),
     ("removed_keep_running", (False,)),
     ("append_bytes_max", (1 << 20,)),
     ("committed_bytes_max", (1 << 20,)),
     ("inflight_messages_max", (64,)),
-    ("chunk_keys", (1024,)),
     ("jitter_us", (1,)),
     ("disk_jitter_us", (1,)),
     ("read_per_mille", (0,)),
@@ -50,7 +47,6 @@ SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
 def shrink(
     plan: Plan,
     *,
-    make_raft: Callable[..., Raft] = Raft,
     attempts_max: int = 1500,
     progress: Callable[[str], None] | None = None,
 ) -> Plan:
@@ -58,11 +54,10 @@ def shrink(
 
     Args:
         plan: one that fails.
-        make_raft: the core to run.
         attempts_max: how many plans may be tried.
         progress: told about each success.
     """
-    first = simulate(plan, make_raft=make_raft).violation
+    first = simulate(plan).violation
     if first is None:
         return plan
     attempts = 0
@@ -73,7 +68,7 @@ def shrink(
             attempts += 1
             if attempts > attempts_max:
                 return plan
-            violation = simulate(candidate, make_raft=make_raft).violation
+            violation = simulate(candidate).violation
             if violation is not None and violation.check == first.check:
                 plan, is_smaller = candidate, True
                 if progress is not None:

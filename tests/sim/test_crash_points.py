@@ -19,7 +19,7 @@ CALM = Plan(
 )  # fmt: skip
 
 STORIES: dict[str, Plan] = {
-    "writes and snapshots": msgspec.structs.replace(CALM, snapshot_every=3, retain=0, chunk_keys=1),
+    "writes and snapshots": msgspec.structs.replace(CALM, snapshot_every=3, retain=0),
     "a deposed leader with entries of its own": msgspec.structs.replace(
         CALM,
         faults=(

@@ -7,7 +7,7 @@ from itertools import pairwise
 from sim.clock import Clock
 from sim.nemesis import Nemesis
 from sim.network import Network
-from sim.plan import Fault, Plan, S
+from sim.plan import MS, Fault, Plan, S
 from sim.world import World
 
 from kvorum.raft.messages import HeartbeatResponse, Message
@@ -58,12 +58,13 @@ def test_a_slow_message_comes_seconds_later() -> None:
 
 def cut(kind: str, argument: int = 0) -> set[tuple[str, str]]:
     """Return the directions of links that a fault at n3 of five nodes cuts."""
-    world = World(Plan(seed=1, voters=5, faults=(Fault(0, kind, target=2, duration_us=S, argument=argument),)))
+    world = World(Plan(seed=1, voters=5, faults=(Fault(100 * MS, kind, target=2, duration_us=S, argument=argument),)))
     Nemesis(world)
-    world.clock.run_until(1)
+    world.clock.run_until(100 * MS)
     links = {(a, b) for a in world.nodes for b in world.nodes if world.network.is_cut(a, b)}
     world.clock.run_until(2 * S)
     assert not any(world.network.is_cut(a, b) for a in world.nodes for b in world.nodes), "it ends by itself"
+    world.close()
     return {(a[:2], b[:2]) for a, b in links}
 
 

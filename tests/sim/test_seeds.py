@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,10 +10,57 @@ import pytest
 from sim.plan import Plan, draw_plan
 from sim.run import simulate
 
+from kvorum.errors import InvariantViolated
+from kvorum.raft.leader import Leader
+from kvorum.raft.messages import HardState, NodeId
+from kvorum.raft.progress import Progress, ReplicationState
+from kvorum.raft.state import State
+
 SEEDS = 500
 BLOCK = 10
-FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
-"""Plans that once showed a bug (docs/bugs.md), made smaller. A plan stays what it is when seeds come to mean others."""
+FOUND = Path(__file__).parent / "found"
+"""Plans that show a bug which was once there (docs/bugs.md). A plan stays what it is when seeds come to mean others."""
+
+
+def offers_without_end(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is offered a snapshot while its window is open is offered it again at once; here that is an error."""
+    true = Leader._offer_snapshot
+
+    def offer(self: Leader, node: NodeId, progress: Progress) -> None:
+        was_replicating = progress.state is ReplicationState.REPLICATE
+        true(self, node, progress)
+        if was_replicating and progress.next_index <= self._log.last_index and not self._is_window_full(progress):
+            raise InvariantViolated(f"{node} is offered the snapshot for ever")
+
+    patch.setattr(Leader, "_offer_snapshot", offer)
+
+
+def keeps_old_answers(patch: pytest.MonkeyPatch) -> None:
+    """What waits for a save is kept when a new term begins."""
+
+    def set_hard_state(self: State, current_term: int, voted_for: NodeId | None) -> None:
+        self.current_term, self.voted_for = current_term, voted_for
+        self._is_hard_state_durable = self._durable == HardState(current_term, voted_for)
+
+    patch.setattr(State, "set_hard_state", set_hard_state)
+
+
+BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "a_follower_behind_the_log_is_offered_the_snapshot_for_ever": (
+        offers_without_end,
+        "the_core_never_contradicts_itself",
+    ),
+    "an_answer_of_an_older_term_leaves_with_a_later_save": (
+        keeps_old_answers,
+        "only_saved_entries_are_acknowledged",
+    ),
+}
+"""How to put each bug back, and which promise it breaks."""
+
+
+def load(name: str) -> Plan:
+    """Return the plan that shows a bug."""
+    return msgspec.json.decode((FOUND / f"{name}.json").read_bytes(), type=Plan, strict=True)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -22,7 +70,21 @@ def test_no_promise_is_broken_under_faults(first: int) -> None:
         assert verdict.violation is None, f"seed {seed}: {verdict.violation}; look at it with: make sim SEED={seed}"
 
 
-@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
-def test_a_bug_that_was_found_stays_fixed(path: Path) -> None:
-    verdict = simulate(msgspec.json.decode(path.read_bytes(), type=Plan))
-    assert verdict.violation is None, f"{path.stem}: {verdict.violation}"
+def test_every_plan_that_was_found_names_its_bug() -> None:
+    assert sorted(path.stem for path in FOUND.glob("*.json")) == sorted(BUGS)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_that_was_found_stays_fixed(name: str) -> None:
+    verdict = simulate(load(name))
+    assert verdict.violation is None, f"{name}: {verdict.violation}"
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_that_was_found_is_found_again_when_it_is_put_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back, check = BUGS[name]
+    put_back(monkeypatch)
+    violation = simulate(load(name)).violation
+
+    assert violation is not None
+    assert violation.check == check

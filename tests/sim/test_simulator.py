@@ -52,7 +52,8 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
     for what in (
         "crashes", "restores", "snapshots", "transfers", "disks lost", "membership AddLearner", "membership Promote",
         "membership Remove", "snapshots damaged", "leaders asked to remove themselves", "write unknown", "elections",
-        "torn saves", "writes without room", "snapshots without room", "fetches resumed",
+        "torn saves", "writes without room", "snapshots without room", "fetches resumed", "fetches cut", "port errors",
+        "late tasks", "late answers of saves", "feature levels raised",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000

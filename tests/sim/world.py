@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 
 import msgspec
 from sim.clock import Clock
@@ -12,11 +13,13 @@ from sim.disk import SimDisk
 from sim.facts import Facts
 from sim.history import Operation
 from sim.network import Network
-from sim.node import SimNode
+from sim.node import CLUSTER, SimNode
+from sim.peers import SimPeers
 from sim.plan import MS, Plan
 from sim.transcript import describe
 
-from kvorum.raft import Raft, Role, bootstrap_entry
+from kvorum.identity import Identity
+from kvorum.raft import Role, bootstrap_entry
 from kvorum.raft.messages import (
     Configuration,
     HardState,
@@ -31,20 +34,22 @@ from kvorum.raft.messages import (
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def identity_of(node: NodeId, cluster_id: str) -> Identity:
+    """Return who the node with this member id is."""
+    name, incarnation = node.split("@")
+    return Identity(name, incarnation, cluster_id)
+
+
 class World:
     """Everything that a plan brings to life.
 
     Args:
         plan: what to simulate.
-        make_raft: the core: the real one, or in a self-test a broken one.
         transcript: where readable lines go, or None.
     """
 
-    def __init__(
-        self, plan: Plan, make_raft: Callable[..., Raft] = Raft, transcript: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, transcript: Callable[[str], None] | None = None) -> None:
         self.plan = plan
-        self.make_raft = make_raft
         self.clock = Clock()
         self.facts = Facts()
         self.network = Network(plan, self.clock, self._deliver)
@@ -56,28 +61,44 @@ class World:
         """True in the liveness phase: whatever crashes is started again soon."""
         self._transcript = transcript
         self._rounds: dict[tuple[NodeId, NodeId, int], int] = {}  # (from, to, term) -> the latest that was told
+        self._draw = Random(f"{plan.seed}:world")
         self._hash = hashlib.blake2b(digest_size=16)
         self._bootstrap()
 
     def _bootstrap(self) -> None:
         ids = [f"n{number}@1" for number in range(1, self.plan.voters + 1)]
-        entry = bootstrap_entry(Configuration(tuple(Member(node, True) for node in ids)))
+        machines = [SimNode(self, node, SimDisk()) for node in ids]
+        entry = bootstrap_entry(Configuration(tuple(Member(node.id, True, peer_url=node.url) for node in machines)))
         self.facts.bootstrap(entry)
-        for node in ids:
-            disk = SimDisk()
+        for node in machines:
             save = Save(1, HardState(1, None), (entry,))
-            disk.save(save, lambda: None)
-            disk.complete()
-            self.nodes[node] = SimNode(self, node, disk)
-            self.nodes[node].durable.apply(save)
-        for node in ids:
-            self.nodes[node].start()
+            node.disk.write_identity(identity_of(node.id, CLUSTER))
+            node.disk.save(save, lambda: None)
+            node.disk.complete()
+            node.durable.apply(save)
+            self.nodes[node.id] = node
+        for node in machines:
+            node.start()
 
     def add_node(self, node: NodeId) -> SimNode:
         """Start a node with an empty disk."""
-        self.nodes[node] = SimNode(self, node, SimDisk())
-        self.nodes[node].start()
-        return self.nodes[node]
+        self.nodes[node] = machine = SimNode(self, node, SimDisk())
+        machine.disk.write_identity(identity_of(node, ""))
+        machine.start()
+        return machine
+
+    def close(self) -> None:
+        """End every process, so that nothing of this world runs in another one's time."""
+        for node in self.nodes.values():
+            if node.loop is not None:
+                node.loop.kill()
+
+    def peers_at(self, url: str) -> SimPeers | None:
+        """Return the peer port at this address, or None if no process listens there."""
+        for node in self.nodes.values():
+            if node.url == url and node.peers is not None:
+                return node.peers
+        return None
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
@@ -91,8 +112,8 @@ class World:
         node = self.nodes.get(message.recipient)
         if self._transcript is not None and (node is None or self._is_worth_telling(message, node)):
             self.note(message.recipient, "<- {}", describe(message))
-        if node is not None:
-            node.receive(message)
+        if node is not None and node.peers is not None:
+            node.peers.receive(message)
 
     def _is_worth_telling(self, message: Message, node: SimNode) -> bool:
         """Tell whether a heartbeat, or its answer, says anything new: a term, a leader, a commit, a read round."""
@@ -108,14 +129,19 @@ class World:
         is_followed = node.raft.leader == message.sender
         return is_new or not is_followed or message.commit_index > node.raft.log.commit_index
 
-    def on_crash(self, node: SimNode) -> None:
-        """A process ended: its peers may notice that the connection broke."""
-        if self.plan.unreachable_hints:
-            for peer in self.nodes.values():
-                if peer is not node:
-                    self.clock.after(self.plan.latency_us, peer.unreachable, node.id)
+    def on_crash(self, node: SimNode, peers: SimPeers | None) -> None:
+        """A process ended: its peers notice that the connection broke, at once or after a while."""
+        if peers is not None:
+            for other in self.nodes.values():
+                if other.peers is not None:
+                    other.peers.died(peers, self._notice_us)
         if self.is_recovering:
             self.clock.after(100 * MS, node.start)
+
+    def _notice_us(self) -> int:
+        if self.plan.unreachable_hints or self.is_recovering:
+            return self.plan.latency_us
+        return self._draw.randrange(2 * self.plan.election_timeout_us)
 
     # --- What is written down -----------------------------------------------------------------------------------
 

@@ -186,7 +186,6 @@ def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refuse
         cluster.kill(last)
         start(cluster, last, OLD)
         assert cluster.processes.pop(last).wait(30) != 0
-        print(cluster.log_file(last).read_text()[-1500:])
         start(cluster, last, NEW)
         wait_until_ready(cluster, last)
         cluster.converge()

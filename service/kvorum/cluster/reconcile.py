@@ -33,7 +33,7 @@ import msgspec
 from kvorum.errors import CallerError
 from kvorum.identity import name_of
 from kvorum.raft.membership import AddLearner, Promote, Remove
-from kvorum.raft.messages import Configuration, Member, NodeId
+from kvorum.raft.messages import Configuration, Member, NodeId, majority
 from kvorum.telemetry.logs import RateLimit
 
 PROMOTE_LAG_MAX = 64
@@ -205,7 +205,7 @@ def _promote(view: View) -> Decision:
             waiting = f"{member.id}, a learner, is {health.lag} entries behind"
         elif not health.healthy:
             waiting = f"{member.id}, a learner, has not answered yet"
-        elif _healthy_voters(view) + 1 < (len(view.configuration.voters()) + 1) // 2 + 1:
+        elif _healthy_voters(view) + 1 < majority(len(view.configuration.voters()) + 1):
             waiting = f"{member.id}, a learner, has caught up, but with it the healthy voters would be no majority"
         else:
             return Decision(Promote(member.id), "it has caught up")
@@ -266,7 +266,7 @@ def _healthy_voters(view: View, without: NodeId = "") -> int:
 def _remaining_are_majority(view: View, without: NodeId) -> bool:
     """Tell whether the healthy voters but this one are a majority of the configuration without it."""
     remaining = len(view.configuration.voters()) - 1
-    return _healthy_voters(view, without) >= remaining // 2 + 1
+    return _healthy_voters(view, without) >= majority(remaining)
 
 
 def _others_are_majority(view: View, without: NodeId) -> bool:

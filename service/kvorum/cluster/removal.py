@@ -35,8 +35,8 @@ async def watch_for_removal(node: Node) -> None:
     """
     while True:
         await node.tasks.sleep(ASK_S)
-        staleness_ms = node.staleness_ms()
-        is_lost = staleness_ms is None or staleness_ms > 2 * node.config.election_timeout_ms
+        contact_ms = node.status().last_contact_ms
+        is_lost = contact_ms is None or contact_ms > 2 * node.config.election_timeout_ms
         if node.identity.cluster_id and is_lost and not node.stopping:
             for hello in await _ask_around(node):
                 if excludes(node.hello(), hello):
@@ -100,7 +100,7 @@ async def _hand_over(node: Node, desired: Desired) -> None:
     """
     if node.raft.role is not Role.LEADER:
         return
-    target = node.raft.status().transfer_candidate(lambda voter: not desired.is_surplus(name_of(voter)))
+    target = node.raft.transfer_candidate(lambda voter: not desired.is_surplus(name_of(voter)))
     if target is not None:
         leader = await node.transfer_leadership(target, 2 * node.config.election_timeout_ms)
         log.info("transferred the leadership to %s, which stays", leader)

@@ -29,6 +29,9 @@ from kvorum.node.waits import Waits
 from kvorum.raft import RaftConfig
 from kvorum.storage.interface import Loaded
 
+PROBES_PER_ELECTION_TIMEOUT = 4
+"""How often a node asks whether its state is current, while no client asks."""
+
 
 async def start_node(config: Config, ports: Ports) -> Node:
     """Read the disk, compose a node, and start it. :meth:`Node.close` ends it; the storage is the caller's to close.
@@ -86,12 +89,19 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     waits = Waits(clock)
     proposals = Proposals(raft, state, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
-    reads = Reads(raft, counters, clock, first_context=random.getrandbits(40) << 21)
+    reads = Reads(
+        raft,
+        counters,
+        clock,
+        state,
+        probe_s=config.election_timeout_ms / 1000 / PROBES_PER_ELECTION_TIMEOUT,
+        first_context=random.getrandbits(40) << 21,
+    )
     membership = Membership(config, raft, own, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
-    staleness = Staleness(raft, clock)
+    staleness = Staleness(state, clock)
     levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
     driver = Driver(
         raft,

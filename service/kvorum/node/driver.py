@@ -29,7 +29,7 @@ from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
-from kvorum.raft import Raft, Role
+from kvorum.raft import Raft
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import (
     AppendEntriesResponse,
@@ -124,35 +124,42 @@ class Driver:
         self._is_transferring = False
         # Nobody is called before something of the cluster is durable here: killed until then, we forget it.
         self._is_blank = not raft.log.last_index
-        turns.taken_by(self._take_turn)
+        turns.taken_by(partial(self._guard, self._take_turn))
 
     # --- Inputs -------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        for act in (self._raft.tick, self._proposals.expire, self._reads.expire, self._waits.expire, self._levels.tick):
-            self._guard(act)
+        self._guard(self._raft.tick)
+        self._guard(self._proposals.expire)
+        self._guard(self._reads.expire)
+        self._guard(self._waits.expire)
+        self._guard(self._reads.probe)
+        self._guard(self._levels.tick)
         self._turns.may_have_changed = True
         self._turns.schedule()
 
     def on_messages(self, _: NodeId, messages: tuple[Message, ...]) -> None:
         """Take messages from a peer."""
-        for message in messages:
-            if isinstance(message, AppendEntriesResponse):
-                self._guard(partial(self._raft.step, message))
-            elif isinstance(message, HeartbeatResponse):
-                self._guard(partial(self._raft.step, message))
-                self._round_trips.answered(message)
-            else:
-                self._turns.may_have_changed = True
-                self._guard(partial(self._raft.step, message))
-                if isinstance(message, Heartbeat) and message.sender == self._raft.leader:
-                    self._staleness.heard()
-                    if message.state_index:
-                        self._state.hashes.reported = (message.state_index, _reported(message))
-                elif isinstance(message, InstallSnapshot) and message.sender == self._raft.leader:
-                    self._fetcher.offered(message.sender)
+        self._guard(self._step, messages)
         self._turns.schedule()
+
+    def _step(self, messages: tuple[Message, ...]) -> None:
+        raft = self._raft
+        for message in messages:
+            raft.step(message)
+            if isinstance(message, AppendEntriesResponse):
+                continue
+            if isinstance(message, HeartbeatResponse):
+                self._round_trips.answered(message)
+                continue
+            self._turns.may_have_changed = True
+            if isinstance(message, Heartbeat) and message.sender == raft.leader:
+                self._staleness.leader_heard()
+                if message.state_index:
+                    self._state.hashes.reported = (message.state_index, _reported(message))
+            elif isinstance(message, InstallSnapshot) and message.sender == raft.leader:
+                self._fetcher.offered(message.sender)
 
     def peer_unreachable(self, node: NodeId) -> None:
         """A stream to or from this peer broke."""
@@ -169,12 +176,12 @@ class Driver:
         self._reads.stop(reason)
         self._waits.stop(reason)
 
-    def _guard(self, act: Callable[[], object]) -> None:
+    def _guard(self, act: Callable[..., object], *args: object) -> None:
         """Run a step of consensus; a broken invariant, or a bug that left it halfway, ends the process."""
         if self._turns.is_over:
             return
         try:
-            act()
+            act(*args)
         except FatalError as error:
             self._fail(error)
         except Exception as error:
@@ -188,13 +195,12 @@ class Driver:
     # --- A turn -------------------------------------------------------------------------------------------------
 
     def _take_turn(self) -> None:
-        self._turns.is_due = False
-        self._guard(self._do_everything)
-
-    def _do_everything(self) -> None:
         turns = self._turns
-        self._proposals.flush()
-        self._reads.flush()
+        turns.is_due = False
+        if self._proposals.queue:
+            self._proposals.flush()
+        if self._reads.queue:
+            self._reads.flush()
         for _ in range(READIES_A_TURN_MAX):
             ready = self._raft.ready()
             if ready is None:
@@ -219,7 +225,8 @@ class Driver:
         if ready.save is not None:
             if self._tracer is not None:
                 self._tracer.saving(ready.save.entries)
-            self._storage.save(ready.save, partial(self._saved, ready.save.number, ready.messages_after_save))
+            done = partial(self._guard, self._saved, ready.save.number, ready.messages_after_save)
+            self._storage.save(ready.save, done)
         if ready.fetch is not None:
             self._fetcher.begin(ready.fetch)
         if ready.restore is not None:
@@ -230,20 +237,15 @@ class Driver:
             self._reads.released(ready.reads, ready.reads_refused)
 
     def _saved(self, number: int, messages: tuple[Message, ...]) -> None:
-        if self._turns.is_over:
-            return
         if self._tracer is not None:
             self._tracer.saved()
-        self._guard(partial(self._go_on_after_save, number, messages))
-        self._take_turn()
-
-    def _go_on_after_save(self, number: int, messages: tuple[Message, ...]) -> None:
         if self._is_blank and self._raft.log.last_index:
             self._is_blank = False
             self._membership.follow_if_changed()
         if messages:
             self._peers.send(messages)
         self._raft.saved(number)
+        self._take_turn()
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:
         since = self._clock.monotonic()
@@ -276,8 +278,6 @@ class Driver:
 
     def _note_changes(self) -> None:
         raft = self._raft
-        if raft.role is Role.LEADER:
-            self._staleness.heard()
         is_other_role = self._role_changes.note(raft.role, raft.current_term, raft.leader or "")
         if is_other_role:
             # The first hash of a new leadership is the one that is already there.

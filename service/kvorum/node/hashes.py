@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from kvorum.kv.state_hash import StateDigest
+from kvorum.raft.messages import majority
 
 REMEMBERED = 16_384
 """Indexes whose digest is remembered: some seconds of writing."""
@@ -66,16 +67,16 @@ def is_wrong(ours: StateDigest, others: Mapping[str, StateDigest], voters: int) 
         voters: how many voters there are, this node included.
     """
     comparable = [each for each in (ours, *others.values()) if each.version == ours.version]
-    chain = _majority(Counter(each.chain for each in comparable), voters)
+    chain = _agreed(Counter(each.chain for each in comparable), voters)
     if chain is None or chain != ours.chain:
         return None if chain is None else True
     sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
     if ours.records is None or len(sums) <= 1:
         return False
-    records = _majority(sums, voters)
+    records = _agreed(sums, voters)
     return None if records is None else records != ours.records
 
 
-def _majority(votes: Counter[int], voters: int) -> int | None:
+def _agreed(votes: Counter[int], voters: int) -> int | None:
     most_common = votes.most_common(1)
-    return most_common[0][0] if most_common and most_common[0][1] > voters // 2 else None
+    return most_common[0][0] if most_common and most_common[0][1] >= majority(voters) else None

@@ -218,8 +218,11 @@ class Node:
         return self.parts.report.status()
 
     def staleness_ms(self) -> int | None:
-        """Return the milliseconds since this node last heard of a leader (a leader: 0), or None."""
-        return self.parts.staleness.age_ms()
+        """Return a bound on the age of ``store`` in milliseconds, or None if there is none (yet).
+
+        Everything that was committed this long ago is applied here.
+        """
+        return self.parts.staleness.bound_ms()
 
     def leader_client_url(self) -> str | None:
         """Return the leader's client URL if a leader is known."""

@@ -59,21 +59,18 @@ class Proposals:
         self._batch_bytes_max = batch_bytes_max
         self._clock = clock
         self._tracer = tracer
-        self._queue: deque[tuple[Command, Waiter]] = deque()
+        self.queue: deque[tuple[Command, Waiter]] = deque()
+        """Not proposed yet."""
+        self.pending = 0
+        """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
         self._deadlines: Deadlines[Result] = Deadlines(clock)
-        self._pending = 0
-
-    @property
-    def pending(self) -> int:
-        """Writes that are queued or wait for a quorum."""
-        return self._pending
 
     @property
     def is_awaited(self) -> bool:
         """Whether a caller still waits for the outcome of a write; one that was answered "unknown" does not."""
         waiting = (waiter for _, waiters, _ in self._proposed.values() for waiter in waiters)
-        return any(not waiter.done() for waiter in (*(waiter for _, waiter in self._queue), *waiting))
+        return any(not waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))
 
     def submit(self, command: Command, timeout_s: float) -> Waiter:
         """Queue a write and return the future of its result.
@@ -85,18 +82,18 @@ class Proposals:
             raise NotLeader(self._raft.leader)
         check_command(command)
         check_command_level(command, self._state.store.feature_level)
-        if self._pending >= self._pending_max:
+        if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
-            raise Overloaded(f"{self._pending} writes are waiting already")
+            raise Overloaded(f"{self.pending} writes are waiting already")
         waiter: Waiter = asyncio.Future()
-        self._queue.append((command, waiter))
+        self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
-        self._pending += 1
+        self.pending += 1
         return waiter
 
     def flush(self) -> None:
         """Propose the queued writes; during a leadership transfer they stay in the queue."""
-        while self._queue and not self._raft.is_transferring:
+        while self.queue and not self._raft.is_transferring:
             commands, waiters = self._take_batch()
             if not commands:
                 continue
@@ -114,21 +111,21 @@ class Proposals:
         """Fail the writes proposed at this index in an earlier term: their entry was truncated and is never applied."""
         if index in self._proposed:
             _, waiters, _ = self._proposed.pop(index)
-            self._pending -= len(waiters)
+            self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknown("another entry replaced the entry of this write"))
 
     def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
         commands: list[Command] = []
         waiters: list[Waiter] = []
         size = 0
-        while self._queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
-            command, waiter = self._queue[0]
+        while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
+            command, waiter = self.queue[0]
             weight = _weight(command)
             if commands and size + weight > self._batch_bytes_max:
                 break
-            self._queue.popleft()
+            self.queue.popleft()
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
-                self._pending -= 1
+                self.pending -= 1
                 continue
             size += weight
             commands.append(command)
@@ -141,7 +138,7 @@ class Proposals:
         if waiting is None:
             return
         term, waiters, since = waiting
-        self._pending -= len(waiters)
+        self.pending -= len(waiters)
         if term != entry.term:
             self._fail(waiters, OutcomeUnknown("an entry of another leader replaced the entry of this write"))
             return
@@ -158,7 +155,7 @@ class Proposals:
         """Fail the writes up to ``index``: a snapshot replaced their entries, and their results are not known."""
         for at in [at for at in self._proposed if at <= index]:
             _, waiters, _ = self._proposed.pop(at)
-            self._pending -= len(waiters)
+            self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknown("a snapshot replaced the entry of this write"))
 
     def expire(self) -> None:
@@ -168,7 +165,7 @@ class Proposals:
         """
         expired = list(self._deadlines.expired())
         # Thousands may expire at once, with thousands in the queue.
-        queued = {waiter for _, waiter in self._queue} if expired else set()
+        queued = {waiter for _, waiter in self.queue} if expired else set()
         for waiter in expired:
             if waiter in queued:
                 self._refuse([], Overloaded("the write was still queued at its deadline; it was not done"), waiter)
@@ -176,7 +173,7 @@ class Proposals:
                 self._fail([waiter], OutcomeUnknown("no quorum answered in time; the write may still be done"))
 
     def _refuse(self, waiters: list[Waiter], error: CallerError, *more: Waiter) -> None:
-        self._pending -= len(waiters)
+        self.pending -= len(waiters)
         self._tell((*waiters, *more), error, "refused")
 
     def _fail(self, waiters: list[Waiter], error: OutcomeUnknown) -> None:
@@ -193,11 +190,11 @@ class Proposals:
 
     def stop(self, reason: str) -> None:
         """Answer every caller: the node stops, or its state is wrong."""
-        queued = [waiter for _, waiter in self._queue]
-        self._queue.clear()
+        queued = [waiter for _, waiter in self.queue]
+        self.queue.clear()
         self._refuse(queued, NoLeader(reason))
         for _, waiters, _ in self._proposed.values():
-            self._pending -= len(waiters)
+            self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknown(f"{reason}; the write may still be done"))
         self._proposed.clear()
 

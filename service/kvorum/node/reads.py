@@ -1,4 +1,8 @@
-"""Linearizable reads in flight: all that wait share the next ReadIndex round (thesis 6.4)."""
+"""Linearizable reads in flight: all that wait share the next ReadIndex round (thesis 6.4).
+
+Each round that is passed also says how current the state is (:mod:`kvorum.node.staleness`). While no client asks for
+one, the node asks by itself now and then.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import asyncio
 from kvorum.errors import NoLeader, Overloaded, ReadTimeout
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
+from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import Read
 from kvorum.telemetry.counters import Counters
@@ -22,15 +27,23 @@ class Reads:
         raft: the consensus server.
         counters: where rounds are counted.
         clock: by which reads expire.
+        state: which each passed round shows to be current.
+        probe_s: after so many seconds without a round, the node asks for one by itself.
         first_context: where the numbers of this run's rounds begin; no run of this node may use a number twice.
     """
 
-    def __init__(self, raft: Raft, counters: Counters, clock: Clock, first_context: int) -> None:
+    def __init__(
+        self, raft: Raft, counters: Counters, clock: Clock, state: State, *, probe_s: float, first_context: int
+    ) -> None:
         self._raft = raft
         self._counters = counters
         self._clock = clock
+        self._state = state
+        self._probe_s = probe_s
+        self._last_asked_s = float("-inf")
         self._context = first_context
-        self._queue: list[Waiter] = []
+        self.queue: list[Waiter] = []
+        """Not asked for yet."""
         self._asked: dict[int, tuple[list[Waiter], float]] = {}
         self._deadlines: Deadlines[None] = Deadlines(clock)
         self._waiting = 0
@@ -44,25 +57,40 @@ class Reads:
         if self._waiting >= WAITING_MAX:
             raise Overloaded(f"{self._waiting} reads are waiting already")
         waiter: Waiter = asyncio.Future()
-        self._queue.append(waiter)
+        self.queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)
         self._waiting += 1
         return waiter
 
     def flush(self) -> None:
         """Ask for one barrier for all queued reads; without a leader they stay in the queue."""
-        if not self._queue or self._raft.leader is None:
+        if self.queue and self._raft.leader is not None:
+            self._ask()
+
+    def probe(self) -> None:
+        """Ask for a barrier if none was asked for lately and none is out; called once a tick."""
+        if self._asked or self._raft.leader is None:
             return
+        if self._clock.monotonic() - self._last_asked_s >= self._probe_s:
+            self._ask()
+
+    def _ask(self) -> None:
+        # Taken before the request leaves: whatever is committed by now, the barrier covers.
+        self._last_asked_s = now = self._clock.monotonic()
         self._context += 1
         self._raft.read_index(self._context)
-        self._asked[self._context] = (self._queue, self._clock.monotonic())
-        self._queue = []
+        self._asked[self._context] = (self.queue, now)
+        self.queue = []
 
     def released(self, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
         """Answer the reads that were released; queue those that were refused again."""
         for read in reads:
-            waiters, since = self._asked.pop(read.context, ([], 0.0))
+            asked = self._asked.pop(read.context, None)
+            if asked is None:
+                continue
+            waiters, since = asked
             self._waiting -= len(waiters)
+            self._state.current_as_of_s = max(since, self._state.current_as_of_s or since)
             if waiters:
                 self._counters.read_index_duration.record(self._clock.monotonic() - since)
             for waiter in waiters:
@@ -72,7 +100,7 @@ class Reads:
             waiters, _ = self._asked.pop(context, ([], 0.0))
             alive = [waiter for waiter in waiters if not waiter.done()]
             self._waiting -= len(waiters) - len(alive)
-            self._queue += alive
+            self.queue += alive
 
     def expire(self) -> None:
         """Answer the reads whose deadline has passed; called once a tick."""
@@ -89,23 +117,23 @@ class Reads:
         return ReadTimeout("no quorum confirmed the leader in time")
 
     def _forget_the_done(self) -> None:
-        before = len(self._queue)
-        self._queue = [waiter for waiter in self._queue if not waiter.done()]
-        self._waiting -= before - len(self._queue)
+        before = len(self.queue)
+        self.queue = [waiter for waiter in self.queue if not waiter.done()]
+        self._waiting -= before - len(self.queue)
         for context, (waiters, _) in list(self._asked.items()):
-            if all(waiter.done() for waiter in waiters):
+            if waiters and all(waiter.done() for waiter in waiters):
                 self._raft.abandon_read(context)
                 del self._asked[context]
                 self._waiting -= len(waiters)
 
     def stop(self, reason: str) -> None:
         """Answer every read: the node stops, or its state is wrong."""
-        waiters = [*self._queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
+        waiters = [*self.queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(NoLeader(reason))
         for context in self._asked:
             self._raft.abandon_read(context)
-        self._queue.clear()
+        self.queue.clear()
         self._asked.clear()
         self._waiting = 0

@@ -67,7 +67,7 @@ class Report:
             self._identity.current,
             self._raft.status(),
             self._state.store,
-            last_contact_ms=self._staleness.age_ms(),
+            last_contact_ms=self._staleness.contact_ms(),
             caught_up=self._is_caught_up(),
             quarantined=self._integrity.quarantined,
             announcement=self._levels.announcement,

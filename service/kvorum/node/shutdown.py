@@ -69,7 +69,7 @@ class Shutdown:
         limit = RateLimit(clock=self._clock.monotonic)
         while self._raft.role is Role.LEADER and self._clock.monotonic() < deadline_s:
             up = await self._others_up()
-            target = self._raft.status().transfer_candidate(up.__contains__)
+            target = self._raft.transfer_candidate(up.__contains__)
             if target is None:
                 # All nodes stop, or no other is fit: an election will do once one is.
                 break

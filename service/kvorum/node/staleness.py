@@ -1,30 +1,39 @@
-"""How old the applied state may be."""
+"""How old the applied state may be, and how long ago the leader was heard."""
 
 from __future__ import annotations
 
 from kvorum.node.ports import Clock
-from kvorum.raft import Raft, Role
+from kvorum.node.state import State
 
 
 class Staleness:
-    """Counts from the last word of a leader.
+    """Ages on this node's own clock.
+
+    The age of the state is a bound, which no pause, partition or delay of a message can make too small. It counts from
+    the moment at which this node asked for the last read barrier that it passed (:mod:`kvorum.node.reads`): a quorum
+    confirmed the leader after that moment, and everything the leader had committed by then is applied here.
 
     Args:
-        raft: the consensus server.
+        state: what is applied.
         clock: what measures.
     """
 
-    def __init__(self, raft: Raft, clock: Clock) -> None:
-        self._raft = raft
+    def __init__(self, state: State, clock: Clock) -> None:
+        self._state = state
         self._clock = clock
         self._heard_s: float | None = None
 
-    def heard(self) -> None:
-        """The leader said that it leads; or this node leads."""
+    def leader_heard(self) -> None:
+        """Note a message of the leader."""
         self._heard_s = self._clock.monotonic()
 
-    def age_ms(self) -> int | None:
-        """Return the milliseconds since this node last heard of a leader (a leader: 0), or None."""
-        if self._raft.role is Role.LEADER:
-            return 0
-        return None if self._heard_s is None else int((self._clock.monotonic() - self._heard_s) * 1000)
+    def bound_ms(self) -> int | None:
+        """Return the milliseconds since a moment by which nothing was committed that is not applied here, or None."""
+        return self._age_ms(self._state.current_as_of_s)
+
+    def contact_ms(self) -> int | None:
+        """Return the milliseconds since the leader was heard (on a leader: since a quorum confirmed it), or None."""
+        return self._age_ms(max((at for at in (self._heard_s, self._state.current_as_of_s) if at), default=None))
+
+    def _age_ms(self, since_s: float | None) -> int | None:
+        return None if since_s is None else int((self._clock.monotonic() - since_s) * 1000)

@@ -20,6 +20,7 @@ class State:
         store: the applied state; a new object after a snapshot was installed or the state rebuilt.
         hashes: its hash after each of the last entries.
         bytes_since_snapshot: of the entries that were applied since a snapshot was begun.
+        current_as_of_s: everything committed by this moment of the monotonic clock is applied; None: not known.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
     """
 
@@ -28,6 +29,7 @@ class State:
         self.store = store
         self.hashes = StateHashes()
         self.bytes_since_snapshot = 0
+        self.current_as_of_s: float | None = None
         self.is_wrong = False
 
     def replace(self, store: Store) -> None:
@@ -35,6 +37,7 @@ class State:
         _note_mismatch(store)
         self.store = store
         self.bytes_since_snapshot = 0
+        self.current_as_of_s = None
         self.hashes.forget()
         self.hashes.applied(store.applied_index, store.digest)
 

@@ -22,6 +22,7 @@ class Waits:
         """By index: the term of each entry proposed there, and the future of whoever waits for it."""
         self.changes: list[asyncio.Future[bool]] = []
         """The futures of those that wait until the role, the leader or a transfer changes."""
+        self._stopped = ""
         self._deadlines: Deadlines[None] = Deadlines(clock)
         self._change_deadlines: Deadlines[bool] = Deadlines(clock)
 
@@ -31,6 +32,9 @@ class Waits:
         It fails with :class:`~kvorum.errors.OutcomeUnknown` when that cannot be told.
         """
         waiter: asyncio.Future[None] = asyncio.Future()
+        if self._stopped:
+            _fail(waiter, f"{self._stopped}; the change may still be made")
+            return waiter
         self.entries.setdefault(index, []).append((term, waiter))
         self._deadlines.add(waiter, timeout_s)
         return waiter
@@ -38,6 +42,9 @@ class Waits:
     def change(self, timeout_s: float) -> asyncio.Future[bool]:
         """Return what completes at the next change of role, leader or transfer: True, or False when time is over."""
         waiter: asyncio.Future[bool] = asyncio.Future()
+        if self._stopped:
+            _complete(waiter, False)
+            return waiter
         self.changes.append(waiter)
         self._change_deadlines.add(waiter, timeout_s)
         return waiter
@@ -77,7 +84,8 @@ class Waits:
             self.changes = [each for each in self.changes if not each.done()]
 
     def stop(self, reason: str) -> None:
-        """Complete every wait: the node stops."""
+        """Complete every wait, now and from now on: the node stops."""
+        self._stopped = reason
         for waiting in self.entries.values():
             for _, waiter in waiting:
                 _fail(waiter, f"{reason}; the change may still be made")

@@ -6,7 +6,7 @@ A :class:`Leader` lives for one term; everything here is the "volatile state on 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvorum.errors import InvariantViolated, MembershipRefused, Overloaded, TransferFailed
 from kvorum.raft.log import entry_bytes
@@ -166,8 +166,6 @@ class Leader:
             progress.ticks_since_sent += 1
             if progress.state is ReplicationState.SNAPSHOT:
                 progress.ticks_since_offered += 1
-                if progress.ticks_since_offered >= self._config.election_timeout_ticks:
-                    self._mark(progress)
         if self.transfer_target is not None:
             self._ticks_since_transfer += 1
             if self._ticks_since_transfer >= self._config.election_timeout_ticks:
@@ -241,7 +239,8 @@ class Leader:
                     progress.probe_sent = True
                     self._send_entries(node, progress)
             case ReplicationState.SNAPSHOT:
-                # The offer was lost, or the fetch failed. A follower that still fetches ignores this one.
+                # The offer was lost, or the fetch failed. A follower that still fetches ignores this one. Its answers
+                # to heartbeats mark it as pending.
                 if progress.ticks_since_offered >= self._config.election_timeout_ticks and self._is_active(progress):
                     self._offer_snapshot(node, progress)
             case ReplicationState.REPLICATE:
@@ -406,7 +405,7 @@ class Leader:
             TransferFailed: there is nobody to hand it to: no other voter, or none that answers.
         """
         if target is None:
-            target = self._most_caught_up_voter()
+            target = self.transfer_candidate()
         if target is None:
             raise TransferFailed("no other voter answers")
         if target not in self._other_voters:
@@ -421,7 +420,7 @@ class Leader:
 
     def resign(self) -> None:
         """Let the most caught-up voter campaign at once: this server cannot go on as leader."""
-        target = self._most_caught_up_voter()
+        target = self.transfer_candidate()
         if target is not None:
             self._send_timeout_now(target)
 
@@ -430,9 +429,10 @@ class Leader:
         self._broadcast_heartbeat()
         self.resign()
 
-    def _most_caught_up_voter(self) -> NodeId | None:
-        """Return the active voter, other than this server, that holds most of the log."""
-        active = [node for node, progress in self._other_voters.items() if self._is_active(progress)]
+    def transfer_candidate(self, is_eligible: Callable[[NodeId], bool] = lambda _: True) -> NodeId | None:
+        """Return who should lead next: of the eligible other voters that answer, the one that holds most of the log."""
+        voters = self._other_voters.items()
+        active = [node for node, progress in voters if self._is_active(progress) and is_eligible(node)]
         return max(active, key=lambda node: self.progress[node].match_index, default=None)
 
     def _send_timeout_now(self, node: NodeId) -> None:

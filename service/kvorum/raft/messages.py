@@ -73,7 +73,12 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
 
     def quorum(self) -> int:
         """Return how many voters are a majority."""
-        return len(self.voters()) // 2 + 1
+        return majority(len(self.voters()))
+
+
+def majority(voters: int) -> int:
+    """Return how many of so many voters are a majority."""
+    return voters // 2 + 1
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True):

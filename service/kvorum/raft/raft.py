@@ -6,7 +6,7 @@ there is to do from :meth:`Raft.ready`. What a message means to a role is in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import assert_never
 
@@ -191,6 +191,10 @@ class Raft:
             TransferFailed: there is nobody to take it.
         """
         return self._leader().transfer(target)
+
+    def transfer_candidate(self, is_eligible: Callable[[NodeId], bool]) -> NodeId | None:
+        """Return the most caught-up of the eligible other voters that answer, or None; None also if another leads."""
+        return self._role.transfer_candidate(is_eligible) if isinstance(self._role, Leader) else None
 
     def _leader(self) -> Leader:
         if not isinstance(self._role, Leader):

@@ -132,8 +132,7 @@ class State:
         self.log.saved()
 
     def _begin_save(self) -> Save | None:
-        is_saved = self._is_hard_state_durable and self._snapshot_to_save is None and not self.log.has_unsaved()
-        if is_saved or self._save is not None:
+        if self._is_hard_state_durable and self._snapshot_to_save is None and not self.log.has_unsaved():
             return None
         self._save_number += 1
         self._save_ticks = 0
@@ -192,7 +191,8 @@ class State:
 
     def ready(self) -> Ready | None:
         """Hand over everything there is to do now, exactly once; None when there is nothing."""
-        save = self._begin_save()
+        log = self.log
+        save = self._begin_save() if self._save is None else None
         messages, self._messages = tuple(self._messages), []
         after_save: tuple[Message, ...] = ()
         if save is not None:
@@ -202,9 +202,9 @@ class State:
             messages, self._messages_after_save = (*messages, *self._messages_after_save), []
         restore, self._snapshot_to_restore = self._snapshot_to_restore, None
         if restore is not None:
-            self.log.applied_index = restore.last_index
-        committed = self.log.take_applicable(self.config.committed_bytes_max)
-        reads, refused = self.reads.take(self.log.applied_index)
+            log.applied_index = restore.last_index
+        committed = log.take_applicable(self.config.committed_bytes_max) if log.applied_index < log.commit_index else ()
+        reads, refused = self.reads.take(log.applied_index)
         fetch, self._fetch_to_begin = self._fetch_to_begin, None
         if not (save or messages or restore or committed or reads or refused or fetch):
             return None

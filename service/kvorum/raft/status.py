@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -47,12 +46,3 @@ class RaftStatus(msgspec.Struct, frozen=True):
     configuration_index: int
     transfer_target: NodeId | None
     progress: dict[NodeId, PeerStatus]
-
-    def transfer_candidate(self, is_eligible: Callable[[NodeId], bool]) -> NodeId | None:
-        """Return who should lead next: of the other voters that answer and are eligible, the most caught-up one."""
-        best, furthest = None, -1
-        for voter in self.configuration.voters():
-            peer = self.progress.get(voter)
-            if peer is not None and peer.active and peer.match_index > furthest and is_eligible(voter):
-                best, furthest = voter, peer.match_index
-        return best

@@ -110,7 +110,7 @@ class NodePort(Protocol):
         """
 
     def staleness_ms(self) -> int | None:
-        """Return the milliseconds since this node last heard from a leader, or None."""
+        """Return a bound on the age of ``store``: all that was committed so long ago is in it. None: not known."""
 
     def status(self) -> NodeStatus:
         """Return what the node says of itself."""

@@ -64,7 +64,7 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     """Read a key.
 
     A linearizable read sees everything that was acknowledged before it, whichever node is asked. A stale read takes
-    what the node has applied, if the node has heard from a leader within ``max_staleness_ms`` (None: however long ago).
+    what the node has applied, if that includes everything committed ``max_staleness_ms`` ago (None: whatever it is).
     """
 
     key: bytes

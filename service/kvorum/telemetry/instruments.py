@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from kvorum.raft.messages import majority
 from kvorum.status import MemberStatus
 from kvorum.telemetry.counters import Histogram
 from kvorum.telemetry.scrape import Scrape
@@ -189,7 +190,7 @@ def _failure_tolerance(scrape: Scrape) -> Points:
     if healthy is None:
         return ()
     voters = sum(member.voter for member in scrape.status.members)
-    return _one(healthy - (voters // 2 + 1))
+    return _one(healthy - majority(voters))
 
 
 def _progress() -> tuple[Instrument, ...]:

@@ -257,7 +257,7 @@ sync_folder(folder)
         "4.2.2",
         "A promotion leaves no healthy majority.",
         "cluster.reconcile:_promote",
-        "_healthy_voters(view) + 1 < (len(view.configuration.voters()) + 1) // 2 + 1",
+        "_healthy_voters(view) + 1 < majority(len(view.configuration.voters()) + 1)",
         "False",
     ),
     Mutant("B29", "A node with an old log is added.", "cluster.reconcile:_add", "not seen.empty", "False"),

@@ -197,9 +197,16 @@ MUTANTS = (
     Mutant(
         "5.2",
         "Half of an even number of voters is a quorum.",
-        "raft.messages:Configuration.quorum",
-        "len(self.voters()) // 2 + 1",
-        "(len(self.voters()) + 1) // 2",
+        "raft.messages:majority",
+        "voters // 2 + 1",
+        "(voters + 1) // 2",
+    ),
+    Mutant(
+        "3.10",
+        "A voter that is about to stop, or to be removed, is handed the leadership.",
+        "raft.leader:Leader.transfer_candidate",
+        "self._is_active(progress) and is_eligible(node)",
+        "self._is_active(progress)",
     ),
     Mutant(
         "5.2",
@@ -661,7 +668,7 @@ MUTANTS = (
         "B26",
         "After a restore the entries that the snapshot covers count as not applied.",
         "raft.state:State.ready",
-        "self.log.applied_index = restore.last_index",
+        "log.applied_index = restore.last_index",
         "pass",
     ),
     Mutant(
@@ -1045,13 +1052,6 @@ progress = progress or Progress(1)
         "B15",
         "A probe that is due again is not sent.",
         "raft.leader:Leader._on_heartbeat_response",
-        "self._mark(progress)",
-        "pass",
-    ),
-    Mutant(
-        "7",
-        "A snapshot that is due again is not offered.",
-        "raft.leader:Leader.tick",
         "self._mark(progress)",
         "pass",
     ),

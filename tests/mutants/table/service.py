@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant(
         "K10",
-        "A node that has never heard from a leader serves bounded stale reads.",
+        "A node that does not know how old its state is serves bounded stale reads.",
         "service.service:Service._staleness_ms",
         "staleness_ms is None or staleness_ms > limit_ms",
         "staleness_ms is not None and staleness_ms > limit_ms",

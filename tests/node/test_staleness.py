@@ -1,0 +1,128 @@
+"""The staleness that a node tells is a bound: everything that was committed so long ago is applied there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from node.trio import TIMEOUT_MS, Put, eventually, running
+
+from kvorum.node import Node
+from kvorum.raft import Role
+from kvorum.raft.messages import AppendEntries, Message
+from kvorum.transport.server import SnapshotChunk
+
+FRESH_MS = 500
+
+
+def is_fresh(node: Node) -> bool:
+    staleness_ms = node.staleness_ms()
+    return staleness_ms is not None and staleness_ms < FRESH_MS
+
+
+def lose(node: Node, is_lost: Callable[[Message], bool]) -> None:
+    """Lose some of the messages that this node sends."""
+    send = node.peers.send
+
+    def lossy(messages: Iterable[Message]) -> None:
+        send([message for message in messages if not is_lost(message)])
+
+    node.peers.send = lossy  # type: ignore[method-assign]
+
+
+def test_every_node_of_an_idle_cluster_is_fresh_again_and_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            for node in trio.nodes.values():
+                await eventually("it is fresh", lambda node=node: is_fresh(node))  # type: ignore[misc]
+                as_of_s = node.parts.state.current_as_of_s
+                assert as_of_s is not None
+                await eventually(
+                    "it is fresher",
+                    lambda node=node, as_of_s=as_of_s: node.parts.state.current_as_of_s > as_of_s,  # type: ignore[misc]
+                )
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            await eventually("it is fresh", lambda: is_fresh(leader))
+            # It wakes up: nothing that arrived meanwhile has been read yet.
+            monkeypatch.setattr(leader.clock, "monotonic", lambda: time.monotonic() + 3.0)
+
+            assert leader.raft.role is Role.LEADER
+            staleness_ms = leader.staleness_ms()
+            assert staleness_ms is not None
+            assert staleness_ms >= 3000
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_that_is_cut_off_grows_stale_although_it_still_leads(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, election_timeout_ms=4000) as trio:
+            leader = await trio.leader()
+            await eventually("it is fresh", lambda: is_fresh(leader))
+            trio.isolate(leader.config.name)
+
+            await eventually("it is stale", lambda: (leader.staleness_ms() or 0) > 2000)
+            assert leader.raft.role is Role.LEADER
+
+    asyncio.run(scenario())
+
+
+def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as trio:
+            leader = await trio.leader()
+            lagging = trio.others(leader)[0]
+            await eventually("it is fresh", lambda: is_fresh(lagging))
+            lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
+            await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
+
+            await eventually("it is stale", lambda: (lagging.staleness_ms() or 0) > 2 * FRESH_MS)
+            contact_ms = lagging.status().last_contact_ms
+            assert contact_ms is not None
+            assert contact_ms < 2 * FRESH_MS
+            assert lagging.raft.leader == leader.raft.id
+
+    asyncio.run(scenario())
+
+
+def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as trio:
+            leader = await trio.leader()
+            name = trio.others(leader)[0].config.name
+            await trio.stop(name)
+            for number in range(60):
+                await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
+            await eventually("the log was cut", lambda: leader.raft.log.first_index > 30)
+            await trio.start(name)
+            fetching = trio.nodes[name]
+            asked, go_on = asyncio.Event(), asyncio.Event()
+            snapshot_chunk = fetching.peers.snapshot_chunk
+
+            async def held(node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+                asked.set()
+                await go_on.wait()
+                return await snapshot_chunk(node, last_index, offset_bytes, at_least)
+
+            fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
+            await asyncio.wait_for(asked.wait(), 20)
+            await eventually("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
+            assert fetching.staleness_ms() is None
+
+            go_on.set()
+            await eventually("it is fresh", lambda: is_fresh(fetching))
+            assert fetching.store.applied_index >= 60
+
+    asyncio.run(scenario())

@@ -1,0 +1,153 @@
+"""The core of a simulated process: the real one, which shows each input and each Ready to the invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvorum.raft import Change, Raft, RaftConfig
+from kvorum.raft.messages import (
+    AppendEntriesResponse,
+    Entry,
+    HardState,
+    HeartbeatResponse,
+    InstallSnapshotResponse,
+    Message,
+    NodeId,
+    Ready,
+    Snapshot,
+)
+
+if TYPE_CHECKING:
+    from sim.node import SimNode
+
+ANSWERS = (AppendEntriesResponse, HeartbeatResponse, InstallSnapshotResponse)
+"""What tells a leader that a follower follows."""
+
+
+class ObservedRaft(Raft):
+    """A consensus server that is watched.
+
+    Args:
+        node: whose it is.
+        config: as the driver would have it; the plan has its own limits.
+        random: draws the election timeouts.
+    """
+
+    def __init__(
+        self,
+        node: SimNode,
+        config: RaftConfig,
+        random: Random,
+        *,
+        hard_state: HardState | None = None,
+        snapshot: Snapshot | None = None,
+        entries: Sequence[Entry] = (),
+    ) -> None:
+        plan = node.plan
+        config = msgspec.structs.replace(
+            config,
+            append_bytes_max=plan.append_bytes_max,
+            inflight_messages_max=plan.inflight_messages_max,
+            committed_bytes_max=plan.committed_bytes_max,
+            promote_lag_max=plan.promote_lag_max,
+        )
+        super().__init__(
+            config,
+            random,
+            hard_state=hard_state,
+            snapshot=snapshot,
+            entries=entries,
+        )
+        self._node = node
+        self._is_applying = False
+        node.on_raft(self)
+
+    # --- Inputs -------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let a tick pass."""
+        node = self._node
+        node.ticks += 1
+        super().tick()
+        node.observe(node.world.facts.on_tick, node)
+        node.on_input()
+
+    def step(self, message: Message) -> None:
+        """Take a message."""
+        node = self._node
+        if isinstance(message, ANSWERS) and message.term == self.current_term:
+            node.heard[message.sender] = node.ticks
+        super().step(message)
+        node.on_input()
+
+    def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
+        """Append commands."""
+        proposed = super().propose(payloads)
+        self._node.on_input()
+        return proposed
+
+    def propose_change(self, change: Change) -> tuple[int, int]:
+        """Append a membership change."""
+        proposed = super().propose_change(change)
+        self._node.on_change(change)
+        self._node.on_input()
+        return proposed
+
+    def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
+        """Begin to hand the leadership over."""
+        target = super().transfer_leadership(target)
+        self._node.world.counts["transfers"] += 1
+        self._node.world.note(self.id, "hands its leadership to {}", target)
+        self._node.on_input()
+        return target
+
+    def read_index(self, context: int) -> None:
+        """Begin a read barrier."""
+        super().read_index(context)
+        self._node.on_input()
+
+    def peer_unreachable(self, node: NodeId) -> None:
+        """Take a hint."""
+        super().peer_unreachable(node)
+        self._node.on_input()
+
+    def saved(self, number: int) -> None:
+        """A save is durable."""
+        super().saved(number)
+        self._node.on_input()
+
+    def fetched(self, snapshot: Snapshot) -> None:
+        """A snapshot is here."""
+        super().fetched(snapshot)
+        self._node.on_input()
+
+    def fetch_failed(self, snapshot: Snapshot) -> None:
+        """A snapshot does not come."""
+        self._node.world.counts["fetches given up"] += 1
+        super().fetch_failed(snapshot)
+        self._node.on_input()
+
+    # --- Outputs ------------------------------------------------------------------------------------------------
+
+    def ready(self) -> Ready | None:
+        """Hand over what there is to do."""
+        ready = super().ready()
+        if ready is None:
+            return None
+        node = self._node
+        if ready.committed or ready.restore:
+            self._is_applying = True
+            node.crash_at("before_apply")
+            node.observe(node.on_committed, ready)
+        return ready
+
+    def set_state_digest(self, index: int, state_hash: int, version: int = 1, state_sum: bytes = b"") -> None:
+        """The driver has applied something."""
+        super().set_state_digest(index, state_hash, version, state_sum)
+        if self._is_applying:
+            self._is_applying = False
+            self._node.crash_at("after_apply")

@@ -1,0 +1,275 @@
+"""What one process has of its disk: the port, and what befalls a disk while the process uses it.
+
+The disk itself (:mod:`sim.disk`) outlives the process; what is here dies with it. The log's writes become durable at
+drawn times, in order; snapshot files are written by whatever thread calls. A disk may stand still, answer late, be
+full, or fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from sim.loop import ProcessKilled, SimLoop
+
+from kvorum.errors import SnapshotFailed, StorageError
+from kvorum.raft.messages import Save, Snapshot
+from kvorum.storage.interface import (
+    Identity,
+    Loaded,
+    SnapshotInfo,
+    SnapshotReceiver,
+    SnapshotWriter,
+)
+from kvorum.storage.memory import Compaction, MemorySnapshots
+
+if TYPE_CHECKING:
+    from sim.node import SimNode
+
+
+class SimStorage:
+    """Implements :class:`kvorum.storage.interface.Storage`.
+
+    Args:
+        node: whose disk it is.
+        loop: of the process that opened it.
+        failed: told, on the loop, what the disk refused.
+    """
+
+    def __init__(self, node: SimNode, loop: SimLoop, failed: Callable[[StorageError], None]) -> None:
+        self.snapshots = SimSnapshots(node, loop)
+        self._node = node
+        self._loop = loop
+        self._failed = failed
+
+    def _check(self) -> None:
+        if self._loop.is_dead:
+            raise ProcessKilled
+
+    def load(self) -> Loaded:
+        """Read everything; in a thread."""
+        self._check()
+        loaded = self._node.disk.load()
+        self._node.on_load(loaded)
+        return loaded
+
+    def write_identity(self, identity: Identity, *, replace: bool = False) -> None:
+        """Make the identity durable at once."""
+        self._check()
+        self._node.disk.write_identity(identity, replace=replace)
+
+    def save(self, save: Save, done: Callable[[], None]) -> None:
+        """Begin a save; it is durable, and then answered, later."""
+        self._check()
+        node = self._node
+        node.crash_at("before_save")
+        node.port_called("save")
+        node.observe(node.world.facts.on_save, node, save)
+        node.disk.save(save, _nothing)
+        node.saving_since = node.ticks
+        self._schedule(save, done)
+        node.crash_at("save_lost")
+        node.crash_at("save_durable_unanswered")
+
+    def compact(self, first_index: int, done: Callable[[], None]) -> None:
+        """Begin to forget entries."""
+        self._check()
+        self._node.port_called("compact")
+        self._node.observe(self._node.world.facts.on_compact, self._node, first_index)
+        self._node.disk.compact(first_index, _nothing)
+        self._schedule(self._node.disk.pending[-1], done)
+
+    def close(self) -> None:
+        """Let go of the disk."""
+        self._check()
+
+    # --- Time passes --------------------------------------------------------------------------------------------
+
+    def _schedule(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+        node = self._node
+        node.world.clock.after(node.timely(node.disk_us()), self._end, operation, done)
+
+    def _end(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+        """Make it durable, if the disk does."""
+        node, clock = self._node, self._node.world.clock
+        if self._loop.is_dead or not node.disk.pending:
+            return
+        if node.stalled_until > clock.now:
+            clock.after(node.stalled_until - clock.now, self._end, operation, done)
+        elif node.disk.pending[0] is not operation:
+            clock.after(node.plan.disk_us, self._end, operation, done)
+        elif self._is_refused(operation):
+            return
+        else:
+            node.disk.complete()
+            node.on_durable(operation)
+            late_us = node.answer_us()
+            if late_us:
+                clock.after(late_us, self._loop.enter, self._answer, operation, done)
+            else:
+                self._loop.enter(self._answer, operation, done)
+
+    def _answer(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+        if isinstance(operation, Save):
+            self._node.crash_at("after_save_before_send")
+            self._node.saving_since = None
+        done()
+
+    def _is_refused(self, operation: Save | Compaction) -> bool:
+        """Return whether the disk refuses this: once, or as long as it is full. The process must end (B31, B32)."""
+        node = self._node
+        if node.full_until > node.world.clock.now:
+            node.world.counts["writes without room"] += 1
+            self._fail("the disk is full")
+        elif node.fail_next_save and isinstance(operation, Save):
+            node.fail_next_save = False
+            if node.draw.randrange(2):
+                # It was durable all the same.
+                node.disk.crash(durable=1)
+                node.on_durable(operation)
+            self._fail("the disk fails")
+        else:
+            return False
+        return True
+
+    def _fail(self, why: str) -> None:
+        node = self._node
+        node.world.note(node.id, "is told: {}", why)
+        if node.draw.random() < 0.5 and node.disk.tear(node.draw.randrange(1 << 16)):
+            node.world.counts["torn saves"] += 1
+        node.disk.fail(StorageError(why))
+        node.doom()
+        self._loop.enter(self._failed, StorageError(why))
+
+
+class SimSnapshots:
+    """Implements :class:`kvorum.storage.interface.SnapshotFile`."""
+
+    def __init__(self, node: SimNode, loop: SimLoop) -> None:
+        self._node = node
+        self._loop = loop
+
+    @property
+    def _files(self) -> MemorySnapshots:
+        self.check()
+        return self._node.disk.snapshots
+
+    def check(self) -> None:
+        """Refuse a dead process."""
+        if self._loop.is_dead:
+            raise ProcessKilled
+
+    def check_room(self) -> None:
+        """Refuse to write while there is no room for files.
+
+        Raises:
+            SnapshotFailed: there is none.
+        """
+        self.check()
+        if self._node.no_files_until > self._node.world.clock.now:
+            self._node.world.counts["snapshots without room"] += 1
+            raise SnapshotFailed("there is no room for a snapshot")
+
+    def create(self, snapshot: Snapshot) -> SnapshotWriter:
+        """Begin a snapshot."""
+        self.check_room()
+        self._node.port_called("create")
+        return _Writer(self, self._node, snapshot, self._files.create(snapshot))
+
+    def latest(self) -> SnapshotInfo | None:
+        """Return the newest."""
+        return self._files.latest()
+
+    def kept(self) -> tuple[SnapshotInfo, ...]:
+        """Return those that the log goes on from."""
+        return self._files.kept()
+
+    def read(self, last_index: int) -> Iterator[bytes]:
+        """Yield the payload."""
+        yield from self._files.read(last_index)
+
+    def path(self, last_index: int) -> str:
+        """Return a name."""
+        return self._files.path(last_index)
+
+    def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return bytes of the file."""
+        return self._files.chunk(last_index, offset_bytes, size_bytes)
+
+    def receive(self, snapshot: Snapshot, sha256: str = "") -> SnapshotReceiver:
+        """Begin, or resume, to receive a file."""
+        self._node.port_called("receive")
+        receiver = self._files.receive(snapshot, sha256)
+        if receiver.offset_bytes:
+            self._node.world.counts["fetches resumed"] += 1
+        else:
+            self._node.disk.has_damaged_part = False
+        return _Receiver(self, self._node, receiver)
+
+
+class _Writer:
+    """A snapshot of the node's own."""
+
+    def __init__(self, files: SimSnapshots, node: SimNode, snapshot: Snapshot, writer: SnapshotWriter) -> None:
+        self._files = files
+        self._node = node
+        self._snapshot = snapshot
+        self._writer = writer
+
+    def write(self, chunk: bytes) -> None:
+        self._files.check_room()
+        self._node.port_called("write")
+        self._writer.write(chunk)
+
+    def commit(self) -> SnapshotInfo:
+        self._files.check_room()
+        info = self._writer.commit()
+        self._node.world.counts["snapshots"] += 1
+        self._node.world.note(self._node.id, "has written a snapshot at {}", self._snapshot.last_index)
+        return info
+
+    def abort(self) -> None:
+        self._files.check()
+        self._writer.abort()
+
+
+class _Receiver:
+    """A snapshot of another, arriving."""
+
+    def __init__(self, files: SimSnapshots, node: SimNode, receiver: SnapshotReceiver) -> None:
+        self._files = files
+        self._node = node
+        self._receiver = receiver
+
+    @property
+    def offset_bytes(self) -> int:
+        return self._receiver.offset_bytes
+
+    def write(self, chunk: bytes) -> None:
+        self._check_room()
+        self._receiver.write(chunk)
+        self._node.crash_at("during_fetch")
+
+    def commit(self, sha256: str) -> SnapshotInfo:
+        self._check_room()
+        try:
+            return self._receiver.commit(sha256)
+        except SnapshotFailed:
+            # What arrived before a loss of power may be damaged; nothing else may be.
+            self._node.on_damaged_snapshot()
+            raise
+
+    def abort(self) -> None:
+        self._files.check()
+        self._receiver.abort()
+
+    def _check_room(self) -> None:
+        try:
+            self._files.check_room()
+        except SnapshotFailed:
+            self._receiver.abort()
+            raise
+
+
+def _nothing() -> None:
+    """The disk answers nobody: :class:`SimStorage` does, later."""
