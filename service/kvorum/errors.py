@@ -3,35 +3,35 @@
 ::
 
     KvorumError
-    +-- CallerError              the caller's: typed; what each code means is in one table (kvorum.service.outcomes)
-    |   +-- InvalidRequest       malformed: certainly not done
-    |   +-- TooLarge             a limit was passed: certainly not done
-    |   +-- NotLeader            this node does not lead; says who does
-    |   +-- NoLeader             nobody leads that we know of: certainly not done
-    |   +-- Overloaded           a bounded queue is full: certainly not done
-    |   +-- OutcomeUnknown       it may or may not be done, now or later
-    |   +-- ReadTimeout          a linearizable read found no quorum in time
-    |   +-- MembershipRefused    a membership change that would not be safe now
-    |   +-- TransferFailed       the leadership did not move in time
-    |   +-- CompareFailedError   the key is at another revision than the write expects: certainly not done
-    |   +-- SessionError         the write's session cannot take it; the code says whether it may be done
-    |   +-- TooStaleError        this node's data may be older than the read accepts
+    +-- CallerError                  the caller's: typed; what each code means is in one table (kvorum.service.outcomes)
+    |   +-- InvalidRequestError      malformed: certainly not done
+    |   +-- TooLargeError            a limit was passed: certainly not done
+    |   +-- NotLeaderError           this node does not lead; says who does
+    |   +-- NoLeaderError            nobody leads that we know of: certainly not done
+    |   +-- OverloadedError          a bounded queue is full: certainly not done
+    |   +-- OutcomeUnknownError      it may or may not be done, now or later
+    |   +-- ReadTimeoutError         a linearizable read found no quorum in time
+    |   +-- MembershipRefusedError   a membership change that would not be safe now
+    |   +-- TransferFailedError      the leadership did not move in time
+    |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
+    |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
+    |   +-- TooStaleError            this node's data may be older than the read accepts
     |   +-- FeatureUnavailableError  the cluster's feature level is too low: certainly not done
-    |   +-- FeatureLevelBlockedError  a member does not support the next feature level: certainly not raised
-    +-- PeerError                a peer's: refuse, count, go on
-    |   +-- MalformedMessage     bytes that do not decode to a message
-    |   +-- IdentityRejected     another cluster, another incarnation, another name
-    +-- KubernetesError          the API server did not do what we asked; nothing depends on it
-    +-- ConfigError              contradictory or malformed configuration: exit 2
-    +-- FatalError               ours: the process ends and its supervisor restarts it
-        +-- InvariantViolated    a bug in consensus or in the state machine
-        +-- VersionTooOldError   a newer version wrote the data: start that version again
-        +-- StorageError         the disk failed, or cannot be trusted
-            +-- StorageLocked    another process holds the data folder
-            +-- StorageCorrupt   bytes that are not what was written
-            +-- StorageForeign   the folder belongs to another node
-            +-- StorageAmnesia   the log ends before what was once durable
-            +-- SnapshotFailed   no room for a snapshot, or not the one expected: try again later, the log is unharmed
+    |   +-- FeatureLevelBlockedError a member does not support the next feature level: certainly not raised
+    +-- PeerError                    a peer's: refuse, count, go on
+    |   +-- MalformedMessageError    bytes that do not decode to a message
+    |   +-- IdentityRejectedError    another cluster, another incarnation, another name
+    +-- KubernetesError              the API server did not do what we asked; nothing depends on it
+    +-- ConfigError                  contradictory or malformed configuration: exit 2
+    +-- FatalError                   ours: the process ends and its supervisor restarts it
+        +-- InvariantViolatedError   a bug in consensus or in the state machine
+        +-- VersionTooOldError       a newer version wrote the data: start that version again
+        +-- StorageError             the disk failed, or cannot be trusted
+            +-- StorageLockedError   another process holds the data folder
+            +-- StorageCorruptError  bytes that are not what was written
+            +-- StorageForeignError  the folder belongs to another node
+            +-- StorageAmnesiaError  the log ends before what was once durable
+            +-- SnapshotFailedError  no room for a snapshot, or not the one expected; the log is unharmed
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class CallerError(KvorumError):
         self.facts = facts
 
 
-class InvalidRequest(CallerError):
+class InvalidRequestError(CallerError):
     """A malformed request; nothing was done."""
 
     code = "invalid_request"
 
 
-class TooLarge(CallerError):
+class TooLargeError(CallerError):
     """A limit was passed; nothing was done.
 
     Args:
@@ -79,7 +79,7 @@ class TooLarge(CallerError):
         self.limit = limit
 
 
-class NotLeader(CallerError):
+class NotLeaderError(CallerError):
     """This node does not lead; nothing was done.
 
     Args:
@@ -97,37 +97,37 @@ class NotLeader(CallerError):
         self.leader_client_url = leader_client_url
 
 
-class NoLeader(CallerError):
+class NoLeaderError(CallerError):
     """No leader is known, or it has no quorum; nothing was done."""
 
     code = "no_leader"
 
 
-class Overloaded(CallerError):
+class OverloadedError(CallerError):
     """A bounded queue is full; nothing was done."""
 
     code = "overloaded"
 
 
-class OutcomeUnknown(CallerError):
+class OutcomeUnknownError(CallerError):
     """The request may have been done, or may still be done later. Never reported as a failure."""
 
     code = "outcome_unknown"
 
 
-class ReadTimeout(CallerError):
+class ReadTimeoutError(CallerError):
     """A linearizable read could not confirm a quorum in time."""
 
     code = "read_timeout"
 
 
-class MembershipRefused(CallerError):
+class MembershipRefusedError(CallerError):
     """A membership change that would not be safe now, with the reason."""
 
     code = "membership_refused"
 
 
-class TransferFailed(CallerError):
+class TransferFailedError(CallerError):
     """The leadership did not move in time; the old leader goes on."""
 
     code = "transfer_failed"
@@ -204,11 +204,11 @@ class PeerError(KvorumError):
     """A peer's fault: it is refused and counted, and we go on."""
 
 
-class MalformedMessage(PeerError):
+class MalformedMessageError(PeerError):
     """Bytes from a peer that are not a message."""
 
 
-class IdentityRejected(PeerError):
+class IdentityRejectedError(PeerError):
     """A peer of another cluster, another name or another incarnation.
 
     Args:
@@ -233,7 +233,7 @@ class FatalError(KvorumError):
     """The process must end: going on could break a promise."""
 
 
-class InvariantViolated(FatalError):
+class InvariantViolatedError(FatalError):
     """A bug: something that the protocol proves impossible has been seen."""
 
 
@@ -245,21 +245,21 @@ class StorageError(FatalError):
     """The disk failed, or it cannot be trusted."""
 
 
-class StorageLocked(StorageError):
+class StorageLockedError(StorageError):
     """Another process holds the data folder."""
 
 
-class StorageCorrupt(StorageError):
+class StorageCorruptError(StorageError):
     """The bytes on disk are not the bytes that were written."""
 
 
-class StorageForeign(StorageError):
+class StorageForeignError(StorageError):
     """The data folder belongs to another node or another format."""
 
 
-class StorageAmnesia(StorageError):
+class StorageAmnesiaError(StorageError):
     """The log ends before what was once durable: the node must not vote."""
 
 
-class SnapshotFailed(StorageError):
+class SnapshotFailedError(StorageError):
     """A snapshot could not be stored for lack of room, or is not what a peer announced. The caller may go on."""

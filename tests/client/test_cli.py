@@ -23,8 +23,8 @@ import pytest
 from fronts.fake_node import FakeNode, Server, serving, until
 
 import kvorum
-from kvorum.errors import FeatureLevelBlockedError, NoLeader
-from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
+from kvorum.errors import FeatureLevelBlockedError, NoLeaderError
+from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Put
 from kvorum_client import cli
 
@@ -116,7 +116,7 @@ def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "kv: http://127.0.0.1:1: connection refused\n"
 
     async def scenario(server: Server, kv: Kv) -> None:
-        server.node.error = NoLeader("no leader is known")
+        server.node.error = NoLeaderError("no leader is known")
         assert await kv("get", "k", "--timeout", "0.5") == 3
         assert capsys.readouterr().err == "kv: no leader is known\n"
         server.node.leader = None
@@ -443,7 +443,7 @@ def test_two_dashes_are_a_key_and_a_value_like_others() -> None:
 
 def test_what_a_node_says_does_not_move_the_terminals_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
-        server.node.error = NoLeader("\x1b[2Jnobody\rleads")
+        server.node.error = NoLeaderError("\x1b[2Jnobody\rleads")
         assert await kv("get", "k", "--timeout", "0.3") == 3
         member = server.node.members["n2"]
         server.node.members["n2"] = msgspec.structs.replace(member, name="\x1b[2J", client_url="http://\x1b[2J")

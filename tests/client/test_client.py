@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config, serving, until
 
-from kvorum.errors import NoLeader
-from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
+from kvorum.errors import NoLeaderError
+from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Command
 from kvorum.kv.store import Store
 from kvorum_client import (
@@ -117,7 +117,7 @@ def test_a_write_during_an_election_waits_for_the_new_leader() -> None:
             await kv.put("k", "1")
             depose(servers)
             for server in servers:
-                server.node.error = NoLeader("no leader")
+                server.node.error = NoLeaderError("no leader")
             writing = asyncio.create_task(kv.put("k", "2"))
             await until(lambda: any(status == 503 for s in servers for _, status in s.node.counters.requests))
             for server in servers:
@@ -432,7 +432,7 @@ def test_a_node_behind_a_name_that_cannot_help_does_not_hide_the_others(monkeypa
         async with contextlib.AsyncExitStack() as stack:
             healthy = await stack.enter_async_context(serving(FakeNode()))
             isolated = FakeNode(msgspec.structs.replace(make_config(), listen_client=f"127.0.0.2:{healthy.port}"))
-            isolated.error = NoLeader("cut off from the others")
+            isolated.error = NoLeaderError("cut off from the others")
             await stack.enter_async_context(serving(isolated))
             loop = asyncio.get_running_loop()
             real = loop.getaddrinfo
@@ -541,7 +541,7 @@ def test_a_backup_that_broke_off_is_not_one_and_nothing_else_is_asked_for_the_re
 def test_a_backup_is_taken_from_the_next_node_when_one_cannot_give_it() -> None:
     async def scenario() -> None:
         async with cluster(2) as servers, Client([servers[0].url, servers[1].url]) as kv:
-            servers[0].node.error = NoLeader("no quorum")
+            servers[0].node.error = NoLeaderError("no quorum")
             servers[1].node.backup_chunks = [b"not a backup"]
             with pytest.raises(Damaged, match="not a backup"):
                 await kv.backup(lambda chunk, size: None)

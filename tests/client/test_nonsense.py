@@ -302,7 +302,7 @@ def test_a_write_is_not_made_anew_without_its_session_when_it_may_be_done_alread
             async def first_unknown_then_full(command: object, timeout_ms: int) -> object:
                 tries.append(command)
                 if len(tries) == 1:
-                    from kvorum.errors import OutcomeUnknown as ServerOutcomeUnknown
+                    from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 
                     raise ServerOutcomeUnknown("who knows")
                 return SessionRefused(0, "full")

@@ -19,7 +19,7 @@ from kvorum.cluster.reconcile import (
     View,
     decide,
 )
-from kvorum.errors import CallerError, MembershipRefused, NotLeader, TransferFailed
+from kvorum.errors import CallerError, MembershipRefusedError, NotLeaderError, TransferFailedError
 from kvorum.identity import name_of
 from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed
 from kvorum.raft.messages import Configuration, Member, NodeId
@@ -341,7 +341,9 @@ def test_a_lost_disk_heals_without_a_human() -> None:
     assert steps == [Remove("kv-2@c"), learner("kv-2@x"), Promote("kv-2@x")]
 
 
-@pytest.mark.parametrize("error", [MembershipRefused("not now"), NotLeader("kv-1@b"), TransferFailed("no answer")])
+@pytest.mark.parametrize(
+    "error", [MembershipRefusedError("not now"), NotLeaderError("kv-1@b"), TransferFailedError("no answer")]
+)
 def test_a_refused_step_is_tried_again_at_the_next_look(error: CallerError) -> None:
     cluster = FakeCluster(view(THREE, seen="kv-3@d!"))
     source = FixedSource(Desired.stateful_set("kv", 4))

@@ -14,7 +14,7 @@ from storage.support import send, take_snapshot
 
 from kvorum.commands import recover
 from kvorum.commands.recover import force_new_cluster, recover_if_requested
-from kvorum.errors import ConfigError, StorageError, StorageLocked
+from kvorum.errors import ConfigError, StorageError, StorageLockedError
 from kvorum.identity import Identity
 from kvorum.raft.messages import Save
 from kvorum.storage.datadir import RECOVERY_REQUEST as REQUEST
@@ -147,7 +147,7 @@ def test_a_node_that_runs_is_not_recovered(survivor: Path) -> None:
     storage = SqliteStorage(survivor, failed, 10_000, Counters())
     storage.load()
     try:
-        with pytest.raises(StorageLocked):
+        with pytest.raises(StorageLockedError):
             force_new_cluster(str(survivor))
     finally:
         storage.close()

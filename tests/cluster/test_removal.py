@@ -16,7 +16,7 @@ from node.trio import Trio, running
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Desired, Reconciler
 from kvorum.cluster.removal import (
-    Removed,
+    RemovedError,
     excludes,
     leave_if_surplus,
     watch_for_removal,
@@ -85,7 +85,7 @@ def test_who_is_removed_finds_out_whoever_it_was(tmp_path: Path, victim: str) ->
             name = removed.config.name
 
             await leader.remove_member(name, 5000)
-            with pytest.raises(Removed, match="is no member any more"):
+            with pytest.raises(RemovedError, match="is no member any more"):
                 await asyncio.wait_for(watch_for_removal(removed), 20)
 
             for other in trio.others(removed):

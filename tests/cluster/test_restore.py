@@ -15,7 +15,7 @@ from node.trio import Put, Trio, eventually, running
 
 from kvorum.commands import restore
 from kvorum.config import Config, resolve
-from kvorum.errors import ConfigError, Overloaded, StorageCorrupt, StorageLocked
+from kvorum.errors import ConfigError, OverloadedError, StorageCorruptError, StorageLockedError
 from kvorum.kv.commands import PutResult
 from kvorum.node.backup import Backups
 from kvorum.storage import datadir
@@ -223,7 +223,7 @@ def test_a_removal_leaves_a_staged_restore_alone(backup: bytes, tmp_path: Path) 
 def test_a_damaged_backup_changes_nothing(
     damage: Callable[[bytes], bytes], words: str, backup: bytes, tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageCorrupt, match=words):
+    with pytest.raises(StorageCorruptError, match=words):
         restore.stage(io.BytesIO(damage(backup)), config_for(tmp_path), bump_revision=0, replace=False)
 
     assert not datadir.install_staged(tmp_path / "n1")
@@ -235,10 +235,10 @@ def test_a_node_that_runs_is_not_replaced_under_its_feet(backup: bytes, tmp_path
     Path(config.data_dir).mkdir()
     lock = Lock(Path(config.data_dir))
     try:
-        with pytest.raises(StorageLocked):
+        with pytest.raises(StorageLockedError):
             restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True)
         restore.stage(io.BytesIO(backup), config, bump_revision=0, replace=True, running=True)
-        with pytest.raises(StorageLocked):
+        with pytest.raises(StorageLockedError):
             datadir.install_staged(Path(config.data_dir))
     finally:
         lock.release()
@@ -273,7 +273,7 @@ def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None
                 leader.parts.state, leader.parts.snapshots, leader.ports.storage.snapshots, leader.ports.threads
             )
             first, second = await backups.begin(), await backups.begin()
-            with pytest.raises(Overloaded, match="2 backups are being read"):
+            with pytest.raises(OverloadedError, match="2 backups are being read"):
                 await backups.begin()
             first.close()
             first.close()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvorum.config import Config, resolve
-from kvorum.errors import KvorumError, MembershipRefused, NoLeader, NotLeader
+from kvorum.errors import KvorumError, MembershipRefusedError, NoLeaderError, NotLeaderError
 from kvorum.fronts.http import ApiServer
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
@@ -88,7 +88,7 @@ class FakeNode:
         if self.error is not None:
             raise self.error
         if leaders_only and not self.leads:
-            raise NotLeader(self.leader[0] if self.leader else None)
+            raise NotLeaderError(self.leader[0] if self.leader else None)
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         await self._admit(timeout_ms)
@@ -106,7 +106,7 @@ class FakeNode:
 
     def check_serves(self) -> None:
         if self.quarantined:
-            raise NoLeader(self.quarantined)
+            raise NoLeaderError(self.quarantined)
 
     def staleness_ms(self) -> int | None:
         return self.staleness
@@ -130,19 +130,19 @@ class FakeNode:
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if name in self.members:
-            raise MembershipRefused(f"{name} is a member already")
+            raise MembershipRefusedError(f"{name} is a member already")
         self.members[name] = MemberStatus(f"{name}@00", name, False, peer_url, client_url)
 
     async def promote_member(self, name: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if name not in self.members:
-            raise MembershipRefused(f"{name} is not a member")
+            raise MembershipRefusedError(f"{name} is not a member")
         self.members[name] = msgspec.structs.replace(self.members[name], voter=True)
 
     async def remove_member(self, name: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if self.members.pop(name, None) is None:
-            raise MembershipRefused(f"{name} is not a member")
+            raise MembershipRefusedError(f"{name} is not a member")
 
     def liveness(self) -> list[Check]:
         return self.live

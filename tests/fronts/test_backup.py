@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fronts.fake_node import Server, serving, until
 
-from kvorum.errors import NoLeader, Overloaded
+from kvorum.errors import NoLeaderError, OverloadedError
 
 
 def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
@@ -80,7 +80,10 @@ def test_a_reader_that_goes_away_costs_nothing_for_long() -> None:
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(NoLeader("no quorum"), 503, "no_leader"), (Overloaded("2 backups are being read already"), 503, "overloaded")],
+    [
+        (NoLeaderError("no quorum"), 503, "no_leader"),
+        (OverloadedError("2 backups are being read already"), 503, "overloaded"),
+    ],
 )
 def test_what_prevents_a_backup_is_said(error: Exception, status: int, code: str) -> None:
     async def scenario(server: Server) -> None:

@@ -13,7 +13,7 @@ import time
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config, serving
 
-from kvorum.errors import NoLeader
+from kvorum.errors import NoLeaderError
 from kvorum.fronts.http.problems import TABLE
 
 REQUESTS = 2400
@@ -161,7 +161,7 @@ def test_no_request_of_thousands_makes_a_500_a_traceback_or_a_hang(caplog: pytes
         async with contextlib.AsyncExitStack() as stack:
             servers = [await stack.enter_async_context(serving(node)) for node in (leader, follower, orphan)]
             follower.follow("n1", servers[0].url)
-            orphan.leads, orphan.leader, orphan.error = False, None, NoLeader("nobody leads")
+            orphan.leads, orphan.leader, orphan.error = False, None, NoLeaderError("nobody leads")
             chance = random.Random(1)
             requests = [(odd_request(chance), servers[i % 3]) for i in range(REQUESTS)]
             answered = await _send_all(requests)

@@ -13,7 +13,7 @@ from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvorum.errors import InvalidRequest
+from kvorum.errors import InvalidRequestError
 from kvorum.fronts.http import ApiServer
 from kvorum.fronts.http.problems import TABLE
 from kvorum.fronts.http.request import Query, decode_bytes, parse_etags, split_target
@@ -454,7 +454,7 @@ def test_every_byte_string_survives_the_percent_encoding(data: bytes) -> None:
 @given(st.text(max_size=60))
 def test_parsers_refuse_or_take_and_never_do_anything_else(text: str) -> None:
     for parse in (split_target, decode_bytes, lambda t: Query(t, frozenset({"a"})), lambda t: parse_etags(t, "tag")):
-        with contextlib.suppress(InvalidRequest):
+        with contextlib.suppress(InvalidRequestError):
             parse(text)
 
 

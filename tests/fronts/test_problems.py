@@ -17,13 +17,13 @@ from kvorum.errors import (
     CallerError,
     FeatureLevelBlockedError,
     FeatureUnavailableError,
-    MembershipRefused,
-    NoLeader,
-    NotLeader,
-    OutcomeUnknown,
-    Overloaded,
-    ReadTimeout,
-    TransferFailed,
+    MembershipRefusedError,
+    NoLeaderError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    ReadTimeoutError,
+    TransferFailedError,
 )
 from kvorum.fronts.http.problems import TABLE
 from kvorum.service.outcomes import OUTCOMES
@@ -119,7 +119,7 @@ CASES = [
     Case("session_ahead", lambda http: _session(http, "c/1", "c/900"), {"reason": "ahead"}),
     Case("session_mismatch", lambda http: _session(http, "c/1", "c/1!"), {"reason": "mismatch"}),
     Case("sessions_full", _sessions_full, {"reason": "full"}),
-    Case("membership_refused", _delete_member, error=MembershipRefused("n9 is not a member")),
+    Case("membership_refused", _delete_member, error=MembershipRefusedError("n9 is not a member")),
     Case("too_large", lambda http: http("PUT", "/v1/kv/k", b"v" * (1024 * 1024 + 1)), {"limit": 1024 * 1024}),
     Case("unsupported_encoding", lambda http: http("PUT", "/v1/kv/k", b"v", {"Content-Encoding": "gzip"})),
     Case(
@@ -127,13 +127,13 @@ CASES = [
         lambda http: http("PUT", "/v1/kv/k", b"v" * 300_000, {"Expect": "a-miracle", "Content-Length": "600000"}),
     ),
     Case("internal", _put, error=RuntimeError("a bug")),
-    _raise(NoLeader("nobody leads")),
-    Case("no_leader", _put, error=NotLeader(None)),
-    _raise(Overloaded("too much")),
-    _raise(ReadTimeout("no quorum"), _get),
+    _raise(NoLeaderError("nobody leads")),
+    Case("no_leader", _put, error=NotLeaderError(None)),
+    _raise(OverloadedError("too much")),
+    _raise(ReadTimeoutError("no quorum"), _get),
     Case("too_stale", _stale, {"staleness_ms": None, "limit": 1}),
-    _raise(TransferFailed("it did not move"), lambda http: http("POST", "/v1/cluster/leader")),
-    _raise(OutcomeUnknown("who knows")),
+    _raise(TransferFailedError("it did not move"), lambda http: http("POST", "/v1/cluster/leader")),
+    _raise(OutcomeUnknownError("who knows")),
     _raise(FeatureUnavailableError("it needs level 3")),
     _raise(FeatureLevelBlockedError("n2 runs 0.1.0"), lambda http: http("POST", "/v1/cluster/finalize")),
 ]
@@ -167,7 +167,7 @@ def test_every_error_is_reached_and_says_what_its_row_says(case: Case) -> None:
     async def main() -> None:
         node = FakeNode(make_config(body_timeout_s=0.1))
         node.error = case.error
-        if isinstance(case.error, NotLeader):
+        if isinstance(case.error, NotLeaderError):
             node.leader = None
         async with asyncio.timeout(20), serving(node) as http:
             answer = await case.provoke(http)

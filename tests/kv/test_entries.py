@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from kv.kv_support import CONFIGURATION, apply, entry_of, examples, snapshot_of
 
-from kvorum.errors import InvariantViolated, VersionTooOldError
+from kvorum.errors import InvariantViolatedError, VersionTooOldError
 from kvorum.kv.commands import Batch, Put, PutResult, decode_batch, encode_batch
 from kvorum.kv.store import Store
 from kvorum.raft.membership import encode_configuration
@@ -53,7 +53,7 @@ def test_an_entry_out_of_order_is_refused_and_nothing_is_applied(index: int, ter
     store.apply(Entry(1, 2, EntryKind.NOOP, b""))
     before = snapshot_of(store)
 
-    with pytest.raises(InvariantViolated, match="does not follow"):
+    with pytest.raises(InvariantViolatedError, match="does not follow"):
         store.apply(entry_of(index, Batch(7, (Put(b"a", b"1"),)), term))
 
     assert snapshot_of(store) == before
@@ -71,7 +71,7 @@ def test_data_that_is_no_batch_ends_the_process_and_changes_nothing(data: bytes)
     try:
         decode_batch(data)
     except msgspec.DecodeError:
-        with pytest.raises(InvariantViolated, match="not a batch"):
+        with pytest.raises(InvariantViolatedError, match="not a batch"):
             store.apply(Entry(2, 1, EntryKind.COMMAND, data))
         assert snapshot_of(store) == before
     else:
@@ -81,7 +81,7 @@ def test_data_that_is_no_batch_ends_the_process_and_changes_nothing(data: bytes)
 def test_a_client_id_that_is_not_utf8_is_no_batch() -> None:
     data = encode_batch(7, [Put(b"a", b"1", 0, "ann", 1)]).replace(b"ann", b"\xff\xfe\xfd")
 
-    with pytest.raises(InvariantViolated, match="not a batch"):
+    with pytest.raises(InvariantViolatedError, match="not a batch"):
         Store().apply(Entry(1, 1, EntryKind.COMMAND, data))
 
 
@@ -121,14 +121,14 @@ def test_what_a_later_version_wrote_is_refused_rather_than_half_applied(batch: l
     ],
 )
 def test_damaged_data_is_not_taken_for_a_later_versions(data: bytes) -> None:
-    with pytest.raises(InvariantViolated, match="not a batch"):
+    with pytest.raises(InvariantViolatedError, match="not a batch"):
         Store().apply(Entry(1, 1, EntryKind.COMMAND, data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", encode_configuration(Configuration())])
 def test_a_configuration_that_is_none_ends_the_process_and_changes_nothing(data: bytes) -> None:
     store = Store()
-    with pytest.raises(InvariantViolated, match="no configuration"):
+    with pytest.raises(InvariantViolatedError, match="no configuration"):
         store.apply(Entry(1, 1, EntryKind.CONFIGURATION, data))
 
     assert (store.applied_index, store.configuration) == (0, Configuration())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from kv.kv_support import apply, examples
 
-from kvorum.errors import InvalidRequest, TooLarge
+from kvorum.errors import InvalidRequestError, TooLargeError
 from kvorum.kv.commands import Command, Delete, Put, PutResult, SessionRefused
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, CLIENT_ID_CHARS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, check_command
 from kvorum.kv.store import Store
@@ -56,13 +56,13 @@ def test_the_largest_of_everything_is_accepted_and_applied(command: Command) -> 
 
 @pytest.mark.parametrize("command", TOO_LARGE)
 def test_one_more_is_too_large_and_names_the_limit(command: Command) -> None:
-    with pytest.raises(TooLarge, match=r"limit \d+"):
+    with pytest.raises(TooLargeError, match=r"limit \d+"):
         check_command(command)
 
 
 @pytest.mark.parametrize("command", MALFORMED + ONLY_THE_API_REFUSES)
 def test_what_is_malformed_is_refused_by_the_api(command: Command) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         check_command(command)
 
 
@@ -108,7 +108,7 @@ _any_command = st.one_of(
 def test_what_the_api_accepts_is_never_invalid_when_it_is_applied(command: Command) -> None:
     try:
         check_command(command)
-    except (InvalidRequest, TooLarge):
+    except (InvalidRequestError, TooLargeError):
         return
     [result] = apply(Store(), command)
     assert not (isinstance(result, SessionRefused) and result.reason == "invalid")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, restore, snapshot_of
 
-from kvorum.errors import StorageCorrupt
+from kvorum.errors import StorageCorruptError
 from kvorum.kv.commands import CompareFailed, Delete, Put
 from kvorum.kv.frames import FRAME_BYTES_MAX, Features, Frame, FrameWriter, Header, RecordsFrame, SessionsFrame, Trailer
 from kvorum.kv.limits import SESSION_WINDOW
@@ -92,7 +92,7 @@ def test_mutated_bytes_are_refused_or_change_nothing(mutations: list[tuple[str, 
     data = mutated(SNAPSHOT, mutations)
     try:
         store = restore(data)
-    except StorageCorrupt:
+    except StorageCorruptError:
         return
     assert snapshot_of(store, max_keys=2) == SNAPSHOT
 
@@ -102,7 +102,7 @@ def test_no_flipped_bit_passes(bit: int) -> None:
     for at in range(len(SNAPSHOT)):
         data = bytearray(SNAPSHOT)
         data[at] ^= 1 << bit
-        with pytest.raises(StorageCorrupt):
+        with pytest.raises(StorageCorruptError):
             restore(bytes(data))
 
 
@@ -110,7 +110,7 @@ def test_no_truncation_passes() -> None:
     for end in range(len(SNAPSHOT)):
         restorer = Restorer(CONFIGURATION)
         restorer.feed(SNAPSHOT[:end])
-        with pytest.raises(StorageCorrupt, match="truncated"):
+        with pytest.raises(StorageCorruptError, match="truncated"):
             restorer.finish()
 
 
@@ -124,7 +124,7 @@ def test_made_up_frames_with_correct_checksums_raise_nothing_else(
     payloads[at] = mutated(payloads[at], mutations)
     try:
         store = restore(framed(payloads))
-    except StorageCorrupt:
+    except StorageCorruptError:
         return
     assert restore(snapshot_of(store)).state_hash == store.state_hash
 
@@ -133,7 +133,7 @@ def test_made_up_frames_with_correct_checksums_raise_nothing_else(
 @given(st.binary(max_size=80))
 def test_arbitrary_bytes_are_not_a_snapshot(data: bytes) -> None:
     for attempt in (data, framed([data]), SNAPSHOT + data[:1] + b"x"):
-        with pytest.raises(StorageCorrupt):
+        with pytest.raises(StorageCorruptError):
             restore(attempt)
 
 
@@ -145,32 +145,32 @@ def test_frames_out_of_place_break_the_chain(order: str) -> None:
         bounds.append(bounds[-1] + 8 + len(payload))
     assert len(payloads) == 7
 
-    with pytest.raises(StorageCorrupt, match="checksum"):
+    with pytest.raises(StorageCorruptError, match="checksum"):
         restore(b"".join(SNAPSHOT[bounds[i] : bounds[i + 1]] for i in map(int, order)))
 
 
 def test_a_frame_that_claims_too_much_is_refused_before_it_arrives() -> None:
-    with pytest.raises(StorageCorrupt, match="claims"):
+    with pytest.raises(StorageCorruptError, match="claims"):
         Restorer(CONFIGURATION).feed(pack(">II", FRAME_BYTES_MAX + 1, 0))
 
 
 def test_after_an_error_there_is_no_store() -> None:
     restorer = Restorer(CONFIGURATION)
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restorer.feed(SNAPSHOT + b"too much" * 9)
 
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restorer.feed(b"")
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restorer.finish()
 
 
 def test_a_frame_refused_once_is_refused_for_good_even_while_its_error_is_held() -> None:
     restorer = Restorer(CONFIGURATION)
-    with pytest.raises(StorageCorrupt, match="two headers") as raised:
+    with pytest.raises(StorageCorruptError, match="two headers") as raised:
         restorer.feed(_written([_header(), _header(), _End]))
 
-    with pytest.raises(StorageCorrupt, match="has failed"):
+    with pytest.raises(StorageCorruptError, match="has failed"):
         restorer.feed(b"more")
     assert raised.value.__traceback__ is not None  # holds the reader and its view of the bytes
 
@@ -180,7 +180,7 @@ def test_a_store_is_handed_over_once() -> None:
     restorer.feed(SNAPSHOT)
     restorer.finish()
 
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restorer.finish()
 
 
@@ -285,7 +285,7 @@ def test_what_is_well_formed_is_restored(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_what_can_not_be_is_refused(name: str) -> None:
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restore(_written(IMPOSSIBLE[name]))
 
 
@@ -293,18 +293,18 @@ def test_more_sessions_than_there_may_be_are_refused() -> None:
     rows = tuple(SessionRow(f"client-{i}", 1, 0, _answer(1)) for i in range(10_001))
 
     restore(_written([_header(sessions=10_000), SessionsFrame(rows[:-1]), Trailer(0, 10_000)]))
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         restore(_written([_header(sessions=10_001), SessionsFrame(rows), Trailer(0, 10_001)]))
 
 
 @pytest.mark.parametrize("answers", [_answer(1, kind=0), _answer(1, kind=4), _answer(1)[:-1], _answer(1) + b"x"])
 def test_what_is_no_answer_is_refused(answers: bytes) -> None:
-    with pytest.raises(StorageCorrupt, match="session"):
+    with pytest.raises(StorageCorruptError, match="session"):
         restore(_written([_header(sessions=1), SessionsFrame((SessionRow("ann", 1, 9, answers),)), Trailer(0, 1)]))
 
 
 def test_a_name_that_is_not_utf8_is_malformed() -> None:
     payloads = [payload.replace(b"ann", b"\xff\xfe\xfd") for payload in frames_of(_written(_session()))]
 
-    with pytest.raises(StorageCorrupt, match="malformed"):
+    with pytest.raises(StorageCorruptError, match="malformed"):
         restore(framed(payloads))

@@ -20,7 +20,7 @@ from kv.kv_support import (
     snapshot_of,
 )
 
-from kvorum.errors import InvariantViolated, StorageCorrupt
+from kvorum.errors import InvariantViolatedError, StorageCorruptError
 from kvorum.kv.commands import Batch, Delete, Put
 from kvorum.kv.frames import FRAME_BYTES_MAX
 from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, VALUE_BYTES_MAX
@@ -194,7 +194,7 @@ def test_one_cut_at_a_time() -> None:
     store = Store()
     cut = store.begin_snapshot()
 
-    with pytest.raises(InvariantViolated, match="another"):
+    with pytest.raises(InvariantViolatedError, match="another"):
         store.begin_snapshot()
 
     cut.close()
@@ -208,12 +208,12 @@ def test_a_cut_that_was_closed_early_can_not_pass_for_complete() -> None:
     cut.close()
     cut.close()
 
-    with pytest.raises(InvariantViolated, match="closed"):
+    with pytest.raises(InvariantViolatedError, match="closed"):
         cut.next_chunk()
     assert chunk is not None
     restorer = Restorer(CONFIGURATION)
     restorer.feed(chunk)
-    with pytest.raises(StorageCorrupt, match="truncated"):
+    with pytest.raises(StorageCorruptError, match="truncated"):
         restorer.finish()
 
 
@@ -251,7 +251,7 @@ def test_a_record_changed_behind_the_cut_is_noticed(harm: Callable[[Store], None
 
     harm(store)
 
-    with pytest.raises(InvariantViolated, match="under a snapshot"):
+    with pytest.raises(InvariantViolatedError, match="under a snapshot"):
         cut.next_chunk()
 
 

@@ -13,7 +13,7 @@ from node.trio import Trio, eventually
 
 from kvorum.cluster.bootstrap import obstacle
 from kvorum.commands.node import running_node
-from kvorum.errors import IdentityRejected, MembershipRefused, StorageError
+from kvorum.errors import IdentityRejectedError, MembershipRefusedError, StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
 from kvorum.transport import Greeting
@@ -54,7 +54,7 @@ def test_a_node_that_is_being_called_into_a_cluster_begins_none(
         await eventually("the identity is being written", writing.is_set)
         try:
             assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is not None
-            with pytest.raises(MembershipRefused):
+            with pytest.raises(MembershipRefusedError):
                 node.bootstrap("d" * 32, ())
         finally:
             durable.set()
@@ -71,7 +71,7 @@ def test_a_disk_that_refuses_the_clusters_id_ends_the_node(tmp_path: Path, monke
 
         with monkeypatch.context() as patch:
             patch.setattr(node.ports.storage, "write_identity", full)
-            with pytest.raises(IdentityRejected, match="the disk is full"):
+            with pytest.raises(IdentityRejectedError, match="the disk is full"):
                 await node.parts.peer_requests.join(CALL)
         assert node.identity.cluster_id == ""
         with pytest.raises(StorageError, match="the disk is full"):

@@ -12,7 +12,7 @@ from node.trio import TIMEOUT_MS, eventually, running
 
 import kvorum
 from kvorum.config import Config
-from kvorum.errors import FeatureLevelBlockedError, FeatureUnavailableError, NotLeader, Overloaded
+from kvorum.errors import FeatureLevelBlockedError, FeatureUnavailableError, NotLeaderError, OverloadedError
 from kvorum.identity import Identity
 from kvorum.kv import features
 from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, decode_batch
@@ -193,7 +193,7 @@ def test_a_raise_that_cannot_be_proposed_now_is_proposed_later() -> None:
     async def scenario() -> None:
         it = Leading("0")
         it.all_announce()
-        it.refusal = Overloaded("the leadership is being handed over")
+        it.refusal = OverloadedError("the leadership is being handed over")
         it.pass_time(0)
         it.refusal = None
         it.pass_time(1)
@@ -239,7 +239,7 @@ def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None
     async def scenario() -> None:
         it = Leading("0")
         it.raft.role, it.raft.leader = Role.FOLLOWER, VOTER
-        with pytest.raises(NotLeader):
+        with pytest.raises(NotLeaderError):
             await it.levels.finalize(TIMEOUT_MS)
         it.levels.announced(VOTER, 1, "0.1.0")
         with pytest.raises(FeatureLevelBlockedError, match=r"n2@1 runs 0\.1\.0"):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
 
-from kvorum.errors import NoLeader, NotLeader, OutcomeUnknown, Overloaded, ReadTimeout
+from kvorum.errors import NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError, ReadTimeoutError
 from kvorum.kv.commands import CompareFailed, PutResult
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -48,7 +48,7 @@ def test_a_follower_takes_no_write_and_says_who_does(tmp_path: Path) -> None:
         async with running(tmp_path) as trio:
             leader = await trio.leader()
             for follower in trio.others(leader):
-                with pytest.raises(NotLeader) as refused:
+                with pytest.raises(NotLeaderError) as refused:
                     await follower.propose(Put(b"a", b"1"), TIMEOUT_MS)
                 assert refused.value.leader == leader.raft.id
 
@@ -66,9 +66,9 @@ def test_a_write_of_a_deposed_leader_is_unknown_and_a_read_there_is_not_stale(tm
             new = await trio.leader(among=[node.config.name for node in trio.others(old)])
             await new.propose(Put(b"x", b"new"), TIMEOUT_MS)
 
-            with pytest.raises((NoLeader, ReadTimeout)):
+            with pytest.raises((NoLeaderError, ReadTimeoutError)):
                 await reading
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await doubtful
             trio.heal()
             await old.read_barrier(TIMEOUT_MS)
@@ -90,7 +90,7 @@ def test_a_write_whose_entry_another_leader_replaced_is_unknown_at_once(tmp_path
             await new.propose(Put(b"x", b"new"), TIMEOUT_MS)
             trio.heal()
 
-            with pytest.raises(OutcomeUnknown, match="replaced"):
+            with pytest.raises(OutcomeUnknownError, match="replaced"):
                 await asyncio.wait_for(doubtful, 20)
 
     asyncio.run(scenario())
@@ -115,7 +115,7 @@ def test_more_writes_than_may_wait_are_refused(tmp_path: Path) -> None:
             results = await asyncio.gather(*writes, return_exceptions=True)
 
             assert sum(isinstance(result, PutResult) for result in results) == 10
-            assert sum(isinstance(result, Overloaded) for result in results) == 20
+            assert sum(isinstance(result, OverloadedError) for result in results) == 20
             assert isinstance(await leader.propose(Put(b"k", b"v"), TIMEOUT_MS), PutResult)
 
     asyncio.run(scenario())
@@ -151,7 +151,7 @@ def test_a_transfer_loses_no_write(tmp_path: Path) -> None:
             await new.read_barrier(TIMEOUT_MS)
             for number, outcome in enumerate(outcomes):
                 there = new.store.get(b"k%d" % number) is not None
-                assert there if isinstance(outcome, PutResult) else isinstance(outcome, NotLeader) and not there
+                assert there if isinstance(outcome, PutResult) else isinstance(outcome, NotLeaderError) and not there
 
     asyncio.run(scenario())
 
@@ -201,7 +201,7 @@ def test_a_wrong_state_is_quarantined_and_rebuilt(tmp_path: Path) -> None:
             await trio.put(b"b", b"2")
 
             await eventually("quarantine", lambda: victim.quarantined)
-            with pytest.raises(NoLeader, match="differs"):
+            with pytest.raises(NoLeaderError, match="differs"):
                 await victim.read_barrier(TIMEOUT_MS)
             go_on.set()
             await eventually("it is rebuilt", lambda: victim.quarantined is None)

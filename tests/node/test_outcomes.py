@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
 
-from kvorum.errors import NoLeader, OutcomeUnknown, StorageError
+from kvorum.errors import NoLeaderError, OutcomeUnknownError, StorageError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -39,7 +39,7 @@ def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported
             trio.heal()
             await eventually("another entry is committed there", lambda: old.raft.log.commit_index > index)
 
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await removing
             assert first.raft.id in old.raft.configuration.voters()
 
@@ -53,7 +53,7 @@ def test_a_leadership_that_left_and_did_not_arrive_is_unknown(tmp_path: Path) ->
             for node in trio.nodes.values():
                 _lose_votes(node)
 
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await leader.transfer_leadership(None, 1000)
             assert leader.raft.role is not Role.LEADER
 
@@ -126,7 +126,7 @@ def test_a_leader_without_a_quorum_does_not_wait_to_the_end_of_its_grace_for_wri
         async with running(tmp_path, election_timeout_ms=2000) as trio:
             leader = await trio.leader()
             await trio.stop(*(node.config.name for node in trio.others(leader)))
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await leader.propose(Put(b"a", b"1"), 300)
             assert leader.parts.proposals.pending == 1, "the test shows nothing"
             assert leader.raft.role is Role.LEADER
@@ -147,12 +147,12 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
 
             node.fail(StorageError("the disk is gone"))
 
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await asyncio.wait_for(writing, 10)
-            with pytest.raises(NoLeader):
+            with pytest.raises(NoLeaderError):
                 await asyncio.wait_for(reading, 10)
             for late in (node.propose(Put(b"a", b"2"), LONG_MS), node.read_barrier(LONG_MS)):
-                with pytest.raises(NoLeader):
+                with pytest.raises(NoLeaderError):
                     await asyncio.wait_for(late, 10)
 
     asyncio.run(scenario())
@@ -170,11 +170,11 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
             await eventually("the write is proposed", lambda: leader.parts.proposals._proposed)
             hashes.set()
 
-            with pytest.raises(OutcomeUnknown, match="state"):
+            with pytest.raises(OutcomeUnknownError, match="state"):
                 await asyncio.wait_for(writing, 10)
-            with pytest.raises(NoLeader, match="state"):
+            with pytest.raises(NoLeaderError, match="state"):
                 await asyncio.wait_for(reading, 10)
-            with pytest.raises(NoLeader, match="state"):
+            with pytest.raises(NoLeaderError, match="state"):
                 leader.check_serves()
 
     asyncio.run(scenario())

@@ -9,7 +9,7 @@ import pytest
 from node.trio import TIMEOUT_MS, Put, running
 from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
 
-from kvorum.errors import OutcomeUnknown, Overloaded
+from kvorum.errors import OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import PutResult
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
@@ -32,7 +32,7 @@ def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: P
             patient = leader.propose(Put(b"patient", b"1"), TIMEOUT_MS)
             *refused, done = await asyncio.gather(*hasty, patient, return_exceptions=True)
 
-            assert {type(answer) for answer in refused} == {Overloaded}
+            assert {type(answer) for answer in refused} == {OverloadedError}
             assert isinstance(done, PutResult)
             trio.heal()
             await trio.converge()
@@ -48,7 +48,7 @@ def test_a_write_that_expires_after_it_was_proposed_is_unknown(tmp_path: Path) -
             leader = await trio.leader()
             trio.isolate(leader.config.name)
 
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await leader.propose(Put(b"a", b"1"), timeout_ms=200)
 
     asyncio.run(scenario())
@@ -72,7 +72,7 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
         writes.flush()
 
         assert server.raft.log.last_index == 5, "the no-op took index 4, the new write index 5"
-        with pytest.raises(OutcomeUnknown):
+        with pytest.raises(OutcomeUnknownError):
             lost[2].result()
         assert not kept.done()
         assert writes.pending == 3, "two whose index is not settled yet, and the new one"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from node.trio import Put, eventually, running
 
-from kvorum.errors import FatalError, InvariantViolated
+from kvorum.errors import FatalError, InvariantViolatedError
 
 
 def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> 
             node = await trio.leader()
 
             def broken(*_: object) -> None:
-                raise InvariantViolated("the log is shorter than the snapshot")
+                raise InvariantViolatedError("the log is shorter than the snapshot")
 
             node.raft.compact = broken  # type: ignore[assignment, method-assign]
             await node.propose(Put(b"a", b"1"), 5000)

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from kvorum.errors import OutcomeUnknown
+from kvorum.errors import OutcomeUnknownError
 from kvorum.kv.store import Store
 from kvorum.node.reads import Reads
 from kvorum.node.staleness import Staleness
@@ -76,7 +76,7 @@ def test_an_entry_whose_fate_is_not_known_is_reported_as_unknown_at_once(
     def scenario(waits: Waits, clock: Clock) -> None:
         waiter = waits.entry(7, 2, 1.0)
         happens(waits, clock)
-        assert isinstance(waiter.exception(), OutcomeUnknown)
+        assert isinstance(waiter.exception(), OutcomeUnknownError)
         assert not waits.entries
 
     run(scenario)
@@ -94,7 +94,7 @@ def test_a_snapshot_before_the_entry_says_nothing_of_it() -> None:
 def test_a_wait_that_begins_after_the_stop_ends_at_once() -> None:
     def scenario(waits: Waits, clock: Clock) -> None:
         waits.stop("the node stopped")
-        assert isinstance(waits.entry(7, 2, 1.0).exception(), OutcomeUnknown)
+        assert isinstance(waits.entry(7, 2, 1.0).exception(), OutcomeUnknownError)
         assert waits.change(1.0).result() is False
 
     run(scenario)

@@ -36,7 +36,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolated, MalformedMessage
+from kvorum.errors import InvariantViolatedError, MalformedMessageError
 from kvorum.raft.codec import decode, decode_frame, encode
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
@@ -215,7 +215,7 @@ def test_every_entry_of_a_frame_is_of_its_own_bytes() -> None:
 )
 def test_a_message_that_contradicts_itself_is_refused(message: Message) -> None:
     """Consensus relies on these; a peer's fault must not end this process."""
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         decode(encode([heard("b", "a", 1), message]))
 
 
@@ -245,7 +245,7 @@ def test_a_message_that_contradicts_itself_is_refused(message: Message) -> None:
     ],
 )
 def test_bytes_that_are_no_frame_are_refused(frame: bytes) -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         decode(frame)
 
 
@@ -277,7 +277,7 @@ def test_a_field_that_a_later_version_appended_is_skipped() -> None:
 @example(b"\x91")
 def test_any_bytes_decode_or_are_refused(frame: bytes) -> None:
     """Never another exception."""
-    with contextlib.suppress(MalformedMessage):
+    with contextlib.suppress(MalformedMessageError):
         decode(frame)
 
 
@@ -297,7 +297,7 @@ def test_a_damaged_frame_decodes_or_is_refused(data: st.DataObject) -> None:
                 frame[position:position] = data.draw(st.binary(max_size=3))
         if not frame:
             break
-    with contextlib.suppress(MalformedMessage):
+    with contextlib.suppress(MalformedMessageError):
         decode(bytes(frame))
 
 
@@ -327,5 +327,5 @@ def test_no_decoded_message_makes_a_server_raise_anything_but_an_invariant(messa
                 for received in decode(encode([msgspec.structs.replace(message, recipient="a")])):
                     server.raft.step(received)
                 server.drain()
-        except (MalformedMessage, InvariantViolated):
+        except (MalformedMessageError, InvariantViolatedError):
             pass

@@ -27,7 +27,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft import Role
 from kvorum.raft.messages import Entry, HardState, Ready, Save
 
@@ -163,10 +163,10 @@ def test_a_save_is_acknowledged_once_and_by_its_number() -> None:
     ready = server.raft.ready()
     assert ready is not None and ready.save == Save(1, HardState(2, None))
     for number in (0, 2):
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             server.raft.saved(number)
     server.raft.saved(1)
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         server.raft.saved(1)
     server.raft.step(heartbeat("b", "a", 3))
     ready = server.raft.ready()
@@ -205,15 +205,15 @@ def test_a_leader_that_restarts_does_not_lead_its_term_again() -> None:
 
 def test_a_gap_in_the_durable_log_is_an_invariant_violation() -> None:
     """B34: the storage must never hand over such a log; a server that starts with one would repair nothing."""
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         Server((log("111")[0], log("111")[2]), term=1)
 
 
 def test_a_log_that_is_ahead_of_its_term_is_an_invariant_violation() -> None:
     """B34: the term was lost, and with it a vote."""
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         Server(log("1123"), term=2)
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         Server(log("1121"), term=2)
 
 
@@ -221,7 +221,7 @@ def test_a_configuration_that_does_not_decode_is_an_invariant_violation() -> Non
     """It passed every checksum, so it was written so."""
     for data in (b"", b"\xc1", b"\x91\x91\x94\xa1\xff\xc3\xa0\xa0"):
         entry = Entry(1, 1, log("1")[0].kind, data)
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             Server([entry], term=1)
 
 

@@ -38,7 +38,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft import RaftConfig, Role
 from kvorum.raft.messages import Configuration, HardState, Message, Ready, Snapshot
 
@@ -300,9 +300,9 @@ def test_every_timeout_is_drawn_anew() -> None:
 
 def test_two_leaders_of_one_term_are_an_invariant_violation() -> None:
     """Figure 3, Election Safety: "at most one leader can be elected in a given term"."""
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         leader("1", term=2).take(heartbeat("b", "a", 2))
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         follower("1", term=2, leader="b").take(append("c", "a", 2, (1, 1)))
 
 

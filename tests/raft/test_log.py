@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raft.harness import command, commands
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.log import ENTRY_OVERHEAD_BYTES, RaftLog, entry_bytes
 from kvorum.raft.messages import Entry, EntryKind
 
@@ -61,7 +61,7 @@ def test_a_committed_entry_is_never_truncated() -> None:
     log = RaftLog(0, 0, commands(1, "111"))
     log.commit_to(2)
     for index in (1, 2):
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             log.truncate(index)
     log.truncate(3)
     assert log.last_index == 2
@@ -73,7 +73,7 @@ def test_commit_never_goes_back_nor_beyond_the_log() -> None:
     for index in (2, 1, 2):
         log.commit_to(index)
         assert log.commit_index == 2
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         log.commit_to(4)
 
 
@@ -121,7 +121,7 @@ def test_a_compacted_log_knows_its_base() -> None:
     log.compact(3)
     log.compact(2)
     assert (log.base_index, log.base_term, log.first_index, log.last_index) == (3, 2, 4, 4)
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         log.compact(4)
 
 

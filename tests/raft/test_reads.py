@@ -26,7 +26,7 @@ from raft.harness import (
     request_vote,
 )
 
-from kvorum.errors import NoLeader
+from kvorum.errors import NoLeaderError
 from kvorum.raft import Role
 from kvorum.raft.messages import Message, Read, Ready
 from kvorum.raft.reads import ReadRounds, WaitingRead
@@ -287,7 +287,7 @@ def test_a_follower_that_is_refused_a_read_knows_that_nobody_leads() -> None:
     server.ready()
     assert server.take(answer_read("b", "a", 1, 7, 0)) == Ready(reads_refused=(7, 8))
     assert server.raft.leader is None
-    with pytest.raises(NoLeader):
+    with pytest.raises(NoLeaderError):
         server.raft.read_index(9)
     # No lease protects a leader that is gone, and the election is not put off.
     assert server.take(request_pre_vote("c", "a", 2, (1, 1))).messages == (pre_vote("a", "c", 2),)
@@ -299,7 +299,7 @@ def test_a_follower_that_is_refused_a_read_knows_that_nobody_leads() -> None:
 def test_a_follower_without_a_leader_says_so() -> None:
     """Nobody to ask: the caller tries again."""
     for server in (follower("1"), candidate("1", term=2)):
-        with pytest.raises(NoLeader):
+        with pytest.raises(NoLeaderError):
             server.raft.read_index(7)
 
 

@@ -29,7 +29,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolated, NotLeader, Overloaded
+from kvorum.errors import InvariantViolatedError, NotLeaderError, OverloadedError
 from kvorum.raft import RaftConfig, Role
 from kvorum.raft.messages import Entry, EntryKind, Message, Ready, Snapshot
 from kvorum.raft.progress import ReplicationState
@@ -59,7 +59,7 @@ def test_a_proposal_is_appended_and_sent_in_parallel_with_its_own_save() -> None
 def test_only_a_leader_takes_proposals(make: Callable[[], Server]) -> None:
     """5.3, section 8: others redirect to the leader that they know of; nothing is appended."""
     server = make()
-    with pytest.raises(NotLeader) as error:
+    with pytest.raises(NotLeaderError) as error:
         server.raft.propose([b"x"])
     assert error.value.leader == server.raft.leader
     assert server.ready() == NOTHING
@@ -78,7 +78,7 @@ def test_entries_that_wait_for_a_quorum_are_bounded() -> None:
     """Every queue is bounded: further proposals are refused, and taken again when a quorum answered."""
     server = small_leader(uncommitted_bytes_max=100)
     server.raft.propose([b"x" * 101])
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         server.raft.propose([b"y"])
     server.drain()
     server.drain(appended("b", "a", 2, 3))
@@ -95,7 +95,7 @@ def test_what_an_earlier_leader_left_does_not_count_against_the_bound() -> None:
     server.raft.propose([b"x" * 1000])
     server.drain(appended("b", "a", 2, 51))
     assert server.raft.log.commit_index == 51
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         server.raft.propose([b"y"])
     server.drain(appended("b", "a", 2, 52))
     assert server.raft.propose([b"y"]) == (53, 2)
@@ -218,7 +218,7 @@ def test_a_log_that_differs_below_the_commit_index_is_an_invariant_violation() -
         append("b", "a", 3, (2, 3), [command(3, 3), command(4, 3)]),
     ):
         server = follower("111", term=2, leader="c", commit=3)
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             server.take(message)
         assert server.terms() == "111"
 

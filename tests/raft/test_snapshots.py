@@ -34,7 +34,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft import AddLearner, RaftConfig, Role
 from kvorum.raft.messages import Entry, EntryKind, Fetch, InstallSnapshot, Member, Message, Read, Ready, Snapshot
 from kvorum.raft.progress import ReplicationState
@@ -62,7 +62,7 @@ def test_a_snapshot_has_the_configuration_as_of_its_last_index() -> None:
 @pytest.mark.parametrize("index", [4, 5, 9])
 def test_what_is_not_applied_is_in_no_snapshot(index: int) -> None:
     """Section 7: "Servers take snapshots ... covering just the committed entries in [their] log"."""
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         follower("11223", leader="b", commit=3).raft.snapshot_at(index)
 
 
@@ -128,7 +128,7 @@ def test_a_state_machine_that_is_rebuilt_is_given_its_entries_again() -> None:
     server.raft.reapply_from(2)
     assert server.ready() == Ready(committed=commands(3, "223"))
     for index in (6, -1):
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             server.raft.reapply_from(index)
 
 
@@ -204,7 +204,7 @@ def test_an_old_snapshot_undoes_nothing() -> None:
 def test_a_snapshot_that_contradicts_what_is_committed_is_an_invariant_violation() -> None:
     """5.4.3, State Machine Safety: two servers would have applied different entries at one index."""
     server = follower("112", leader="b", commit=3)
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         server.raft.step(install("b", "a", 2, Snapshot(3, 1, configuration())))
 
 
@@ -339,7 +339,7 @@ def test_an_offer_tells_who_leads() -> None:
     assert (ready.fetch, server.role(), server.raft.leader) == (Fetch("b", SNAPSHOT), Role.FOLLOWER, "b")
     assert server.take(install("c", "a", 3, SNAPSHOT)).save == saves(3, None)
     assert server.raft.leader == "c"
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         server.raft.step(install("b", "a", 3, SNAPSHOT))
 
 
@@ -423,7 +423,7 @@ def test_a_leader_has_what_it_once_fetched() -> None:
         server.drain(vote("b", "a", 3))
         assert server.role() is Role.LEADER
         if not is_sound:
-            with pytest.raises(InvariantViolated):
+            with pytest.raises(InvariantViolatedError):
                 server.raft.fetched(SNAPSHOT)
             return
         server.raft.fetched(SNAPSHOT)
@@ -434,7 +434,7 @@ def test_a_fetched_snapshot_that_contradicts_what_is_committed_is_an_invariant_v
     """5.4.3, State Machine Safety: two servers would have applied different entries at one index."""
     server = fetching()
     server.drain(append("c", "a", 3, (3, 2), commands(4, "333333"), commit=9))
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         server.raft.fetched(SNAPSHOT)
 
 
@@ -460,7 +460,7 @@ def test_a_restart_forgets_the_fetch() -> None:
 def test_the_end_of_a_fetch_that_was_not_asked_for_is_an_invariant_violation(end: str) -> None:
     """The driver would adopt what nobody offered."""
     for server in (follower("112", leader="b", commit=2), fetching()):
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             getattr(server.raft, end)(NEWER)
 
 

@@ -24,7 +24,7 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import NotLeader, Overloaded, TransferFailed
+from kvorum.errors import NotLeaderError, OverloadedError, TransferFailedError
 from kvorum.raft import Role
 from kvorum.raft.messages import Ready
 
@@ -55,7 +55,7 @@ def test_writes_are_held_while_the_leadership_moves() -> None:
     """3.10, step 1: "The prior leader stops accepting new client requests". B9."""
     server = leader("1", term=2, matched="bc")
     server.raft.transfer_leadership("b")
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         server.raft.propose([b"x"])
     assert server.terms() == "12"
 
@@ -88,7 +88,7 @@ def test_the_candidate_is_the_most_caught_up_of_the_eligible_voters() -> None:
 def test_only_another_voter_can_be_the_target(target: str) -> None:
     """Not this server itself, not a learner, not a stranger."""
     server = leader("1", term=2, matched="bcd", learners="d")
-    with pytest.raises(TransferFailed):
+    with pytest.raises(TransferFailedError):
         server.raft.transfer_leadership(target)
     assert not server.raft.is_transferring
 
@@ -97,7 +97,7 @@ def test_without_another_live_voter_there_is_no_transfer() -> None:
     server = follower("1", voters="a", learners="d")
     server.tick(ELECTION)
     server.drain()
-    with pytest.raises(TransferFailed):
+    with pytest.raises(TransferFailedError):
         server.raft.transfer_leadership()
 
 
@@ -107,14 +107,14 @@ def test_a_target_that_does_not_answer_is_refused_and_holds_up_no_write() -> Non
     for _ in range(ELECTION):
         server.raft.tick()
         server.drain(heard("b", "a", 2))
-    with pytest.raises(TransferFailed):
+    with pytest.raises(TransferFailedError):
         server.raft.transfer_leadership("c")
     assert not server.raft.is_transferring
     assert server.raft.propose([b"x"]) == (3, 2)
 
 
 def test_only_a_leader_hands_over() -> None:
-    with pytest.raises(NotLeader):
+    with pytest.raises(NotLeaderError):
         follower("1", leader="b").raft.transfer_leadership("c")
 
 

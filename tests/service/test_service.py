@@ -16,17 +16,17 @@ import kvorum.service.service as service_module
 from kvorum.errors import (
     CallerError,
     CompareFailedError,
-    InvalidRequest,
-    MembershipRefused,
-    NoLeader,
-    NotLeader,
-    OutcomeUnknown,
-    Overloaded,
-    ReadTimeout,
+    InvalidRequestError,
+    MembershipRefusedError,
+    NoLeaderError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    ReadTimeoutError,
     SessionError,
-    TooLarge,
+    TooLargeError,
     TooStaleError,
-    TransferFailed,
+    TransferFailedError,
 )
 from kvorum.kv.commands import Command, Result, SessionRefused
 from kvorum.kv.store import Store
@@ -220,8 +220,8 @@ def test_a_snapshot_is_begun_after_a_quorum_confirmed_it() -> None:
     backup = execute(node, Snapshot())
     assert backup is node.backups[0]
     assert node.barriers == 1
-    node.error = ReadTimeout("no quorum")
-    with pytest.raises(ReadTimeout):
+    node.error = ReadTimeoutError("no quorum")
+    with pytest.raises(ReadTimeoutError):
         execute(node, Snapshot())
     assert len(node.backups) == 1
 
@@ -249,12 +249,12 @@ def test_what_may_be_done_is_unknown_and_never_worth_a_blind_retry() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        NoLeader("nobody"),
-        Overloaded("too much"),
-        OutcomeUnknown("who knows"),
-        MembershipRefused("not now"),
-        TransferFailed("it stayed"),
-        ReadTimeout("no quorum"),
+        NoLeaderError("nobody"),
+        OverloadedError("too much"),
+        OutcomeUnknownError("who knows"),
+        MembershipRefusedError("not now"),
+        TransferFailedError("it stayed"),
+        ReadTimeoutError("no quorum"),
     ],
     ids=repr,
 )
@@ -272,7 +272,7 @@ def test_an_error_of_the_node_is_the_callers(error: CallerError) -> None:
 def test_what_only_a_leader_can_do_is_told_where_the_leader_is(request_: Request) -> None:
     node = FakeNode()
     node.follow("n2", LEADER)
-    with pytest.raises(NotLeader) as caught:
+    with pytest.raises(NotLeaderError) as caught:
         execute(node, request_)
     assert (caught.value.leader, caught.value.leader_name, caught.value.leader_client_url) == ("n2", "n2", LEADER)
 
@@ -282,7 +282,7 @@ def test_what_only_a_leader_can_do_is_told_where_the_leader_is(request_: Request
 def test_a_leader_without_an_address_or_that_is_this_node_is_nowhere_to_go(request_: Request, leader_is: str) -> None:
     node = FakeNode()
     node.follow("n1", node.config.advertise_client_url if leader_is == "this node" else "")
-    with pytest.raises(NoLeader) as caught:
+    with pytest.raises(NoLeaderError) as caught:
         execute(node, request_)
     assert caught.value.facts == {"leader": "n1"}
 
@@ -290,7 +290,7 @@ def test_a_leader_without_an_address_or_that_is_this_node_is_nowhere_to_go(reque
 def test_without_a_leader_nobody_is_named() -> None:
     node = FakeNode()
     node.leads, node.leader = False, None
-    with pytest.raises(NoLeader) as caught:
+    with pytest.raises(NoLeaderError) as caught:
         execute(node, Put(b"k", b"v"))
     assert caught.value.facts == {"leader": None}
 
@@ -361,7 +361,7 @@ MALFORMED: list[Request] = [
 def test_a_malformed_request_is_refused_before_any_effect(request_: Request) -> None:
     node = FakeNode()
     untouched = effects(node)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         execute(node, request_)
     assert effects(node) == untouched
 
@@ -377,7 +377,7 @@ def test_a_malformed_request_is_refused_before_any_effect(request_: Request) -> 
 )
 def test_a_request_over_a_limit_names_the_limit(request_: Request, limit: int) -> None:
     node = FakeNode()
-    with pytest.raises(TooLarge) as caught:
+    with pytest.raises(TooLargeError) as caught:
         execute(node, request_)
     assert caught.value.facts == {"limit": limit}
     assert node.proposed == []
@@ -401,7 +401,7 @@ def test_a_client_can_shorten_the_deadline_and_not_extend_it(
 @pytest.mark.parametrize("request_", AT_ONCE, ids=repr)
 def test_what_one_node_can_answer_alone_waits_for_nothing(request_: Request) -> None:
     node = FakeNode()
-    node.error = NoLeader("nobody leads")
+    node.error = NoLeaderError("nobody leads")
     execute(node, request_)
     assert (node.timeouts_ms, node.barriers, node.proposed) == ([], 0, [])
 
@@ -441,8 +441,8 @@ def test_nothing_runs_between_the_barrier_and_the_read(monkeypatch: pytest.Monke
 def test_a_read_that_no_quorum_confirmed_answers_nothing() -> None:
     node = FakeNode()
     execute(node, Put(b"k", b"v"))
-    node.error = ReadTimeout("no quorum")
-    with pytest.raises(ReadTimeout):
+    node.error = ReadTimeoutError("no quorum")
+    with pytest.raises(ReadTimeoutError):
         execute(node, Get(b"k"))
     assert node.counters.reads == 0
 
@@ -487,7 +487,7 @@ def test_a_stale_read_is_never_staler_than_it_accepts(
 def test_a_quarantined_node_serves_no_stale_read() -> None:
     node = FakeNode()
     node.quarantined = "the state differs from the leader's"
-    with pytest.raises(NoLeader):
+    with pytest.raises(NoLeaderError):
         execute(node, Get(b"k", "stale"))
     assert node.counters.stale_reads == 0
 

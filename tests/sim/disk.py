@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from random import Random
 
-from kvorum.errors import StorageCorrupt
+from kvorum.errors import StorageCorruptError
 from kvorum.raft.messages import HardState, Save
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.memory import Compaction, MemoryStorage
@@ -78,19 +78,19 @@ class SimDisk(MemoryStorage):
         """Read the rows back, then go on as the twin does.
 
         Raises:
-            StorageCorrupt: a row is damaged that is not the last, or the chain is broken.
+            StorageCorruptError: a row is damaged that is not the last, or the chain is broken.
         """
         self._state, self._rows, self._seq, self._last_crc = LogState(), Rows(), 0, 0
         for position, value in enumerate(self._values):
             try:
                 record, crc = decode_record(value)
-            except StorageCorrupt:
+            except StorageCorruptError:
                 if position != len(self._values) - 1:
                     raise
                 del self._values[-1]
                 break
             if self._seq and (record.seq, record.prev_crc) != (self._seq + 1, self._last_crc):
-                raise StorageCorrupt(f"record {record.seq} does not follow record {self._seq}")
+                raise StorageCorruptError(f"record {record.seq} does not follow record {self._seq}")
             self._note(record, value, crc)
         return super().load()
 

@@ -26,8 +26,8 @@ from kvorum.errors import (
     CallerError,
     FatalError,
     KvorumError,
-    NotLeader,
-    OutcomeUnknown,
+    NotLeaderError,
+    OutcomeUnknownError,
 )
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
@@ -487,9 +487,9 @@ class SimNode:
             store = product.store
             self.observe(self.world.facts.on_read, self, committed)
             return Answer("record", record=store.get(command), revision=store.revision)
-        except NotLeader as error:
+        except NotLeaderError as error:
             return Answer("not_leader", leader=error.leader)
-        except OutcomeUnknown:
+        except OutcomeUnknownError:
             return Answer("unknown")
         except CallerError:
             return Answer("refused")

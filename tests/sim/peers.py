@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sim.loop import ProcessKilled, SimLoop
 
-from kvorum.errors import IdentityRejected, PeerError, StorageError
+from kvorum.errors import IdentityRejectedError, PeerError, StorageError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId
 from kvorum.transport import Greeting, Hello
@@ -192,7 +192,7 @@ class SimPeers:
     async def _join(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
         try:
             await self._handler.join(greeting)
-        except IdentityRejected:
+        except IdentityRejectedError:
             self._world.clock.after(self._latency(), caller._call_again, link)
         else:
             self._connected(caller, link, greeting)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sim.loop import ProcessKilled, SimLoop
 
-from kvorum.errors import SnapshotFailed, StorageError
+from kvorum.errors import SnapshotFailedError, StorageError
 from kvorum.raft.messages import Save, Snapshot
 from kvorum.storage.interface import (
     Identity,
@@ -163,12 +163,12 @@ class SimSnapshots:
         """Refuse to write while there is no room for files.
 
         Raises:
-            SnapshotFailed: there is none.
+            SnapshotFailedError: there is none.
         """
         self.check()
         if self._node.no_files_until > self._node.world.clock.now:
             self._node.world.counts["snapshots without room"] += 1
-            raise SnapshotFailed("there is no room for a snapshot")
+            raise SnapshotFailedError("there is no room for a snapshot")
 
     def create(self, snapshot: Snapshot) -> SnapshotWriter:
         """Begin a snapshot."""
@@ -254,7 +254,7 @@ class _Receiver:
         self._check_room()
         try:
             return self._receiver.commit(sha256)
-        except SnapshotFailed:
+        except SnapshotFailedError:
             # What arrived before a loss of power may be damaged; nothing else may be.
             self._node.on_damaged_snapshot()
             raise
@@ -266,7 +266,7 @@ class _Receiver:
     def _check_room(self) -> None:
         try:
             self._files.check_room()
-        except SnapshotFailed:
+        except SnapshotFailedError:
             self._receiver.abort()
             raise
 

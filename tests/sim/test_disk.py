@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from sim.disk import SimDisk
 
-from kvorum.errors import SnapshotFailed, StorageCorrupt
+from kvorum.errors import SnapshotFailedError, StorageCorruptError
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Save, Snapshot
 
 
@@ -49,7 +49,7 @@ def test_damage_that_is_not_at_the_end_is_not_taken_for_a_torn_tail() -> None:
     disk = saved((1, 3), (4, 5))
     disk._values[0] = disk._values[0][:-1] + b"\0"
 
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         disk.load()
 
 
@@ -57,7 +57,7 @@ def test_a_row_that_is_missing_breaks_the_chain() -> None:
     disk = saved((1, 3), (4, 5), (6, 6))
     del disk._values[1]
 
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         disk.load()
 
 
@@ -92,7 +92,7 @@ def test_the_unsynced_end_of_an_arriving_file_may_be_lost_or_zeros_and_is_then_f
             receiver.commit(info.sha256)
             assert not disk.has_damaged_part
             outcomes.add("whole")
-        except SnapshotFailed:
+        except SnapshotFailedError:
             assert disk.has_damaged_part
             outcomes.add("damaged")
     assert outcomes == {"whole", "damaged"}

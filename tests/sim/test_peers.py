@@ -13,7 +13,7 @@ from sim.peers import SimPeers
 from sim.plan import MS, Plan, S
 from sim.world import World
 
-from kvorum.errors import PeerError, StorageCorrupt
+from kvorum.errors import PeerError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import HeartbeatResponse, Message, NodeId
@@ -75,7 +75,7 @@ class Peer:
 
     async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
         if last_index != 5:
-            raise StorageCorrupt("there is no such snapshot")
+            raise StorageCorruptError("there is no such snapshot")
         await asyncio.sleep(0.1)
         return SnapshotChunk(b"0123456789"[offset_bytes:][:4], 5, 10, "hash")
 

@@ -10,7 +10,7 @@ import pytest
 from sim.plan import Plan, draw_plan
 from sim.run import simulate
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.leader import Leader
 from kvorum.raft.messages import HardState, NodeId
 from kvorum.raft.progress import Progress, ReplicationState
@@ -30,7 +30,7 @@ def offers_without_end(patch: pytest.MonkeyPatch) -> None:
         was_replicating = progress.state is ReplicationState.REPLICATE
         true(self, node, progress)
         if was_replicating and progress.next_index <= self._log.last_index and not self._is_window_full(progress):
-            raise InvariantViolated(f"{node} is offered the snapshot for ever")
+            raise InvariantViolatedError(f"{node} is offered the snapshot for ever")
 
     patch.setattr(Leader, "_offer_snapshot", offer)
 

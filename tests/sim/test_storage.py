@@ -9,7 +9,7 @@ from sim.plan import MS, Plan, S
 from sim.storage import SimStorage
 from sim.world import World, identity_of
 
-from kvorum.errors import SnapshotFailed, StorageError
+from kvorum.errors import SnapshotFailedError, StorageError
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Save, Snapshot
 
 NODE = "n9@1"
@@ -154,7 +154,7 @@ def test_without_room_a_snapshot_fails_and_what_arrived_of_another_is_thrown_awa
     machine.node.no_files_until = machine.world.clock.now + 1 * S
 
     for act in (lambda: snapshots.create(SNAPSHOT), lambda: writer.write(b"x"), lambda: receiver.write(b"more")):
-        with pytest.raises(SnapshotFailed):
+        with pytest.raises(SnapshotFailedError):
             act()
     machine.node.no_files_until = 0
     assert snapshots.receive(SNAPSHOT, "a").offset_bytes == 0

@@ -17,7 +17,7 @@ import pytest
 from storage.support import IDENTITY, Disk, entries, load, run
 from storage.workload import Model, follow_up, perform, plan
 
-from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
+from kvorum.errors import StorageAmnesiaError, StorageCorruptError, StorageError, StorageForeignError
 from kvorum.raft.messages import HardState, Save
 from kvorum.storage.datadir import MARK
 from kvorum.storage.high_water_mark import HighWaterMark
@@ -147,9 +147,9 @@ def damage_at_random(golden: Golden, scratch: Path, count: int, seed: int) -> di
 
 def test_no_damage_is_silent(golden: Golden, scratch: Path) -> None:
     outcomes = damage_at_random(golden, scratch, 250, seed=1)
-    assert outcomes.keys() <= {"exact", "StorageCorrupt", "StorageAmnesia", "StorageForeign"}
-    assert outcomes["StorageCorrupt"] >= 20
-    assert outcomes["StorageAmnesia"] >= 5
+    assert outcomes.keys() <= {"exact", "StorageCorruptError", "StorageAmnesiaError", "StorageForeignError"}
+    assert outcomes["StorageCorruptError"] >= 20
+    assert outcomes["StorageAmnesiaError"] >= 5
 
 
 @pytest.mark.slow
@@ -164,16 +164,16 @@ def test_a_file_that_is_older_than_the_others_is_noticed(golden: Golden, scratch
     with copied(golden.live, scratch) as folder:
         shutil.copy(golden.older / name, folder / name)
         found = outcome(golden, folder)
-    assert found == ("StorageAmnesia" if name == "kvorum.db-wal" else "exact")
+    assert found == ("StorageAmnesiaError" if name == "kvorum.db-wal" else "exact")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("kvorum.db", "StorageAmnesia"),
-        ("kvorum.db-wal", "StorageAmnesia"),
+        ("kvorum.db", "StorageAmnesiaError"),
+        ("kvorum.db-wal", "StorageAmnesiaError"),
         ("kvorum.db-shm", "exact"),
-        ("mark", "StorageAmnesia"),
+        ("mark", "StorageAmnesiaError"),
         ("lock", "exact"),
     ],
 )
@@ -198,13 +198,13 @@ def test_a_write_ahead_log_without_its_database_is_never_replayed_into_a_new_one
     (tmp_path / "copy" / "kvorum.db").unlink()
     HighWaterMark(tmp_path / "copy" / MARK).create()
     for _ in range(2):
-        with pytest.raises(StorageAmnesia, match=r"kvorum.db is gone, but not its write-ahead log"):
+        with pytest.raises(StorageAmnesiaError, match=r"kvorum.db is gone, but not its write-ahead log"):
             load(tmp_path / "copy")
 
 
 def test_snapshots_without_a_log_are_refused(golden: Golden, tmp_path: Path) -> None:
     shutil.copytree(golden.closed / "snapshots", tmp_path / "snapshots")
-    with pytest.raises(StorageAmnesia, match="incomplete copy"):
+    with pytest.raises(StorageAmnesiaError, match="incomplete copy"):
         load(tmp_path)
 
 
@@ -241,84 +241,84 @@ Change = Callable[[Path], None]
 
 CHANGES: dict[str, tuple[type[StorageError], str, Change]] = {
     "a row in the middle is gone": (
-        StorageCorrupt,
+        StorageCorruptError,
         "record 6 follows record 4",
         lambda folder: execute(folder, "DELETE FROM kvorum WHERE key = ?", key(5)),
     ),
     "the first rows are gone": (
-        StorageCorrupt,
+        StorageCorruptError,
         "the log begins at entry 4, and no valid snapshot covers",
         lambda folder: execute(folder, "DELETE FROM kvorum WHERE key < ?", key(4)),
     ),
     "all rows but a late vote are gone": (
-        StorageCorrupt,
+        StorageCorruptError,
         "the log holds no entries, and no valid snapshot covers",
         lambda folder: keep_a_vote(folder),
     ),
     "the last row is gone": (
-        StorageAmnesia,
+        StorageAmnesiaError,
         "the log ends at record 9, but record 10 was once durable",
         lambda folder: execute(folder, "DELETE FROM kvorum WHERE key = ?", key(10)),
     ),
     "all rows are gone": (
-        StorageAmnesia,
+        StorageAmnesiaError,
         "the log ends at record 0",
         lambda folder: execute(folder, "DELETE FROM kvorum WHERE key != 'identity'"),
     ),
     "two rows are swapped": (
-        StorageCorrupt,
+        StorageCorruptError,
         "record 6 stands under the key",
         lambda folder: swap(folder, 5, 6),
     ),
     "a row is there twice": (
-        StorageCorrupt,
+        StorageCorruptError,
         "record 3 stands under the key",
         lambda folder: execute(folder, "INSERT INTO kvorum VALUES (?, ?)", key(11), value(folder, 3)),
     ),
     "a row is of another log": (
-        StorageCorrupt,
+        StorageCorruptError,
         "record 10 was not written after the record that now stands before it",
         lambda folder: replace(folder, 10, prev_crc=1234),
     ),
     "the last row is of another log with the same past": (
-        StorageCorrupt,
+        StorageCorruptError,
         "record 10 of the log is not the one that the mark was written for",
         lambda folder: replace(folder, 10, prev_crc=int.from_bytes(value(folder, 9)[:4], "little")),
     ),
     "a value is text": (
-        StorageCorrupt,
+        StorageCorruptError,
         "does not match|not a blob",
         lambda folder: execute(folder, "UPDATE kvorum SET value = 'text' WHERE key = ?", key(10)),
     ),
     "a value is null": (
-        StorageCorrupt,
+        StorageCorruptError,
         "not a blob",
         lambda folder: execute(folder, "UPDATE kvorum SET value = NULL WHERE key = ?", key(10)),
     ),
     "the identity is gone": (
-        StorageCorrupt,
+        StorageCorruptError,
         "no identity",
         lambda folder: execute(folder, "DELETE FROM kvorum WHERE key = 'identity'"),
     ),
     "the identity is damaged": (
-        StorageCorrupt,
+        StorageCorruptError,
         "checksum",
         lambda folder: execute(folder, "UPDATE kvorum SET value = X'0102030405060708' WHERE key = 'identity'"),
     ),
     "the format is of the future": (
-        StorageForeign,
+        StorageForeignError,
         f"format 99; this version of Kvorum knows {FORMAT}",
         lambda folder: execute(
             folder, "UPDATE kvorum SET value = ? WHERE key = 'identity'", _seal(StoredIdentity(99, IDENTITY))[0]
         ),
     ),
     "there is another table": (
-        StorageForeign,
+        StorageForeignError,
         "is not a log of Kvorum: it holds kvorum, users",
         lambda folder: execute(folder, "CREATE TABLE users (id)"),
     ),
     "the mark is too short": (
-        StorageCorrupt,
+        StorageCorruptError,
         "is 5 bytes long, not 12",
         lambda folder: os.truncate(folder / "mark", 5),
     ),
@@ -365,7 +365,7 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Pa
     execute(tmp_path, "CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB)")
     execute(tmp_path, "INSERT INTO unnamed VALUES ('0', X'80')")
     before = (tmp_path / "kvorum.db").read_bytes()
-    with pytest.raises(StorageForeign, match="is not a log of Kvorum: it holds unnamed"):
+    with pytest.raises(StorageForeignError, match="is not a log of Kvorum: it holds unnamed"):
         load(tmp_path)
     assert (tmp_path / "kvorum.db").read_bytes() == before
     assert not (tmp_path / "kvorum.db-wal").exists()
@@ -381,7 +381,7 @@ def test_a_foreign_database_keeps_its_write_ahead_log(tmp_path: Path) -> None:
     connection.close()
     before = {name: (tmp_path / "ours" / name).read_bytes() for name in ("kvorum.db", "kvorum.db-wal")}
     assert len(before["kvorum.db-wal"]) > 4096
-    with pytest.raises(StorageForeign, match="users"):
+    with pytest.raises(StorageForeignError, match="users"):
         load(tmp_path / "ours")
     assert {name: (tmp_path / "ours" / name).read_bytes() for name in before} == before
 
@@ -395,7 +395,7 @@ def test_an_index_that_does_not_match_its_table_is_refused(tmp_path: Path) -> No
     index = next(place for place in places if data[place // 4096 * 4096] == 10)
     data[index + 19] = ord("9")
     (tmp_path / "kvorum.db").write_bytes(data)
-    with pytest.raises(StorageCorrupt, match="is damaged: row"):
+    with pytest.raises(StorageCorruptError, match="is damaged: row"):
         load(tmp_path)
 
 
@@ -442,7 +442,7 @@ def test_a_failed_load_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "kvorum.db").rename(tmp_path / "elsewhere")
     storage = SqliteStorage(tmp_path, lambda error: None, 1000, Counters())
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(StorageAmnesia):
+    with pytest.raises(StorageAmnesiaError):
         storage.load()
     assert len(os.listdir("/proc/self/fd")) == before
     (tmp_path / "elsewhere").rename(tmp_path / "kvorum.db")
@@ -462,5 +462,5 @@ def test_a_vote_that_the_disk_lost_is_missed(tmp_path: Path) -> None:
         path.unlink()
     for path in (tmp_path / "before").glob("kvorum.db*"):
         shutil.copy(path, tmp_path / "n1" / path.name)
-    with pytest.raises(StorageAmnesia, match="the log ends at record 10, but record 11 was once durable"):
+    with pytest.raises(StorageAmnesiaError, match="the log ends at record 10, but record 11 was once durable"):
         load(tmp_path / "n1")

@@ -77,7 +77,7 @@ def check_failure(folder: Path, call: str, error: str, number: int) -> bool:
         check(folder, number, 120, 120)
         return False
     assert status == 3, lines
-    assert lines[-1].startswith(("StorageError: ", "SnapshotFailed: ")), lines[-1]
+    assert lines[-1].startswith(("StorageError: ", "SnapshotFailedError: ")), lines[-1]
     check(folder, number, acknowledged(lines), acknowledged(lines, "begin"))
     return True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from storage.support import IDENTITY, Disk, entries, load, run, send, snapshot, take_snapshot
 
-from kvorum.errors import InvariantViolated, StorageError, StorageForeign, StorageLocked
+from kvorum.errors import InvariantViolatedError, StorageError, StorageForeignError, StorageLockedError
 from kvorum.raft.messages import Entry, HardState, Save
 from kvorum.storage import log as log_module
 from kvorum.storage.interface import Identity, Loaded, Storage
@@ -139,7 +139,7 @@ def test_saves_are_counted_with_their_bytes_and_durations(tmp_path: Path) -> Non
 def test_a_log_with_a_hole_is_never_written(tmp_path: Path, parts: tuple[Entry, ...]) -> None:
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 3))
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             await disk.save(1, *parts)
 
     run(tmp_path, act)
@@ -149,7 +149,7 @@ def test_a_log_with_a_hole_is_never_written(tmp_path: Path, parts: tuple[Entry, 
 def test_a_second_save_in_flight_is_refused(tmp_path: Path) -> None:
     async def act(disk: Disk) -> None:
         disk.storage.save(Save(1, HardState(1)), nothing)
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             disk.storage.save(Save(2, HardState(1)), nothing)
 
     run(tmp_path, act)
@@ -159,7 +159,7 @@ def test_a_snapshot_that_is_not_here_cannot_be_adopted(tmp_path: Path) -> None:
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 3))
         for storage in (disk.storage, MemoryStorage()):
-            with pytest.raises(InvariantViolated, match="at 9, which is not here"):
+            with pytest.raises(InvariantViolatedError, match="at 9, which is not here"):
                 storage.save(Save(2, HardState(2), snapshot=snapshot(9)), nothing)
 
     run(tmp_path, act)
@@ -190,7 +190,7 @@ def test_nothing_is_saved_before_the_identity(tmp_path: Path) -> None:
     async def main() -> None:
         storage = SqliteStorage(tmp_path, lambda error: None, 1000, Counters())
         storage.load()
-        with pytest.raises(InvariantViolated, match="identity"):
+        with pytest.raises(InvariantViolatedError, match="identity"):
             storage.save(Save(1, HardState(1)), nothing)
         storage.close()
 
@@ -201,7 +201,7 @@ def test_compaction_without_a_snapshot_is_refused(tmp_path: Path) -> None:
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 9))
         take_snapshot(disk.storage.snapshots, 5)
-        with pytest.raises(InvariantViolated):
+        with pytest.raises(InvariantViolatedError):
             disk.storage.compact(7, nothing)
         await disk.compact(6)
 
@@ -217,7 +217,7 @@ def test_the_cluster_id_may_be_added_and_nothing_else_changed(tmp_path: Path) ->
     storage.write_identity(Identity("n1", "0" * 16))
     storage.write_identity(Identity("n1", "0" * 16, "c" * 32))
     for other in (Identity("n2", "0" * 16, "c" * 32), Identity("n1", "1" * 16, "c" * 32), Identity("n1", "0" * 16)):
-        with pytest.raises(StorageForeign, match="belongs to n1@0000000000000000"):
+        with pytest.raises(StorageForeignError, match="belongs to n1@0000000000000000"):
             storage.write_identity(other)
     storage.close()
     assert load(tmp_path).identity == Identity("n1", "0" * 16, "c" * 32)
@@ -228,7 +228,7 @@ def test_a_folder_of_another_node_is_refused(tmp_path: Path) -> None:
         await disk.save(1, *entries(1, 1))
 
     run(tmp_path, act)
-    with pytest.raises(StorageForeign, match="belongs to n1, not to n2"):
+    with pytest.raises(StorageForeignError, match="belongs to n1, not to n2"):
         load(tmp_path, name="n2")
     assert load(tmp_path, name="n1").entries == entries(1, 1)
 
@@ -245,7 +245,7 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
     holder.write_identity(IDENTITY)
     other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1
-    assert other.stderr.startswith("StorageLocked: another process holds the data folder")
+    assert other.stderr.startswith("StorageLockedError: another process holds the data folder")
     assert len(other.stderr.splitlines()) == 1
     holder.close()
     assert load(tmp_path).identity == IDENTITY
@@ -254,12 +254,12 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
 def test_a_folder_is_free_again_after_close_and_after_a_failed_load(tmp_path: Path) -> None:
     first = SqliteStorage(tmp_path, lambda error: None, 1000, Counters(), "n1")
     first.load()
-    with pytest.raises(StorageLocked):
+    with pytest.raises(StorageLockedError):
         load(tmp_path)
     first.write_identity(IDENTITY)
     first.close()
     first.close()
-    with pytest.raises(StorageForeign):
+    with pytest.raises(StorageForeignError):
         load(tmp_path, name="n2")
     assert load(tmp_path).identity == IDENTITY
 

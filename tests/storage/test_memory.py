@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError, StorageForeign
+from kvorum.errors import (
+    InvariantViolatedError,
+    SnapshotFailedError,
+    StorageCorruptError,
+    StorageError,
+    StorageForeignError,
+)
 from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save, Snapshot
 from kvorum.storage.interface import Identity, Storage
 from kvorum.storage.memory import Compaction, MemoryStorage
@@ -58,7 +64,7 @@ def test_a_crash_loses_what_is_pending_or_keeps_it_unanswered() -> None:
 def test_only_one_save_is_in_flight() -> None:
     storage = MemoryStorage()
     storage.save(Save(1, HardState(1)), never)
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         storage.save(Save(2, HardState(1)), never)
 
 
@@ -72,7 +78,7 @@ def test_entries_replace_what_conflicts() -> None:
 def test_a_hole_in_the_log_is_refused() -> None:
     storage = MemoryStorage(automatic=True)
     storage.save(Save(1, HardState(1), entries(1, 5)), lambda: None)
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         storage.save(Save(2, HardState(1), entries(7, 8)), lambda: None)
 
 
@@ -113,7 +119,7 @@ def test_a_snapshot_that_is_not_the_announced_one_is_refused() -> None:
     take_snapshot(sender, 3)
     receiver = storage.snapshots.receive(snapshot(3))
     receiver.write(sender.snapshots.chunk(3, 0, 10_000))
-    with pytest.raises(SnapshotFailed):
+    with pytest.raises(SnapshotFailedError):
         receiver.commit("0" * 64)
     assert storage.snapshots.receive(snapshot(3)).offset_bytes == 0
 
@@ -122,7 +128,7 @@ def test_compaction_forgets_what_a_snapshot_covers_and_nothing_else() -> None:
     storage = MemoryStorage()
     storage.save(Save(1, HardState(1), entries(1, 9)), lambda: None)
     storage.complete()
-    with pytest.raises(InvariantViolated):
+    with pytest.raises(InvariantViolatedError):
         storage.compact(2, never)
     take_snapshot(storage, 5)
     storage.compact(4, lambda: None)
@@ -142,7 +148,7 @@ def test_a_damaged_snapshot_gives_way_to_the_older_if_the_log_reaches_back() -> 
     loaded = storage.load()
     assert (loaded.snapshot, loaded.entries) == (snapshot(3), entries(4, 9))
     storage.snapshots.files[3] = b"?"
-    with pytest.raises(StorageCorrupt, match="begins at entry 4, and no valid snapshot covers"):
+    with pytest.raises(StorageCorruptError, match="begins at entry 4, and no valid snapshot covers"):
         storage.load()
 
 
@@ -160,7 +166,7 @@ def test_the_identity_of_another_node_is_not_overwritten() -> None:
     storage.write_identity(Identity("n1", "0" * 16))
     storage.write_identity(Identity("n1", "0" * 16, "c" * 32))
     for other in (Identity("n2", "0" * 16, "c" * 32), Identity("n1", "1" * 16), Identity("n1", "0" * 16, "d" * 32)):
-        with pytest.raises(StorageForeign):
+        with pytest.raises(StorageForeignError):
             storage.write_identity(other)
     assert storage.load().identity == Identity("n1", "0" * 16, "c" * 32)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from storage.support import IDENTITY, entries, load
 
-from kvorum.errors import StorageError, StorageLocked
+from kvorum.errors import StorageError, StorageLockedError
 from kvorum.raft.messages import HardState, Save
 from kvorum.storage.offline import offline
 
@@ -18,7 +18,7 @@ def test_a_save_is_durable_when_it_returns_and_the_folder_is_free_in_the_end(tmp
         async with offline(tmp_path) as folder:
             folder.storage.write_identity(IDENTITY)
             await folder.save(Save(1, HardState(3, "n1@00"), entries(1, 2)))
-            with pytest.raises(StorageLocked):
+            with pytest.raises(StorageLockedError):
                 load(tmp_path)
         loaded = load(tmp_path)
         assert (loaded.hard_state, loaded.entries) == (HardState(3, "n1@00"), entries(1, 2))

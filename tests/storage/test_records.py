@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from storage.support import IDENTITY, entries, snapshot
 
-from kvorum.errors import StorageCorrupt
+from kvorum.errors import StorageCorruptError
 from kvorum.raft.messages import Entry, HardState, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
@@ -89,7 +89,7 @@ def test_the_newest_snapshot_that_fits_is_used() -> None:
 def test_entries_that_no_snapshot_covers_are_not_made_up() -> None:
     state = log_of(save(1, *entries(1, 9)), save(2), first_seq=2)
     with pytest.raises(
-        StorageCorrupt, match="holds no entries, and no valid snapshot covers what came before; damaged: 9"
+        StorageCorruptError, match="holds no entries, and no valid snapshot covers what came before; damaged: 9"
     ):
         recover(IDENTITY, state, iter((snapshot(8),)), [9])
 
@@ -105,7 +105,7 @@ def test_entries_that_no_snapshot_covers_are_not_made_up() -> None:
     ids=["not from 1", "a hole", "a hole behind a snapshot", "into a snapshot"],
 )
 def test_records_that_do_not_fit_are_refused(saves: tuple[Save, ...]) -> None:
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         log_of(*saves)
 
 
@@ -118,7 +118,7 @@ def test_a_record_and_an_identity_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b"short", bytes(100)])
 def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         decode_record(data)
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         decode_identity(data)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from storage.support import Disk, entries, load, run, send, snapshot, take_snapshot
 
-from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage import snapshots as snapshots_module
 from kvorum.storage.files import sync_folder
@@ -157,7 +157,7 @@ def test_a_flipped_bit_is_noticed_by_whoever_reads(tmp_path: Path, offset: int) 
     snapshots = opened(tmp_path)
     take_snapshot(snapshots, 7, bytes(range(256)))
     damage(Path(snapshots.path(7)), offset)
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         b"".join(snapshots.read(7))
 
 
@@ -169,15 +169,15 @@ def test_a_file_that_is_too_short_or_too_long_is_noticed(tmp_path: Path, size: i
     data = path.read_bytes()
     for changed in (data[:size], data + bytes(size + 1)):
         path.write_bytes(changed)
-        with pytest.raises(StorageCorrupt):
+        with pytest.raises(StorageCorruptError):
             b"".join(snapshots.read(7))
 
 
 def test_a_snapshot_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
-    with pytest.raises(StorageCorrupt, match="no snapshot at 7"):
+    with pytest.raises(StorageCorruptError, match="no snapshot at 7"):
         snapshots.chunk(7, 0, 1)
-    with pytest.raises(StorageCorrupt, match="no snapshot at 7"):
+    with pytest.raises(StorageCorruptError, match="no snapshot at 7"):
         list(snapshots.read(7))
 
 
@@ -230,7 +230,7 @@ def test_what_arrives_must_be_what_was_announced(tmp_path: Path, case: str) -> N
             announced = snapshot(9, 3)
     receiver = snapshots.receive(announced, sha256)
     receiver.write(bytes(data))
-    with pytest.raises(SnapshotFailed):
+    with pytest.raises(SnapshotFailedError):
         receiver.commit(sha256)
     assert names(tmp_path) == []
     assert snapshots.receive(announced, sha256).offset_bytes == 0
@@ -248,7 +248,7 @@ def test_a_receive_without_room_gives_the_room_back_and_spares_the_node(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(SnapshotFailed, match="No space left on device"):
+        with pytest.raises(SnapshotFailedError, match="No space left on device"):
             receiver.write(b"x" * 1000)
     assert names(tmp_path) == []
     assert receiver.offset_bytes == 0
@@ -276,7 +276,7 @@ def test_our_own_snapshot_without_room_spares_the_node_and_leaves_nothing(
     writer.write(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(SnapshotFailed, match="No space left on device"):
+        with pytest.raises(SnapshotFailedError, match="No space left on device"):
             writer.commit()
     assert names(tmp_path) == [name(5)]
     latest = snapshots.latest()
@@ -308,7 +308,7 @@ def test_a_disk_that_fails_under_a_snapshot_ends_the_node(
                         take_snapshot(disk.storage.snapshots, 9)
                     else:
                         send(theirs, disk.storage.snapshots, snapshot(9))
-            assert not isinstance(caught.value, SnapshotFailed)
+            assert not isinstance(caught.value, SnapshotFailedError)
             async with asyncio.timeout(30):
                 await disk.failed.wait()
             assert [str(error) for error in disk.failures] == [f"{tmp_path}: {caught.value}"]
@@ -334,7 +334,7 @@ def test_a_snapshot_that_is_replaced_stays_whatever_becomes_of_the_other(
 
 @pytest.mark.parametrize("sha256", ["../../../../etc/passwd", "G" * 64, "A" * 64])
 def test_a_peer_does_not_name_our_files(tmp_path: Path, sha256: str) -> None:
-    with pytest.raises(SnapshotFailed, match="announced as its hash"):
+    with pytest.raises(SnapshotFailedError, match="announced as its hash"):
         opened(tmp_path).receive(snapshot(9), sha256)
 
 
@@ -376,7 +376,7 @@ def test_a_header_that_is_nested_too_deep_is_damage() -> None:
     described = bytearray(encode_header(snapshot(7))[len(MAGIC) + 4 :])
     described[0] += 1  # one field more, which is skipped: an array in an array in an array
     body = bytes(described) + b"\x91" * 500_000 + b"\x90"
-    with pytest.raises(StorageCorrupt, match="header of a snapshot file is damaged"):
+    with pytest.raises(StorageCorruptError, match="header of a snapshot file is damaged"):
         read_header(io.BytesIO(MAGIC + len(body).to_bytes(4, "little") + body))
 
 
@@ -420,7 +420,7 @@ def test_where_the_log_no_longer_reaches_the_older_snapshot_the_node_stops(tmp_p
     two_snapshots(tmp_path, compact=6)
     damage(tmp_path / "snapshots" / name(6), offset)
     for _ in range(2):
-        with pytest.raises(StorageCorrupt) as caught:
+        with pytest.raises(StorageCorruptError) as caught:
             load(tmp_path)
         assert str(caught.value) == (
             "the log begins at entry 6, and no valid snapshot covers what came before; damaged: 6; "
@@ -432,7 +432,7 @@ def test_without_its_snapshots_a_compacted_log_is_refused(tmp_path: Path) -> Non
     two_snapshots(tmp_path, compact=4)
     for path in (tmp_path / "snapshots").iterdir():
         path.unlink()
-    with pytest.raises(StorageCorrupt, match="begins at entry 4, and no valid snapshot covers"):
+    with pytest.raises(StorageCorruptError, match="begins at entry 4, and no valid snapshot covers"):
         load(tmp_path)
 
 
@@ -472,7 +472,7 @@ def test_a_length_that_makes_no_sense_is_not_read() -> None:
             return super().read(size)
 
     stream = Stream(MAGIC + b"\xff\xff\xff\xff" + bytes(100))
-    with pytest.raises(StorageCorrupt):
+    with pytest.raises(StorageCorruptError):
         read_header(stream)
     assert stream.largest < 100
 
@@ -481,5 +481,5 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     header = bytearray(encode_header(snapshot(7)))
     assert header[len(MAGIC) + 5] == FORMAT
     header[len(MAGIC) + 5] = FORMAT + 1
-    with pytest.raises(StorageCorrupt, match=f"of format {FORMAT + 1}; this version knows {FORMAT}"):
+    with pytest.raises(StorageCorruptError, match=f"of format {FORMAT + 1}; this version knows {FORMAT}"):
         read_header(io.BytesIO(bytes(header)))

@@ -13,7 +13,7 @@ import pytest
 from storage.support import Disk, entries
 from telemetry.live import until
 
-from kvorum.errors import Overloaded
+from kvorum.errors import OverloadedError
 from kvorum.kv.commands import Put, PutResult
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals, Waiter
@@ -68,7 +68,7 @@ def test_a_write_that_does_not_fit_into_the_queue_is_counted_as_refused() -> Non
     async def scenario(leading: Leading) -> None:
         for _ in range(PENDING_MAX):
             leading.submit()
-        with pytest.raises(Overloaded):
+        with pytest.raises(OverloadedError):
             leading.submit()
 
     assert counted(scenario) == {"refused": 1}

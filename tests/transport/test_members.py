@@ -16,7 +16,7 @@ from node.trio import eventually, free_port
 from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode
 
-from kvorum.errors import IdentityRejected, PeerError
+from kvorum.errors import IdentityRejectedError, PeerError
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import PeerServer, Transport
 from kvorum.transport.handshake import check_greeting, dialling_headers
@@ -181,8 +181,8 @@ def test_refusals_are_logged_once_each_and_remembered_up_to_a_bound(caplog: pyte
     server = PeerServer(FakeNode(), Counters(), "", 1.0)
     request = cast("web.Request", SimpleNamespace(remote="10.0.0.1"))
     for _ in range(3):
-        server._refusal(IdentityRejected("token", "one"), request)
+        server._refusal(IdentityRejectedError("token", "one"), request)
     assert [record.getMessage() for record in caplog.records] == ["refused a peer at 10.0.0.1: one"]
     for number in range(1000):
-        server._refusal(IdentityRejected("token", f"another {number}"), request)
+        server._refusal(IdentityRejectedError("token", f"another {number}"), request)
         assert len(server._rejections) <= 256

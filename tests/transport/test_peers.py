@@ -14,7 +14,7 @@ from aiohttp import web
 from node.trio import eventually, free_port
 
 import kvorum
-from kvorum.errors import IdentityRejected, PeerError, StorageCorrupt
+from kvorum.errors import IdentityRejectedError, PeerError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import encode
@@ -51,7 +51,7 @@ class FakeNode:
 
     async def join(self, greeting: Greeting) -> None:
         if greeting.cluster_id == "refused":
-            raise IdentityRejected("cluster", "no")
+            raise IdentityRejectedError("cluster", "no")
         self.identity = Identity(self.identity.name, self.identity.incarnation, greeting.cluster_id)
 
     def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
@@ -65,7 +65,7 @@ class FakeNode:
 
     async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
         if last_index not in (0, 7):
-            raise StorageCorrupt("there is no such snapshot")
+            raise StorageCorruptError("there is no such snapshot")
         return SnapshotChunk(self.snapshot[offset_bytes : offset_bytes + 4], 7, len(self.snapshot), "a" * 64)
 
     def state_hash_at(self, index: int) -> StateDigest | None:

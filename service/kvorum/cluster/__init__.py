@@ -9,14 +9,14 @@ from kvorum.cluster.desired import StatefulSets, Unanswered, desired_source
 from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import DesiredSource, Reconciler
-from kvorum.cluster.removal import Removed, leave_if_surplus, watch_for_removal
+from kvorum.cluster.removal import RemovedError, leave_if_surplus, watch_for_removal
 from kvorum.node import Node
 from kvorum.raft import Role
 
 __all__ = [
     "DesiredSource",
     "KubernetesApi",
-    "Removed",
+    "RemovedError",
     "StatefulSets",
     "Unanswered",
     "desired_source",
@@ -34,7 +34,7 @@ async def join_and_reconcile(node: Node, source: DesiredSource, api: KubernetesA
         api: the API server, to label our pod there; None: we are in no pod.
 
     Raises:
-        Removed: this incarnation was removed; its data must be put aside before it starts again.
+        RemovedError: this incarnation was removed; its data must be put aside before it starts again.
     """
     await bootstrap(node, source)
     observer = Observer(node)

@@ -23,7 +23,7 @@ log = logging.getLogger("kvorum.cluster")
 ASK_S = 1.0
 
 
-class Removed(KvorumError):
+class RemovedError(KvorumError):
     """This incarnation is no longer a member; its data must be put aside."""
 
 
@@ -31,7 +31,7 @@ async def watch_for_removal(node: Node) -> None:
     """Return never; ask, while no leader calls us, whether we were removed.
 
     Raises:
-        Removed: a leader of our cluster, with a committed configuration not older than ours, does not count us in.
+        RemovedError: a leader of our cluster, with a committed configuration not older than ours, does not count us in.
     """
     while True:
         await node.tasks.sleep(ASK_S)
@@ -40,7 +40,9 @@ async def watch_for_removal(node: Node) -> None:
         if node.identity.cluster_id and is_lost and not node.stopping:
             for hello in await _ask_around(node):
                 if excludes(node.hello(), hello):
-                    raise Removed(f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no member any more")
+                    raise RemovedError(
+                        f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no member any more"
+                    )
 
 
 def excludes(ours: Hello, leader: Hello) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvorum.config import Config
-from kvorum.errors import ConfigError, StorageCorrupt
+from kvorum.errors import ConfigError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -45,9 +45,9 @@ def stage(
         running: a node may be running on the folder.
 
     Raises:
-        StorageLocked: a node is running on the folder, and ``running`` is not set.
+        StorageLockedError: a node is running on the folder, and ``running`` is not set.
         ConfigError: the folder holds data and ``replace`` is not set.
-        StorageCorrupt: the file is no backup, or is damaged.
+        StorageCorruptError: the file is no backup, or is damaged.
         StorageError: the disk refuses.
     """
     folder = Path(config.data_dir)
@@ -79,8 +79,8 @@ def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
             for chunk in read_payload(file, header, size_bytes):
                 restorer.feed(chunk)
             return snapshot, restorer.finish()
-        except StorageCorrupt as error:
-            raise StorageCorrupt(f"this is no usable backup ({size_bytes} bytes): {error}") from error
+        except StorageCorruptError as error:
+            raise StorageCorruptError(f"this is no usable backup ({size_bytes} bytes): {error}") from error
 
 
 async def _build(folder: Path, config: Config, snapshot: Snapshot, store: Store) -> Identity:

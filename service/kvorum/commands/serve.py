@@ -17,7 +17,7 @@ import kvorum
 from kvorum.cluster import (
     DesiredSource,
     KubernetesApi,
-    Removed,
+    RemovedError,
     StatefulSets,
     Unanswered,
     desired_source,
@@ -99,7 +99,7 @@ async def _serve(config: Config, config_path: str) -> int:
         await asyncio.to_thread(recover_if_requested, config.data_dir)
         try:
             await _live(config, config_path, stopping)
-        except Removed as error:
+        except RemovedError as error:
             logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
             await asyncio.to_thread(datadir.set_aside, Path(config.data_dir))
         else:
@@ -111,7 +111,7 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
     """Live with one incarnation of the node, from its start to its end.
 
     Raises:
-        Removed: the cluster goes on without it.
+        RemovedError: the cluster goes on without it.
         FatalError: it must end.
         OSError: a port cannot be had.
     """
@@ -174,7 +174,7 @@ async def _first_of(*parts: Coroutine[None, None, object]) -> None:
 
     Raises:
         FatalError: the node must end first.
-        Removed: its data must be put aside first.
+        RemovedError: its data must be put aside first.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:

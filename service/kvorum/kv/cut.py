@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.kv.frames import (
     CHUNK_BYTES_MAX,
     CHUNK_KEYS_MAX,
@@ -92,12 +92,12 @@ class SnapshotCut:
             max_bytes: about so many bytes: the chunk ends with the record that reaches this.
 
         Raises:
-            InvariantViolated: the cut was closed before it was complete.
+            InvariantViolatedError: the cut was closed before it was complete.
         """
         if self._done:
             return None
         if self._closed:
-            raise InvariantViolated("a snapshot is continued after it was closed")
+            raise InvariantViolatedError("a snapshot is continued after it was closed")
         max_keys = min(max(max_keys, 1), CHUNK_KEYS_MAX)
         max_bytes = min(max(max_bytes, 1), CHUNK_BYTES_MAX)
         return self._writer.encode(self._next_frame(max_keys, max_bytes))
@@ -136,7 +136,7 @@ class SnapshotCut:
         for key in candidates:
             record = self._shadow.pop(key, None) or self._records.get(key)
             if record is None or record.mod_revision > self.header.revision:
-                raise InvariantViolated("a record changed under a snapshot without being put aside")
+                raise InvariantViolatedError("a record changed under a snapshot without being put aside")
             records.append(record)
             size += len(key) + len(record.value)
             if size >= max_bytes:

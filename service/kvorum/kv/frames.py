@@ -19,7 +19,7 @@ from zlib import crc32
 
 import msgspec
 
-from kvorum.errors import StorageCorrupt
+from kvorum.errors import StorageCorruptError
 from kvorum.kv.records import Key, Record
 from kvorum.kv.sessions import SessionRow
 
@@ -125,7 +125,7 @@ class FrameReader:
         """Yield the frames that ``chunk`` completes; exhaust the iterator before the next call.
 
         Raises:
-            StorageCorrupt: these bytes were not written by a :class:`FrameWriter`.
+            StorageCorruptError: these bytes were not written by a :class:`FrameWriter`.
         """
         buffer = self._buffer
         buffer += chunk
@@ -134,7 +134,7 @@ class FrameReader:
             while len(buffer) - start >= FRAME_HEADER_BYTES:
                 length, crc = _frame_header.unpack_from(view, start)
                 if length > FRAME_BYTES_MAX:
-                    raise StorageCorrupt(f"a snapshot frame claims {length} bytes (limit {FRAME_BYTES_MAX})")
+                    raise StorageCorruptError(f"a snapshot frame claims {length} bytes (limit {FRAME_BYTES_MAX})")
                 end = start + FRAME_HEADER_BYTES + length
                 if end > len(buffer):
                     break
@@ -146,8 +146,8 @@ class FrameReader:
     def _decode(self, payload: memoryview, crc: int) -> Frame:
         self._crc = crc32(payload, self._crc)
         if self._crc != crc:
-            raise StorageCorrupt("a snapshot frame does not match its checksum")
+            raise StorageCorruptError("a snapshot frame does not match its checksum")
         try:
             return _decoder.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StorageCorrupt(f"a snapshot frame is malformed: {error}") from error
+            raise StorageCorruptError(f"a snapshot frame is malformed: {error}") from error

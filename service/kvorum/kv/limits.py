@@ -6,7 +6,7 @@ log. So they are constants of the code, and not configuration.
 
 from __future__ import annotations
 
-from kvorum.errors import InvalidRequest, TooLarge
+from kvorum.errors import InvalidRequestError, TooLargeError
 from kvorum.kv.commands import ANY_REVISION, Command, Put
 
 KEY_BYTES_MAX = 1024
@@ -35,28 +35,28 @@ def check_command(command: Command) -> None:
     What passes here is never refused as ``invalid`` when it is applied.
 
     Raises:
-        TooLarge: the key, the value or the client id is too long.
-        InvalidRequest: an empty key, a revision below -1, or a session that is not one.
+        TooLargeError: the key, the value or the client id is too long.
+        InvalidRequestError: an empty key, a revision below -1, or a session that is not one.
     """
     if not command.key:
-        raise InvalidRequest("the key is empty")
+        raise InvalidRequestError("the key is empty")
     if len(command.key) > KEY_BYTES_MAX:
-        raise TooLarge(f"the key has {len(command.key)} bytes", KEY_BYTES_MAX)
+        raise TooLargeError(f"the key has {len(command.key)} bytes", KEY_BYTES_MAX)
     if isinstance(command, Put) and len(command.value) > VALUE_BYTES_MAX:
-        raise TooLarge(f"the value has {len(command.value)} bytes", VALUE_BYTES_MAX)
+        raise TooLargeError(f"the value has {len(command.value)} bytes", VALUE_BYTES_MAX)
     if not ANY_REVISION <= command.prev_revision <= INTEGER_MAX:
-        raise InvalidRequest(f"prev_revision {command.prev_revision} is not a revision, nor 0, nor -1")
+        raise InvalidRequestError(f"prev_revision {command.prev_revision} is not a revision, nor 0, nor -1")
     if command.client_id or command.sequence:
         _check_session(command.client_id, command.sequence)
 
 
 def _check_session(client_id: str, sequence: int) -> None:
     if not client_id:
-        raise InvalidRequest(f"sequence {sequence} without a client id")
+        raise InvalidRequestError(f"sequence {sequence} without a client id")
     if len(client_id) > CLIENT_ID_CHARS_MAX:
-        raise TooLarge(f"the client id has {len(client_id)} characters", CLIENT_ID_CHARS_MAX)
+        raise TooLargeError(f"the client id has {len(client_id)} characters", CLIENT_ID_CHARS_MAX)
     # Printable ASCII fits in a header as it is, and always encodes (a lone surrogate would not).
     if not (client_id.isascii() and client_id.isprintable()):
-        raise InvalidRequest("the client id is not printable ASCII")
+        raise InvalidRequestError("the client id is not printable ASCII")
     if not 1 <= sequence <= INTEGER_MAX:
-        raise InvalidRequest(f"sequence {sequence} is not between 1 and 2^63-1")
+        raise InvalidRequestError(f"sequence {sequence} is not between 1 and 2^63-1")

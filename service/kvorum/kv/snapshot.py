@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from kvorum.errors import StorageCorrupt
+from kvorum.errors import StorageCorruptError
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
 from kvorum.kv.frames import (
@@ -64,7 +64,7 @@ class Restorer:
         """Take in the next bytes.
 
         Raises:
-            StorageCorrupt: they are not what a :class:`SnapshotCut` wrote.
+            StorageCorruptError: they are not what a :class:`SnapshotCut` wrote.
             VersionTooOldError: a newer version wrote them.
         """
         self._refuse_after_failure()
@@ -77,14 +77,14 @@ class Restorer:
         """Return the store.
 
         Raises:
-            StorageCorrupt: the snapshot is not complete.
+            StorageCorruptError: the snapshot is not complete.
         """
         self._refuse_after_failure()
         self._failed = True  # the parts are handed over once
         if self._header is None or self._trailer is None:
-            raise StorageCorrupt("the snapshot is truncated")
+            raise StorageCorruptError("the snapshot is truncated")
         if self._reader.buffered_bytes:
-            raise StorageCorrupt("the snapshot goes on after its end")
+            raise StorageCorruptError("the snapshot goes on after its end")
         store = Store.restored(
             self._header, self._features, self._record_sum, self._configuration, self._records, self._sessions
         )
@@ -96,21 +96,21 @@ class Restorer:
 
     def _refuse_after_failure(self) -> None:
         if self._failed:
-            raise StorageCorrupt("this restore has failed or is finished")
+            raise StorageCorruptError("this restore has failed or is finished")
 
     def _take(self, frame: Frame) -> None:
         if self._trailer is not None:
-            raise StorageCorrupt("the snapshot goes on after its end")
+            raise StorageCorruptError("the snapshot goes on after its end")
         if isinstance(frame, Header):
             self._take_header(frame)
             return
         if self._header is None:
-            raise StorageCorrupt("the snapshot does not begin with a header")
+            raise StorageCorruptError("the snapshot does not begin with a header")
         if isinstance(frame, Features):
             self._take_features(frame, self._header)
             return
         if self._header.format == FORMAT_WITH_FEATURES and self._features is None:
-            raise StorageCorrupt("the snapshot does not say its feature level")
+            raise StorageCorruptError("the snapshot does not say its feature level")
         match frame:
             case RecordsFrame():
                 self._take_records(frame, self._header)
@@ -124,9 +124,9 @@ class Restorer:
 
     def _take_header(self, header: Header) -> None:
         if self._header is not None:
-            raise StorageCorrupt("the snapshot has two headers")
+            raise StorageCorruptError("the snapshot has two headers")
         if header.format not in (FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES):
-            raise StorageCorrupt(
+            raise StorageCorruptError(
                 f"the snapshot's format is {header.format}; this version reads {FORMAT_OF_LEVEL_1} and "
                 f"{FORMAT_WITH_FEATURES}"
             )
@@ -134,26 +134,26 @@ class Restorer:
 
     def _take_features(self, features: Features, header: Header) -> None:
         if header.format != FORMAT_WITH_FEATURES or self._features is not None:
-            raise StorageCorrupt("the snapshot says its feature level twice, or should not say it")
+            raise StorageCorruptError("the snapshot says its feature level twice, or should not say it")
         if features.level <= FIRST_LEVEL:
-            raise StorageCorrupt(f"the snapshot says that its feature level is {features.level}")
+            raise StorageCorruptError(f"the snapshot says that its feature level is {features.level}")
         check_supported(features.level, "the snapshot")
         if not 0 < len(features.cluster_id.encode()) <= CLUSTER_ID_BYTES_MAX:
-            raise StorageCorrupt("the cluster id of the snapshot is impossible")
+            raise StorageCorruptError("the cluster id of the snapshot is impossible")
         if len(features.state_sum) not in (0, STATE_SUM_BYTES):
-            raise StorageCorrupt("the state sum of the snapshot is impossible")
+            raise StorageCorruptError("the state sum of the snapshot is impossible")
         self._features = features
         if features.level >= STATE_HASH_LEVEL:
             self._record_sum = RecordSum(features.cluster_id, is_counted=True)
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
         if len(frame.keys) != len(frame.records):
-            raise StorageCorrupt("a snapshot frame has more keys than records, or fewer")
+            raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
         for record in frame.records:
             # The store relies on it: what is newer than a cut does not belong to the cut.
             if not record.create_revision <= record.mod_revision <= revision:
-                raise StorageCorrupt("a record of the snapshot has an impossible revision")
+                raise StorageCorruptError("a record of the snapshot has an impossible revision")
         self._records.update(zip(frame.keys, frame.records, strict=True))
         if self._record_sum is not None:
             for key, record in zip(frame.keys, frame.records, strict=True):
@@ -166,12 +166,12 @@ class Restorer:
             or not row.is_possible()
             or len(self._sessions) >= SESSIONS_MAX
         ):
-            raise StorageCorrupt("a session of the snapshot is impossible")
+            raise StorageCorruptError("a session of the snapshot is impossible")
         self._sessions.restore(row)
 
     def _take_trailer(self, trailer: Trailer, header: Header) -> None:
         written = (trailer.keys, trailer.sessions)
         # Keys and sessions are counted by what is there, so a repeated one is missed here.
         if written != (header.keys, header.sessions) or written != (len(self._records), len(self._sessions)):
-            raise StorageCorrupt("the snapshot does not hold what its header and trailer announce")
+            raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")
         self._trailer = trailer

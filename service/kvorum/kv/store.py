@@ -7,7 +7,7 @@ from typing import assert_never
 import msgspec
 
 from kvorum import __version__
-from kvorum.errors import InvariantViolated, VersionTooOldError
+from kvorum.errors import InvariantViolatedError, VersionTooOldError
 from kvorum.kv.commands import (
     ANY_REVISION,
     MUST_NOT_EXIST,
@@ -182,11 +182,11 @@ class Store:
         """Apply the next committed entry and return one result per command, in order.
 
         Raises:
-            InvariantViolated: not the next entry, or its data is damaged. Nothing was applied; the process ends.
+            InvariantViolatedError: not the next entry, or its data is damaged. Nothing was applied; the process ends.
             VersionTooOldError: a newer version wrote it. Nothing was applied; the process ends.
         """
         if entry.index != self.applied_index + 1 or entry.term < self.applied_term:
-            raise InvariantViolated(
+            raise InvariantViolatedError(
                 f"entry {entry.index} of term {entry.term} does not follow {self.applied_index} of {self.applied_term}"
             )
         match entry.kind:
@@ -213,10 +213,10 @@ class Store:
         Costs a list of all keys, and nothing per record.
 
         Raises:
-            InvariantViolated: another cut is still open.
+            InvariantViolatedError: another cut is still open.
         """
         if self._cut is not None:
-            raise InvariantViolated("a snapshot is begun while another is being written")
+            raise InvariantViolatedError("a snapshot is begun while another is being written")
         features = self._features()
         header = Header(
             format=FORMAT_OF_LEVEL_1 if features is None else FORMAT_WITH_FEATURES,
@@ -252,7 +252,7 @@ class Store:
         except msgspec.DecodeError as error:
             unknown = unknown_part(entry.data)
             if unknown is None:
-                raise InvariantViolated(f"the committed entry {entry.index} is not a batch: {error}") from error
+                raise InvariantViolatedError(f"the committed entry {entry.index} is not a batch: {error}") from error
             raise VersionTooOldError(
                 f"the committed entry {entry.index} is not a batch that version {__version__} knows: it has {unknown}; "
                 f"a newer version wrote it (the feature level is {self.feature_level}): start that version again"
@@ -262,7 +262,7 @@ class Store:
         try:
             self.configuration = decode_configuration(entry.data)
         except msgspec.DecodeError as error:
-            raise InvariantViolated(f"the committed entry {entry.index} is no configuration: {error}") from error
+            raise InvariantViolatedError(f"the committed entry {entry.index} is no configuration: {error}") from error
         if self._changes is not None:
             self._changes.configuration(self.configuration)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
 
-from kvorum.errors import Overloaded, StorageError
+from kvorum.errors import OverloadedError, StorageError
 from kvorum.node.ports import Threads
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
@@ -76,10 +76,10 @@ class Backups:
         """Return the state of now, or of a little later. Call it after a read barrier, and close what it returns.
 
         Raises:
-            Overloaded: too many are being read, or no snapshot could be taken.
+            OverloadedError: too many are being read, or no snapshot could be taken.
         """
         if self._open >= BACKUPS_MAX:
-            raise Overloaded(f"{self._open} backups are being read already")
+            raise OverloadedError(f"{self._open} backups are being read already")
         self._open += 1
         try:
             info, stream = await self._take(self._state.store.applied_index)
@@ -105,5 +105,5 @@ class Backups:
                 # away, but the snapshot is the node's.
                 await asyncio.shield(self._snapshots.begin())
         except (OSError, StorageError) as error:
-            raise Overloaded(f"no snapshot could be taken: {error}") from error
-        raise Overloaded("no snapshot could be taken; see the node's log")
+            raise OverloadedError(f"no snapshot could be taken: {error}") from error
+        raise OverloadedError("no snapshot could be taken; see the node's log")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvorum.errors import FatalError, InvariantViolated
+from kvorum.errors import FatalError, InvariantViolatedError
 from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
@@ -186,7 +186,7 @@ class Driver:
             self._fail(error)
         except Exception as error:
             log.exception("the driver failed")
-            self._fail(InvariantViolated(f"the driver failed: {error!r}"))
+            self._fail(InvariantViolatedError(f"the driver failed: {error!r}"))
 
     def _fail(self, error: FatalError) -> None:
         self.halt()

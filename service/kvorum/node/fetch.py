@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from kvorum.errors import InvariantViolated, MalformedMessage, PeerError, StorageError
+from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageError
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.snapshots import load_store
@@ -41,7 +41,7 @@ async def download(
         if offset_bytes:
             chunk = await peers.snapshot_chunk(source, first.last_index, offset_bytes)
         if chunk.sha256 != first.sha256 or not chunk.data:
-            raise MalformedMessage(f"{source} replaced its snapshot at {first.last_index} meanwhile")
+            raise MalformedMessageError(f"{source} replaced its snapshot at {first.last_index} meanwhile")
         await take(chunk.data)
         offset_bytes += len(chunk.data)
 
@@ -98,11 +98,13 @@ class Fetcher:
         """Return the state of a fetched snapshot, once.
 
         Raises:
-            InvariantViolated: it is not here.
+            InvariantViolatedError: it is not here.
         """
         held, self._held = self._held, None
         if held is None or held[0] != snapshot:
-            raise InvariantViolated(f"the snapshot at {snapshot.last_index} was adopted, but its state is not here")
+            raise InvariantViolatedError(
+                f"the snapshot at {snapshot.last_index} was adopted, but its state is not here"
+            )
         return held[1]
 
     def offered(self, by: NodeId) -> None:

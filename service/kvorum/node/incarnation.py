@@ -8,7 +8,7 @@ from random import Random
 
 import msgspec
 
-from kvorum.errors import IdentityRejected, MembershipRefused, StorageError
+from kvorum.errors import IdentityRejectedError, MembershipRefusedError, StorageError
 from kvorum.identity import Identity
 from kvorum.node.ports import Threads
 from kvorum.node.supervisor import Supervisor
@@ -57,11 +57,11 @@ class ClusterIdentity:
         """Begin a new cluster.
 
         Raises:
-            MembershipRefused: this node is in one already, or about to be.
+            MembershipRefusedError: this node is in one already, or about to be.
             StorageError: the cluster's id could not be made durable.
         """
         if self.current.cluster_id or self.is_joining:
-            raise MembershipRefused(
+            raise MembershipRefusedError(
                 f"this node is already in cluster {self.current.cluster_id or 'that is calling it'}"
             )
         self.current = msgspec.structs.replace(self.current, cluster_id=cluster_id)
@@ -71,7 +71,7 @@ class ClusterIdentity:
         """Make the caller's cluster ours: it called this very incarnation, so its leader knows that we are empty.
 
         Raises:
-            IdentityRejected: we have joined another one meanwhile.
+            IdentityRejectedError: we have joined another one meanwhile.
         """
         async with self._joining:
             if not self.current.cluster_id:
@@ -80,8 +80,8 @@ class ClusterIdentity:
                     await self._threads.run(self._storage.write_identity, identity)
                 except StorageError as error:
                     self._supervisor.fail(error)
-                    raise IdentityRejected("cluster", f"{identity.node_id} ends: {error}") from error
+                    raise IdentityRejectedError("cluster", f"{identity.node_id} ends: {error}") from error
                 self.current = identity
                 log.info("%s joined cluster %s, called by %s", identity.node_id, identity.cluster_id, greeting.sender)
             elif self.current.cluster_id != greeting.cluster_id:
-                raise IdentityRejected("cluster", f"{greeting.sender} is of cluster {greeting.cluster_id}")
+                raise IdentityRejectedError("cluster", f"{greeting.sender} is of cluster {greeting.cluster_id}")

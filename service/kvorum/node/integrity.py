@@ -11,7 +11,7 @@ import logging
 from io import BytesIO
 from itertools import cycle
 
-from kvorum.errors import CallerError, InvariantViolated, PeerError, StorageCorrupt, StorageError
+from kvorum.errors import CallerError, InvariantViolatedError, PeerError, StorageCorruptError, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.node.fetch import download
@@ -157,9 +157,9 @@ class Integrity:
             await download(self._peers, source, first, keep)
             store = await self._threads.run(_decode, bytes(data))
             if store.mismatch is not None:
-                raise StorageCorrupt(f"the snapshot of {source} does not have the sum that it carries")
+                raise StorageCorruptError(f"the snapshot of {source} does not have the sum that it carries")
             self._raft.reapply_from(store.applied_index)
-        except (PeerError, StorageError, InvariantViolated) as error:
+        except (PeerError, StorageError, InvariantViolatedError) as error:
             if self._limit.allow() is not None:
                 log.warning("rebuilding the state from %s failed: %s", source, error)
             return False

@@ -15,7 +15,7 @@ import msgspec
 from kvorum import __version__
 from kvorum.config import Config
 from kvorum.config.options import finalize_after_s
-from kvorum.errors import CallerError, FeatureLevelBlockedError, NotLeader
+from kvorum.errors import CallerError, FeatureLevelBlockedError, NotLeaderError
 from kvorum.kv.commands import RaiseFeatureLevel, encode_batch
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL, LEVELS, blockers
 from kvorum.node.incarnation import ClusterIdentity
@@ -142,9 +142,9 @@ class FeatureLevels:
         """Raise the level as far as this version goes, now, and return it once it is applied here.
 
         Raises:
-            NotLeader, Overloaded: not raised.
+            NotLeaderError, OverloadedError: not raised.
             FeatureLevelBlockedError: not raised, or not all the way: a member does not support the next level.
-            OutcomeUnknown: it may be raised.
+            OutcomeUnknownError: it may be raised.
         """
         while self.level < HIGHEST_LEVEL:
             level = self.level + 1
@@ -152,7 +152,7 @@ class FeatureLevels:
             if self._raft.role is not Role.LEADER:
                 leader = self._raft.leader
                 if leader is None or leader not in reasons or leader not in self._announced:
-                    raise NotLeader(leader)
+                    raise NotLeaderError(leader)
                 # It would not know what is asked of it.
                 reasons = {leader: reasons[leader]}
             if reasons:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import MembershipRefused, NotLeader, OutcomeUnknown, PeerError, TransferFailed
+from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError, TransferFailedError
 from kvorum.identity import name_of
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.ports import Clock, Peers
@@ -56,17 +56,17 @@ class Membership:
         """Add the node that answers at ``peer_url`` as a learner.
 
         Raises:
-            NotLeader, MembershipRefused: not done.
-            OutcomeUnknown: it may be.
+            NotLeaderError, MembershipRefusedError: not done.
+            OutcomeUnknownError: it may be.
         """
         try:
             hello = await self._peers.hello(peer_url)
         except PeerError as error:
-            raise MembershipRefused(f"{name} does not answer at {peer_url}: {error}") from error
+            raise MembershipRefusedError(f"{name} does not answer at {peer_url}: {error}") from error
         if hello.name != name:
-            raise MembershipRefused(f"{hello.name} answers at {peer_url}, not {name}")
+            raise MembershipRefusedError(f"{hello.name} answers at {peer_url}, not {name}")
         if hello.cluster_id and hello.cluster_id != self._identity.current.cluster_id:
-            raise MembershipRefused(f"{name} belongs to another cluster, {hello.cluster_id}")
+            raise MembershipRefusedError(f"{name} belongs to another cluster, {hello.cluster_id}")
         member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
         await self.change(AddLearner(member), timeout_ms)
 
@@ -82,23 +82,23 @@ class Membership:
         """Return the id of the one member with this name or id.
 
         Raises:
-            MembershipRefused: there is none, or there are two incarnations.
+            MembershipRefusedError: there is none, or there are two incarnations.
         """
         members = self._raft.configuration.members
         matches = [member.id for member in members if name in (member.id, name_of(member.id))]
         if not matches:
             known = ", ".join(member.id for member in members) or "none"
-            raise MembershipRefused(f'no member is named "{name}" (members: {known})')
+            raise MembershipRefusedError(f'no member is named "{name}" (members: {known})')
         if len(matches) > 1:
-            raise MembershipRefused(f'{len(matches)} members are named "{name}": {", ".join(matches)}; give an id')
+            raise MembershipRefusedError(f'{len(matches)} members are named "{name}": {", ".join(matches)}; give an id')
         return matches[0]
 
     async def change(self, change: Change, timeout_ms: int) -> None:
         """Make one membership change and wait until it is committed, and applied here.
 
         Raises:
-            NotLeader, MembershipRefused: not done.
-            OutcomeUnknown: it may be.
+            NotLeaderError, MembershipRefusedError: not done.
+            OutcomeUnknownError: it may be.
         """
         index, term = self._raft.propose_change(change)
         waiter = self._waits.entry(index, term, timeout_ms / 1000)
@@ -138,12 +138,12 @@ class Membership:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
-            OutcomeUnknown: it left, or may still leave.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            OutcomeUnknownError: it left, or may still leave.
         """
         raft = self._raft
         if raft.role is not Role.LEADER:
-            raise NotLeader(raft.leader)
+            raise NotLeaderError(raft.leader)
         target = self.member_named(target_name) if target_name else None
         if target == raft.id:
             return name_of(target)
@@ -155,7 +155,7 @@ class Membership:
             if raft.role is not Role.LEADER and raft.leader is not None:
                 return name_of(raft.leader)
             if raft.role is Role.LEADER and not raft.is_transferring:
-                raise TransferFailed(f"{target} did not take the leadership in time")
+                raise TransferFailedError(f"{target} did not take the leadership in time")
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0 or not await self._waits.change(left_s):
-                raise OutcomeUnknown(f"leadership transfer to {target} started; the new leader is not known yet")
+                raise OutcomeUnknownError(f"leadership transfer to {target} started; the new leader is not known yet")

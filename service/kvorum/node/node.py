@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
-from kvorum.errors import FatalError, NoLeader
+from kvorum.errors import FatalError, NoLeaderError
 from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.state_hash import StateDigest
@@ -155,19 +155,19 @@ class Node:
         """Check that this node may answer from its state, stale or not.
 
         Raises:
-            NoLeader: it may not, since its state is wrong or it is about to end; nothing was done.
+            NoLeaderError: it may not, since its state is wrong or it is about to end; nothing was done.
         """
         if self.parts.turns.is_over:
-            raise NoLeader("the node is ending")
+            raise NoLeaderError("the node is ending")
         if self.quarantined:
-            raise NoLeader(self.quarantined)
+            raise NoLeaderError(self.quarantined)
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         """Replicate the command and return what applying it gave.
 
         Raises:
-            NotLeader, Overloaded, TooLarge, InvalidRequest: certainly not done.
-            OutcomeUnknown: it may be done, now or later.
+            NotLeaderError, OverloadedError, TooLargeError, InvalidRequestError: certainly not done.
+            OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
         waiter = self.parts.proposals.submit(command, timeout_ms / 1000)
@@ -180,7 +180,7 @@ class Node:
         """Return when ``store`` holds everything that was acknowledged, anywhere, before the call.
 
         Raises:
-            NoLeader, ReadTimeout, Overloaded: it could not be confirmed in time.
+            NoLeaderError, ReadTimeoutError, OverloadedError: it could not be confirmed in time.
         """
         self.check_serves()
         waiter = self.parts.reads.submit(timeout_ms / 1000)
@@ -193,7 +193,7 @@ class Node:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
 
         Raises:
-            Overloaded: there is none to be had now.
+            OverloadedError: there is none to be had now.
         """
         return await self.parts.backups.begin()
 
@@ -250,8 +250,8 @@ class Node:
         """Raise the feature level as far as this version goes and return it: no earlier version can be started then.
 
         Raises:
-            NotLeader, Overloaded, FeatureLevelBlockedError: not raised.
-            OutcomeUnknown: it may be.
+            NotLeaderError, OverloadedError, FeatureLevelBlockedError: not raised.
+            OutcomeUnknownError: it may be.
         """
         self.check_serves()
         return await self.parts.levels.finalize(timeout_ms)
@@ -270,7 +270,7 @@ class Node:
                 these, or at the first level if that of a member is not known.
 
         Raises:
-            MembershipRefused: this node is not empty.
+            MembershipRefusedError: this node is not empty.
             StorageError: the cluster's id could not be made durable.
         """
         self.parts.identity.begin(cluster_id)
@@ -283,8 +283,8 @@ class Node:
         """Add the node that answers at ``peer_url`` as a learner.
 
         Raises:
-            NotLeader, MembershipRefused: not done.
-            OutcomeUnknown: it may be.
+            NotLeaderError, MembershipRefusedError: not done.
+            OutcomeUnknownError: it may be.
         """
         await self.parts.membership.add(name, peer_url, client_url, timeout_ms)
 
@@ -304,7 +304,7 @@ class Node:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
-            OutcomeUnknown: it left, or may still leave.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            OutcomeUnknownError: it left, or may still leave.
         """
         return await self.parts.membership.transfer(target_name, timeout_ms)

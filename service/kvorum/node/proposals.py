@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvorum.errors import CallerError, NoLeader, NotLeader, OutcomeUnknown, Overloaded
+from kvorum.errors import CallerError, NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
@@ -76,15 +76,16 @@ class Proposals:
         """Queue a write and return the future of its result.
 
         Raises:
-            NotLeader, Overloaded, TooLarge, InvalidRequest, FeatureUnavailableError: it was not queued.
+            NotLeaderError, OverloadedError, TooLargeError, InvalidRequestError, FeatureUnavailableError: nothing was
+                queued.
         """
         if self._raft.leader != self._raft.id:
-            raise NotLeader(self._raft.leader)
+            raise NotLeaderError(self._raft.leader)
         check_command(command)
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
-            raise Overloaded(f"{self.pending} writes are waiting already")
+            raise OverloadedError(f"{self.pending} writes are waiting already")
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
@@ -112,7 +113,7 @@ class Proposals:
         if index in self._proposed:
             _, waiters, _ = self._proposed.pop(index)
             self.pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown("another entry replaced the entry of this write"))
+            self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
     def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
         commands: list[Command] = []
@@ -140,7 +141,7 @@ class Proposals:
         term, waiters, since = waiting
         self.pending -= len(waiters)
         if term != entry.term:
-            self._fail(waiters, OutcomeUnknown("an entry of another leader replaced the entry of this write"))
+            self._fail(waiters, OutcomeUnknownError("an entry of another leader replaced the entry of this write"))
             return
         self._counters.commit_duration.record(self._clock.monotonic() - since)
         answered = 0
@@ -156,7 +157,7 @@ class Proposals:
         for at in [at for at in self._proposed if at <= index]:
             _, waiters, _ = self._proposed.pop(at)
             self.pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown("a snapshot replaced the entry of this write"))
+            self._fail(waiters, OutcomeUnknownError("a snapshot replaced the entry of this write"))
 
     def expire(self) -> None:
         """Answer the callers whose deadline has passed; called once a tick.
@@ -168,15 +169,15 @@ class Proposals:
         queued = {waiter for _, waiter in self.queue} if expired else set()
         for waiter in expired:
             if waiter in queued:
-                self._refuse([], Overloaded("the write was still queued at its deadline; it was not done"), waiter)
+                self._refuse([], OverloadedError("the write was still queued at its deadline; it was not done"), waiter)
             else:
-                self._fail([waiter], OutcomeUnknown("no quorum answered in time; the write may still be done"))
+                self._fail([waiter], OutcomeUnknownError("no quorum answered in time; the write may still be done"))
 
     def _refuse(self, waiters: list[Waiter], error: CallerError, *more: Waiter) -> None:
         self.pending -= len(waiters)
         self._tell((*waiters, *more), error, "refused")
 
-    def _fail(self, waiters: list[Waiter], error: OutcomeUnknown) -> None:
+    def _fail(self, waiters: list[Waiter], error: OutcomeUnknownError) -> None:
         self._tell(waiters, error, "unknown")
 
     def _tell(self, waiters: Sequence[Waiter], error: CallerError, outcome: str) -> None:
@@ -192,10 +193,10 @@ class Proposals:
         """Answer every caller: the node stops, or its state is wrong."""
         queued = [waiter for _, waiter in self.queue]
         self.queue.clear()
-        self._refuse(queued, NoLeader(reason))
+        self._refuse(queued, NoLeaderError(reason))
         for _, waiters, _ in self._proposed.values():
             self.pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknown(f"{reason}; the write may still be done"))
+            self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be done"))
         self._proposed.clear()
 
 

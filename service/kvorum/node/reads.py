@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kvorum.errors import NoLeader, Overloaded, ReadTimeout
+from kvorum.errors import NoLeaderError, OverloadedError, ReadTimeoutError
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
@@ -52,10 +52,10 @@ class Reads:
         """Queue a read and return a future that completes once the store may be read.
 
         Raises:
-            Overloaded: too many wait.
+            OverloadedError: too many wait.
         """
         if self._waiting >= WAITING_MAX:
-            raise Overloaded(f"{self._waiting} reads are waiting already")
+            raise OverloadedError(f"{self._waiting} reads are waiting already")
         waiter: Waiter = asyncio.Future()
         self.queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)
@@ -111,10 +111,10 @@ class Reads:
         if expired:
             self._forget_the_done()
 
-    def _reason(self) -> NoLeader | ReadTimeout:
+    def _reason(self) -> NoLeaderError | ReadTimeoutError:
         if self._raft.leader is None:
-            return NoLeader("no leader is known; a linearizable read needs one")
-        return ReadTimeout("no quorum confirmed the leader in time")
+            return NoLeaderError("no leader is known; a linearizable read needs one")
+        return ReadTimeoutError("no quorum confirmed the leader in time")
 
     def _forget_the_done(self) -> None:
         before = len(self.queue)
@@ -131,7 +131,7 @@ class Reads:
         waiters = [*self.queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(NoLeader(reason))
+                waiter.set_exception(NoLeaderError(reason))
         for context in self._asked:
             self._raft.abandon_read(context)
         self.queue.clear()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from kvorum.errors import FatalError, InvariantViolated
+from kvorum.errors import FatalError, InvariantViolatedError
 from kvorum.node.supervisor import Supervisor
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class LoopTasks:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if not isinstance(error, FatalError):
-            error = InvariantViolated(f"{task.get_name()} failed: {error!r}")
+            error = InvariantViolatedError(f"{task.get_name()} failed: {error!r}")
         self._supervisor.fail(error)
 
     async def sleep(self, delay_s: float) -> None:

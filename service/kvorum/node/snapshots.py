@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -84,14 +84,14 @@ class Snapshots:
         """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task.
 
         Raises:
-            SnapshotFailed: a newer one is being installed, or the state is known to be wrong.
+            SnapshotFailedError: a newer one is being installed, or the state is known to be wrong.
         """
         state, raft = self._state, self._raft
         if state.is_wrong:
-            raise SnapshotFailed("the state is in quarantine")
+            raise SnapshotFailedError("the state is in quarantine")
         if self._task is None or self._task.done():
             if state.store.applied_index < raft.log.base_index:
-                raise SnapshotFailed("a newer snapshot is being installed")
+                raise SnapshotFailedError("a newer snapshot is being installed")
             state.bytes_since_snapshot = 0
             snapshot = raft.snapshot_at(state.store.applied_index)
             # The cut is made now: by the time the task runs, the store may have moved on.
@@ -189,7 +189,7 @@ def load_store(snapshots: SnapshotFile, snapshot: Snapshot) -> Store:
     """Return the state in the durable snapshot that ``snapshot`` describes. Blocking: run it in a thread.
 
     Raises:
-        StorageCorrupt: it is damaged.
+        StorageCorruptError: it is damaged.
     """
     restorer = Restorer(snapshot.configuration)
     for chunk in snapshots.read(snapshot.last_index):
@@ -203,4 +203,4 @@ def _read_chunk(snapshots: SnapshotFile, last_index: int, offset_bytes: int, siz
             index = info.snapshot.last_index
             data = snapshots.chunk(index, offset_bytes, size_bytes)
             return SnapshotChunk(data, index, info.size_bytes, info.sha256)
-    raise StorageCorrupt(f"there is no snapshot at {last_index} here")
+    raise StorageCorruptError(f"there is no snapshot at {last_index} here")

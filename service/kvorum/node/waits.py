@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kvorum.errors import OutcomeUnknown
+from kvorum.errors import OutcomeUnknownError
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
 from kvorum.raft.messages import Entry
@@ -29,7 +29,7 @@ class Waits:
     def entry(self, index: int, term: int, timeout_s: float) -> asyncio.Future[None]:
         """Return what completes when the entry that was proposed with this index and term is applied here.
 
-        It fails with :class:`~kvorum.errors.OutcomeUnknown` when that cannot be told.
+        It fails with :class:`~kvorum.errors.OutcomeUnknownError` when that cannot be told.
         """
         waiter: asyncio.Future[None] = asyncio.Future()
         if self._stopped:
@@ -102,4 +102,4 @@ def _complete(waiter: asyncio.Future[bool] | asyncio.Future[None], value: bool |
 
 def _fail(waiter: asyncio.Future[None], detail: str) -> None:
     if not waiter.done():
-        waiter.set_exception(OutcomeUnknown(detail))
+        waiter.set_exception(OutcomeUnknownError(detail))

@@ -13,7 +13,7 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from kvorum.errors import MalformedMessage
+from kvorum.errors import MalformedMessageError
 from kvorum.raft.membership import decode_configuration, is_sound
 from kvorum.raft.messages import AppendEntries, EntryKind, InstallSnapshot, Message, RequestVote
 
@@ -52,7 +52,7 @@ def decode(frame: bytes) -> tuple[Message, ...]:
     """Return the messages in a frame that this version knows, each of them checked.
 
     Raises:
-        MalformedMessage: the bytes are no frame, or a message contradicts itself.
+        MalformedMessageError: the bytes are no frame, or a message contradicts itself.
     """
     return decode_frame(frame).messages
 
@@ -61,7 +61,7 @@ def decode_frame(frame: bytes) -> Frame:
     """Return what a frame holds, and how much of it is unknown.
 
     Raises:
-        MalformedMessage: the bytes are no frame, or a message contradicts itself.
+        MalformedMessageError: the bytes are no frame, or a message contradicts itself.
     """
     unknown = 0
     try:
@@ -80,7 +80,7 @@ def _decode_one_by_one(frame: bytes) -> Frame:
         known = [raw for raw in raws if _tag_decoder.decode(raw).tag in _TAGS]
         return Frame(tuple([_message_decoder.decode(raw) for raw in known]), len(raws) - len(known))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise MalformedMessage(f"not a frame of messages: {error}") from error
+        raise MalformedMessageError(f"not a frame of messages: {error}") from error
 
 
 def _check(message: Message) -> None:
@@ -97,8 +97,8 @@ def _check(message: Message) -> None:
             pass
 
 
-def _malformed(message: Message, reason: str) -> MalformedMessage:
-    return MalformedMessage(f"{type(message).__name__} from {message.sender}: {reason}")
+def _malformed(message: Message, reason: str) -> MalformedMessageError:
+    return MalformedMessageError(f"{type(message).__name__} from {message.sender}: {reason}")
 
 
 def _check_position(message: Message, index: int, log_term: int) -> None:

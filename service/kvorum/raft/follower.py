@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -52,7 +52,7 @@ class Follower:
         match, never the log's own length.
 
         Raises:
-            InvariantViolated: the message contradicts a committed entry.
+            InvariantViolatedError: the message contradicts a committed entry.
         """
         log, entries = self._state.log, message.entries
         last_new_index = message.prev_log_index + len(entries)
@@ -87,7 +87,7 @@ class Follower:
         known += [(entry.index, entry.term) for entry in message.entries[: log.commit_index - message.prev_log_index]]
         for index, term in known:
             if log.term(index) not in (None, term):
-                raise InvariantViolated(
+                raise InvariantViolatedError(
                     f"{message.sender} has an entry {index} of term {term}, "
                     f"yet one of term {log.term(index)} is committed"
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from kvorum.errors import InvariantViolated, MembershipRefused, Overloaded, TransferFailed
+from kvorum.errors import InvariantViolatedError, MembershipRefusedError, OverloadedError, TransferFailedError
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed, encode_configuration
 from kvorum.raft.messages import (
@@ -88,12 +88,12 @@ class Leader:
         """Append commands; return the index of the first.
 
         Raises:
-            Overloaded: too many bytes wait for a quorum, or the leadership is being handed over.
+            OverloadedError: too many bytes wait for a quorum, or the leadership is being handed over.
         """
         if self.transfer_target is not None:
-            raise Overloaded("the leadership is being handed over")
+            raise OverloadedError("the leadership is being handed over")
         if self._uncommitted_bytes > self._config.uncommitted_bytes_max:
-            raise Overloaded(f"{self._uncommitted_bytes} bytes wait for a quorum")
+            raise OverloadedError(f"{self._uncommitted_bytes} bytes wait for a quorum")
         return self._append(EntryKind.COMMAND, payloads)
 
     def _append(self, kind: EntryKind, payloads: Sequence[bytes]) -> int:
@@ -120,11 +120,11 @@ class Leader:
         """Append a configuration and return its index; it is in force at once (thesis 4.1).
 
         Raises:
-            MembershipRefused: the change would not be safe now, or makes no sense.
+            MembershipRefusedError: the change would not be safe now, or makes no sense.
         """
         reason = self.why_no_change()
         if reason is not None:
-            raise MembershipRefused(reason)
+            raise MembershipRefusedError(reason)
         configuration = changed(self._configurations.latest, change)
         self._check_is_safe(change, configuration)
         index = self._append(EntryKind.CONFIGURATION, [encode_configuration(configuration)])
@@ -139,12 +139,12 @@ class Leader:
             case Promote(node):
                 lag = self._log.last_index - self.progress[node].match_index
                 if not self._has_answered(node) or lag > self._config.promote_lag_max:
-                    raise MembershipRefused(f"{node} has not caught up: it is {lag} entries behind")
+                    raise MembershipRefusedError(f"{node} has not caught up: it is {lag} entries behind")
             case Remove(node):
                 voters = configuration.voters()
                 live = [voter for voter in voters if voter == self._id or self._has_answered(voter)]
                 if len(live) < configuration.quorum():
-                    raise MembershipRefused(
+                    raise MembershipRefusedError(
                         f"without {node} only {len(live)} of {len(voters)} voters answer: no quorum"
                     )
 
@@ -274,7 +274,9 @@ class Leader:
     def _offer_snapshot(self, node: NodeId, progress: Progress) -> None:
         snapshot = self._state.snapshot
         if snapshot is None:
-            raise InvariantViolated(f"the log begins at {self._log.first_index}, and there is no snapshot before it")
+            raise InvariantViolatedError(
+                f"the log begins at {self._log.first_index}, and there is no snapshot before it"
+            )
         progress.become_snapshot()
         self._send(InstallSnapshot(self._term, self._id, node, snapshot=snapshot))
 
@@ -402,16 +404,16 @@ class Leader:
         Proposals are refused until it is over, or an election timeout has passed.
 
         Raises:
-            TransferFailed: there is nobody to hand it to: no other voter, or none that answers.
+            TransferFailedError: there is nobody to hand it to: no other voter, or none that answers.
         """
         if target is None:
             target = self.transfer_candidate()
         if target is None:
-            raise TransferFailed("no other voter answers")
+            raise TransferFailedError("no other voter answers")
         if target not in self._other_voters:
-            raise TransferFailed(f"{target} is not another voter")
+            raise TransferFailedError(f"{target} is not another voter")
         if not self._is_active(self.progress[target]):
-            raise TransferFailed(f"{target} does not answer")
+            raise TransferFailedError(f"{target} does not answer")
         self.transfer_target = target
         self._ticks_since_transfer = 0
         if self.progress[target].match_index == self._log.last_index:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import Entry
 
 ENTRY_OVERHEAD_BYTES = 24
@@ -34,7 +34,7 @@ class RaftLog:
         entries: contiguous, all of them durable.
 
     Raises:
-        InvariantViolated: the entries do not follow the snapshot without a gap, or their terms go back.
+        InvariantViolatedError: the entries do not follow the snapshot without a gap, or their terms go back.
     """
 
     def __init__(self, snapshot_index: int, snapshot_term: int, entries: Iterable[Entry]) -> None:
@@ -42,10 +42,10 @@ class RaftLog:
         self._entries = list(entries)
         for index, entry in enumerate(self._entries, snapshot_index + 1):
             if entry.index != index:
-                raise InvariantViolated(f"the log has entry {entry.index} where {index} belongs")
+                raise InvariantViolatedError(f"the log has entry {entry.index} where {index} belongs")
         terms = [snapshot_term, *(entry.term for entry in self._entries)]
         if terms != sorted(terms):
-            raise InvariantViolated("the terms in the log go back")
+            raise InvariantViolatedError("the terms in the log go back")
         self._set_end()
         self.commit_index = self.applied_index = snapshot_index
         self.saved_index = self.last_index
@@ -96,10 +96,12 @@ class RaftLog:
         """Forget the entries from ``index`` on: they conflict with the leader's (section 5.3).
 
         Raises:
-            InvariantViolated: one of them was committed (State Machine Safety, section 5.4.3).
+            InvariantViolatedError: one of them was committed (State Machine Safety, section 5.4.3).
         """
         if index <= self.commit_index:
-            raise InvariantViolated(f"entry {index} conflicts with a leader's, yet {self.commit_index} is committed")
+            raise InvariantViolatedError(
+                f"entry {index} conflicts with a leader's, yet {self.commit_index} is committed"
+            )
         del self._entries[index - self.base_index - 1 :]
         self._set_end()
         self.saved_index = min(self.saved_index, index - 1)
@@ -110,12 +112,12 @@ class RaftLog:
         """Raise ``commit_index`` to ``index``; never lower it.
 
         Raises:
-            InvariantViolated: the log does not reach that far.
+            InvariantViolatedError: the log does not reach that far.
         """
         if index <= self.commit_index:
             return
         if index > self.last_index:
-            raise InvariantViolated(f"told that entry {index} is committed, but the log ends at {self.last_index}")
+            raise InvariantViolatedError(f"told that entry {index} is committed, but the log ends at {self.last_index}")
         self.commit_index = index
 
     def find_conflict_by_term(self, index: int, term: int) -> tuple[int, int]:
@@ -162,13 +164,13 @@ class RaftLog:
         """Forget the entries up to and including ``index`` (section 7).
 
         Raises:
-            InvariantViolated: one of them is not applied.
+            InvariantViolatedError: one of them is not applied.
         """
         if index <= self.base_index:
             return
         term = self.term(index)
         if term is None or index > self.applied_index:
-            raise InvariantViolated(f"cannot compact to {index}: only {self.applied_index} is applied")
+            raise InvariantViolatedError(f"cannot compact to {index}: only {self.applied_index} is applied")
         del self._entries[: index - self.base_index]
         self.base_index, self.base_term = index, term
 

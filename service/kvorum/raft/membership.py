@@ -13,7 +13,7 @@ from typing import assert_never
 
 import msgspec
 
-from kvorum.errors import InvariantViolated, MembershipRefused
+from kvorum.errors import InvariantViolatedError, MembershipRefusedError
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member, NodeId
 
 MEMBERS_MAX = 64
@@ -78,25 +78,25 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
     """Return the configuration after the change.
 
     Raises:
-        MembershipRefused: the change makes no sense here.
+        MembershipRefusedError: the change makes no sense here.
     """
     members = {member.id: member for member in configuration.members}
     match change:
         case AddLearner(member):
             if member.id in members:
-                raise MembershipRefused(f"{member.id} is a member already")
+                raise MembershipRefusedError(f"{member.id} is a member already")
             if len(members) >= MEMBERS_MAX:
-                raise MembershipRefused(f"there are {len(members)} members already (limit {MEMBERS_MAX})")
+                raise MembershipRefusedError(f"there are {len(members)} members already (limit {MEMBERS_MAX})")
             members[member.id] = msgspec.structs.replace(member, voter=False)
         case Promote(node) | Remove(node) if node not in members:
-            raise MembershipRefused(f"{node} is not a member")
+            raise MembershipRefusedError(f"{node} is not a member")
         case Promote(node):
             if members[node].voter:
-                raise MembershipRefused(f"{node} is a voter already")
+                raise MembershipRefusedError(f"{node} is a voter already")
             members[node] = msgspec.structs.replace(members[node], voter=True)
         case Remove(node):
             if configuration.voters() == (node,):
-                raise MembershipRefused(f"{node} is the last voter")
+                raise MembershipRefusedError(f"{node} is the last voter")
             del members[node]
         case _:
             assert_never(change)
@@ -145,14 +145,14 @@ class Configurations:
         """Put in force what entries carry that were appended to the log.
 
         Raises:
-            InvariantViolated: a configuration does not decode.
+            InvariantViolatedError: a configuration does not decode.
         """
         for entry in entries:
             if entry.kind is EntryKind.CONFIGURATION:
                 try:
                     configuration = decode_configuration(entry.data)
                 except msgspec.DecodeError as error:
-                    raise InvariantViolated(f"entry {entry.index} is no configuration: {error}") from error
+                    raise InvariantViolatedError(f"entry {entry.index} is no configuration: {error}") from error
                 self.append(entry.index, configuration)
 
     def truncate(self, index: int) -> None:

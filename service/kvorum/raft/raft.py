@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import assert_never
 
-from kvorum.errors import InvariantViolated, MembershipRefused, NoLeader, NotLeader
+from kvorum.errors import InvariantViolatedError, MembershipRefusedError, NoLeaderError, NotLeaderError
 from kvorum.raft.candidate import Candidate
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import is_vote_granted
@@ -49,7 +49,7 @@ class Raft:
         entries: the durable entries that follow it.
 
     Raises:
-        InvariantViolated: the entries leave a gap, are ahead of the term, or carry a configuration that does not
+        InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
             decode.
     """
 
@@ -149,12 +149,12 @@ class Raft:
             payloads: commands that follow the configuration in the log.
 
         Raises:
-            MembershipRefused: this server is not empty, or not one of the voters.
+            MembershipRefusedError: this server is not empty, or not one of the voters.
         """
         if self.current_term or self.log.last_index:
-            raise MembershipRefused("this server has a log already: it cannot begin a new cluster")
+            raise MembershipRefusedError("this server has a log already: it cannot begin a new cluster")
         if self.id not in configuration.voters():
-            raise MembershipRefused(f"{self.id} is not a voter of the first configuration")
+            raise MembershipRefusedError(f"{self.id} is not a voter of the first configuration")
         entry = bootstrap_entry(configuration)
         self._become_follower(entry.term, None)
         commands = [Entry(2 + at, entry.term, EntryKind.COMMAND, data) for at, data in enumerate(payloads)]
@@ -169,8 +169,8 @@ class Raft:
         they are lost for good.
 
         Raises:
-            NotLeader: nothing was appended.
-            Overloaded: nothing was appended: too much waits for a quorum, or the leadership is being handed over.
+            NotLeaderError: nothing was appended.
+            OverloadedError: nothing was appended: too much waits for a quorum, or the leadership is being handed over.
         """
         return self._leader().propose(payloads), self.current_term
 
@@ -178,8 +178,8 @@ class Raft:
         """Append a membership change; return (index, term), which mean the same as for :meth:`propose`.
 
         Raises:
-            NotLeader: nothing was appended.
-            MembershipRefused: nothing was appended: it would not be safe now, or makes no sense.
+            NotLeaderError: nothing was appended.
+            MembershipRefusedError: nothing was appended: it would not be safe now, or makes no sense.
         """
         return self._leader().propose_change(change), self.current_term
 
@@ -187,8 +187,8 @@ class Raft:
         """Begin to hand the leadership over (thesis 3.10); return to whom.
 
         Raises:
-            NotLeader: this server has none to give.
-            TransferFailed: there is nobody to take it.
+            NotLeaderError: this server has none to give.
+            TransferFailedError: there is nobody to take it.
         """
         return self._leader().transfer(target)
 
@@ -198,7 +198,7 @@ class Raft:
 
     def _leader(self) -> Leader:
         if not isinstance(self._role, Leader):
-            raise NotLeader(self.leader)
+            raise NotLeaderError(self.leader)
         return self._role
 
     def read_index(self, context: int) -> None:
@@ -208,7 +208,7 @@ class Raft:
         a new one.
 
         Raises:
-            NoLeader: no leader is known.
+            NoLeaderError: no leader is known.
         """
         if isinstance(self._role, Leader):
             self._role.read_index(self.id, context)
@@ -216,7 +216,7 @@ class Raft:
             self._state.reads.ask(context)
             self._send_read_index(context)
         else:
-            raise NoLeader("no leader is known")
+            raise NoLeaderError("no leader is known")
 
     def abandon_read(self, context: int) -> None:
         """Forget a barrier that nobody waits for any more."""
@@ -236,11 +236,11 @@ class Raft:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.
 
         Raises:
-            InvariantViolated: it is not.
+            InvariantViolatedError: it is not.
         """
         term = self.log.term(index)
         if term is None or index > self.log.applied_index:
-            raise InvariantViolated(f"no snapshot at {index}: the log is at {self.log.applied_index}")
+            raise InvariantViolatedError(f"no snapshot at {index}: the log is at {self.log.applied_index}")
         return Snapshot(index, term, self.configurations.at(index))
 
     def compact(self, snapshot: Snapshot, retain: int) -> int:
@@ -260,10 +260,10 @@ class Raft:
         """Hand over again what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
 
         Raises:
-            InvariantViolated: the log does not reach back that far.
+            InvariantViolatedError: the log does not reach back that far.
         """
         if not self.log.base_index <= index <= self.log.applied_index:
-            raise InvariantViolated(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
+            raise InvariantViolatedError(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
         self.log.applied_index = index
 
     # --- Inputs -------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Raft:
         """The save with this number is durable here.
 
         Raises:
-            InvariantViolated: no such save is in flight.
+            InvariantViolatedError: no such save is in flight.
         """
         self._state.saved(number)
         if isinstance(self._role, Leader):
@@ -312,13 +312,13 @@ class Raft:
         It helps whoever leads now: a snapshot covers only committed entries.
 
         Raises:
-            InvariantViolated: no such fetch is under way, or the snapshot contradicts what is committed.
+            InvariantViolatedError: no such fetch is under way, or the snapshot contradicts what is committed.
         """
         state = self._state
         state.end_fetch(snapshot)
         if not state.commit_covered(snapshot):
             if isinstance(self._role, Leader):
-                raise InvariantViolated(f"the leader lacks the committed entry {snapshot.last_index}")
+                raise InvariantViolatedError(f"the leader lacks the committed entry {snapshot.last_index}")
             if isinstance(self._role, Candidate):
                 self._become_follower(state.current_term, None)  # It asked for votes with the log that goes now.
             state.adopt(snapshot)
@@ -329,7 +329,7 @@ class Raft:
         """The driver gave up fetching this snapshot: the next offer starts a fetch again.
 
         Raises:
-            InvariantViolated: no such fetch is under way.
+            InvariantViolatedError: no such fetch is under way.
         """
         self._state.end_fetch(snapshot)
 
@@ -343,7 +343,7 @@ class Raft:
         """Take a message from a peer. One that is not for this server, or of an old term, changes nothing.
 
         Raises:
-            InvariantViolated: the message contradicts what is committed: a bug, or another cluster's.
+            InvariantViolatedError: the message contradicts what is committed: a bug, or another cluster's.
         """
         state = self._state
         if message.recipient != self.id or message.sender == self.id:
@@ -433,11 +433,11 @@ class Raft:
         """Note that this term's leader was heard.
 
         Raises:
-            InvariantViolated: another server leads this term (Election Safety, section 5.2).
+            InvariantViolatedError: another server leads this term (Election Safety, section 5.2).
         """
         state, role = self._state, self._role
         if state.leader not in (None, leader):
-            raise InvariantViolated(f"{leader} leads term {state.current_term}, and so does {state.leader}")
+            raise InvariantViolatedError(f"{leader} leads term {state.current_term}, and so does {state.leader}")
         if not isinstance(role, Follower) or state.leader is None:
             role = self._become_follower(state.current_term, leader)
         state.timer.restart()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import ElectionTimer
 from kvorum.raft.log import RaftLog
@@ -30,7 +30,7 @@ class State:
         entries: the durable entries that follow it.
 
     Raises:
-        InvariantViolated: the entries leave a gap, are ahead of the term, or carry a configuration that does not
+        InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
             decode.
     """
 
@@ -53,7 +53,9 @@ class State:
         base = snapshot or Snapshot(0, 0, Configuration())
         self.log = RaftLog(base.last_index, base.last_term, entries)
         if self.log.last_term > self.current_term:
-            raise InvariantViolated(f"the log is in term {self.log.last_term}, yet the term is {self.current_term}")
+            raise InvariantViolatedError(
+                f"the log is in term {self.log.last_term}, yet the term is {self.current_term}"
+            )
         self.configurations = Configurations(base.last_index, base.configuration)
         self.configurations.note(entries)
         self.reads = OwnReads(config.heartbeat_timeout_ticks)
@@ -120,10 +122,10 @@ class State:
         """Note that the save with this number is durable.
 
         Raises:
-            InvariantViolated: it is not in flight.
+            InvariantViolatedError: it is not in flight.
         """
         if self._save is None or number != self._save.number:
-            raise InvariantViolated(f"save {number} is not in flight")
+            raise InvariantViolatedError(f"save {number} is not in flight")
         save, self._save = self._save, None
         self._durable = save.hard_state
         self._is_hard_state_durable = self._durable == HardState(self.current_term, self.voted_for)
@@ -153,13 +155,13 @@ class State:
         """Commit what the snapshot covers if the log holds it. Return whether it does.
 
         Raises:
-            InvariantViolated: the snapshot contradicts what is committed here.
+            InvariantViolatedError: the snapshot contradicts what is committed here.
         """
         log = self.log
         if log.matches(snapshot.last_index, snapshot.last_term):
             log.commit_to(snapshot.last_index)
         elif snapshot.last_index <= log.commit_index and log.term(snapshot.last_index) is not None:
-            raise InvariantViolated(
+            raise InvariantViolatedError(
                 f"a snapshot at {snapshot.last_index} is of term {snapshot.last_term}, "
                 f"yet an entry of term {log.term(snapshot.last_index)} is committed there"
             )
@@ -174,10 +176,10 @@ class State:
         """Note that the fetch under way has ended.
 
         Raises:
-            InvariantViolated: it is of another snapshot, or there is none.
+            InvariantViolatedError: it is of another snapshot, or there is none.
         """
         if self._fetching is None or self._fetching.snapshot != snapshot:
-            raise InvariantViolated(f"no fetch of the snapshot at {snapshot.last_index} is under way")
+            raise InvariantViolatedError(f"no fetch of the snapshot at {snapshot.last_index} is under way")
         self._fetching = self._fetch_to_begin = None
 
     def adopt(self, snapshot: Snapshot) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from kvorum.errors import InvalidRequest
+from kvorum.errors import InvalidRequestError
 from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 __all__ = [
@@ -32,12 +32,12 @@ def bounded_timeout_ms(wanted_ms: int | None, limit_ms: int) -> int:
     """Return how long a request may take: as long as the client wants, up to the node's ``request_timeout_ms``.
 
     Raises:
-        InvalidRequest: the client does not want to wait at all.
+        InvalidRequestError: the client does not want to wait at all.
     """
     if wanted_ms is None:
         return limit_ms
     if wanted_ms < 1:
-        raise InvalidRequest(f"timeout_ms is not a whole number from 1 to {INTEGER_MAX}")
+        raise InvalidRequestError(f"timeout_ms is not a whole number from 1 to {INTEGER_MAX}")
     return min(wanted_ms, limit_ms)
 
 
@@ -45,39 +45,39 @@ def check_staleness(consistency: str, max_staleness_ms: int | None) -> None:
     """Check that a read's bound makes sense.
 
     Raises:
-        InvalidRequest: it does not.
+        InvalidRequestError: it does not.
     """
     if max_staleness_ms is None:
         return
     if consistency != "stale":
-        raise InvalidRequest("max_staleness_ms needs consistency=stale: a linearizable read is never stale")
+        raise InvalidRequestError("max_staleness_ms needs consistency=stale: a linearizable read is never stale")
     if not 0 <= max_staleness_ms <= STALENESS_MS_MAX:
-        raise InvalidRequest(f"max_staleness_ms is not a whole number from 0 to {STALENESS_MS_MAX}")
+        raise InvalidRequestError(f"max_staleness_ms is not a whole number from 0 to {STALENESS_MS_MAX}")
 
 
 def check_member_name(name: str) -> None:
     """Check that a member can have this name.
 
     Raises:
-        InvalidRequest: it cannot.
+        InvalidRequestError: it cannot.
     """
     if not _MEMBER_NAME.fullmatch(name):
-        raise InvalidRequest("the member's name is not 1 to 63 letters, digits, '-', '_' or '.'")
+        raise InvalidRequestError("the member's name is not 1 to 63 letters, digits, '-', '_' or '.'")
 
 
 def check_member_url(url: str, what: str) -> None:
     """Check that a member can be reached at this base URL, ``http://HOST:PORT``.
 
     Raises:
-        InvalidRequest: it is something else; ``what`` names it.
+        InvalidRequestError: it is something else; ``what`` names it.
     """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidRequest(f"{what} is not a URL") from None
+        raise InvalidRequestError(f"{what} is not a URL") from None
     plain = url.isascii() and url.isprintable() and " " not in url
     if not plain or parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in {"", "/"}:
-        raise InvalidRequest(f"{what} is not http://HOST:PORT")
+        raise InvalidRequestError(f"{what} is not http://HOST:PORT")
     if parts.query or parts.fragment or parts.username is not None:
-        raise InvalidRequest(f"{what} is http://HOST:PORT without user, query or fragment")
+        raise InvalidRequestError(f"{what} is http://HOST:PORT without user, query or fragment")

@@ -84,29 +84,29 @@ class NodePort(Protocol):
         """Replicate the command and return what applying it gave.
 
         Raises:
-            NotLeader, NoLeader, Overloaded, TooLarge: certainly not done.
-            OutcomeUnknown: it may be done, now or later.
+            NotLeaderError, NoLeaderError, OverloadedError, TooLargeError: certainly not done.
+            OutcomeUnknownError: it may be done, now or later.
         """
 
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged before the call.
 
         Raises:
-            NoLeader, ReadTimeout: no quorum said so in time.
+            NoLeaderError, ReadTimeoutError: no quorum said so in time.
         """
 
     async def begin_backup(self) -> Backup:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
 
         Raises:
-            Overloaded: there is none to be had now.
+            OverloadedError: there is none to be had now.
         """
 
     def check_serves(self) -> None:
         """Check that the node may answer from its state, stale or not.
 
         Raises:
-            NoLeader: it may not.
+            NoLeaderError: it may not.
         """
 
     def staleness_ms(self) -> int | None:
@@ -125,24 +125,24 @@ class NodePort(Protocol):
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeader, MembershipRefused, TransferFailed: the leadership stays.
-            OutcomeUnknown: it left, or may still leave.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            OutcomeUnknownError: it left, or may still leave.
         """
 
     async def finalize(self, timeout_ms: int) -> int:
         """Raise the feature level as far as this version goes and return it.
 
         Raises:
-            NotLeader, FeatureLevelBlockedError: not raised.
-            OutcomeUnknown: it may be.
+            NotLeaderError, FeatureLevelBlockedError: not raised.
+            OutcomeUnknownError: it may be.
         """
 
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         """Add a learner.
 
         Raises:
-            NotLeader, MembershipRefused: not done.
-            OutcomeUnknown: it may be.
+            NotLeaderError, MembershipRefusedError: not done.
+            OutcomeUnknownError: it may be.
         """
 
     async def promote_member(self, name: str, timeout_ms: int) -> None:

@@ -8,10 +8,10 @@ from typing import assert_never, overload
 from kvorum.errors import (
     CallerError,
     CompareFailedError,
-    InvalidRequest,
-    InvariantViolated,
-    NoLeader,
-    NotLeader,
+    InvalidRequestError,
+    InvariantViolatedError,
+    NoLeaderError,
+    NotLeaderError,
     SessionError,
     TooStaleError,
 )
@@ -106,8 +106,8 @@ class Service:
             What :mod:`kvorum.service.results` has for the request. A Backup must be closed.
 
         Raises:
-            CallerError: it is refused, or its outcome is unknown; see :mod:`kvorum.service.outcomes`. NotLeader names
-                a leader elsewhere and its client URL.
+            CallerError: it is refused, or its outcome is unknown; see :mod:`kvorum.service.outcomes`.
+                NotLeaderError names a leader elsewhere and its client URL.
         """
         authorize(principal, request)
         match request:
@@ -146,7 +146,7 @@ class Service:
         timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
         try:
             result = await self._node.propose(command, timeout_ms)
-        except NotLeader as error:
+        except NotLeaderError as error:
             raise self._elsewhere(error) from None
         self._counters.writes += 1
         self._counters.write_duration.record(self._now() - started)
@@ -159,13 +159,13 @@ class Service:
                 code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
                 raise SessionError(code, detail, reason, revision)
             case FeatureLevelRaised() | FeatureLevelRefused():
-                raise InvariantViolated(f"a write was answered with {result}")
+                raise InvariantViolatedError(f"a write was answered with {result}")
             case _:
                 assert_never(result)
 
     async def _get(self, request: Get) -> GetResult:
         if not request.key:
-            raise InvalidRequest("the key is empty")
+            raise InvalidRequestError("the key is empty")
         timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
         if request.max_staleness_ms is not None:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
@@ -217,7 +217,7 @@ class Service:
                     await self._node.remove_member(name, timeout_ms)
                 case _:
                     assert_never(request)
-        except NotLeader as error:
+        except NotLeaderError as error:
             raise self._elsewhere(error) from None
         return Members(self._node.status().members)
 
@@ -225,13 +225,13 @@ class Service:
         timeout_ms = self._bounded(request.timeout_ms)
         try:
             return NewLeader(await self._node.transfer_leadership(request.target or None, timeout_ms))
-        except NotLeader as error:
+        except NotLeaderError as error:
             raise self._elsewhere(error) from None
 
     async def _finalize(self, timeout_ms: int | None) -> FeatureLevel:
         try:
             return FeatureLevel(await self._node.finalize(self._bounded(timeout_ms)))
-        except NotLeader as error:
+        except NotLeaderError as error:
             raise self._elsewhere(error) from None
 
     async def _snapshot(self, request: Snapshot) -> Backup:
@@ -245,10 +245,10 @@ class Service:
     def _bounded(self, timeout_ms: int | None) -> int:
         return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)
 
-    def _elsewhere(self, error: NotLeader) -> CallerError:
+    def _elsewhere(self, error: NotLeaderError) -> CallerError:
         """Return the error for a request that only the leader can execute: where to go, or that nobody leads."""
         name, url = self._node.leader_name(), self._node.leader_client_url()
         if not url or url == self._node.config.advertise_client_url:
             # There is nowhere to go; or this node has been elected since, and the client finds it leading next time.
-            return NoLeader(str(error), leader=name or None)
-        return NotLeader(error.leader, leader_name=name or "", leader_client_url=url)
+            return NoLeaderError(str(error), leader=name or None)
+        return NotLeaderError(error.leader, leader_name=name or "", leader_client_url=url)

@@ -29,7 +29,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvorum.errors import StorageLocked
+from kvorum.errors import StorageLockedError
 from kvorum.storage.files import FILE_MODE, FOLDER_MODE, explained, sync_folder
 
 log = logging.getLogger("kvorum.storage")
@@ -54,7 +54,7 @@ class Lock:
     """One process a folder: an flock that ends with the process, however it ends.
 
     Raises:
-        StorageLocked: another process holds it.
+        StorageLockedError: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +65,9 @@ class Lock:
             os.close(self._descriptor)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise StorageLocked(f"another process holds the data folder {folder}: is a node already running?") from None
+            raise StorageLockedError(
+                f"another process holds the data folder {folder}: is a node already running?"
+            ) from None
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -77,7 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder.
 
     Raises:
-        StorageLocked: another process holds it.
+        StorageLockedError: another process holds it.
     """
     lock = Lock(folder)
     try:
@@ -95,7 +97,7 @@ def finish_interrupted(folder: Path) -> None:
     """Complete what a crash interrupted; call it before the folder is opened.
 
     Raises:
-        StorageLocked: a node runs on the folder.
+        StorageLockedError: a node runs on the folder.
         StorageError: the disk refuses; call it again.
     """
     finish_setting_aside(folder)
@@ -166,7 +168,7 @@ def install_staged(folder: Path) -> bool:
     """Put what is staged in the place of what the folder holds, if anything is; return whether it was.
 
     Raises:
-        StorageLocked: a node runs on the folder.
+        StorageLockedError: a node runs on the folder.
         StorageError: the disk refuses; call it again.
     """
     if not (folder / STAGED).exists() and not (folder / MOVING).exists():

@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from kvorum.errors import StorageAmnesia, StorageCorrupt
+from kvorum.errors import StorageAmnesiaError, StorageCorruptError
 from kvorum.storage.files import FILE_MODE, sync_folder
 
 _RECORD = struct.Struct("<QI")
@@ -30,14 +30,14 @@ class HighWaterMark:
         """Return (seq, crc), or None if there is no mark.
 
         Raises:
-            StorageCorrupt: it is not 12 bytes long.
+            StorageCorruptError: it is not 12 bytes long.
         """
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return None
         if len(data) != _RECORD.size:
-            raise StorageCorrupt(f"the mark {self._path} is {len(data)} bytes long, not {_RECORD.size}")
+            raise StorageCorruptError(f"the mark {self._path} is {len(data)} bytes long, not {_RECORD.size}")
         seq, crc = _RECORD.unpack(data)
         return seq, crc
 
@@ -77,14 +77,14 @@ def check_high_water_mark(mark: tuple[int, int], last_seq: int, crcs: dict[int, 
         crcs: the CRC of each record that compaction has not removed.
 
     Raises:
-        StorageAmnesia: the log ends before the mark.
-        StorageCorrupt: the log is another than the one that the mark was made for.
+        StorageAmnesiaError: the log ends before the mark.
+        StorageCorruptError: the log is another than the one that the mark was made for.
     """
     seq, crc = mark
     if seq > last_seq:
-        raise StorageAmnesia(
+        raise StorageAmnesiaError(
             f"the log ends at record {last_seq}, but record {seq} was once durable: this disk has lost data. "
             "The node must not vote"
         )
     if crcs.get(seq, crc) != crc:
-        raise StorageCorrupt(f"record {seq} of the log is not the one that the mark was written for")
+        raise StorageCorruptError(f"record {seq} of the log is not the one that the mark was written for")

@@ -60,15 +60,15 @@ class SnapshotWriter(Protocol):
 class SnapshotFile(Protocol):
     """The file side of snapshots. Each method but ``latest``, ``kept`` and ``path`` blocks: run it in a thread.
 
-    Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailed`): the log is unharmed. Of whatever else the
-    disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
+    Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailedError`): the log is unharmed. Of
+    whatever else the disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
     """
 
     def create(self, snapshot: Snapshot) -> SnapshotWriter:
         """Begin to write a snapshot of the state after ``snapshot.last_index``.
 
         Raises:
-            SnapshotFailed: there is no room.
+            SnapshotFailedError: there is no room.
         """
 
     def latest(self) -> SnapshotInfo | None:
@@ -84,7 +84,7 @@ class SnapshotFile(Protocol):
         """Yield the payload of the snapshot at ``last_index`` in chunks, verifying it on the way.
 
         Raises:
-            StorageCorrupt: the bytes are not those that were written (at the latest after the last chunk).
+            StorageCorruptError: the bytes are not those that were written (at the latest after the last chunk).
         """
 
     def path(self, last_index: int) -> str:
@@ -94,7 +94,7 @@ class SnapshotFile(Protocol):
         """Return up to ``size_bytes`` of the file as it is, from ``offset_bytes`` on; empty behind its end.
 
         Raises:
-            StorageCorrupt: there is no such snapshot.
+            StorageCorruptError: there is no such snapshot.
         """
 
     def receive(self, snapshot: Snapshot, sha256: str = "") -> SnapshotReceiver:
@@ -104,7 +104,7 @@ class SnapshotFile(Protocol):
         may write the same state as different bytes.
 
         Raises:
-            SnapshotFailed: there is no room, or ``sha256`` is no hash.
+            SnapshotFailedError: there is no room, or ``sha256`` is no hash.
         """
 
 
@@ -119,14 +119,14 @@ class SnapshotReceiver(Protocol):
         """Append bytes of the file.
 
         Raises:
-            SnapshotFailed: there is no room; what arrived is thrown away.
+            SnapshotFailedError: there is no room; what arrived is thrown away.
         """
 
     def commit(self, sha256: str) -> SnapshotInfo:
         """Verify the whole file against ``sha256`` and its own header, and make it durable.
 
         Raises:
-            SnapshotFailed: it does not match, or there is no room; what arrived is thrown away.
+            SnapshotFailedError: it does not match, or there is no room; what arrived is thrown away.
         """
 
     def abort(self) -> None:
@@ -157,7 +157,7 @@ class Storage(Protocol):
         With ``replace`` whoever the folder belonged to is forgotten.
 
         Raises:
-            StorageForeign: another node's identity is here.
+            StorageForeignError: another node's identity is here.
             StorageError: it is not durable.
         """
 

@@ -26,7 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvorum.errors import InvariantViolated, StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
+from kvorum.errors import (
+    InvariantViolatedError,
+    StorageAmnesiaError,
+    StorageCorruptError,
+    StorageError,
+    StorageForeignError,
+)
 from kvorum.raft.messages import Save
 from kvorum.storage.datadir import DATABASE, MARK, SNAPSHOTS, Lock
 from kvorum.storage.files import create_folder, explained, sync_folder
@@ -127,10 +133,10 @@ class SqliteStorage:
         """Take the folder, verify it, and read it.
 
         Raises:
-            StorageLocked: another process holds the folder.
-            StorageForeign: it belongs to another node, another program or another version.
-            StorageCorrupt: what is there is not what was written.
-            StorageAmnesia: what was once durable is missing.
+            StorageLockedError: another process holds the folder.
+            StorageForeignError: it belongs to another node, another program or another version.
+            StorageCorruptError: what is there is not what was written.
+            StorageAmnesiaError: what was once durable is missing.
             StorageError: the disk refuses.
         """
         try:
@@ -151,11 +157,13 @@ class SqliteStorage:
     def _check(self, log: Log) -> None:
         """Compare the log with what stands beside it, and make the mark of a folder that is new."""
         if self._name and log.identity is not None and log.identity.name != self._name:
-            raise StorageForeign(f"the data folder {self._folder} belongs to {log.identity.name}, not to {self._name}")
+            raise StorageForeignError(
+                f"the data folder {self._folder} belongs to {log.identity.name}, not to {self._name}"
+            )
         mark = self._mark.read()
         if mark is None:
             if log.identity is not None or self._snapshots.exist():
-                raise StorageAmnesia(
+                raise StorageAmnesiaError(
                     f"the data folder {self._folder} has no mark: it is an incomplete copy. "
                     f"The node must not vote; {REJOIN}"
                 )
@@ -163,10 +171,10 @@ class SqliteStorage:
             return
         try:
             check_high_water_mark(mark, log.last_seq, log.crcs)
-        except StorageAmnesia as error:
-            raise StorageAmnesia(f"{self._folder}: {error}; {REJOIN}") from error
-        except StorageCorrupt as error:
-            raise StorageCorrupt(f"{self._folder}: {error}; {REJOIN}") from error
+        except StorageAmnesiaError as error:
+            raise StorageAmnesiaError(f"{self._folder}: {error}; {REJOIN}") from error
+        except StorageCorruptError as error:
+            raise StorageCorruptError(f"{self._folder}: {error}; {REJOIN}") from error
 
     def _open(self, log: Log, loaded: Loaded) -> None:
         path = self._folder / DATABASE
@@ -187,7 +195,7 @@ class SqliteStorage:
         if not replace:
             check_identity(self._identity, identity)
         if self._table is None:
-            raise InvariantViolated("the storage is not open")
+            raise InvariantViolatedError("the storage is not open")
         self._table.run(INSERT_IDENTITY, (IDENTITY_KEY, encode_identity(identity)))
         self._identity = identity
 
@@ -198,9 +206,9 @@ class SqliteStorage:
         if self._dead or self._closed:
             return
         if self._in_flight is not None:
-            raise InvariantViolated("a save was begun while another is in flight")
+            raise InvariantViolatedError("a save was begun while another is in flight")
         if self._identity is None:
-            raise InvariantViolated("a save was begun before the identity was written")
+            raise InvariantViolatedError("a save was begun before the identity was written")
         check_save(save, self._last_index)
         if save.snapshot is not None:
             self._snapshots.expect(save.snapshot.last_index)
@@ -277,7 +285,7 @@ class SqliteStorage:
         if self._dead or self._closed:
             return
         if self._compaction is not None:
-            raise InvariantViolated("a compaction was begun while another is in progress")
+            raise InvariantViolatedError("a compaction was begun while another is in progress")
         check_compaction(first_index, self._snapshots.latest())
         self._compaction = (first_index, done)
         self._running_loop().call_soon(self._compact_slice, None)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 from kvorum.storage.records import LogState, check_compaction, check_identity, make_record, recover
@@ -75,7 +75,7 @@ class MemoryStorage:
     def save(self, save: Save, done: Callable[[], None]) -> None:
         """Put ``save`` among what is pending."""
         if any(isinstance(operation, Save) for operation, _ in self._pending):
-            raise InvariantViolated("a save was begun while another is in flight")
+            raise InvariantViolatedError("a save was begun while another is in flight")
         if save.snapshot is not None:
             self.snapshots.expect(save.snapshot.last_index)
         self._begin(save, done)
@@ -84,7 +84,7 @@ class MemoryStorage:
         """Put a compaction among what is pending."""
         check_compaction(first_index, self.snapshots.latest())
         if any(isinstance(operation, Compaction) for operation, _ in self._pending):
-            raise InvariantViolated("a compaction was begun while another is in progress")
+            raise InvariantViolatedError("a compaction was begun while another is in progress")
         self._begin(Compaction(first_index), done)
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class MemorySnapshots:
     def expect(self, last_index: int) -> None:
         """Keep the snapshot at ``last_index``: a save is about to adopt it."""
         if last_index not in self._infos:
-            raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
+            raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is not here")
         self._expected = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:
@@ -208,7 +208,7 @@ class MemorySnapshots:
             try:
                 data = self.files[last_index]
                 yield verify(io.BytesIO(data), len(data))[0]
-            except StorageCorrupt:
+            except StorageCorruptError:
                 damaged.append(last_index)
                 del self.files[last_index]
                 self._infos.pop(last_index, None)
@@ -225,7 +225,7 @@ class MemorySnapshots:
 
     def _file(self, last_index: int) -> bytes:
         if last_index not in self.files:
-            raise StorageCorrupt(f"there is no snapshot at {last_index}")
+            raise StorageCorruptError(f"there is no snapshot at {last_index}")
         return self.files[last_index]
 
 
@@ -272,8 +272,8 @@ class MemoryReceiver:
         self.abort()
         try:
             snapshot, found = verify(io.BytesIO(data), len(data))
-        except StorageCorrupt as error:
-            raise SnapshotFailed(f"the snapshot that arrived is damaged: {error}") from error
+        except StorageCorruptError as error:
+            raise SnapshotFailedError(f"the snapshot that arrived is damaged: {error}") from error
         check_received(self._snapshot, sha256, snapshot, found)
         return self._snapshots.put(data, own=False)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from kvorum.errors import InvariantViolated, StorageCorrupt, StorageForeign
+from kvorum.errors import InvariantViolatedError, StorageCorruptError, StorageForeignError
 from kvorum.raft.messages import Entry, HardState, NodeId, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 
@@ -87,13 +87,13 @@ def decode_record(value: bytes) -> tuple[Record, int]:
     """Return the record that a row holds, and its CRC.
 
     Raises:
-        StorageCorrupt: these bytes were not written by :func:`encode_record`.
+        StorageCorruptError: these bytes were not written by :func:`encode_record`.
     """
     body, crc = _unseal(value)
     try:
         return _record_decoder.decode(body), crc
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageCorrupt(f"a record does not decode: {error}") from error
+        raise StorageCorruptError(f"a record does not decode: {error}") from error
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -105,12 +105,12 @@ def decode_identity(value: bytes) -> StoredIdentity:
     """Return what the identity row holds.
 
     Raises:
-        StorageCorrupt: these bytes were not written by :func:`encode_identity`.
+        StorageCorruptError: these bytes were not written by :func:`encode_identity`.
     """
     try:
         return _identity_decoder.decode(_unseal(value)[0])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageCorrupt(f"the identity does not decode: {error}") from error
+        raise StorageCorruptError(f"the identity does not decode: {error}") from error
 
 
 def _seal(value: Record | StoredIdentity) -> tuple[bytes, int]:
@@ -123,7 +123,7 @@ def _unseal(value: bytes) -> tuple[bytes, int]:
     body = value[_CRC_BYTES:]
     crc = zlib.crc32(body)
     if len(value) <= _CRC_BYTES or crc != int.from_bytes(value[:_CRC_BYTES], "little"):
-        raise StorageCorrupt("the checksum of a row does not match")
+        raise StorageCorruptError("the checksum of a row does not match")
     return body, crc
 
 
@@ -150,7 +150,7 @@ class LogState:
         """Change the log as ``record`` says. The first record may follow a part that compaction has removed.
 
         Raises:
-            StorageCorrupt: this record cannot follow those before it.
+            StorageCorruptError: this record cannot follow those before it.
         """
         if self.begins:
             self._is_cut = record.seq != 1
@@ -161,7 +161,7 @@ class LogState:
         elif self.begins and record.base is None:
             self.last_index = record.last_index if self._is_cut else 0
         if self.last_index != record.last_index:
-            raise StorageCorrupt(
+            raise StorageCorruptError(
                 f"record {record.seq} was written for a log that ends at {record.last_index}, not {self.last_index}"
             )
         self.hard_state = HardState(record.term, record.vote)
@@ -185,7 +185,7 @@ class LogState:
             begins = self.base.last_index + 1 if self.base is not None else 1
             fits = begins <= first_index <= self.last_index + 1
         if not fits or not _are_contiguous(first_index, record.entries):
-            raise StorageCorrupt(
+            raise StorageCorruptError(
                 f"record {record.seq} begins at entry {first_index}; the log ends at {self.last_index}"
             )
         if entries:
@@ -237,7 +237,7 @@ def recover(
         damaged: grows while ``snapshots`` is read: the last indexes of those that were found damaged.
 
     Raises:
-        StorageCorrupt: entries are missing that no snapshot covers.
+        StorageCorruptError: entries are missing that no snapshot covers.
     """
     for snapshot in snapshots:
         if state.holds(snapshot):
@@ -247,19 +247,19 @@ def recover(
         return Loaded(identity, state.hard_state, None, tuple(state.entries))
     begins = f"the log begins at entry {state.entries[0].index}" if state.entries else "the log holds no entries"
     why = f"; damaged: {', '.join(map(str, damaged))}" if damaged else ""
-    raise StorageCorrupt(f"{begins}, and no valid snapshot covers what came before{why}; {REJOIN}")
+    raise StorageCorruptError(f"{begins}, and no valid snapshot covers what came before{why}; {REJOIN}")
 
 
 def check_identity(stored: Identity | None, identity: Identity) -> None:
     """Refuse to give this folder to another node.
 
     Raises:
-        StorageForeign: ``stored`` is not ``identity``, and does more than lack a cluster id.
+        StorageForeignError: ``stored`` is not ``identity``, and does more than lack a cluster id.
     """
     if stored is None or stored == identity:
         return
     if stored.cluster_id or (stored.name, stored.incarnation) != (identity.name, identity.incarnation):
-        raise StorageForeign(
+        raise StorageForeignError(
             f"the data folder belongs to {stored.node_id} of cluster {stored.cluster_id or '(none)'}, "
             f"not to {identity.node_id} of cluster {identity.cluster_id or '(none)'}"
         )
@@ -269,7 +269,7 @@ def check_save(save: Save, last_index: int) -> None:
     """Refuse to write what could not be read back: a hole, or entries out of order.
 
     Raises:
-        InvariantViolated: ``save.entries`` do not continue or replace a log that ends at ``last_index``.
+        InvariantViolatedError: ``save.entries`` do not continue or replace a log that ends at ``last_index``.
     """
     if save.snapshot is not None:
         last_index = save.snapshot.last_index
@@ -278,15 +278,19 @@ def check_save(save: Save, last_index: int) -> None:
     first, last = save.entries[0].index, save.entries[-1].index
     detached = first != last_index + 1 if save.snapshot is not None else not 1 <= first <= last_index + 1
     if detached or last - first + 1 != len(save.entries):
-        raise InvariantViolated(f"entries {first} to {last} ({len(save.entries)}) in a log that ends at {last_index}")
+        raise InvariantViolatedError(
+            f"entries {first} to {last} ({len(save.entries)}) in a log that ends at {last_index}"
+        )
 
 
 def check_compaction(first_index: int, latest: SnapshotInfo | None) -> None:
     """Refuse to forget what no durable snapshot covers.
 
     Raises:
-        InvariantViolated: entries before ``first_index`` are not in a snapshot.
+        InvariantViolatedError: entries before ``first_index`` are not in a snapshot.
     """
     covered = latest.snapshot.last_index if latest is not None else 0
     if first_index > covered + 1:
-        raise InvariantViolated(f"compaction up to entry {first_index}, but a snapshot covers only up to {covered}")
+        raise InvariantViolatedError(
+            f"compaction up to entry {first_index}, but a snapshot covers only up to {covered}"
+        )

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from kvorum.errors import SnapshotFailed, StorageCorrupt
+from kvorum.errors import SnapshotFailedError, StorageCorruptError
 from kvorum.raft.messages import Snapshot
 
 MAGIC = b"KVORSNAP"
@@ -48,19 +48,19 @@ def read_header(stream: BinaryIO) -> tuple[Snapshot, bytes]:
     """Return the description and the header's bytes; the stream stands at the payload.
 
     Raises:
-        StorageCorrupt: this is not the beginning of a snapshot file, or of another format.
+        StorageCorruptError: this is not the beginning of a snapshot file, or of another format.
     """
     head = stream.read(len(MAGIC) + 4)
     if len(head) != len(MAGIC) + 4 or not head.startswith(MAGIC):
-        raise StorageCorrupt("not a snapshot file")
+        raise StorageCorruptError("not a snapshot file")
     size = int.from_bytes(head[len(MAGIC) :], "little")
     body = stream.read(size) if size <= DESCRIPTION_BYTES_MAX else b""
     try:
         description = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StorageCorrupt(f"the header of a snapshot file is damaged: {error}") from error
+        raise StorageCorruptError(f"the header of a snapshot file is damaged: {error}") from error
     if description.format != FORMAT:
-        raise StorageCorrupt(f"a snapshot file of format {description.format}; this version knows {FORMAT}")
+        raise StorageCorruptError(f"a snapshot file of format {description.format}; this version knows {FORMAT}")
     return description.snapshot, head + body
 
 
@@ -68,7 +68,7 @@ def read_payload(stream: BinaryIO, header: bytes, size_bytes: int) -> Iterator[b
     """Yield the payload of a file of ``size_bytes`` whose ``header`` has been read, and verify the hash at its end.
 
     Raises:
-        StorageCorrupt: after the last chunk: the bytes are not those that were written.
+        StorageCorruptError: after the last chunk: the bytes are not those that were written.
     """
     digest = hashlib.sha256(header)
     remaining = size_bytes - len(header) - HASH_BYTES
@@ -80,14 +80,14 @@ def read_payload(stream: BinaryIO, header: bytes, size_bytes: int) -> Iterator[b
         digest.update(chunk)
         yield chunk
     if remaining != 0 or stream.read(HASH_BYTES) != digest.digest():
-        raise StorageCorrupt("a snapshot file is damaged: its hash does not match")
+        raise StorageCorruptError("a snapshot file is damaged: its hash does not match")
 
 
 def verify(stream: BinaryIO, size_bytes: int) -> tuple[Snapshot, str]:
     """Read a whole file from the start and return its description and its hash.
 
     Raises:
-        StorageCorrupt: the bytes are not those that were written.
+        StorageCorruptError: the bytes are not those that were written.
     """
     snapshot, header = read_header(stream)
     for _ in read_payload(stream, header, size_bytes):
@@ -100,12 +100,12 @@ def check_received(expected: Snapshot, expected_sha256: str, found: Snapshot, fo
     """Compare a file that arrived, itself valid, with the one that was announced.
 
     Raises:
-        SnapshotFailed: it is another.
+        SnapshotFailedError: it is another.
     """
     if (found.last_index, found.last_term) != (expected.last_index, expected.last_term):
-        raise SnapshotFailed(
+        raise SnapshotFailedError(
             f"the snapshot that arrived is of entry {found.last_index} in term {found.last_term}, "
             f"not {expected.last_index} in {expected.last_term}"
         )
     if found_sha256 != expected_sha256:
-        raise SnapshotFailed(f"the snapshot that arrived has hash {found_sha256}, not {expected_sha256}")
+        raise SnapshotFailedError(f"the snapshot that arrived has hash {found_sha256}, not {expected_sha256}")

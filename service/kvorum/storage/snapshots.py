@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kvorum.errors import InvariantViolated, SnapshotFailed, StorageCorrupt, StorageError
+from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.files import FILE_MODE, create_folder, explained, sync_folder
 from kvorum.storage.interface import SnapshotInfo
@@ -80,7 +80,7 @@ class Snapshots:
         """Begin to write a snapshot.
 
         Raises:
-            SnapshotFailed: there is no room.
+            SnapshotFailedError: there is no room.
             StorageError: the file cannot be created.
         """
         try:
@@ -115,7 +115,7 @@ class Snapshots:
     def receive(self, snapshot: Snapshot, sha256: str = "") -> Receiver:
         """Begin or resume to receive a file; parts of any other are removed."""
         if not _HEXADECIMAL.issuperset(sha256):
-            raise SnapshotFailed("cannot receive a snapshot: what a peer announced as its hash is none")
+            raise SnapshotFailedError("cannot receive a snapshot: what a peer announced as its hash is none")
         path = self.folder / f"{snapshot.last_index:020d}-{sha256[:16] or 'unknown'}{PART}"
         try:
             for other in self.folder.glob(f"*{PART}"):
@@ -138,9 +138,9 @@ class Snapshots:
             try:
                 info = _describe(path)
                 if info.snapshot.last_index != _last_index(path):
-                    raise StorageCorrupt(f"it is of entry {info.snapshot.last_index}")
+                    raise StorageCorruptError(f"it is of entry {info.snapshot.last_index}")
                 self._infos[info.snapshot.last_index] = info
-            except StorageCorrupt as error:
+            except StorageCorruptError as error:
                 self._set_aside(path, error)
 
     def exist(self) -> bool:
@@ -155,7 +155,7 @@ class Snapshots:
             try:
                 with open(path, "rb") as stream:
                     snapshot, sha256 = verify(stream, os.fstat(stream.fileno()).st_size)
-            except StorageCorrupt as error:
+            except StorageCorruptError as error:
                 del self._infos[last_index]
                 self._set_aside(path, error)
                 damaged.append(last_index)
@@ -167,11 +167,11 @@ class Snapshots:
         """Keep the snapshot at ``last_index`` whatever arrives: a save is about to adopt it.
 
         Raises:
-            InvariantViolated: there is none.
+            InvariantViolatedError: there is none.
         """
         with self._lock:
             if last_index not in self._infos:
-                raise InvariantViolated(f"a save adopts the snapshot at {last_index}, which is not here")
+                raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is not here")
             self._expected = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:
@@ -212,7 +212,7 @@ class Snapshots:
     def failure(self, what: str, error: OSError) -> StorageError:
         """Return what to raise when a file could not be written: only a lack of room spares the node."""
         if error.errno in _NO_ROOM:
-            return SnapshotFailed(f"{what}: {error.strerror}")
+            return SnapshotFailedError(f"{what}: {error.strerror}")
         return self._refused(what, error)
 
     def _refused(self, what: str, error: OSError) -> StorageError:
@@ -238,7 +238,7 @@ class Snapshots:
         for last_index in last_indexes:
             self._path(last_index).unlink(missing_ok=True)
 
-    def _set_aside(self, path: Path, error: StorageCorrupt) -> None:
+    def _set_aside(self, path: Path, error: StorageCorruptError) -> None:
         log.warning("the snapshot %s is damaged and is set aside: %s", path, error)
         for older in self.folder.glob(f"*{DAMAGED}"):
             older.unlink()
@@ -251,7 +251,7 @@ class Snapshots:
         try:
             return open(self._path(last_index), "rb")
         except FileNotFoundError:
-            raise StorageCorrupt(f"there is no snapshot at {last_index}") from None
+            raise StorageCorruptError(f"there is no snapshot at {last_index}") from None
 
 
 class Writer:
@@ -272,7 +272,7 @@ class Writer:
         """Append to the payload.
 
         Raises:
-            SnapshotFailed: there is no room.
+            SnapshotFailedError: there is no room.
             StorageError: the disk refused.
         """
         try:
@@ -357,10 +357,10 @@ class Receiver:
                 os.fsync(stream.fileno())
             info = SnapshotInfo(snapshot, size_bytes, found)
             self._snapshots.add(self._path, info, own=False)
-        except StorageCorrupt as error:
+        except StorageCorruptError as error:
             self.abort()
-            raise SnapshotFailed(f"the snapshot that arrived is damaged: {error}") from error
-        except SnapshotFailed:
+            raise SnapshotFailedError(f"the snapshot that arrived is damaged: {error}") from error
+        except SnapshotFailedError:
             self.abort()
             raise
         except OSError as error:
@@ -384,7 +384,7 @@ def _describe(path: Path) -> SnapshotInfo:
         size_bytes = os.fstat(stream.fileno()).st_size
         snapshot, header = read_header(stream)
         if size_bytes < len(header) + HASH_BYTES:
-            raise StorageCorrupt("the file is too short")
+            raise StorageCorruptError("the file is too short")
         return SnapshotInfo(snapshot, size_bytes, os.pread(stream.fileno(), HASH_BYTES, size_bytes - HASH_BYTES).hex())
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from kvorum.errors import StorageAmnesia, StorageCorrupt, StorageError, StorageForeign
+from kvorum.errors import StorageAmnesiaError, StorageCorruptError, StorageError, StorageForeignError
 from kvorum.storage.files import create_file, sync_folder
 from kvorum.storage.interface import Identity
 from kvorum.storage.records import FORMAT, REJOIN, LogState, Record, decode_identity, decode_record
@@ -112,14 +112,16 @@ def read_log(path: Path) -> Log:
     """Verify and read a log. A file that is missing is an empty log.
 
     Raises:
-        StorageCorrupt: it is damaged.
-        StorageForeign: it is not a log, or one of another format.
-        StorageAmnesia: there is a write-ahead log, and the database that it belongs to is gone.
+        StorageCorruptError: it is damaged.
+        StorageForeignError: it is not a log, or one of another format.
+        StorageAmnesiaError: there is a write-ahead log, and the database that it belongs to is gone.
     """
     if not path.exists():
         # SQLite would take it for that of the empty database that we are about to make.
         if path.with_name(f"{path.name}-wal").exists():
-            raise StorageAmnesia(f"{path} is gone, but not its write-ahead log: it is an incomplete copy; {REJOIN}")
+            raise StorageAmnesiaError(
+                f"{path} is gone, but not its write-ahead log: it is an incomplete copy; {REJOIN}"
+            )
         return Log()
     try:
         # Read-only keeps SQLite from folding -wal into the database: nothing is changed before all of it is trusted.
@@ -127,7 +129,7 @@ def read_log(path: Path) -> Log:
             connection.text_factory = bytes
             return _read(connection, path)
     except sqlite3.Error as error:
-        raise StorageCorrupt(f"{path} is damaged, or is not a log: {error}; {REJOIN}") from error
+        raise StorageCorruptError(f"{path} is damaged, or is not a log: {error}; {REJOIN}") from error
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> Log:
@@ -135,19 +137,19 @@ def _read(connection: sqlite3.Connection, path: Path) -> Log:
     tables = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     if tables != [(b"table", TABLE.encode(), _SCHEMA.encode())]:
         names = ", ".join(_text(name) for _, name, _ in tables)
-        raise StorageForeign(f"{path} is not a log of Kvorum: it holds {names or 'no table'}")
+        raise StorageForeignError(f"{path} is not a log of Kvorum: it holds {names or 'no table'}")
     findings = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
     if findings != [b"ok"]:
         details = "; ".join(_text(finding) for finding in findings)
-        raise StorageCorrupt(f"{path} is damaged: {details}; {REJOIN}")
+        raise StorageCorruptError(f"{path} is damaged: {details}; {REJOIN}")
     try:
         log.identity = _read_identity(connection)
         for key, value in _records(connection):
             _add(log, key, value)
-    except StorageCorrupt as error:
-        raise StorageCorrupt(f"{path} is damaged: {error}; {REJOIN}") from error
+    except StorageCorruptError as error:
+        raise StorageCorruptError(f"{path} is damaged: {error}; {REJOIN}") from error
     if log.last_seq and log.identity is None:
-        raise StorageCorrupt(f"{path} holds a log but no identity; {REJOIN}")
+        raise StorageCorruptError(f"{path} holds a log but no identity; {REJOIN}")
     return log
 
 
@@ -157,7 +159,7 @@ def _read_identity(connection: sqlite3.Connection) -> Identity | None:
         return None
     stored = decode_identity(_blob(row[0]))
     if stored.format != FORMAT:
-        raise StorageForeign(f"the log has format {stored.format}; this version of Kvorum knows {FORMAT}")
+        raise StorageForeignError(f"the log has format {stored.format}; this version of Kvorum knows {FORMAT}")
     return stored.identity
 
 
@@ -165,7 +167,7 @@ def _records(connection: sqlite3.Connection) -> Iterator[tuple[bytes, bytes]]:
     # In the order of the table, not of the index: rows were only ever added at its end. The chain proves the order.
     for key, value in connection.execute(f"SELECT key, value FROM {TABLE} ORDER BY rowid"):  # noqa: S608
         if not isinstance(key, bytes):
-            raise StorageCorrupt("a key is not text")
+            raise StorageCorruptError("a key is not text")
         if key != IDENTITY_KEY.encode():
             yield key, _blob(value)
 
@@ -173,11 +175,11 @@ def _records(connection: sqlite3.Connection) -> Iterator[tuple[bytes, bytes]]:
 def _add(log: Log, key: bytes, value: bytes) -> None:
     record, crc = decode_record(value)
     if key != key_of(record.seq).encode():
-        raise StorageCorrupt(f"record {record.seq} stands under the key {key!r}")
+        raise StorageCorruptError(f"record {record.seq} stands under the key {key!r}")
     if log.last_seq and record.seq != log.last_seq + 1:
-        raise StorageCorrupt(f"record {record.seq} follows record {log.last_seq}")
+        raise StorageCorruptError(f"record {record.seq} follows record {log.last_seq}")
     if (log.last_seq or record.seq == 1) and record.prev_crc != log.last_crc:
-        raise StorageCorrupt(f"record {record.seq} was not written after the record that now stands before it")
+        raise StorageCorruptError(f"record {record.seq} was not written after the record that now stands before it")
     log.state.apply(record)
     log.rows.add(record, len(value))
     log.last_seq, log.last_crc = record.seq, crc
@@ -191,5 +193,5 @@ def _text(value: object) -> str:
 
 def _blob(value: object) -> bytes:
     if not isinstance(value, bytes):
-        raise StorageCorrupt("a value is not a blob")
+        raise StorageCorruptError("a value is not a blob")
     return value

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kvorum import __version__
-from kvorum.errors import IdentityRejected
+from kvorum.errors import IdentityRejectedError
 from kvorum.identity import Identity, is_node_id, name_of, node_id
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
@@ -114,27 +114,29 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
     """Return who calls. Its cluster may be one that we have yet to join: the caller of this function decides that.
 
     Raises:
-        IdentityRejected: no common protocol, another cluster, a call for somebody else, or another token.
+        IdentityRejectedError: no common protocol, another cluster, a call for somebody else, or another token.
     """
     fields = {name: headers.get(name, "")[:_FIELD_CHARS_MAX] for name in (HEADER_CLUSTER, HEADER_FROM, HEADER_TO)}
     sender, recipient = fields[HEADER_FROM], fields[HEADER_TO]
     lowest, highest = _range(headers, HEADER_PROTOCOLS, headers.get(HEADER_PROTOCOL, ""), sender)
     if lowest > PROTOCOLS[1] or highest < PROTOCOLS[0]:
-        raise IdentityRejected(
+        raise IdentityRejectedError(
             "version",
             f"{sender!r} speaks protocols {lowest} to {highest}, and this version {PROTOCOLS[0]} to {PROTOCOLS[1]}",
         )
     _, highest_level = _range(headers, HEADER_LEVELS, str(FIRST_LEVEL), sender)
     if not hmac.compare_digest(headers.get(HEADER_TOKEN, "").encode(), token_digest(token).encode()):
-        raise IdentityRejected("token", f"{sender!r} has another bootstrap token")
+        raise IdentityRejectedError("token", f"{sender!r} has another bootstrap token")
     if recipient != identity.node_id:
         reason = "incarnation" if name_of(recipient) == identity.name else "name"
-        raise IdentityRejected(reason, f"{sender!r} calls {recipient!r}; this is {identity.node_id}")
+        raise IdentityRejectedError(reason, f"{sender!r} calls {recipient!r}; this is {identity.node_id}")
     cluster_id = fields[HEADER_CLUSTER]
     if not cluster_id or (identity.cluster_id and cluster_id != identity.cluster_id):
-        raise IdentityRejected("cluster", f"{sender!r} is of cluster {cluster_id!r}, this of {identity.cluster_id!r}")
+        raise IdentityRejectedError(
+            "cluster", f"{sender!r} is of cluster {cluster_id!r}, this of {identity.cluster_id!r}"
+        )
     if not is_node_id(sender) or sender == identity.node_id:
-        raise IdentityRejected("name", f"{sender!r} is no other member's id")
+        raise IdentityRejectedError("name", f"{sender!r} is no other member's id")
     return Greeting(
         cluster_id,
         sender,
@@ -149,12 +151,12 @@ def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> 
     """Return the two numbers of a header ``LOWEST-HIGHEST``; one number is both.
 
     Raises:
-        IdentityRejected: it is something else.
+        IdentityRejectedError: it is something else.
     """
     text = headers.get(name, default)
     match = _RANGE.fullmatch(text)
     if match is None or int(match[1]) > int(match[2] or match[1]):
-        raise IdentityRejected(
+        raise IdentityRejectedError(
             "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is no range"
         )
     return int(match[1]), int(match[2] or match[1])

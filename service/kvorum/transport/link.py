@@ -167,7 +167,7 @@ class Link:
                 group.create_task(self._watch(stream))
                 group.create_task(self._finish(stream))
                 group.create_task(self._keep_alive())
-        except* _StreamBroken:
+        except* _StreamBrokenError:
             pass
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
             self._failed("broken", str(errors.exceptions[0]))
@@ -182,7 +182,7 @@ class Link:
         message = await stream.receive()
         if message.type is aiohttp.WSMsgType.ERROR:
             raise aiohttp.ClientConnectionError(str(message.data))
-        raise _StreamBroken
+        raise _StreamBrokenError
 
     def _open(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         """Write what queued while the stream was not open, and from now on what comes, at once."""
@@ -237,5 +237,5 @@ class _Unfinished:
             self._coroutine.close()
 
 
-class _StreamBroken(Exception):
+class _StreamBrokenError(Exception):
     """The peer closed the stream."""

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from kvorum.config import Config, split_address
-from kvorum.errors import InvariantViolated
+from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import NodeId
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.server import PeerHandler, PeerServer
@@ -68,7 +68,7 @@ class PeerPort:
 
     def _started(self) -> NodeHandler:
         if self._handler is None:
-            raise InvariantViolated("the peer port is used before it was started")
+            raise InvariantViolatedError("the peer port is used before it was started")
         return self._handler
 
     def _open_session(self) -> aiohttp.ClientSession:

@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from kvorum.errors import IdentityRejected, MalformedMessage, StorageError
+from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
 from kvorum.identity import Identity, name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import Frame, decode_frame
@@ -55,7 +55,7 @@ class PeerHandler(Protocol):
         """Make the caller's cluster ours, durably; called only while we have none.
 
         Raises:
-            IdentityRejected: no.
+            IdentityRejectedError: no.
         """
 
     def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
@@ -120,10 +120,10 @@ class PeerServer:
     def _check(self, request: web.Request) -> Greeting:
         try:
             return check_greeting(request.headers, self._handler.identity, self._token)
-        except IdentityRejected as error:
+        except IdentityRejectedError as error:
             raise self._refusal(error, request) from None
 
-    def _refusal(self, error: IdentityRejected, request: web.Request) -> web.HTTPException:
+    def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
         refused = (request.remote or "", str(error))
         if refused not in self._rejections:
@@ -142,7 +142,7 @@ class PeerServer:
         if not self._handler.identity.cluster_id:
             try:
                 await self._handler.join(greeting)
-            except IdentityRejected as error:
+            except IdentityRejectedError as error:
                 raise self._refusal(error, request) from None
         stream = web.WebSocketResponse(max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0)
         try:
@@ -176,7 +176,7 @@ class PeerServer:
                         self._counters.messages_unknown[name] += unknown
                     for message in messages:
                         if message.sender != sender:
-                            raise MalformedMessage(f"a message from {message.sender!r} on a stream of {sender!r}")
+                            raise MalformedMessageError(f"a message from {message.sender!r} on a stream of {sender!r}")
                     self._counters.messages_received[name] += len(messages)
                     self._handler.on_messages(sender, messages)
                     # A new timer for every frame would cost more than the frame.
@@ -185,7 +185,7 @@ class PeerServer:
                         patience.reschedule(renewed + self._silence_s)
         except TimeoutError:
             self._counters.peer_failures[name, "silent"] += 1
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             self._counters.peer_failures[name, "malformed"] += 1
             if self._malformed_limit.allow() is not None:
                 log.warning("closed the stream of %s: %s", sender, error)
@@ -230,11 +230,11 @@ def _decode(frame: aiohttp.WSMessage, stream: web.WebSocketResponse) -> Frame:
     """Return what a frame of a stream holds.
 
     Raises:
-        MalformedMessage: it is neither messages nor a kind of frame that a later version may send.
+        MalformedMessageError: it is neither messages nor a kind of frame that a later version may send.
     """
     if frame.type is aiohttp.WSMsgType.BINARY:
         return decode_frame(frame.data)
     if frame.type is aiohttp.WSMsgType.TEXT:
         # No version sends one yet.
         return Frame((), 1)
-    raise MalformedMessage(f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})")
+    raise MalformedMessageError(f"a frame that is not binary ({frame.type.name}: {stream.exception() or ''})")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 import aiohttp
 import msgspec
 
-from kvorum.errors import MalformedMessage, PeerError
+from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
 from kvorum.transport.handshake import Hello, dialling_headers, parse_digest
@@ -136,7 +136,7 @@ class Transport:
         try:
             return msgspec.json.decode(body, type=Hello)
         except (msgspec.DecodeError, ValueError) as error:
-            raise MalformedMessage(f"{url} answers no hello: {error}") from error
+            raise MalformedMessageError(f"{url} answers no hello: {error}") from error
 
     async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
         """Fetch a piece of a member's snapshot file (``last_index`` 0: its newest, at ``at_least`` or later).
@@ -149,7 +149,7 @@ class Transport:
         try:
             return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
         except (KeyError, ValueError) as error:
-            raise MalformedMessage(f"{node} sends a snapshot without its description: {error}") from error
+            raise MalformedMessageError(f"{node} sends a snapshot without its description: {error}") from error
 
     async def state_hash(self, node: str, index: int) -> StateDigest | None:
         """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
@@ -195,13 +195,13 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     """Return the body; no answer of a peer is longer than a piece of a snapshot.
 
     Raises:
-        MalformedMessage: this one is.
+        MalformedMessageError: this one is.
     """
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > SNAPSHOT_CHUNK_BYTES:
-            raise MalformedMessage(f"{response.url} answers more than {SNAPSHOT_CHUNK_BYTES} bytes")
+            raise MalformedMessageError(f"{response.url} answers more than {SNAPSHOT_CHUNK_BYTES} bytes")
     return bytes(body)
 
 

@@ -11,13 +11,13 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
 from kvorum.config import Config
-from kvorum.errors import CallerError, NotLeader
+from kvorum.errors import CallerError, NotLeaderError
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import FORWARDED_BY, Forwarder
 from kvorum.fronts.http.health import HealthHandlers, RenderMetrics
-from kvorum.fronts.http.problems import Refusal, from_error, problem
+from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.service import Service
@@ -129,7 +129,7 @@ class Dispatcher:
                     raise _method_not_allowed(routes)
                 op, handler = route
                 response = await handler(request, name, query)
-            except NotLeader as error:
+            except NotLeaderError as error:
                 response = await self._to_leader(request, error)
             except CallerError as error:
                 response = from_error(error)
@@ -156,12 +156,12 @@ class Dispatcher:
                 name = prefix.removeprefix(_MEMBERS)
                 routes = self._promote if name and "/" not in name else None
         if routes is None or (not name and path not in self._routes):
-            raise Refusal(
+            raise RefusalError(
                 "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
             )
         return routes, name
 
-    async def _to_leader(self, request: BaseRequest, error: NotLeader) -> Response:
+    async def _to_leader(self, request: BaseRequest, error: NotLeaderError) -> Response:
         """Redirect the client to the leader, or forward its request if it or the configuration says so."""
         leader, leader_url = error.leader_name, error.leader_client_url
         path, raw_query = split_target(request.raw_path)
@@ -200,9 +200,9 @@ def _read(op: str, handler: Handler) -> dict[str, Route]:
     return {"GET": route, "HEAD": route}
 
 
-def _method_not_allowed(routes: dict[str, Route]) -> Refusal:
+def _method_not_allowed(routes: dict[str, Route]) -> RefusalError:
     allowed = ", ".join(routes)
-    return Refusal("method_not_allowed", f"this path supports {allowed}", headers=f"Allow: {allowed}\r\n")
+    return RefusalError("method_not_allowed", f"this path supports {allowed}", headers=f"Allow: {allowed}\r\n")
 
 
 def _check_origin(request: BaseRequest) -> None:
@@ -212,4 +212,4 @@ def _check_origin(request: BaseRequest) -> None:
     """
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
-        raise Refusal("cross_origin", "only pages that this node serves may change anything")
+        raise RefusalError("cross_origin", "only pages that this node serves may change anything")

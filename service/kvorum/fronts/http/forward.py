@@ -9,7 +9,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from yarl import URL
 
-from kvorum.fronts.http.problems import Refusal
+from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.response import Response, header
 
 FORWARDED_BY = "X-Kvorum-Forwarded-By"
@@ -46,7 +46,7 @@ class Forwarder:
         """Forward the request and return the leader's answer.
 
         Raises:
-            Refusal: ``no_leader`` (certainly not done), or ``outcome_unknown``.
+            RefusalError: ``no_leader`` (certainly not done), or ``outcome_unknown``.
         """
         headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         headers[FORWARDED_BY] = self._name
@@ -61,9 +61,9 @@ class Forwarder:
             ) as answer:
                 return await self._answer(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            raise Refusal("no_leader", "the leader cannot be reached from here; nothing was done") from None
+            raise RefusalError("no_leader", "the leader cannot be reached from here; nothing was done") from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Refusal(
+            raise RefusalError(
                 "outcome_unknown", f"forwarded to the leader, and no answer came back ({type(error).__name__})"
             ) from None
 
@@ -83,9 +83,9 @@ class Forwarder:
 
     async def _answer(self, answer: aiohttp.ClientResponse) -> Response:
         if answer.status == 307:
-            raise Refusal("no_leader", "the leadership is moving; nothing was done")
+            raise RefusalError("no_leader", "the leadership is moving; nothing was done")
         if answer.status not in _STATUSES:
-            raise Refusal(
+            raise RefusalError(
                 "outcome_unknown",
                 f"forwarded to the leader, and what answered there is not Kvorum: status {answer.status}",
             )

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum
-from kvorum.fronts.http.problems import Refusal
+from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
@@ -49,7 +49,7 @@ class HealthHandlers:
     async def metrics(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /metrics``; the parameters that a scraper adds are ignored."""
         if self._render_metrics is None:
-            raise Refusal("unknown_path", "this node has no metrics")
+            raise RefusalError("unknown_path", "this node has no metrics")
         body, content_type = self._render_metrics()
         return Response(200, body, content_type, _NO_STORE)
 
@@ -67,7 +67,7 @@ def _checked(path: str, result: Checks, only: str, raw_query: str) -> Response:
     if only:
         checks = tuple(check for check in checks if check.name == only)
         if not checks:
-            raise Refusal("unknown_path", f"/{path} has no such check")
+            raise RefusalError("unknown_path", f"/{path} has no such check")
     verbose = query.switch("verbose")
     failed = [check for check in checks if not check.ok and check.name not in excluded]
     lines = [_line(check, check.name in excluded) for check in checks]

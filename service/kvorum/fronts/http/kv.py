@@ -10,8 +10,8 @@ from aiohttp.web import BaseRequest
 from multidict import CIMultiDictProxy
 
 from kvorum.config import Config
-from kvorum.errors import CompareFailedError, InvalidRequest, NotLeader
-from kvorum.fronts.http.problems import Refusal, problem
+from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
+from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
     Query,
@@ -57,7 +57,7 @@ class KeyValueHandlers:
         value = await read_body(request, self._body_bytes_max, self._body_timeout_s)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
-            raise InvalidRequest("a value is put as a whole: Content-Range is not supported")
+            raise InvalidRequestError("a value is put as a whole: Content-Range is not supported")
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
@@ -66,7 +66,7 @@ class KeyValueHandlers:
             result = await self._execute(ANONYMOUS, Put(key, value, prev_revision, client_id, sequence, timeout_ms))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
-        except NotLeader:
+        except NotLeaderError:
             request[BODY] = value
             raise
         mod_revision = result.mod_revision
@@ -118,7 +118,7 @@ def _decode_key(raw: str) -> bytes:
         return raw.encode("utf-8", "surrogateescape")
     key = decode_bytes(raw)
     if not key:
-        raise InvalidRequest("the key is empty: the path is /v1/kv/KEY")
+        raise InvalidRequestError("the key is empty: the path is /v1/kv/KEY")
     return key
 
 
@@ -157,24 +157,24 @@ def _session(headers: CIMultiDictProxy[str]) -> tuple[str, int]:
 def _precondition(headers: CIMultiDictProxy[str], prev_revision: int) -> int:
     """Return the ``prev_revision`` that ``If-Match: "N"`` or ``If-None-Match: *`` stands for."""
     if prev_revision != ANY_REVISION:
-        raise InvalidRequest("prev_revision and If-Match or If-None-Match say the same thing: give one of them")
+        raise InvalidRequestError("prev_revision and If-Match or If-None-Match say the same thing: give one of them")
     match_, none_match = combined(headers, hdrs.IF_MATCH), combined(headers, hdrs.IF_NONE_MATCH)
     if match_ is not None and none_match is not None:
-        raise InvalidRequest("If-Match and If-None-Match contradict each other")
+        raise InvalidRequestError("If-Match and If-None-Match contradict each other")
     if none_match is not None:
         if none_match.strip() != "*":
-            raise InvalidRequest("If-None-Match of a write can only be *: create only")
+            raise InvalidRequestError("If-None-Match of a write can only be *: create only")
         return MUST_NOT_EXIST
     revisions = parse_etags(match_ or "", "If-Match")
     if revisions is None or len(revisions) != 1 or revisions[0] == MUST_NOT_EXIST:
-        raise InvalidRequest('If-Match of a write is one "REVISION"')
+        raise InvalidRequestError('If-Match of a write is one "REVISION"')
     return revisions[0]
 
 
-def _compare_failed(error: CompareFailedError, conditional: bool) -> Refusal:
+def _compare_failed(error: CompareFailedError, conditional: bool) -> RefusalError:
     """Return the same error with HTTP's own status if the condition came in HTTP's own headers."""
     code = "precondition_failed" if conditional else error.code
-    return Refusal(code, str(error), headers=f"X-Kvorum-Revision: {error.revision}\r\n", **error.facts)
+    return RefusalError(code, str(error), headers=f"X-Kvorum-Revision: {error.revision}\r\n", **error.facts)
 
 
 def _record_response(

@@ -72,7 +72,7 @@ TABLE = {code: _row(code) for code in _STATUSES}
 _encode = msgspec.json.Encoder().encode
 
 
-class Refusal(CallerError):
+class RefusalError(CallerError):
     """An error that only this front knows, or knows more of.
 
     Args:
@@ -109,5 +109,5 @@ def problem(code: str, detail: str, *, headers: str = "", close: bool = False, *
 def from_error(error: CallerError) -> Response:
     """Return the answer for an error of the service or of this front (a redirect needs the request too)."""
     code = error.code if error.code in TABLE else "internal"
-    headers = error.headers if isinstance(error, Refusal) else ""
+    headers = error.headers if isinstance(error, RefusalError) else ""
     return problem(code, str(error) or TABLE[code].title, headers=headers, **error.facts)

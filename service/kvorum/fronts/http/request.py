@@ -14,8 +14,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayloadError
 from multidict import CIMultiDictProxy
 
-from kvorum.errors import InvalidRequest, TooLarge
-from kvorum.fronts.http.problems import Refusal
+from kvorum.errors import InvalidRequestError, TooLargeError
+from kvorum.fronts.http.problems import RefusalError
 from kvorum.service.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX
 
 T = TypeVar("T")
@@ -34,15 +34,15 @@ def split_target(target: str) -> tuple[str, str]:
     """Return the raw path and the raw query of a request target in origin form or (RFC 9112, 3.2.2) absolute form.
 
     Raises:
-        InvalidRequest: it is in neither, or it has a fragment.
+        InvalidRequestError: it is in neither, or it has a fragment.
     """
     if "#" in target:
         # Whoever passes it on or follows a redirect with it would leave out what follows: another key.
-        raise InvalidRequest("a request target has no '#': write %23 for one in a key")
+        raise InvalidRequestError("a request target has no '#': write %23 for one in a key")
     if not target.startswith("/"):
         scheme, separator, rest = target.partition("://")
         if not separator or scheme.lower() not in {"http", "https"}:
-            raise InvalidRequest("the request target is neither a path nor an http URL")
+            raise InvalidRequestError("the request target is neither a path nor an http URL")
         target = "/" + _AUTHORITY.sub("", rest).removeprefix("/")
     path, _, query = target.partition("?")
     return path, query
@@ -52,12 +52,12 @@ def decode_bytes(text: str) -> bytes:
     """Return the bytes that a percent-encoded text stands for, decoded once.
 
     Raises:
-        InvalidRequest: a percent sign without two hex digits.
+        InvalidRequestError: a percent sign without two hex digits.
     """
     if "%" not in text:
         return text.encode("utf-8", "surrogateescape")
     if _BAD_ESCAPE.search(text):
-        raise InvalidRequest("a '%' without two hex digits: write %25 for a percent sign")
+        raise InvalidRequestError("a '%' without two hex digits: write %25 for a percent sign")
     return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
@@ -65,12 +65,12 @@ def decode_text(text: str, what: str) -> str:
     """Return the percent-decoded text.
 
     Raises:
-        InvalidRequest: it is malformed, or not UTF-8.
+        InvalidRequestError: it is malformed, or not UTF-8.
     """
     try:
         return decode_bytes(text).decode()
     except UnicodeDecodeError:
-        raise InvalidRequest(f"{what} is not UTF-8") from None
+        raise InvalidRequestError(f"{what} is not UTF-8") from None
 
 
 class Query(dict[str, str]):
@@ -89,14 +89,14 @@ class Query(dict[str, str]):
             name = decode_text(raw_name, "a parameter's name")
             if name not in known:
                 names = ", ".join(sorted(known)) or "none"
-                raise InvalidRequest(f"unknown parameter {name!r}; this path takes: {names}")
+                raise InvalidRequestError(f"unknown parameter {name!r}; this path takes: {names}")
             value = decode_text(raw_value, f"the parameter {name}")
             if name not in self:
                 self[name] = value
             elif name in repeatable:
                 self[name] += "," + value
             else:
-                raise InvalidRequest(f"the parameter {name} is given twice")
+                raise InvalidRequestError(f"the parameter {name} is given twice")
 
     def integer(self, name: str, minimum: int, maximum: int = INTEGER_MAX) -> int | None:
         """Return the parameter as a whole number, or None if it is absent."""
@@ -109,14 +109,14 @@ class Query(dict[str, str]):
         if text is None:
             return False
         if text.lower() not in {"", "1", "true", "0", "false"}:
-            raise InvalidRequest(f"the parameter {name} is neither true nor false")
+            raise InvalidRequestError(f"the parameter {name} is neither true nor false")
         return text.lower() in {"", "1", "true"}
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """Return the parameter, by default the first choice."""
         text = self.get(name, choices[0])
         if text not in choices:
-            raise InvalidRequest(f"the parameter {name} is one of: {', '.join(choices)}")
+            raise InvalidRequestError(f"the parameter {name} is one of: {', '.join(choices)}")
         return text
 
 
@@ -124,11 +124,11 @@ def parse_integer(text: str, what: str, minimum: int, maximum: int) -> int:
     """Return the whole number.
 
     Raises:
-        InvalidRequest: it is none, or beyond the limits.
+        InvalidRequestError: it is none, or beyond the limits.
     """
     digits = text.removeprefix("-")
     if len(digits) > 19 or not (digits.isascii() and digits.isdigit()) or not minimum <= int(text) <= maximum:
-        raise InvalidRequest(f"{what} is not a whole number from {minimum} to {maximum}")
+        raise InvalidRequestError(f"{what} is not a whole number from {minimum} to {maximum}")
     return int(text)
 
 
@@ -136,11 +136,11 @@ def parse_idempotency_key(text: str) -> tuple[str, int]:
     """Return the client id and the sequence of ``CLIENT-ID/SEQUENCE``.
 
     Raises:
-        InvalidRequest: it is malformed.
+        InvalidRequestError: it is malformed.
     """
     client_id, _, sequence = text.partition("/")
     if len(client_id) > CLIENT_ID_CHARS_MAX or not _CLIENT_ID.fullmatch(client_id):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "Idempotency-Key is not CLIENT-ID/SEQUENCE: "
             f"the client id is 1 to {CLIENT_ID_CHARS_MAX} of A-Z a-z 0-9 . _ -"
         )
@@ -153,13 +153,13 @@ def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
     A tag that is no revision of ours matches nothing and is left out.
 
     Raises:
-        InvalidRequest: it is not a list of entity tags.
+        InvalidRequestError: it is not a list of entity tags.
     """
     text = text.strip()
     if text == "*":
         return None
     if not _ETAGS.fullmatch(text):
-        raise InvalidRequest(f'{what} is neither * nor a list of "REVISION"')
+        raise InvalidRequestError(f'{what} is neither * nor a list of "REVISION"')
     tags = _ETAG.findall(text)
     return tuple(int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) <= 19)
 
@@ -168,43 +168,43 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
     """Return the request's whole body.
 
     Raises:
-        Refusal: it is encoded, or did not arrive in time, or the client expects what we cannot do.
-        TooLarge: it is over the limit.
-        InvalidRequest: it is malformed.
+        RefusalError: it is encoded, or did not arrive in time, or the client expects what we cannot do.
+        TooLargeError: it is over the limit.
+        InvalidRequestError: it is malformed.
         ConnectionError: the client is gone.
     """
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
         _check_codings(headers)
     if (expect := headers.get(hdrs.EXPECT)) is not None and expect.lower() != "100-continue":
-        raise Refusal("expectation_failed", "the only expectation that can be met is 100-continue")
+        raise RefusalError("expectation_failed", "the only expectation that can be met is 100-continue")
     length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and (len(length) > 19 or int(length) > bytes_max):
-        raise TooLarge(f"the body has {length:.19} bytes", bytes_max)
+        raise TooLargeError(f"the body has {length:.19} bytes", bytes_max)
     try:
         if request.content.is_eof():
             body = request.content.read_nowait(-1)
             if len(body) > bytes_max:
-                raise TooLarge("the body is too long", bytes_max)
+                raise TooLargeError("the body is too long", bytes_max)
             return body
         if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(timeout_s):
             return await _read_slowly(request, bytes_max)
     except TimeoutError:
-        raise Refusal("body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
+        raise RefusalError("body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
     except (RequestPayloadError, PayloadAccessError, HttpProcessingError) as error:
-        raise InvalidRequest(f"the body is malformed: {type(error).__name__}") from None
+        raise InvalidRequestError(f"the body is malformed: {type(error).__name__}") from None
 
 
 def _check_codings(headers: CIMultiDictProxy[str]) -> None:
     """Refuse a body that is packed in whatever: it would be stored as it came, and read as if it were the value."""
     encodings = headers.getall(hdrs.CONTENT_ENCODING, [])
     if any(encoding.strip().lower() != "identity" for encoding in encodings):
-        raise Refusal("unsupported_encoding", "send the body as it is, without Content-Encoding")
+        raise RefusalError("unsupported_encoding", "send the body as it is, without Content-Encoding")
     transfer = headers.getall(hdrs.TRANSFER_ENCODING, ["chunked"])
     if len(transfer) != 1 or transfer[0].strip().lower() != "chunked":
-        raise Refusal("unsupported_encoding", "the only Transfer-Encoding is chunked")
+        raise RefusalError("unsupported_encoding", "the only Transfer-Encoding is chunked")
 
 
 async def _read_slowly(request: BaseRequest, bytes_max: int) -> bytes:
@@ -212,7 +212,7 @@ async def _read_slowly(request: BaseRequest, bytes_max: int) -> bytes:
     while chunk := await request.content.readany():
         body += chunk
         if len(body) > bytes_max:
-            raise TooLarge("the body is too long", bytes_max)
+            raise TooLargeError("the body is too long", bytes_max)
     return bytes(body)
 
 
@@ -220,12 +220,12 @@ def decode_json(body: bytes, decoder: Callable[[bytes], T], example: str) -> T:
     """Return the decoded body.
 
     Raises:
-        InvalidRequest: it is not what the decoder wants.
+        InvalidRequestError: it is not what the decoder wants.
     """
     try:
         return decoder(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON like {example}: {error}") from None
+        raise InvalidRequestError(f"the body is not JSON like {example}: {error}") from None
 
 
 def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:
