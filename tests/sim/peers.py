@@ -40,7 +40,8 @@ class _Link:
         self.url = url
         self.peer: SimPeers | None = None
         """The process that our stream is open to; it may have died without our knowing it yet."""
-        self.is_calling = False
+        self.called: SimPeers | None = None
+        """The process that our call has reached, until it takes or refuses the call."""
 
 
 class SimPeers:
@@ -153,7 +154,6 @@ class SimPeers:
             self._world.clock.after(self._latency(), link.peer.enter, link.peer._disconnected, self._node.id, self)
 
     def _call(self, link: _Link) -> None:
-        link.is_calling = True
         self._world.clock.after(self._latency(), self._arrive, link)
 
     def _call_again(self, link: _Link) -> None:
@@ -168,6 +168,7 @@ class SimPeers:
         if peer is None or self._is_cut(peer) or self.loop.paused_until > self._world.clock.now:
             self._call_again(link)
         else:
+            link.called = peer
             peer.loop.enter(peer._accept, self, link)
 
     def _accept(self, caller: SimPeers, link: _Link) -> None:
@@ -183,6 +184,7 @@ class SimPeers:
         theirs, ours = greeting.cluster_id, handler.identity.cluster_id
         if link.node != self._node.id or not theirs or (ours and ours != theirs):
             self._world.counts["calls refused"] += 1
+            link.called = None
             self._world.clock.after(self._latency(), caller._call_again, link)
         elif ours:
             self._connected(caller, link, greeting)
@@ -193,6 +195,7 @@ class SimPeers:
         try:
             await self._handler.join(greeting)
         except IdentityRejectedError:
+            link.called = None
             self._world.clock.after(self._latency(), caller._call_again, link)
         else:
             self._connected(caller, link, greeting)
@@ -200,12 +203,12 @@ class SimPeers:
     def _connected(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
         if caller.loop.is_dead:
             return
+        link.called = None
         self._callers[greeting.sender] = caller
         self._world.clock.after(self._latency(), caller._opened, link, self)
         self._handler.on_connected(greeting)
 
     def _opened(self, link: _Link, peer: SimPeers) -> None:
-        link.is_calling = False
         if self.loop.is_dead:
             return
         if self._links.get(link.node) is not link:
@@ -220,6 +223,10 @@ class SimPeers:
         for waiter, requester in list(peer._answering.items()):
             if requester is self:
                 self._world.clock.after(self._latency(), self.enter, _fail, waiter, PeerError("it hung up"))
+        for link in [link for link in self._links.values() if link.called is peer]:
+            # It died before it took the call: frozen, or while it was joining.
+            link.called = None
+            self._call_again(link)
         is_called = [link for link in self._links.values() if link.peer is peer]
         if is_called or self._callers.get(peer._node.id) is peer:
             self._world.clock.after(notice_us(), self.enter, self._broken, peer)
