@@ -92,7 +92,7 @@ def test_a_refused_raise_ends_the_old_version_too(old: OldVersion) -> None:
     assert isinstance(apply(store, raise_to(2, "n1@1"))[0], FeatureLevelRefused)
 
     log = [configured(), entry_of(2, Batch(0, (raise_to(2, "n1@1"),)))]
-    with pytest.raises(OldVersionError, match="InvariantViolatedError: the committed entry 2 is not a batch"):
+    with pytest.raises(OldVersionError, match="InvariantViolated: the committed entry 2 is not a batch"):
         old.apply(b"", builtins(log), small=False)
 
 
@@ -100,7 +100,7 @@ def test_after_the_raise_the_old_version_refuses_the_log_and_the_snapshot(old: O
     store = store_at_level_2()
     apply(store, Put(b"a", b"1"), Delete(b"a"))
 
-    with pytest.raises(OldVersionError, match="InvariantViolatedError: the committed entry 2 is not a batch"):
+    with pytest.raises(OldVersionError, match="InvariantViolated: the committed entry 2 is not a batch"):
         old.apply(b"", builtins([configured(), entry_of(2, Batch(0, (raise_to(2),)))]), small=False)
     with pytest.raises(OldVersionError, match="StorageCorruptError: the snapshot's format is 2; this version reads 1"):
         old.apply(snapshot_of(store), [], small=False)
