@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     local.add_arguments(command)
 
     command = _command(commands, "config", "print the configuration that `serve` would use", _config)
-    command.add_argument("--markdown", action="store_true", help="Print docs/config.md instead: every knob there is.")
+    command.add_argument("--markdown", action="store_true", help="Print docs/config.md instead: every option there is.")
     config_sources.add_arguments(command)
 
     command = _command(commands, "recover", "begin a new cluster with what one survivor holds", _recover)

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.trio import Put, Trio, eventually, running
+from node.local_cluster import LocalCluster, Put, eventually, running
 
 from kvorum.cluster.bootstrap import bootstrap, bootstrap_order, obstacle
-from kvorum.cluster.reconcile import Desired
+from kvorum.cluster.reconcile import MembershipSpec
 from kvorum.config import Config
 from kvorum.errors import PeerError, StorageError
 from kvorum.identity import Identity
@@ -131,9 +131,9 @@ class Source:
     def __init__(self, *answers: int | None) -> None:
         self.answers = list(answers)
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         replicas = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return None if replicas is None else Desired.stateful_set("kv", replicas)
+        return None if replicas is None else MembershipSpec.stateful_set("kv", replicas)
 
 
 def begun(node: FakeNode, source: Source, within_s: float = LATER) -> tuple[str, ...] | None:
@@ -203,92 +203,92 @@ def test_a_kill_between_the_cluster_id_and_the_first_entry_hinders_no_beginning(
     write_identity(tmp_path / killed, Identity(killed, "f" * 16, "c" * 32))
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            assert len({node.identity.cluster_id for node in trio.nodes.values()}) == 1
+        async with running(tmp_path) as cluster:
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            assert len({node.identity.cluster_id for node in cluster.nodes.values()}) == 1
 
     asyncio.run(scenario())
 
 
 def test_nobody_hears_of_a_cluster_before_its_first_entry_is_durable(tmp_path: Path) -> None:
     async def scenario() -> None:
-        trio = Trio(tmp_path, 3)
+        cluster = LocalCluster(tmp_path, 3)
         held: list[tuple[object, ...]] = []
         try:
-            await trio.start("n1")
-            first = trio.nodes["n1"]
+            await cluster.start("n1")
+            first = cluster.nodes["n1"]
             storage = first.ports.storage
             save = storage.save
             storage.save = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
-            await trio.start("n2", "n3")
+            await cluster.start("n2", "n3")
             await eventually("n1 wants its first entry saved", lambda: held)
             await asyncio.sleep(LATER)
 
             assert first.identity.cluster_id
-            assert {trio.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {""}
+            assert {cluster.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {""}
 
             storage.save = save  # type: ignore[method-assign]
             storage.save(*held[0])  # type: ignore[arg-type]
-            await trio.leader()
+            await cluster.leader()
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())
 
 
 def test_members_that_were_told_different_things_never_form_a_cluster(tmp_path: Path) -> None:
     async def scenario() -> None:
-        trio = Trio(tmp_path, 3)
-        whole = trio.config
+        cluster = LocalCluster(tmp_path, 3)
+        whole = cluster.config
         try:
-            await trio.start("n1", "n2")
-            trio.config = lambda name: msgspec.structs.replace(  # type: ignore[method-assign]
+            await cluster.start("n1", "n2")
+            cluster.config = lambda name: msgspec.structs.replace(  # type: ignore[method-assign]
                 whole(name), peers=tuple(peer for peer in whole(name).peers if peer.name != "n2")
             )
-            await trio.start("n3")
+            await cluster.start("n3")
             await asyncio.sleep(2 * LATER)
 
-            assert {node.identity.cluster_id for node in trio.nodes.values()} == {""}
+            assert {node.identity.cluster_id for node in cluster.nodes.values()} == {""}
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())
 
 
 def test_a_lost_disk_of_the_first_member_begins_no_second_cluster(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            cluster_id = trio.nodes["n1"].identity.cluster_id
-            await trio.stop("n1")
+        async with running(tmp_path) as cluster:
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            cluster_id = cluster.nodes["n1"].identity.cluster_id
+            await cluster.stop("n1")
             for path in sorted((tmp_path / "n1").rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
-            await trio.start("n1")
-            await trio.put(b"b", b"2")
+            await cluster.start("n1")
+            await cluster.put(b"b", b"2")
             await asyncio.sleep(LATER)
 
-            assert trio.nodes["n1"].identity.cluster_id in ("", cluster_id)
-            assert {trio.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {cluster_id}
+            assert cluster.nodes["n1"].identity.cluster_id in ("", cluster_id)
+            assert {cluster.nodes[name].identity.cluster_id for name in ("n2", "n3")} == {cluster_id}
 
     asyncio.run(scenario())
 
 
 def test_stopping_in_the_middle_of_the_beginning_ends_in_one_cluster(tmp_path: Path) -> None:
     async def scenario() -> None:
-        trio = Trio(tmp_path, 3)
+        cluster = LocalCluster(tmp_path, 3)
         try:
-            await trio.start("n1", "n2", "n3")
-            await eventually("it begins", lambda: trio.nodes["n1"].identity.cluster_id)
-            await trio.stop("n1", "n2", "n3")
-            await trio.start("n1", "n2", "n3")
-            leader = await trio.leader()
+            await cluster.start("n1", "n2", "n3")
+            await eventually("it begins", lambda: cluster.nodes["n1"].identity.cluster_id)
+            await cluster.stop("n1", "n2", "n3")
+            await cluster.start("n1", "n2", "n3")
+            leader = await cluster.leader()
             await leader.propose(Put(b"a", b"1"), 5000)
-            await trio.converge()
+            await cluster.converge()
 
-            assert len({node.identity.cluster_id for node in trio.nodes.values()}) == 1
+            assert len({node.identity.cluster_id for node in cluster.nodes.values()}) == 1
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())

@@ -8,11 +8,11 @@ from time import monotonic
 
 import msgspec
 import pytest
-from node.trio import running
+from node.local_cluster import running
 
 from kvorum.cluster import KubernetesApi
-from kvorum.cluster.desired import Unanswered
-from kvorum.cluster.reconcile import Desired
+from kvorum.cluster.membership_spec import Unanswered
+from kvorum.cluster.reconcile import MembershipSpec
 from kvorum.commands import serve
 from kvorum.config import Config
 from kvorum.errors import KubernetesError, StorageError
@@ -24,8 +24,8 @@ GRACE_S = 4.0
 class Source:
     """Says that of nodes n-0, n-1, ... the first one is to stay."""
 
-    async def desired(self) -> Desired | None:
-        return Desired(("n-0",), "n")
+    async def desired(self) -> MembershipSpec | None:
+        return MembershipSpec(("n-0",), "n")
 
 
 def with_grace(node: Node) -> Node:
@@ -37,10 +37,10 @@ def test_waiting_to_be_removed_and_waiting_for_a_quorum_share_one_grace_period(t
     """The kubelet's patience begins with the signal, and ends with SIGKILL."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            node, gone = trio.others(leader)
-            await trio.stop(gone.config.name)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            node, gone = cluster.others(leader)
+            await cluster.stop(gone.config.name)
             began = monotonic()
 
             # It is surplus, nobody removes it, and with one of three gone the others need it for a quorum.
@@ -53,10 +53,10 @@ def test_waiting_to_be_removed_and_waiting_for_a_quorum_share_one_grace_period(t
 
 def test_a_node_that_fails_while_it_leaves_ends_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            node, gone = trio.others(leader)
-            await trio.stop(gone.config.name)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            node, gone = cluster.others(leader)
+            await cluster.stop(gone.config.name)
             leaving = asyncio.create_task(serve._first_of(node.run(), serve._leave(with_grace(node), Source())))
             node.fail(StorageError("the disk is gone"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from node.trio import eventually, running
+from node.local_cluster import eventually, running
 
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Health
@@ -15,12 +15,12 @@ def test_a_new_leader_knows_of_nobodys_health_before_it_has_heard(tmp_path: Path
     """Of one that is down, it knows so after an election timeout; until then it must not count on it either."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            old = await trio.leader()
-            heir, gone = trio.others(old)
-            await trio.stop(gone.config.name)
+        async with running(tmp_path) as cluster:
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            old = await cluster.leader()
+            heir, gone = cluster.others(old)
+            await cluster.stop(gone.config.name)
             observer = Observer(heir)
 
             def health() -> Health | None:
@@ -42,10 +42,10 @@ def test_a_new_leader_knows_of_nobodys_health_before_it_has_heard(tmp_path: Path
 
 def test_who_does_not_lead_has_no_view(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
             assert Observer(leader).membership_view(None) is not None
-            assert all(Observer(other).membership_view(None) is None for other in trio.others(leader))
+            assert all(Observer(other).membership_view(None) is None for other in cluster.others(leader))
             leader.stopping = True
             assert Observer(leader).membership_view(None) is None
 

@@ -10,10 +10,10 @@ import pytest
 from kvorum.cluster.reconcile import (
     PROMOTE_LAG_MAX,
     Decision,
-    Desired,
     Health,
+    MembershipSpec,
+    Observed,
     Reconciler,
-    Seen,
     Step,
     Transfer,
     View,
@@ -31,7 +31,7 @@ def view(
     members: str,
     *,
     leader: str = "kv-0@a",
-    desired: int | Desired | None = 3,
+    desired: int | MembershipSpec | None = 3,
     seen: str = "",
     down: str = "",
     unheard: str = "",
@@ -57,17 +57,19 @@ def view(
     )
     silent = down.split()
     hellos = {
-        name_of(m.id): Seen(m.id, False, URL.format(name_of(m.id))) for m in configuration.members if m.id not in silent
+        name_of(m.id): Observed(m.id, False, URL.format(name_of(m.id)))
+        for m in configuration.members
+        if m.id not in silent
     }
     for newcomer in seen.split():
         node = newcomer.rstrip("!")
-        hellos[name_of(node)] = Seen(node, newcomer.endswith("!"), URL.format(name_of(node)))
+        hellos[name_of(node)] = Observed(node, newcomer.endswith("!"), URL.format(name_of(node)))
     health = {
         m.id: Health(m.id not in silent + unheard.split(), (lag or {}).get(m.id, 0), m.id in silent)
         for m in configuration.members
         if m.id != leader
     }
-    wanted = Desired.stateful_set("kv", desired) if isinstance(desired, int) else desired
+    wanted = MembershipSpec.stateful_set("kv", desired) if isinstance(desired, int) else desired
     return View(leader, configuration, settled, hellos, health, wanted)
 
 
@@ -132,7 +134,7 @@ CASES = [
     ),
     Case(
         "a static member's lost disk is replaced",
-        view("n1@a n2@b n3@c", leader="n1@a", desired=Desired(("n1", "n2", "n3")), down="n3@c", seen="n3@x!"),
+        view("n1@a n2@b n3@c", leader="n1@a", desired=MembershipSpec(("n1", "n2", "n3")), down="n3@c", seen="n3@x!"),
         Remove("n3@c"),
     ),
     # Rule 4: newcomers.
@@ -237,7 +239,7 @@ CASES = [
     Case("members without an ordinal are the operator's", view(THREE + " backup@z", desired=3), None),
     Case(
         "static members are never surplus",
-        view("n-1@a n-2@b n-9@c", leader="n-1@a", desired=Desired(("n-1", "n-2"))),
+        view("n-1@a n-2@b n-9@c", leader="n-1@a", desired=MembershipSpec(("n-1", "n-2"))),
         None,
     ),
 ]
@@ -274,7 +276,7 @@ class FakeCluster:
         self.steps: list[Step] = []
         self.refuse: CallerError | None = None
 
-    def membership_view(self, desired: Desired | None) -> View | None:
+    def membership_view(self, desired: MembershipSpec | None) -> View | None:
         if self.now is None:
             return None
         return View(self.now.leader, self.now.configuration, self.now.settled, self.now.seen, self.now.health, desired)
@@ -303,11 +305,11 @@ class FakeCluster:
 
 
 class FixedSource:
-    def __init__(self, desired: Desired | None) -> None:
+    def __init__(self, desired: MembershipSpec | None) -> None:
         self.answer = desired
         self.asked = 0
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         self.asked += 1
         return self.answer
 
@@ -323,13 +325,13 @@ async def settle(cluster: FakeCluster, source: FixedSource) -> list[Step]:
 
 def test_scaling_out_adds_and_promotes_one_after_the_other() -> None:
     cluster = FakeCluster(view(THREE, seen="kv-3@d! kv-4@e!"))
-    steps = asyncio.run(settle(cluster, FixedSource(Desired.stateful_set("kv", 5))))
+    steps = asyncio.run(settle(cluster, FixedSource(MembershipSpec.stateful_set("kv", 5))))
     assert steps == [learner("kv-3@d"), Promote("kv-3@d"), learner("kv-4@e"), Promote("kv-4@e")]
 
 
 def test_scaling_in_below_the_leader_ends_with_the_desired_members() -> None:
     cluster = FakeCluster(view(FIVE, leader="kv-4@e"))
-    steps = asyncio.run(settle(cluster, FixedSource(Desired.stateful_set("kv", 3))))
+    steps = asyncio.run(settle(cluster, FixedSource(MembershipSpec.stateful_set("kv", 3))))
     assert steps == [Remove("kv-3@d"), Transfer("kv-0@a"), Remove("kv-4@e")]
     assert cluster.now is not None
     assert cluster.now.configuration.voters() == ("kv-0@a", "kv-1@b", "kv-2@c")
@@ -337,7 +339,7 @@ def test_scaling_in_below_the_leader_ends_with_the_desired_members() -> None:
 
 def test_a_lost_disk_heals_without_a_human() -> None:
     cluster = FakeCluster(view(THREE, down="kv-2@c", seen="kv-2@x!"))
-    steps = asyncio.run(settle(cluster, FixedSource(Desired.stateful_set("kv", 3))))
+    steps = asyncio.run(settle(cluster, FixedSource(MembershipSpec.stateful_set("kv", 3))))
     assert steps == [Remove("kv-2@c"), learner("kv-2@x"), Promote("kv-2@x")]
 
 
@@ -346,7 +348,7 @@ def test_a_lost_disk_heals_without_a_human() -> None:
 )
 def test_a_refused_step_is_tried_again_at_the_next_look(error: CallerError) -> None:
     cluster = FakeCluster(view(THREE, seen="kv-3@d!"))
-    source = FixedSource(Desired.stateful_set("kv", 4))
+    source = FixedSource(MembershipSpec.stateful_set("kv", 4))
 
     async def scenario() -> list[Step]:
         reconciler = Reconciler(cluster, source)
@@ -360,7 +362,7 @@ def test_a_refused_step_is_tried_again_at_the_next_look(error: CallerError) -> N
 
 
 def test_only_the_leader_asks_and_acts() -> None:
-    source = FixedSource(Desired.stateful_set("kv", 5))
+    source = FixedSource(MembershipSpec.stateful_set("kv", 5))
     assert not asyncio.run(Reconciler(FakeCluster(None), source).reconcile())
     assert source.asked == 0
 
@@ -369,17 +371,17 @@ def test_a_leadership_lost_while_asking_takes_no_step() -> None:
     cluster = FakeCluster(view(THREE, seen="kv-3@d!"))
 
     class Deposing(FixedSource):
-        async def desired(self) -> Desired | None:
+        async def desired(self) -> MembershipSpec | None:
             cluster.now = None
             return await super().desired()
 
-    assert not asyncio.run(Reconciler(cluster, Deposing(Desired.stateful_set("kv", 5))).reconcile())
+    assert not asyncio.run(Reconciler(cluster, Deposing(MembershipSpec.stateful_set("kv", 5))).reconcile())
     assert cluster.steps == []
 
 
 def test_a_decision_is_logged_once_and_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     cluster = FakeCluster(view(THREE + " kv-3@d?", lag={"kv-3@d": 500}))
-    reconciler = Reconciler(cluster, FixedSource(Desired.stateful_set("kv", 4)))
+    reconciler = Reconciler(cluster, FixedSource(MembershipSpec.stateful_set("kv", 4)))
 
     async def scenario() -> None:
         for _ in range(3):

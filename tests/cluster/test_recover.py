@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.trio import Put, Trio, eventually, running
+from node.local_cluster import LocalCluster, Put, eventually, running
 from storage.support import send, take_snapshot
 
 from kvorum.commands import recover
@@ -42,10 +42,10 @@ def survivor(tmp_path: Path) -> Path:
     """The folder of one of three nodes that held the writes a=1 and b=2; the others are lost."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            await trio.put(b"a", b"1")
-            await trio.put(b"b", b"2")
-            await trio.converge()
+        async with running(tmp_path) as cluster:
+            await cluster.put(b"a", b"1")
+            await cluster.put(b"b", b"2")
+            await cluster.converge()
 
     asyncio.run(scenario())
     return tmp_path / "n2"
@@ -53,16 +53,16 @@ def survivor(tmp_path: Path) -> Path:
 
 async def serve_alone(folder: Path) -> dict[str, Any]:
     """Start the node on the folder; return what it is and holds once it leads."""
-    trio = Trio(folder.parent, 1)
-    trio.names, trio.ports = ["n2"], {"n2": trio.ports["n1"]}
+    cluster = LocalCluster(folder.parent, 1)
+    cluster.names, cluster.ports = ["n2"], {"n2": cluster.ports["n1"]}
     try:
-        await trio.start("n2")
-        leader = await trio.leader()
+        await cluster.start("n2")
+        leader = await cluster.leader()
         await leader.propose(Put(b"c", b"3"), 5000)
         values = {key: record.value for key in (b"a", b"b", b"c") if (record := leader.store.get(key))}
         return {"values": values, "cluster": leader.identity.cluster_id, "members": leader.raft.configuration.voters()}
     finally:
-        await trio.close()
+        await cluster.close()
 
 
 def test_the_survivor_goes_on_alone_with_all_that_it_holds(survivor: Path) -> None:
@@ -83,18 +83,18 @@ def test_the_others_never_take_the_survivor_for_a_member_of_theirs(survivor: Pat
     force_new_cluster(str(survivor))
 
     async def scenario() -> None:
-        trio = Trio(survivor.parent, 3)
+        cluster = LocalCluster(survivor.parent, 3)
         try:
-            await trio.start("n1", "n2", "n3")
-            leader = await trio.leader(["n1", "n3"])
+            await cluster.start("n1", "n2", "n3")
+            leader = await cluster.leader(["n1", "n3"])
             await leader.propose(Put(b"old", b"cluster"), 5000)
-            await eventually("n2 leads its own", lambda: trio.nodes["n2"].raft.leader == trio.nodes["n2"].raft.id)
-            await trio.nodes["n2"].propose(Put(b"new", b"cluster"), 5000)
+            await eventually("n2 leads its own", lambda: cluster.nodes["n2"].raft.leader == cluster.nodes["n2"].raft.id)
+            await cluster.nodes["n2"].propose(Put(b"new", b"cluster"), 5000)
 
             assert leader.store.get(b"new") is None
-            assert trio.nodes["n2"].store.get(b"old") is None
+            assert cluster.nodes["n2"].store.get(b"old") is None
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())
 

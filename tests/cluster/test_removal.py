@@ -11,10 +11,10 @@ from time import monotonic
 
 import msgspec
 import pytest
-from node.trio import Trio, running
+from node.local_cluster import LocalCluster, running
 
 from kvorum.cluster.observer import Observer
-from kvorum.cluster.reconcile import Desired, Reconciler
+from kvorum.cluster.reconcile import MembershipSpec, Reconciler
 from kvorum.cluster.removal import (
     RemovedError,
     excludes,
@@ -78,17 +78,17 @@ def test_the_configuration_that_removed_us_may_be_the_last_that_we_have() -> Non
 @pytest.mark.parametrize("victim", ["the leader", "a follower"])
 def test_who_is_removed_finds_out_whoever_it_was(tmp_path: Path, victim: str) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            await trio.put(b"a", b"1")
-            leader = await trio.leader()
-            removed = leader if victim == "the leader" else trio.others(leader)[0]
+        async with running(tmp_path) as cluster:
+            await cluster.put(b"a", b"1")
+            leader = await cluster.leader()
+            removed = leader if victim == "the leader" else cluster.others(leader)[0]
             name = removed.config.name
 
             await leader.remove_member(name, 5000)
             with pytest.raises(RemovedError, match="is no member any more"):
                 await asyncio.wait_for(watch_for_removal(removed), 20)
 
-            for other in trio.others(removed):
+            for other in cluster.others(removed):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(watch_for_removal(other), 1.5)
 
@@ -102,17 +102,17 @@ def test_who_was_never_a_member_was_not_removed() -> None:
 # --- Scale-in --------------------------------------------------------------------------------------------------------
 
 
-class Pods(Trio):
+class Pods(LocalCluster):
     """Nodes ``kv-0 .. kv-N``, each with a reconciler, until it leaves."""
 
-    def __init__(self, folder: Path, size: int, source: Desired) -> None:
+    def __init__(self, folder: Path, size: int, source: MembershipSpec) -> None:
         super().__init__(folder, size)
         self.names = [f"kv-{ordinal}" for ordinal in range(size)]
         self.ports = dict(zip(self.names, self.ports.values(), strict=True))
-        self.desired_now: Desired | None = source
+        self.desired_now: MembershipSpec | None = source
         self._reconciling: dict[str, list[asyncio.Task[None]]] = {}
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         return self.desired_now
 
     def reconcile(self) -> None:
@@ -140,14 +140,14 @@ class Pods(Trio):
 @contextlib.asynccontextmanager
 async def pods(folder: Path, leader: str, replicas: int) -> AsyncIterator[Pods]:
     """Three nodes under ``leader``, of which so many shall stay."""
-    cluster = Pods(folder, 3, Desired.stateful_set("kv", 3))
+    cluster = Pods(folder, 3, MembershipSpec.stateful_set("kv", 3))
     try:
         await cluster.start(*cluster.names)
         first = await cluster.leader()
         await first.transfer_leadership(leader, 5000)
         await cluster.put(b"a", b"1")
         cluster.reconcile()
-        cluster.desired_now = Desired.stateful_set("kv", replicas)
+        cluster.desired_now = MembershipSpec.stateful_set("kv", replicas)
         yield cluster
     finally:
         await cluster.close()
@@ -172,8 +172,8 @@ def test_who_is_scaled_in_is_removed_before_it_stops_whoever_leads(tmp_path: Pat
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("desired", [Desired.stateful_set("kv", 3), Desired.stateful_set("kv", 0), None])
-def test_who_is_not_scaled_in_does_not_wait_and_stays_a_member(tmp_path: Path, desired: Desired | None) -> None:
+@pytest.mark.parametrize("desired", [MembershipSpec.stateful_set("kv", 3), MembershipSpec.stateful_set("kv", 0), None])
+def test_who_is_not_scaled_in_does_not_wait_and_stays_a_member(tmp_path: Path, desired: MembershipSpec | None) -> None:
     """A restart, a stop of all, and a stop while nobody knows."""
 
     async def scenario() -> None:
@@ -191,7 +191,7 @@ def test_who_is_not_removed_gives_up_when_its_time_is_over(tmp_path: Path) -> No
     async def scenario() -> None:
         async with pods(tmp_path, "kv-0", 3) as cluster:
             cluster.stop_reconciling()
-            cluster.desired_now = Desired.stateful_set("kv", 1)
+            cluster.desired_now = MembershipSpec.stateful_set("kv", 1)
             await asyncio.wait_for(cluster.leave(cluster.nodes["kv-2"], 0.5), 10)
 
             assert voters(cluster.nodes["kv-2"]) == cluster.names

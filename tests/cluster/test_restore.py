@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from node.trio import Put, Trio, eventually, running
+from node.local_cluster import LocalCluster, Put, eventually, running
 
 from kvorum.commands import restore
 from kvorum.config import Config, resolve
@@ -22,9 +22,9 @@ from kvorum.storage import datadir
 from kvorum.storage.datadir import REPLACED, Lock
 
 
-async def backed_up(trio: Trio) -> bytes:
+async def backed_up(cluster: LocalCluster) -> bytes:
     """Return a backup, as the node gives it to whoever asks."""
-    leader = await trio.leader()
+    leader = await cluster.leader()
     await leader.read_barrier(5000)
     backup = await leader.begin_backup()
     try:
@@ -38,12 +38,12 @@ def backup(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A backup of three nodes that hold a=1 (revision 1), b=2 (revision 3), and the session of a client."""
 
     async def scenario() -> bytes:
-        async with running(tmp_path_factory.mktemp("source")) as trio:
-            await trio.put(b"a", b"1")
-            await trio.put(b"b", b"x")
-            leader = await trio.leader()
+        async with running(tmp_path_factory.mktemp("source")) as cluster:
+            await cluster.put(b"a", b"1")
+            await cluster.put(b"b", b"x")
+            leader = await cluster.leader()
             await leader.propose(Put(b"b", b"2", client_id="client", sequence=1), 5000)
-            return await backed_up(trio)
+            return await backed_up(cluster)
 
     return asyncio.run(scenario())
 
@@ -59,10 +59,10 @@ def restored(backup: bytes, folder: Path, bump_revision: int = 1000) -> None:
 
 async def served(folder: Path) -> dict[str, Any]:
     """Start a node on the folder; return what it is and holds once it leads."""
-    trio = Trio(folder, 1)
+    cluster = LocalCluster(folder, 1)
     try:
-        await trio.start("n1")
-        leader = await trio.leader()
+        await cluster.start("n1")
+        leader = await cluster.leader()
         records = {key: record for key in (b"a", b"b") if (record := leader.store.get(key))}
         put = await leader.propose(Put(b"c", b"3"), 5000)
         again = await leader.propose(Put(b"b", b"2", client_id="client", sequence=1), 5000)
@@ -76,7 +76,7 @@ async def served(folder: Path) -> dict[str, Any]:
             "voters": leader.raft.configuration.voters(),
         }
     finally:
-        await trio.close()
+        await cluster.close()
 
 
 def test_a_backup_begins_a_new_cluster_with_all_that_was_acknowledged(backup: bytes, tmp_path: Path) -> None:
@@ -95,20 +95,20 @@ def test_nodes_with_empty_disks_join_what_was_restored(backup: bytes, tmp_path: 
     restored(backup, tmp_path)
 
     async def scenario() -> None:
-        trio = Trio(tmp_path, 2)
+        cluster = LocalCluster(tmp_path, 2)
         try:
-            await trio.start("n1", "n2")
-            first = trio.nodes["n1"]
+            await cluster.start("n1", "n2")
+            first = cluster.nodes["n1"]
             await eventually("n1 leads alone", lambda: first.raft.can_change_membership)
-            config = trio.nodes["n2"].config
+            config = cluster.nodes["n2"].config
             await first.add_member("n2", config.advertise_peer_url, config.advertise_client_url, 5000)
-            await trio.converge()
+            await cluster.converge()
             await first.promote_member("n2", 5000)
-            record = trio.nodes["n2"].store.get(b"b")
+            record = cluster.nodes["n2"].store.get(b"b")
             assert record is not None
             assert record.value == b"2"
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())
 
@@ -123,8 +123,8 @@ def test_two_restores_of_one_backup_are_two_clusters(backup: bytes, tmp_path: Pa
 
 def test_what_was_there_before_is_put_aside_and_could_be_used_again(backup: bytes, tmp_path: Path) -> None:
     async def other() -> None:
-        async with running(tmp_path, 1) as trio:
-            await trio.put(b"precious", b"data")
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"precious", b"data")
 
     asyncio.run(other())
     with pytest.raises(ConfigError, match="--replace"):
@@ -133,13 +133,13 @@ def test_what_was_there_before_is_put_aside_and_could_be_used_again(backup: byte
     assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}
 
     async def before() -> bytes | None:
-        trio = Trio(tmp_path / "aside", 1)
+        cluster = LocalCluster(tmp_path / "aside", 1)
         try:
-            await trio.start("n1")
-            record = (await trio.leader()).store.get(b"precious")
+            await cluster.start("n1")
+            record = (await cluster.leader()).store.get(b"precious")
             return record.value if record else None
         finally:
-            await trio.close()
+            await cluster.close()
 
     (tmp_path / "aside").mkdir()
     shutil.copytree(tmp_path / "n1" / REPLACED, tmp_path / "aside" / "n1")
@@ -175,8 +175,8 @@ def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
     backup: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def other() -> None:
-        async with running(tmp_path, 1) as trio:
-            await trio.put(b"precious", b"data")
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"precious", b"data")
 
     asyncio.run(other())
     original = tmp_path / "original"
@@ -252,11 +252,11 @@ def test_without_a_staged_restore_nothing_is_done(tmp_path: Path) -> None:
 
 def test_a_backup_holds_what_was_written_while_an_older_snapshot_was_being_taken(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, 1) as trio:
-            await trio.put(b"a", b"1")
-            leader = await trio.leader()
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"a", b"1")
+            leader = await cluster.leader()
             leader.parts.snapshots.begin()
-            await trio.put(b"b", b"2")
+            await cluster.put(b"b", b"2")
             backup = await leader.begin_backup()
             assert backup.last_index >= leader.store.applied_index
             backup.close()
@@ -266,9 +266,9 @@ def test_a_backup_holds_what_was_written_while_an_older_snapshot_was_being_taken
 
 def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, 1) as trio:
-            await trio.put(b"a", b"1")
-            leader = await trio.leader()
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"a", b"1")
+            leader = await cluster.leader()
             backups = Backups(
                 leader.parts.state, leader.parts.snapshots, leader.ports.storage.snapshots, leader.ports.threads
             )
@@ -285,12 +285,12 @@ def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None
 
 def test_a_backup_stays_readable_when_newer_snapshots_have_taken_its_place(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, 1) as trio:
-            await trio.put(b"a", b"1")
-            leader = await trio.leader()
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"a", b"1")
+            leader = await cluster.leader()
             backup = await leader.begin_backup()
             for number in range(3):
-                await trio.put(b"a", str(number).encode())
+                await cluster.put(b"a", str(number).encode())
                 await leader.parts.snapshots.begin()
             data = b"".join([chunk async for chunk in backup.chunks()])
             backup.close()

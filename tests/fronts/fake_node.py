@@ -23,9 +23,9 @@ from kvorum.status import Check, MemberStatus, NodeStatus
 from kvorum.telemetry.counters import Counters
 
 
-def make_config(**knobs: Any) -> Config:
+def make_config(**options: Any) -> Config:
     """Return a configuration whose client port the system chooses."""
-    config = resolve(Config(**{"name": "n1", **knobs}), host_name="n1")
+    config = resolve(Config(**{"name": "n1", **options}), host_name="n1")
     return msgspec.structs.replace(config, listen_client="127.0.0.1:0")
 
 

@@ -21,7 +21,7 @@ from kvorum.__main__ import main
 from kvorum.commands import serve
 from kvorum_client import Client
 
-# A child process inherits no knobs.
+# A child process inherits no options.
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("KVORUM_")}
 
 

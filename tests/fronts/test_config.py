@@ -1,4 +1,4 @@
-"""Every knob from every source, and every contradiction refused in one line."""
+"""Every option from every source, and every contradiction refused in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from kvorum.config import Config, PeerAddress, join_address, parse_peers, resolve, split_address
 from kvorum.config import sources as config_sources
 from kvorum.config.options import finalize_after_s
-from kvorum.config.sources import knobs, load
+from kvorum.config.sources import load, options
 from kvorum.errors import ConfigError
 
 THREE = "n1=127.0.0.1:9001,n2=127.0.0.1:9002,n3=127.0.0.1:9003"
@@ -48,18 +48,18 @@ def test_an_empty_variable_is_an_unset_one() -> None:
     assert load({}, {"KVORUM_TICK_MS": "", "KVORUM_NAME": ""}, "h")[0].tick_ms == Config().tick_ms
 
 
-def _example(knob: config_sources.Knob) -> tuple[str, Any]:
+def _example(option: config_sources.Option) -> tuple[str, Any]:
     """Return a value as text that is not the default, and what it must become."""
-    if knob.name == "peers":
+    if option.name == "peers":
         return "host=127.0.0.1:9001", (PeerAddress("host", "127.0.0.1", 9001),)
-    if knob.is_bool:
-        return ("false", False) if knob.default else ("true", True)
-    if knob.choices:
-        return knob.choices[-1], knob.choices[-1]
-    if isinstance(knob.default, int):
-        return str(knob.default + 1), knob.default + 1
-    if isinstance(knob.default, float):
-        half = 0.5 if knob.default == 0 else knob.default / 2
+    if option.is_bool:
+        return ("false", False) if option.default else ("true", True)
+    if option.choices:
+        return option.choices[-1], option.choices[-1]
+    if isinstance(option.default, int):
+        return str(option.default + 1), option.default + 1
+    if isinstance(option.default, float):
+        half = 0.5 if option.default == 0 else option.default / 2
         return str(half), half
     special = {
         "listen_client": "127.0.0.1:7001",
@@ -69,29 +69,29 @@ def _example(knob: config_sources.Knob) -> tuple[str, Any]:
         "finalize_after": "manual",
         "trace_endpoint": "http://otel:4318/v1/traces",
     }
-    value = special.get(knob.name, "http://h:1" if knob.name.endswith("_url") else "word")
+    value = special.get(option.name, "http://h:1" if option.name.endswith("_url") else "word")
     return value, value
 
 
-@pytest.mark.parametrize("knob", knobs(), ids=lambda knob: knob.name)
-def test_every_knob_is_set_by_its_flag_its_variable_and_the_file(knob: config_sources.Knob, tmp_path: Path) -> None:
-    text, value = _example(knob)
+@pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
+def test_every_knob_is_set_by_its_flag_its_variable_and_the_file(option: config_sources.Option, tmp_path: Path) -> None:
+    text, value = _example(option)
     needs = {"name": "kv-0", "replicas": "3", "discovery_dns": "h.ns"}
-    others = {n: v for n, v in needs.items() if n != knob.name} if knob.name in _DISCOVERY else {}
+    others = {n: v for n, v in needs.items() if n != option.name} if option.name in _DISCOVERY else {}
     parser = argparse.ArgumentParser(allow_abbrev=False)
     config_sources.add_arguments(parser)
-    flag = [knob.flag] if knob.is_bool else [knob.flag, text]
+    flag = [option.flag] if option.is_bool else [option.flag, text]
     file = tmp_path / "kvorum.toml"
     # JSON's strings, numbers and booleans are TOML's too.
-    file.write_text(f"{knob.name} = {json.dumps(text if knob.name == 'peers' else value)}\n")
+    file.write_text(f"{option.name} = {json.dumps(text if option.name == 'peers' else value)}\n")
     cases: list[tuple[dict[str, Any], dict[str, str]]] = [
         (vars(parser.parse_args(flag)), {}),
-        ({}, {knob.env: text}),
+        ({}, {option.env: text}),
         ({"config": str(file)}, {}),
     ]
     for flags, environ in cases:
         config, _ = load(others | flags, environ, "host")
-        assert getattr(config, knob.name) == value
+        assert getattr(config, option.name) == value
 
 
 _DISCOVERY = {"discovery_dns", "replicas", "dns_peer_port"}
@@ -158,7 +158,7 @@ def test_what_contradicts_itself_is_refused_in_one_line(flags: dict[str, Any], s
     ("text", "says"),
     [
         ("tick_ms = \n", "is not TOML"),
-        ("tickms = 1\n", "there is no knob 'tickms'"),
+        ("tickms = 1\n", "there is no option 'tickms'"),
         ("tick-ms = 1\n", "write '_' for '-'"),
         ("tick_ms = 'x'\n", "tick_ms in "),
         ("tick_ms = true\n", "tick_ms in "),

@@ -20,7 +20,7 @@ import yaml
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
 from kvorum.config import Config
-from kvorum.config.sources import knobs, load
+from kvorum.config.sources import load, options
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm"
@@ -164,7 +164,7 @@ def test_the_environment_is_a_configuration_that_the_node_accepts(values: Docume
     documents = render(values)
     given = environment(documents)
     given["KVORUM_NAME"] = "kv-0"
-    by_env = {knob.env: knob for knob in knobs()}
+    by_env = {option.env: option for option in options()}
     unknown = [name for name in given if name.startswith("KVORUM_") and name not in by_env and name != "KVORUM_CONFIG"]
     assert unknown == []
     config = loaded(given, documents)
@@ -410,7 +410,7 @@ REFUSED = {
     "nine replicas": ({"replicaCount": 9}, "replicaCount"),
     "an unknown value": ({"replicas": 3}, "replicas"),
     "a misspelt nested value": ({"persistence": {"storageclass": "x"}}, "storageclass"),
-    "a knob that the chart sets": ({"config": {"listen_client": "0.0.0.0:1"}}, "listen_client"),
+    "a option that the chart sets": ({"config": {"listen_client": "0.0.0.0:1"}}, "listen_client"),
     "our variables among extraEnv": ({"extraEnv": [{"name": "KVORUM_TICK_MS", "value": "1"}]}, "extraEnv"),
     "a sidecar named like the node": ({"sidecars": [{"name": "kvorum"}]}, "sidecars"),
     "a volume named like ours": ({"extraVolumes": [{"name": "data"}]}, "extraVolumes"),
@@ -432,7 +432,7 @@ def test_wrong_values_are_refused_with_their_name(values: Document, says: str) -
 def test_the_knobs_that_the_chart_sets_itself_are_real() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     reserved = schema["properties"]["config"]["propertyNames"]["not"]["enum"]
-    names = {field.name for field in knobs()}
+    names = {field.name for field in options()}
     assert set(reserved) <= names
     set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in environment(render())} - {"config"}
     assert set_by_the_chart - {"shutdown_grace_s"} <= set(reserved)

@@ -124,11 +124,11 @@ def apply_batches(store: Store, batches: Sequence[Batch]) -> list[list[Result]]:
 
 def snapshot_of(store: Store, max_keys: int = 1024, max_bytes: int = 1 << 18) -> bytes:
     """Return the snapshot of a store: equal bytes, equal state."""
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
     chunks = []
-    while (chunk := cut.next_chunk(max_keys, max_bytes)) is not None:
+    while (chunk := iterator.next_chunk(max_keys, max_bytes)) is not None:
         chunks.append(chunk)
-    cut.close()
+    iterator.close()
     return b"".join(chunks)
 
 

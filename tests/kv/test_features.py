@@ -191,15 +191,15 @@ def test_a_later_version_may_say_more_beside_the_level() -> None:
 def test_only_a_level_above_1_changes_the_format_of_snapshots() -> None:
     store = Store()
     store.apply(configured())
-    cut = store.begin_snapshot()
-    assert cut.header.format == 1
-    cut.close()
+    iterator = store.begin_snapshot()
+    assert iterator.header.format == 1
+    iterator.close()
 
     apply(store, raise_to(2))
 
-    cut = store.begin_snapshot()
-    assert cut.header.format == 2
-    cut.close()
+    iterator = store.begin_snapshot()
+    assert iterator.header.format == 2
+    iterator.close()
 
 
 def test_what_is_proposed_is_checked_against_the_level(monkeypatch: pytest.MonkeyPatch) -> None:

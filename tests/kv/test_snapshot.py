@@ -1,4 +1,4 @@
-"""The cut: the state of one moment, written while the store goes on."""
+"""The iterator: the state of one moment, written while the store goes on."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_a_cut_is_the_state_at_its_beginning_whatever_is_applied_meanwhile(
         if after_a_restore:
             store = restore(expected)
 
-        cut = store.begin_snapshot()
+        iterator = store.begin_snapshot()
         chunks: list[bytes | None] = []
         for step in steps:
             if isinstance(step, Batch):
                 assert apply_batches(store, [step]) == apply_batches(untouched, [step])
             else:
-                chunks.append(cut.next_chunk(*step))
+                chunks.append(iterator.next_chunk(*step))
         while chunks[-1:] != [None]:
-            chunks.append(cut.next_chunk(1, 1))
-        cut.close()
+            chunks.append(iterator.next_chunk(1, 1))
+        iterator.close()
 
         data = b"".join(chunk for chunk in chunks if chunk is not None)
         assert snapshot_of(restore(data)) == expected
@@ -108,26 +108,26 @@ def test_revisions_go_on_after_a_restore_even_if_all_keys_are_gone() -> None:
 def test_a_chunk_holds_no_more_than_was_asked_for() -> None:
     store = Store()
     apply(store, *(Put(b"%03d" % number, b"v" * 100) for number in range(100)))
-    cut = store.begin_snapshot()
-    cut.next_chunk()
+    iterator = store.begin_snapshot()
+    iterator.next_chunk()
 
-    by_keys = cut.next_chunk(max_keys=3)
-    by_bytes = cut.next_chunk(max_bytes=350)
-    rest = cut.next_chunk()
+    by_keys = iterator.next_chunk(max_keys=3)
+    by_bytes = iterator.next_chunk(max_bytes=350)
+    rest = iterator.next_chunk()
 
     assert by_keys is not None and by_keys.count(b"v" * 100) == 3
     assert by_bytes is not None and by_bytes.count(b"v" * 100) == 4  # the fourth reaches 350 bytes
     assert rest is not None and rest.count(b"v" * 100) == 93
-    cut.close()
+    iterator.close()
 
 
 def test_every_chunk_makes_progress_however_little_was_asked_for() -> None:
     store = Store()
     apply(store, *(Put(b"%d" % number, b"v") for number in range(3)))
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
 
-    chunks = [cut.next_chunk(max_keys=0, max_bytes=0) for _ in range(6)]
-    cut.close()
+    chunks = [iterator.next_chunk(max_keys=0, max_bytes=0) for _ in range(6)]
+    iterator.close()
 
     assert [chunk is None for chunk in chunks] == [False] * 5 + [True]  # header, three records, trailer
 
@@ -145,12 +145,12 @@ def test_a_chunk_of_sessions_is_bounded_by_their_answers() -> None:
     store = Store()
     for client in range(10):
         apply(store, *(Put(b"a", b"v", -1, f"client-{client}", sequence) for sequence in range(1, 101)))
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
 
     chunks = []
-    while (chunk := cut.next_chunk(max_keys=250)) is not None:
+    while (chunk := iterator.next_chunk(max_keys=250)) is not None:
         chunks.append(chunk)
-    cut.close()
+    iterator.close()
 
     assert [chunk.count(b"client-") for chunk in chunks] == [0, 0, 3, 3, 3, 1, 0]
 
@@ -158,18 +158,18 @@ def test_a_chunk_of_sessions_is_bounded_by_their_answers() -> None:
 def test_a_cut_holds_only_what_changed_and_lets_go_of_it() -> None:
     store = Store()
     apply(store, *(Put(b"%d" % number, b"v", -1, f"client-{number}", 1) for number in range(100)))
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
 
     for value in (b"1", b"2"):
         apply(store, Put(b"5", value), Put(b"new", value), Put(b"6", b"x", -1, "client-6", 2), Delete(b"7"))
 
-    assert cut.shadow_size == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
-    while cut.next_chunk() is not None:
+    assert iterator.preserved_count == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
+    while iterator.next_chunk() is not None:
         pass
-    assert cut.shadow_size == 0
-    cut.close()
+    assert iterator.preserved_count == 0
+    iterator.close()
     apply(store, Put(b"8", b"v", -1, "client-8", 2))
-    assert (cut.shadow_size, store._shadow, store._sessions._shadow) == (0, {}, None)
+    assert (iterator.preserved_count, store._preserved, store._sessions._preserved) == (0, {}, None)
 
 
 def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_was() -> None:
@@ -177,39 +177,39 @@ def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_w
         store = Store()
         apply(store, *(Put(b"a", b"v", -1, f"client-{number}", 1) for number in range(SESSIONS)))
         expected = snapshot_of(store)
-        cut = store.begin_snapshot()
-        chunks = [cut.next_chunk()]
+        iterator = store.begin_snapshot()
+        chunks = [iterator.next_chunk()]
 
         apply(store, Put(b"a", b"v", -1, "new", 1), time_ms=SESSION_IDLE_MS + 1)
         for sequence in (1, 2):
             apply(store, Put(b"a", b"w", -1, "client-0", sequence), time_ms=2 * SESSION_IDLE_MS + 2)
 
         while chunks[-1] is not None:
-            chunks.append(cut.next_chunk())
-        cut.close()
+            chunks.append(iterator.next_chunk())
+        iterator.close()
         assert b"".join(chunk for chunk in chunks if chunk is not None) == expected
 
 
 def test_one_cut_at_a_time() -> None:
     store = Store()
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
 
     with pytest.raises(InvariantViolatedError, match="another"):
         store.begin_snapshot()
 
-    cut.close()
+    iterator.close()
     store.begin_snapshot().close()
 
 
 def test_a_cut_that_was_closed_early_can_not_pass_for_complete() -> None:
     store = Store()
-    cut = store.begin_snapshot()
-    chunk = cut.next_chunk()
-    cut.close()
-    cut.close()
+    iterator = store.begin_snapshot()
+    chunk = iterator.next_chunk()
+    iterator.close()
+    iterator.close()
 
     with pytest.raises(InvariantViolatedError, match="closed"):
-        cut.next_chunk()
+        iterator.next_chunk()
     assert chunk is not None
     restorer = Restorer(CONFIGURATION)
     restorer.feed(chunk)
@@ -223,18 +223,18 @@ def test_closing_an_old_cut_again_leaves_the_new_one_alone() -> None:
     expected = snapshot_of(store)
     old = store.begin_snapshot()
     old.close()
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
     old.close()
 
     apply(store, Put(b"a", b"2", -1, "ann", 2))
 
-    chunks = [chunk for chunk in (cut.next_chunk() for _ in range(9)) if chunk is not None]
-    cut.close()
+    chunks = [chunk for chunk in (iterator.next_chunk() for _ in range(9)) if chunk is not None]
+    iterator.close()
     assert b"".join(chunks) == expected
 
 
 def _break(store: Store) -> None:
-    store._records[b"a"] = store._records[b"b"]  # newer than the cut, and not put aside
+    store._records[b"a"] = store._records[b"b"]  # newer than the iterator, and not put aside
 
 
 def _lose(store: Store) -> None:
@@ -245,14 +245,14 @@ def _lose(store: Store) -> None:
 def test_a_record_changed_behind_the_cut_is_noticed(harm: Callable[[Store], None]) -> None:
     store = Store()
     apply(store, Put(b"a", b"1"))
-    cut = store.begin_snapshot()
+    iterator = store.begin_snapshot()
     apply(store, Put(b"b", b"2"))
-    cut.next_chunk()
+    iterator.next_chunk()
 
     harm(store)
 
     with pytest.raises(InvariantViolatedError, match="under a snapshot"):
-        cut.next_chunk()
+        iterator.next_chunk()
 
 
 def test_every_key_and_a_full_window_survive() -> None:

@@ -401,14 +401,14 @@ def test_a_sweep_and_a_snapshot_do_not_disturb_each_other() -> None:
     for each in (store, untouched):
         apply(each, *(Put(b"%d" % number, b"v") for number in range(9)))
     expected = snapshot_of(untouched, max_keys=1)
-    sweep, cut = StateSweep(store), store.begin_snapshot()
+    sweep, iterator = StateSweep(store), store.begin_snapshot()
 
     chunks = []
-    while (chunk := cut.next_chunk(1)) is not None:
+    while (chunk := iterator.next_chunk(1)) is not None:
         chunks.append(chunk)
         assert sweep.step(max_keys=1) is None
         apply(store, Put(b"%d" % len(chunks), b"w"), Delete(b"%d" % (9 - len(chunks))))
-    cut.close()
+    iterator.close()
 
     assert b"".join(chunks) == expected
     assert swept(sweep) is None

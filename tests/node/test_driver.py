@@ -8,7 +8,7 @@ from random import Random
 from typing import cast
 
 import msgspec
-from node.trio import eventually
+from node.local_cluster import eventually
 
 from kvorum.config import Config
 from kvorum.errors import PeerError

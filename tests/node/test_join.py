@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from node.trio import Trio, eventually
+from node.local_cluster import LocalCluster, eventually
 
 from kvorum.cluster.bootstrap import obstacle
 from kvorum.commands.node import running_node
@@ -24,7 +24,7 @@ CALL = Greeting("c" * 32, "n9@" + "9" * 16, "http://127.0.0.1:1")
 @asynccontextmanager
 async def empty_node(folder: Path) -> AsyncIterator[Node]:
     """A node that runs and has no cluster."""
-    async with running_node(Trio(folder, 1).config("n1")) as node:
+    async with running_node(LocalCluster(folder, 1).config("n1")) as node:
         yield node
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from node.trio import TIMEOUT_MS, eventually, running
+from node.local_cluster import TIMEOUT_MS, eventually, running
 
 import kvorum
 from kvorum.config import Config
@@ -293,11 +293,11 @@ def test_a_new_cluster_begins_at_the_highest_level_that_all_announce() -> None:
 
 def test_nodes_of_this_version_begin_at_its_level_and_know_each_others_version(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.settled()
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            for node in trio.nodes.values():
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            for node in cluster.nodes.values():
                 assert node.store.feature_level == HIGHEST_LEVEL
                 assert node.store.state_sum is not None
             assert leader.parts.levels.blockers(HIGHEST_LEVEL) == {}
@@ -313,8 +313,8 @@ def test_a_command_above_the_level_is_not_proposed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(features, "_LEVELS_OF_COMMANDS", {Put: 1, Delete: 2, RaiseFeatureLevel: 1})
 
     async def scenario() -> None:
-        async with running(tmp_path, 1) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path, 1) as cluster:
+            leader = await cluster.leader()
             await leader.propose(Delete(b"a"), TIMEOUT_MS)
             leader.store.feature_level = 1
             last = leader.raft.log.last_index
@@ -328,12 +328,12 @@ def test_a_command_above_the_level_is_not_proposed(tmp_path: Path, monkeypatch: 
 
 def test_memory_that_changes_under_a_follower_is_found_by_the_sweep_and_rebuilt(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.settled()
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
             for number in range(20):
-                await trio.put(b"%d" % number, b"v")
-            await trio.converge()
-            victim = trio.others(leader)[0]
+                await cluster.put(b"%d" % number, b"v")
+            await cluster.converge()
+            victim = cluster.others(leader)[0]
             record = victim.store.get(b"7")
             assert record is not None
             victim.store._records[b"7"] = type(record)(
@@ -357,11 +357,11 @@ def test_a_sum_that_was_wrong_by_itself_is_put_right_without_quarantine(tmp_path
     """The members vote: the records are what the others hold, so only the sum had changed."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.settled()
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            victim = trio.others(leader)[0]
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            victim = cluster.others(leader)[0]
             assert victim.store.record_sum is not None
             victim.store.record_sum.total ^= 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
+from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, eventually, running
 
 from kvorum.errors import NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError, ReadTimeoutError
 from kvorum.kv.commands import CompareFailed, PutResult
@@ -17,10 +17,10 @@ from kvorum.raft import Role
 
 def test_a_put_is_read_everywhere(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            result = await trio.put(b"a", b"1")
+        async with running(tmp_path) as cluster:
+            result = await cluster.put(b"a", b"1")
             assert result == PutResult(revision=1, create_revision=1, mod_revision=1, version=1)
-            for node in trio.nodes.values():
+            for node in cluster.nodes.values():
                 await node.read_barrier(TIMEOUT_MS)
                 record = node.store.get(b"a")
                 assert record is not None
@@ -31,8 +31,8 @@ def test_a_put_is_read_everywhere(tmp_path: Path) -> None:
 
 def test_concurrent_writes_share_saves(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
             saves = leader.counters.saves
             writes = [leader.propose(Put(b"k%d" % n, b"v"), TIMEOUT_MS) for n in range(500)]
             results = await asyncio.gather(*writes)
@@ -45,9 +45,9 @@ def test_concurrent_writes_share_saves(tmp_path: Path) -> None:
 
 def test_a_follower_takes_no_write_and_says_who_does(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            for follower in trio.others(leader):
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            for follower in cluster.others(leader):
                 with pytest.raises(NotLeaderError) as refused:
                     await follower.propose(Put(b"a", b"1"), TIMEOUT_MS)
                 assert refused.value.leader == leader.raft.id
@@ -57,38 +57,38 @@ def test_a_follower_takes_no_write_and_says_who_does(tmp_path: Path) -> None:
 
 def test_a_write_of_a_deposed_leader_is_unknown_and_a_read_there_is_not_stale(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, request_timeout_ms=2000) as trio:
-            old = await trio.leader()
-            await trio.put(b"x", b"old")
-            trio.isolate(old.config.name)
+        async with running(tmp_path, request_timeout_ms=2000) as cluster:
+            old = await cluster.leader()
+            await cluster.put(b"x", b"old")
+            cluster.isolate(old.config.name)
             doubtful = asyncio.create_task(old.propose(Put(b"x", b"doubtful"), 1500))
             reading = asyncio.create_task(old.read_barrier(1500))
-            new = await trio.leader(among=[node.config.name for node in trio.others(old)])
+            new = await cluster.leader(among=[node.config.name for node in cluster.others(old)])
             await new.propose(Put(b"x", b"new"), TIMEOUT_MS)
 
             with pytest.raises((NoLeaderError, ReadTimeoutError)):
                 await reading
             with pytest.raises(OutcomeUnknownError):
                 await doubtful
-            trio.heal()
+            cluster.heal()
             await old.read_barrier(TIMEOUT_MS)
             record = old.store.get(b"x")
             assert record is not None
             assert record.value == b"new"
-            await trio.converge()
+            await cluster.converge()
 
     asyncio.run(scenario())
 
 
 def test_a_write_whose_entry_another_leader_replaced_is_unknown_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            old = await trio.leader()
-            trio.isolate(old.config.name)
+        async with running(tmp_path) as cluster:
+            old = await cluster.leader()
+            cluster.isolate(old.config.name)
             doubtful = asyncio.create_task(old.propose(Put(b"x", b"doubtful"), 60_000))
-            new = await trio.leader(among=[node.config.name for node in trio.others(old)])
+            new = await cluster.leader(among=[node.config.name for node in cluster.others(old)])
             await new.propose(Put(b"x", b"new"), TIMEOUT_MS)
-            trio.heal()
+            cluster.heal()
 
             with pytest.raises(OutcomeUnknownError, match="replaced"):
                 await asyncio.wait_for(doubtful, 20)
@@ -98,10 +98,10 @@ def test_a_write_whose_entry_another_leader_replaced_is_unknown_at_once(tmp_path
 
 def test_a_leader_that_hears_no_quorum_steps_down(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            for other in trio.others(leader):  # It still sends; nothing comes back.
-                trio.cut.add((other.config.name, leader.config.name))
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            for other in cluster.others(leader):  # It still sends; nothing comes back.
+                cluster.cut.add((other.config.name, leader.config.name))
             await eventually("it steps down", lambda: leader.raft.role is not Role.LEADER)
 
     asyncio.run(scenario())
@@ -109,8 +109,8 @@ def test_a_leader_that_hears_no_quorum_steps_down(tmp_path: Path) -> None:
 
 def test_more_writes_than_may_wait_are_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, pending_max=10) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path, pending_max=10) as cluster:
+            leader = await cluster.leader()
             writes = [leader.propose(Put(b"k", b"v"), TIMEOUT_MS) for _ in range(30)]
             results = await asyncio.gather(*writes, return_exceptions=True)
 
@@ -123,16 +123,16 @@ def test_more_writes_than_may_wait_are_refused(tmp_path: Path) -> None:
 
 def test_a_retry_is_applied_once(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
             command = Put(b"a", b"1", prev_revision=0, client_id="me", sequence=1)
             first = await leader.propose(command, TIMEOUT_MS)
             assert isinstance(first, PutResult)
             await leader.transfer_leadership(None, TIMEOUT_MS)
-            again = await (await trio.leader()).propose(command, TIMEOUT_MS)
+            again = await (await cluster.leader()).propose(command, TIMEOUT_MS)
 
             assert again == first
-            other = await (await trio.leader()).propose(Put(b"a", b"2", prev_revision=0), TIMEOUT_MS)
+            other = await (await cluster.leader()).propose(Put(b"a", b"2", prev_revision=0), TIMEOUT_MS)
             assert isinstance(other, CompareFailed)
 
     asyncio.run(scenario())
@@ -140,14 +140,14 @@ def test_a_retry_is_applied_once(tmp_path: Path) -> None:
 
 def test_a_transfer_loses_no_write(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            old = await trio.leader()
+        async with running(tmp_path) as cluster:
+            old = await cluster.leader()
             writes = [asyncio.create_task(old.propose(Put(b"k%d" % n, b"v"), TIMEOUT_MS)) for n in range(50)]
             name = await old.transfer_leadership(None, TIMEOUT_MS)
             outcomes = await asyncio.gather(*writes, return_exceptions=True)
 
             assert name != old.config.name
-            new = await trio.leader()
+            new = await cluster.leader()
             await new.read_barrier(TIMEOUT_MS)
             for number, outcome in enumerate(outcomes):
                 there = new.store.get(b"k%d" % number) is not None
@@ -158,27 +158,27 @@ def test_a_transfer_loses_no_write(tmp_path: Path) -> None:
 
 def test_the_log_stays_bounded_and_a_lagging_node_installs_a_snapshot(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as trio:
-            leader = await trio.leader()
-            lagging = trio.others(leader)[0].config.name
-            await trio.stop(lagging)
+        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as cluster:
+            leader = await cluster.leader()
+            lagging = cluster.others(leader)[0].config.name
+            await cluster.stop(lagging)
             for number in range(120):
                 await leader.propose(Put(b"k%d" % (number % 10), b"%d" % number), TIMEOUT_MS)
             await eventually("the log was cut", lambda: leader.raft.log.first_index > 60)
-            await trio.start(lagging)
-            await trio.converge()
+            await cluster.start(lagging)
+            await cluster.converge()
 
-            assert trio.nodes[lagging].counters.snapshots["install", "ok"] == 1
+            assert cluster.nodes[lagging].counters.snapshots["install", "ok"] == 1
             assert leader.raft.log.last_index - leader.raft.log.first_index < 60
-            names = [node.config.name for node in trio.nodes.values()]
-            hashes = {node.store.state_hash for node in trio.nodes.values()}
-            await trio.stop(*names)
-            await trio.start(*names)
+            names = [node.config.name for node in cluster.nodes.values()]
+            hashes = {node.store.state_hash for node in cluster.nodes.values()}
+            await cluster.stop(*names)
+            await cluster.start(*names)
             # Until the new leader has committed, all may agree on the state of their snapshots.
-            await (await trio.leader()).read_barrier(TIMEOUT_MS)
-            await trio.converge()
+            await (await cluster.leader()).read_barrier(TIMEOUT_MS)
+            await cluster.converge()
             assert len(hashes) == 1
-            record = trio.nodes[lagging].store.get(b"k9")
+            record = cluster.nodes[lagging].store.get(b"k9")
             assert record is not None
             assert record.value == b"119"
 
@@ -187,25 +187,25 @@ def test_the_log_stays_bounded_and_a_lagging_node_installs_a_snapshot(tmp_path: 
 
 def test_a_wrong_state_is_quarantined_and_rebuilt(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            await trio.put(b"a", b"right")
-            await trio.converge()
-            victim = trio.others(leader)[0]
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"a", b"right")
+            await cluster.converge()
+            victim = cluster.others(leader)[0]
             record = victim.store.get(b"a")
             assert record is not None
             go_on = _hold_rebuilding(victim)
             # What a stray bit in memory does: the value, and so everything that is computed from it.
             victim.store._records[b"a"] = msgspec.structs.replace(record, value=b"wrong")
             victim.store.state_hash ^= 1
-            await trio.put(b"b", b"2")
+            await cluster.put(b"b", b"2")
 
             await eventually("quarantine", lambda: victim.quarantined)
             with pytest.raises(NoLeaderError, match="differs"):
                 await victim.read_barrier(TIMEOUT_MS)
             go_on.set()
             await eventually("it is rebuilt", lambda: victim.quarantined is None)
-            await trio.converge()
+            await cluster.converge()
             await victim.read_barrier(TIMEOUT_MS)
             rebuilt = victim.store.get(b"a")
             assert rebuilt is not None
@@ -230,59 +230,59 @@ def _hold_rebuilding(node: Node) -> asyncio.Event:
 
 def test_a_leader_with_a_wrong_state_is_found_out_by_the_others(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            await trio.put(b"a", b"right")
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"a", b"right")
             leader.store.state_hash ^= 1
-            await trio.put(b"b", b"2")
+            await cluster.put(b"b", b"2")
 
-            await eventually("the leader is rebuilt", lambda: _same(trio))
-            assert all(node.quarantined is None for node in trio.others(leader))
+            await eventually("the leader is rebuilt", lambda: _same(cluster))
+            assert all(node.quarantined is None for node in cluster.others(leader))
 
     asyncio.run(scenario())
 
 
-def _same(trio: Trio) -> bool:
-    return len({node.store.state_hash for node in trio.nodes.values()}) == 1
+def _same(cluster: LocalCluster) -> bool:
+    return len({node.store.state_hash for node in cluster.nodes.values()}) == 1
 
 
 def test_a_member_is_removed_added_and_promoted(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            gone = trio.others(leader)[0]
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            gone = cluster.others(leader)[0]
             name, url, old = gone.config.name, gone.config.advertise_peer_url, gone.raft.id
             await leader.remove_member(name, TIMEOUT_MS)
             assert old not in leader.raft.configuration.voters()
-            await trio.put(b"a", b"without it")
-            await trio.stop(name)
+            await cluster.put(b"a", b"without it")
+            await cluster.stop(name)
             for path in sorted((tmp_path / name).rglob("*"), reverse=True):
                 path.unlink() if path.is_file() else path.rmdir()
-            await trio.start(name)
+            await cluster.start(name)
             await leader.add_member(name, url, "", TIMEOUT_MS)
-            new = trio.nodes[name].raft.id
+            new = cluster.nodes[name].raft.id
             assert leader.raft.configuration.learners() == (new,)
             await eventually("it caught up", lambda: leader.raft.status().progress[new].match_index > 3)
             await leader.promote_member(name, TIMEOUT_MS)
 
-            assert set(leader.raft.configuration.voters()) == {node.raft.id for node in trio.nodes.values()}
-            await trio.put(b"b", b"with it")
-            await trio.converge()
+            assert set(leader.raft.configuration.voters()) == {node.raft.id for node in cluster.nodes.values()}
+            await cluster.put(b"b", b"with it")
+            await cluster.converge()
 
     asyncio.run(scenario())
 
 
 def test_two_different_ideas_of_the_first_members_never_make_a_cluster(tmp_path: Path) -> None:
     async def scenario() -> None:
-        trio = Trio(tmp_path, 2)
+        cluster = LocalCluster(tmp_path, 2)
         try:
-            await trio.start("n1")
-            trio.ports["n3"] = 1  # n2 is told of a third member; n1 was not.
-            await trio.start("n2")
+            await cluster.start("n1")
+            cluster.ports["n3"] = 1  # n2 is told of a third member; n1 was not.
+            await cluster.start("n2")
             for _ in range(100):
                 await asyncio.sleep(0.01)
-                assert not any(node.identity.cluster_id for node in trio.nodes.values())
+                assert not any(node.identity.cluster_id for node in cluster.nodes.values())
         finally:
-            await trio.close()
+            await cluster.close()
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from node.trio import TIMEOUT_MS, Put, Trio, eventually, running
+from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, eventually, running
 
 from kvorum.errors import NoLeaderError, OutcomeUnknownError, StorageError
 from kvorum.kv.state_hash import StateDigest
@@ -26,17 +26,17 @@ def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported
     """A paused leader wakes up: its term and its entry are gone."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            old = await trio.leader()
-            first, second = trio.others(old)
-            trio.isolate(old.config.name)
+        async with running(tmp_path) as cluster:
+            old = await cluster.leader()
+            first, second = cluster.others(old)
+            cluster.isolate(old.config.name)
             removing = asyncio.create_task(old.remove_member(first.config.name, LONG_MS))
             await eventually("it is proposed", lambda: not old.raft.can_change_membership)
             index = old.raft.log.last_index
-            new = await trio.leader(among=[first.config.name, second.config.name])
+            new = await cluster.leader(among=[first.config.name, second.config.name])
             for number in range(5):
                 await new.propose(Put(b"k%d" % number, b"v"), TIMEOUT_MS)
-            trio.heal()
+            cluster.heal()
             await eventually("another entry is committed there", lambda: old.raft.log.commit_index > index)
 
             with pytest.raises(OutcomeUnknownError):
@@ -48,9 +48,9 @@ def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported
 
 def test_a_leadership_that_left_and_did_not_arrive_is_unknown(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            for node in trio.nodes.values():
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            for node in cluster.nodes.values():
                 _lose_votes(node)
 
             with pytest.raises(OutcomeUnknownError):
@@ -73,15 +73,15 @@ def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            leaving, down = trio.others(leader)
-            await trio.stop(down.config.name)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            leaving, down = cluster.others(leader)
+            await cluster.stop(down.config.name)
             draining = asyncio.create_task(leaving.drain(monotonic() + 60))
             await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
             await leader.transfer_leadership(leaving.config.name, TIMEOUT_MS)
             assert leaving.raft.role is Role.LEADER
-            await trio.start(down.config.name)
+            await cluster.start(down.config.name)
             await asyncio.wait_for(draining, 30)
 
             assert leaving.raft.role is not Role.LEADER
@@ -95,10 +95,10 @@ def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
     """An election is such a moment; taking it for hopeless, the node would leave the others without a quorum."""
 
     async def scenario() -> None:
-        async with running(tmp_path, election_timeout_ms=1500) as trio:
-            leader = await trio.leader()
-            leaving, down = trio.others(leader)
-            await trio.stop(down.config.name)
+        async with running(tmp_path, election_timeout_ms=1500) as cluster:
+            leader = await cluster.leader()
+            leaving, down = cluster.others(leader)
+            await cluster.stop(down.config.name)
             looks: list[Check] = []
 
             def not_now() -> list[Check]:
@@ -111,7 +111,7 @@ def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
                 await eventually("it looks again and again, or leaves", lambda: len(looks) >= 3 or draining.done())
                 assert not draining.done(), "it left"
             await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
-            await trio.start(down.config.name)
+            await cluster.start(down.config.name)
             await asyncio.wait_for(draining, 30)
 
     asyncio.run(scenario())
@@ -123,9 +123,9 @@ def test_a_leader_without_a_quorum_does_not_wait_to_the_end_of_its_grace_for_wri
     """All are told to stop, and the leader is the last: what it has proposed can never be committed."""
 
     async def scenario() -> None:
-        async with running(tmp_path, election_timeout_ms=2000) as trio:
-            leader = await trio.leader()
-            await trio.stop(*(node.config.name for node in trio.others(leader)))
+        async with running(tmp_path, election_timeout_ms=2000) as cluster:
+            leader = await cluster.leader()
+            await cluster.stop(*(node.config.name for node in cluster.others(leader)))
             with pytest.raises(OutcomeUnknownError):
                 await leader.propose(Put(b"a", b"1"), 300)
             assert leader.parts.proposals.pending == 1, "the test shows nothing"
@@ -138,9 +138,9 @@ def test_a_leader_without_a_quorum_does_not_wait_to_the_end_of_its_grace_for_wri
 
 def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            node = await trio.leader()
-            trio.isolate(node.config.name)
+        async with running(tmp_path) as cluster:
+            node = await cluster.leader()
+            cluster.isolate(node.config.name)
             writing = asyncio.create_task(node.propose(Put(b"a", b"1"), LONG_MS))
             reading = asyncio.create_task(node.read_barrier(LONG_MS))
             await eventually("the write is proposed", lambda: node.parts.proposals._proposed)
@@ -160,11 +160,11 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
 
 def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_state(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            await trio.put(b"a", b"1")
-            await trio.converge()
-            hashes = await _cut_off_and_found_wrong(trio, leader)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            hashes = await _cut_off_and_found_wrong(cluster, leader)
             writing = asyncio.create_task(leader.propose(Put(b"a", b"2"), LONG_MS))
             reading = asyncio.create_task(leader.read_barrier(LONG_MS))
             await eventually("the write is proposed", lambda: leader.parts.proposals._proposed)
@@ -180,7 +180,7 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
     asyncio.run(scenario())
 
 
-async def _cut_off_and_found_wrong(trio: Trio, node: Node) -> asyncio.Event:
+async def _cut_off_and_found_wrong(cluster: LocalCluster, node: Node) -> asyncio.Event:
     """Let the node find out that it is wrong when the returned event is set; nobody gives it a snapshot."""
     index, ours = node.store.applied_index, node.store.digest
     found = asyncio.Event()
@@ -190,7 +190,7 @@ async def _cut_off_and_found_wrong(trio: Trio, node: Node) -> asyncio.Event:
         return StateDigest(ours.version, ours.chain ^ 1)
 
     node.peers.state_hash = another  # type: ignore[assignment, method-assign]
-    trio.isolate(node.config.name)
+    cluster.isolate(node.config.name)
     node.parts.integrity.investigate(index)
     await asyncio.sleep(0)
     return found

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from node.trio import TIMEOUT_MS, Put, running
+from node.local_cluster import TIMEOUT_MS, Put, running
 from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
 
 from kvorum.errors import OutcomeUnknownError, OverloadedError
@@ -22,10 +22,10 @@ def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: P
     """Writes wait in the queue while the leadership is handed to a node that does not answer."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            target = trio.others(leader)[0]
-            trio.isolate(target.config.name)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            target = cluster.others(leader)[0]
+            cluster.isolate(target.config.name)
             leader.raft.transfer_leadership(target.raft.id)
 
             hasty = [leader.propose(Put(b"hasty-%d" % n, b"?"), timeout_ms=50) for n in range(100)]
@@ -34,9 +34,9 @@ def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: P
 
             assert {type(answer) for answer in refused} == {OverloadedError}
             assert isinstance(done, PutResult)
-            trio.heal()
-            await trio.converge()
-            for node in trio.nodes.values():
+            cluster.heal()
+            await cluster.converge()
+            for node in cluster.nodes.values():
                 assert node.store.revision == 1, "only the patient one was ever done"
 
     asyncio.run(scenario())
@@ -44,9 +44,9 @@ def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: P
 
 def test_a_write_that_expires_after_it_was_proposed_is_unknown(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            trio.isolate(leader.config.name)
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            cluster.isolate(leader.config.name)
 
             with pytest.raises(OutcomeUnknownError):
                 await leader.propose(Put(b"a", b"1"), timeout_ms=200)

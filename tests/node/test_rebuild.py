@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.trio import eventually, running
+from node.local_cluster import eventually, running
 
 from kvorum.errors import FatalError
 from kvorum.node import Node
@@ -25,10 +25,10 @@ def spoil(node: Node) -> None:
 
 def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            victim = trio.others(await trio.leader())[0]
-            await trio.put(b"a", b"1")
-            await trio.converge()
+        async with running(tmp_path) as cluster:
+            victim = cluster.others(await cluster.leader())[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
             snapshots = victim.ports.storage.snapshots
             go_on = threading.Event()
             create = snapshots.create
@@ -46,7 +46,7 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             go_on.set()
             await eventually("it is rebuilt", lambda: victim.quarantined is None)
 
-            right = (await trio.leader()).store
+            right = (await cluster.leader()).store
             newest = snapshots.kept()[0].snapshot
             kept = await asyncio.to_thread(load_store, snapshots, newest)
             assert (kept.applied_index, kept.state_hash) == (right.applied_index, right.state_hash)
@@ -58,10 +58,10 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
     monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
 
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            victim = trio.others(await trio.leader())[0]
-            await trio.put(b"a", b"1")
-            await trio.converge()
+        async with running(tmp_path) as cluster:
+            victim = cluster.others(await cluster.leader())[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
             asked: set[str] = set()
 
             async def refused(source: str) -> bool:
@@ -78,8 +78,8 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
 
 def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            victim = trio.others(await trio.leader())[0]
+        async with running(tmp_path) as cluster:
+            victim = cluster.others(await cluster.leader())[0]
 
             async def broken(source: str) -> bool:
                 raise ZeroDivisionError

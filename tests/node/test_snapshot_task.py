@@ -6,15 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from node.trio import Put, eventually, running
+from node.local_cluster import Put, eventually, running
 
 from kvorum.errors import FatalError, InvariantViolatedError
 
 
 def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, size=1) as trio:
-            node = await trio.leader()
+        async with running(tmp_path, size=1) as cluster:
+            node = await cluster.leader()
 
             def broken(*_: object) -> None:
                 raise InvariantViolatedError("the log is shorter than the snapshot")
@@ -33,8 +33,8 @@ def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> 
 
 def test_a_snapshot_that_fails_in_an_unforeseen_way_ends_the_node(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, size=1) as trio:
-            node = await trio.leader()
+        async with running(tmp_path, size=1) as cluster:
+            node = await cluster.leader()
             await node.propose(Put(b"a", b"1"), 5000)
 
             def broken(*_: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from node.trio import TIMEOUT_MS, Put, eventually, running
+from node.local_cluster import TIMEOUT_MS, Put, eventually, running
 
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -35,8 +35,8 @@ def lose(node: Node, is_lost: Callable[[Message], bool]) -> None:
 
 def test_every_node_of_an_idle_cluster_is_fresh_again_and_again(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            for node in trio.nodes.values():
+        async with running(tmp_path) as cluster:
+            for node in cluster.nodes.values():
                 await eventually("it is fresh", lambda node=node: is_fresh(node))  # type: ignore[misc]
                 as_of_s = node.parts.state.current_as_of_s
                 assert as_of_s is not None
@@ -52,8 +52,8 @@ def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
             await eventually("it is fresh", lambda: is_fresh(leader))
             # It wakes up: nothing that arrived meanwhile has been read yet.
             monkeypatch.setattr(leader.clock, "monotonic", lambda: time.monotonic() + 3.0)
@@ -68,10 +68,10 @@ def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
 
 def test_a_leader_that_is_cut_off_grows_stale_although_it_still_leads(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, election_timeout_ms=4000) as trio:
-            leader = await trio.leader()
+        async with running(tmp_path, election_timeout_ms=4000) as cluster:
+            leader = await cluster.leader()
             await eventually("it is fresh", lambda: is_fresh(leader))
-            trio.isolate(leader.config.name)
+            cluster.isolate(leader.config.name)
 
             await eventually("it is stale", lambda: (leader.staleness_ms() or 0) > 2000)
             assert leader.raft.role is Role.LEADER
@@ -81,9 +81,9 @@ def test_a_leader_that_is_cut_off_grows_stale_although_it_still_leads(tmp_path: 
 
 def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as trio:
-            leader = await trio.leader()
-            lagging = trio.others(leader)[0]
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            lagging = cluster.others(leader)[0]
             await eventually("it is fresh", lambda: is_fresh(lagging))
             lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
             await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
@@ -99,15 +99,15 @@ def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Pa
 
 def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as trio:
-            leader = await trio.leader()
-            name = trio.others(leader)[0].config.name
-            await trio.stop(name)
+        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as cluster:
+            leader = await cluster.leader()
+            name = cluster.others(leader)[0].config.name
+            await cluster.stop(name)
             for number in range(60):
                 await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
             await eventually("the log was cut", lambda: leader.raft.log.first_index > 30)
-            await trio.start(name)
-            fetching = trio.nodes[name]
+            await cluster.start(name)
+            fetching = cluster.nodes[name]
             asked, go_on = asyncio.Event(), asyncio.Event()
             snapshot_chunk = fetching.peers.snapshot_chunk
 

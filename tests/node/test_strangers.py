@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from node.trio import eventually, running
+from node.local_cluster import eventually, running
 from transport.test_link import Peer
 
 from kvorum.identity import Identity
@@ -16,8 +16,8 @@ from kvorum.transport.handshake import dialling_headers
 
 def test_a_caller_to_whom_our_stream_broke_is_dialled_again_until_it_hangs_up(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, size=1) as trio, aiohttp.ClientSession() as session:
-            node = await trio.leader()
+        async with running(tmp_path, size=1) as cluster, aiohttp.ClientSession() as session:
+            node = await cluster.leader()
             peer = Peer()
             peer.may_read.set()
             app = web.Application()

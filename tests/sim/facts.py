@@ -41,7 +41,7 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
     in_term: int
 
 
-class Seen:
+class Observed:
     """What was seen of one process, to compare the next picture with."""
 
     def __init__(self, term: int) -> None:
@@ -87,7 +87,7 @@ class Facts:
         self.log: list[Applied] = []
         self.elections = 0
         self.nodes: dict[NodeId, SimNode] = {}
-        self._seen: dict[NodeId, Seen] = {}
+        self._seen: dict[NodeId, Observed] = {}
         self._revision = 0
 
     def bootstrap(self, entry: Entry) -> None:
@@ -109,7 +109,7 @@ class Facts:
     def on_start(self, node: SimNode) -> None:
         """A process started."""
         assert node.raft is not None
-        self._seen[node.id] = Seen(node.raft.current_term)
+        self._seen[node.id] = Observed(node.raft.current_term)
 
     def on_input(self, node: SimNode) -> None:
         """A process took an input: look at what it made of it."""
@@ -132,13 +132,13 @@ class Facts:
             invariants.a_leader_that_hears_no_quorum_steps_down(node, raft, seen)
             invariants.a_leader_whose_disk_stands_still_steps_down(node, raft)
 
-    def _on_campaign(self, node: SimNode, seen: Seen) -> None:
+    def _on_campaign(self, node: SimNode, seen: Observed) -> None:
         assert node.raft is not None
         if seen.campaign_term != node.raft.current_term:
             invariants.a_candidate_was_encouraged(self, node, node.raft)
             seen.campaign_term = node.raft.current_term
 
-    def _on_leader(self, node: SimNode, seen: Seen) -> None:
+    def _on_leader(self, node: SimNode, seen: Observed) -> None:
         raft = node.raft
         assert raft is not None
         if seen.leader_term != raft.current_term:
@@ -158,7 +158,7 @@ class Facts:
         seen.last_index, seen.last_term = raft.log.last_index, raft.log.last_term
         seen.configuration_index, seen.configuration = raft.configurations.latest_index, raft.configuration
 
-    def _on_commit(self, node: SimNode, seen: Seen) -> None:
+    def _on_commit(self, node: SimNode, seen: Observed) -> None:
         raft = node.raft
         assert raft is not None
         log = raft.log

@@ -13,7 +13,7 @@ from kvorum.raft.messages import Entry, Message, NodeId, RequestVote, RequestVot
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
-    from sim.facts import Facts, Seen
+    from sim.facts import Facts, Observed
     from sim.node import SimNode
 
 
@@ -45,7 +45,7 @@ def election_safety(facts: Facts, node: SimNode, raft: Raft) -> None:
         raise Broken("election_safety", f"{node.id} leads term {raft.current_term}, which {leader[0]} won")
 
 
-def leader_append_only(node: SimNode, raft: Raft, seen: Seen) -> None:
+def leader_append_only(node: SimNode, raft: Raft, seen: Observed) -> None:
     """A leader never overwrites or deletes entries of its log (section 5.3)."""
     if raft.log.last_index < seen.last_index or raft.log.term(seen.last_index) not in (seen.last_term, None):
         raise Broken(
@@ -110,7 +110,7 @@ def a_leader_has_the_votes_of_a_quorum(facts: Facts, node: SimNode, raft: Raft) 
         )
 
 
-def a_leader_that_hears_no_quorum_steps_down(node: SimNode, raft: Raft, seen: Seen) -> None:
+def a_leader_that_hears_no_quorum_steps_down(node: SimNode, raft: Raft, seen: Observed) -> None:
     """A leader that no quorum answers for an election timeout leads no more (thesis 6.2; bugs B6 and B20)."""
     since, timeout = seen.leader_tick, raft.config.election_timeout_ticks
     voters = raft.configuration.voters()
@@ -211,7 +211,7 @@ def only_saved_entries_are_applied(node: SimNode, entry: Entry) -> None:
         raise Broken("only_saved_entries_are_applied", f"{node.id} applies {entry}, which is not on its disk")
 
 
-def indexes_and_terms_never_go_back(node: SimNode, raft: Raft, seen: Seen) -> None:
+def indexes_and_terms_never_go_back(node: SimNode, raft: Raft, seen: Observed) -> None:
     """``current_term``, ``commit_index`` and ``last_applied`` increase monotonically (Figure 2)."""
     before = (seen.term, seen.commit_index, seen.applied_index)
     after = (raft.current_term, raft.log.commit_index, raft.log.applied_index)
@@ -302,7 +302,7 @@ def only_saved_entries_are_acknowledged(facts: Facts, node: SimNode, term: int, 
 # --- Membership, snapshots, reads ----------------------------------------------------------------------------------
 
 
-def one_configuration_at_a_time(node: SimNode, raft: Raft, seen: Seen) -> None:
+def one_configuration_at_a_time(node: SimNode, raft: Raft, seen: Observed) -> None:
     """A leader changes one voter at a time, when the change before is committed, in its own term (thesis 4.1; B27)."""
     commit_index = raft.log.commit_index
     if seen.configuration_index > commit_index:

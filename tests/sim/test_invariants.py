@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sim import invariants
 from sim.clients import Client
-from sim.facts import Committed, Seen
+from sim.facts import Committed, Observed
 from sim.invariants import Broken
 from sim.node import SimNode
 from sim.plan import Plan, S, draw_plan
@@ -61,10 +61,10 @@ class Scene:
     def follower_raft(self) -> Raft:
         return self._raft(self.follower)
 
-    def seen(self) -> Seen:
+    def seen(self) -> Observed:
         """What was last seen of the leader, truly."""
         raft = self.raft
-        seen = Seen(raft.current_term)
+        seen = Observed(raft.current_term)
         seen.commit_index, seen.applied_index = raft.log.commit_index, raft.log.applied_index
         seen.last_index, seen.last_term = raft.log.last_index, raft.log.last_term
         seen.configuration_index, seen.configuration = raft.configurations.latest_index, raft.configuration
@@ -80,7 +80,7 @@ def false(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, data=b"false")
 
 
-def truth(scene: Scene, **changes: Any) -> Seen:
+def truth(scene: Scene, **changes: Any) -> Observed:
     """What was seen, but for these lies."""
     seen = scene.seen()
     for name, value in changes.items():

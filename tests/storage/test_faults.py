@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node.trio import free_ports
+from node.local_cluster import free_ports
 from storage.support import load
 from storage.tracing import acknowledged, command, environment, needs_strace, read_trace, run_child, strings, trace
 from storage.workload import plan

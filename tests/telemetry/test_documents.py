@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from telemetry.prometheus_tools import ROOT
 
-from kvorum.config.sources import knobs
+from kvorum.config.sources import options
 from kvorum.telemetry.bridge import prometheus_name
 from kvorum.telemetry.instruments import all_instruments
 from kvorum.telemetry.reference import markdown
@@ -61,6 +61,6 @@ def test_every_metric_that_a_page_names_is_one(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_knob_that_a_page_names_is_one(page: Path) -> None:
-    flags = {knob.flag for knob in knobs()} | {knob.alias for knob in knobs() if knob.alias} | {"--once"}
+    flags = {option.flag for option in options()} | {option.alias for option in options() if option.alias} | {"--once"}
     for flag in re.findall(r"`(--[a-z-]+)", page.read_text()):
         assert flag in flags, flag

@@ -7,7 +7,7 @@ import base64
 import logging
 
 import pytest
-from node.trio import eventually
+from node.local_cluster import eventually
 from transport.test_peers import CALLER, FakeNode, port
 
 from kvorum.identity import Identity

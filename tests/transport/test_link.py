@@ -12,7 +12,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from aiohttp import web
-from node.trio import eventually
+from node.local_cluster import eventually
 
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest

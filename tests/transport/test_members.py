@@ -12,7 +12,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from aiohttp import web
-from node.trio import eventually, free_port
+from node.local_cluster import eventually, free_port
 from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode
 

@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
-from node.trio import eventually, free_port
+from node.local_cluster import eventually, free_port
 
 import kvorum
 from kvorum.errors import IdentityRejectedError, PeerError, StorageCorruptError

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
-from node.trio import eventually
+from node.local_cluster import eventually
 from transport.test_link import PEER, US, bulk, connected, heartbeat
 
 from kvorum.raft.codec import decode

@@ -10,7 +10,7 @@ from random import Random
 import aiohttp
 import pytest
 from aiohttp import web
-from node.trio import free_port
+from node.local_cluster import free_port
 
 from kvorum.errors import PeerError
 from kvorum.identity import Identity

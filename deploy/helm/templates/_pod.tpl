@@ -20,8 +20,8 @@
   value: "true"
 - name: KVORUM_SHUTDOWN_GRACE_S
   value: {{ include "kv.shutdownGrace" . | quote }}
-{{- range $knob, $value := omit .Values.config "shutdown_grace_s" }}
-- name: KVORUM_{{ upper $knob }}
+{{- range $option, $value := omit .Values.config "shutdown_grace_s" }}
+- name: KVORUM_{{ upper $option }}
   {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
   value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
 {{- end }}

@@ -5,27 +5,27 @@ from __future__ import annotations
 import asyncio
 
 from kvorum.cluster.bootstrap import bootstrap
-from kvorum.cluster.desired import StatefulSets, Unanswered, desired_source
 from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
+from kvorum.cluster.membership_spec import StatefulSets, Unanswered, membership_spec_source
 from kvorum.cluster.observer import Observer
-from kvorum.cluster.reconcile import DesiredSource, Reconciler
+from kvorum.cluster.reconcile import MembershipSpecSource, Reconciler
 from kvorum.cluster.removal import RemovedError, leave_if_surplus, watch_for_removal
 from kvorum.node import Node
 from kvorum.raft import Role
 
 __all__ = [
-    "DesiredSource",
+    "MembershipSpecSource",
     "KubernetesApi",
     "RemovedError",
     "StatefulSets",
     "Unanswered",
-    "desired_source",
+    "membership_spec_source",
     "join_and_reconcile",
     "leave_if_surplus",
 ]
 
 
-async def join_and_reconcile(node: Node, source: DesiredSource, api: KubernetesApi | None) -> None:
+async def join_and_reconcile(node: Node, source: MembershipSpecSource, api: KubernetesApi | None) -> None:
     """Get into a cluster, then keep its membership right while this node leads; never returns.
 
     Args:

@@ -16,7 +16,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 
-from kvorum.cluster.reconcile import DesiredSource
+from kvorum.cluster.reconcile import MembershipSpecSource
 from kvorum.config import Config, split_address, split_ordinal
 from kvorum.errors import ConfigError
 from kvorum.node import Node
@@ -72,7 +72,7 @@ def bootstrap_order(name: str) -> tuple[str, int, str]:
     return base, ordinal, name
 
 
-async def bootstrap(node: Node, source: DesiredSource | None = None) -> None:
+async def bootstrap(node: Node, source: MembershipSpecSource | None = None) -> None:
     """Return once this node is in a cluster: one that it began, or one whose leader called it.
 
     Args:
@@ -92,7 +92,7 @@ async def bootstrap(node: Node, source: DesiredSource | None = None) -> None:
         await node.tasks.sleep(ASK_AGAIN_S)
 
 
-async def _begin(node: Node, source: DesiredSource | None) -> str | None:
+async def _begin(node: Node, source: MembershipSpecSource | None) -> str | None:
     """Begin a cluster and return None, or return why not."""
     beyond: tuple[str, ...] = ()
     if source is not None:

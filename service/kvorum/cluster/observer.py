@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvorum.cluster.bootstrap import peer_url_of
-from kvorum.cluster.reconcile import Desired, Health, Seen, View
+from kvorum.cluster.reconcile import Health, MembershipSpec, Observed, View
 from kvorum.identity import name_of
 from kvorum.node import Node
 from kvorum.node.hellos import ask_all
@@ -25,8 +25,8 @@ class Observer:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._seen: dict[str, tuple[float, Seen]] = {}
-        self._desired: Desired | None = None
+        self._seen: dict[str, tuple[float, Observed]] = {}
+        self._desired: MembershipSpec | None = None
 
     async def run(self) -> None:
         """Look around, for ever."""
@@ -54,11 +54,11 @@ class Observer:
                 continue
             if hello.cluster_id not in ("", ours.cluster_id):
                 continue
-            self._seen[name] = (now, Seen(hello.node_id, hello.empty, asked[name], hello.client_url))
+            self._seen[name] = (now, Observed(hello.node_id, hello.empty, asked[name], hello.client_url))
 
     # --- What the reconciler asks -------------------------------------------------------------------------------
 
-    def membership_view(self, desired: Desired | None) -> View | None:
+    def membership_view(self, desired: MembershipSpec | None) -> View | None:
         """Return what this node sees as the leader, or None when it does not lead."""
         if desired is not None:
             self._desired = desired

@@ -44,7 +44,7 @@ _ORDINAL = re.compile(r"(?P<base>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
 logger = logging.getLogger(__name__)
 
 
-class Desired(msgspec.Struct, frozen=True):
+class MembershipSpec(msgspec.Struct, frozen=True):
     """Who should be a member.
 
     ``names`` in the order in which they are added. ``base``: of a StatefulSet's pods; a member ``BASE-ORDINAL`` that
@@ -55,7 +55,7 @@ class Desired(msgspec.Struct, frozen=True):
     base: str = ""
 
     @classmethod
-    def stateful_set(cls, base: str, replicas: int) -> Desired:
+    def stateful_set(cls, base: str, replicas: int) -> MembershipSpec:
         """Return the members of a StatefulSet with this many replicas."""
         return cls(tuple(f"{base}-{ordinal}" for ordinal in range(replicas)), base)
 
@@ -69,7 +69,7 @@ class Desired(msgspec.Struct, frozen=True):
         return bool(self.base and self.names and match and match["base"] == self.base and name not in self.names)
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Observed(msgspec.Struct, frozen=True):
     """Who answers under a name now, by its own words (its hello to this leader)."""
 
     id: NodeId
@@ -100,11 +100,11 @@ class View(msgspec.Struct, frozen=True):
     configuration: Configuration
     settled: bool
     """An entry of this term is committed, and so is the configuration (thesis 4.1, and the bug of 2015)."""
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, Observed]
     """By name; recent hellos only. The leader itself need not be in it."""
     health: Mapping[NodeId, Health]
     """By member; the leader itself need not be in it."""
-    desired: Desired | None
+    desired: MembershipSpec | None
     """None: unknown."""
 
 
@@ -277,7 +277,7 @@ def _others_are_majority(view: View, without: NodeId) -> bool:
 class Cluster(Protocol):
     """What the loop asks of a node."""
 
-    def membership_view(self, desired: Desired | None) -> View | None:
+    def membership_view(self, desired: MembershipSpec | None) -> View | None:
         """Return what this node sees as the leader, or None when it does not lead."""
 
     async def change_membership(self, change: AddLearner | Promote | Remove, timeout_ms: int) -> None:
@@ -295,10 +295,10 @@ class Cluster(Protocol):
         """
 
 
-class DesiredSource(Protocol):
+class MembershipSpecSource(Protocol):
     """Where the desired members are known from: the API server, or the configuration."""
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         """Return who should be a member, or None when that cannot be known now. Bounded in time; never raises."""
 
 
@@ -313,7 +313,7 @@ class Reconciler:
     """
 
     def __init__(
-        self, cluster: Cluster, source: DesiredSource, *, interval_s: float = 1.0, timeout_ms: int = 5000
+        self, cluster: Cluster, source: MembershipSpecSource, *, interval_s: float = 1.0, timeout_ms: int = 5000
     ) -> None:
         self._cluster = cluster
         self._source = source

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from kvorum.cluster.bootstrap import ask
-from kvorum.cluster.reconcile import Desired, DesiredSource
+from kvorum.cluster.reconcile import MembershipSpec, MembershipSpecSource
 from kvorum.errors import CallerError, KvorumError
 from kvorum.identity import name_of
 from kvorum.node import Node
@@ -69,7 +69,7 @@ async def _ask_around(node: Node) -> list[Hello]:
     return hellos + [hello for hello in (await ask_all(node.peers, others)).values() if hello is not None]
 
 
-async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -> None:
+async def leave_if_surplus(node: Node, source: MembershipSpecSource, deadline: float) -> None:
     """Before we stop: if we are scaled in, let the leader remove us first, so that the others need no vote of ours.
 
     Args:
@@ -94,7 +94,7 @@ async def leave_if_surplus(node: Node, source: DesiredSource, deadline: float) -
     log.info("%s %s a member", node.config.name, "is still" if _is_member(node) else "is no longer")
 
 
-async def _hand_over(node: Node, desired: Desired) -> None:
+async def _hand_over(node: Node, desired: MembershipSpec) -> None:
     """If we lead, transfer that to the most caught-up voter that stays: no other would remove us.
 
     Raises:

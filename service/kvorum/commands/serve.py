@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import kvorum
 from kvorum.cluster import (
-    DesiredSource,
     KubernetesApi,
+    MembershipSpecSource,
     RemovedError,
     StatefulSets,
     Unanswered,
-    desired_source,
     join_and_reconcile,
     leave_if_surplus,
+    membership_spec_source,
 )
 from kvorum.commands.node import running_node
 from kvorum.commands.recover import recover_if_requested
@@ -58,7 +58,7 @@ def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] 
     os.umask(0o077)
     logs.configure(config.name, config.log_format, config.log_level)
     if unknown_variables:
-        logger.warning("No knob reads these variables: %s", ", ".join(unknown_variables))
+        logger.warning("Ignoring unknown environment variables: %s", ", ".join(unknown_variables))
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
             return runner.run(_serve(config, config_path))
@@ -133,11 +133,11 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         await server.start()
         logger.info("Clients are served at %s", config.advertise_client_url)
         stopping.gently = True
-        cluster = join_and_reconcile(node, desired_source(config, config_path, stateful_sets), api)
+        cluster = join_and_reconcile(node, membership_spec_source(config, config_path, stateful_sets), api)
         await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
         logger.info("Stopping")
         # A new source: what the API server said a second ago may be from before the scale-in that stops us.
-        await _first_of(node.run(), _leave(node, desired_source(config, config_path, stateful_sets)))
+        await _first_of(node.run(), _leave(node, membership_spec_source(config, config_path, stateful_sets)))
 
 
 def _tracer(config: Config) -> Tracer | None:
@@ -161,7 +161,7 @@ async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, Statefu
     return api, api
 
 
-async def _leave(node: Node, source: DesiredSource) -> None:
+async def _leave(node: Node, source: MembershipSpecSource) -> None:
     """Do all that a node does between the signal and its end, within ``shutdown_grace_s``; it goes on being driven."""
     now = node.clock.monotonic()
     node.stopping = True

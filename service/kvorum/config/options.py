@@ -1,8 +1,8 @@
-"""Every knob of a node: its name, unit, default, limits and meaning, in one place.
+"""Every option of a node: its name, unit, default, limits and meaning, in one place.
 
 The struct :class:`Config` is the only source. Flags, environment variables, the configuration file, ``kvorum config``
 and docs/config.md are all derived from it (:mod:`kvorum.config.sources`). :func:`resolve` fills in what depends on
-other knobs and refuses what contradicts itself, with one line that says what to change.
+other options and refuses what contradicts itself, with one line that says what to change.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def resolve(config: Config, *, host_name: str) -> Config:
         host_name: the default of ``name``.
 
     Raises:
-        ConfigError: one line that says which knobs contradict each other.
+        ConfigError: one line that says which options contradict each other.
     """
     config = msgspec.structs.replace(config, name=config.name or host_name)
     _check_name(config.name, "name")
@@ -285,22 +285,22 @@ def _check_listeners(config: Config) -> None:
     if config.listen_metrics and config.listen_metrics != config.listen_client:
         listeners["listen_metrics"] = config.listen_metrics
     seen: dict[str, tuple[str, int]] = {}
-    for knob, address in listeners.items():
+    for option, address in listeners.items():
         try:
             host, port = split_address(address)
         except ConfigError as error:
-            raise ConfigError(f"{knob}: {error}") from None
+            raise ConfigError(f"{option}: {error}") from None
         if port == 0:
-            raise ConfigError(f"{knob} {address}: say a port, since others must find it")
+            raise ConfigError(f"{option} {address}: say a port, since others must find it")
         for other, (other_host, other_port) in seen.items():
             if port == other_port and (host == other_host or is_wildcard(host) or is_wildcard(other_host)):
-                raise ConfigError(f"{other} and {knob} both want port {port}")
+                raise ConfigError(f"{other} and {option} both want port {port}")
         if not config.insecure and not is_loopback(host):
             raise ConfigError(
-                f"{knob} {address} is reachable from elsewhere and this version has no authentication: "
+                f"{option} {address} is reachable from elsewhere and this version has no authentication: "
                 "use a loopback address, or add --insecure if a network policy protects it"
             )
-        seen[knob] = (host, port)
+        seen[option] = (host, port)
 
 
 def _check_peers(config: Config) -> None:
@@ -313,9 +313,9 @@ def _check_peers(config: Config) -> None:
             raise ConfigError(f"discovery_dns {config.discovery_dns!r} is not a DNS name")
         split_ordinal(config.name)
         return
-    for knob, value in (("replicas", config.replicas), ("dns_peer_port", config.dns_peer_port)):
+    for option, value in (("replicas", config.replicas), ("dns_peer_port", config.dns_peer_port)):
         if value:
-            raise ConfigError(f"{knob} means nothing without discovery_dns")
+            raise ConfigError(f"{option} means nothing without discovery_dns")
     names: set[str] = set()
     addresses: dict[str, str] = {}
     for peer in config.peers:
@@ -342,16 +342,16 @@ def _check_times(config: Config) -> None:
         )
 
 
-def _check_url(url: str, knob: str) -> None:
+def _check_url(url: str, option: str) -> None:
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"{knob} {url!r} is not a URL: {error}") from None
+        raise ConfigError(f"{option} {url!r} is not a URL: {error}") from None
     if parts.scheme != "http" or not is_host(parts.hostname or "") or port == 0:
-        raise ConfigError(f"{knob} {url!r} is not http://HOST:PORT")
+        raise ConfigError(f"{option} {url!r} is not http://HOST:PORT")
     if parts.path or parts.query or parts.fragment or parts.username is not None:
-        raise ConfigError(f"{knob} {url!r} must be http://HOST:PORT without path, query or user")
+        raise ConfigError(f"{option} {url!r} must be http://HOST:PORT without path, query or user")
 
 
 def _check_trace_endpoint(url: str) -> None:

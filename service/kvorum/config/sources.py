@@ -1,6 +1,6 @@
 """Where a configuration comes from: flags over environment over file over defaults; and how it is documented.
 
-Everything here is derived from the fields of :class:`kvorum.config.Config`, so a new knob needs one new field only.
+Everything here is derived from the fields of :class:`kvorum.config.Config`, so a new option needs one new field only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
 
-class Knob(msgspec.Struct, frozen=True):
-    """One knob as the flags, the environment and the documentation see it."""
+class Option(msgspec.Struct, frozen=True):
+    """One option as the flags, the environment and the documentation see it."""
 
     name: str
     type: Any
@@ -66,13 +66,13 @@ class Knob(msgspec.Struct, frozen=True):
         return str(value)
 
 
-def knobs() -> tuple[Knob, ...]:
-    """Return every knob, in the order of the struct."""
+def options() -> tuple[Option, ...]:
+    """Return every option, in the order of the struct."""
     hints = get_type_hints(Config, include_extras=True)
-    return tuple(_knob(field.name, hints[field.name], field.default) for field in msgspec.structs.fields(Config))
+    return tuple(_option(field.name, hints[field.name], field.default) for field in msgspec.structs.fields(Config))
 
 
-def _knob(name: str, hint: Any, default: Any) -> Knob:
+def _option(name: str, hint: Any, default: Any) -> Option:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"Config.{name} has no description")
     inner, meta = get_args(hint)
@@ -84,47 +84,47 @@ def _knob(name: str, hint: Any, default: Any) -> Knob:
         limits = ", ".join(choices)
     elif meta.max_length is not None:
         limits = f"at most {meta.max_length} characters"
-    return Knob(name, hint, default, meta.description, extra.get("unit", ""), limits, extra.get("alias"), choices)
+    return Option(name, hint, default, meta.description, extra.get("unit", ""), limits, extra.get("alias"), choices)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config`` and one flag per knob to the parser; a flag that is not given is absent from the namespace."""
+    """Add ``--config`` and one flag per option to the parser; a flag that is not given is absent from the namespace."""
     parser.add_argument(
         "--config",
         metavar="FILE",
         default=argparse.SUPPRESS,
         help=f"A TOML file of NAME = VALUE lines, names as below with '_' (or {CONFIG_FILE_ENV}).",
     )
-    for knob in knobs():
-        names = [knob.flag] + ([knob.alias] if knob.alias else [])
-        if knob.is_bool:
+    for option in options():
+        names = [option.flag] + ([option.alias] if option.alias else [])
+        if option.is_bool:
             parser.add_argument(
-                *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help(knob)
+                *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help(option)
             )
         else:
             parser.add_argument(
-                *names, dest=knob.name, metavar=_metavar(knob), default=argparse.SUPPRESS, help=_help(knob)
+                *names, dest=option.name, metavar=_metavar(option), default=argparse.SUPPRESS, help=_help(option)
             )
 
 
-def _metavar(knob: Knob) -> str:
-    if knob.choices:
-        return "{" + ",".join(knob.choices) + "}"
-    return knob.unit.upper() or ("N" if isinstance(knob.default, int) else "VALUE")
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return option.unit.upper() or ("N" if isinstance(option.default, int) else "VALUE")
 
 
-def _help(knob: Knob) -> str:
-    facts = [knob.limits] if knob.limits and not knob.choices else []
-    if knob.show(knob.default):
-        facts.append(f"default {knob.show(knob.default)}")
-    facts.append(knob.env)
-    return (knob.help + f" [{'; '.join(facts)}]").replace("%", "%%")
+def _help(option: Option) -> str:
+    facts = [option.limits] if option.limits and not option.choices else []
+    if option.show(option.default):
+        facts.append(f"default {option.show(option.default)}")
+    facts.append(option.env)
+    return (option.help + f" [{'; '.join(facts)}]").replace("%", "%%")
 
 
 def load(
     flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, host_name: str | None = None
 ) -> tuple[Config, dict[str, str]]:
-    """Return the resolved configuration, and where each knob that was given came from.
+    """Return the resolved configuration, and where each option that was given came from.
 
     Args:
         flags: what the parser found (see :func:`add_arguments`); other names are ignored.
@@ -139,13 +139,13 @@ def load(
     path = flags.get("config") or environ.get(CONFIG_FILE_ENV)
     if path:
         raw.update(_from_file(path))
-    for knob in knobs():
+    for option in options():
         # An empty variable is an unset one: templates often leave them so.
-        if environ.get(knob.env):
-            raw[knob.name] = (environ[knob.env], knob.env)
-        if knob.name in flags:
-            raw[knob.name] = (flags[knob.name], knob.flag)
-    values = {knob.name: _convert(knob, *raw[knob.name]) for knob in knobs() if knob.name in raw}
+        if environ.get(option.env):
+            raw[option.name] = (environ[option.env], option.env)
+        if option.name in flags:
+            raw[option.name] = (flags[option.name], option.flag)
+    values = {option.name: _convert(option, *raw[option.name]) for option in options() if option.name in raw}
     host_name = host_name if host_name is not None else socket.gethostname().split(".")[0]
     config = resolve(Config(**values), host_name=host_name)
     return config, {name: source for name, (_, source) in raw.items()}
@@ -159,34 +159,34 @@ def _from_file(path: str) -> dict[str, tuple[Any, str]]:
         raise ConfigError(f"configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} is not TOML: {error}") from None
-    known = {knob.name for knob in knobs()}
+    known = {option.name for option in options()}
     for name in document:
         if name not in known:
             hint = " (write '_' for '-')" if name.replace("-", "_") in known else ""
-            raise ConfigError(f"configuration file {path}: there is no knob {name!r}{hint}")
+            raise ConfigError(f"configuration file {path}: there is no option {name!r}{hint}")
     return {name: (value, f"{name} in {path}") for name, value in document.items()}
 
 
-def _convert(knob: Knob, value: Any, source: str) -> Any:
+def _convert(option: Option, value: Any, source: str) -> Any:
     try:
-        if knob.name == "peers":
+        if option.name == "peers":
             return _convert_peers(value)
-        if knob.is_bool and isinstance(value, str):
+        if option.is_bool and isinstance(value, str):
             return _convert_bool(value)
-        if isinstance(value, bool) and not knob.is_bool:
-            raise ConfigError("a switch's value for a knob that is none")
-        return msgspec.convert(value, type=knob.type, strict=False)
+        if isinstance(value, bool) and not option.is_bool:
+            raise ConfigError("a switch's value for a option that is none")
+        return msgspec.convert(value, type=option.type, strict=False)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except msgspec.ValidationError:
-        wanted = knob.limits and f" ({knob.limits}{' ' + knob.unit if knob.unit else ''})"
-        raise ConfigError(f"{source}: {value!r} is not {_kind(knob)}{wanted}") from None
+        wanted = option.limits and f" ({option.limits}{' ' + option.unit if option.unit else ''})"
+        raise ConfigError(f"{source}: {value!r} is not {_kind(option)}{wanted}") from None
 
 
-def _kind(knob: Knob) -> str:
-    if knob.choices:
+def _kind(option: Option) -> str:
+    if option.choices:
         return "one of the choices"
-    return {int: "a whole number", float: "a number", bool: "a switch"}.get(type(knob.default), "a string")
+    return {int: "a whole number", float: "a number", bool: "a switch"}.get(type(option.default), "a string")
 
 
 def _convert_bool(value: str) -> bool:
@@ -206,8 +206,8 @@ def _convert_peers(value: Any) -> tuple[PeerAddress, ...]:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return the ``KVORUM_`` variables that no knob reads: most likely misspelt."""
-    known = {knob.env for knob in knobs()} | {CONFIG_FILE_ENV, *_OTHER_ENV}
+    """Return the ``KVORUM_`` variables that no option reads: most likely misspelt."""
+    known = {option.env for option in options()} | {CONFIG_FILE_ENV, *_OTHER_ENV}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
@@ -218,7 +218,7 @@ def markdown() -> str:
         "",
         "<!-- Generated by `kvorum config --markdown`; a test compares. -->",
         "",
-        "Every knob of a node. A flag wins over its environment variable, that over the file named by `--config` or",
+        "Every option of a node. A flag wins over its environment variable, that over the file named by `--config` or",
         f"`{CONFIG_FILE_ENV}` (TOML, one `name = value` a line, the names of the first column), that over the default.",
         "What contradicts itself is refused with one line and exit status 2.",
         "`kvorum config [FLAGS]` prints the values that a node with these flags would use, and where each comes from.",
@@ -226,22 +226,23 @@ def markdown() -> str:
         "| name | flag | variable | default | unit | limits | meaning |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for knob in knobs():
-        flag = f"`{knob.flag}`" + (f" (`{knob.alias}`)" if knob.alias else "")
-        default = f"`{shown}`" if (shown := knob.show(knob.default)) else ""
+    for option in options():
+        flag = f"`{option.flag}`" + (f" (`{option.alias}`)" if option.alias else "")
+        default = f"`{shown}`" if (shown := option.show(option.default)) else ""
         lines.append(
-            f"| `{knob.name}` | {flag} | `{knob.env}` | {default} | {knob.unit} | {knob.limits} | {knob.help} |"
+            f"| `{option.name}` | {flag} | `{option.env}` | {default} | {option.unit} | {option.limits} "
+            f"| {option.help} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def describe(config: Config, sources: Mapping[str, str]) -> str:
-    """Return the configuration as text: every knob, its value, its unit and where it comes from."""
+    """Return the configuration as text: every option, its value, its unit and where it comes from."""
     lines = []
-    for knob in knobs():
-        value = knob.show(getattr(config, knob.name))
-        if knob.name == "bootstrap_token" and value:
+    for option in options():
+        value = option.show(getattr(config, option.name))
+        if option.name == "bootstrap_token" and value:
             value = "(set)"
-        source = sources.get(knob.name, "default")
-        lines.append(f"{knob.name:<24} {value or '-':<32} {knob.unit:<6} {source}")
+        source = sources.get(option.name, "default")
+        lines.append(f"{option.name:<24} {value or '-':<32} {option.unit:<6} {source}")
     return "\n".join(lines) + "\n"

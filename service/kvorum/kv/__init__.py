@@ -7,12 +7,17 @@ nothing here reads a clock, a random number or the environment, iterates over a 
 
 ::
 
-    commands   the commands, their results, their encoding          limits    how large anything may be
-    records    what the store keeps of one key                      sessions  a retried write is applied once
-    store      apply(entry) -> results; get(key) -> record
-    frames     the bytes of a snapshot                              cut       writes one while the store goes on
-    snapshot   reads one back, or refuses it             features  what members of several versions all understand
-    state_hash what nodes compare                         sweep     finds what memory changed by itself
+    commands           the commands, their results, their encoding
+    records            what the store keeps of one key
+    sessions           a retried write is applied once
+    limits             how large anything may be
+    store              apply(entry) -> results; get(key) -> record
+    frames             the bytes of a snapshot
+    snapshot_iterator  writes a snapshot while the store goes on
+    snapshot           reads one back, or refuses it
+    features           what members of several versions all understand
+    state_hash         what nodes compare
+    sweep              finds what memory changed by itself
 
 The revision model is etcd's: one ``revision`` for the cluster, one more with each mutation that changed something; a
 record knows the revision that created it, the one that last changed it, and how many changes lie between. Only the

@@ -74,12 +74,14 @@ class Session:
     from below the window, or none (sequence 0).
     """
 
-    __slots__ = ("_ring", "cut_number", "highest", "last_used_ms")
+    __slots__ = ("_ring", "highest", "iterator_number", "last_used_ms")
 
-    def __init__(self, highest: int, last_used_ms: int, cut_number: int) -> None:
+    def __init__(self, highest: int, last_used_ms: int, iterator_number: int) -> None:
         self.highest = highest
         self.last_used_ms = last_used_ms
-        self.cut_number = cut_number  # the last cut for which this session was preserved, or that it is younger than
+        self.iterator_number = (
+            iterator_number  # the last iterator for which this session was preserved, or that it is younger than
+        )
         self._ring = bytearray()
 
     def remember(self, sequence: int, fingerprint: int, result: Remembered) -> None:
@@ -120,9 +122,9 @@ class Session:
         return SessionRow(client_id, self.highest, self.last_used_ms, answers)
 
     @classmethod
-    def restored(cls, row: SessionRow, cut_number: int) -> Session:
+    def restored(cls, row: SessionRow, iterator_number: int) -> Session:
         """Return the session that a row describes."""
-        session = cls(row.highest, row.last_used_ms, cut_number)
+        session = cls(row.highest, row.last_used_ms, iterator_number)
         for start in range(0, len(row.answers), ANSWER_BYTES):
             slot = row.answers[start : start + ANSWER_BYTES]
             offset = session._slot(int.from_bytes(slot[:8]))
@@ -141,14 +143,14 @@ class Session:
 class Sessions:
     """All sessions, from the least to the most recently used in log order."""
 
-    __slots__ = ("_cut_number", "_latest", "_sessions", "_shadow", "evicted")
+    __slots__ = ("_iterator_number", "_latest", "_preserved", "_sessions", "evicted")
 
     def __init__(self) -> None:
         self.evicted: str | None = None  # the last session that gave way to a new one
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._latest: Session | None = None  # the last in the order: it need not be moved there again
-        self._cut_number = 0
-        self._shadow: dict[str, SessionRow] | None = None
+        self._iterator_number = 0
+        self._preserved: dict[str, SessionRow] | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -166,7 +168,7 @@ class Sessions:
         if session is not self._latest:
             self._sessions.move_to_end(client_id)
             self._latest = session
-        if session.cut_number != self._cut_number:
+        if session.iterator_number != self._iterator_number:
             self._preserve(client_id, session)
         session.last_used_ms = time_ms
         ahead = sequence - session.highest
@@ -189,39 +191,39 @@ class Sessions:
 
     def restore(self, row: SessionRow) -> None:
         """Add a session from a snapshot, as the most recently used one so far."""
-        session = Session.restored(row, self._cut_number)
+        session = Session.restored(row, self._iterator_number)
         self._sessions[row.client_id] = session
         self._latest = session
 
-    def begin_cut(self) -> tuple[list[str], dict[str, SessionRow]]:
+    def begin_iteration(self) -> tuple[list[str], dict[str, SessionRow]]:
         """Return all client ids in order, and a dict that gets each session's row just before its first change."""
-        self._cut_number += 1
-        self._shadow = {}
-        return list(self._sessions), self._shadow
+        self._iterator_number += 1
+        self._preserved = {}
+        return list(self._sessions), self._preserved
 
-    def end_cut(self) -> None:
+    def end_iteration(self) -> None:
         """Stop preserving."""
-        self._shadow = None
+        self._preserved = None
 
     def _open(self, client_id: str, time_ms: int) -> Session | str:
         if len(self._sessions) >= SESSIONS_MAX:
             oldest_id, oldest = next(iter(self._sessions.items()))
             if time_ms - oldest.last_used_ms <= SESSION_IDLE_MS:
                 return FULL
-            if oldest.cut_number != self._cut_number:
+            if oldest.iterator_number != self._iterator_number:
                 self._preserve(oldest_id, oldest)
             del self._sessions[oldest_id]
             self.evicted = oldest_id
-        session = Session(1, time_ms, self._cut_number)
+        session = Session(1, time_ms, self._iterator_number)
         self._sessions[client_id] = session
         self._latest = session
         return session
 
     def _preserve(self, client_id: str, session: Session) -> None:
-        """Note the session's state for the cut that is open, once per cut."""
-        session.cut_number = self._cut_number
-        if self._shadow is not None:
-            self._shadow[client_id] = session.row(client_id)
+        """Note the session's state for the iterator that is open, once per iterator."""
+        session.iterator_number = self._iterator_number
+        if self._preserved is not None:
+            self._preserved[client_id] = session.row(client_id)
 
 
 def fingerprint(command: Command) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
 from kvorum.kv.frames import (
     FORMAT_OF_LEVEL_1,
@@ -21,15 +20,16 @@ from kvorum.kv.frames import (
 from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
+from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, RecordSum
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Configuration
 
-__all__ = ["Restorer", "SnapshotCut"]
+__all__ = ["Restorer", "SnapshotIterator"]
 
 
 class Restorer:
-    """Builds a store from the chunks of a snapshot, however they are cut.
+    """Builds a store from the chunks of a snapshot, however they are iterator.
 
     The store appears only at the end, complete and verified; after an error this restorer never yields one.
 
@@ -64,7 +64,7 @@ class Restorer:
         """Take in the next bytes.
 
         Raises:
-            StorageCorruptError: they are not what a :class:`SnapshotCut` wrote.
+            StorageCorruptError: they are not what a :class:`SnapshotIterator` wrote.
             VersionTooOldError: a newer version wrote them.
         """
         self._refuse_after_failure()
@@ -151,7 +151,7 @@ class Restorer:
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
         for record in frame.records:
-            # The store relies on it: what is newer than a cut does not belong to the cut.
+            # The store relies on it: what is newer than an iterator does not belong to the iterator.
             if not record.create_revision <= record.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
         self._records.update(zip(frame.keys, frame.records, strict=True))

@@ -26,7 +26,6 @@ from kvorum.kv.commands import (
     decode_batch,
     unknown_part,
 )
-from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
 from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header
 from kvorum.kv.limits import (
@@ -38,13 +37,14 @@ from kvorum.kv.limits import (
 )
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, MISMATCH, STALE, Session, Sessions, fingerprint
+from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 INVALID = "invalid"
-NO_CUT = -1
-"""A revision below every record's: no record belongs to a cut."""
+NO_ITERATOR = -1
+"""A revision below every record's: no record belongs to an iterator."""
 _REFUSALS_THAT_USE_A_SESSION = (AHEAD, STALE, MISMATCH)
 
 
@@ -67,11 +67,11 @@ class Store:
 
     __slots__ = (
         "_changes",
-        "_cut",
-        "_cut_revision",
+        "_iterator",
+        "_iterator_revision",
+        "_preserved",
         "_records",
         "_sessions",
-        "_shadow",
         "applied_index",
         "applied_term",
         "cluster_id",
@@ -96,9 +96,9 @@ class Store:
         self._changes: Changes | None = None
         self._records: dict[bytes, Record] = {}
         self._sessions = Sessions()
-        self._cut: SnapshotCut | None = None
-        self._cut_revision = NO_CUT
-        self._shadow: dict[bytes, Record] = {}
+        self._iterator: SnapshotIterator | None = None
+        self._iterator_revision = NO_ITERATOR
+        self._preserved: dict[bytes, Record] = {}
 
     @classmethod
     def restored(
@@ -207,15 +207,15 @@ class Store:
             self.state_hash = self._changes.next_hash(self.state_hash, entry, self.revision, self.time_ms)
         return results
 
-    def begin_snapshot(self) -> SnapshotCut:
-        """Begin to write the state of this moment; the store goes on applying meanwhile. Close the cut when done.
+    def begin_snapshot(self) -> SnapshotIterator:
+        """Begin to write the state of this moment; the store goes on applying meanwhile. Close the iterator when done.
 
         Costs a list of all keys, and nothing per record.
 
         Raises:
-            InvariantViolatedError: another cut is still open.
+            InvariantViolatedError: another iterator is still open.
         """
-        if self._cut is not None:
+        if self._iterator is not None:
             raise InvariantViolatedError("a snapshot is begun while another is being written")
         features = self._features()
         header = Header(
@@ -228,15 +228,17 @@ class Store:
             keys=len(self._records),
             sessions=len(self._sessions),
         )
-        self._shadow = {}
-        self._cut_revision = self.revision
-        self._cut = SnapshotCut(header, features, self._records, self._shadow, self._sessions, self._end_snapshot)
-        return self._cut
+        self._preserved = {}
+        self._iterator_revision = self.revision
+        self._iterator = SnapshotIterator(
+            header, features, self._records, self._preserved, self._sessions, self._end_snapshot
+        )
+        return self._iterator
 
     def _end_snapshot(self) -> None:
-        self._cut = None
-        self._cut_revision = NO_CUT
-        self._shadow = {}
+        self._iterator = None
+        self._iterator_revision = NO_ITERATOR
+        self._preserved = {}
 
     def _features(self) -> Features | None:
         if self.feature_level == FIRST_LEVEL:
@@ -331,8 +333,8 @@ class Store:
             mod_revision = old.mod_revision
             if prev_revision != ANY_REVISION and prev_revision != mod_revision:
                 return CompareFailed(self.revision, mod_revision)
-            if mod_revision <= self._cut_revision:
-                self._shadow[key] = old
+            if mod_revision <= self._iterator_revision:
+                self._preserved[key] = old
             self.revision = revision = self.revision + 1
             create_revision = old.create_revision
             version = old.version + 1
@@ -349,8 +351,8 @@ class Store:
             return CompareFailed(self.revision, mod_revision)
         if old is None:
             return DeleteResult(self.revision, 0)
-        if mod_revision <= self._cut_revision:
-            self._shadow[key] = old
+        if mod_revision <= self._iterator_revision:
+            self._preserved[key] = old
         self.revision += 1
         del self._records[key]
         if self._changes is not None:

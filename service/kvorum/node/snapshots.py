@@ -7,8 +7,8 @@ import logging
 
 from kvorum.config import Config
 from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
-from kvorum.kv.cut import SnapshotCut
 from kvorum.kv.snapshot import Restorer
+from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Tasks, Threads
 from kvorum.node.state import State
@@ -94,9 +94,9 @@ class Snapshots:
                 raise SnapshotFailedError("a newer snapshot is being installed")
             state.bytes_since_snapshot = 0
             snapshot = raft.snapshot_at(state.store.applied_index)
-            # The cut is made now: by the time the task runs, the store may have moved on.
-            cut = state.store.begin_snapshot()
-            self._task = self._tasks.spawn(self._take(cut, snapshot), name="snapshot")
+            # The iterator is made now: by the time the task runs, the store may have moved on.
+            iterator = state.store.begin_snapshot()
+            self._task = self._tasks.spawn(self._take(iterator, snapshot), name="snapshot")
         return self._task
 
     async def ended(self) -> None:
@@ -110,9 +110,9 @@ class Snapshots:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _take(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
+    async def _take(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
         try:
-            await self._write(cut, snapshot)
+            await self._write(iterator, snapshot)
         except StorageError as error:
             # The log goes on without a snapshot; only space is lost. Try again later.
             self._not_before_s = self._clock.monotonic() + RETRY_S
@@ -123,8 +123,8 @@ class Snapshots:
         self._raft.compact(snapshot, self._retain_entries)
         self._compact()
 
-    async def _write(self, cut: SnapshotCut, snapshot: Snapshot) -> None:
-        """Write the cut as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
+    async def _write(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
+        """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
 
         Raises:
             StorageError: it could not be written; nothing of it is kept.
@@ -134,7 +134,7 @@ class Snapshots:
         try:
             writer = await run(self._storage.snapshots.create, snapshot)
             try:
-                while (chunk := cut.next_chunk()) is not None:
+                while (chunk := iterator.next_chunk()) is not None:
                     await run(writer.write, chunk)
                 info = await run(writer.commit)
             except BaseException:
@@ -144,14 +144,14 @@ class Snapshots:
             counters.snapshots["create", "failed"] += 1
             raise
         finally:
-            cut.close()
+            iterator.close()
         duration_s = self._clock.monotonic() - since
         counters.snapshots["create", "ok"] += 1
         counters.snapshot_duration["create"].record(duration_s)
         log.info(
             "took a snapshot at index %d: %d keys, %d bytes, %.1f s",
             snapshot.last_index,
-            cut.header.keys,
+            iterator.header.keys,
             info.size_bytes,
             duration_s,
         )

@@ -17,7 +17,7 @@ from kvorum.telemetry.counters import Counters
 
 
 class ObservedConfig(Protocol):
-    """The knobs that telemetry reads."""
+    """The options that telemetry reads."""
 
     @property
     def data_dir(self) -> str | Path:

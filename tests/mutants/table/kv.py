@@ -55,7 +55,7 @@ MUTANTS = (
         "B26",
         "A record that changes while a snapshot is written appears in it as it is later.",
         "kv.store:Store.begin_snapshot",
-        "self._cut_revision = self.revision",
+        "self._iterator_revision = self.revision",
         "pass",
     ),
     Mutant(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvorum.cluster.desired import (
+from kvorum.cluster.kubernetes import StatefulSet
+from kvorum.cluster.membership_spec import (
     ASK_EVERY_S,
     ASK_RARELY_S,
     TRUSTED_FOR_S,
@@ -15,10 +16,9 @@ from kvorum.cluster.desired import (
     ReplicasInFile,
     ReplicasOfStatefulSet,
     Unanswered,
-    desired_source,
+    membership_spec_source,
 )
-from kvorum.cluster.kubernetes import StatefulSet
-from kvorum.cluster.reconcile import Desired
+from kvorum.cluster.reconcile import MembershipSpec
 from kvorum.config import Config, PeerAddress
 from kvorum.errors import KubernetesError
 
@@ -47,12 +47,12 @@ class Clock:
         return self.now
 
 
-def looked_up(source: ReplicasOfStatefulSet | ReplicasInFile | FixedMembers) -> Desired | None:
+def looked_up(source: ReplicasOfStatefulSet | ReplicasInFile | FixedMembers) -> MembershipSpec | None:
     return asyncio.run(source.desired())
 
 
-def three() -> Desired:
-    return Desired(("kv-0", "kv-1", "kv-2"), "kv")
+def three() -> MembershipSpec:
+    return MembershipSpec(("kv-0", "kv-1", "kv-2"), "kv")
 
 
 def test_the_desired_members_are_those_of_the_stateful_set() -> None:
@@ -69,7 +69,7 @@ def test_the_api_server_is_asked_once_an_interval() -> None:
     assert len(api.asked) == 1
     clock.now += ASK_EVERY_S
     api.replicas = 1
-    assert looked_up(source) == Desired(("kv-0",), "kv")
+    assert looked_up(source) == MembershipSpec(("kv-0",), "kv")
 
 
 def test_a_silent_api_server_leaves_the_last_answer_standing_for_a_while_only() -> None:
@@ -105,7 +105,7 @@ def test_an_api_server_that_lags_does_not_undo_what_was_scaled_since() -> None:
     looked_up(source)
     api.replicas, api.generation = 3, 8
     clock.now += ASK_EVERY_S
-    assert looked_up(source) == Desired.stateful_set("kv", 5)
+    assert looked_up(source) == MembershipSpec.stateful_set("kv", 5)
     # A StatefulSet that was deleted and made again counts its generations from the beginning.
     api.uid, api.generation = "another", 1
     clock.now += ASK_EVERY_S
@@ -118,7 +118,7 @@ def test_the_configuration_file_is_read_again_since_a_config_map_may_change(tmp_
     source = ReplicasInFile("kv", 3, str(path))
     assert looked_up(source) == three()
     path.write_text("replicas = 5\n")
-    assert looked_up(source) == Desired.stateful_set("kv", 5)
+    assert looked_up(source) == MembershipSpec.stateful_set("kv", 5)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_without_a_file_the_configured_replicas_are_desired(tmp_path: Path) -> N
 
 def test_the_source_follows_from_the_configuration() -> None:
     static = Config(name="n1", peers=(PeerAddress("n1", "h", 1), PeerAddress("n2", "h", 2)))
-    assert looked_up(desired_source(static, "", FakeApi(7))) == Desired(("n1", "n2"))
+    assert looked_up(membership_spec_source(static, "", FakeApi(7))) == MembershipSpec(("n1", "n2"))
     discovered = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
-    assert looked_up(desired_source(discovered, "", None)) == three()
-    assert looked_up(desired_source(discovered, "", FakeApi(1))) == Desired(("kv-0",), "kv")
+    assert looked_up(membership_spec_source(discovered, "", None)) == three()
+    assert looked_up(membership_spec_source(discovered, "", FakeApi(1))) == MembershipSpec(("kv-0",), "kv")
 
 
 def test_an_api_server_that_cannot_be_asked_is_not_replaced_by_the_configuration(tmp_path: Path) -> None:
@@ -155,4 +155,4 @@ def test_an_api_server_that_cannot_be_asked_is_not_replaced_by_the_configuration
     path.write_text("replicas = 3\n")
     config = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
     unreadable = Unanswered(KubernetesError("ca.crt cannot be read"))
-    assert looked_up(desired_source(config, str(path), unreadable)) is None
+    assert looked_up(membership_spec_source(config, str(path), unreadable)) is None

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Protocol
 
 from kvorum.cluster.kubernetes import StatefulSet
-from kvorum.cluster.reconcile import Desired
+from kvorum.cluster.reconcile import MembershipSpec
 from kvorum.config import REPLICAS_MAX, Config, split_ordinal
 from kvorum.errors import KubernetesError
 
@@ -69,13 +69,13 @@ class ReplicasOfStatefulSet:
         self._ask_at = float("-inf")
         self._failures = 0
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         """Return the desired members; None when the API server has not said so lately."""
         if self._clock() >= self._ask_at:
             await self._ask()
         if self._last is None or self._clock() - self._last_at > TRUSTED_FOR_S:
             return None
-        return Desired.stateful_set(self._name, self._last.replicas)
+        return MembershipSpec.stateful_set(self._name, self._last.replicas)
 
     async def _ask(self) -> None:
         try:
@@ -109,10 +109,10 @@ class ReplicasInFile:
         self._replicas = replicas
         self._path = path
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         """Return the desired members; None while the file cannot be read or says nothing sensible."""
         if not self._path:
-            return Desired.stateful_set(self._base, self._replicas)
+            return MembershipSpec.stateful_set(self._base, self._replicas)
         try:
             document = tomllib.loads(await asyncio.to_thread(Path(self._path).read_text))
         except (OSError, ValueError):
@@ -120,7 +120,7 @@ class ReplicasInFile:
         replicas = document.get("replicas", self._replicas)
         if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= REPLICAS_MAX:
             return None
-        return Desired.stateful_set(self._base, replicas)
+        return MembershipSpec.stateful_set(self._base, replicas)
 
 
 class FixedMembers:
@@ -131,14 +131,14 @@ class FixedMembers:
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._desired = Desired(names)
+        self._desired = MembershipSpec(names)
 
-    async def desired(self) -> Desired | None:
+    async def desired(self) -> MembershipSpec | None:
         """Return them."""
         return self._desired
 
 
-def desired_source(
+def membership_spec_source(
     config: Config, config_path: str, api: StatefulSets | None
 ) -> ReplicasOfStatefulSet | ReplicasInFile | FixedMembers:
     """Return where this node knows the desired members from.

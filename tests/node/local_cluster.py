@@ -53,12 +53,12 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-class Trio:
+class LocalCluster:
     """Nodes ``n1 .. nN``, some of them running."""
 
-    def __init__(self, folder: Path, size: int, **knobs: int) -> None:
+    def __init__(self, folder: Path, size: int, **options: int) -> None:
         self.folder = folder
-        self.knobs = knobs
+        self.options = options
         self.names = [f"n{i}" for i in range(1, size + 1)]
         self.ports = dict(zip(self.names, free_ports(size), strict=True))
         self.nodes: dict[str, Node] = {}
@@ -75,7 +75,7 @@ class Trio:
             peers=peers,
             listen_peer=f"127.0.0.1:{self.ports[name]}",
             data_dir=str(self.folder / name),
-            **self.knobs,  # type: ignore[arg-type]
+            **self.options,  # type: ignore[arg-type]
         )
         return resolve(wanted, host_name=name)
 
@@ -171,14 +171,14 @@ def _name(node: str) -> str:
 
 
 @asynccontextmanager
-async def running(folder: Path, size: int = 3, **knobs: int) -> AsyncIterator[Trio]:
+async def running(folder: Path, size: int = 3, **options: int) -> AsyncIterator[LocalCluster]:
     """A cluster of real nodes that has settled under a leader."""
-    trio = Trio(folder, size, **knobs)
+    cluster = LocalCluster(folder, size, **options)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(trio.close)
-        await trio.start(*trio.names)
-        await trio.settled()
-        yield trio
+        stack.push_async_callback(cluster.close)
+        await cluster.start(*cluster.names)
+        await cluster.settled()
+        yield cluster
 
 
-__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "Trio", "eventually", "running"]
+__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "eventually", "running"]

@@ -25,13 +25,13 @@ CHUNK_BYTES = 256 * 1024
 """Bytes in a chunk unless asked otherwise."""
 
 
-class SnapshotCut:
+class SnapshotIterator:
     """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
 
-    The keys are listed at once; their records are read when their turn comes. A record that is replaced or deleted
-    meanwhile is first put aside in ``shadow`` by the store (copy on write), and likewise a session that changes. So the
-    cut costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state and on
-    the sizes asked for only: two nodes write the same snapshot at the same index.
+    The keys are listed at once; their records are read when their turn comes. Copy on write: before a record is
+    replaced or deleted, the store copies it to ``preserved``, and likewise a session that changes. So the iterator
+    costs memory for the keys' list and for what changes, not for the state. The bytes depend only on the state and on
+    the sizes asked for: two nodes write the same snapshot at the same index.
 
     Attributes:
         header: the numbers of the store at that moment.
@@ -44,12 +44,12 @@ class SnapshotCut:
         "_keys",
         "_keys_written",
         "_on_close",
+        "_preserved",
+        "_preserved_sessions",
         "_records",
         "_session_ids",
-        "_session_shadow",
         "_sessions",
         "_sessions_written",
-        "_shadow",
         "_started",
         "_writer",
         "header",
@@ -60,18 +60,18 @@ class SnapshotCut:
         header: Header,
         features: Features | None,
         records: Mapping[bytes, Record],
-        shadow: dict[bytes, Record],
+        preserved: dict[bytes, Record],
         sessions: Sessions,
         on_close: Callable[[], None],
     ) -> None:
         self.header = header
         self._features = features
         self._records = records
-        self._shadow = shadow
+        self._preserved = preserved
         self._keys = list(records)
         self._keys_written = 0
         self._sessions = sessions
-        self._session_ids, self._session_shadow = sessions.begin_cut()
+        self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
         self._on_close = on_close
         self._writer = FrameWriter()
@@ -80,9 +80,9 @@ class SnapshotCut:
         self._closed = False
 
     @property
-    def shadow_size(self) -> int:
-        """How many replaced records and sessions are held for this cut alone."""
-        return len(self._shadow) + len(self._session_shadow)
+    def preserved_count(self) -> int:
+        """How many replaced records and sessions are held for this iterator alone."""
+        return len(self._preserved) + len(self._preserved_sessions)
 
     def next_chunk(self, max_keys: int = CHUNK_KEYS, max_bytes: int = CHUNK_BYTES) -> bytes | None:
         """Return the next bytes of the snapshot, or None when it is complete.
@@ -92,7 +92,7 @@ class SnapshotCut:
             max_bytes: about so many bytes: the chunk ends with the record that reaches this.
 
         Raises:
-            InvariantViolatedError: the cut was closed before it was complete.
+            InvariantViolatedError: the iterator was closed before it was complete.
         """
         if self._done:
             return None
@@ -103,15 +103,15 @@ class SnapshotCut:
         return self._writer.encode(self._next_frame(max_keys, max_bytes))
 
     def close(self) -> None:
-        """Let the store forget the cut. May be called at any time, and again."""
+        """Let the store forget the iterator. May be called at any time, and again."""
         if self._closed:
             return
         self._closed = True
         self._keys = []
         self._session_ids = []
-        self._shadow = {}
-        self._session_shadow = {}
-        self._sessions.end_cut()
+        self._preserved = {}
+        self._preserved_sessions = {}
+        self._sessions.end_iteration()
         self._on_close()
 
     def _next_frame(self, max_keys: int, max_bytes: int) -> Frame:
@@ -134,7 +134,7 @@ class SnapshotCut:
         records: list[Record] = []
         size = 0
         for key in candidates:
-            record = self._shadow.pop(key, None) or self._records.get(key)
+            record = self._preserved.pop(key, None) or self._records.get(key)
             if record is None or record.mod_revision > self.header.revision:
                 raise InvariantViolatedError("a record changed under a snapshot without being put aside")
             records.append(record)
@@ -148,7 +148,7 @@ class SnapshotCut:
         rows: list[SessionRow] = []
         answers = 0
         for client_id in self._session_ids[self._sessions_written :]:
-            row = self._session_shadow.pop(client_id, None) or self._sessions.row(client_id)
+            row = self._preserved_sessions.pop(client_id, None) or self._sessions.row(client_id)
             rows.append(row)
             answers += row.answer_count + 1
             if answers >= max_answers:
