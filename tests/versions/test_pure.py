@@ -102,7 +102,7 @@ def test_after_the_raise_the_old_version_refuses_the_log_and_the_snapshot(old: O
 
     with pytest.raises(OldVersionError, match="InvariantViolated: the committed entry 2 is not a batch"):
         old.apply(b"", builtins([configured(), entry_of(2, Batch(0, (raise_to(2),)))]), small=False)
-    with pytest.raises(OldVersionError, match="StorageCorruptError: the snapshot's format is 2; this version reads 1"):
+    with pytest.raises(OldVersionError, match="StorageCorrupt: the snapshot's format is 2; this version reads 1"):
         old.apply(snapshot_of(store), [], small=False)
 
 
