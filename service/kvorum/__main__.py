@@ -11,7 +11,7 @@ from pathlib import Path
 import kvorum
 from kvorum.commands import local, recover, restore, serve
 from kvorum.config import sources as config_sources
-from kvorum.errors import ConfigError, StorageError
+from kvorum.errors import ConfigError, StorageError, VersionTooOldError
 from kvorum.storage import datadir
 
 EXIT_STATUS = f"""\
@@ -169,11 +169,17 @@ def _restore(options: argparse.Namespace) -> int:
             )
         if not options.at_next_start:
             datadir.install_staged(Path(config.data_dir))
-    except StorageError as error:
+    except (StorageError, VersionTooOldError) as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE
     except OSError as error:
         raise ConfigError(f"{options.backup}: {error.strerror}") from None
+    if store.mismatch is not None:
+        print(
+            "kvorum: the records of the backup do not have the sum that it carries: the node that made it may have had "
+            "a fault of its memory; compare with another backup",
+            file=sys.stderr,
+        )
     print(f"The backup holds {len(store)} keys; the revision goes on from {store.revision}.")
     if options.at_next_start:
         print("The node will hold it when it starts next: restart it now (in Kubernetes: delete its pod).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from kvorum.cluster.reconcile import (
@@ -266,6 +267,17 @@ def test_a_step_that_must_wait_says_why(waiting: View, reason: str) -> None:
     decision = decide(waiting)
     assert decision.step is None
     assert reason in decision.reason
+
+
+def test_a_newcomer_that_does_not_support_the_feature_level_is_not_added() -> None:
+    """It could not read the snapshot that it would be sent, nor apply the log."""
+    able = view(THREE, desired=5, seen="kv-3@new!")
+    newcomer = msgspec.structs.replace(able.seen["kv-3"], is_too_old=True)
+    unable = msgspec.structs.replace(able, seen={**able.seen, "kv-3": newcomer})
+
+    assert isinstance(decide(able).step, AddLearner)
+    assert decide(unable).step is None
+    assert "kv-3@new does not support the feature level" in decide(unable).reason
 
 
 class FakeCluster:

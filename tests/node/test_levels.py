@@ -7,23 +7,34 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from node.local_cluster import TIMEOUT_MS, eventually, running
 
 import kvorum
+from kvorum.cluster.observer import Observer
 from kvorum.config import Config
-from kvorum.errors import FeatureLevelBlockedError, FeatureUnavailableError, NotLeaderError, OverloadedError
+from kvorum.errors import (
+    FeatureLevelBlockedError,
+    FeatureUnavailableError,
+    MembershipRefusedError,
+    NotLeaderError,
+    OverloadedError,
+)
 from kvorum.identity import Identity
 from kvorum.kv import features
 from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, decode_batch
 from kvorum.kv.features import HIGHEST_LEVEL
+from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
+from kvorum.node.hashes import StateHashes, is_wrong
 from kvorum.node.levels import ANNOUNCEMENTS_MAX, FeatureLevels
 from kvorum.node.state import State
 from kvorum.node.waits import Waits
 from kvorum.raft import Role
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
+from kvorum.transport import Hello
 
 OURS, VOTER, LEARNER = "n1@1", "n2@1", "n3@1"
 MEMBERS = Configuration((Member(OURS, True), Member(VOTER, True), Member(LEARNER, False)))
@@ -307,6 +318,74 @@ def test_nodes_of_this_version_begin_at_its_level_and_know_each_others_version(t
             assert await leader.finalize(TIMEOUT_MS) == HIGHEST_LEVEL
 
     asyncio.run(scenario())
+
+
+def test_a_node_that_does_not_support_the_level_is_not_added(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            ask = leader.peers.hello
+
+            async def of_version_0_1_0(url: str, timeout_s: float = 2.0) -> Hello:
+                hello = await ask(url, timeout_s)
+                return msgspec.structs.replace(hello, levels=(1, 1), version="0.1.0")
+
+            leader.peers.hello = of_version_0_1_0  # type: ignore[method-assign]
+            other = cluster.others(leader)[0]
+            url = other.config.advertise_peer_url
+            with pytest.raises(MembershipRefusedError, match=r"0\.1\.0, which does not support the feature level"):
+                await leader.add_member(other.config.name, url, "", TIMEOUT_MS)
+
+            observer = Observer(leader)
+            await observer.look()
+            view = observer.membership_view(None)
+            assert view is not None
+            assert [seen.is_too_old for seen in view.seen.values()] == [True, True]
+            leader.peers.hello = ask  # type: ignore[method-assign]
+            await observer.look()
+            view = observer.membership_view(None)
+            assert view is not None
+            assert [seen.is_too_old for seen in view.seen.values()] == [False, False]
+
+    asyncio.run(scenario())
+
+
+def digest(chain: int = 7, records: int | None = 9, version: int = 2) -> StateDigest:
+    return StateDigest(version, chain, records)
+
+
+@pytest.mark.parametrize(
+    ("others", "wrong"),
+    [
+        ([digest(), digest()], False),
+        ([digest(8), digest(8)], True),
+        ([digest(8), digest(9)], None),  # no two of three agree
+        ([digest(8), digest()], False),
+        ([digest(8)], None),
+        ([digest(records=8), digest(records=8)], True),
+        ([digest(records=8), digest()], False),
+        ([digest(records=8), digest(records=6)], None),
+        ([digest(records=8), digest(records=None)], None),  # a sum that does not count has no vote
+        ([digest(records=None), digest(records=None)], False),
+        ([digest(8, version=1), digest(8, version=1)], None),  # another definition is not compared
+    ],
+)
+def test_the_members_vote_on_the_chain_first_and_then_on_the_sum(others: list[StateDigest], wrong: bool | None) -> None:
+    assert is_wrong(digest(), {str(at): other for at, other in enumerate(others)}, 3) is wrong
+
+
+def test_a_leaders_report_is_compared_by_one_definition_and_as_far_as_both_have_it() -> None:
+    for reported, expected in (
+        (digest(), None),
+        (digest(8), 5),
+        (digest(records=8), 5),
+        (digest(records=None), None),
+        (digest(8, version=1), None),
+    ):
+        hashes = StateHashes()
+        hashes.applied(5, digest())
+        hashes.reported = (5, reported)
+        assert hashes.mismatch() == expected
 
 
 def test_a_command_above_the_level_is_not_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

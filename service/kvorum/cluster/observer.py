@@ -54,7 +54,8 @@ class Observer:
                 continue
             if hello.cluster_id not in ("", ours.cluster_id):
                 continue
-            self._seen[name] = (now, Observed(hello.node_id, hello.empty, asked[name], hello.client_url))
+            is_too_old = hello.levels[1] < node.store.feature_level
+            self._seen[name] = (now, Observed(hello.node_id, hello.empty, asked[name], hello.client_url, is_too_old))
 
     # --- What the reconciler asks -------------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ class Observed(msgspec.Struct, frozen=True):
     """Its disk is empty: no log, no vote, no cluster. What makes it a newcomer."""
     peer_url: str
     client_url: str = ""
+    is_too_old: bool = False
+    """It does not support the feature level of the cluster: it could not read the snapshot, nor apply the log."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -225,6 +227,8 @@ def _add(view: View) -> Decision:
             continue
         if not seen.empty:
             waiting = waiting or f"{seen.id} has an old log but is no member: it must start with an empty disk"
+        elif seen.is_too_old:
+            waiting = waiting or f"{seen.id} does not support the feature level of the cluster: upgrade it"
         elif catching_up:
             waiting = waiting or f"{seen.id} waits until {catching_up[0]} has caught up"
         else:

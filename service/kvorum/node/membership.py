@@ -9,6 +9,7 @@ from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknown
 from kvorum.identity import name_of
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.ports import Clock, Peers
+from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
@@ -24,6 +25,7 @@ class Membership:
         config: the node's.
         raft: the consensus server.
         identity: who we are.
+        state: whose feature level a new member has to support.
         peers: the other nodes.
         waits: where the driver tells what became of a change.
         clock: by which a caller's patience ends.
@@ -35,6 +37,7 @@ class Membership:
         config: Config,
         raft: Raft,
         identity: ClusterIdentity,
+        state: State,
         peers: Peers,
         waits: Waits,
         clock: Clock,
@@ -42,6 +45,7 @@ class Membership:
     ) -> None:
         self._raft = raft
         self._identity = identity
+        self._state = state
         self._peers = peers
         self._waits = waits
         self._clock = clock
@@ -67,6 +71,11 @@ class Membership:
             raise MembershipRefusedError(f"{hello.name} answers at {peer_url}, not {name}")
         if hello.cluster_id and hello.cluster_id != self._identity.current.cluster_id:
             raise MembershipRefusedError(f"{name} belongs to another cluster, {hello.cluster_id}")
+        level = self._state.store.feature_level
+        if hello.levels[1] < level:
+            raise MembershipRefusedError(
+                f"{name} runs {hello.version}, which does not support the feature level of the cluster, {level}"
+            )
         member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
         await self.change(AddLearner(member), timeout_ms)
 

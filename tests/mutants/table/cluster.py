@@ -292,4 +292,11 @@ sync_folder(folder)
         "min(2 * wait_s, self._retry_max_s)",
         "2 * wait_s",
     ),
+    Mutant(
+        "version",
+        "A newcomer that cannot read the snapshot is added.",
+        "cluster.reconcile:_add",
+        "seen.is_too_old",
+        "False",
+    ),
 )

@@ -257,4 +257,12 @@ MUTANTS = (
         "0",
         simulated=False,
     ),
+    Mutant(
+        "integrity",
+        "Hashes of two definitions are compared.",
+        "kv.state_hash:StateDigest.contradicts",
+        "self.version != other.version",
+        "False",
+        simulated=False,
+    ),
 )
