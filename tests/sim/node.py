@@ -24,19 +24,24 @@ from sim.transcript import describe_entries
 from kvorum.config import Config, PeerAddress
 from kvorum.errors import (
     CallerError,
+    CompareFailedError,
     FatalError,
     KvorumError,
     NotLeaderError,
-    OutcomeUnknownError,
+    SessionError,
 )
-from kvorum.kv.commands import Command, Result
+from kvorum.kv.commands import Command, CompareFailed, Delete, Put, Result, SessionRefused
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
-from kvorum.kv.records import Record
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads
 from kvorum.raft import Change
 from kvorum.raft.messages import NodeId, Ready, Save
+from kvorum.service import requests
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.node_port import RecordView
+from kvorum.service.outcomes import OUTCOMES
+from kvorum.service.service import Service
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import Compaction
 from kvorum.telemetry.counters import Counters
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 
 CLUSTER = "sim"
 PORT = 9001
+CLIENT_PORT = 8001
 UNIX_MS = 1_700_000_000_000
 
 
@@ -58,7 +64,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     kind: str
     result: Result | None = None
-    record: Record | None = None
+    record: RecordView | None = None
     revision: int = 0
     leader: NodeId | None = None
 
@@ -95,6 +101,7 @@ class SimNode:
         self.id = node
         self.name = node.partition("@")[0]
         self.url = f"http://{self.name}:{PORT}"
+        self.client_url = f"http://{self.name}:{CLIENT_PORT}"
         self.world = world
         self.plan = world.plan
         self.draw = Random(f"{world.plan.seed}:{node}:driver")
@@ -307,6 +314,7 @@ class SimNode:
             name=self.name,
             peers=tuple(PeerAddress(f"n{number}", f"n{number}", PORT) for number in voters),
             advertise_peer_url=self.url,
+            advertise_client_url=self.client_url,
             tick_ms=tick_ms,
             heartbeat_ms=plan.heartbeat_timeout_ticks * tick_ms,
             election_timeout_ms=plan.election_timeout_ticks * tick_ms,
@@ -478,21 +486,32 @@ class SimNode:
         reply(answered)
 
     async def _answer(self, product: Node, command: Command | bytes) -> Answer:
-        timeout_ms = self.plan.timeout_us // 1000
+        """Put the request to the service, the one way in that every front uses."""
+        assert self.loop is not None
+        service, timeout_ms = Service(product, self.loop.time), self.plan.timeout_us // 1000
         try:
-            if not isinstance(command, bytes):
-                return Answer("result", await product.propose(command, timeout_ms))
-            committed = self.world.facts.commit_index
-            await product.read_barrier(timeout_ms)
-            store = product.store
-            self.observe(self.world.facts.on_read, self, committed)
-            return Answer("record", record=store.get(command), revision=store.revision)
+            match command:
+                case Put(key, value, prev_revision, client_id, sequence):
+                    put = requests.Put(key, value, prev_revision, client_id, sequence, timeout_ms)
+                    return Answer("result", await service.execute(ANONYMOUS, put))
+                case Delete(key, prev_revision, client_id, sequence):
+                    delete = requests.Delete(key, prev_revision, client_id, sequence, timeout_ms)
+                    return Answer("result", await service.execute(ANONYMOUS, delete))
+                case bytes():
+                    committed = self.world.facts.commit_index
+                    found = await service.execute(ANONYMOUS, requests.Get(command, timeout_ms=timeout_ms))
+                    self.observe(self.world.facts.on_read, self, committed)
+                    return Answer("record", record=found.record, revision=found.revision)
+                case _:
+                    raise TypeError(f"no client sends {command}")
+        except CompareFailedError as error:
+            return Answer("result", CompareFailed(error.revision, error.facts["mod_revision"]))
+        except SessionError as error:
+            return Answer("result", SessionRefused(error.facts["revision"], error.facts["reason"]))
         except NotLeaderError as error:
             return Answer("not_leader", leader=error.leader)
-        except OutcomeUnknownError:
-            return Answer("unknown")
-        except CallerError:
-            return Answer("refused")
+        except CallerError as error:
+            return Answer(OUTCOMES[error.code].effect)
 
     def _patience_us(self) -> int:
         """Return how long a request may take at the most: its deadline by a slow clock, and a few turns and ticks."""

@@ -68,7 +68,11 @@ class World:
     def _bootstrap(self) -> None:
         ids = [f"n{number}@1" for number in range(1, self.plan.voters + 1)]
         machines = [SimNode(self, node, SimDisk()) for node in ids]
-        entry = bootstrap_entry(Configuration(tuple(Member(node.id, True, peer_url=node.url) for node in machines)))
+        entry = bootstrap_entry(
+            Configuration(
+                tuple(Member(node.id, True, peer_url=node.url, client_url=node.client_url) for node in machines)
+            )
+        )
         self.facts.bootstrap(entry)
         for node in machines:
             save = Save(1, HardState(1, None), (entry,))
