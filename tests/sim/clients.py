@@ -144,7 +144,7 @@ class Client:
             copies += self._draw.random() * 1000 < self._plan.client_duplicate_per_mille
         for _ in range(copies):
             self._world.clock.after(self._latency(), self._arrive, call, node, call.attempts)
-        self._world.clock.after(self._plan.timeout_us, self._time_out, call, call.attempts)
+        self._world.clock.after(self._world.timeout_us, self._time_out, call, call.attempts)
 
     def _arrive(self, call: _Call, node: SimNode, attempt: int) -> None:
         if self._world.network.is_faulty and self._draw.random() * 1000 < self._plan.drop_per_mille:

@@ -78,6 +78,8 @@ class Facts:
         self.entries: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         """(index, term) -> (the term before it, kind, data)."""
         self.committed: list[Committed] = [Committed(0, 0)]
+        self.committed_at: list[int] = [0]
+        """When each of them was committed, by the world's clock in microseconds."""
         self.applied: list[Entry | None] = [None]
         self.model = Store()
         """The state that follows from what was committed."""
@@ -167,6 +169,7 @@ class Facts:
             invariants.a_commit_is_durable_on_a_quorum(self, node, raft)
             for index in range(self.commit_index + 1, log.commit_index + 1):
                 self.committed.append(Committed(log.term(index) or 0, raft.current_term))
+                self.committed_at.append(node.world.clock.now)
         for index in range(max(seen.checked_index + 1, log.base_index), log.commit_index + 1):
             invariants.committed_entries_never_change(self, node, index, log.term(index))
         seen.checked_index = log.commit_index
@@ -262,6 +265,10 @@ class Facts:
     def on_read(self, node: SimNode, committed: int) -> None:
         """A read is served that was asked for when so much was committed."""
         invariants.a_read_waits_until_its_index_is_applied(node, committed)
+
+    def on_stale_read(self, node: SimNode, age_us: int) -> None:
+        """A read is served from a state that is no older than this, as the process says."""
+        invariants.staleness_is_a_bound(self, node, node.world.clock.now - age_us)
 
     def on_durable(self, node: SimNode, save: Save) -> None:
         """A save became durable; perhaps the process died before it knew."""

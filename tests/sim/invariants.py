@@ -6,6 +6,7 @@ Each looks at one event and at what was seen before, so that all of them togethe
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from kvorum.raft import Raft, Role
@@ -341,6 +342,17 @@ def state_hashes_agree(node: SimNode, index: int, state_hash: int | None) -> Non
     """Every server has the same state after the same entry (section 2: replicated state machines)."""
     if node.store.state_hash != state_hash:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
+
+
+def staleness_is_a_bound(facts: Facts, node: SimNode, as_of_us: int) -> None:
+    """A state that a node calls current as of a moment has all that was committed, anywhere, by then."""
+    committed = bisect_right(facts.committed_at, as_of_us) - 1
+    if node.store.applied_index < committed:
+        raise Broken(
+            "staleness_is_a_bound",
+            f"{node.id} calls its state at {node.store.applied_index} current as of {as_of_us} us; {committed} was "
+            "committed by then",
+        )
 
 
 def a_read_waits_until_its_index_is_applied(node: SimNode, committed: int) -> None:

@@ -488,7 +488,7 @@ class SimNode:
     async def _answer(self, product: Node, command: Command | bytes) -> Answer:
         """Put the request to the service, the one way in that every front uses."""
         assert self.loop is not None
-        service, timeout_ms = Service(product, self.loop.time), self.plan.timeout_us // 1000
+        service, timeout_ms = Service(product, self.loop.time), self.world.timeout_us // 1000
         try:
             match command:
                 case Put(key, value, prev_revision, client_id, sequence):
@@ -498,6 +498,7 @@ class SimNode:
                     delete = requests.Delete(key, prev_revision, client_id, sequence, timeout_ms)
                     return Answer("result", await service.execute(ANONYMOUS, delete))
                 case bytes():
+                    await self._look_at_staleness(service, command)
                     committed = self.world.facts.commit_index
                     found = await service.execute(ANONYMOUS, requests.Get(command, timeout_ms=timeout_ms))
                     self.observe(self.world.facts.on_read, self, committed)
@@ -513,10 +514,20 @@ class SimNode:
         except CallerError as error:
             return Answer(OUTCOMES[error.code].effect)
 
+    async def _look_at_staleness(self, service: Service, key: bytes) -> None:
+        """Read without asking a quorum, and compare how old the answer may be with what was committed by then."""
+        try:
+            found = await service.execute(ANONYMOUS, requests.Get(key, consistency="stale"))
+        except CallerError:
+            return
+        if found.staleness_ms is not None:
+            self.world.counts["stale reads of a known age"] += 1
+            self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self._rate_per_mille)
+
     def _patience_us(self) -> int:
         """Return how long a request may take at the most: its deadline by a slow clock, and a few turns and ticks."""
         plan = self.plan
-        return 2 * (plan.timeout_us + 4 * plan.tick_us + 10 * plan.turn_us)
+        return 2 * (self.world.timeout_us + 4 * plan.tick_us + 10 * plan.turn_us)
 
     def _must_have_answered(self, loop: SimLoop, answer: asyncio.Future[None], command: Command | bytes) -> None:
         if answer.done() or loop.is_dead:

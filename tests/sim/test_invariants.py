@@ -19,6 +19,7 @@ from sim.shrink import shrink
 from sim.world import World, identity_of
 
 from kvorum.kv.sessions import Session, Sessions
+from kvorum.node.reads import Reads
 from kvorum.raft import Raft, Role
 from kvorum.raft.candidate import Candidate
 from kvorum.raft.leader import Leader
@@ -28,6 +29,7 @@ from kvorum.raft.messages import (
     Entry,
     EntryKind,
     Member,
+    Read,
     RequestVote,
     RequestVoteResponse,
     Save,
@@ -166,6 +168,12 @@ def hand_over_too_much(scene: Scene) -> None:
     invariants.what_is_handed_over_is_applied(scene.leader, scene.raft)
 
 
+def call_an_old_state_current(scene: Scene) -> None:
+    now = scene.world.clock.now
+    scene.facts.committed_at.append(now)  # An entry that the leader has not applied.
+    invariants.staleness_is_a_bound(scene.facts, scene.leader, now)
+
+
 def forget_the_cluster(scene: Scene) -> None:
     scene.follower.disk.write_identity(identity_of(scene.follower.id, ""), replace=True)
     invariants.a_cluster_is_durable_before_its_log(scene.follower)
@@ -218,6 +226,7 @@ LIES: dict[str, Callable[[Scene], None]] = {
     "a_snapshot_is_of_committed_entries": false_snapshot,
     "what_is_handed_over_is_applied": hand_over_too_much,
     "state_hashes_agree": lambda s: invariants.state_hashes_agree(s.leader, s.last, s.leader.store.state_hash ^ 1),
+    "staleness_is_a_bound": call_an_old_state_current,
     "a_read_waits_until_its_index_is_applied": lambda s: invariants.a_read_waits_until_its_index_is_applied(
         s.leader, s.leader.store.applied_index + 1
     ),
@@ -333,6 +342,17 @@ def never_campaigns(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "is_electable", lambda self: False)
 
 
+def ages_from_the_answer(patch: pytest.MonkeyPatch) -> None:
+    released = Reads.released
+
+    def late(self: Reads, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
+        released(self, reads, refused)
+        if reads:
+            self._state.current_as_of_s = self._clock.monotonic()
+
+    patch.setattr(Reads, "released", late)
+
+
 def trusts_what_was_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "has_committed_in_term", lambda self: True)
 
@@ -341,6 +361,7 @@ STALE_READS = {
     "a_read_waits_until_its_index_is_applied",
     "the_order_respects_real_time",
     "answers_equal_a_replay",
+    "staleness_is_a_bound",
 }
 BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "forgets votes": (0, forgets_votes, {"a_vote_is_durable", "one_vote_per_term"}),
@@ -360,6 +381,7 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
         counts_any_vote,
         {"a_candidate_was_encouraged", "a_leader_has_the_votes_of_a_quorum", "election_safety"},
     ),
+    "ages from the answer": (0, ages_from_the_answer, {"staleness_is_a_bound"}),
     "applies retries again": (0, applies_retries_again, {"a_write_is_applied_once"}),
     "never campaigns": (0, never_campaigns, {"a_leader_is_elected"}),
     # The same rule keeps a new leader from serving a read before it knows what is committed (B19).

@@ -54,10 +54,16 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         "membership Remove", "snapshots damaged", "leaders asked to remove themselves", "write unknown", "elections",
         "torn saves", "writes without room", "snapshots without room", "fetches resumed", "fetches cut", "port errors",
         "late tasks", "late answers of saves", "feature levels raised",
+        "stale reads of a known age",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000
     assert total["read ok"] > 1_000
+
+
+def test_in_the_liveness_phase_a_client_waits_long_enough_for_a_network_that_is_slow() -> None:
+    """A write of this plan takes about 260 ms when nothing fails; its clients give up after 150 ms."""
+    assert simulate(draw_plan(1767)).violation is None
 
 
 def test_many_seeds_run_in_processes_and_give_the_same_verdicts() -> None:

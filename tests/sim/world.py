@@ -91,6 +91,15 @@ class World:
         machine.start()
         return machine
 
+    @property
+    def timeout_us(self) -> int:
+        """How long a client waits for the answer to one attempt.
+
+        In the liveness phase it is long enough for a write when nothing is late: what the plan says may be less than
+        the network of that plan takes.
+        """
+        return max(self.plan.timeout_us, 20 * self.plan.timely_us) if self.is_recovering else self.plan.timeout_us
+
     def close(self) -> None:
         """End every process, so that nothing of this world runs in another one's time."""
         for node in self.nodes.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
 
@@ -36,4 +38,5 @@ class Staleness:
         return self._age_ms(max((at for at in (self._heard_s, self._state.current_as_of_s) if at), default=None))
 
     def _age_ms(self, since_s: float | None) -> int | None:
-        return None if since_s is None else int((self._clock.monotonic() - since_s) * 1000)
+        # Rounded up: a bound that is rounded down is none.
+        return None if since_s is None else ceil((self._clock.monotonic() - since_s) * 1000)
