@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from bench.processes import BenchError, Server, free_ports
+from bench.processes import BenchError, Server, free_ports, serve_arguments
 
 NODES = 3
 READY_WITHIN_S = 30.0
@@ -146,14 +146,12 @@ class Kvorum:
 
     def servers(self, folder: Path, client_ports: Sequence[int], peer_ports: Sequence[int]) -> list[Server]:
         """Return the servers of one cluster, not started."""
-        peers = ",".join(f"n{i}=127.0.0.1:{port}" for i, port in enumerate(peer_ports, 1))
+        named = {f"n{i}": port for i, port in enumerate(peer_ports, 1)}
         servers = []
-        for i, (client, peer) in enumerate(zip(client_ports, peer_ports, strict=True), 1):
+        for name, client in zip(named, client_ports, strict=True):
             start = self.command(client) if callable(self.command) else self.command
-            command = [*start, "serve", "--name", f"n{i}", "--peers", peers]
-            command += ["--listen-client", f"127.0.0.1:{client}", "--listen-peer", f"127.0.0.1:{peer}"]
-            command += ["--data-dir", str(folder / f"n{i}"), *self.options]
-            servers.append(Server(f"n{i}", command, folder / f"n{i}.log", self.environment))
+            command = [*start, *serve_arguments(name, client, named, folder / name), *self.options]
+            servers.append(Server(name, command, folder / f"{name}.log", self.environment))
         return servers
 
     def leads(self, port: int) -> bool | None:

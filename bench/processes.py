@@ -1,4 +1,4 @@
-"""The processes that are measured: their processor time, memory, ports and ends, as Linux tells them."""
+"""The processes that benchmark and tests start: their ports and command lines, processor time, memory and ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -63,6 +63,42 @@ def free_ports(count: int) -> list[int]:
     raise BenchError("no free ports")
 
 
+def serve_arguments(name: str, client_port: int, peer_ports: Mapping[str, int], data_dir: Path) -> list[str]:
+    """Return the arguments of ``kvorum`` that run one node of a cluster on loopback.
+
+    Args:
+        name: the node's name.
+        client_port: where it serves clients.
+        peer_ports: of every node of the cluster, by name.
+        data_dir: its data folder.
+    """
+    peers = ",".join(f"{each}=127.0.0.1:{port}" for each, port in peer_ports.items())
+    return [
+        *("serve", "--name", name, "--peers", peers, "--data-dir", str(data_dir)),
+        *("--listen-client", f"127.0.0.1:{client_port}", "--listen-peer", f"127.0.0.1:{peer_ports[name]}"),
+    ]
+
+
+def spawn(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    preexec: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a server whose output is appended to a file.
+
+    Args:
+        command: what to run.
+        log: the file.
+        environment: its whole environment, or None for ours.
+        preexec: is called in the new process before the command.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, preexec_fn=preexec
+        )
+
+
 class Server:
     """One server process, its output in a file; it ends with the ``with`` block at the latest.
 
@@ -89,10 +125,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, or start it again."""
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self.environment
-            )
+        self.process = spawn(self.command, self.log, self.environment)
 
     def check(self) -> None:
         """Raise if it has ended, with the end of its output."""

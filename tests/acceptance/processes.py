@@ -6,16 +6,17 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, NamedTuple
 
-DEADLINE_S = 30.0
+from bench.processes import free_ports, serve_arguments, spawn
+from waiting import DEADLINE_S, eventually
+
+LAST_LINES = 5
+"""How much of a log is told of a process that ended by itself."""
 
 
 class Answer(NamedTuple):
@@ -32,40 +33,26 @@ class Answer(NamedTuple):
         return document
 
 
-def eventually(what: str, check: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """Return the first true value of ``check``; fail when there is none in time."""
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
-        value = check()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not in {deadline_s} s: {what}")
+class EndedByItselfError(AssertionError):
+    """A process that the test still needs has ended; whatever is waited for would be waited for in vain."""
 
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now, from below those that the kernel hands to outgoing connections."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = 20_000 + SystemRandom().randrange(12_000)
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
+    def __init__(self, name: str, status: int, log: Path) -> None:
+        how = (
+            f"killed by {signal.Signals(-status).name}, and not by this test" if status < 0 else f"exit status {status}"
+        )
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        super().__init__(f"{name} ended by itself: {how}. The end of {log}:\n" + "\n".join(lines))
 
 
 def kvorum(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run the `kvorum` command to its end."""
+    """Run the `kvorum` command to its end. It inherits no options."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KVORUM_")}
     return subprocess.run(
         [sys.executable, "-m", "kvorum", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env={**os.environ, "KVORUM_LOG_FORMAT": "text"},
+        env={**own, "KVORUM_LOG_FORMAT": "text"},
         check=False,
     )
 
@@ -83,29 +70,24 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
-        for name in self.names:
-            self.start(name)
-        self.leader()
+        try:
+            for name in self.names:
+                self.start(name)
+            self.leader()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        for process in self.processes.values():
-            process.wait()
+        self.kill(*self.processes)
 
     # --- Processes ----------------------------------------------------------------------------------------------
 
     def command(self, name: str, *flags: str) -> list[str]:
         """Return the command line of a node."""
-        peers = ",".join(f"{each}=127.0.0.1:{port}" for each, port in self.peer_ports.items())
-        return [
-            *(sys.executable, "-m", "kvorum", "serve", "--name", name, "--peers", peers, "--log-format", "text"),
-            *("--listen-client", f"127.0.0.1:{self.client_ports[name]}"),
-            *("--listen-peer", f"127.0.0.1:{self.peer_ports[name]}"),
-            *("--data-dir", str(self.data_dir(name)), *self.flags, *flags),
-        ]
+        arguments = serve_arguments(name, self.client_ports[name], self.peer_ports, self.data_dir(name))
+        return [sys.executable, "-m", "kvorum", *arguments, "--log-format", "text", *self.flags, *flags]
 
     def start(
         self,
@@ -115,17 +97,22 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a node; it need not be ready yet. ``environment``: None: this process's."""
-        with open(self.log_file(name), "ab") as output:
-            process = subprocess.Popen(
-                self.command(name, *flags), stdout=output, stderr=output, preexec_fn=preexec, env=environment
-            )
-        self.processes[name] = process
+        self.processes[name] = process = spawn(self.command(name, *flags), self.log_file(name), environment, preexec)
         return process
+
+    def stop(self, name: str, deadline_s: float = DEADLINE_S) -> int:
+        """SIGTERM, as a rollout sends it; return the exit status. A node that takes too long is killed."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(deadline_s)
+        finally:
+            process.kill()
+            process.wait()
 
     def kill(self, *names: str) -> None:
         """SIGKILL: no goodbye, no flush."""
         for name in names:
-            self.processes[name].send_signal(signal.SIGCONT)
             self.processes[name].kill()
         for name in names:
             self.processes.pop(name).wait()
@@ -140,6 +127,17 @@ class Cluster:
         for name in names:
             self.processes[name].send_signal(signal.SIGCONT)
 
+    def running(self) -> list[str]:
+        """Return the nodes that were started and not stopped.
+
+        Raises:
+            EndedByItselfError: one of them has ended.
+        """
+        for name, process in self.processes.items():
+            if (status := process.poll()) is not None:
+                raise EndedByItselfError(name, status, self.log_file(name))
+        return list(self.processes)
+
     def data_dir(self, name: str) -> Path:
         """Return a node's data folder."""
         return self.folder / name
@@ -151,6 +149,11 @@ class Cluster:
     def others(self, *names: str) -> list[str]:
         """Return the nodes but these."""
         return [name for name in self.names if name not in names]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where each node serves clients, host and port."""
+        return {name: f"127.0.0.1:{port}" for name, port in self.client_ports.items()}
 
     # --- HTTP ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class Cluster:
         """Return the name of a node that leads and that a majority of the running nodes follows."""
 
         def find() -> str | None:
-            names = among or list(self.processes)
+            names = among or self.running()
             accounts = {name: status for name in names if (status := self.status(name))}
             for name, account in accounts.items():
                 followers = [a for a in accounts.values() if a["leader"] == account["id"] and a["caught_up"]]
@@ -208,6 +211,18 @@ class Cluster:
 
         found: str = eventually("a leader", find)
         return found
+
+    def settled(self) -> str:
+        """Return the leader once every running node follows it and has applied what was committed."""
+
+        def same() -> str | None:
+            accounts = [self.status(name) for name in self.running()]
+            leaders = {account["leader_name"] if account and account["caught_up"] else None for account in accounts}
+            leader = leaders.pop() if len(leaders) == 1 else None
+            return leader if leader in self.processes else None
+
+        leader: str = eventually("one leader that all follow", same)
+        return leader
 
     def put_somewhere(self, key: str, value: bytes, among: list[str] | None = None) -> Answer:
         """Put at whoever leads, trying until it is done."""
@@ -226,7 +241,7 @@ class Cluster:
         """Wait until all running nodes are at the same index with the same state hash."""
 
         def same() -> bool:
-            accounts = [self.status(name) for name in self.processes]
+            accounts = [self.status(name) for name in self.running()]
             states = {(a["applied_index"], a["state_hash"], a["term"]) for a in accounts if a is not None}
             return None not in accounts and len(states) == 1
 

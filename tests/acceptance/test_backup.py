@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Cluster, eventually, kvorum
+from acceptance.processes import Cluster, kvorum
+from waiting import eventually
 
 KEYS = 50
 
 
 def kv(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run the `kv` command to its end."""
-    endpoints = ",".join(f"127.0.0.1:{port}" for port in cluster.client_ports.values())
+    endpoints = ",".join(cluster.addresses.values())
     command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", endpoints, *arguments]
     return subprocess.run(command, capture_output=True, timeout=60, env=dict(os.environ), check=False)
 

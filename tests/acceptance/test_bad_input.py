@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Answer, Cluster, eventually, free_ports, kvorum
+from acceptance.processes import Answer, Cluster, kvorum
+from bench.processes import free_ports
+from waiting import eventually
 
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Cluster, eventually
+from acceptance.processes import Cluster
+from waiting import eventually
 
 from kvorum_client import Client
 
@@ -33,7 +34,7 @@ def test_nobody_waits_long_for_a_leader_that_was_killed(cluster: Cluster) -> Non
 
 
 async def _waits_while_leaders_are_killed(cluster: Cluster) -> dict[str, float]:
-    endpoints = [f"127.0.0.1:{port}" for port in cluster.client_ports.values()]
+    endpoints = list(cluster.addresses.values())
     waits: dict[str, float] = {}
     tasks = []
     for turn in range(len(endpoints)):

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Cluster, eventually
+from acceptance.processes import Cluster
+from waiting import eventually
 
 from kvorum.errors import StorageError
 from kvorum.storage.interface import Loaded
@@ -179,7 +180,7 @@ def test_a_follower_redirects_writes_with_the_hint(cluster: Cluster) -> None:
         answer = cluster.put(follower, "a%2Fb", b"1")
 
         assert answer.status == 307
-        assert answer.headers["Location"] == f"http://127.0.0.1:{cluster.client_ports[leader]}/v1/kv/a%2Fb"
+        assert answer.headers["Location"] == f"http://{cluster.addresses[leader]}/v1/kv/a%2Fb"
         assert answer.headers["X-Kvorum-Leader"] == leader
         assert answer.document["leader"] == leader
         assert answer.document["outcome"] == "refused"

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
 
-from acceptance.processes import Cluster, eventually
+from acceptance.processes import Cluster
 from chaos.network import Network
+from waiting import eventually
 
 from kvorum.commands.serve import EXIT_STORAGE
 
@@ -118,14 +119,7 @@ class Faults:
         for name in self._nodes.names:
             # Until Python has read its modules, SIGTERM ends it as it ends everything.
             self._wait_until_up(name)
-            process = self._nodes.processes.pop(name)
-            process.send_signal(signal.SIGTERM)
-            try:
-                status = process.wait(WHOLE_S)
-            finally:
-                process.kill()
-                process.wait()
-            if status != 0:
+            if (status := self._nodes.stop(name, WHOLE_S)) != 0:
                 raise AssertionError(f"{name} ended with {status} after SIGTERM")
             self._nodes.start(name)
             self._wait_until_up(name)

@@ -16,11 +16,11 @@ from random import Random
 from typing import Any
 
 import msgspec
-from acceptance.processes import eventually
 from chaos.faults import Faults, Nodes
 from chaos.network import Network
 from e2e import recorder
 from e2e.recording import judge
+from waiting import eventually
 
 RECOVERY_S = 30.0
 """Within this time after the last fault writes are acknowledged again, and all nodes agree."""
@@ -128,7 +128,7 @@ def run(
     recovery_s = RECOVERY_S
     began = time.monotonic()
     with nodes:
-        load = Load([f"http://127.0.0.1:{port}" for port in nodes.client_ports.values()], seed, writers)
+        load = Load([f"http://{address}" for address in nodes.addresses.values()], seed, writers)
         try:
             load.wait_for_writes(20, LOAD_BEGINS_S)
             _disturb(nodes, load, random, began + seconds, done, violations, say)

@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from fronts.fake_node import FakeNode, Server, serving, until
+from fronts.fake_node import FakeNode, Server, serving
+from waiting import until
 
 import kvorum
 from kvorum.errors import FeatureLevelBlockedError, NoLeaderError
@@ -468,7 +469,7 @@ def test_ctrl_c_ends_it_with_one_line() -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.gate = asyncio.Event()
         process = await asyncio.to_thread(_spawn, "--endpoints", server.url, "put", "k", "v")
-        await until(lambda: bool(server.node.timeouts_ms))
+        await until("the node has the request", lambda: bool(server.node.timeouts_ms))
         process.send_signal(signal.SIGINT)
         out, err = await asyncio.to_thread(process.communicate, None, 20)
         assert process.returncode == 130

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, serving, until
+from fronts.fake_node import FakeNode, Server, make_config, serving
+from waiting import until
 
 from kvorum.errors import NoLeaderError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
@@ -119,7 +120,10 @@ def test_a_write_during_an_election_waits_for_the_new_leader() -> None:
             for server in servers:
                 server.node.error = NoLeaderError("no leader")
             writing = asyncio.create_task(kv.put("k", "2"))
-            await until(lambda: any(status == 503 for s in servers for _, status in s.node.counters.requests))
+            await until(
+                "a node refused the write",
+                lambda: any(status == 503 for s in servers for _, status in s.node.counters.requests),
+            )
             for server in servers:
                 server.node.error = None
             elect(servers, 2)
@@ -288,7 +292,7 @@ def test_the_first_write_of_a_session_goes_alone_and_the_others_follow() -> None
             node = servers[0].node
             node.gate = asyncio.Event()
             writes = [asyncio.create_task(kv.put(f"k{i}", "v")) for i in range(50)]
-            await until(lambda: bool(node.timeouts_ms))
+            await until("the node has a request", lambda: bool(node.timeouts_ms))
             assert (len(node.timeouts_ms), node.counters.inflight) == (1, 1)
             node.gate.set()
             await asyncio.gather(*writes)
@@ -560,7 +564,7 @@ def test_what_the_writer_of_a_backup_raises_is_its_own() -> None:
 
             with pytest.raises(BrokenPipeError):
                 await kv.backup(write)
-            await until(lambda: servers[0].node.backups[0].closed == 1)
+            await until("the backup is closed", lambda: servers[0].node.backups[0].closed == 1)
 
     run(scenario)
 
@@ -572,7 +576,7 @@ def test_a_leader_that_froze_is_given_up_once_the_others_have_another() -> None:
             await kv.put("k", "1")
             frozen = servers[0].node.gate = asyncio.Event()
             writing, reading = asyncio.create_task(kv.put("k", "2")), asyncio.create_task(kv.get("k"))
-            await until(lambda: len(servers[0].node.timeouts_ms) == 3)
+            await until("the node has both requests", lambda: len(servers[0].node.timeouts_ms) == 3)
             for server in servers[1:]:
                 server.node.follow("n2", servers[1].url)
                 server.node.leads = server is servers[1]
@@ -589,7 +593,7 @@ def test_a_leader_that_is_slow_is_waited_for_while_nobody_names_another() -> Non
             await kv.put("k", "1")
             slow = servers[0].node.gate = asyncio.Event()
             writing = asyncio.create_task(kv.put("k", "2"))
-            await until(lambda: servers[1].node.counters.requests["leader", 200] >= 3)
+            await until("the client asks for the leader", lambda: servers[1].node.counters.requests["leader", 200] >= 3)
             slow.set()
             assert (await writing).version == 2
             assert len(servers[0].node.proposed) == 2, "the write was sent twice"

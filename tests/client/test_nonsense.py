@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, serving, until
+from fronts.fake_node import FakeNode, Server, make_config, serving
+from waiting import until
 
 from kvorum.kv.commands import SessionRefused
 from kvorum_client import Client, ClientError, InvalidArgument, OutcomeUnknown, Refused, SyncClient, Unavailable
@@ -351,7 +352,7 @@ def test_closing_a_client_ends_what_is_under_way() -> None:
             server.node.gate = asyncio.Event()
             kv = Client([server.url])
             writing = asyncio.create_task(kv.put("k", "v"))
-            await until(lambda: bool(server.node.timeouts_ms))
+            await until("the node has the request", lambda: bool(server.node.timeouts_ms))
             await kv.close()
             with pytest.raises(OutcomeUnknown):
                 await asyncio.wait_for(writing, 3)
@@ -374,7 +375,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             server.node.gate = asyncio.Event()
             kv = SyncClient([server.url])
             ends = [asyncio.create_task(_end_of(kv, i)) for i in range(3)]
-            await until(lambda: bool(server.node.timeouts_ms))
+            await until("the node has the request", lambda: bool(server.node.timeouts_ms))
             closers = [asyncio.create_task(asyncio.to_thread(kv.close)) for _ in range(2)]
             for end in ends:
                 assert isinstance(await asyncio.wait_for(end, 8), (OutcomeUnknown, Unavailable))

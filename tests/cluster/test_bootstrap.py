@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.local_cluster import LocalCluster, Put, eventually, running
+from node.local_cluster import LocalCluster, Put, running
+from waiting import until
 
 from kvorum.cluster.bootstrap import bootstrap, bootstrap_order, obstacle
 from kvorum.cluster.reconcile import MembershipSpec
@@ -222,7 +223,7 @@ def test_nobody_hears_of_a_cluster_before_its_first_entry_is_durable(tmp_path: P
             save = storage.save
             storage.save = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
             await cluster.start("n2", "n3")
-            await eventually("n1 wants its first entry saved", lambda: held)
+            await until("n1 wants its first entry saved", lambda: held)
             await asyncio.sleep(LATER)
 
             assert first.identity.cluster_id
@@ -280,7 +281,7 @@ def test_stopping_in_the_middle_of_the_beginning_ends_in_one_cluster(tmp_path: P
         cluster = LocalCluster(tmp_path, 3)
         try:
             await cluster.start("n1", "n2", "n3")
-            await eventually("it begins", lambda: cluster.nodes["n1"].identity.cluster_id)
+            await until("it begins", lambda: cluster.nodes["n1"].identity.cluster_id)
             await cluster.stop("n1", "n2", "n3")
             await cluster.start("n1", "n2", "n3")
             leader = await cluster.leader()

@@ -7,11 +7,11 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from time import monotonic
 
 import msgspec
 import pytest
 from aiohttp import web
+from waiting import until
 
 from kvorum.cluster import kubernetes
 from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
@@ -188,13 +188,6 @@ def test_a_token_without_an_authority_is_an_error(tmp_path: Path) -> None:
         KubernetesApi.in_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline, "it never happened"
-        await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def labelling(api: KubernetesApi, role: Callable[[], str]) -> AsyncIterator[None]:
     task = asyncio.create_task(RoleLabel(api, "kv-1", role, interval_s=0.005, retry_max_s=0.02).run())
@@ -223,13 +216,13 @@ def test_the_pod_carries_its_role_and_is_patched_only_when_it_changes() -> None:
     async def scenario() -> None:
         nonlocal role
         async with api_server(handler) as api, labelling(api, current):
-            await until(lambda: len(patches) == 1)
+            await until("the first patch", lambda: len(patches) == 1)
             seen = looks
-            await until(lambda: looks > seen + 5)
+            await until("five more looks", lambda: looks > seen + 5)
             role = "leader"
-            await until(lambda: len(patches) == 2)
+            await until("the second patch", lambda: len(patches) == 2)
             seen = looks
-            await until(lambda: looks > seen + 5)
+            await until("five more looks", lambda: looks > seen + 5)
 
     asyncio.run(scenario())
     path = "/api/v1/namespaces/prod/pods/kv-1"
@@ -251,7 +244,7 @@ def test_a_refused_label_is_tried_again_and_complained_about_once(caplog: pytest
 
     async def scenario() -> None:
         async with api_server(handler) as api, labelling(api, lambda: "leader"):
-            await until(lambda: done)
+            await until("a patch is accepted", lambda: done)
 
     asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records if record.name == "kvorum.cluster.kubernetes"] == [
@@ -275,10 +268,10 @@ def test_a_label_whose_patch_may_have_been_applied_is_set_again() -> None:
     async def scenario() -> None:
         nonlocal role
         async with api_server(handler) as api, labelling(api, lambda: role):
-            await until(lambda: labels == ["follower"])
+            await until("the label is follower", lambda: labels == ["follower"])
             role = "leader"
-            await until(lambda: "leader" in labels)
+            await until("the label leader is sent", lambda: "leader" in labels)
             role = "follower"
-            await until(lambda: labels[-1] == "follower" and len(labels) > 2)
+            await until("the label is follower again", lambda: labels[-1] == "follower" and len(labels) > 2)
 
     asyncio.run(scenario())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from node.local_cluster import eventually, running
+from node.local_cluster import running
+from waiting import until
 
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Health
@@ -28,10 +29,10 @@ def test_a_new_leader_knows_of_nobodys_health_before_it_has_heard(tmp_path: Path
                 return view.health[gone.raft.id] if view is not None else None
 
             await old.transfer_leadership(heir.config.name, 5000)
-            first = await eventually("the new leader has a view", health)
+            first = await until("the new leader has a view", health)
             assert (first.healthy, first.silent) == (False, False)
 
-            await eventually("it knows who is silent", lambda: (seen := health()) is not None and seen.silent)
+            await until("it knows who is silent", lambda: (seen := health()) is not None and seen.silent)
             view = observer.membership_view(None)
             assert view is not None
             assert view.health[old.raft.id].healthy

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.local_cluster import LocalCluster, Put, eventually, running
+from node.local_cluster import LocalCluster, Put, running
 from storage.support import send, take_snapshot
+from waiting import until
 
 from kvorum.commands import recover
 from kvorum.commands.recover import force_new_cluster, recover_if_requested
@@ -88,7 +89,7 @@ def test_the_others_never_take_the_survivor_for_a_member_of_theirs(survivor: Pat
             await cluster.start("n1", "n2", "n3")
             leader = await cluster.leader(["n1", "n3"])
             await leader.propose(Put(b"old", b"cluster"), 5000)
-            await eventually("n2 leads its own", lambda: cluster.nodes["n2"].raft.leader == cluster.nodes["n2"].raft.id)
+            await until("n2 leads its own", lambda: cluster.nodes["n2"].raft.leader == cluster.nodes["n2"].raft.id)
             await cluster.nodes["n2"].propose(Put(b"new", b"cluster"), 5000)
 
             assert leader.store.get(b"new") is None

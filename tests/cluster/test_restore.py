@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from node.local_cluster import LocalCluster, Put, eventually, running
+from node.local_cluster import LocalCluster, Put, running
+from waiting import until
 
 from kvorum.commands import restore
 from kvorum.config import Config, resolve
@@ -99,7 +100,7 @@ def test_nodes_with_empty_disks_join_what_was_restored(backup: bytes, tmp_path: 
         try:
             await cluster.start("n1", "n2")
             first = cluster.nodes["n1"]
-            await eventually("n1 leads alone", lambda: first.raft.can_change_membership)
+            await until("n1 leads alone", lambda: first.raft.can_change_membership)
             config = cluster.nodes["n2"].config
             await first.add_member("n2", config.advertise_peer_url, config.advertise_client_url, 5000)
             await cluster.converge()

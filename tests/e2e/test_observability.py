@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.processes import free_ports
 from e2e.system import CHART, Scenario, System
 from helm.operator_schemas import PLURALS, definition
-from telemetry.live import Prometheus, fill_in, free_ports, running_prometheus, scraping, until
+from telemetry.live import DEADLINE_S, Prometheus, fill_in, running_prometheus, scraping
 from telemetry.prometheus_tools import DASHBOARD, tool
+from waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -103,14 +105,14 @@ async def watch(system: System, scenario: Scenario, folder: Path, proxy: str) ->
         running_prometheus(folder, scraping(pods_job(targets))) as prometheus,
     ):
         started = time.time()
-        await until("all pods are scraped", lambda: scraped(prometheus, 3))
+        await until("all pods are scraped", lambda: scraped(prometheus, 3), DEADLINE_S)
         for find in (system.leader, system.follower):
             pod = await asyncio.to_thread(find)
             scenario.fault("delete", pod)
             await asyncio.to_thread(system.kube.delete_pod, pod)
             await asyncio.to_thread(scenario.recovered, 30)
             await asyncio.to_thread(system.wait_ready, 3)
-            await until("all pods are scraped again", lambda: scraped(prometheus, 3))
+            await until("all pods are scraped again", lambda: scraped(prometheus, 3), DEADLINE_S)
         ended = time.time()
         found = {
             name: await prometheus.over(fill_in(expr).replace("[4s]", "[10s]"), started, ended)

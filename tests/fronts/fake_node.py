@@ -261,9 +261,3 @@ def run(scenario: Callable[[Server], Awaitable[None]], node: FakeNode | None = N
             await scenario(server)
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll until the condition holds; the test's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110 - what it waits for happens in another process or a handler
-        await asyncio.sleep(0.002)

@@ -7,7 +7,8 @@ import http.client
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fronts.fake_node import Server, serving, until
+from fronts.fake_node import Server, serving
+from waiting import until
 
 from kvorum.errors import NoLeaderError, OverloadedError
 
@@ -73,7 +74,7 @@ def test_a_reader_that_goes_away_costs_nothing_for_long() -> None:
         writer.write(b"GET /v1/snapshot HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(1000)
         writer.transport.abort()
-        await until(lambda: server.node.backups[0].closed == 1)
+        await until("the backup is closed", lambda: server.node.backups[0].closed == 1)
 
     run(scenario)
 

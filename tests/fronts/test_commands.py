@@ -9,13 +9,13 @@ import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fronts.fake_node import until
+from acceptance.processes import kvorum
+from waiting import until
 
 from kvorum.__main__ import main
 from kvorum.commands import serve
@@ -25,12 +25,7 @@ from kvorum_client import Client
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("KVORUM_")}
 
 
-def kvorum(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kvorum", *arguments]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def free_ports(count: int, apart: int = 1) -> int:
+def free_base_port(count: int, apart: int) -> int:
     """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher."""
     for base in range(21_000 + os.getpid() % 2000, 30_000, count):
         with contextlib.ExitStack() as stack:
@@ -45,7 +40,7 @@ def free_ports(count: int, apart: int = 1) -> int:
 
 @pytest.fixture
 def ports() -> int:
-    return free_ports(3, 1000)
+    return free_base_port(3, 1000)
 
 
 def listen(base: int) -> list[str]:
@@ -193,14 +188,17 @@ def test_a_local_cluster_survives_a_node_and_says_how_to_start_it_again(ports: i
     async def scenario() -> None:
         async with asyncio.timeout(120):
             async with local_cluster(ports, tmp_path) as local:
-                await until(lambda: local.find(r"^Ready: 3 nodes, led by n\d$") is not None)
+                await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes, led by n\d$"))
                 pids = [int(m[1]) for line in local.lines if (m := re.match(r"n\d process (\d+),", line))]
                 leader = local.find(r"led by n(\d)$")
                 assert leader is not None and len(pids) == 3
                 async with Client([f"127.0.0.1:{ports + i}" for i in range(3)], timeout_s=30) as kv:
                     await kv.put("k", "1")
                     os.kill(pids[int(leader[1]) - 1], signal.SIGKILL)
-                    await until(lambda: local.find(r"was killed by SIGKILL; 2 of the others run") is not None)
+                    await until(
+                        "the death is told",
+                        lambda: local.find(r"was killed by SIGKILL; 2 of the others run"),
+                    )
                     await kv.put("k", "2")
                     again = local.find(rf"^n{leader[1]} -- (\S*kvorum serve .*)$")
                     assert again is not None
@@ -225,10 +223,10 @@ def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) ->
     async def scenario() -> None:
         async with asyncio.timeout(60):
             async with local_cluster(ports, tmp_path) as local:
-                await until(lambda: len([line for line in local.lines if " process " in line]) == 3)
+                await until("three nodes are started", lambda: sum(" process " in line for line in local.lines) == 3)
                 pids = [int(m[1]) for line in local.lines if (m := re.match(r"n\d process (\d+),", line))]
                 local.process.kill()
-                await until(lambda: not any(_alive(pid) for pid in pids))
+                await until("all nodes are gone", lambda: not any(_alive(pid) for pid in pids))
 
     asyncio.run(scenario())
 

@@ -9,9 +9,10 @@ import re
 import socket
 
 import pytest
-from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving, until
+from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from kvorum.errors import InvalidRequestError
 from kvorum.fronts.http import ApiServer
@@ -171,7 +172,7 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", http.port))
             connection.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
-            await until(lambda: node.counters.requests["get", 200] > 0)
+            await until("a get is answered", lambda: node.counters.requests["get", 200] > 0)
             assert (await http.raw(probe)).startswith(b"HTTP/1.1 503 ")
             while not (await http.raw(probe)).startswith(b"HTTP/1.1 200 "):
                 pass
@@ -186,10 +187,10 @@ def test_who_hangs_up_in_the_middle_of_a_body_sent_no_malformed_http() -> None:
     async def scenario(http: Server) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", http.port)
         writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
-        await until(lambda: http.node.counters.inflight == 1)
+        await until("the request is in flight", lambda: http.node.counters.inflight == 1)
         writer.close()
         await writer.wait_closed()
-        await until(lambda: http.node.counters.inflight == 0)
+        await until("the request is over", lambda: http.node.counters.inflight == 0)
         assert (await http("GET", "/livez")).status == 200
         assert (http.node.counters.malformed_requests, http.node.proposed) == (0, [])
 
@@ -249,7 +250,7 @@ def test_old_http_is_not_told_to_go_on_since_it_would_take_that_for_the_answer()
     async def scenario(http: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
         writer.write(b"PUT /v1/kv/k HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
-        await until(lambda: http.node.counters.inflight == 1)
+        await until("the request is in flight", lambda: http.node.counters.inflight == 1)
         writer.write(b"abc")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         writer.close()
@@ -323,11 +324,11 @@ def test_what_a_client_hung_up_on_is_finished_and_forgotten() -> None:
         async with asyncio.timeout(20), serving(node) as http:
             _, writer = await asyncio.open_connection("127.0.0.1", http.port)
             writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
-            await until(lambda: node.counters.inflight == 1)
+            await until("the request is in flight", lambda: node.counters.inflight == 1)
             writer.close()
             await writer.wait_closed()
             node.gate.set()
-            await until(lambda: node.counters.inflight == 0)
+            await until("the request is over", lambda: node.counters.inflight == 0)
             assert node.store.get(b"k") is not None
 
     asyncio.run(main())
@@ -341,7 +342,7 @@ def test_a_stopping_server_finishes_what_is_in_flight() -> None:
         await server.start()
         reader, writer = await asyncio.open_connection(*server.addresses[0])
         writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
-        await until(lambda: node.counters.inflight == 1)
+        await until("the request is in flight", lambda: node.counters.inflight == 1)
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
         node.gate.set()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from random import SystemRandom
-from typing import TypeVar
+
+from bench.processes import free_ports
+from waiting import until
 
 from kvorum.cluster.bootstrap import bootstrap
 from kvorum.commands.node import running_node
@@ -18,39 +18,7 @@ from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.messages import Message
 
-T = TypeVar("T")
-DEADLINE_S = 20.0
 TIMEOUT_MS = 5000
-
-
-async def eventually(what: str, check: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
-    """Return the first true value of ``check``; fail when there is none in time."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + deadline_s
-    while loop.time() < deadline:
-        if value := check():
-            return value
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"not in {deadline_s} s: {what}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, from below those that outgoing connections get; no two are the same."""
-    ports: dict[int, None] = {}
-    while len(ports) < count:
-        port = 10_000 + SystemRandom().randrange(10_000)
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports[port] = None
-    return list(ports)
-
-
-def free_port() -> int:
-    """Return one such port."""
-    return free_ports(1)[0]
 
 
 class LocalCluster:
@@ -130,7 +98,7 @@ class LocalCluster:
                     return node
             return None
 
-        return await eventually("a leader", find)
+        return await until("a leader", find)
 
     async def settled(self) -> Node:
         """Wait for a leader that every running node follows and that has heard from each of them; return it."""
@@ -144,7 +112,7 @@ class LocalCluster:
             return None
 
         await self.leader()
-        return await eventually("every node follows one leader, and has answered it", find)
+        return await until("every node follows one leader, and has answered it", find)
 
     def others(self, node: Node) -> list[Node]:
         """Return the running nodes but this one."""
@@ -163,7 +131,7 @@ class LocalCluster:
         def same() -> bool:
             return len({(n.store.applied_index, n.store.state_hash) for n in self.nodes.values()}) == 1
 
-        await eventually("all nodes agree", same)
+        await until("all nodes agree", same)
 
 
 def _name(node: str) -> str:
@@ -181,4 +149,4 @@ async def running(folder: Path, size: int = 3, **options: int) -> AsyncIterator[
         yield cluster
 
 
-__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "eventually", "running"]
+__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "running"]

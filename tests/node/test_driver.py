@@ -8,7 +8,7 @@ from random import Random
 from typing import cast
 
 import msgspec
-from node.local_cluster import eventually
+from waiting import until
 
 from kvorum.config import Config
 from kvorum.errors import PeerError
@@ -87,19 +87,19 @@ def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
         node = a_node(storage, source)
         driver = node.parts.driver
         driver.on_messages("b@1", (offer(10, term=1),))
-        await eventually("the first is wanted", lambda: source.wanted == [10])
+        await until("the first is wanted", lambda: source.wanted == [10])
         source.arrive()
-        await eventually("it is adopted", lambda: node.raft.snapshot is not None)
+        await until("it is adopted", lambda: node.raft.snapshot is not None)
         assert storage.pending, "nothing of it is durable yet"
         driver.on_messages("b@1", (offer(20, term=1),))
-        await eventually("the second is wanted", lambda: source.wanted == [10, 20])
+        await until("the second is wanted", lambda: source.wanted == [10, 20])
         entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(11, 31))
         driver.on_messages(
             "b@1",
             (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),),
         )
         source.arrive()
-        await eventually("it is here", lambda: node.counters.snapshots["install", "ok"] == 2)
+        await until("it is here", lambda: node.counters.snapshots["install", "ok"] == 2)
         while storage.pending:
             storage.complete()
             await asyncio.sleep(0)
@@ -129,7 +129,7 @@ def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
         driver = node.parts.driver
         message = offer(20, term=1)
         driver.on_messages("b@1", (message,))
-        await eventually("its leader is asked", lambda: peers.asked == ["b@1"])
+        await until("its leader is asked", lambda: peers.asked == ["b@1"])
         driver.on_messages("b@1", (message,))
         await asyncio.sleep(0)
         assert peers.asked == ["b@1"], "the same one is not fetched twice"
@@ -140,7 +140,7 @@ def test_the_snapshot_of_a_leader_that_is_gone_is_not_waited_for() -> None:
         assert peers.asked == ["b@1"], "one is fetched at a time, and what the former leader has would still help"
         driver.on_messages("c@1", (newer,))
         driver.on_messages("c@1", (newer,))
-        await eventually("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
+        await until("the new leader is asked", lambda: peers.asked == ["b@1", "c@1"])
         await node.close()
 
     asyncio.run(scenario())
@@ -171,7 +171,7 @@ def test_a_former_leader_that_still_gives_its_snapshot_is_not_given_up() -> None
         newer = msgspec.structs.replace(message, term=2, sender="c@1")
         driver.on_messages("b@1", (message,))
         for count in range(1, 6):
-            await eventually("the next piece is asked for", lambda count=count: len(peers.asked) == count)  # type: ignore[misc]
+            await until("the next piece is asked for", lambda count=count: len(peers.asked) == count)  # type: ignore[misc]
             driver.on_messages("c@1", (newer,))
             peers.give.set()
         assert set(peers.asked) == {"b@1"}
@@ -198,11 +198,11 @@ def test_a_fetch_that_a_former_leader_fails_is_given_up_at_once() -> None:
         message = offer(20, term=1)
         driver.on_messages("b@1", (message,))
         newer = msgspec.structs.replace(message, term=2, sender="c@1")
-        await eventually("its leader is asked", lambda: peers.asked == ["b@1"])
+        await until("its leader is asked", lambda: peers.asked == ["b@1"])
         driver.on_messages("c@1", (newer,))
-        await eventually("it is asked once more", lambda: peers.asked == ["b@1", "b@1"])
+        await until("it is asked once more", lambda: peers.asked == ["b@1", "b@1"])
         driver.on_messages("c@1", (newer,))
-        await eventually("the next offer is taken", lambda: peers.asked[2:3] == ["c@1"])
+        await until("the next offer is taken", lambda: peers.asked[2:3] == ["c@1"])
         await node.close()
 
     asyncio.run(scenario())

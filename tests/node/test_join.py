@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from node.local_cluster import LocalCluster, eventually
+from node.local_cluster import LocalCluster
+from waiting import until
 
 from kvorum.cluster.bootstrap import obstacle
 from kvorum.commands.node import running_node
@@ -51,7 +52,7 @@ def test_a_node_that_is_being_called_into_a_cluster_begins_none(
         monkeypatch.setattr(node.ports.storage, "write_identity", slow)
         assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is None, "the test shows nothing"
         joining = asyncio.create_task(node.parts.peer_requests.join(CALL))
-        await eventually("the identity is being written", writing.is_set)
+        await until("the identity is being written", writing.is_set)
         try:
             assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is not None
             with pytest.raises(MembershipRefusedError):

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.local_cluster import TIMEOUT_MS, eventually, running
+from node.local_cluster import TIMEOUT_MS, running
+from waiting import until
 
 import kvorum
 from kvorum.cluster.observer import Observer
@@ -422,8 +423,8 @@ def test_memory_that_changes_under_a_follower_is_found_by_the_sweep_and_rebuilt(
 
                 victim.parts.sweeps.step(1000)
 
-                await eventually("quarantine", lambda: victim.quarantined)
-                await eventually("it is rebuilt", lambda: victim.quarantined is None)
+                await until("quarantine", lambda: victim.quarantined)
+                await until("it is rebuilt", lambda: victim.quarantined is None)
                 rebuilt = victim.store.get(key)
                 assert rebuilt is not None and rebuilt.value == b"v"
                 assert victim.store.digest == leader.store.digest

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, eventually, running
+from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
+from waiting import until
 
 from kvorum.errors import NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError, ReadTimeoutError
 from kvorum.kv.commands import CompareFailed, PutResult
@@ -102,7 +103,7 @@ def test_a_leader_that_hears_no_quorum_steps_down(tmp_path: Path) -> None:
             leader = await cluster.leader()
             for other in cluster.others(leader):  # It still sends; nothing comes back.
                 cluster.cut.add((other.config.name, leader.config.name))
-            await eventually("it steps down", lambda: leader.raft.role is not Role.LEADER)
+            await until("it steps down", lambda: leader.raft.role is not Role.LEADER)
 
     asyncio.run(scenario())
 
@@ -164,7 +165,7 @@ def test_the_log_stays_bounded_and_a_lagging_node_installs_a_snapshot(tmp_path: 
             await cluster.stop(lagging)
             for number in range(120):
                 await leader.propose(Put(b"k%d" % (number % 10), b"%d" % number), TIMEOUT_MS)
-            await eventually("the log was cut", lambda: leader.raft.log.first_index > 60)
+            await until("the log was cut", lambda: leader.raft.log.first_index > 60)
             await cluster.start(lagging)
             await cluster.converge()
 
@@ -200,11 +201,11 @@ def test_a_wrong_state_is_quarantined_and_rebuilt(tmp_path: Path) -> None:
             victim.store.state_hash ^= 1
             await cluster.put(b"b", b"2")
 
-            await eventually("quarantine", lambda: victim.quarantined)
+            await until("quarantine", lambda: victim.quarantined)
             with pytest.raises(NoLeaderError, match="differs"):
                 await victim.read_barrier(TIMEOUT_MS)
             go_on.set()
-            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+            await until("it is rebuilt", lambda: victim.quarantined is None)
             await cluster.converge()
             await victim.read_barrier(TIMEOUT_MS)
             rebuilt = victim.store.get(b"a")
@@ -236,7 +237,7 @@ def test_a_leader_with_a_wrong_state_is_found_out_by_the_others(tmp_path: Path) 
             leader.store.state_hash ^= 1
             await cluster.put(b"b", b"2")
 
-            await eventually("the leader is rebuilt", lambda: _same(cluster))
+            await until("the leader is rebuilt", lambda: _same(cluster))
             assert all(node.quarantined is None for node in cluster.others(leader))
 
     asyncio.run(scenario())
@@ -262,7 +263,7 @@ def test_a_member_is_removed_added_and_promoted(tmp_path: Path) -> None:
             await leader.add_member(name, url, "", TIMEOUT_MS)
             new = cluster.nodes[name].raft.id
             assert leader.raft.configuration.learners() == (new,)
-            await eventually("it caught up", lambda: leader.raft.status().progress[new].match_index > 3)
+            await until("it caught up", lambda: leader.raft.status().progress[new].match_index > 3)
             await leader.promote_member(name, TIMEOUT_MS)
 
             assert set(leader.raft.configuration.voters()) == {node.raft.id for node in cluster.nodes.values()}

@@ -8,7 +8,8 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, eventually, running
+from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
+from waiting import until
 
 from kvorum.errors import NoLeaderError, OutcomeUnknownError, StorageError
 from kvorum.kv.state_hash import StateDigest
@@ -31,13 +32,13 @@ def test_a_membership_change_whose_entry_another_leader_replaced_is_not_reported
             first, second = cluster.others(old)
             cluster.isolate(old.config.name)
             removing = asyncio.create_task(old.remove_member(first.config.name, LONG_MS))
-            await eventually("it is proposed", lambda: not old.raft.can_change_membership)
+            await until("it is proposed", lambda: not old.raft.can_change_membership)
             index = old.raft.log.last_index
             new = await cluster.leader(among=[first.config.name, second.config.name])
             for number in range(5):
                 await new.propose(Put(b"k%d" % number, b"v"), TIMEOUT_MS)
             cluster.heal()
-            await eventually("another entry is committed there", lambda: old.raft.log.commit_index > index)
+            await until("another entry is committed there", lambda: old.raft.log.commit_index > index)
 
             with pytest.raises(OutcomeUnknownError):
                 await removing
@@ -78,7 +79,7 @@ def test_a_node_that_was_elected_while_it_waited_to_leave_hands_over_as_well(
             leaving, down = cluster.others(leader)
             await cluster.stop(down.config.name)
             draining = asyncio.create_task(leaving.drain(monotonic() + 60))
-            await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
+            await until("it waits", lambda: "and quorum is 2" in caplog.text)
             await leader.transfer_leadership(leaving.config.name, TIMEOUT_MS)
             assert leaving.raft.role is Role.LEADER
             await cluster.start(down.config.name)
@@ -108,9 +109,9 @@ def test_a_node_that_leaves_stays_through_a_moment_in_which_nobody_serves(
             with monkeypatch.context() as patch:
                 patch.setattr(leader.parts.report, "readiness", not_now)
                 draining = asyncio.create_task(leaving.drain(monotonic() + 60))
-                await eventually("it looks again and again, or leaves", lambda: len(looks) >= 3 or draining.done())
+                await until("it looks again and again, or leaves", lambda: len(looks) >= 3 or draining.done())
                 assert not draining.done(), "it left"
-            await eventually("it waits", lambda: "and quorum is 2" in caplog.text)
+            await until("it waits", lambda: "and quorum is 2" in caplog.text)
             await cluster.start(down.config.name)
             await asyncio.wait_for(draining, 30)
 
@@ -143,7 +144,7 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
             cluster.isolate(node.config.name)
             writing = asyncio.create_task(node.propose(Put(b"a", b"1"), LONG_MS))
             reading = asyncio.create_task(node.read_barrier(LONG_MS))
-            await eventually("the write is proposed", lambda: node.parts.proposals._proposed)
+            await until("the write is proposed", lambda: node.parts.proposals._proposed)
 
             node.fail(StorageError("the disk is gone"))
 
@@ -167,7 +168,7 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
             hashes = await _cut_off_and_found_wrong(cluster, leader)
             writing = asyncio.create_task(leader.propose(Put(b"a", b"2"), LONG_MS))
             reading = asyncio.create_task(leader.read_barrier(LONG_MS))
-            await eventually("the write is proposed", lambda: leader.parts.proposals._proposed)
+            await until("the write is proposed", lambda: leader.parts.proposals._proposed)
             hashes.set()
 
             with pytest.raises(OutcomeUnknownError, match="state"):

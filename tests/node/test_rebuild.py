@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.local_cluster import eventually, running
+from node.local_cluster import running
+from waiting import until
 
 from kvorum.errors import FatalError
 from kvorum.node import Node
@@ -42,9 +43,9 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             victim.parts.snapshots.begin()
             victim.store.state_hash ^= 1
             spoil(victim)
-            await eventually("quarantine", lambda: victim.quarantined)
+            await until("quarantine", lambda: victim.quarantined)
             go_on.set()
-            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+            await until("it is rebuilt", lambda: victim.quarantined is None)
 
             right = (await cluster.leader()).store
             newest = snapshots.kept()[0].snapshot
@@ -70,8 +71,8 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
 
             victim.parts.integrity._rebuild = refused  # type: ignore[method-assign]
             spoil(victim)
-            await eventually("both others are asked", lambda: len(asked) > 1)
-            await eventually("it is over", lambda: victim.quarantined is None)
+            await until("both others are asked", lambda: len(asked) > 1)
+            await until("it is over", lambda: victim.quarantined is None)
 
     asyncio.run(scenario())
 
@@ -87,7 +88,7 @@ def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
             victim.parts.integrity._rebuild = broken  # type: ignore[method-assign]
             running_node = asyncio.create_task(victim.run())
             spoil(victim)
-            await eventually("the node ends", running_node.done)
+            await until("the node ends", running_node.done)
             with pytest.raises(FatalError, match="ZeroDivisionError"):
                 await running_node
 

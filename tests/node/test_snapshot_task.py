@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from node.local_cluster import Put, eventually, running
+from node.local_cluster import Put, running
+from waiting import until
 
 from kvorum.errors import FatalError, InvariantViolatedError
 
@@ -24,7 +25,7 @@ def test_a_bug_found_while_a_snapshot_is_taken_ends_the_node(tmp_path: Path) -> 
             running_node = asyncio.create_task(node.run())
             node.parts.snapshots.begin()
 
-            await eventually("the node ends", running_node.done)
+            await until("the node ends", running_node.done)
             with pytest.raises(FatalError, match="shorter than the snapshot"):
                 await running_node
 
@@ -44,7 +45,7 @@ def test_a_snapshot_that_fails_in_an_unforeseen_way_ends_the_node(tmp_path: Path
             running_node = asyncio.create_task(node.run())
             node.parts.snapshots.begin()
 
-            await eventually("the node ends", running_node.done)
+            await until("the node ends", running_node.done)
             with pytest.raises(FatalError, match="ZeroDivisionError"):
                 await running_node
 

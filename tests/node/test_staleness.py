@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from node.local_cluster import TIMEOUT_MS, Put, eventually, running
+from node.local_cluster import TIMEOUT_MS, Put, running
+from waiting import until
 
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -37,10 +39,10 @@ def test_every_node_of_an_idle_cluster_is_fresh_again_and_again(tmp_path: Path) 
     async def scenario() -> None:
         async with running(tmp_path) as cluster:
             for node in cluster.nodes.values():
-                await eventually("it is fresh", lambda node=node: is_fresh(node))  # type: ignore[misc]
+                await until("it is fresh", partial(is_fresh, node))
                 as_of_s = node.parts.state.current_as_of_s
                 assert as_of_s is not None
-                await eventually(
+                await until(
                     "it is fresher",
                     lambda node=node, as_of_s=as_of_s: node.parts.state.current_as_of_s > as_of_s,  # type: ignore[misc]
                 )
@@ -54,7 +56,7 @@ def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
     async def scenario() -> None:
         async with running(tmp_path) as cluster:
             leader = await cluster.leader()
-            await eventually("it is fresh", lambda: is_fresh(leader))
+            await until("it is fresh", lambda: is_fresh(leader))
             # It wakes up: nothing that arrived meanwhile has been read yet.
             monkeypatch.setattr(leader.clock, "monotonic", lambda: time.monotonic() + 3.0)
 
@@ -70,10 +72,10 @@ def test_a_leader_that_is_cut_off_grows_stale_although_it_still_leads(tmp_path: 
     async def scenario() -> None:
         async with running(tmp_path, election_timeout_ms=4000) as cluster:
             leader = await cluster.leader()
-            await eventually("it is fresh", lambda: is_fresh(leader))
+            await until("it is fresh", lambda: is_fresh(leader))
             cluster.isolate(leader.config.name)
 
-            await eventually("it is stale", lambda: (leader.staleness_ms() or 0) > 2000)
+            await until("it is stale", lambda: (leader.staleness_ms() or 0) > 2000)
             assert leader.raft.role is Role.LEADER
 
     asyncio.run(scenario())
@@ -84,11 +86,11 @@ def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Pa
         async with running(tmp_path) as cluster:
             leader = await cluster.leader()
             lagging = cluster.others(leader)[0]
-            await eventually("it is fresh", lambda: is_fresh(lagging))
+            await until("it is fresh", lambda: is_fresh(lagging))
             lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
             await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
 
-            await eventually("it is stale", lambda: (lagging.staleness_ms() or 0) > 2 * FRESH_MS)
+            await until("it is stale", lambda: (lagging.staleness_ms() or 0) > 2 * FRESH_MS)
             contact_ms = lagging.status().last_contact_ms
             assert contact_ms is not None
             assert contact_ms < 2 * FRESH_MS
@@ -105,7 +107,7 @@ def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -
             await cluster.stop(name)
             for number in range(60):
                 await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
-            await eventually("the log was cut", lambda: leader.raft.log.first_index > 30)
+            await until("the log was cut", lambda: leader.raft.log.first_index > 30)
             await cluster.start(name)
             fetching = cluster.nodes[name]
             asked, go_on = asyncio.Event(), asyncio.Event()
@@ -118,11 +120,11 @@ def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -
 
             fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
             await asyncio.wait_for(asked.wait(), 20)
-            await eventually("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
+            await until("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
             assert fetching.staleness_ms() is None
 
             go_on.set()
-            await eventually("it is fresh", lambda: is_fresh(fetching))
+            await until("it is fresh", lambda: is_fresh(fetching))
             assert fetching.store.applied_index >= 60
 
     asyncio.run(scenario())

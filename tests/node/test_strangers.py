@@ -7,8 +7,9 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from node.local_cluster import eventually, running
+from node.local_cluster import running
 from transport.test_link import Peer
+from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.transport.handshake import dialling_headers
@@ -29,10 +30,10 @@ def test_a_caller_to_whom_our_stream_broke_is_dialled_again_until_it_hangs_up(tm
             url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             headers = dialling_headers(stranger, node.identity.node_id, url, "")
             async with session.ws_connect(f"{node.config.advertise_peer_url}/raft/v1/stream", headers=headers):
-                await eventually("it is answered", lambda: len(peer.streams) == 1)
+                await until("it is answered", lambda: len(peer.streams) == 1)
                 await peer.streams[0].close()
-                await eventually("it is dialled again", lambda: len(peer.streams) == 2)
-            await eventually("it is forgotten", lambda: node.peers.url_of(stranger.node_id) is None)
+                await until("it is dialled again", lambda: len(peer.streams) == 2)
+            await until("it is forgotten", lambda: node.peers.url_of(stranger.node_id) is None)
             await runner.cleanup()
 
     asyncio.run(scenario())

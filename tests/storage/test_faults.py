@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node.local_cluster import free_ports
+from bench.processes import free_ports, serve_arguments
 from storage.support import load
 from storage.tracing import acknowledged, command, environment, needs_strace, read_trace, run_child, strings, trace
 from storage.workload import plan
@@ -142,10 +142,8 @@ def test_a_full_disk_ends_the_node_and_loses_nothing(tmp_path: Path, size_kib: i
 @pytest.mark.parametrize("size_kib", [8, 40, 64])
 def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line(tmp_path: Path, size_kib: int) -> None:
     with small_disk(tmp_path / "small", size_kib) as disk:
-        addresses = [
-            f"--listen-{kind}=127.0.0.1:{port}" for kind, port in zip(("client", "peer"), free_ports(2), strict=True)
-        ]
-        node = [sys.executable, "-m", "kvorum", "serve", "--name=n1", f"--data-dir={disk / 'n1'}", *addresses]
+        client, peer = free_ports(2)
+        node = [sys.executable, "-m", "kvorum", *serve_arguments("n1", client, {"n1": peer}, disk / "n1")]
         status, lines = run_child([*node, "--log-format=text"])
     assert status == 4, lines
     (error,) = [line for line in lines if " info " not in line]

@@ -5,192 +5,48 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import SystemRandom
 from typing import Any
 
 import aiohttp
+from acceptance.processes import Cluster, EndedByItselfError
+from bench.processes import free_ports
 from telemetry.prometheus_tools import RULES, tool
+from waiting import until
 
 DEADLINE_S = 60.0
-POLL_S = 0.05
 SCRAPE_INTERVAL_S = 1
-LAST_LINES = 5
-"""How much of a log is told of a process that ended by itself."""
 KEY, VALUE = "customer-4711", b"a-secret-value"
 """What the traffic writes: nothing of it may show in logs or metrics."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback that nobody listens on, from below those that outgoing connections get.
+@asynccontextmanager
+async def running_cluster(folder: Path, *flags: str) -> AsyncIterator[Cluster]:
+    """Start three nodes that log JSON, wait until they have settled, and kill them in the end."""
+    cluster = Cluster(folder, flags=("--log-format", "json", *flags))
+    with cluster:
+        await asyncio.to_thread(cluster.settled)
+        yield cluster
 
-    A node is started anew on its port: meanwhile nothing else may have been given it.
+
+async def traffic(cluster: Cluster, stopping: asyncio.Event, callers: int = 4) -> dict[int, int]:
+    """Put, get, get stale and delete through every node until told to stop.
+
+    Returns:
+        How often each status was answered; 0: nobody answered.
     """
-    ports: list[int] = []
-    while len(ports) < count:
-        port = 20_000 + SystemRandom().randrange(10_000)
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
+    statuses: dict[int, int] = {}
 
-
-async def until(what: str, holds: Callable[[], Awaitable[object]], deadline_s: float = DEADLINE_S) -> Any:
-    """Poll until ``holds`` returns something true, and return that; fail with ``what`` at the deadline."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            while not (found := await holds()):  # noqa: ASYNC110 - What is polled is another process.
-                await asyncio.sleep(POLL_S)
-            return found
-    except TimeoutError as error:
-        raise AssertionError(f"not within {deadline_s} s: {what}") from error
-
-
-class EndedByItselfError(AssertionError):
-    """A process that the test still needs has ended; whatever is waited for would be waited for in vain."""
-
-    def __init__(self, name: str, status: int, log: Path) -> None:
-        how = (
-            f"killed by {signal.Signals(-status).name}, and not by this test" if status < 0 else f"exit status {status}"
-        )
-        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        super().__init__(f"{name} ended by itself: {how}. The end of {log}:\n" + "\n".join(lines))
-
-
-class Cluster:
-    """Three nodes on loopback, each a process of its own.
-
-    Args:
-        folder: where their data and logs go.
-        session: to ask them.
-        flags: more flags for each node.
-    """
-
-    def __init__(self, folder: Path, session: aiohttp.ClientSession, *flags: str) -> None:
-        ports = free_ports(6)
-        self.names = ("n1", "n2", "n3")
-        self.client = dict(zip(self.names, (f"127.0.0.1:{port}" for port in ports[:3]), strict=True))
-        self._peer = dict(zip(self.names, (f"127.0.0.1:{port}" for port in ports[3:]), strict=True))
-        self._folder = folder
-        self._session = session
-        self._flags = flags
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
-
-    async def start(self, name: str) -> None:
-        """Start a node, or start it again on its data."""
-        peers = ",".join(f"{peer}={address}" for peer, address in self._peer.items())
-        command = ["-m", "kvorum", "serve", "--name", name, "--peers", peers, "--data-dir", str(self._folder / name)]
-        command += ["--listen-client", self.client[name], "--listen-peer", self._peer[name], *self._flags]
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = await asyncio.create_subprocess_exec(
-                sys.executable, *command, stdout=log, stderr=log
-            )
-
-    async def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a running node a signal, and wait until it is gone."""
-        self.running()
-        await self._end(name, number)
-
-    async def _end(self, name: str, number: signal.Signals) -> None:
-        process = self._processes.pop(name)
-        if process.returncode is None:
-            process.send_signal(number)
-        async with asyncio.timeout(DEADLINE_S):
-            await process.wait()
-
-    def running(self) -> list[str]:
-        """The nodes that were started and not stopped.
-
-        Raises:
-            EndedByItselfError: one of them has ended.
-        """
-        for name, process in self._processes.items():
-            if process.returncode is not None:
-                raise EndedByItselfError(name, process.returncode, self._folder / f"{name}.log")
-        return list(self._processes)
-
-    async def close(self) -> None:
-        """Kill what is left."""
-        for name in list(self._processes):
-            await self._end(name, signal.SIGKILL)
-
-    def log(self, name: str) -> list[str]:
-        """Return the lines that a node has written, over all its lives."""
-        return (self._folder / f"{name}.log").read_text().splitlines()
-
-    async def status(self, name: str) -> dict[str, Any] | None:
-        """Return a node's ``/v1/cluster``; None if it does not answer."""
+    async def status_of(method: str, node: str, target: str, body: bytes | None) -> int:
         try:
-            async with self._session.get(f"http://{self.client[name]}/v1/cluster") as response:
-                return await response.json() if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return None
-
-    async def leader(self) -> str | None:
-        """Return the node that leads, as it says itself."""
-        for name in self.running():
-            status = await self.status(name)
-            if status and status["state"] == "leader":
-                return name
-        return None
-
-    async def settled(self) -> str:
-        """Return the leader once every running node follows it and has applied what was committed."""
-
-        async def same() -> str | None:
-            leader = await self.leader()
-            found = [await self.status(name) for name in self.running()]
-            if leader is None or any(status is None or status["leader_name"] != leader for status in found):
-                return None
-            return leader if all(status and status["caught_up"] for status in found) else None
-
-        leader: str = await until("one leader that all follow", same)
-        return leader
-
-    async def metrics(self, name: str) -> str:
-        """Return a node's ``/metrics``."""
-        async with self._session.get(f"http://{self.client[name]}/metrics") as response:
-            response.raise_for_status()
-            return await response.text()
-
-    async def request(self, method: str, name: str, target: str, body: bytes | None = None) -> int:
-        """Send one request, follow one redirect, and return the status; 0 if nobody answered."""
-        url = f"http://{self.client[name]}{target}"
-        try:
-            async with self._session.request(method, url, data=body, allow_redirects=True) as response:
+            async with session.request(method, f"http://{cluster.addresses[node]}{target}", data=body) as response:
                 await response.read()
                 return response.status
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0
-
-
-@asynccontextmanager
-async def running_cluster(folder: Path, *flags: str) -> AsyncIterator[Cluster]:
-    """Start three nodes, wait for a leader, and kill them in the end."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
-        cluster = Cluster(folder, session, *flags)
-        try:
-            for name in cluster.names:
-                await cluster.start(name)
-            await cluster.settled()
-            yield cluster
-        finally:
-            await cluster.close()
-
-
-async def traffic(cluster: Cluster, stopping: asyncio.Event, callers: int = 4) -> dict[int, int]:
-    """Put, get, get stale and delete through every node until told to stop; return the answers' statuses."""
-    statuses: dict[int, int] = {}
 
     async def caller(number: int) -> None:
         turn = 0
@@ -206,11 +62,11 @@ async def traffic(cluster: Cluster, stopping: asyncio.Event, callers: int = 4) -
             if turn % 10 == 0:
                 requests.append(("DELETE", key, None))
             for method, target, body in requests:
-                status = await cluster.request(method, node, target, body)
+                status = await status_of(method, node, target, body)
                 statuses[status] = statuses.get(status, 0) + 1
             await asyncio.sleep(0.01)
 
-    async with asyncio.TaskGroup() as tasks:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session, asyncio.TaskGroup() as tasks:
         for number in range(callers):
             tasks.create_task(caller(number))
     return statuses
@@ -307,7 +163,7 @@ async def running_prometheus(folder: Path, config: str) -> AsyncIterator[Prometh
                 return process.returncode is not None or await prometheus.is_ready()
 
             try:
-                await until("Prometheus is ready", ready_or_ended)
+                await until("Prometheus is ready", ready_or_ended, DEADLINE_S)
                 yield prometheus
             finally:
                 # Whatever went wrong above, this is why.

@@ -12,18 +12,17 @@ import json
 import math
 import os
 import re
-import signal
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from acceptance.processes import Cluster, EndedByItselfError
 from telemetry.live import (
+    DEADLINE_S,
     KEY,
     VALUE,
-    Cluster,
-    EndedByItselfError,
     Prometheus,
     fill_in,
     nodes_job,
@@ -31,9 +30,9 @@ from telemetry.live import (
     running_prometheus,
     scraping,
     traffic,
-    until,
 )
 from telemetry.prometheus_tools import DASHBOARD, ROOT, RULES, tool
+from waiting import eventually, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -94,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 async def _run(folder: Path) -> Run:
     async with (
         running_cluster(folder, *FLAGS) as cluster,
-        running_prometheus(folder, scraping(nodes_job(cluster.client))) as prometheus,
+        running_prometheus(folder, scraping(nodes_job(cluster.addresses))) as prometheus,
     ):
         started = time.time()
         stopping = asyncio.Event()
@@ -110,26 +109,26 @@ async def _run(folder: Path) -> Run:
 async def _story(cluster: Cluster, prometheus: Prometheus) -> list[str]:
     """Let happen what the panels show; return the leaders in turn."""
     await _watched(cluster, prometheus)
-    leaders = [await cluster.settled()]
-    await cluster.stop(leaders[-1])
-    leaders.append(await until("a new leader", cluster.leader))
+    leaders = [await asyncio.to_thread(cluster.settled)]
+    cluster.kill(leaders[-1])
+    leaders.append(await asyncio.to_thread(cluster.leader))
     await _watched(cluster, prometheus)
-    await cluster.start(leaders[0])
-    await cluster.settled()
+    cluster.start(leaders[0])
+    await asyncio.to_thread(cluster.settled)
     await _watched(cluster, prometheus)
-    leader = await cluster.settled()
+    leader = await asyncio.to_thread(cluster.settled)
     follower = next(name for name in cluster.names if name != leader)
-    await cluster.stop(follower)
-    await _outgrow(cluster, follower)
-    await cluster.start(follower)
-    await cluster.settled()
+    cluster.kill(follower)
+    await asyncio.to_thread(_outgrow, cluster, follower)
+    cluster.start(follower)
+    await asyncio.to_thread(cluster.settled)
     await _watched(cluster, prometheus)
-    leaders.append(await cluster.settled())
-    await cluster.stop(leaders[-1], signal.SIGTERM)
-    leaders.append(await until("a new leader", cluster.leader))
+    leaders.append(await asyncio.to_thread(cluster.settled))
+    assert await asyncio.to_thread(cluster.stop, leaders[-1]) == 0
+    leaders.append(await asyncio.to_thread(cluster.leader))
     await _watched(cluster, prometheus)
-    await cluster.start(leaders[-2])
-    await cluster.settled()
+    cluster.start(leaders[-2])
+    await asyncio.to_thread(cluster.settled)
     await _watched(cluster, prometheus)
     return leaders
 
@@ -138,21 +137,21 @@ async def _watched(cluster: Cluster, prometheus: Prometheus) -> None:
     """Let the traffic flow until Prometheus has seen enough of every node that runs."""
     since = time.time()
     wanted = f"{STEADY_SCRAPES} scrapes of each node that runs"
-    await until(wanted, lambda: prometheus.has_scraped(cluster.running(), STEADY_SCRAPES, since))
+    await until(wanted, lambda: prometheus.has_scraped(cluster.running(), STEADY_SCRAPES, since), DEADLINE_S)
 
 
-async def _outgrow(cluster: Cluster, absent: str) -> None:
+def _outgrow(cluster: Cluster, absent: str) -> None:
     """Wait until the others have forgotten the entries that the absent node will ask for."""
-    leader = await until("a leader", cluster.leader)
-    status = await cluster.status(leader)
+    leader = cluster.leader()
+    status = cluster.status(leader)
     assert status is not None
     last_index = status["last_index"]
 
-    async def forgotten() -> bool:
-        now = await cluster.status(leader)
+    def forgotten() -> bool:
+        now = cluster.status(leader)
         return now is not None and now["first_index"] > last_index + 1
 
-    await until(f"the log has moved on without {absent}", forgotten, deadline_s=180)
+    eventually(f"the log has moved on without {absent}", forgotten, deadline_s=180)
 
 
 async def _collect(
@@ -167,7 +166,7 @@ async def _collect(
     groups = (await prometheus.api("rules"))["groups"]
     annotation = fill_in(MODEL["annotations"]["list"][0]["expr"]).replace("offset 1m", "offset 5s")
     found = Run(
-        exposition="".join([await cluster.metrics(name) for name in cluster.names]),
+        exposition="".join(cluster.request(name, "GET", "/metrics").body.decode() for name in cluster.names),
         panels=panels,
         annotations=await prometheus.over(annotation, started, ended),
         snapshots=await prometheus.over('max by (op) (kvorum_raft_snapshots_total{result="ok"})', started, ended),
@@ -178,7 +177,10 @@ async def _collect(
         },
         rules=[rule for group in groups for rule in group["rules"]],
         fired={series["metric"]["alertname"] for series in fired},
-        logs={name: [json.loads(line) for line in cluster.log(name)] for name in cluster.names},
+        logs={
+            name: [json.loads(line) for line in cluster.log_file(name).read_text().splitlines()]
+            for name in cluster.names
+        },
         statuses=statuses,
         leaders=leaders,
         variables={label: await prometheus.api(f"label/{label}/values") for label in ("namespace", "job", "pod")},

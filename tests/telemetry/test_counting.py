@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from storage.support import Disk, entries
-from telemetry.live import until
+from waiting import until
 
 from kvorum.errors import OverloadedError
 from kvorum.kv.commands import Put, PutResult
@@ -48,7 +48,7 @@ class Leading:
         self.writes.applied(Entry(index, term, EntryKind.COMMAND, b""), [DONE] * count)
 
     async def expire(self, waiter: Waiter) -> None:
-        async def expired() -> bool:
+        def expired() -> bool:
             self.writes.expire()
             return waiter.done()
 

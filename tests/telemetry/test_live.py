@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from telemetry.live import EndedByItselfError, nodes_job, running_cluster, running_prometheus, scraping
+from acceptance.processes import EndedByItselfError
+from telemetry.live import nodes_job, running_cluster, running_prometheus, scraping
 from telemetry.prometheus_tools import tool
 
 
@@ -15,10 +16,10 @@ from telemetry.prometheus_tools import tool
 def test_a_node_that_the_test_did_not_stop_ends_the_wait_with_its_name_and_its_last_words(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_cluster(tmp_path) as cluster:
-            victim = cluster._processes["n2"]
+            victim = cluster.processes["n2"]
             victim.send_signal(signal.SIGKILL)
-            await victim.wait()
-            await cluster.settled()
+            victim.wait()
+            await asyncio.to_thread(cluster.settled)
 
     with pytest.raises(EndedByItselfError) as raised:
         asyncio.run(scenario())

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager, contextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from telemetry.live import free_ports, until
+from bench.processes import free_ports
+from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
@@ -108,7 +109,7 @@ def test_a_peer_that_sends_nonsense_again_and_again_is_told_once(caplog: pytest.
                 async with session.ws_connect(url, headers=headers) as stream:
                     await stream.send_bytes(b"nonsense")
 
-                    async def counted(turn: int = turn) -> bool:
+                    def counted(turn: int = turn) -> bool:
                         return counters.peer_failures["n2", "malformed"] == turn + 1
 
                     await until("the nonsense is counted", counted)

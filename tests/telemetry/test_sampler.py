@@ -5,28 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.fakes import FakeNode
+from waiting import until
 
 from kvorum.config import Config
 from kvorum.telemetry.counters import Counters, Histogram
 from kvorum.telemetry.metrics import Telemetry
 from kvorum.telemetry.sampler import Totals, describe, percentile
 from kvorum.telemetry.scrape import read_disk
-
-DEADLINE_S = 20.0
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Poll; fail at the deadline."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - The state polled belongs to the code under test.
-            await asyncio.sleep(0.001)
 
 
 def test_the_files_and_folders_of_the_data_folder_are_measured(tmp_path: Path) -> None:
@@ -51,7 +42,7 @@ def test_run_looks_at_the_disk_and_stops_when_cancelled(tmp_path: Path) -> None:
         node = FakeNode(Config(name="n1", data_dir=str(tmp_path)))
         telemetry = Telemetry(node)
         running = asyncio.create_task(telemetry.run())
-        await until(lambda: b"kvorum_storage_size_bytes{" in telemetry.render()[0])
+        await until("the disk is measured", lambda: b"kvorum_storage_size_bytes{" in telemetry.render()[0])
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         body, _ = telemetry.render()
@@ -70,7 +61,7 @@ def test_a_line_with_the_three_is_logged_every_interval(tmp_path: Path, caplog: 
         node = FakeNode(Config(name="n1", data_dir=str(tmp_path), metrics_log_interval_s=0.01))
         telemetry = Telemetry(node)
         running = asyncio.create_task(telemetry.run())
-        await until(lambda: len(caplog.records) >= 2)
+        await until("two lines", lambda: len(caplog.records) >= 2)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         telemetry.close()
@@ -89,10 +80,10 @@ def test_each_line_gives_the_rates_since_the_line_before(tmp_path: Path, caplog:
         node = FakeNode(Config(name="n1", data_dir=str(tmp_path), metrics_log_interval_s=0.01))
         telemetry = Telemetry(node)
         running = asyncio.create_task(telemetry.run())
-        await until(lambda: len(caplog.records) >= 1)
+        await until("a line", lambda: len(caplog.records) >= 1)
         node.counters.writes = 1000
         seen = len(caplog.records)
-        await until(lambda: len(caplog.records) >= seen + 3)
+        await until("three more lines", lambda: len(caplog.records) >= seen + 3)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         telemetry.close()
@@ -109,7 +100,7 @@ def test_no_line_is_logged_unless_asked_for(tmp_path: Path, caplog: pytest.LogCa
         node = FakeNode(Config(name="n1", data_dir=str(tmp_path), metrics_log_interval_s=0))
         telemetry = Telemetry(node)
         running = asyncio.create_task(telemetry.run())
-        await until(lambda: b"kvorum_storage_size_bytes{" in telemetry.render()[0])
+        await until("the disk is measured", lambda: b"kvorum_storage_size_bytes{" in telemetry.render()[0])
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         telemetry.close()

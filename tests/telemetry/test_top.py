@@ -17,11 +17,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from acceptance.processes import Cluster
 from aiohttp import web
+from bench.processes import free_ports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.fakes import FakeNode, follower_status, leader_status, member
-from telemetry.live import Cluster, free_ports, running_cluster, traffic, until
+from telemetry.live import running_cluster, traffic
+from waiting import until
 
 from kvorum import status as server
 from kvorum.config import Config
@@ -348,7 +351,7 @@ def test_leaving_gives_the_terminal_back(leave: str, a_terminal: list[Terminal])
     terminal = Terminal(f"127.0.0.1:{port}", "--interval", "0.05")
     a_terminal.append(terminal)
 
-    async def shown() -> bool:
+    def shown() -> bool:
         return "no node answers" in terminal.read()
 
     asyncio.run(until("the first frame", shown))
@@ -398,19 +401,19 @@ def test_the_view_survives_the_death_of_the_leader(tmp_path: Path, a_terminal: l
 
 
 async def _watch_a_death(cluster: Cluster, terminals: list[Terminal]) -> tuple[str, str]:
-    leader = await cluster.settled()
+    leader = await asyncio.to_thread(cluster.settled)
     # Only the leader's address: the others must be found, and found again without it.
-    terminals.append(Terminal(cluster.client[leader], "--interval", "0.2"))
+    terminals.append(Terminal(cluster.addresses[leader], "--interval", "0.2"))
     terminal = terminals[0]
 
-    async def leads() -> bool:
+    def leads() -> bool:
         return re.search(rf"{leader} leads in term \d+   3 of 3 voters up", terminal.read()) is not None
 
     await until("the first leader is shown", leads)
-    await cluster.stop(leader)
-    successor: str = await until("a successor", cluster.leader)
+    cluster.kill(leader)
+    successor = await asyncio.to_thread(cluster.leader)
 
-    async def followed() -> bool:
+    def followed() -> bool:
         return re.search(rf"{successor} leads in term \d+   2 of 3 voters up", terminal.read()) is not None
 
     await until("the successor is shown", followed)

@@ -14,12 +14,14 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+from acceptance.processes import Cluster
 from aiohttp import web
 from aiohttp.web import BaseRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from telemetry.live import Cluster, running_cluster, until
+from telemetry.live import running_cluster
+from waiting import until
 
 from kvorum.config import Config
 from kvorum.errors import ConfigError
@@ -286,12 +288,11 @@ class Collector:
     async def trace(self, trace_id: str, span_count: int) -> dict[str, Any]:
         """Return the spans of a trace, by name, once there are so many."""
 
-        async def found() -> dict[str, Any] | None:
+        def found() -> dict[str, Any] | None:
             spans = {span.name: span for span in self.spans if span.trace_id.hex() == trace_id}
             return spans if len(spans) >= span_count else None
 
-        spans: dict[str, Any] = await until(f"{span_count} spans of trace {trace_id}", found)
-        return spans
+        return await until(f"{span_count} spans of trace {trace_id}", found)
 
 
 @pytest.mark.slow
@@ -308,7 +309,7 @@ def test_a_real_cluster_sends_the_whole_trace_of_a_write_and_of_a_read(tmp_path:
         flags = ("--trace-endpoint", f"http://127.0.0.1:{port}/v1/traces", "--trace-ratio", "0")
         try:
             async with running_cluster(tmp_path, *flags) as cluster:
-                leader = await cluster.settled()
+                leader = await asyncio.to_thread(cluster.settled)
                 await _ask(cluster, leader, "PUT", SAMPLED)
                 write = await collector.trace(TRACE_ID, 5)
                 other = SAMPLED.replace("0af7", "1af7")
@@ -330,7 +331,7 @@ def test_a_real_cluster_sends_the_whole_trace_of_a_write_and_of_a_read(tmp_path:
 
 
 async def _ask(cluster: Cluster, node: str, method: str, traceparent: str) -> None:
-    url = f"http://{cluster.client[node]}/v1/kv/a"
+    url = f"http://{cluster.addresses[node]}/v1/kv/a"
     body = b"1" if method == "PUT" else None
     async with (
         aiohttp.ClientSession() as session,

@@ -7,8 +7,8 @@ import base64
 import logging
 
 import pytest
-from node.local_cluster import eventually
 from transport.test_peers import CALLER, FakeNode, port
+from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.transport import Greeting
@@ -53,7 +53,7 @@ def test_a_peer_that_hangs_up_before_its_stream_is_open_is_counted_and_no_error(
                 await response.read()
             node.may_join.set()
             name = CALLER.name
-            await eventually("it is counted", lambda: it.counters.peer_failures[name, "broken"])
+            await until("it is counted", lambda: it.counters.peer_failures[name, "broken"])
 
             assert node.connected == []
             assert node.disconnected == []

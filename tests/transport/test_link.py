@@ -12,7 +12,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from aiohttp import web
-from node.local_cluster import eventually
+from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
@@ -66,7 +66,7 @@ async def connected() -> AsyncIterator[tuple[Transport, Peer, Counters, list[str
         transport = Transport(dialling, broken.append)
         transport.set_members({PEER.node_id: f"http://127.0.0.1:{peer.port}"})
         try:
-            await eventually("a stream", lambda: transport.is_connected(PEER.node_id) and peer.streams)
+            await until("a stream", lambda: transport.is_connected(PEER.node_id) and peer.streams)
             yield transport, peer, counters, broken
         finally:
             peer.may_read.set()
@@ -97,7 +97,7 @@ def test_messages_are_written_in_the_turn_in_which_they_are_sent() -> None:
             peer.may_read.set()
             transport.send([heartbeat(1), heartbeat(2)])
             assert counters.messages_sent["n2"] == 2
-            await eventually("both, in one frame", lambda: (heartbeat(1), heartbeat(2)) in peer.frames)
+            await until("both, in one frame", lambda: (heartbeat(1), heartbeat(2)) in peer.frames)
 
     asyncio.run(run())
 
@@ -125,7 +125,7 @@ def test_what_is_sent_to_a_peer_that_does_not_read_waits_and_arrives_in_order() 
                 await asyncio.sleep(0)
             assert counters.messages_sent["n2"] < 80, "all of it was written, though nobody reads"
             peer.may_read.set()
-            await eventually("all of it", lambda: len(peer.rounds) == 40)
+            await until("all of it", lambda: len(peer.rounds) == 40)
             assert peer.rounds == list(range(1, 41))
             assert counters.messages_sent["n2"] == 80
             transport.send([heartbeat(41)])
@@ -142,7 +142,7 @@ def test_a_peer_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) 
         async with connected() as (transport, _, counters, broken):
             for number in range(40):
                 transport.send([bulk(1 << 20), heartbeat(number)])
-            await eventually("it is given up", lambda: broken == [PEER.node_id])
+            await until("it is given up", lambda: broken == [PEER.node_id])
             assert counters.peer_failures["n2", "broken"] == 1
 
     asyncio.run(run())
@@ -155,8 +155,8 @@ def test_a_peer_that_is_gone_without_a_word_is_dialled_again(monkeypatch: pytest
     async def run() -> None:
         async with connected() as (transport, peer, counters, broken):
             transport.send([heartbeat(1)])
-            await eventually("it is given up", lambda: broken == [PEER.node_id])
-            await eventually("it is dialled again", lambda: len(peer.streams) == 2)
+            await until("it is given up", lambda: broken == [PEER.node_id])
+            await until("it is dialled again", lambda: len(peer.streams) == 2)
             assert counters.peer_failures["n2", "broken"] == 1
 
     asyncio.run(run())
@@ -181,7 +181,7 @@ def test_a_peer_that_calls_while_it_is_dialled_is_dialled_again_at_once(monkeypa
         link = link_module.Link(PEER.node_id, "http://127.0.0.1:1", dialling, lambda _: None)
         task = asyncio.create_task(link.run())
         try:
-            await eventually("another dial", lambda: dials == 2)
+            await until("another dial", lambda: dials == 2)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -194,11 +194,11 @@ def test_a_stream_that_broke_is_opened_again_and_what_waited_is_forgotten() -> N
         async with connected() as (transport, peer, _, broken):
             peer.may_read.set()
             await peer.streams[0].close()
-            await eventually("it is noticed", lambda: broken == [PEER.node_id])
-            await eventually("another stream", lambda: len(peer.streams) == 2)
-            await eventually("it is open here too", lambda: transport.is_connected(PEER.node_id))
+            await until("it is noticed", lambda: broken == [PEER.node_id])
+            await until("another stream", lambda: len(peer.streams) == 2)
+            await until("it is open here too", lambda: transport.is_connected(PEER.node_id))
             transport.send([heartbeat(7)])
-            await eventually("a message on the new one", lambda: peer.rounds == [7])
+            await until("a message on the new one", lambda: peer.rounds == [7])
 
     asyncio.run(run())
 
@@ -250,12 +250,12 @@ def test_a_stream_that_falls_silent_is_closed_and_one_that_does_not_stays() -> N
         try:
             async with aiohttp.ClientSession() as session, session.ws_connect(url, headers=headers) as stream:
                 loop = asyncio.get_running_loop()
-                until = loop.time() + 2.6
-                while loop.time() < until:
+                end = loop.time() + 2.6
+                while loop.time() < end:
                     await stream.send_bytes(encode([heartbeat(1)]))
                     await asyncio.sleep(0.05)  # well within the silence that is allowed
                 assert not counters.peer_failures
-                await eventually("it is given up", lambda: handler.disconnected == [US.node_id])
+                await until("it is given up", lambda: handler.disconnected == [US.node_id])
                 assert counters.peer_failures["n1", "silent"] == 1
         finally:
             await server.close()

@@ -12,9 +12,10 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from aiohttp import web
-from node.local_cluster import eventually, free_port
+from bench.processes import free_ports
 from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode
+from waiting import until
 
 from kvorum.errors import IdentityRejectedError, PeerError
 from kvorum.telemetry.counters import Counters
@@ -51,9 +52,9 @@ def test_a_member_that_moved_is_called_where_it_is() -> None:
     async def run() -> None:
         async with dialling() as (transport, dials):
             transport.set_members({N2: "http://before:1"})
-            await eventually("a dial", lambda: dials.urls)
+            await until("a dial", lambda: dials.urls)
             transport.set_members({N2: "http://after:1"})
-            await eventually("a dial there", lambda: dials.urls[-1] == "http://after:1")
+            await until("a dial there", lambda: dials.urls[-1] == "http://after:1")
 
     asyncio.run(run())
 
@@ -62,10 +63,10 @@ def test_a_caller_does_not_choose_where_a_member_is_called() -> None:
     async def run() -> None:
         async with dialling() as (transport, dials):
             transport.set_members({N2: "http://member:1"})
-            await eventually("a dial", lambda: dials.urls)
+            await until("a dial", lambda: dials.urls)
             dials.urls.clear()
             transport.add_stranger(N2, "http://elsewhere:1")
-            await eventually("more dials", lambda: len(dials.urls) >= 2)
+            await until("more dials", lambda: len(dials.urls) >= 2)
             assert set(dials.urls) == {"http://member:1"}
             assert transport.url_of(N2) == "http://member:1"
 
@@ -95,7 +96,7 @@ def test_the_stream_to_a_server_that_is_no_member_ends_when_it_hangs_up() -> Non
             assert transport.is_connected(N2)
             transport.remove_stranger(N2)
             assert not transport.is_connected(N2)
-            await eventually("it is closed", lambda: peer.streams[0].closed)
+            await until("it is closed", lambda: peer.streams[0].closed)
 
     asyncio.run(run())
 
@@ -110,7 +111,7 @@ def test_a_link_that_dies_of_a_bug_is_reported() -> None:
 
         transport = Transport(Dialling(lambda: US, "http://us", "", session, Counters(), Random(1)), lambda _: None)
         transport.set_members({N2: "http://n2:1"})
-        await eventually("it is reported", lambda: reported)
+        await until("it is reported", lambda: reported)
         assert reported[0]["message"] == f"link to {N2} died"
         await transport.close()
 
@@ -124,7 +125,7 @@ async def answering(answer: Any) -> AsyncIterator[tuple[Transport, str]]:
     app.router.add_get("/raft/v1/hello", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    number = free_port()
+    number = free_ports(1)[0]
     await web.TCPSite(runner, "127.0.0.1", number).start()
     async with aiohttp.ClientSession() as session:
         transport = Transport(

@@ -11,7 +11,8 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
-from node.local_cluster import eventually, free_port
+from bench.processes import free_ports
+from waiting import until
 
 import kvorum
 from kvorum.errors import IdentityRejectedError, PeerError, StorageCorruptError
@@ -99,7 +100,7 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
     server = PeerServer(node, counters, "word", silence_s)
     runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    number = number or free_port()
+    number = number or free_ports(1)[0]
     await web.TCPSite(runner, "127.0.0.1", number).start()
     session = aiohttp.ClientSession()
     try:
@@ -202,11 +203,11 @@ def test_a_malformed_frame_closes_its_stream_and_nothing_else(frame: bytes) -> N
             assert (await stream.receive()).type is aiohttp.WSMsgType.CLOSE
             assert it.node.received == []
             assert it.counters.peer_failures["n2", "malformed"] == 1
-            await eventually("noticed", lambda: it.node.disconnected == [CALLER.node_id])
+            await until("noticed", lambda: it.node.disconnected == [CALLER.node_id])
 
             again = await it.dial()
             await again.send_bytes(encode([message()]))
-            await eventually("received", lambda: it.node.received == [message()])
+            await until("received", lambda: it.node.received == [message()])
             await again.close()
 
     asyncio.run(scenario())
@@ -222,7 +223,7 @@ def test_what_only_a_later_version_knows_is_skipped_and_counted() -> None:
             await stream.send_bytes(msgspec.msgpack.encode([later, *known, later]))
             await stream.send_str("a kind of frame")
             await stream.send_bytes(encode([message(2)]))
-            await eventually("received", lambda: it.node.received == [message(), message(2)])
+            await until("received", lambda: it.node.received == [message(), message(2)])
             assert dict(it.counters.messages_unknown) == {"n2": 3}
             assert it.counters.messages_received["n2"] == 2
             assert (it.counters.peer_failures, it.node.disconnected) == ({}, [])
@@ -249,7 +250,7 @@ def test_a_peer_of_another_version_is_taken_if_it_speaks_a_common_protocol(
         async with port() as it:
             sent = {name: value for name, value in {**it.headers(), **headers}.items() if value is not None}
             stream = await it.session.ws_connect(f"{it.url}/raft/v1/stream", headers=sent)
-            await eventually("connected", lambda: it.node.connected)
+            await until("connected", lambda: it.node.connected)
             [greeting] = it.node.connected
             assert (greeting.protocol, greeting.highest_level, greeting.version) == (protocol, level, version)
             await stream.close()
@@ -269,7 +270,7 @@ def test_a_frame_over_the_limit_closes_its_stream() -> None:
             stream = await it.dial()
             with suppress(ConnectionError):  # It may be closed before all of it is sent.
                 await stream.send_bytes(b"\0" * (FRAME_BYTES_MAX + 1))
-            await eventually("it is closed", lambda: it.node.disconnected == [CALLER.node_id])
+            await until("it is closed", lambda: it.node.disconnected == [CALLER.node_id])
             assert it.node.received == []
             assert it.counters.peer_failures["n2", "malformed"] == 1
             await stream.close()
@@ -279,19 +280,19 @@ def test_a_frame_over_the_limit_closes_its_stream() -> None:
 
 def test_messages_arrive_in_order_and_a_broken_stream_is_dialled_again() -> None:
     async def scenario() -> None:
-        number = free_port()
+        number = free_ports(1)[0]
         async with transport(f"http://127.0.0.1:{number}") as (ours, counters, broken):
             async with port(number=number) as it:
-                await eventually("connected", lambda: ours.is_connected(SERVER.node_id))
+                await until("connected", lambda: ours.is_connected(SERVER.node_id))
                 ours.send([message(n) for n in range(1, 500)])
-                await eventually("all arrive", lambda: len(it.node.received) == 499)
+                await until("all arrive", lambda: len(it.node.received) == 499)
                 assert [m.term for m in it.node.received] == list(range(1, 500))
                 assert counters.messages_sent["n1"] == 499
-            await eventually("the loss is noticed", lambda: broken)
+            await until("the loss is noticed", lambda: broken)
             async with port(number=number) as it:
-                await eventually("connected again", lambda: ours.is_connected(SERVER.node_id))
+                await until("connected again", lambda: ours.is_connected(SERVER.node_id))
                 ours.send([message()])
-                await eventually("it arrives", lambda: it.node.received == [message()])
+                await until("it arrives", lambda: it.node.received == [message()])
 
     asyncio.run(scenario())
 
@@ -309,12 +310,12 @@ def test_an_idle_stream_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "KEEP_ALIVE_S", 0.05)
 
     async def scenario() -> None:
-        number = free_port()
+        number = free_ports(1)[0]
         async with (
             port(silence_s=0.4, number=number) as it,
             transport(f"http://127.0.0.1:{number}") as (ours, _, broken),
         ):
-            await eventually("connected", lambda: ours.is_connected(SERVER.node_id))
+            await until("connected", lambda: ours.is_connected(SERVER.node_id))
             await asyncio.sleep(1.0)  # More than twice the silence that the server bears.
             assert broken == []
             assert len(it.node.connected) == 1
@@ -327,7 +328,7 @@ def test_a_silent_stream_is_given_up() -> None:
     async def scenario() -> None:
         async with port(silence_s=0.1) as it:
             stream = await it.dial()  # Held: an unreferenced one is closed.
-            await eventually("given up", lambda: it.node.disconnected == [CALLER.node_id], 20)
+            await until("given up", lambda: it.node.disconnected == [CALLER.node_id], 20)
             await stream.close()
             assert it.counters.peer_failures["n2", "silent"] == 1
 
@@ -379,7 +380,7 @@ def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
         app.router.add_get("/raft/v1/hello", answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        number = free_port()
+        number = free_ports(1)[0]
         await web.TCPSite(runner, "127.0.0.1", number).start()
         async with transport("http://127.0.0.1:1") as (ours, _, _):
             with pytest.raises(PeerError):
@@ -409,9 +410,9 @@ def test_a_stream_that_a_new_one_replaces_is_closed_and_its_end_is_not_the_peers
             assert (await first.receive()).type is aiohttp.WSMsgType.CLOSE
             await first.close()
             await second.send_bytes(encode([message()]))
-            await eventually("the new one is read", lambda: it.node.received == [message()])
+            await until("the new one is read", lambda: it.node.received == [message()])
             assert it.node.disconnected == []
             await second.close()
-            await eventually("the end of the new one", lambda: it.node.disconnected == [CALLER.node_id])
+            await until("the end of the new one", lambda: it.node.disconnected == [CALLER.node_id])
 
     asyncio.run(scenario())

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
-from node.local_cluster import eventually
 from transport.test_link import PEER, US, bulk, connected, heartbeat
+from waiting import until
 
 from kvorum.raft.codec import decode
 from kvorum.raft.messages import Message
@@ -108,7 +108,7 @@ def test_what_was_sent_gives_its_bytes_back(monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(50):
                 transport.send([bulk(1000)])
                 await asyncio.sleep(0)
-            await eventually("all of them", lambda: sum(map(len, peer.frames)) == 50)
+            await until("all of them", lambda: sum(map(len, peer.frames)) == 50)
             assert counters.messages_dropped["n2"] == 0
 
     asyncio.run(run())
@@ -127,13 +127,13 @@ def test_what_waited_for_a_stream_that_never_opened_is_thrown_away_and_gives_its
                 link.send(bulk(1000))
             dropped = wire.dropped
             assert dropped
-            await eventually("two dials fail", lambda: len(wire.urls) >= 2)
+            await until("two dials fail", lambda: len(wire.urls) >= 2)
             link.send(heartbeat(7))
             assert wire.dropped == dropped, "the bytes were not given back"
             wire.is_up = True
             link.hurry()
             # Whether it is sent depends on when the next dial fails; what came before it never is.
-            await eventually("a stream", lambda: link.connected)
+            await until("a stream", lambda: link.connected)
             link.send(heartbeat(8))
             link.flush()
             assert wire.messages in ([heartbeat(8)], [heartbeat(7), heartbeat(8)])
@@ -150,7 +150,7 @@ def test_a_frame_ends_at_its_size_however_much_waits(monkeypatch: pytest.MonkeyP
         async with link_over(wire) as link:
             for _ in range(20):
                 link.send(bulk(1000))
-            await eventually("all of them", lambda: len(wire.messages) == 20)
+            await until("all of them", lambda: len(wire.messages) == 20)
             assert [len(frame) for frame in wire.frames] == [5, 5, 5, 5]
 
     asyncio.run(run())
@@ -169,7 +169,7 @@ def test_the_pause_between_dials_doubles_up_to_a_second(monkeypatch: pytest.Monk
         wire = Wire()
         monkeypatch.setattr(asyncio, "wait_for", wait_for)
         async with link_over(wire):
-            await eventually("dials", lambda: len(wire.urls) >= 8)
+            await until("dials", lambda: len(wire.urls) >= 8)
 
     asyncio.run(run())
     assert pauses[:7] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
@@ -185,7 +185,7 @@ def test_a_peer_that_takes_the_connection_and_never_answers_is_given_up(monkeypa
         wire = Wire()
         monkeypatch.setattr(wire, "ws_connect", never)
         async with link_over(wire):
-            await eventually("it is given up", lambda: wire.counters.peer_failures["n2", "unreachable"] >= 2)
+            await until("it is given up", lambda: wire.counters.peer_failures["n2", "unreachable"] >= 2)
 
     asyncio.run(run())
 
@@ -194,10 +194,10 @@ def test_the_next_dial_goes_to_where_the_peer_moved() -> None:
     async def run() -> None:
         wire = Wire()
         async with link_over(wire) as link:
-            await eventually("a dial", lambda: wire.urls)
+            await until("a dial", lambda: wire.urls)
             link.retarget("http://moved:2")
             link.hurry()
-            await eventually("a dial there", lambda: wire.urls[-1] == "http://moved:2/raft/v1/stream")
+            await until("a dial there", lambda: wire.urls[-1] == "http://moved:2/raft/v1/stream")
 
     asyncio.run(run())
 
@@ -209,7 +209,7 @@ def test_an_idle_stream_carries_an_empty_frame(monkeypatch: pytest.MonkeyPatch) 
         wire = Wire()
         wire.is_up = True
         async with link_over(wire):
-            await eventually("frames", lambda: len(wire.frames) >= 2)
+            await until("frames", lambda: len(wire.frames) >= 2)
             assert wire.messages == []
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ from random import Random
 import aiohttp
 import pytest
 from aiohttp import web
-from node.local_cluster import free_port
+from bench.processes import free_ports
 
 from kvorum.errors import PeerError
 from kvorum.identity import Identity
@@ -48,7 +48,7 @@ async def peer(answer: Endless) -> AsyncIterator[tuple[Transport, str]]:
     app.router.add_get("/raft/v1/hello", answer.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    port = free_port()
+    port = free_ports(1)[0]
     await web.TCPSite(runner, "127.0.0.1", port).start()
     async with aiohttp.ClientSession() as session:
         dialling = Dialling(lambda: Identity("n1", "1" * 16), "", "", lambda: session, Counters(), Random(1))

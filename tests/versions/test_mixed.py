@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Answer, Cluster, eventually
+from acceptance.processes import Answer, Cluster
 from versions.old import environment
+from waiting import eventually
 
 import kvorum
 
@@ -79,9 +79,7 @@ def start(cluster: Cluster, name: str, version: str, *flags: str) -> None:
 
 def replace(cluster: Cluster, name: str, version: str) -> None:
     """Stop a node as a rollout does, and start another version on its data."""
-    process = cluster.processes.pop(name)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0, cluster.log_file(name).read_text()
+    assert cluster.stop(name) == 0, cluster.log_file(name).read_text()
     start(cluster, name, version)
     wait_until_ready(cluster, name)
 
