@@ -95,7 +95,7 @@ class Verifier:
             index, term, _ = msgspec.msgpack.decode(self._head[start:frame], type=_Description).snapshot
             header = msgspec.msgpack.decode(body, type=_Header)
         except msgspec.MsgspecError as error:
-            raise Damaged(f"the backup is of a version that this program does not know: {error}") from None
+            raise Damaged(f"this program does not support the version of the backup: {error}") from None
         return Backup(
             self.size_bytes,
             self._tail.hex(),

@@ -41,8 +41,8 @@ exit status:
   1  no such key, a compare that failed, or a refusal
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
-  4  the write may or may not be done: read before you write again
-  5  done, but the answer could not be written (a full disk, say)
+  4  the write may or may not have been applied: read before you write again
+  5  done, but the output could not be written (a full disk, say)
   130  interrupted
 
 examples:
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except OSError as error:
         _give_up_stdout()
-        return _fail(f"the answer cannot be written: {error.strerror or error}", EXIT_OUTPUT)
+        return _fail(f"cannot write the output: {error.strerror or error}", EXIT_OUTPUT)
 
 
 def _carry_out(options: argparse.Namespace) -> int:
@@ -102,7 +102,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     except (Refused, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
-        doubt = "; it may or may not be done" if is_under_way else ""
+        doubt = "; it may or may not have been applied" if is_under_way else ""
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
 
 
@@ -206,10 +206,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_keys(add)
     _add_cluster(add)
-    _add_group(subparsers, "member", "list, add, promote, remove members", shared, _member_commands)
-    _add_group(subparsers, "snapshot", "save a backup, or look at one", shared, _snapshot_commands)
-    _add_group(subparsers, "cluster", "end an upgrade", shared, _cluster_commands)
-    _add_group(subparsers, "leader", "show or move the leadership", shared, _leader_commands)
+    _add_group(subparsers, "member", "list, add, promote or remove members", shared, _member_commands)
+    _add_group(subparsers, "snapshot", "save or inspect a backup", shared, _snapshot_commands)
+    _add_group(subparsers, "cluster", "finalize an upgrade", shared, _cluster_commands)
+    _add_group(subparsers, "leader", "show or transfer the leadership", shared, _leader_commands)
     return parser
 
 
@@ -227,14 +227,14 @@ def _shared_options() -> argparse.ArgumentParser:
         *("--addr", "-addr"),
         metavar="HOST:PORT,...",
         default=argparse.SUPPRESS,
-        help="some nodes' client addresses, or a headless Service's name",
+        help="client addresses of some nodes, or the name of a headless Service",
     )
     shared.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
         default=argparse.SUPPRESS,
-        help="the deadline of the whole command [default 10]",
+        help="deadline for the whole command [default 10]",
     )
     return shared
 
@@ -294,13 +294,13 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="VALUE",
         help="up to 1 MiB; - reads stdin, @FILE a file; after -- it may begin with -",
     )
-    put.add_argument("--literal", action="store_true", help="take VALUE as it is, even - and @FILE")
+    put.add_argument("--literal", action="store_true", help="take VALUE literally, even - and @FILE")
     put.add_argument(
         "--prev-revision",
         *("--prev_revision",),
         metavar="N",
         type=_revision,
-        help="only if the key's mod_revision is N; 0: only if it does not exist",
+        help="write only if the key's mod_revision is N; 0: only if the key does not exist",
     )
     put.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 
@@ -313,12 +313,12 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         default="raw",
         help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",
     )
-    get.add_argument("--stale", action="store_true", help="take what the node at hand has; do not ask a quorum")
+    get.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
     get.add_argument(
         "--max-staleness-ms",
         metavar="MS",
         type=_revision,
-        help="(implies --stale) only from a node that has applied everything committed this long ago",
+        help="read only from a node that has applied everything committed this long ago (implies --stale)",
     )
 
     delete = add("del", commands.delete, "remove a key")
@@ -330,10 +330,12 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     status = add("status", commands.status, "show every node: role, term, progress, revision, feature level, version")
     status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
-    live = add("top", top, "watch every node live: roles, lag, rates, latencies, and what happens")
-    live.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between frames [default 1]")
+    live = add("top", top, "watch every node live: roles, lag, rates, latencies and events")
+    live.add_argument(
+        "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="time between frames [default 1]"
+    )
     live.add_argument("--count", metavar="N", type=_revision, default=0, help="stop after N frames [default: never]")
-    live.add_argument("--once", action="store_true", help="one frame, of one interval; for scripts")
+    live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
     health.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 
@@ -350,23 +352,27 @@ def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    save = add("save", cli_backup.save, "write all that is acknowledged into a file (`kvorum restore` reads it)")
-    save.add_argument("file", metavar="FILE", help="where to; - is stdout")
-    save.add_argument("--force", action="store_true", help="write over a file that exists")
+    save = add("save", cli_backup.save, "save all acknowledged writes to a file for `kvorum restore`")
+    save.add_argument("file", metavar="FILE", help="file to write; - is stdout")
+    save.add_argument("--force", action="store_true", help="overwrite an existing file")
     save.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
     status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
-    status.add_argument("file", metavar="FILE", help="the backup; - is stdin")
+    status.add_argument("file", metavar="FILE", help="file to read; - is stdin")
     status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
 
 
 def _cluster_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("finalize", commands.finalize, "raise the feature level to that of the new version; no way back to the old one")
+    add(
+        "finalize",
+        commands.finalize,
+        "raise the feature level to that of the new version; rolling back is impossible afterwards",
+    )
 
 
 def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("show", commands.leader_show, "show who leads")
-    move = add("move", commands.leader_move, "hand the leadership on")
-    move.add_argument("target", metavar="NAME", nargs="?", help="to whom [default: the most caught-up voter]")
+    move = add("move", commands.leader_move, "transfer the leadership")
+    move.add_argument("target", metavar="NAME", nargs="?", help="the new leader [default: the most caught-up voter]")
 
 
 if __name__ == "__main__":

@@ -77,14 +77,14 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
     """Yield where a backup goes; a file appears under its name only when it is whole and durable."""
     if name == "-":
         if sys.stdout.isatty():
-            raise InvalidArgument("a backup is not for a terminal: redirect it, or name a file")
+            raise InvalidArgument("cannot write a backup to a terminal: redirect the output, or name a file")
         yield sys.stdout.buffer
         return
     path = Path(name)
     part = path.with_name(path.name + ".part")
     try:
         if path.exists() and not force:
-            raise InvalidArgument(f"{name} exists; --force writes over it")
+            raise InvalidArgument(f"{name} exists; use --force to overwrite it")
         descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:

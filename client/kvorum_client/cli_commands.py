@@ -208,7 +208,7 @@ async def leader_show(client: Client, options: argparse.Namespace) -> int:
     """``kv leader show``."""
     answer = await client.status()
     if not answer.leader_name:
-        print(printable(f"kv: {answer.name} knows of no leader"), file=sys.stderr)
+        print(printable(f"kv: {answer.name} knows no leader"), file=sys.stderr)
         return 3
     where = answer.leader_client_url or "an unknown address"
     print(printable(f"{answer.leader_name} leads term {answer.term}, at {where}, says {answer.name}"))

@@ -365,7 +365,7 @@ class Client:
                 await self._pause(call, pause_s)
                 pause_s = min(2 * pause_s, BACKOFF_MAX_S)
         if call.is_write and call.perhaps_done:
-            raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
         raise Unavailable(call.reason)
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
@@ -388,7 +388,7 @@ class Client:
             call.reason = str(error)
             call.perhaps_done = True
             if not call.may_repeat:
-                raise OutcomeUnknown(f"it may or may not be done: {error}") from None
+                raise OutcomeUnknown(f"it may or may not have been applied: {error}") from None
             return None
 
     async def _exchange(self, call: _Call, base: str, timeout_s: float) -> Answer:
@@ -460,7 +460,7 @@ class Client:
         if problem.code in _SESSION_GONE and call.ticket is not None:
             call.ticket.lost = True
             if call.perhaps_done:
-                raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+                raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
             raise _SessionLostError
         if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
             raise _SessionsFullError
@@ -472,7 +472,7 @@ class Client:
             raise CompareFailed(problem.detail, problem.mod_revision or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused":
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
-            raise OutcomeUnknown(f"the write may or may not be done: {call.reason}")
+            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
         if call.is_write and call.perhaps_done and problem.code not in _SESSION_SAYS_NO:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknown(f"an earlier attempt may be done; this one was refused: {call.reason}")
@@ -483,7 +483,7 @@ class Client:
             return
         call.perhaps_done = True
         if not call.may_repeat:
-            raise OutcomeUnknown(f"it may or may not be done: {call.reason}")
+            raise OutcomeUnknown(f"it may or may not have been applied: {call.reason}")
 
     def _note_answered(self, call: _Call) -> None:
         if call.ticket is not None:

@@ -73,7 +73,7 @@ class SyncClient:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise OutcomeUnknown(f"{CLOSED}: what was under way may or may not be done") from None
+            raise OutcomeUnknown(f"{CLOSED}: what was under way may or may not have been applied") from None
         except BaseException:
             # Ctrl-C in this thread; the call's own errors come when it has ended.
             future.cancel()

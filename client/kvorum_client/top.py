@@ -163,7 +163,7 @@ def changes(before: Turn, after: Turn) -> Iterator[str]:
         if new.leader_name:
             yield f"{new.leader_name} leads in term {new.term}"
         elif old is not None and old.leader_name:
-            yield f"{old.leader_name} leads no more, and nobody else yet (term {new.term})"
+            yield f"{old.leader_name} no longer leads, and there is no new leader yet (term {new.term})"
     for name, now in after.nodes.items():
         then = before.nodes.get(name)
         if now.status is None and (then is None or then.status is not None):
@@ -210,7 +210,7 @@ def _summary(before: Turn, after: Turn) -> Iterator[Line]:
     up = sum(name in after.nodes and after.nodes[name].status is not None for name in voters)
     spare = up - (len(voters) // 2 + 1)
     tolerance = f"{spare or 'no'} more may fail" if spare >= 0 else "no quorum"
-    led = f"{leader.name} leads in term {leader.term}" if leader else f"nobody is seen to lead (term {best.term})"
+    led = f"{leader.name} leads in term {leader.term}" if leader else f"no leader seen (term {best.term})"
     healthy = leader is not None and spare > 0
     yield Line(
         f"{after.at:%H:%M:%S}  {led}   {up} of {len(voters)} voters up, {tolerance}   "

@@ -88,7 +88,7 @@ def decode_write(body: bytes, kind: type[T]) -> T:
     try:
         return decode(body, kind)
     except ClientError as error:
-        raise OutcomeUnknown(f"the write may or may not be done: {error}") from None
+        raise OutcomeUnknown(f"the write may or may not have been applied: {error}") from None
 
 
 def problem_of(answer: Answer) -> Problem:
@@ -96,4 +96,4 @@ def problem_of(answer: Answer) -> Problem:
     try:
         return msgspec.json.decode(answer.body, type=Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Problem(code="unexpected", detail=f"HTTP status {answer.status}, without a reason that we know")
+        return Problem(code="unexpected", detail=f"HTTP status {answer.status} without a known reason")

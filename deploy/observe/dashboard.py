@@ -163,13 +163,13 @@ def consensus() -> list[Panel]:
         ),
         graph(
             "Read barrier",
-            "The time until a round of linearizable reads was confirmed by a quorum.",
+            "Time until a quorum confirmed a round of linearizable reads.",
             "s",
             *p50_p99("kvorum_raft_read_index_duration_seconds"),
         ),
         graph(
             "Apply duration",
-            "The time that applying a batch of committed entries took.",
+            "Time to apply a batch of committed entries.",
             "s",
             *p50_p99("kvorum_raft_apply_duration_seconds"),
         ),
@@ -359,7 +359,7 @@ def storage() -> list[Panel]:
         ),
         graph(
             "Snapshot duration, p99",
-            "The time that writing a snapshot, or fetching and loading one, took.",
+            "Time to write a snapshot, or to fetch and load one.",
             "s",
             Query(quantile(0.99, "kvorum_raft_snapshot_duration_seconds", "op"), "{{op}}"),
         ),

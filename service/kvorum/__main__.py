@@ -16,12 +16,12 @@ from kvorum.storage import datadir
 
 EXIT_STATUS = f"""\
 exit status:
-  0  stopped as told
+  0  clean shutdown
   1  a bug (with a traceback; please report it)
-  {serve.EXIT_CONFIG}  contradictory or malformed configuration
-  {serve.EXIT_ADDRESS}  a port is in use, or an address is not this machine's
-  {serve.EXIT_STORAGE}  the data folder is locked, another node's, damaged, or the disk failed
-  {serve.EXIT_FATAL}  the node stopped itself, because going on could break a promise
+  {serve.EXIT_CONFIG}  invalid configuration
+  {serve.EXIT_ADDRESS}  cannot listen: a port is in use, or an address does not belong to this machine
+  {serve.EXIT_STORAGE}  the data folder is locked, damaged or belongs to another node, or the disk failed
+  {serve.EXIT_FATAL}  the node stopped itself to protect its data; the log says why
 """
 
 
@@ -63,39 +63,49 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="Print docs/config.md instead: every option there is.")
     config_sources.add_arguments(command)
 
-    command = _command(commands, "recover", "begin a new cluster with what one survivor holds", _recover)
-    command.add_argument("--data-dir", required=True, help="The survivor's data folder. Its node must not be running.")
+    command = _command(commands, "recover", "start a new cluster from the data of one surviving node", _recover)
+    command.add_argument(
+        "--data-dir",
+        required=True,
+        help="Data folder of the surviving node. Unless --at-next-start is given, the node must be stopped.",
+    )
     command.add_argument(
         "--force-new-cluster",
         action="store_true",
         required=True,
-        help="Yes: a majority of the disks is lost, and what only they held may be lost with them.",
-    )
-    command.add_argument(
-        "--at-next-start", action="store_true", help="The node is running (a pod): do it when it starts next."
-    )
-
-    command = _command(commands, "restore", "begin a new cluster with what a backup holds", _restore)
-    command.add_argument(
-        "--from", dest="backup", metavar="FILE", required=True, help="What `kv snapshot save` wrote; - reads stdin."
-    )
-    command.add_argument(
-        "--replace",
-        action="store_true",
-        help=f"Go on although the data folder holds a node's data: it is put aside there, in {datadir.REPLACED}/.",
+        help="Confirms that a majority of the disks is lost for good; writes that only those disks held are lost, too.",
     )
     command.add_argument(
         "--at-next-start",
         action="store_true",
-        help="The node is running (a pod): prepare it now, and do it when it starts next.",
+        help="Recover at the next start of the node, which may be running now (as a pod).",
+    )
+
+    command = _command(commands, "restore", "start a new cluster from a backup", _restore)
+    command.add_argument(
+        "--from",
+        dest="backup",
+        metavar="FILE",
+        required=True,
+        help="Backup written by `kv snapshot save`; - reads stdin.",
+    )
+    command.add_argument(
+        "--replace",
+        action="store_true",
+        help=f"Replace the data in the data folder; the old data is moved to {datadir.REPLACED}/ in that folder.",
+    )
+    command.add_argument(
+        "--at-next-start",
+        action="store_true",
+        help="Store the backup now and restore it at the next start of the node, which may be running now (as a pod).",
     )
     command.add_argument(
         "--bump-revision",
         metavar="N",
         type=_whole_number,
         default=restore.BUMP_REVISION,
-        help="How much further the revision goes on, so that none that clients saw after the backup was taken is ever "
-        "given to another write [default %(default)s]",
+        help="Added to the revision of the backup, so that no revision that clients saw after the backup is ever used "
+        "again [default %(default)s]",
     )
     config_sources.add_arguments(command)
 
@@ -145,14 +155,17 @@ def _recover(options: argparse.Namespace) -> int:
             datadir.request_recovery(Path(options.data_dir))
         except StorageError as error:
             raise ConfigError(str(error)) from error
-        print("The node will recover when it starts next: restart it now (in Kubernetes: delete its pod).")
+        print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")
         return 0
     try:
         identity = recover.force_new_cluster(options.data_dir)
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE
-    print(f"{identity.node_id} is now cluster {identity.cluster_id}, alone. Start it, then empty the other disks.")
+    print(
+        f"{identity.node_id} is now the only member of cluster {identity.cluster_id}. "
+        "Start it, then empty the other disks."
+    )
     return 0
 
 
@@ -176,16 +189,17 @@ def _restore(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.backup}: {error.strerror}") from None
     if store.mismatch is not None:
         print(
-            "kvorum: the records of the backup do not have the sum that it carries: the node that made it may have had "
-            "a fault of its memory; compare with another backup",
+            "kvorum: warning: the records of the backup do not match its state sum: the memory of the node that took "
+            "it may be faulty; compare with another backup",
             file=sys.stderr,
         )
-    print(f"The backup holds {len(store)} keys; the revision goes on from {store.revision}.")
+    print(f"The backup holds {len(store)} keys; revisions continue from {store.revision}.")
     if options.at_next_start:
-        print("The node will hold it when it starts next: restart it now (in Kubernetes: delete its pod).")
+        print("The node restores it at its next start. Restart it now (in Kubernetes: delete its pod).")
     else:
         print(
-            f"{identity.node_id} is cluster {identity.cluster_id}, alone. Start it, then the others with empty disks."
+            f"{identity.node_id} is the only member of cluster {identity.cluster_id}. "
+            "Start it, then the others with empty disks."
         )
     return 0
 

@@ -9,7 +9,7 @@
     |   +-- NotLeaderError           this node does not lead; says who does
     |   +-- NoLeaderError            nobody leads that we know of: certainly not done
     |   +-- OverloadedError          a bounded queue is full: certainly not done
-    |   +-- OutcomeUnknownError      it may or may not be done, now or later
+    |   +-- OutcomeUnknownError      it may have been applied, or may still be
     |   +-- ReadTimeoutError         a linearizable read found no quorum in time
     |   +-- MembershipRefusedError   a membership change that would not be safe now
     |   +-- TransferFailedError      the leadership did not move in time
@@ -22,7 +22,7 @@
     |   +-- MalformedMessageError    bytes that do not decode to a message
     |   +-- IdentityRejectedError    another cluster, another incarnation, another name
     +-- KubernetesError              the API server did not do what we asked; nothing depends on it
-    +-- ConfigError                  contradictory or malformed configuration: exit 2
+    +-- ConfigError                  invalid configuration: exit 2
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
         +-- VersionTooOldError       a newer version wrote the data: start that version again
@@ -145,8 +145,8 @@ class CompareFailedError(CallerError):
     code = "compare_failed"
 
     def __init__(self, revision: int, mod_revision: int, prev_revision: int) -> None:
-        actual = f"at revision {mod_revision}" if mod_revision else "not there"
-        expected = f"at revision {prev_revision}" if prev_revision else "not there"
+        actual = f"at revision {mod_revision}" if mod_revision else "absent"
+        expected = f"at revision {prev_revision}" if prev_revision else "absent"
         super().__init__(
             f"the key is {actual}; the write expects it to be {expected}",
             mod_revision=mod_revision,

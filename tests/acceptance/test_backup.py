@@ -127,7 +127,7 @@ def test_a_truncated_backup_is_refused_by_both_commands(cut_bytes: int, tmp_path
         assert shown.returncode == 1
         assert b"damaged or incomplete" in shown.stderr
         assert refused.returncode == 4
-        assert "no usable backup" in refused.stderr
+        assert "not a valid backup" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
         assert not (cluster.data_dir("n1") / "restored").exists()
         missing = restore(cluster, "n1", "--from", str(tmp_path / "none"))
@@ -159,7 +159,7 @@ def test_a_backup_is_kept_from_the_terminal_and_a_closed_stdin_is_said(tmp_path:
         )
     assert (refused.returncode, refused.stderr) == (
         2,
-        b"kv: a backup is not for a terminal: redirect it, or name a file\n",
+        b"kv: cannot write a backup to a terminal: redirect the output, or name a file\n",
     )
     closed = ["bash", "-c", 'exec "$@" <&-', "bash", *command, "status", "-"]
     shown = subprocess.run(closed, capture_output=True, timeout=60, check=False)

@@ -69,12 +69,12 @@ def _read(cluster: Cluster, name: str) -> Answer | None:
     ("flags", "says"),
     [
         (("--name", "n9", "--peers", "n1=127.0.0.1:9001"), "n9 is not among peers"),
-        (("--name", "kv-0", "--peers", "kv-0=127.0.0.1:9001", "--discovery-dns", "kv.default"), "contradict"),
-        (("--listen-client", "127.0.0.1:9001", "--listen-peer", "127.0.0.1:9001"), "both want port 9001"),
+        (("--name", "kv-0", "--peers", "kv-0=127.0.0.1:9001", "--discovery-dns", "kv.default"), "not both"),
+        (("--listen-client", "127.0.0.1:9001", "--listen-peer", "127.0.0.1:9001"), "both use port 9001"),
         (("--listen-client", "0.0.0.0:8001"), "--insecure"),
         (("--heartbeat-ms", "100", "--election-timeout-ms", "200"), "3 times heartbeat_ms"),
         (("--election-timeout-ms", "soon"), "election-timeout-ms"),
-        (("--name", "n1", "--peers", ""), "names nobody"),
+        (("--name", "n1", "--peers", ""), "it is empty"),
         (("--name", "n1", "--peers", "n1=127.0.0.1:9001,n2=a..b:9002"), "'a..b' is not a host name"),
         (("--name", "n1", "--peers", f"n1=127.0.0.1:9001,n2={'a' * 64}.b:9002"), "is not a host name"),
         (("--trace-endpoint", "http://["), "trace_endpoint"),
@@ -167,7 +167,7 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path: Path) -> None:
 
     assert result.returncode == EXIT_STORAGE, result
     last = (result.stdout + result.stderr).strip().splitlines()[-1]
-    assert "The storage cannot be used" in last
+    assert "Cannot use the storage" in last
     assert str(folder) in last
     assert (folder / "kvorum.db").read_bytes() == before
 
@@ -179,7 +179,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     result = kvorum("serve", "--name", "n1", "--data-dir", str(folder))
 
     assert result.returncode == EXIT_STORAGE, result
-    assert "The storage cannot be used" in (result.stdout + result.stderr).strip().splitlines()[-1]
+    assert "Cannot use the storage" in (result.stdout + result.stderr).strip().splitlines()[-1]
     assert folder.read_text() == "a file"
 
 
@@ -212,7 +212,7 @@ def test_a_corrupt_folder_stops_the_node_and_the_others_go_on(cluster: Cluster) 
         cluster.start(victim)
 
         assert ended(cluster, victim) == EXIT_STORAGE
-        assert "The storage cannot be used" in last_line(cluster, victim)
+        assert "Cannot use the storage" in last_line(cluster, victim)
         cluster.put_somewhere("without-the-corrupt-node", b"fine")
     finally:
         shutil.rmtree(folder)
@@ -306,7 +306,7 @@ def test_a_peer_of_another_cluster_is_refused_and_neither_loses_anything(cluster
     lines = [line for n in (*cluster.names,) for line in cluster.log_file(n).read_text().splitlines()]
     lines += stranger.log_file("n1").read_text().splitlines()
     refusals = [line for line in lines if "refused a peer" in line]
-    assert any("is of cluster" in line or "this is" in line for line in refusals), refusals
+    assert any("belongs to cluster" in line or "this is" in line for line in refusals), refusals
     assert_nothing_lost(cluster)
     assert cluster.get("n1", "elsewhere").status == 404
 

@@ -131,7 +131,7 @@ def test_exit_4_for_an_unknown_outcome(capsys: pytest.CaptureFixture[str]) -> No
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = ServerOutcomeUnknown("lost the quorum")
         assert await kv("put", "k", "v", "--timeout", "1") == 4
-        assert "may or may not be done" in capsys.readouterr().err
+        assert "may or may not have been applied" in capsys.readouterr().err
 
     run(scenario)
 

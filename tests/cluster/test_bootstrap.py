@@ -44,9 +44,9 @@ def everybody(**changes: Hello | None) -> dict[str, Hello | None]:
     [
         (everybody(n2=None, n3=None), "n2, n3 did not answer"),
         (everybody(n2=hello("n3")), "n3 answers at the address of n2"),
-        (everybody(n3=hello("n3", cluster_id="c1", empty=False)), "n3 is in cluster c1 already"),
-        (everybody(n3=hello("n3", cluster_id="c1")), "n3 is in cluster c1 already"),
-        (everybody(n3=hello("n3", empty=False)), "n3 is in cluster unknown already"),
+        (everybody(n3=hello("n3", cluster_id="c1", empty=False)), "n3 is already in cluster c1"),
+        (everybody(n3=hello("n3", cluster_id="c1")), "n3 is already in cluster c1"),
+        (everybody(n3=hello("n3", empty=False)), "n3 is already in cluster unknown"),
         (everybody(n2=hello("n2", expected=("n1", "n2"))), "n2 expects the members n1, n2, not n1, n2, n3"),
         (everybody(n2=hello("n2", expected=("n1", "n2", "n4"))), "n2 expects the members"),
         (everybody(n3=hello("n3", token="another")), "n3 has another bootstrap token"),
@@ -62,7 +62,11 @@ def test_a_cluster_does_not_begin_while(hellos: dict[str, Hello | None], because
 def test_a_cluster_begins_when_all_agree_and_on_the_first_alone() -> None:
     reasons = {name: obstacle(Config(name=name), hello(name), everybody()) for name in NAMES}
 
-    assert reasons == {"n1": None, "n2": "n1 begins the cluster", "n3": "n1 begins the cluster"}
+    assert reasons == {
+        "n1": None,
+        "n2": "waiting for n1 to bootstrap the cluster",
+        "n3": "waiting for n1 to bootstrap the cluster",
+    }
 
 
 def test_the_order_in_which_members_are_told_does_not_matter() -> None:
@@ -73,7 +77,7 @@ def test_the_order_in_which_members_are_told_does_not_matter() -> None:
 
 @pytest.mark.parametrize("ours", [hello("n1", cluster_id="c1"), hello("n1", empty=False)])
 def test_a_node_that_was_called_meanwhile_begins_nothing(ours: Hello) -> None:
-    assert obstacle(Config(name="n1"), ours, everybody()) == "this node is in a cluster already"
+    assert obstacle(Config(name="n1"), ours, everybody()) == "this node is already in a cluster"
 
 
 def test_the_first_is_the_lowest_ordinal_not_the_first_word() -> None:

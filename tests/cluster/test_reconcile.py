@@ -253,9 +253,12 @@ def test_the_next_step_is(case: Case) -> None:
 
 WAITING = [
     (view(THREE, seen="kv-2@x!"), "kv-2@c should be gone, but it still answers"),
-    (view(THREE, down="kv-1@b kv-2@c", seen="kv-2@x!"), "the other voters are no majority without it"),
-    (view(FIVE, desired=3, down="kv-1@b kv-2@c"), "kv-4@e is surplus (3 replicas are desired), but the rest has no"),
-    (view(THREE, desired=5, seen="kv-3@old"), "kv-3@old has an old log but is no member"),
+    (view(THREE, down="kv-1@b kv-2@c", seen="kv-2@x!"), "the other voters do not form a majority"),
+    (
+        view(FIVE, desired=3, down="kv-1@b kv-2@c"),
+        "kv-4@e is surplus (3 replicas are desired), but the other voters would have no",
+    ),
+    (view(THREE, desired=5, seen="kv-3@old"), "kv-3@old is not a member but has a log"),
     (view(THREE + " kv-3@d?", desired=5, lag={"kv-3@d": 5000}), "kv-3@d, a learner, is 5000 entries behind"),
     (view(THREE + " kv-3@d?", desired=5, down="kv-3@d"), "kv-3@d, a learner, does not answer"),
     (view(THREE + " kv-3@d?", desired=5, unheard="kv-3@d"), "kv-3@d, a learner, has not answered yet"),

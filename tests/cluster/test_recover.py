@@ -164,7 +164,7 @@ def test_what_is_no_nodes_folder_is_refused_and_not_made(tmp_path: Path) -> None
 
 
 def test_a_folder_that_holds_nobody_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no node's data"):
+    with pytest.raises(ConfigError, match="does not hold the data of a node"):
         force_new_cluster(str(tmp_path))
     assert list(tmp_path.iterdir()) == [], "and nothing is made in it"
 
@@ -174,7 +174,7 @@ def test_a_folder_that_was_never_used_is_refused(tmp_path: Path) -> None:
     storage.load()
     storage.close()
 
-    with pytest.raises(ConfigError, match="holds no node's data"):
+    with pytest.raises(ConfigError, match="does not hold the data of a node"):
         force_new_cluster(str(tmp_path))
 
 

@@ -85,7 +85,7 @@ def test_who_is_removed_finds_out_whoever_it_was(tmp_path: Path, victim: str) ->
             name = removed.config.name
 
             await leader.remove_member(name, 5000)
-            with pytest.raises(RemovedError, match="is no member any more"):
+            with pytest.raises(RemovedError, match="is no longer a member"):
                 await asyncio.wait_for(watch_for_removal(removed), 20)
 
             for other in cluster.others(removed):

@@ -215,7 +215,7 @@ def test_a_removal_leaves_a_staged_restore_alone(backup: bytes, tmp_path: Path) 
     [
         (lambda data: data[:-1], "hash does not match"),
         (lambda data: data[: len(data) // 2], "truncated|hash does not match|damaged"),
-        (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], "no usable backup"),
+        (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], "not a valid backup"),
         (lambda data: b"", "not a snapshot file"),
         (lambda data: b"SQLite format 3\0" + data, "not a snapshot file"),
         (lambda data: data + b"more", "hash does not match"),
@@ -274,7 +274,7 @@ def test_backups_are_limited_and_a_closed_one_makes_room(tmp_path: Path) -> None
                 leader.parts.state, leader.parts.snapshots, leader.ports.storage.snapshots, leader.ports.threads
             )
             first, second = await backups.begin(), await backups.begin()
-            with pytest.raises(OverloadedError, match="2 backups are being read"):
+            with pytest.raises(OverloadedError, match="2 backups are already being read"):
                 await backups.begin()
             first.close()
             first.close()

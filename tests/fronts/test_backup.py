@@ -83,7 +83,7 @@ def test_a_reader_that_goes_away_costs_nothing_for_long() -> None:
     ("error", "status", "code"),
     [
         (NoLeaderError("no quorum"), 503, "no_leader"),
-        (OverloadedError("2 backups are being read already"), 503, "overloaded"),
+        (OverloadedError("2 backups are already being read"), 503, "overloaded"),
     ],
 )
 def test_what_prevents_a_backup_is_said(error: Exception, status: int, code: str) -> None:

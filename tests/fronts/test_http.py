@@ -301,7 +301,7 @@ def test_what_is_not_http_is_counted_and_logged_in_one_line(caplog: pytest.LogCa
 
     with caplog.at_level(logging.DEBUG):
         run(scenario)
-    lines = [record for record in caplog.records if "Not HTTP" in record.getMessage()]
+    lines = [record for record in caplog.records if "Refused malformed HTTP" in record.getMessage()]
     assert len(lines) == 1
     assert all(record.exc_info is None for record in caplog.records)
 

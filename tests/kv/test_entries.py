@@ -128,7 +128,7 @@ def test_damaged_data_is_not_taken_for_a_later_versions(data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"", b"\xc1", encode_configuration(Configuration())])
 def test_a_configuration_that_is_none_ends_the_process_and_changes_nothing(data: bytes) -> None:
     store = Store()
-    with pytest.raises(InvariantViolatedError, match="no configuration"):
+    with pytest.raises(InvariantViolatedError, match="not a configuration"):
         store.apply(Entry(1, 1, EntryKind.CONFIGURATION, data))
 
     assert (store.applied_index, store.configuration) == (0, Configuration())

@@ -206,7 +206,7 @@ def test_a_raise_that_cannot_be_proposed_now_is_proposed_later() -> None:
     async def scenario() -> None:
         it = Leading("0")
         it.all_announce()
-        it.refusal = OverloadedError("the leadership is being handed over")
+        it.refusal = OverloadedError("the leadership is being transferred")
         it.pass_time(0)
         it.refusal = None
         it.pass_time(1)

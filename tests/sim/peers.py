@@ -304,7 +304,7 @@ class SimPeers:
     async def _call_member(self, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], timeout_s: float) -> T:
         url = self.url_of(node)
         if url is None:
-            raise PeerError(f"no way to {node} is known")
+            raise PeerError(f"no address of {node} is known")
         return await self._request(url, node, answer, timeout_s)
 
     async def _request(self, url: str, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], timeout_s: float) -> T:

@@ -198,7 +198,7 @@ def test_a_write_ahead_log_without_its_database_is_never_replayed_into_a_new_one
     (tmp_path / "copy" / "kvorum.db").unlink()
     HighWaterMark(tmp_path / "copy" / MARK).create()
     for _ in range(2):
-        with pytest.raises(StorageAmnesiaError, match=r"kvorum.db is gone, but not its write-ahead log"):
+        with pytest.raises(StorageAmnesiaError, match=r"kvorum.db is missing, but its write-ahead log exists"):
             load(tmp_path / "copy")
 
 
@@ -267,12 +267,12 @@ CHANGES: dict[str, tuple[type[StorageError], str, Change]] = {
     ),
     "two rows are swapped": (
         StorageCorruptError,
-        "record 6 stands under the key",
+        "record 6 is stored under the key",
         lambda folder: swap(folder, 5, 6),
     ),
     "a row is there twice": (
         StorageCorruptError,
-        "record 3 stands under the key",
+        "record 3 is stored under the key",
         lambda folder: execute(folder, "INSERT INTO kvorum VALUES (?, ?)", key(11), value(folder, 3)),
     ),
     "a row is of another log": (
@@ -282,7 +282,7 @@ CHANGES: dict[str, tuple[type[StorageError], str, Change]] = {
     ),
     "the last row is of another log with the same past": (
         StorageCorruptError,
-        "record 10 of the log is not the one that the mark was written for",
+        "record 10 of the log does not match the high-water mark",
         lambda folder: replace(folder, 10, prev_crc=int.from_bytes(value(folder, 9)[:4], "little")),
     ),
     "a value is text": (
@@ -307,7 +307,7 @@ CHANGES: dict[str, tuple[type[StorageError], str, Change]] = {
     ),
     "the format is of the future": (
         StorageForeignError,
-        f"format 99; this version of Kvorum knows {FORMAT}",
+        f"format 99; this version of Kvorum supports {FORMAT}",
         lambda folder: execute(
             folder, "UPDATE kvorum SET value = ? WHERE key = 'identity'", _seal(StoredIdentity(99, IDENTITY))[0]
         ),

@@ -147,7 +147,7 @@ def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line(tmp_path: Pa
         status, lines = run_child([*node, "--log-format=text"])
     assert status == 4, lines
     (error,) = [line for line in lines if " info " not in line]
-    assert "error   kvorum.commands.serve: The storage cannot be used: " in error
+    assert "error   kvorum.commands.serve: Cannot use the storage: " in error
     assert "full" in error or "No space left" in error or "disk I/O error" in error
 
 

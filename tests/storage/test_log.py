@@ -159,7 +159,7 @@ def test_a_snapshot_that_is_not_here_cannot_be_adopted(tmp_path: Path) -> None:
     async def act(disk: Disk) -> None:
         await disk.save(1, *entries(1, 3))
         for storage in (disk.storage, MemoryStorage()):
-            with pytest.raises(InvariantViolatedError, match="at 9, which is not here"):
+            with pytest.raises(InvariantViolatedError, match="at 9, which is missing"):
                 storage.save(Save(2, HardState(2), snapshot=snapshot(9)), nothing)
 
     run(tmp_path, act)

@@ -334,7 +334,7 @@ def test_a_snapshot_that_is_replaced_stays_whatever_becomes_of_the_other(
 
 @pytest.mark.parametrize("sha256", ["../../../../etc/passwd", "G" * 64, "A" * 64])
 def test_a_peer_does_not_name_our_files(tmp_path: Path, sha256: str) -> None:
-    with pytest.raises(SnapshotFailedError, match="announced as its hash"):
+    with pytest.raises(SnapshotFailedError, match="announced an invalid hash"):
         opened(tmp_path).receive(snapshot(9), sha256)
 
 
@@ -424,7 +424,7 @@ def test_where_the_log_no_longer_reaches_the_older_snapshot_the_node_stops(tmp_p
             load(tmp_path)
         assert str(caught.value) == (
             "the log begins at entry 6, and no valid snapshot covers what came before; damaged: 6; "
-            "remove the data folder, and the node joins again as a new member"
+            "remove the data folder to let the node rejoin as a new member"
         )
 
 
@@ -481,5 +481,5 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     header = bytearray(encode_header(snapshot(7)))
     assert header[len(MAGIC) + 5] == FORMAT
     header[len(MAGIC) + 5] = FORMAT + 1
-    with pytest.raises(StorageCorruptError, match=f"of format {FORMAT + 1}; this version knows {FORMAT}"):
+    with pytest.raises(StorageCorruptError, match=f"of format {FORMAT + 1}; this version supports {FORMAT}"):
         read_header(io.BytesIO(bytes(header)))

@@ -156,7 +156,7 @@ def test_changes_are_told_in_sentences() -> None:
     assert list(changes(three, after)) == ["n2 leads in term 8", "n1 does not answer: connection refused"]
     lost = as_client_sees(follower_status(leader=None, leader_name=None, term=9))
     leaderless = turn(n2=Seen(lost, three.nodes["n2"].figures))
-    assert list(changes(after, leaderless)) == ["n2 leads no more, and nobody else yet (term 9)"]
+    assert list(changes(after, leaderless)) == ["n2 no longer leads, and there is no new leader yet (term 9)"]
     assert list(changes(after, turn(n1=seen(follower_status(name="n1")), n2=after.nodes["n2"]))) == ["n1 answers again"]
 
 

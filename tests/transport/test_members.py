@@ -112,7 +112,7 @@ def test_a_link_that_dies_of_a_bug_is_reported() -> None:
         transport = Transport(Dialling(lambda: US, "http://us", "", session, Counters(), Random(1)), lambda _: None)
         transport.set_members({N2: "http://n2:1"})
         await until("it is reported", lambda: reported)
-        assert reported[0]["message"] == f"link to {N2} died"
+        assert reported[0]["message"] == f"link to {N2} failed"
         await transport.close()
 
     asyncio.run(run())

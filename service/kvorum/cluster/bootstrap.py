@@ -50,16 +50,16 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
         if name == ours.name and hello.node_id != ours.node_id:
             return f"another {name}, {hello.node_id}, answers at the address of this one, {ours.node_id}"
         if hello.cluster_id or not hello.empty:
-            return f"{name} is in cluster {hello.cluster_id or 'unknown'} already; waiting to be added to it"
+            return f"{name} is already in cluster {hello.cluster_id or 'unknown'}; waiting to be added to it"
         if sorted(hello.expected) != sorted(ours.expected):
             return f"{name} expects the members {', '.join(hello.expected)}, not {', '.join(ours.expected)}"
         if hello.token != ours.token:
             return f"{name} has another bootstrap token"
     if ours.cluster_id or not ours.empty:
-        return "this node is in a cluster already"
+        return "this node is already in a cluster"
     first = min(ours.expected, key=bootstrap_order)
     if config.name != first:
-        return f"{first} begins the cluster"
+        return f"waiting for {first} to bootstrap the cluster"
     return None
 
 
@@ -98,7 +98,7 @@ async def _begin(node: Node, source: MembershipSpecSource | None) -> str | None:
     if source is not None:
         desired = await source.desired()
         if desired is None:
-            return "it is not known how many replicas are desired"
+            return "the desired replica count is unknown"
         beyond = desired.names
     hellos = await ask(node, beyond)
     # No await from here on: what this node says of itself now is so when it begins.

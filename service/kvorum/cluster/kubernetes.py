@@ -102,7 +102,7 @@ class KubernetesApi:
             namespace = (account / "namespace").read_text().strip()
             tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
         except (OSError, ValueError) as error:
-            raise KubernetesError(f"the ServiceAccount's files cannot be read: {error}") from error
+            raise KubernetesError(f"cannot read the ServiceAccount files: {error}") from error
         address = f"[{host}]" if ":" in host else host
         return cls(f"https://{address}:{port}", namespace, lambda: token_file.read_text().strip(), tls)
 
@@ -148,9 +148,9 @@ class KubernetesApi:
         try:
             token = await asyncio.to_thread(self._token)
         except (OSError, ValueError) as error:
-            raise KubernetesError(f"the ServiceAccount's token cannot be read: {error}") from error
+            raise KubernetesError(f"cannot read the ServiceAccount token: {error}") from error
         if not (token.isascii() and token.isprintable()):
-            raise KubernetesError("the ServiceAccount's token cannot be sent: it is no line of ASCII characters")
+            raise KubernetesError("the ServiceAccount token is not one line of ASCII characters")
         headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
         try:
             async with self._session.request(
@@ -215,7 +215,7 @@ class RoleLabel:
                     await self._api.label_pod(self._pod, {ROLE_LABEL: role})
                 except KubernetesError as error:
                     if wait_s == self._interval_s:
-                        logger.warning("this pod cannot be labelled %s=%s: %s", ROLE_LABEL, role, error)
+                        logger.warning("cannot label this pod %s=%s: %s", ROLE_LABEL, role, error)
                     # What was not answered may be done all the same.
                     labelled, wait_s = None, min(2 * wait_s, self._retry_max_s)
                 else:

@@ -82,12 +82,12 @@ class ReplicasOfStatefulSet:
             answer = await self._api.stateful_set(self._name)
         except KubernetesError as error:
             if self._failures == 0:
-                logger.warning("the desired replica count is not known: %s", error)
+                logger.warning("cannot read the desired replica count: %s", error)
             self._failures += 1
             self._ask_at = self._clock() + min(ASK_EVERY_S * 2**self._failures, ASK_RARELY_S)
             return
         if self._failures:
-            logger.info("the desired replica count is known again: %d", answer.replicas)
+            logger.info("can read the desired replica count again: %d", answer.replicas)
         self._failures = 0
         self._ask_at = self._clock() + ASK_EVERY_S
         # An API server that lags behind another one must not undo what was scaled since.

@@ -149,11 +149,11 @@ def _replace(view: View) -> Decision:
             continue
         what = f"{name} came back with an empty disk as {seen.id}, so {member.id}"
         if view.desired is None or not view.desired.wants(name):
-            waiting = f"{what} is lost, but it is not known whether {name} should be a member"
+            waiting = f"{what} is lost, but the desired replica count is unknown"
         elif not _is_silent(view, member.id):
             waiting = f"{what} should be gone, but it still answers, or did a moment ago"
         elif not _others_are_majority(view, member.id):
-            waiting = f"{what} is lost, but the other voters are no majority without it"
+            waiting = f"{what} is lost, but the other voters do not form a majority"
         else:
             return Decision(Remove(member.id), f"{what} is lost")
     return Decision(None, waiting)
@@ -174,7 +174,9 @@ def _scale_in(view: View) -> Decision:
         if member.id == view.leader:
             return _hand_over(view, why)
         if not _remaining_are_majority(view, member.id):
-            return Decision(None, f"{member.id} is surplus ({why}), but the rest has no healthy majority")
+            return Decision(
+                None, f"{member.id} is surplus ({why}), but the other voters would have no healthy majority"
+            )
         return Decision(Remove(member.id), f"{why}")
     return Decision(None)
 
@@ -189,7 +191,9 @@ def _hand_over(view: View, why: str) -> Decision:
         and not _is_unwanted(view, member.id)
     ]
     if not successors:
-        return Decision(None, f"{view.leader}, the leader, is surplus ({why}), but there is nobody to hand over to")
+        return Decision(
+            None, f"{view.leader}, the leader, is surplus ({why}), but no other voter can take the leadership"
+        )
     best = min(successors, key=lambda node: (view.health[node].lag, node))
     return Decision(Transfer(best), f"{why}, and the leader is not among them")
 
@@ -208,7 +212,9 @@ def _promote(view: View) -> Decision:
         elif not health.healthy:
             waiting = f"{member.id}, a learner, has not answered yet"
         elif _healthy_voters(view) + 1 < majority(len(view.configuration.voters()) + 1):
-            waiting = f"{member.id}, a learner, has caught up, but with it the healthy voters would be no majority"
+            waiting = (
+                f"{member.id}, a learner, has caught up, but promoting it would leave no majority of healthy voters"
+            )
         else:
             return Decision(Promote(member.id), "it has caught up")
     return Decision(None, waiting)
@@ -226,7 +232,7 @@ def _add(view: View) -> Decision:
         if name in names or seen is None:
             continue
         if not seen.empty:
-            waiting = waiting or f"{seen.id} has an old log but is no member: it must start with an empty disk"
+            waiting = waiting or f"{seen.id} is not a member but has a log: it must restart with an empty disk"
         elif seen.is_too_old:
             waiting = waiting or f"{seen.id} does not support the feature level of the cluster: upgrade it"
         elif catching_up:
@@ -360,7 +366,7 @@ class Reconciler:
                     assert_never(step)
         except CallerError as error:
             if self._limit.allow() is not None:
-                logger.warning("membership: %s did not happen (%s): %s", describe(step), error.code, error)
+                logger.warning("membership: %s failed (%s): %s", describe(step), error.code, error)
             return False
         return True
 
@@ -385,6 +391,6 @@ def describe(step: Step) -> str:
         case Remove(node):
             return f"removing {node}"
         case Transfer(node):
-            return f"handing the leadership over to {node}"
+            return f"transferring the leadership to {node}"
         case _:
             assert_never(step)

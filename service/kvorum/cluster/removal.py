@@ -41,7 +41,7 @@ async def watch_for_removal(node: Node) -> None:
             for hello in await _ask_around(node):
                 if excludes(node.hello(), hello):
                     raise RemovedError(
-                        f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no member any more"
+                        f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no longer a member"
                     )
 
 
@@ -80,14 +80,14 @@ async def leave_if_surplus(node: Node, source: MembershipSpecSource, deadline: f
     desired = await source.desired()
     if desired is None or not desired.is_surplus(node.config.name) or not _is_member(node):
         return
-    log.info("%s is scaled in; waiting to be removed from the cluster", node.config.name)
+    log.info("%s is being scaled in: waiting to be removed from the cluster", node.config.name)
     limit = RateLimit()
     while _is_member(node) and node.clock.monotonic() < deadline:
         try:
             await _hand_over(node, desired)
         except CallerError as error:
             if limit.allow() is not None:
-                log.warning("cannot hand over the leadership yet: %s", error)
+                log.warning("cannot transfer the leadership yet: %s", error)
         if any(excludes(node.hello(), hello) for hello in await _ask_around(node)):
             break
         await node.tasks.sleep(ASK_S / 4)

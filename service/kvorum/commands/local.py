@@ -54,21 +54,21 @@ def _program(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``kvorum local``."""
-    parser.add_argument("--nodes", metavar="N", default="3", help="How many nodes, 1 to 9 [default 3]")
+    parser.add_argument("--nodes", metavar="N", default="3", help="Number of nodes, 1 to 9 [default 3]")
     parser.add_argument(
         "--base-port",
         metavar="PORT",
         default="8001",
-        help="The first node's client port; the others follow, the peer ports are 1000 higher [default 8001]",
+        help="Client port of the first node; the others count up from it, peer ports are 1000 higher [default 8001]",
     )
     parser.add_argument(
-        "--data-dir", metavar="FOLDER", default="data", help="Where the nodes' folders are [default data]"
+        "--data-dir", metavar="FOLDER", default="data", help="Parent of the nodes' data folders [default data]"
     )
     parser.add_argument(
         "serve",
         nargs="*",
         metavar="-- SERVE-FLAG",
-        help="Further flags for every node, as `kvorum serve --help` lists them",
+        help="Options for every node; see `kvorum serve --help`",
     )
 
 
@@ -80,7 +80,7 @@ def plan(options: argparse.Namespace) -> tuple[LocalNode, ...]:
     """
     count, base = _number(options.nodes, "--nodes", 1, 9), _number(options.base_port, "--base-port", 1, 65535)
     if base + PEER_PORT_OFFSET + count - 1 > 65535:
-        raise ConfigError(f"--base-port {base}: the peer ports, {PEER_PORT_OFFSET} higher, would pass 65535")
+        raise ConfigError(f"--base-port {base}: the peer ports, {PEER_PORT_OFFSET} higher, would exceed 65535")
     ports = [(base + i, base + PEER_PORT_OFFSET + i) for i in range(count)]
     peers = ",".join(f"n{i}=127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports, 1))
     return tuple(
@@ -160,7 +160,7 @@ class _LocalCluster:
             announcing = tasks.create_task(self._announce())
             await self._stopping.wait()
             announcing.cancel()
-            print_line("Stopping all nodes" if self._running else "All nodes have ended")
+            print_line("Stopping all nodes" if self._running else "All nodes have exited")
             tasks.create_task(self._stop())
         codes = {process.returncode for process in self._processes.values()}
         code = codes.pop() if len(codes) == 1 else None
@@ -242,7 +242,7 @@ def _greeting(nodes: tuple[LocalNode, ...]) -> Iterator[str]:
     first, last = nodes[0], nodes[-1]
     kv = _program("kv")
     endpoints = ",".join(f"127.0.0.1:{node.client_port}" for node in nodes)
-    yield f"Starting {len(nodes)} node{'s' if len(nodes) > 1 else ''}; Ctrl-C stops all. In another terminal:"
+    yield f"Starting {len(nodes)} node{'s' if len(nodes) > 1 else ''}; Ctrl-C stops all. Try in another terminal:"
     if first.client_port != 8001 or len(nodes) != 3:
         # Otherwise it is where kv looks by itself.
         yield f"  export KVORUM_ENDPOINTS={endpoints}"
@@ -254,6 +254,6 @@ def _greeting(nodes: tuple[LocalNode, ...]) -> Iterator[str]:
 
 
 def _obituary(node: LocalNode, code: int, others: int) -> Iterator[str]:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    yield f"-- {node.name} {how}; {others} of the others run. Start it again, in another terminal, with:"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    yield f"-- {node.name} {how}; other nodes still running: {others}. Restart it in another terminal with:"
     yield f"-- {node.command}"

@@ -27,10 +27,10 @@ from kvorum.storage.offline import offline
 log = logging.getLogger("kvorum.recover")
 
 WARNING = """\
-This makes {node} a cluster of its own, with entries 1 to {last_index} of its log and nothing else.
-Whatever the other members acknowledged beyond that is lost, and they can never rejoin with their present disks:
+{node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log.
+Anything that the other members acknowledged beyond that is lost, and they can rejoin only with empty disks:
 {others}
-Do it only when a majority of the disks is gone for good."""
+Continue only if a majority of the disks is lost for good."""
 
 
 def force_new_cluster(data_dir: str) -> Identity:
@@ -44,7 +44,7 @@ def force_new_cluster(data_dir: str) -> Identity:
         raise ConfigError(f"{data_dir} is not a data folder")
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
-        raise ConfigError(f"{data_dir} holds no node's data")
+        raise ConfigError(f"{data_dir} does not hold the data of a node")
     return asyncio.run(_force_new_cluster(data_dir))
 
 
@@ -64,7 +64,7 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
         ConfigError: it was never a member of a cluster.
     """
     if loaded.identity is None:
-        raise ConfigError(f"{data_dir} holds no node's data")
+        raise ConfigError(f"{data_dir} does not hold the data of a node")
     node = loaded.identity.node_id
     raft = Raft(
         RaftConfig(id=node),
@@ -77,7 +77,7 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     if member is None:
         raise ConfigError(f"{node} is not a member of the cluster that it last knew; nothing to recover")
     others = [other.id for other in raft.configuration.members if other.id != node]
-    warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(there are none)")
+    warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(none)")
     sys.stderr.write(warning + "\n")
     term = loaded.hard_state.current_term + 1
     alone = Configuration((msgspec.structs.replace(member, voter=True),))
@@ -95,5 +95,5 @@ def recover_if_requested(data_dir: str) -> None:
     folder = Path(data_dir)
     if is_recovery_requested(folder):
         identity = force_new_cluster(data_dir)
-        log.warning("recovered: %s is now cluster %s, alone", identity.node_id, identity.cluster_id)
+        log.warning("recovered: %s is now the only member of cluster %s", identity.node_id, identity.cluster_id)
         withdraw_recovery_request(folder)

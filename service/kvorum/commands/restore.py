@@ -52,9 +52,7 @@ def stage(
     """
     folder = Path(config.data_dir)
     if holds_data(folder) and not replace:
-        raise ConfigError(
-            f"{folder} holds a node's data already; with --replace it is put aside in {folder / REPLACED}"
-        )
+        raise ConfigError(f"{folder} already holds the data of a node; --replace moves that to {folder / REPLACED}")
     with explained(f"cannot restore into {folder}"):
         create_folder(folder)
         if not running:
@@ -80,7 +78,7 @@ def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
                 restorer.feed(chunk)
             return snapshot, restorer.finish()
         except StorageCorruptError as error:
-            raise StorageCorruptError(f"this is no usable backup ({size_bytes} bytes): {error}") from error
+            raise StorageCorruptError(f"this is not a valid backup ({size_bytes} bytes): {error}") from error
 
 
 async def _build(folder: Path, config: Config, snapshot: Snapshot, store: Store) -> Identity:

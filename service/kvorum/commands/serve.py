@@ -63,10 +63,10 @@ def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] 
         with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
             return runner.run(_serve(config, config_path))
     except asyncio.CancelledError:
-        logger.warning("Stopped at once: it was starting, or was told twice")
+        logger.warning("Stopped immediately: the node was still starting, or got a second signal")
         return 0
     except StorageError as error:
-        logger.error("The storage cannot be used: %s", error)
+        logger.error("Cannot use the storage: %s", error)
         return EXIT_STORAGE
     except FatalError as error:
         logger.error("The node stopped itself: %s", error)
@@ -82,7 +82,7 @@ def _loop_factory(choice: str) -> type[asyncio.AbstractEventLoop] | None:
         return None
     if importlib.util.find_spec("uvloop") is None:
         if choice == "on":
-            raise ConfigError("uvloop on: it is not installed (pip install 'kvorum[fast]')")
+            raise ConfigError("uvloop is on but not installed (pip install 'kvorum[fast]')")
         return None
     import uvloop
 
@@ -100,7 +100,9 @@ async def _serve(config: Config, config_path: str) -> int:
         try:
             await _live(config, config_path, stopping)
         except RemovedError as error:
-            logger.warning("This node was removed (%s). Its data is put aside; it starts again, empty", error)
+            logger.warning(
+                "This node was removed (%s). Its data was moved aside; it restarts with an empty disk", error
+            )
             await asyncio.to_thread(datadir.set_aside, Path(config.data_dir))
         else:
             logger.info("Stopped")
@@ -131,7 +133,7 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         )
         stack.push_async_callback(server.stop)
         await server.start()
-        logger.info("Clients are served at %s", config.advertise_client_url)
+        logger.info("Serving clients at %s", config.advertise_client_url)
         stopping.gently = True
         cluster = join_and_reconcile(node, membership_spec_source(config, config_path, stateful_sets), api)
         await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
@@ -156,7 +158,7 @@ async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, Statefu
     try:
         api = KubernetesApi.in_pod()
     except KubernetesError as error:
-        logger.warning("Nothing is scaled, and no disk is replaced, while this node leads: %s", error)
+        logger.warning("Automatic scaling and disk replacement are off while this node leads: %s", error)
         return None, Unanswered(error)
     return api, api
 

@@ -83,7 +83,7 @@ def parse_peers(text: str) -> tuple[PeerAddress, ...]:
         peers.append(PeerAddress(name, host, port))
     if not peers:
         # A template's variable that was not set must not begin a cluster of one.
-        raise ConfigError("it names nobody: leave it out for a cluster of one")
+        raise ConfigError("it is empty: omit it for a cluster of one")
     return tuple(peers)
 
 

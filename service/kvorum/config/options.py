@@ -41,52 +41,57 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     # Who and where.
     name: Annotated[
         str,
-        Meta(description="The node's stable name, unique in its cluster. Empty: the host name (in a pod, the pod's)."),
+        Meta(description="Stable name of the node, unique in the cluster. Empty: the host name (in a pod: its name)."),
     ] = ""
-    data_dir: Annotated[str, Meta(description="The folder of the log and the snapshots. Empty: data/NAME.")] = ""
+    data_dir: Annotated[str, Meta(description="Folder for the log and the snapshots. Empty: data/NAME.")] = ""
     listen_client: Annotated[str, Meta(description="HOST:PORT of the HTTP API.")] = "127.0.0.1:8001"
-    listen_peer: Annotated[str, Meta(description="HOST:PORT of the port that only peers use.")] = "127.0.0.1:9001"
+    listen_peer: Annotated[str, Meta(description="HOST:PORT for traffic between the nodes.")] = "127.0.0.1:9001"
     listen_metrics: Annotated[
         str,
-        Meta(description="HOST:PORT that serves /metrics, /livez and /readyz as well. Empty: the client port only."),
+        Meta(description="Additional HOST:PORT for /metrics, /livez and /readyz. Empty: the client port only."),
     ] = ""
     advertise_client_url: Annotated[
-        str, Meta(description="The URL that a redirect names. Empty: from listen_client, or the pod's DNS name.")
+        str,
+        Meta(
+            description="URL of this node for clients and redirects. Empty: from listen_client, or the pod's DNS name."
+        ),
     ] = ""
     advertise_peer_url: Annotated[
-        str, Meta(description="The URL that peers use. Empty: from peers, the pod's DNS name, or listen_peer.")
+        str, Meta(description="URL of this node for its peers. Empty: from peers, the pod's DNS name, or listen_peer.")
     ] = ""
     insecure: Annotated[
-        bool, Meta(description="Allow listening beyond loopback without authentication. Needed for that; nothing else.")
+        bool, Meta(description="Allow addresses other than loopback. This version has no authentication.")
     ] = False
 
     # The cluster.
     peers: Annotated[
         tuple[PeerAddress, ...],
         Meta(
-            description="The expected first members, this one included: NAME=HOST:PORT,... "
+            description="The initial members, this one included: NAME=HOST:PORT,... "
             "Without it and without discovery_dns the node is a cluster of one."
         ),
     ] = ()
     discovery_dns: Annotated[
         str,
         Meta(
-            description="The headless Service's DNS name, e.g. kv-headless.default.svc.cluster.local. Members are then "
-            "BASE-0 to BASE-(replicas - 1), where this node's name is BASE-ORDINAL."
+            description="DNS name of the headless Service, e.g. kv-headless.default.svc.cluster.local. "
+            "Members are then BASE-0 to BASE-(replicas - 1), where this node's name is BASE-ORDINAL."
         ),
     ] = ""
     replicas: Annotated[
         int,
-        Meta(ge=0, le=REPLICAS_MAX, description="With discovery_dns: how many members the first configuration has."),
+        Meta(ge=0, le=REPLICAS_MAX, description="With discovery_dns: number of initial members."),
     ] = 0
     dns_peer_port: Annotated[
-        int, Meta(ge=0, le=65535, description="With discovery_dns: the members' peer port. 0: that of listen_peer.")
+        int,
+        Meta(ge=0, le=65535, description="With discovery_dns: peer port of the members. 0: the port of listen_peer."),
     ] = 0
     bootstrap_token: Annotated[
         str,
         Meta(
             max_length=256,
-            description="A word that all first members must share, so that two clusters set up at once stay apart.",
+            description="Token that all initial members must share. "
+            "It keeps two clusters apart that bootstrap at the same time.",
         ),
     ] = ""
 
@@ -100,16 +105,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = "24h"
 
     # Time.
-    tick_ms: Annotated[int, Meta(ge=1, le=1000, description="The unit of consensus time.", extra={"unit": "ms"})] = 25
+    tick_ms: Annotated[
+        int, Meta(ge=1, le=1000, description="Length of a tick, the unit of all Raft timers.", extra={"unit": "ms"})
+    ] = 25
     heartbeat_ms: Annotated[
-        int, Meta(ge=5, le=10_000, description="How often a leader is heard of.", extra={"unit": "ms"})
+        int, Meta(ge=5, le=10_000, description="Interval between heartbeats of the leader.", extra={"unit": "ms"})
     ] = 100
     election_timeout_ms: Annotated[
         int,
         Meta(
             ge=50,
             le=60_000,
-            description="Silence after which a follower campaigns, after once to twice as long. "
+            description="Base election timeout; each follower draws 1 to 2 times this value. "
             "At least 3 times heartbeat_ms.",
             extra={"unit": "ms"},
         ),
@@ -125,30 +132,37 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     request_timeout_ms: Annotated[
         int,
-        Meta(ge=50, le=60_000, description="How long a request waits for the cluster, at most.", extra={"unit": "ms"}),
+        Meta(ge=50, le=60_000, description="Maximum time that a request waits for the cluster.", extra={"unit": "ms"}),
     ] = 5000
     shutdown_grace_s: Annotated[
         float,
-        Meta(ge=0, le=3600, description="How long a stopping node waits for the others.", extra={"unit": "s"}),
+        Meta(ge=0, le=3600, description="Maximum time that a stopping node waits for the others.", extra={"unit": "s"}),
     ] = 25.0
 
     # The log.
     snapshot_entries: Annotated[
-        int, Meta(ge=10, le=100_000_000, description="A snapshot is taken after this many entries, or snapshot_bytes.")
+        int,
+        Meta(
+            ge=10,
+            le=100_000_000,
+            description="Entries after which a snapshot is taken, unless snapshot_bytes comes first.",
+        ),
     ] = 100_000
     snapshot_bytes: Annotated[
         int,
         Meta(
             ge=64 * KIB,
             le=16 * 1024 * MIB,
-            description="A snapshot is taken after this much log, or snapshot_entries.",
+            description="Bytes of log after which a snapshot is taken, unless snapshot_entries comes first.",
             extra={"unit": "bytes"},
         ),
     ] = 256 * MIB
     log_retain_entries: Annotated[
         int,
         Meta(
-            ge=0, le=100_000_000, description="Entries kept behind a snapshot, so that a slow peer needs no snapshot."
+            ge=0,
+            le=100_000_000,
+            description="Log entries kept after a snapshot, so that a slow follower can catch up without one.",
         ),
     ] = 10_000
     batch_bytes_max: Annotated[
@@ -156,50 +170,56 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=64 * KIB,
             le=8 * MIB,
-            description="The most that one log entry or one AppendEntries carries (one over-long command excepted).",
+            description="Maximum size of a log entry and of an AppendEntries message. "
+            "A single larger command is still accepted.",
             extra={"unit": "bytes"},
         ),
     ] = 1 * MIB
     pending_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Proposals in flight; more are refused with 503 and Retry-After.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Maximum number of proposals in flight; more are refused with 503 and Retry-After.",
+        ),
     ] = 10_000
 
     # Clients.
     forward: Annotated[
-        bool, Meta(description="Pass writes on to the leader instead of redirecting the client (as ?forward=true).")
+        bool, Meta(description="Forward writes to the leader instead of redirecting the client, as ?forward=true does.")
     ] = False
     connections_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Open client connections; more are refused with 503.")
+        int, Meta(ge=1, le=1_000_000, description="Maximum number of client connections; more are refused with 503.")
     ] = 4096
     body_bytes_max: Annotated[
-        int, Meta(ge=1, le=8 * MIB, description="The longest request body.", extra={"unit": "bytes"})
+        int, Meta(ge=1, le=8 * MIB, description="Maximum size of a request body.", extra={"unit": "bytes"})
     ] = 1 * MIB
     body_timeout_s: Annotated[
-        float, Meta(ge=0.05, le=600, description="How long a request's body may take to arrive.", extra={"unit": "s"})
+        float, Meta(ge=0.05, le=600, description="Maximum time for a request body to arrive.", extra={"unit": "s"})
     ] = 10.0
     keepalive_s: Annotated[
         float,
         Meta(
             ge=0.05,
             le=600,
-            description="How long a connection may idle, or take to send a request's head.",
+            description="Maximum time that a connection may be idle, and for the headers of a request to arrive.",
             extra={"unit": "s"},
         ),
     ] = 20.0
 
     # The process.
     log_format: Annotated[
-        Literal["auto", "json", "text"], Meta(description="auto: text on a terminal, else JSON lines.")
+        Literal["auto", "json", "text"], Meta(description="Log format. auto: text on a terminal, else JSON lines.")
     ] = "auto"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="The least that is logged.")
+        Literal["debug", "info", "warning", "error"], Meta(description="Lowest level that is logged.")
     ] = "info"
     metrics_log_interval_s: Annotated[
         float,
         Meta(
             ge=0,
             le=86_400,
-            description="Log write latency, reads, writes and elections this often. 0: never.",
+            description="Interval at which write latency, reads, writes and elections are logged. 0: never.",
             extra={"unit": "s", "alias": "--metrics-log-interval"},
         ),
     ] = 0.0
@@ -212,11 +232,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     trace_ratio: Annotated[
         float,
-        Meta(ge=0, le=1, description="The part of the requests that is traced where the client does not say."),
+        Meta(ge=0, le=1, description="Fraction of requests to trace when the client does not decide."),
     ] = 0.01
-    uvloop: Annotated[Literal["auto", "on", "off"], Meta(description="Run on uvloop. auto: when it is installed.")] = (
-        "auto"
-    )
+    uvloop: Annotated[Literal["auto", "on", "off"], Meta(description="Use uvloop. auto: if it is installed.")] = "auto"
 
     def expected_members(self) -> tuple[PeerAddress, ...]:
         """Return the members of the first configuration, ordered by name (discovery: by ordinal)."""
@@ -291,13 +309,13 @@ def _check_listeners(config: Config) -> None:
         except ConfigError as error:
             raise ConfigError(f"{option}: {error}") from None
         if port == 0:
-            raise ConfigError(f"{option} {address}: say a port, since others must find it")
+            raise ConfigError(f"{option} {address}: give a port, because other nodes connect to it")
         for other, (other_host, other_port) in seen.items():
             if port == other_port and (host == other_host or is_wildcard(host) or is_wildcard(other_host)):
-                raise ConfigError(f"{other} and {option} both want port {port}")
+                raise ConfigError(f"{other} and {option} both use port {port}")
         if not config.insecure and not is_loopback(host):
             raise ConfigError(
-                f"{option} {address} is reachable from elsewhere and this version has no authentication: "
+                f"{option} {address} is reachable from other machines, and this version has no authentication: "
                 "use a loopback address, or add --insecure if a network policy protects it"
             )
         seen[option] = (host, port)
@@ -306,7 +324,7 @@ def _check_listeners(config: Config) -> None:
 def _check_peers(config: Config) -> None:
     if config.discovery_dns:
         if config.peers:
-            raise ConfigError("peers and discovery_dns contradict each other: give one of them")
+            raise ConfigError("set peers or discovery_dns, not both")
         if config.replicas < 1:
             raise ConfigError("discovery_dns needs replicas, the number of members of the first configuration")
         if not HOST_NAME.fullmatch(config.discovery_dns):
@@ -315,7 +333,7 @@ def _check_peers(config: Config) -> None:
         return
     for option, value in (("replicas", config.replicas), ("dns_peer_port", config.dns_peer_port)):
         if value:
-            raise ConfigError(f"{option} means nothing without discovery_dns")
+            raise ConfigError(f"{option} has no effect without discovery_dns")
     names: set[str] = set()
     addresses: dict[str, str] = {}
     for peer in config.peers:
@@ -325,7 +343,7 @@ def _check_peers(config: Config) -> None:
         if peer.address in addresses:
             raise ConfigError(f"peers gives {peer.address} to both {addresses[peer.address]} and {peer.name}")
         if is_wildcard(peer.host) or peer.port == 0:
-            raise ConfigError(f"peers: {peer.name}={peer.address} is no address that others can reach")
+            raise ConfigError(f"peers: {peer.name}={peer.address} is not an address that others can reach")
         names.add(peer.name)
         addresses[peer.address] = peer.name
     if config.peers and config.name not in names:
@@ -372,7 +390,7 @@ def _default_client_url(config: Config) -> str:
     if config.discovery_dns:
         return f"http://{config.name}.{config.discovery_dns}:{port}"
     if is_wildcard(host):
-        raise ConfigError(f"listen_client {config.listen_client} is every address: say advertise_client_url too")
+        raise ConfigError(f"listen_client {config.listen_client} is a wildcard address: set advertise_client_url too")
     return f"http://{join_address(host, port)}"
 
 
@@ -384,5 +402,5 @@ def _default_peer_url(config: Config) -> str:
         if peer.name == config.name:
             return peer.url
     if is_wildcard(host):
-        raise ConfigError(f"listen_peer {config.listen_peer} is every address: say advertise_peer_url too")
+        raise ConfigError(f"listen_peer {config.listen_peer} is a wildcard address: set advertise_peer_url too")
     return f"http://{join_address(host, port)}"

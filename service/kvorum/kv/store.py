@@ -264,7 +264,9 @@ class Store:
         try:
             self.configuration = decode_configuration(entry.data)
         except msgspec.DecodeError as error:
-            raise InvariantViolatedError(f"the committed entry {entry.index} is no configuration: {error}") from error
+            raise InvariantViolatedError(
+                f"the committed entry {entry.index} is not a configuration: {error}"
+            ) from error
         if self._changes is not None:
             self._changes.configuration(self.configuration)
 

@@ -79,7 +79,7 @@ class Backups:
             OverloadedError: too many are being read, or no snapshot could be taken.
         """
         if self._open >= BACKUPS_MAX:
-            raise OverloadedError(f"{self._open} backups are being read already")
+            raise OverloadedError(f"{self._open} backups are already being read")
         self._open += 1
         try:
             info, stream = await self._take(self._state.store.applied_index)
@@ -105,5 +105,5 @@ class Backups:
                 # away, but the snapshot is the node's.
                 await asyncio.shield(self._snapshots.begin())
         except (OSError, StorageError) as error:
-            raise OverloadedError(f"no snapshot could be taken: {error}") from error
-        raise OverloadedError("no snapshot could be taken; see the node's log")
+            raise OverloadedError(f"cannot take a snapshot: {error}") from error
+        raise OverloadedError("cannot take a snapshot; see the log of the node")

@@ -41,7 +41,7 @@ async def download(
         if offset_bytes:
             chunk = await peers.snapshot_chunk(source, first.last_index, offset_bytes)
         if chunk.sha256 != first.sha256 or not chunk.data:
-            raise MalformedMessageError(f"{source} replaced its snapshot at {first.last_index} meanwhile")
+            raise MalformedMessageError(f"{source} has replaced its snapshot at {first.last_index} in the meantime")
         await take(chunk.data)
         offset_bytes += len(chunk.data)
 
@@ -102,9 +102,7 @@ class Fetcher:
         """
         held, self._held = self._held, None
         if held is None or held[0] != snapshot:
-            raise InvariantViolatedError(
-                f"the snapshot at {snapshot.last_index} was adopted, but its state is not here"
-            )
+            raise InvariantViolatedError(f"the snapshot at {snapshot.last_index} was adopted, but its state is missing")
         return held[1]
 
     def offered(self, by: NodeId) -> None:

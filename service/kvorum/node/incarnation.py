@@ -80,8 +80,8 @@ class ClusterIdentity:
                     await self._threads.run(self._storage.write_identity, identity)
                 except StorageError as error:
                     self._supervisor.fail(error)
-                    raise IdentityRejectedError("cluster", f"{identity.node_id} ends: {error}") from error
+                    raise IdentityRejectedError("cluster", f"{identity.node_id} is stopping: {error}") from error
                 self.current = identity
-                log.info("%s joined cluster %s, called by %s", identity.node_id, identity.cluster_id, greeting.sender)
+                log.info("%s joined cluster %s through %s", identity.node_id, identity.cluster_id, greeting.sender)
             elif self.current.cluster_id != greeting.cluster_id:
-                raise IdentityRejectedError("cluster", f"{greeting.sender} is of cluster {greeting.cluster_id}")
+                raise IdentityRejectedError("cluster", f"{greeting.sender} belongs to cluster {greeting.cluster_id}")

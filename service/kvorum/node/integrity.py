@@ -113,11 +113,11 @@ class Integrity:
     async def _tell(self, voter: NodeId, index: int) -> None:
         if self._limit.allow() is None:
             return
-        log.error("the state of %s is wrong: it differs from the majority's at index %d", voter, index)
+        log.error("hash mismatch: the state of %s differs from the majority's at index %d", voter, index)
         try:
             await self._peers.suspect(voter, index)
         except PeerError as error:
-            log.warning("cannot tell %s of its wrong state: %s", voter, error)
+            log.warning("cannot tell %s about its hash mismatch: %s", voter, error)
 
     async def _replace(self, index: int, sources: list[NodeId]) -> None:
         """Serve nobody until the state is one of these members'."""
@@ -140,7 +140,7 @@ class Integrity:
         try:
             self._raft.transfer_leadership()
         except CallerError as error:
-            log.error("a leader with a wrong state cannot transfer the leadership: %s", error)
+            log.error("this leader is in quarantine, but cannot transfer the leadership: %s", error)
         self._turns.may_have_changed = True
         self._turns.schedule()
 
@@ -157,7 +157,7 @@ class Integrity:
             await download(self._peers, source, first, keep)
             store = await self._threads.run(_decode, bytes(data))
             if store.mismatch is not None:
-                raise StorageCorruptError(f"the snapshot of {source} does not have the sum that it carries")
+                raise StorageCorruptError(f"the snapshot of {source} does not match its state sum")
             self._raft.reapply_from(store.applied_index)
         except (PeerError, StorageError, InvariantViolatedError) as error:
             if self._limit.allow() is not None:

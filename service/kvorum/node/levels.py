@@ -114,9 +114,7 @@ class FeatureLevels:
         if self._logged_level != self.level:
             self._logged_level = self.level
             version = LEVELS[self.level - 1].version
-            log.info(
-                "the cluster is at feature level %d: versions before %s cannot start any more", self.level, version
-            )
+            log.info("the cluster is at feature level %d: versions before %s can no longer start", self.level, version)
         if self._raft.role is not Role.LEADER or self.level >= HIGHEST_LEVEL or self._finalize_after_s is None:
             self._unblocked_since_s = None
             return
@@ -128,7 +126,7 @@ class FeatureLevels:
         if self._unblocked_since_s is None:
             self._unblocked_since_s = now_s
             log.info(
-                "every member supports feature level %d; it is raised in %.0f s unless one goes back",
+                "every member supports feature level %d; raising it in %.0f s unless one is rolled back",
                 level,
                 self._finalize_after_s,
             )
@@ -136,7 +134,7 @@ class FeatureLevels:
             try:
                 self._propose(level)
             except CallerError as error:
-                log.debug("the feature level is not raised now: %s", error)
+                log.debug("cannot raise the feature level now: %s", error)
 
     async def finalize(self, timeout_ms: int) -> int:
         """Raise the level as far as this version goes, now, and return it once it is applied here.

@@ -164,7 +164,7 @@ class Membership:
             if raft.role is not Role.LEADER and raft.leader is not None:
                 return name_of(raft.leader)
             if raft.role is Role.LEADER and not raft.is_transferring:
-                raise TransferFailedError(f"{target} did not take the leadership in time")
+                raise TransferFailedError(f"{target} did not become the leader in time")
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0 or not await self._waits.change(left_s):
                 raise OutcomeUnknownError(f"leadership transfer to {target} started; the new leader is not known yet")

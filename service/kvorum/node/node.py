@@ -158,7 +158,7 @@ class Node:
             NoLeaderError: it may not, since its state is wrong or it is about to end; nothing was done.
         """
         if self.parts.turns.is_over:
-            raise NoLeaderError("the node is ending")
+            raise NoLeaderError("the node is stopping")
         if self.quarantined:
             raise NoLeaderError(self.quarantined)
 
@@ -277,7 +277,7 @@ class Node:
         configuration = Configuration(tuple(sorted(members, key=lambda member: member.id)))
         self.raft.bootstrap(configuration, self.parts.levels.first_entries(configuration, levels or {}))
         self.parts.turns.schedule()
-        log.info("began cluster %s with %s", cluster_id, ", ".join(member.id for member in members))
+        log.info("bootstrapped cluster %s with members %s", cluster_id, ", ".join(member.id for member in members))
 
     async def add_member(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         """Add the node that answers at ``peer_url`` as a learner.

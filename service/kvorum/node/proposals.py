@@ -85,7 +85,7 @@ class Proposals:
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
-            raise OverloadedError(f"{self.pending} writes are waiting already")
+            raise OverloadedError(f"{self.pending} writes are already waiting")
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
@@ -169,9 +169,11 @@ class Proposals:
         queued = {waiter for _, waiter in self.queue} if expired else set()
         for waiter in expired:
             if waiter in queued:
-                self._refuse([], OverloadedError("the write was still queued at its deadline; it was not done"), waiter)
+                self._refuse(
+                    [], OverloadedError("the write was still queued at its deadline; it was not applied"), waiter
+                )
             else:
-                self._fail([waiter], OutcomeUnknownError("no quorum answered in time; the write may still be done"))
+                self._fail([waiter], OutcomeUnknownError("no quorum answered in time; the write may still be applied"))
 
     def _refuse(self, waiters: list[Waiter], error: CallerError, *more: Waiter) -> None:
         self.pending -= len(waiters)
@@ -196,7 +198,7 @@ class Proposals:
         self._refuse(queued, NoLeaderError(reason))
         for _, waiters, _ in self._proposed.values():
             self.pending -= len(waiters)
-            self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be done"))
+            self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be applied"))
         self._proposed.clear()
 
 

@@ -55,7 +55,7 @@ class Reads:
             OverloadedError: too many wait.
         """
         if self._waiting >= WAITING_MAX:
-            raise OverloadedError(f"{self._waiting} reads are waiting already")
+            raise OverloadedError(f"{self._waiting} reads are already waiting")
         waiter: Waiter = asyncio.Future()
         self.queue.append(waiter)
         self._deadlines.add(waiter, timeout_s)

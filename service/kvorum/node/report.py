@@ -89,7 +89,7 @@ class Report:
         silent_s = self._ticker.silent_s
         return [
             Check("loop", silent_s < LOOP_STALLED_S, f"the event loop last ticked {silent_s:.0f} s ago"),
-            Check("storage", not self._supervisor.has_failed, "storage failed; the process is ending"),
+            Check("storage", not self._supervisor.has_failed, "storage failed; the process is stopping"),
         ]
 
     def readiness(self) -> list[Check]:
@@ -99,7 +99,7 @@ class Report:
         return [
             Check("leader", raft.leader is not None, "no leader is known"),
             Check("member", member is not None and member.voter, "not a voter (joining, a learner, or removed)"),
-            Check("caught-up", self._is_caught_up(), "committed entries are still to be applied"),
+            Check("caught-up", self._is_caught_up(), "some committed entries are not applied yet"),
             Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
             Check("state", quarantined is None, quarantined or ""),
             Check("serving", not self.is_stopping, "the node is stopping"),

@@ -46,8 +46,8 @@ def _note_mismatch(store: Store) -> None:
     """Log that a snapshot was taken of a state that memory had changed."""
     if store.mismatch is not None:
         log.critical(
-            "the snapshot at index %d does not have the sum that it carries: %032x instead of %032x; "
-            "the members' hashes will show whether its records are wrong",
+            "the snapshot at index %d does not match its state sum: computed %032x, stored %032x; "
+            "comparing state hashes with the other members will show whether its records are wrong",
             store.mismatch.index,
             store.mismatch.found,
             store.mismatch.expected,

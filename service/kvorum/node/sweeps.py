@@ -67,7 +67,7 @@ class Sweeps:
         if mismatch is None:
             return
         log.critical(
-            "the records in memory do not have the sum that was kept of them: %032x instead of %032x at index %d; "
+            "the records in memory do not match their state sum: computed %032x, expected %032x, at index %d; "
             "asking the other members which of the two is right",
             mismatch.found,
             mismatch.expected,

@@ -88,10 +88,10 @@ class Leader:
         """Append commands; return the index of the first.
 
         Raises:
-            OverloadedError: too many bytes wait for a quorum, or the leadership is being handed over.
+            OverloadedError: too many bytes wait for a quorum, or the leadership is being transferred.
         """
         if self.transfer_target is not None:
-            raise OverloadedError("the leadership is being handed over")
+            raise OverloadedError("the leadership is being transferred")
         if self._uncommitted_bytes > self._config.uncommitted_bytes_max:
             raise OverloadedError(f"{self._uncommitted_bytes} bytes wait for a quorum")
         return self._append(EntryKind.COMMAND, payloads)
@@ -113,7 +113,7 @@ class Leader:
         if self._configurations.latest_index > self._log.commit_index:
             return "another membership change is not committed yet; try again"
         if self.transfer_target is not None:
-            return "the leadership is being handed over; try again"
+            return "the leadership is being transferred; try again"
         return None
 
     def propose_change(self, change: Change) -> int:

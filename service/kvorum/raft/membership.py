@@ -152,7 +152,7 @@ class Configurations:
                 try:
                     configuration = decode_configuration(entry.data)
                 except msgspec.DecodeError as error:
-                    raise InvariantViolatedError(f"entry {entry.index} is no configuration: {error}") from error
+                    raise InvariantViolatedError(f"entry {entry.index} is not a configuration: {error}") from error
                 self.append(entry.index, configuration)
 
     def truncate(self, index: int) -> None:

@@ -170,7 +170,7 @@ class Raft:
 
         Raises:
             NotLeaderError: nothing was appended.
-            OverloadedError: nothing was appended: too much waits for a quorum, or the leadership is being handed over.
+            OverloadedError: nothing was appended: too much waits for a quorum, or the leadership is being transferred.
         """
         return self._leader().propose(payloads), self.current_term
 

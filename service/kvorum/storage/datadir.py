@@ -181,7 +181,7 @@ def install_staged(folder: Path) -> bool:
         _move_all(folder / MOVING, folder)
         (folder / MOVING).rmdir()
         sync_folder(folder)
-    log.warning("Restored a backup; the data that was here before is in %s", folder / REPLACED)
+    log.warning("Restored a backup; the previous data was moved to %s", folder / REPLACED)
     return True
 
 

@@ -37,7 +37,7 @@ class HighWaterMark:
         except FileNotFoundError:
             return None
         if len(data) != _RECORD.size:
-            raise StorageCorruptError(f"the mark {self._path} is {len(data)} bytes long, not {_RECORD.size}")
+            raise StorageCorruptError(f"the high-water mark {self._path} is {len(data)} bytes long, not {_RECORD.size}")
         seq, crc = _RECORD.unpack(data)
         return seq, crc
 
@@ -87,4 +87,4 @@ def check_high_water_mark(mark: tuple[int, int], last_seq: int, crcs: dict[int, 
             "The node must not vote"
         )
     if crcs.get(seq, crc) != crc:
-        raise StorageCorruptError(f"record {seq} of the log is not the one that the mark was written for")
+        raise StorageCorruptError(f"record {seq} of the log does not match the high-water mark")

@@ -164,7 +164,7 @@ class SqliteStorage:
         if mark is None:
             if log.identity is not None or self._snapshots.exist():
                 raise StorageAmnesiaError(
-                    f"the data folder {self._folder} has no mark: it is an incomplete copy. "
+                    f"the data folder {self._folder} has no high-water mark: it is an incomplete copy. "
                     f"The node must not vote; {REJOIN}"
                 )
             self._mark.create()
@@ -316,7 +316,7 @@ class SqliteStorage:
 
     def _checkpointed(self, error: BaseException | None) -> None:
         if error is not None:
-            self._fail(f"the write-ahead log could not be folded into the database: {error}")
+            self._fail(f"cannot checkpoint the write-ahead log: {error}")
 
     def _snapshot_broken(self, error: BaseException | None) -> None:
         self._fail(str(error))

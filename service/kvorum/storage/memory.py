@@ -182,7 +182,7 @@ class MemorySnapshots:
     def expect(self, last_index: int) -> None:
         """Keep the snapshot at ``last_index``: a save is about to adopt it."""
         if last_index not in self._infos:
-            raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is not here")
+            raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is missing")
         self._expected = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:

@@ -21,7 +21,7 @@ from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 FORMAT = 1
 """The version of the layout of rows; written beside the identity."""
 
-REJOIN = "remove the data folder, and the node joins again as a new member"
+REJOIN = "remove the data folder to let the node rejoin as a new member"
 """What to do with a folder that cannot be trusted: never start from what is left of it."""
 
 _CRC_BYTES = 4

@@ -60,7 +60,7 @@ def read_header(stream: BinaryIO) -> tuple[Snapshot, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError(f"the header of a snapshot file is damaged: {error}") from error
     if description.format != FORMAT:
-        raise StorageCorruptError(f"a snapshot file of format {description.format}; this version knows {FORMAT}")
+        raise StorageCorruptError(f"a snapshot file of format {description.format}; this version supports {FORMAT}")
     return description.snapshot, head + body
 
 

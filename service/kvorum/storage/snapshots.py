@@ -115,7 +115,7 @@ class Snapshots:
     def receive(self, snapshot: Snapshot, sha256: str = "") -> Receiver:
         """Begin or resume to receive a file; parts of any other are removed."""
         if not _HEXADECIMAL.issuperset(sha256):
-            raise SnapshotFailedError("cannot receive a snapshot: what a peer announced as its hash is none")
+            raise SnapshotFailedError("cannot receive a snapshot: the peer announced an invalid hash")
         path = self.folder / f"{snapshot.last_index:020d}-{sha256[:16] or 'unknown'}{PART}"
         try:
             for other in self.folder.glob(f"*{PART}"):
@@ -171,7 +171,7 @@ class Snapshots:
         """
         with self._lock:
             if last_index not in self._infos:
-                raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is not here")
+                raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is missing")
             self._expected = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:
@@ -239,7 +239,7 @@ class Snapshots:
             self._path(last_index).unlink(missing_ok=True)
 
     def _set_aside(self, path: Path, error: StorageCorruptError) -> None:
-        log.warning("the snapshot %s is damaged and is set aside: %s", path, error)
+        log.warning("the snapshot %s is damaged and was moved aside: %s", path, error)
         for older in self.folder.glob(f"*{DAMAGED}"):
             older.unlink()
         path.rename(path.with_suffix(DAMAGED))
@@ -409,4 +409,4 @@ def _close(file: BinaryIO) -> None:
     try:
         file.close()
     except OSError as error:
-        log.debug("closing a snapshot that is thrown away: %s", error)
+        log.debug("cannot close a discarded snapshot: %s", error)

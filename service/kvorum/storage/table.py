@@ -76,10 +76,10 @@ class Table:
         # written anew, into the database, and synced.
         busy, *_ = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0]
         if busy:
-            raise StorageError(f"another program has {path} open: it cannot be synced")
+            raise StorageError(f"another program has {path} open")
         found = {pragma: self.run(f"PRAGMA {pragma}")[0][0] for pragma in wanted}
         if found != wanted:
-            raise StorageError(f"{path} cannot be made safe: {found}, not {wanted}")
+            raise StorageError(f"{path}: SQLite did not accept the settings {wanted}: {found}")
 
     def begin(self, statement: str, arguments: tuple[object, ...], answered: Answered) -> None:
         """Run a statement on the table's thread, and call ``answered`` there with its rows, or with what went wrong.

@@ -120,7 +120,7 @@ def read_log(path: Path) -> Log:
         # SQLite would take it for that of the empty database that we are about to make.
         if path.with_name(f"{path.name}-wal").exists():
             raise StorageAmnesiaError(
-                f"{path} is gone, but not its write-ahead log: it is an incomplete copy; {REJOIN}"
+                f"{path} is missing, but its write-ahead log exists: the folder is an incomplete copy; {REJOIN}"
             )
         return Log()
     try:
@@ -159,7 +159,7 @@ def _read_identity(connection: sqlite3.Connection) -> Identity | None:
         return None
     stored = decode_identity(_blob(row[0]))
     if stored.format != FORMAT:
-        raise StorageForeignError(f"the log has format {stored.format}; this version of Kvorum knows {FORMAT}")
+        raise StorageForeignError(f"the log has format {stored.format}; this version of Kvorum supports {FORMAT}")
     return stored.identity
 
 
@@ -175,7 +175,7 @@ def _records(connection: sqlite3.Connection) -> Iterator[tuple[bytes, bytes]]:
 def _add(log: Log, key: bytes, value: bytes) -> None:
     record, crc = decode_record(value)
     if key != key_of(record.seq).encode():
-        raise StorageCorruptError(f"record {record.seq} stands under the key {key!r}")
+        raise StorageCorruptError(f"record {record.seq} is stored under the key {key!r}")
     if log.last_seq and record.seq != log.last_seq + 1:
         raise StorageCorruptError(f"record {record.seq} follows record {log.last_seq}")
     if (log.last_seq or record.seq == 1) and record.prev_crc != log.last_crc:

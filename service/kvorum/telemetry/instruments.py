@@ -118,7 +118,7 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.leader.changes",
             "{change}",
-            "How often this node has learned of a newly elected leader.",
+            "Newly elected leaders that this node has learned of.",
             lambda s: _one(s.counters.leader_changes),
         ),
         _counter(
@@ -139,32 +139,32 @@ def _consensus() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.raft.healthy_voters",
             "{member}",
-            "Voters that the leader heard of within the last election timeout, itself included. The leader only.",
+            "Voters that the leader heard from within the last election timeout, itself included. The leader only.",
             lambda s: _one(_healthy_voters(s)),
         ),
         _gauge(
             "kvorum.raft.failure_tolerance",
             "{member}",
-            "How many more voters may fail before writes stop; negative: there is no quorum. The leader only.",
+            "Number of voters that may still fail before writes stop; negative: there is no quorum. The leader only.",
             _failure_tolerance,
         ),
         _gauge(
             "kvorum.raft.last_contact",
             "s",
-            "How long ago this node heard of its leader; on the leader, of a quorum.",
+            "Time since this node last heard from its leader; on the leader, from a quorum.",
             lambda s: _one(None if s.status.last_contact_ms is None else s.status.last_contact_ms / 1000),
         ),
         _counter(
             "kvorum.raft.identity.rejected",
             "{connection}",
-            "Peers refused because of who they are: another cluster, name, incarnation, version or token, or removed.",
+            "Peers refused for their identity: another cluster, name, incarnation, version or token, or removed.",
             lambda s: _by(s.counters.identity_rejected, IDENTITY_REASONS),
             "reason",
         ),
         _gauge(
             "kvorum.raft.quarantined",
             "1",
-            "1 if this node serves nothing, because its state differed from the leader's at the same index.",
+            "1 if this node is in quarantine: its state differed from the majority's at the same index. Else 0.",
             lambda s: _one(int(s.status.quarantined is not None)),
         ),
     )
@@ -198,37 +198,37 @@ def _progress() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.raft.commit.index",
             "{entry}",
-            "The last entry that this node knows to be on a quorum.",
+            "Index of the last entry that this node knows to be committed.",
             lambda s: _one(s.status.commit_index),
         ),
         _gauge(
             "kvorum.raft.applied.index",
             "{entry}",
-            "The last entry that is applied to this node's store.",
+            "Index of the last entry applied to this node's store.",
             lambda s: _one(s.status.applied_index),
         ),
         _gauge(
             "kvorum.raft.last_log.index",
             "{entry}",
-            "The last entry of this node's log.",
+            "Index of the last entry of this node's log.",
             lambda s: _one(s.status.last_index),
         ),
         _gauge(
             "kvorum.raft.first_log.index",
             "{entry}",
-            "The first entry that this node's log still holds.",
+            "Index of the first entry that this node's log still holds.",
             lambda s: _one(s.status.first_index),
         ),
         _gauge(
             "kvorum.raft.saved.index",
             "{entry}",
-            "The last entry that is on this node's disk.",
+            "Index of the last entry that is durable on this node's disk.",
             lambda s: _one(s.status.saved_index),
         ),
         _gauge(
             "kvorum.raft.snapshot.index",
             "{entry}",
-            "The last entry that this node's newest snapshot holds; 0: there is none.",
+            "Index of the last entry in this node's newest snapshot; 0: there is none.",
             lambda s: _one(s.status.snapshot_index),
         ),
         _gauge(
@@ -257,12 +257,12 @@ def _progress() -> tuple[Instrument, ...]:
         ),
         _histogram(
             "kvorum.raft.apply.duration",
-            "The time that applying a batch of committed entries took.",
+            "Time to apply a batch of committed entries.",
             lambda s: _only(s.counters.apply_duration),
         ),
         _histogram(
             "kvorum.raft.read_index.duration",
-            "The time until a round of linearizable reads was confirmed by a quorum.",
+            "Time until a quorum confirmed a round of linearizable reads.",
             lambda s: _only(s.counters.read_index_duration),
         ),
         _counter(
@@ -275,7 +275,7 @@ def _progress() -> tuple[Instrument, ...]:
         ),
         _histogram(
             "kvorum.raft.snapshot.duration",
-            "The time that writing a snapshot, or fetching and loading one, took.",
+            "Time to write a snapshot, or to fetch and load one.",
             lambda s: _histograms_by({**dict.fromkeys(TIMED_SNAPSHOT_OPS, _NEVER), **s.counters.snapshot_duration}),
             "op",
         ),
@@ -305,14 +305,14 @@ def _peers() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.raft.peer.lag",
             "{entry}",
-            "How many entries the peer is behind the leader's log. The leader only.",
+            "Number of entries that the peer is behind the leader's log. The leader only.",
             _peer_lag,
             "peer",
         ),
         _gauge(
             "kvorum.raft.peer.healthy",
             "1",
-            "1 if the leader heard of the peer within the last election timeout. The leader only.",
+            "1 if the leader heard from the peer within the last election timeout. The leader only.",
             _peer_healthy,
             "peer",
         ),
@@ -333,7 +333,7 @@ def _peers() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.peer.messages.dropped",
             "{message}",
-            "Messages to a peer that were dropped because its queue was full (consensus repeats what matters).",
+            "Messages to a peer that were dropped because its queue was full (Raft sends again what matters).",
             lambda s: _by(s.counters.messages_dropped, _peer_names(s)),
             "peer",
         ),
@@ -347,7 +347,7 @@ def _peers() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.dns.failures",
             "{failure}",
-            "Look-ups of a peer's name that failed.",
+            "Failed DNS look-ups of a peer's name.",
             lambda s: _by(s.counters.dns_failures, _peer_names(s)),
             "peer",
         ),
@@ -384,7 +384,7 @@ def _storage() -> tuple[Instrument, ...]:
         ),
         _histogram(
             "kvorum.storage.fsync.duration",
-            "The disk's part of a durable write: until its thread had it synced. The rest of the save is the loop's.",
+            "The part of a durable write that the disk thread took, fsync included. The event loop took the rest.",
             lambda s: _only(s.counters.fsync_duration),
         ),
         _counter(
@@ -409,13 +409,13 @@ def _storage() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.storage.disk.free",
             "By",
-            "What can still be written to the file system that holds the data folder.",
+            "Free space of the file system that holds the data folder.",
             lambda s: _one(s.disk.free_bytes if s.disk else None),
         ),
         _gauge(
             "kvorum.storage.disk.size",
             "By",
-            "The size of the file system that holds the data folder.",
+            "Size of the file system that holds the data folder.",
             lambda s: _one(s.disk.size_bytes if s.disk else None),
         ),
     )
@@ -458,7 +458,7 @@ def _clients() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.redirects",
             "{request}",
-            "Requests sent on to the leader by a redirect.",
+            "Requests redirected to the leader.",
             lambda s: _one(s.counters.redirects),
         ),
         _counter(
@@ -482,7 +482,7 @@ def _state() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.db.size",
             "By",
-            "All that is in the data folder: the log and the snapshots.",
+            "Size of the data folder: the log and the snapshots.",
             lambda s: _one(sum(size for _, size in s.disk.files) if s.disk else None),
         ),
         _gauge(
@@ -516,7 +516,7 @@ def _process() -> tuple[Instrument, ...]:
     return (
         _histogram(
             "kvorum.loop.lag",
-            "By how much the event loop was late, measured at each tick of consensus time.",
+            "Lag of the event loop, measured at each Raft tick.",
             lambda s: _only(s.counters.loop_lag),
         ),
         _gauge(

@@ -129,14 +129,14 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         raise IdentityRejectedError("token", f"{sender!r} has another bootstrap token")
     if recipient != identity.node_id:
         reason = "incarnation" if name_of(recipient) == identity.name else "name"
-        raise IdentityRejectedError(reason, f"{sender!r} calls {recipient!r}; this is {identity.node_id}")
+        raise IdentityRejectedError(reason, f"{sender!r} expects {recipient!r} here, but this is {identity.node_id}")
     cluster_id = fields[HEADER_CLUSTER]
     if not cluster_id or (identity.cluster_id and cluster_id != identity.cluster_id):
         raise IdentityRejectedError(
-            "cluster", f"{sender!r} is of cluster {cluster_id!r}, this of {identity.cluster_id!r}"
+            "cluster", f"{sender!r} belongs to cluster {cluster_id!r}, this node to {identity.cluster_id!r}"
         )
     if not is_node_id(sender) or sender == identity.node_id:
-        raise IdentityRejectedError("name", f"{sender!r} is no other member's id")
+        raise IdentityRejectedError("name", f"{sender!r} is not the id of another member")
     return Greeting(
         cluster_id,
         sender,
@@ -157,7 +157,7 @@ def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> 
     match = _RANGE.fullmatch(text)
     if match is None or int(match[1]) > int(match[2] or match[1]):
         raise IdentityRejectedError(
-            "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is no range"
+            "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is not a range"
         )
     return int(match[1]), int(match[2] or match[1])
 
@@ -184,4 +184,4 @@ def parse_digest(text: str) -> StateDigest:
         case [version, chain, records]:
             return StateDigest(int(version), int(chain, 16), int(records, 16))
         case _:
-            raise ValueError(f"{text[:64]!r} is no digest")
+            raise ValueError(f"{text[:64]!r} is not a digest")

@@ -144,7 +144,7 @@ class Link:
             self._counters.dns_failures[self._name] += 1
         if self._complaint != detail:
             self._complaint = detail
-            log.info("cannot reach %s at %s: %s; trying again until it answers", self.node, self.url, detail)
+            log.info("cannot reach %s at %s: %s; retrying until it answers", self.node, self.url, detail)
 
     async def _run_stream(self) -> None:
         dialling = self._dialling

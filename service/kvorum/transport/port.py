@@ -68,7 +68,7 @@ class PeerPort:
 
     def _started(self) -> NodeHandler:
         if self._handler is None:
-            raise InvariantViolatedError("the peer port is used before it was started")
+            raise InvariantViolatedError("the peer port was used before it was started")
         return self._handler
 
     def _open_session(self) -> aiohttp.ClientSession:

@@ -136,7 +136,7 @@ class Transport:
         try:
             return msgspec.json.decode(body, type=Hello)
         except (msgspec.DecodeError, ValueError) as error:
-            raise MalformedMessageError(f"{url} answers no hello: {error}") from error
+            raise MalformedMessageError(f"{url} sent no valid hello: {error}") from error
 
     async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
         """Fetch a piece of a member's snapshot file (``last_index`` 0: its newest, at ``at_least`` or later).
@@ -149,7 +149,7 @@ class Transport:
         try:
             return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
         except (KeyError, ValueError) as error:
-            raise MalformedMessageError(f"{node} sends a snapshot without its description: {error}") from error
+            raise MalformedMessageError(f"{node} sent a snapshot without its description: {error}") from error
 
     async def state_hash(self, node: str, index: int) -> StateDigest | None:
         """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
@@ -170,7 +170,7 @@ class Transport:
     async def _call(self, method: str, node: str, path: str, timeout_s: float) -> tuple[Mapping[str, str], bytes]:
         url = self.url_of(node)
         if url is None:
-            raise PeerError(f"no way to {node} is known")
+            raise PeerError(f"no address of {node} is known")
         dialling = self._dialling
         headers = dialling_headers(dialling.identity(), node, dialling.peer_url, dialling.token)
         return await self._request(method, url + path, headers, timeout_s)
@@ -208,7 +208,7 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
 def _complain(task: asyncio.Task[None]) -> None:
     """A link never ends by itself: whatever ended it is a bug, and must not pass in silence."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a link died: %r", error)
+        log.error("a link failed: %r", error)
         asyncio.get_running_loop().call_exception_handler(
-            {"message": f"{task.get_name()} died", "exception": error, "task": task}
+            {"message": f"{task.get_name()} failed", "exception": error, "task": task}
         )

@@ -190,9 +190,7 @@ class Dispatcher:
             logger.error(
                 "Internal error while answering a request (%d more since the last such line)", held_back, exc_info=error
             )
-        return problem(
-            "internal", f"a bug in Kvorum ({type(error).__name__}); the log of the node has more", close=True
-        )
+        return problem("internal", f"a bug in Kvorum ({type(error).__name__}); see the log of the node", close=True)
 
 
 def _read(op: str, handler: Handler) -> dict[str, Route]:
@@ -212,4 +210,4 @@ def _check_origin(request: BaseRequest) -> None:
     """
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
-        raise RefusalError("cross_origin", "only pages that this node serves may change anything")
+        raise RefusalError("cross_origin", "cross-origin requests may only read")

@@ -61,10 +61,10 @@ class Forwarder:
             ) as answer:
                 return await self._answer(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            raise RefusalError("no_leader", "the leader cannot be reached from here; nothing was done") from None
+            raise RefusalError("no_leader", "this node cannot reach the leader; nothing was done") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise RefusalError(
-                "outcome_unknown", f"forwarded to the leader, and no answer came back ({type(error).__name__})"
+                "outcome_unknown", f"forwarded to the leader, which did not answer ({type(error).__name__})"
             ) from None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -83,11 +83,11 @@ class Forwarder:
 
     async def _answer(self, answer: aiohttp.ClientResponse) -> Response:
         if answer.status == 307:
-            raise RefusalError("no_leader", "the leadership is moving; nothing was done")
+            raise RefusalError("no_leader", "the leadership is being transferred; nothing was done")
         if answer.status not in _STATUSES:
             raise RefusalError(
                 "outcome_unknown",
-                f"forwarded to the leader, and what answered there is not Kvorum: status {answer.status}",
+                f"forwarded to the leader, but the answer is not from Kvorum: status {answer.status}",
             )
         body = await answer.read()
         lines = "".join(header(name, answer.headers[name]) for name in _RESPONSE_HEADERS if name in answer.headers)

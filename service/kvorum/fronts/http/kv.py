@@ -57,7 +57,7 @@ class KeyValueHandlers:
         value = await read_body(request, self._body_bytes_max, self._body_timeout_s)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
-            raise InvalidRequestError("a value is put as a whole: Content-Range is not supported")
+            raise InvalidRequestError("Content-Range is not supported: put the whole value")
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
@@ -157,17 +157,17 @@ def _session(headers: CIMultiDictProxy[str]) -> tuple[str, int]:
 def _precondition(headers: CIMultiDictProxy[str], prev_revision: int) -> int:
     """Return the ``prev_revision`` that ``If-Match: "N"`` or ``If-None-Match: *`` stands for."""
     if prev_revision != ANY_REVISION:
-        raise InvalidRequestError("prev_revision and If-Match or If-None-Match say the same thing: give one of them")
+        raise InvalidRequestError("prev_revision cannot be combined with If-Match or If-None-Match")
     match_, none_match = combined(headers, hdrs.IF_MATCH), combined(headers, hdrs.IF_NONE_MATCH)
     if match_ is not None and none_match is not None:
         raise InvalidRequestError("If-Match and If-None-Match contradict each other")
     if none_match is not None:
         if none_match.strip() != "*":
-            raise InvalidRequestError("If-None-Match of a write can only be *: create only")
+            raise InvalidRequestError("If-None-Match of a write must be * (create only)")
         return MUST_NOT_EXIST
     revisions = parse_etags(match_ or "", "If-Match")
     if revisions is None or len(revisions) != 1 or revisions[0] == MUST_NOT_EXIST:
-        raise InvalidRequestError('If-Match of a write is one "REVISION"')
+        raise InvalidRequestError('If-Match of a write must be a single "REVISION"')
     return revisions[0]
 
 

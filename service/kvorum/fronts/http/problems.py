@@ -55,7 +55,7 @@ _STATUSES = {
     "read_timeout": (503, "No quorum confirmed the read in time"),
     "too_stale": (503, "The data of this node may be older than the read accepts"),
     "transfer_failed": (503, "The leadership was not transferred"),
-    "outcome_unknown": (504, "The request may or may not be done"),
+    "outcome_unknown": (504, "The request may or may not have been applied"),
 }
 """Code -> HTTP status and title."""
 

@@ -38,7 +38,7 @@ def split_target(target: str) -> tuple[str, str]:
     """
     if "#" in target:
         # Whoever passes it on or follows a redirect with it would leave out what follows: another key.
-        raise InvalidRequestError("a request target has no '#': write %23 for one in a key")
+        raise InvalidRequestError("a request target must not contain '#': write %23")
     if not target.startswith("/"):
         scheme, separator, rest = target.partition("://")
         if not separator or scheme.lower() not in {"http", "https"}:
@@ -57,7 +57,7 @@ def decode_bytes(text: str) -> bytes:
     if "%" not in text:
         return text.encode("utf-8", "surrogateescape")
     if _BAD_ESCAPE.search(text):
-        raise InvalidRequestError("a '%' without two hex digits: write %25 for a percent sign")
+        raise InvalidRequestError("two hex digits must follow '%': write %25 for a percent sign")
     return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
@@ -109,7 +109,7 @@ class Query(dict[str, str]):
         if text is None:
             return False
         if text.lower() not in {"", "1", "true", "0", "false"}:
-            raise InvalidRequestError(f"the parameter {name} is neither true nor false")
+            raise InvalidRequestError(f"the parameter {name} must be true or false")
         return text.lower() in {"", "1", "true"}
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
@@ -177,7 +177,7 @@ async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> b
     if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
         _check_codings(headers)
     if (expect := headers.get(hdrs.EXPECT)) is not None and expect.lower() != "100-continue":
-        raise RefusalError("expectation_failed", "the only expectation that can be met is 100-continue")
+        raise RefusalError("expectation_failed", "the only supported expectation is 100-continue")
     length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and (len(length) > 19 or int(length) > bytes_max):
         raise TooLargeError(f"the body has {length:.19} bytes", bytes_max)
@@ -201,10 +201,10 @@ def _check_codings(headers: CIMultiDictProxy[str]) -> None:
     """Refuse a body that is packed in whatever: it would be stored as it came, and read as if it were the value."""
     encodings = headers.getall(hdrs.CONTENT_ENCODING, [])
     if any(encoding.strip().lower() != "identity" for encoding in encodings):
-        raise RefusalError("unsupported_encoding", "send the body as it is, without Content-Encoding")
+        raise RefusalError("unsupported_encoding", "Content-Encoding is not supported: send the body unencoded")
     transfer = headers.getall(hdrs.TRANSFER_ENCODING, ["chunked"])
     if len(transfer) != 1 or transfer[0].strip().lower() != "chunked":
-        raise RefusalError("unsupported_encoding", "the only Transfer-Encoding is chunked")
+        raise RefusalError("unsupported_encoding", "the only supported Transfer-Encoding is chunked")
 
 
 async def _read_slowly(request: BaseRequest, bytes_max: int) -> bytes:

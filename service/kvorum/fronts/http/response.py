@@ -104,7 +104,7 @@ class Response(msgspec.Struct, eq=False):
             ConnectionError: the client is gone, or does not read, or the rest of the body cannot be had.
         """
         request = self._request
-        assert request is not None, "prepare comes first"  # noqa: S101
+        assert request is not None, "prepare() must be called first"  # noqa: S101
         if self.stream is None:
             if self._write(request, self.body):
                 await self._drain(request)

@@ -154,7 +154,11 @@ class _Connection(RequestHandler):
         transport.close()
         held_back = self._server.full_log.allow()
         if held_back is not None:
-            logger.warning("Refused a connection: all %d are in use (%d more)", self._server.connections_max, held_back)
+            logger.warning(
+                "Refused a client connection: the limit of %d is reached (%d more)",
+                self._server.connections_max,
+                held_back,
+            )
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -169,7 +173,9 @@ class _Connection(RequestHandler):
         held_back = self._server.malformed_log.allow()
         if held_back is not None:
             kind = type(exc).__name__ if exc is not None else "unknown"
-            logger.warning("Not HTTP: %s from %s (%d more since the last such line)", kind, request.remote, held_back)
+            logger.warning(
+                "Refused malformed HTTP: %s from %s (%d more since the last such line)", kind, request.remote, held_back
+            )
         return cast(StreamResponse, response)
 
 
