@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
+
+NAME_CHARS_MAX = 63
+_NAME = rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{NAME_CHARS_MAX - 2}}}[A-Za-z0-9])?"
+_IS_NAME = re.compile(_NAME)
+_IS_NODE_ID = re.compile(rf"{_NAME}@[0-9a-f]{{1,16}}")
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +38,16 @@ def name_of(node: str) -> str:
     return node.partition("@")[0]
 
 
+def incarnation_of(node: str) -> str:
+    """Return the incarnation in a member id; empty if it is only a name."""
+    return node.partition("@")[2]
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a node can have this name: 1 to 63 letters, digits, '-', '_' or '.' between letters or digits."""
+    return _IS_NAME.fullmatch(text) is not None
+
+
 def is_node_id(text: str) -> bool:
-    """Tell whether this could be a member id."""
-    return "@" in text
+    """Tell whether this is a member id: a name, ``@``, and an incarnation of 1 to 16 lower-case hex digits."""
+    return _IS_NODE_ID.fullmatch(text) is not None

@@ -16,7 +16,7 @@ from acceptance.processes import Answer, Cluster, kvorum
 from bench.processes import free_ports
 from waiting import eventually
 
-from kvorum.identity import Identity
+from kvorum.identity import Identity, incarnation_of, name_of
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import HeartbeatResponse
 from kvorum.transport.handshake import dialling_headers
@@ -316,8 +316,7 @@ def _dial(cluster: Cluster, target: str, sender: str) -> socket.socket:
     status = cluster.status(target)
     assert status is not None
     ids = {member["name"]: member["id"] for member in status["members"]}
-    name, _, incarnation = ids[sender].rpartition("@")
-    identity = Identity(name, incarnation, status["cluster_id"])
+    identity = Identity(name_of(ids[sender]), incarnation_of(ids[sender]), status["cluster_id"])
     headers = dialling_headers(identity, ids[target], f"http://127.0.0.1:{cluster.peer_ports[sender]}", "")
     lines = [
         "GET /raft/v1/stream HTTP/1.1",

@@ -16,6 +16,7 @@ from chaos.network import Network
 from waiting import eventually
 
 from kvorum.commands.serve import EXIT_STORAGE
+from kvorum.identity import name_of
 
 WHOLE_S = 60.0
 """A lost disk or a removed member must be replaced within this time."""
@@ -268,7 +269,7 @@ class Faults:
 
         def whole() -> bool:
             voters = self._voters()
-            names = sorted(voter.partition("@")[0] for voter in voters)
+            names = sorted(name_of(voter) for voter in voters)
             return names == sorted(self._nodes.names) and without not in voters
 
         eventually("all nodes are voters", whole, WHOLE_S)
@@ -278,7 +279,7 @@ class Faults:
         return [member["id"] for member in status["members"] if member["voter"]] if status else []
 
     def _id_of(self, name: str) -> str:
-        return next(voter for voter in self._voters() if voter.partition("@")[0] == name)
+        return next(voter for voter in self._voters() if name_of(voter) == name)
 
     # --- Choices ------------------------------------------------------------------------------------------------
 

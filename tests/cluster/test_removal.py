@@ -22,7 +22,7 @@ from kvorum.cluster.removal import (
     watch_for_removal,
 )
 from kvorum.errors import StorageError
-from kvorum.identity import Identity
+from kvorum.identity import Identity, name_of
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.storage import datadir
@@ -154,7 +154,7 @@ async def pods(folder: Path, leader: str, replicas: int) -> AsyncIterator[Pods]:
 
 
 def voters(node: Node) -> list[str]:
-    return [voter.partition("@")[0] for voter in node.raft.configuration.voters()]
+    return [name_of(voter) for voter in node.raft.configuration.voters()]
 
 
 @pytest.mark.parametrize("leader", ["kv-0", "kv-1", "kv-2"])

@@ -144,6 +144,9 @@ _DISCOVERY = {"discovery_dns", "replicas", "dns_peer_port"}
         ({"advertise_client_url": "http://h:1/path"}, "without path"),
         ({"advertise_client_url": "http://h:99999"}, "advertise_client_url"),
         ({"advertise_peer_url": "h:1"}, "advertise_peer_url"),
+        ({"advertise_peer_url": "http://a..b:1"}, "advertise_peer_url"),
+        ({"advertise_peer_url": "http://h:1?"}, "advertise_peer_url"),
+        ({"advertise_peer_url": "http://h:1\n"}, "advertise_peer_url"),
         ({"config": "/no/such/file"}, "No such file"),
     ],
 )

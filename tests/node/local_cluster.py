@@ -13,6 +13,7 @@ from waiting import until
 from kvorum.cluster.bootstrap import bootstrap
 from kvorum.commands.node import running_node
 from kvorum.config import Config, parse_peers, resolve
+from kvorum.identity import name_of
 from kvorum.kv.commands import Command, Delete, Put, PutResult, Result
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -72,7 +73,7 @@ class LocalCluster:
         send = node.peers.send
 
         def lossy(messages: Iterable[Message]) -> None:
-            send([m for m in messages if (_name(m.sender), _name(m.recipient)) not in self.cut])
+            send([m for m in messages if (name_of(m.sender), name_of(m.recipient)) not in self.cut])
 
         node.peers.send = lossy  # type: ignore[method-assign]
 
@@ -132,10 +133,6 @@ class LocalCluster:
             return len({(n.store.applied_index, n.store.state_hash) for n in self.nodes.values()}) == 1
 
         await until("all nodes agree", same)
-
-
-def _name(node: str) -> str:
-    return node.partition("@")[0]
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvorum.node
-from kvorum.identity import is_node_id, name_of, node_id
+from kvorum.identity import incarnation_of, is_node_id, name_of, node_id
 
 FOLDER = Path(kvorum.node.__file__).parent
 RUNTIME = "runtime.py"
@@ -77,5 +77,13 @@ def test_a_member_id_is_a_name_and_an_incarnation() -> None:
     member = node_id("kv-0", "0123456789abcdef")
 
     assert name_of(member) == "kv-0"
+    assert incarnation_of(member) == "0123456789abcdef"
     assert is_node_id(member)
-    assert not is_node_id("kv-0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["kv-0", "kv-0@", "@1", "kv-0@1@1", "kv-0@g", "kv-0@A", "kv-0@" + "1" * 17, "n\udcff@1", "n\n@1", "n@1\n"],
+)
+def test_anything_else_is_no_member_id(text: str) -> None:
+    assert not is_node_id(text)

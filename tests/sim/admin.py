@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sim.plan import MS, Fault
 
 from kvorum.errors import CallerError
+from kvorum.identity import incarnation_of, name_of, node_id
 from kvorum.raft import AddLearner, Change, Promote, Remove
 from kvorum.raft.messages import Member, NodeId
 
@@ -81,8 +82,7 @@ class Admin:
         node.crash("its disk is lost")
         node.is_lost = True
         self._world.counts["disks lost"] += 1
-        name, incarnation = node.id.split("@")
-        replacement = f"{name}@{int(incarnation) + 1}"
+        replacement = node_id(node.name, str(int(incarnation_of(node.id)) + 1))
         self._world.add_node(replacement)
         changes: list[Change] = [
             AddLearner(Member(replacement, voter=False)),
@@ -126,7 +126,7 @@ class Admin:
             match change:
                 case AddLearner(member):
                     url = self._world.nodes[member.id].url
-                    await product.add_member(member.id.partition("@")[0], url, "", timeout_ms)
+                    await product.add_member(name_of(member.id), url, "", timeout_ms)
                 case Promote(node):
                     await product.promote_member(node, timeout_ms)
                 case Remove(node):

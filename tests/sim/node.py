@@ -30,6 +30,7 @@ from kvorum.errors import (
     NotLeaderError,
     SessionError,
 )
+from kvorum.identity import name_of
 from kvorum.kv.commands import Command, CompareFailed, Delete, Put, Result, SessionRefused
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.store import Store
@@ -99,7 +100,7 @@ class SimNode:
 
     def __init__(self, world: World, node: NodeId, disk: SimDisk) -> None:
         self.id = node
-        self.name = node.partition("@")[0]
+        self.name = name_of(node)
         self.url = f"http://{self.name}:{PORT}"
         self.client_url = f"http://{self.name}:{CLIENT_PORT}"
         self.world = world

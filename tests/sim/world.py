@@ -18,7 +18,7 @@ from sim.peers import SimPeers
 from sim.plan import MS, Plan
 from sim.transcript import describe
 
-from kvorum.identity import Identity
+from kvorum.identity import Identity, incarnation_of, name_of
 from kvorum.raft import Role, bootstrap_entry
 from kvorum.raft.messages import (
     Configuration,
@@ -36,8 +36,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def identity_of(node: NodeId, cluster_id: str) -> Identity:
     """Return who the node with this member id is."""
-    name, incarnation = node.split("@")
-    return Identity(name, incarnation, cluster_id)
+    return Identity(name_of(node), incarnation_of(node), cluster_id)
 
 
 class World:

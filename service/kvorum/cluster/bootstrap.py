@@ -17,8 +17,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from kvorum.cluster.reconcile import MembershipSpecSource
-from kvorum.config import Config, split_address, split_ordinal
-from kvorum.errors import ConfigError
+from kvorum.config import Config, ordinal_of, split_address
 from kvorum.node import Node
 from kvorum.node.hellos import ask_all
 from kvorum.raft.messages import Member
@@ -65,10 +64,7 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
 
 def bootstrap_order(name: str) -> tuple[str, int, str]:
     """Return the sort key by which the first of the expected members is found: by ordinal where there is one."""
-    try:
-        base, ordinal = split_ordinal(name)
-    except ConfigError:
-        return name, -1, name
+    base, ordinal = ordinal_of(name) or (name, -1)
     return base, ordinal, name
 
 
@@ -128,13 +124,11 @@ def peer_url_of(config: Config, name: str) -> str | None:
             return peer.url
     if not config.discovery_dns:
         return None
-    try:
-        base, _ = split_ordinal(name)
-        own_base, _ = split_ordinal(config.name)
-    except ConfigError:
+    split, own = ordinal_of(name), ordinal_of(config.name)
+    if split is None or own is None:
         return None
     port = config.dns_peer_port or split_address(config.listen_peer)[1]
-    return f"http://{name}.{config.discovery_dns}:{port}" if base == own_base else None
+    return f"http://{name}.{config.discovery_dns}:{port}" if split[0] == own[0] else None
 
 
 def _first_members(node: Node, hellos: Mapping[str, Hello | None]) -> tuple[Member, ...]:

@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from typing import Protocol, assert_never
 
 import msgspec
 
+from kvorum.config import ordinal_of
 from kvorum.errors import CallerError
 from kvorum.identity import name_of
 from kvorum.raft.membership import AddLearner, Promote, Remove
@@ -38,8 +38,6 @@ from kvorum.telemetry.logs import RateLimit
 
 PROMOTE_LAG_MAX = 64
 """A learner this many entries or fewer behind has caught up (each entry is a batch; a voter may lag as much)."""
-
-_ORDINAL = re.compile(r"(?P<base>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +63,8 @@ class MembershipSpec(msgspec.Struct, frozen=True):
 
     def is_surplus(self, name: str) -> bool:
         """Tell whether this name should be removed. Nobody should when nobody at all is desired: that is a stop."""
-        match = _ORDINAL.fullmatch(name)
-        return bool(self.base and self.names and match and match["base"] == self.base and name not in self.names)
+        split = ordinal_of(name)
+        return bool(self.base and self.names and split and split[0] == self.base and name not in self.names)
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -243,8 +241,8 @@ def _add(view: View) -> Decision:
 
 
 def _ordinal(node: NodeId) -> int:
-    match = _ORDINAL.fullmatch(name_of(node))
-    return int(match["ordinal"]) if match else -1
+    split = ordinal_of(name_of(node))
+    return split[1] if split else -1
 
 
 def _is_healthy(view: View, node: NodeId) -> bool:

@@ -1,13 +1,23 @@
 """The configuration of a node: its options, where their values come from, and the addresses of members."""
 
-from kvorum.config.addresses import PeerAddress, join_address, parse_peers, split_address, split_ordinal
+from kvorum.config.addresses import (
+    PeerAddress,
+    is_base_url,
+    join_address,
+    ordinal_of,
+    parse_peers,
+    split_address,
+    split_ordinal,
+)
 from kvorum.config.options import REPLICAS_MAX, Config, resolve
 
 __all__ = [
     "REPLICAS_MAX",
     "Config",
     "PeerAddress",
+    "is_base_url",
     "join_address",
+    "ordinal_of",
     "parse_peers",
     "resolve",
     "split_address",

@@ -11,6 +11,11 @@ from kvorum.errors import ConfigError
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 HOST_NAME = re.compile(rf"(?=.{{1,254}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
+_BASE_URL = re.compile(
+    r"(?i:http)://(?:\[(?P<bracketed>[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?)\]|(?P<host>[A-Za-z0-9._-]{1,254}))"
+    r"(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
 _ORDINAL = re.compile(r"(?P<base>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
 
 
@@ -56,16 +61,22 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def ordinal_of(name: str) -> tuple[str, int] | None:
+    """Return the base and the ordinal of a StatefulSet pod's name: ``kv-0`` gives ``kv`` and 0; None: it has none."""
+    match = _ORDINAL.fullmatch(name)
+    return (match["base"], int(match["ordinal"])) if match else None
+
+
 def split_ordinal(name: str) -> tuple[str, int]:
-    """Return the base and the ordinal of a StatefulSet pod's name: ``kv-0`` gives ``kv`` and 0.
+    """Return what :func:`ordinal_of` returns.
 
     Raises:
         ConfigError: the name has no ordinal.
     """
-    match = _ORDINAL.fullmatch(name)
-    if not match:
+    split = ordinal_of(name)
+    if split is None:
         raise ConfigError(f"discovery_dns needs a name that ends in -ORDINAL like kv-0; {name!r} does not")
-    return match["base"], int(match["ordinal"])
+    return split
 
 
 def parse_peers(text: str) -> tuple[PeerAddress, ...]:
@@ -103,6 +114,23 @@ def is_host(host: str) -> bool:
         ipaddress.ip_address(host)
     except ValueError:
         return HOST_NAME.fullmatch(host) is not None
+    return True
+
+
+def is_base_url(url: str) -> bool:
+    """Tell whether this is ``http://HOST``, ``http://HOST:PORT`` or the same with an IPv6 address in brackets.
+
+    Nodes use nothing else as the URL of a node, whoever named it. Other URLs can make the HTTP library raise.
+    """
+    match = _BASE_URL.fullmatch(url)
+    if match is None or (match["port"] is not None and not 1 <= int(match["port"]) <= 65535):
+        return False
+    if match["host"] is not None:
+        return is_host(match["host"])
+    try:
+        ipaddress.IPv6Address(match["bracketed"])
+    except ValueError:
+        return False
     return True
 
 

@@ -17,6 +17,7 @@ from msgspec import Meta
 from kvorum.config.addresses import (
     HOST_NAME,
     PeerAddress,
+    is_base_url,
     is_host,
     is_loopback,
     is_wildcard,
@@ -25,6 +26,7 @@ from kvorum.config.addresses import (
     split_ordinal,
 )
 from kvorum.errors import ConfigError
+from kvorum.identity import is_name
 
 REPLICAS_MAX = 101
 KIB = 1024
@@ -32,7 +34,6 @@ MIB = 1024 * KIB
 
 _DURATION = re.compile(r"([0-9]{1,6})([smhd]?)", re.ASCII)
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +295,7 @@ def finalize_after_s(finalize_after: str) -> float | None:
 
 
 def _check_name(name: str, what: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(f"{what} {name!r} is not 1 to 63 letters, digits, '-', '_' or '.' between letters or digits")
 
 
@@ -361,15 +362,8 @@ def _check_times(config: Config) -> None:
 
 
 def _check_url(url: str, option: str) -> None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{option} {url!r} is not a URL: {error}") from None
-    if parts.scheme != "http" or not is_host(parts.hostname or "") or port == 0:
-        raise ConfigError(f"{option} {url!r} is not http://HOST:PORT")
-    if parts.path or parts.query or parts.fragment or parts.username is not None:
-        raise ConfigError(f"{option} {url!r} must be http://HOST:PORT without path, query or user")
+    if not is_base_url(url):
+        raise ConfigError(f"{option} {url!r} is not http://HOST:PORT without path, query or user")
 
 
 def _check_trace_endpoint(url: str) -> None:

@@ -5,10 +5,9 @@ The limits of keys, values and sessions are part of the state machine and come f
 
 from __future__ import annotations
 
-import re
-from urllib.parse import urlsplit
-
+from kvorum.config import is_base_url
 from kvorum.errors import InvalidRequestError
+from kvorum.identity import is_name
 from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
 
 STALENESS_MS_MAX = 86_400_000
 """The most that a read may accept: a day."""
-_MEMBER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 def bounded_timeout_ms(wanted_ms: int | None, limit_ms: int) -> int:
@@ -61,7 +59,7 @@ def check_member_name(name: str) -> None:
     Raises:
         InvalidRequestError: it cannot.
     """
-    if not _MEMBER_NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidRequestError("the member's name is not 1 to 63 letters, digits, '-', '_' or '.'")
 
 
@@ -71,13 +69,5 @@ def check_member_url(url: str, what: str) -> None:
     Raises:
         InvalidRequestError: it is something else; ``what`` names it.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InvalidRequestError(f"{what} is not a URL") from None
-    plain = url.isascii() and url.isprintable() and " " not in url
-    if not plain or parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in {"", "/"}:
-        raise InvalidRequestError(f"{what} is not http://HOST:PORT")
-    if parts.query or parts.fragment or parts.username is not None:
-        raise InvalidRequestError(f"{what} is http://HOST:PORT without user, query or fragment")
+    if not is_base_url(url):
+        raise InvalidRequestError(f"{what} is not http://HOST:PORT without path, query or user")

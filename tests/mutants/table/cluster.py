@@ -184,8 +184,8 @@ sync_folder(folder)
         "scale",
         "Zero replicas remove every member.",
         "cluster.reconcile:MembershipSpec.is_surplus",
-        "bool(self.base and self.names and match and match['base'] == self.base and name not in self.names)",
-        "bool(self.base and match and match['base'] == self.base and name not in self.names)",
+        "bool(self.base and self.names and split and split[0] == self.base and name not in self.names)",
+        "bool(self.base and split and split[0] == self.base and name not in self.names)",
     ),
     Mutant(
         "B27",

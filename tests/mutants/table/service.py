@@ -120,6 +120,22 @@ MUTANTS = (
     ),
     Mutant(
         "limits",
+        "A member can have a URL whose host has an empty label.",
+        "config.addresses:is_base_url",
+        "is_host(match['host'])",
+        "True",
+        "tests/service",
+    ),
+    Mutant(
+        "limits",
+        "A member can have a URL whose port is over 65535.",
+        "config.addresses:is_base_url",
+        "match['port'] is not None and not 1 <= int(match['port']) <= 65535",
+        "False",
+        "tests/service",
+    ),
+    Mutant(
+        "limits",
         "The client URL of a new member is not checked.",
         "service.service:Service._change_members",
         "limits.check_member_url(client_url, 'client_url')",
