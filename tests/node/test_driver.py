@@ -31,7 +31,7 @@ from kvorum.raft.messages import (
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport import SnapshotChunk
 
 MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
 

@@ -15,7 +15,7 @@ from waiting import until
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.messages import AppendEntries, Message
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport import SnapshotChunk
 
 FRESH_MS = 500
 

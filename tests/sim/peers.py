@@ -17,9 +17,7 @@ from sim.loop import ProcessKilled, SimLoop
 from kvorum.errors import IdentityRejectedError, PeerError, StorageError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId
-from kvorum.transport import Greeting, Hello
-from kvorum.transport.port import NodeHandler
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport import Greeting, Hello, NodeHandler, SnapshotChunk
 
 if TYPE_CHECKING:
     from sim.node import SimNode

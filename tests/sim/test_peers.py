@@ -17,14 +17,13 @@ from kvorum.errors import PeerError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import HeartbeatResponse, Message, NodeId
-from kvorum.transport import Greeting, Hello
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport import Greeting, Hello, SnapshotChunk
 
 T = TypeVar("T")
 
 
 class Peer:
-    """A process that only listens and calls: the test's own :class:`~kvorum.transport.port.NodeHandler`."""
+    """A process that only listens and calls: the test's own :class:`~kvorum.transport.interface.NodeHandler`."""
 
     def __init__(self, net: Net, name: str, cluster_id: str = CLUSTER) -> None:
         self.identity = Identity(name, "1", cluster_id)

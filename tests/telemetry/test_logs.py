@@ -19,9 +19,9 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import LIBRARY_INTERVAL_S, configure
-from kvorum.transport import Greeting, Hello, PeerServer
+from kvorum.transport import Greeting, Hello, SnapshotChunk
 from kvorum.transport.handshake import dialling_headers
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.server import PeerServer
 
 SERVER = Identity("n1", "1" * 16, "c" * 32)
 

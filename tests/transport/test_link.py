@@ -19,11 +19,12 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import decode, encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import Greeting, Hello, PeerServer, Transport
+from kvorum.transport import Greeting, Hello, SnapshotChunk
 from kvorum.transport import link as link_module
 from kvorum.transport.handshake import dialling_headers
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
+from kvorum.transport.transport import Transport
 
 US = Identity("n1", "1" * 16, "c" * 32)
 PEER = Identity("n2", "2" * 16, "c" * 32)

@@ -19,9 +19,10 @@ from waiting import until
 
 from kvorum.errors import IdentityRejectedError, PeerError
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import PeerServer, Transport
 from kvorum.transport.handshake import check_greeting, dialling_headers
+from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
+from kvorum.transport.transport import Transport
 
 N2, N3 = "n2@" + "2" * 16, "n3@" + "3" * 16
 

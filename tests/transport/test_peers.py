@@ -21,10 +21,11 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import Greeting, Hello, PeerServer, Transport, link
+from kvorum.transport import Greeting, Hello, SnapshotChunk, link
 from kvorum.transport.handshake import dialling_headers
-from kvorum.transport.server import FRAME_BYTES_MAX, SnapshotChunk
+from kvorum.transport.server import FRAME_BYTES_MAX, PeerServer
 from kvorum.transport.settings import Dialling
+from kvorum.transport.transport import Transport
 
 CLUSTER = "c" * 32
 SERVER = Identity("n1", "1" * 16, CLUSTER)

@@ -15,9 +15,9 @@ from bench.processes import free_ports
 from kvorum.errors import PeerError
 from kvorum.identity import Identity
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import Transport
 from kvorum.transport.server import SNAPSHOT_CHUNK_BYTES
 from kvorum.transport.settings import Dialling
+from kvorum.transport.transport import Transport
 
 ENDLESS = 64
 """Chunks after which a client that still reads has been had."""

@@ -12,7 +12,7 @@ from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.storage.log import SqliteStorage
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import PeerPort
+from kvorum.transport.port import PeerPort
 
 if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer

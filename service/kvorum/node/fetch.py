@@ -16,7 +16,7 @@ from kvorum.raft.messages import Fetch, NodeId, Snapshot
 from kvorum.storage.interface import SnapshotInfo, Storage
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.interface import SnapshotChunk
 
 log = logging.getLogger("kvorum.snapshot")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from kvorum.errors import PeerError
 from kvorum.node.ports import Peers
-from kvorum.transport.handshake import Hello
+from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.node")
 

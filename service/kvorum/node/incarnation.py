@@ -13,7 +13,7 @@ from kvorum.identity import Identity
 from kvorum.node.ports import Threads
 from kvorum.node.supervisor import Supervisor
 from kvorum.storage.interface import Loaded, Storage
-from kvorum.transport.handshake import Greeting
+from kvorum.transport.interface import Greeting
 
 log = logging.getLogger("kvorum.node")
 

@@ -34,7 +34,7 @@ from kvorum.node.turns import Turns
 from kvorum.raft import Change, Raft
 from kvorum.raft.messages import Configuration, Member, NodeId
 from kvorum.status import Check, NodeStatus
-from kvorum.transport.handshake import Hello
+from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.node")
 

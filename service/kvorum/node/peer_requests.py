@@ -17,11 +17,12 @@ from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import NodeId
-from kvorum.transport.handshake import PROTOCOLS, Greeting, Hello, token_digest
+from kvorum.transport.handshake import token_digest
+from kvorum.transport.interface import PROTOCOLS, Greeting, Hello
 
 
 class PeerRequests:
-    """Answers the peer port (:class:`~kvorum.transport.port.NodeHandler`).
+    """Answers the peer port (:class:`~kvorum.transport.interface.NodeHandler`).
 
     Args:
         config: what this node was told.

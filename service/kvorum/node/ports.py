@@ -21,9 +21,7 @@ from kvorum.raft import Raft
 from kvorum.raft.messages import Message, NodeId
 from kvorum.storage.interface import Storage
 from kvorum.telemetry.counters import Counters
-from kvorum.transport.handshake import Hello
-from kvorum.transport.port import NodeHandler
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.interface import Hello, NodeHandler, SnapshotChunk
 
 if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer

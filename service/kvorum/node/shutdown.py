@@ -17,7 +17,7 @@ from kvorum.node.proposals import Proposals
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import NodeId
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import Hello
+from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.node")
 

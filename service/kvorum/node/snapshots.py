@@ -17,7 +17,7 @@ from kvorum.raft import Raft
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.interface import SnapshotFile, Storage
 from kvorum.telemetry.counters import Counters
-from kvorum.transport.server import SnapshotChunk
+from kvorum.transport.interface import SnapshotChunk
 
 log = logging.getLogger("kvorum.snapshot")
 

@@ -6,11 +6,11 @@ stream that the peer had dialled. Order holds within a stream; what is lost with
 
 Every connection begins with a handshake (:mod:`kvorum.transport.handshake`): which cluster, from whom, to whom, each
 with the incarnation of its disk. Whatever does not match is refused and counted.
+
+This module offers the types only, so that importing it opens no door to the network: the port itself is
+:class:`kvorum.transport.port.PeerPort`.
 """
 
-from kvorum.transport.handshake import Greeting, Hello
-from kvorum.transport.port import NodeHandler, PeerPort
-from kvorum.transport.server import PeerHandler, PeerServer
-from kvorum.transport.transport import Transport
+from kvorum.transport.interface import Greeting, Hello, NodeHandler, PeerHandler, SnapshotChunk
 
-__all__ = ["Greeting", "Hello", "NodeHandler", "PeerHandler", "PeerPort", "PeerServer", "Transport"]
+__all__ = ["Greeting", "Hello", "NodeHandler", "PeerHandler", "SnapshotChunk"]

@@ -13,19 +13,12 @@ import hmac
 import re
 from collections.abc import Mapping
 
-import msgspec
-
 from kvorum import __version__
 from kvorum.errors import IdentityRejectedError
-from kvorum.identity import Identity, is_node_id, name_of, node_id
+from kvorum.identity import Identity, is_node_id, name_of
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
-
-PROTOCOLS = (1, 1)
-"""The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
-older server would misread them; what an older server skips (a field, a kind of message) needs no new protocol."""
-FIRST_VERSION = "0.1.0"
-"""The version of a peer that announces none."""
+from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, Greeting
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
 HEADER_PROTOCOLS = "X-Kvorum-Protocols"
@@ -39,55 +32,6 @@ HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
 _VERSION_CHARS_MAX = 64
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
-
-
-class Greeting(msgspec.Struct, frozen=True):
-    """What the dialling side says of itself, once checked."""
-
-    cluster_id: str
-    sender: str
-    """Its member id, ``name@incarnation``."""
-    peer_url: str
-    protocol: int = PROTOCOLS[0]
-    """The highest protocol that both speak."""
-    highest_level: int = FIRST_LEVEL
-    """The highest feature level that it supports."""
-    version: str = FIRST_VERSION
-    """Its version of Kvorum."""
-
-
-class Hello(msgspec.Struct, frozen=True):
-    """A node's answer to ``GET /raft/v1/hello``: who it is, before anybody trusts it with anything."""
-
-    name: str
-    incarnation: str
-    cluster_id: str
-    """Empty: it has never been in a cluster."""
-    expected: tuple[str, ...]
-    """The names of the first members, as this node was told."""
-    token: str
-    """SHA-256 of the bootstrap token, hex."""
-    peer_url: str
-    client_url: str
-    term: int = 0
-    is_leader: bool = False
-    members: tuple[str, ...] = ()
-    """The member ids of its configuration in force; empty: it has none."""
-    configuration_index: int = 0
-    configuration_committed: bool = False
-    is_serving: bool = False
-    """It is ready: a voter, with a leader, caught up, and not stopping."""
-    empty: bool = False
-    """Its log is empty, and always was."""
-    version: str = FIRST_VERSION
-    protocols: tuple[int, int] = (1, 1)
-    levels: tuple[int, int] = (1, 1)
-    """The lowest and the highest feature level that it supports."""
-
-    @property
-    def node_id(self) -> str:
-        """``name@incarnation``."""
-        return node_id(self.name, self.incarnation)
 
 
 def token_digest(token: str) -> str:

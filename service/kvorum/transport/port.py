@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from random import Random
-from typing import Protocol
 
 import aiohttp
 from aiohttp import web
@@ -15,20 +14,14 @@ from kvorum.config import Config, split_address
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import NodeId
 from kvorum.telemetry.counters import Counters
-from kvorum.transport.server import PeerHandler, PeerServer
+from kvorum.transport.interface import NodeHandler
+from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import DNS_CACHE_S, Transport
 
 CONNECT_TIMEOUT_S = 5.0
 STREAM_SILENCE_MIN_S = 10.0
 """A stream without a frame for ten election timeouts, but at least this long, is taken for dead."""
-
-
-class NodeHandler(PeerHandler, Protocol):
-    """What the peer port asks of the node."""
-
-    def on_broken(self, recipient: NodeId) -> None:
-        """Our stream to a peer broke."""
 
 
 class PeerPort:

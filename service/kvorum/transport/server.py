@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import KeysView
-from typing import Protocol
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
-from kvorum.identity import Identity, name_of
-from kvorum.kv.state_hash import StateDigest
+from kvorum.identity import name_of
 from kvorum.raft.codec import Frame, decode_frame
-from kvorum.raft.messages import Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import Greeting, Hello, check_greeting, digest_text
+from kvorum.transport.handshake import check_greeting, digest_text
+from kvorum.transport.interface import Greeting, PeerHandler
 
 log = logging.getLogger("kvorum.transport")
 
@@ -30,55 +28,6 @@ SNAPSHOT_CHUNK_BYTES = 1 << 20
 HEADER_SIZE = "X-Kvorum-Snapshot-Bytes"
 HEADER_SHA256 = "X-Kvorum-Snapshot-Sha256"
 HEADER_INDEX = "X-Kvorum-Snapshot-Index"
-
-
-class SnapshotChunk(msgspec.Struct, frozen=True):
-    """A piece of a snapshot file, and what the whole file is."""
-
-    data: bytes
-    last_index: int
-    size_bytes: int
-    sha256: str
-
-
-class PeerHandler(Protocol):
-    """What the peer port asks of the node; the tests' fake is the second implementation."""
-
-    @property
-    def identity(self) -> Identity:
-        """Who we are now."""
-
-    def hello(self) -> Hello:
-        """Return what we say of ourselves to anybody."""
-
-    async def join(self, greeting: Greeting) -> None:
-        """Make the caller's cluster ours, durably; called only while we have none.
-
-        Raises:
-            IdentityRejectedError: no.
-        """
-
-    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
-        """Take checked messages, all from ``sender``."""
-
-    def on_connected(self, greeting: Greeting) -> None:
-        """A peer's stream to us is open."""
-
-    def on_disconnected(self, sender: str) -> None:
-        """A peer's stream to us broke."""
-
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
-        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
-
-        Raises:
-            StorageError: there is no such snapshot (any more).
-        """
-
-    def state_hash_at(self, index: int) -> StateDigest | None:
-        """Return the digest of the state after applying ``index``, if it is remembered."""
-
-    def suspect_state(self, index: int) -> None:
-        """A peer's state differs from ours at ``index``: find out which of us is wrong."""
 
 
 class PeerServer:

@@ -12,14 +12,14 @@ import msgspec
 from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
-from kvorum.transport.handshake import Hello, dialling_headers, parse_digest
+from kvorum.transport.handshake import dialling_headers, parse_digest
+from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
 from kvorum.transport.server import (
     HEADER_INDEX,
     HEADER_SHA256,
     HEADER_SIZE,
     SNAPSHOT_CHUNK_BYTES,
-    SnapshotChunk,
 )
 from kvorum.transport.settings import Dialling
 

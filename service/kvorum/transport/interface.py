@@ -1,0 +1,123 @@
+"""What a node and its peer port say to each other: types only, nothing here opens a socket."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from kvorum.identity import Identity, node_id
+from kvorum.kv.features import FIRST_LEVEL
+from kvorum.kv.state_hash import StateDigest
+from kvorum.raft.messages import Message, NodeId
+
+PROTOCOLS = (1, 1)
+"""The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
+older server would misread them; what an older server skips (a field, a kind of message) needs no new protocol."""
+FIRST_VERSION = "0.1.0"
+"""The version of a peer that announces none."""
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """What the dialling side says of itself, once checked."""
+
+    cluster_id: str
+    sender: str
+    """Its member id, ``name@incarnation``."""
+    peer_url: str
+    protocol: int = PROTOCOLS[0]
+    """The highest protocol that both speak."""
+    highest_level: int = FIRST_LEVEL
+    """The highest feature level that it supports."""
+    version: str = FIRST_VERSION
+    """Its version of Kvorum."""
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """A node's answer to ``GET /raft/v1/hello``: who it is, before anybody trusts it with anything."""
+
+    name: str
+    incarnation: str
+    cluster_id: str
+    """Empty: it has never been in a cluster."""
+    expected: tuple[str, ...]
+    """The names of the first members, as this node was told."""
+    token: str
+    """SHA-256 of the bootstrap token, hex."""
+    peer_url: str
+    client_url: str
+    term: int = 0
+    is_leader: bool = False
+    members: tuple[str, ...] = ()
+    """The member ids of its configuration in force; empty: it has none."""
+    configuration_index: int = 0
+    configuration_committed: bool = False
+    is_serving: bool = False
+    """It is ready: a voter, with a leader, caught up, and not stopping."""
+    empty: bool = False
+    """Its log is empty, and always was."""
+    version: str = FIRST_VERSION
+    protocols: tuple[int, int] = (1, 1)
+    levels: tuple[int, int] = (1, 1)
+    """The lowest and the highest feature level that it supports."""
+
+    @property
+    def node_id(self) -> str:
+        """``name@incarnation``."""
+        return node_id(self.name, self.incarnation)
+
+
+class SnapshotChunk(msgspec.Struct, frozen=True):
+    """A piece of a snapshot file, and what the whole file is."""
+
+    data: bytes
+    last_index: int
+    size_bytes: int
+    sha256: str
+
+
+class PeerHandler(Protocol):
+    """What the peer port asks of the node; the tests' fake is the second implementation."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are now."""
+
+    def hello(self) -> Hello:
+        """Return what we say of ourselves to anybody."""
+
+    async def join(self, greeting: Greeting) -> None:
+        """Make the caller's cluster ours, durably; called only while we have none.
+
+        Raises:
+            IdentityRejectedError: no.
+        """
+
+    def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
+        """Take checked messages, all from ``sender``."""
+
+    def on_connected(self, greeting: Greeting) -> None:
+        """A peer's stream to us is open."""
+
+    def on_disconnected(self, sender: str) -> None:
+        """A peer's stream to us broke."""
+
+    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+
+        Raises:
+            StorageError: there is no such snapshot (any more).
+        """
+
+    def state_hash_at(self, index: int) -> StateDigest | None:
+        """Return the digest of the state after applying ``index``, if it is remembered."""
+
+    def suspect_state(self, index: int) -> None:
+        """A peer's state differs from ours at ``index``: find out which of us is wrong."""
+
+
+class NodeHandler(PeerHandler, Protocol):
+    """What the peer port asks of the node."""
+
+    def on_broken(self, recipient: NodeId) -> None:
+        """Our stream to a peer broke."""
