@@ -28,6 +28,9 @@ async def ask_all(
         except PeerError as error:
             log.debug("%s does not answer: %s", node, error)
             return None
+        except Exception as error:  # noqa: BLE001 (one answer from outside must not end those who ask)
+            log.warning("the hello of %s failed unexpectedly: %r", node, error)
+            return None
 
     answers = await asyncio.gather(*(ask(node, url) for node, url in urls.items()))
     return dict(zip(urls, answers, strict=True))

@@ -104,7 +104,7 @@ class Peers(Protocol):
         """Ask who answers at this peer port.
 
         Raises:
-            PeerError: nobody, or nobody that makes sense.
+            PeerError: no answer, or not a valid hello.
         """
 
     async def snapshot_chunk(

@@ -13,12 +13,16 @@ import hmac
 import re
 from collections.abc import Mapping
 
+import msgspec
+
 from kvorum import __version__
-from kvorum.errors import IdentityRejectedError
+from kvorum.config import is_base_url
+from kvorum.errors import IdentityRejectedError, MalformedMessageError
 from kvorum.identity import Identity, is_node_id, name_of
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
+from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
 from kvorum.kv.state_hash import StateDigest
-from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, Greeting
+from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, VERSION_CHARS_MAX, Greeting, Hello
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
 HEADER_PROTOCOLS = "X-Kvorum-Protocols"
@@ -30,7 +34,9 @@ HEADER_TO = "X-Kvorum-To"
 HEADER_URL = "X-Kvorum-Peer-Url"
 HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
-_VERSION_CHARS_MAX = 64
+_DIGEST = re.compile(
+    r"(?:(?P<version>[0-9]{1,9}) )?(?P<chain>[0-9a-f]{1,16})(?(version) (?P<records>-|[0-9a-f]{1,32}))", re.ASCII
+)
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 
@@ -87,7 +93,7 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         headers.get(HEADER_URL, "")[:_FIELD_CHARS_MAX],
         min(highest, PROTOCOLS[1]),
         highest_level,
-        headers.get(HEADER_VERSION, FIRST_VERSION)[:_VERSION_CHARS_MAX],
+        headers.get(HEADER_VERSION, FIRST_VERSION)[:VERSION_CHARS_MAX],
     )
 
 
@@ -101,9 +107,34 @@ def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> 
     match = _RANGE.fullmatch(text)
     if match is None or int(match[1]) > int(match[2] or match[1]):
         raise IdentityRejectedError(
-            "version", f"{sender!r} announces {name}: {text[:_VERSION_CHARS_MAX]!r}, which is not a range"
+            "version", f"{sender!r} announces {name}: {text[:VERSION_CHARS_MAX]!r}, which is not a range"
         )
     return int(match[1]), int(match[2] or match[1])
+
+
+def decode_hello(body: bytes) -> Hello:
+    """Return the hello that somebody answered.
+
+    Raises:
+        MalformedMessageError: it is none.
+    """
+    try:
+        hello = msgspec.json.decode(body, type=Hello)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessageError(f"not a hello: {error}") from error
+    if not is_node_id(hello.node_id):
+        raise MalformedMessageError(f"not a hello: {hello.node_id!r} is not a member id")
+    for url in (hello.peer_url, hello.client_url):
+        if url and not is_base_url(url):
+            raise MalformedMessageError(f"not a hello: {url!r} is not the URL of a node")
+    if not is_plain(hello.version, VERSION_CHARS_MAX) or not is_plain(hello.cluster_id, CLUSTER_ID_BYTES_MAX):
+        raise MalformedMessageError(f"not a hello: version {hello.version!r}, cluster {hello.cluster_id!r}")
+    return hello
+
+
+def is_plain(text: str, chars_max: int) -> bool:
+    """Tell whether this is printable ASCII of bounded length: fit for a log line, a header, JSON and a metric."""
+    return len(text) <= chars_max and text.isascii() and text.isprintable()
 
 
 def digest_text(digest: StateDigest) -> str:
@@ -120,12 +151,10 @@ def parse_digest(text: str) -> StateDigest:
     Raises:
         ValueError: it is none.
     """
-    match text.split():
-        case [chain]:
-            return StateDigest(1, int(chain, 16))
-        case [version, chain, "-"]:
-            return StateDigest(int(version), int(chain, 16))
-        case [version, chain, records]:
-            return StateDigest(int(version), int(chain, 16), int(records, 16))
-        case _:
-            raise ValueError(f"{text[:64]!r} is not a digest")
+    match = _DIGEST.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:64]!r} is not a digest")
+    records = match["records"]
+    return StateDigest(
+        int(match["version"] or 1), int(match["chain"], 16), None if records in (None, "-") else int(records, 16)
+    )

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
-from kvorum.identity import Identity, node_id
+from kvorum.identity import NAME_CHARS_MAX, Identity, node_id
 from kvorum.kv.features import FIRST_LEVEL
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import Message, NodeId
+from kvorum.raft.messages import Message, NodeId, Number
 
 PROTOCOLS = (1, 1)
 """The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
 older server would misread them; what an older server skips (a field, a kind of message) needs no new protocol."""
 FIRST_VERSION = "0.1.0"
 """The version of a peer that announces none."""
+LEVEL_MAX = 10**9 - 1
+"""No version announces a higher protocol or feature level."""
+VERSION_CHARS_MAX = 64
+URL_CHARS_MAX = 512
+
+_Level = Annotated[int, Meta(ge=0, le=LEVEL_MAX)]
+_Name = Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
+_MemberId = Annotated[str, Meta(max_length=NAME_CHARS_MAX + 17)]
+_Url = Annotated[str, Meta(max_length=URL_CHARS_MAX)]
+_Hex64 = Annotated[str, Meta(max_length=64)]
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -26,7 +37,7 @@ class Greeting(msgspec.Struct, frozen=True):
     """Its member id, ``name@incarnation``."""
     peer_url: str
     protocol: int = PROTOCOLS[0]
-    """The highest protocol that both speak."""
+    """The highest protocol that both speak. This version does not use it: there is one protocol so far."""
     highest_level: int = FIRST_LEVEL
     """The highest feature level that it supports."""
     version: str = FIRST_VERSION
@@ -34,31 +45,37 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """A node's answer to ``GET /raft/v1/hello``: who it is, before anybody trusts it with anything."""
+    """A node's answer to ``GET /raft/v1/hello``: who it is, before anybody trusts it with anything.
 
-    name: str
-    incarnation: str
-    cluster_id: str
+    Anybody may answer a hello, so every field is bounded; :func:`kvorum.transport.handshake.decode_hello` checks what
+    the types do not say.
+    """
+
+    name: _Name
+    incarnation: Annotated[str, Meta(max_length=16)]
+    cluster_id: _Hex64
     """Empty: it has never been in a cluster."""
-    expected: tuple[str, ...]
+    expected: tuple[_Name, ...]
     """The names of the first members, as this node was told."""
-    token: str
+    token: _Hex64
     """SHA-256 of the bootstrap token, hex."""
-    peer_url: str
-    client_url: str
-    term: int = 0
+    peer_url: _Url
+    client_url: _Url
+    term: Number = 0
     is_leader: bool = False
-    members: tuple[str, ...] = ()
+    members: tuple[_MemberId, ...] = ()
     """The member ids of its configuration in force; empty: it has none."""
-    configuration_index: int = 0
+    configuration_index: Number = 0
     configuration_committed: bool = False
     is_serving: bool = False
     """It is ready: a voter, with a leader, caught up, and not stopping."""
     empty: bool = False
     """Its log is empty, and always was."""
-    version: str = FIRST_VERSION
-    protocols: tuple[int, int] = (1, 1)
-    levels: tuple[int, int] = (1, 1)
+    version: Annotated[str, Meta(max_length=VERSION_CHARS_MAX)] = FIRST_VERSION
+    protocols: tuple[_Level, _Level] = (1, 1)
+    """The lowest and the highest protocol that it speaks. This version does not use them: every connection negotiates
+    its own. A later version, whose lowest protocol is higher, can tell from them whom it cannot talk to."""
+    levels: tuple[_Level, _Level] = (1, 1)
     """The lowest and the highest feature level that it supports."""
 
     @property

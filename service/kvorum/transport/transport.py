@@ -7,12 +7,11 @@ import logging
 from collections.abc import Callable, Container, Iterable, Mapping
 
 import aiohttp
-import msgspec
 
 from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
-from kvorum.transport.handshake import dialling_headers, parse_digest
+from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
 from kvorum.transport.server import (
@@ -30,6 +29,7 @@ DNS_CACHE_S = 1
 STRANGERS_MAX = 16
 """Servers that are not in our configuration and yet called us: candidates of a newer one, the leader of a joiner."""
 REQUEST_TIMEOUT_S = 5.0
+HELLO_BYTES_MAX = 64 * 1024
 
 
 class Transport:
@@ -130,13 +130,10 @@ class Transport:
         """Ask who answers at this peer port.
 
         Raises:
-            PeerError: nobody, or nobody that makes sense.
+            PeerError: no answer, or not a valid hello.
         """
-        _, body = await self._request("GET", f"{url}/raft/v1/hello", {}, timeout_s)
-        try:
-            return msgspec.json.decode(body, type=Hello)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise MalformedMessageError(f"{url} sent no valid hello: {error}") from error
+        _, body = await self._request("GET", f"{url}/raft/v1/hello", {}, timeout_s, HELLO_BYTES_MAX)
+        return decode_hello(body)
 
     async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
         """Fetch a piece of a member's snapshot file (``last_index`` 0: its newest, at ``at_least`` or later).
@@ -176,32 +173,33 @@ class Transport:
         return await self._request(method, url + path, headers, timeout_s)
 
     async def _request(
-        self, method: str, url: str, headers: dict[str, str], timeout_s: float
+        self, method: str, url: str, headers: dict[str, str], timeout_s: float, bytes_max: int = SNAPSHOT_CHUNK_BYTES
     ) -> tuple[Mapping[str, str], bytes]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._dialling.session().request(
                 method, url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                body = await _read_bounded(response)
+                body = await _read_bounded(response, bytes_max)
                 if response.status >= 300:
                     raise PeerError(f"{url} answers {response.status}: {body[:200].decode(errors='replace').strip()}")
                 return response.headers, body
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            # ValueError: the URL is none that the library can dial.
             raise PeerError(f"{url}: {error or type(error).__name__}") from error
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body; no answer of a peer is longer than a piece of a snapshot.
+async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """Return the body.
 
     Raises:
-        MalformedMessageError: this one is.
+        MalformedMessageError: it is longer than ``bytes_max``.
     """
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > SNAPSHOT_CHUNK_BYTES:
-            raise MalformedMessageError(f"{response.url} answers more than {SNAPSHOT_CHUNK_BYTES} bytes")
+        if len(body) > bytes_max:
+            raise MalformedMessageError(f"{response.url} answers more than {bytes_max} bytes")
     return bytes(body)
 
 
