@@ -63,6 +63,7 @@ class SilentNode:
 
 @asynccontextmanager
 async def peer_port(counters: Counters) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    counters.keep_peers(["n2", "n3"])
     server = PeerServer(SilentNode(), counters, "word", 10.0)
     runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=1)
     await runner.setup()

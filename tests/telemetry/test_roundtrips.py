@@ -44,6 +44,7 @@ def measured(counters: Counters) -> list[object]:
 
 def test_an_answer_ends_the_oldest_heartbeat_of_its_round(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     clock.now += 0.1
@@ -58,6 +59,7 @@ def test_an_answer_ends_the_oldest_heartbeat_of_its_round(clock: Clock) -> None:
 
 def test_heartbeats_of_earlier_rounds_are_given_up(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     clock.now += 5
@@ -69,6 +71,7 @@ def test_heartbeats_of_earlier_rounds_are_given_up(clock: Clock) -> None:
 
 def test_an_answer_to_nothing_is_not_counted(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.answered(answer(7))
     trips.sent((heartbeat(8),))
@@ -79,6 +82,7 @@ def test_an_answer_to_nothing_is_not_counted(clock: Clock) -> None:
 
 def test_a_broken_stream_takes_its_heartbeats_with_it(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     trips.forget(PEER)
@@ -89,6 +93,7 @@ def test_a_broken_stream_takes_its_heartbeats_with_it(clock: Clock) -> None:
 
 def test_a_dropped_message_leaves_no_answer_to_be_matched_wrongly(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7),))
     counters.messages_dropped["n2"] += 1
@@ -105,6 +110,7 @@ def test_a_dropped_message_leaves_no_answer_to_be_matched_wrongly(clock: Clock) 
 
 def test_peers_are_told_apart(clock: Clock) -> None:
     counters = Counters()
+    counters.keep_peers(["n2", "n3"])
     trips = RoundTrips(counters, clock)
     trips.sent((heartbeat(7), heartbeat(7, "n3@0")))
     clock.now += 0.5

@@ -242,6 +242,7 @@ class Handler:
 def test_a_stream_that_falls_silent_is_closed_and_one_that_does_not_stays() -> None:
     async def run() -> None:
         handler, counters = Handler(), Counters()
+        counters.keep_peers(["n1"])
         server = PeerServer(handler, counters, "", stream_silence_s=2.0)
         runner = web.AppRunner(server.app, shutdown_timeout=0.1)
         await runner.setup()

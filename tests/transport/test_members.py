@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,12 +15,17 @@ import pytest
 from aiohttp import web
 from bench.processes import free_ports
 from transport.test_link import US, connected
-from transport.test_peers import CALLER, SERVER, FakeNode
+from transport.test_peers import CALLER, SERVER, FakeNode, Port, message, port
 from waiting import until
 
+from kvorum.config import Config, resolve
 from kvorum.errors import IdentityRejectedError, PeerError
+from kvorum.raft.codec import encode
 from kvorum.telemetry.counters import Counters
+from kvorum.transport import NodeHandler
+from kvorum.transport import transport as transport_module
 from kvorum.transport.handshake import check_greeting, dialling_headers
+from kvorum.transport.port import PeerPort
 from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import Transport
@@ -102,18 +108,27 @@ def test_the_stream_to_a_server_that_is_no_member_ends_when_it_hangs_up() -> Non
     asyncio.run(run())
 
 
-def test_a_link_that_dies_of_a_bug_is_reported() -> None:
+def test_a_link_that_ends_of_a_bug_is_reported_and_made_anew(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "REPLACE_LINK_S", 0.01)
+
     async def run() -> None:
-        reported: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        dials = Dials()
+        bugs = [LookupError("a bug"), RecursionError("another")]
 
         def session() -> aiohttp.ClientSession:
-            raise LookupError("a bug")
+            if bugs:
+                raise bugs.pop()
+            return cast("aiohttp.ClientSession", SimpleNamespace(ws_connect=dials.ws_connect))
 
         transport = Transport(Dialling(lambda: US, "http://us", "", session, Counters(), Random(1)), lambda _: None)
         transport.set_members({N2: "http://n2:1"})
-        await until("it is reported", lambda: reported)
-        assert reported[0]["message"] == f"link to {N2} failed"
+        await until("a new link dials", lambda: dials.urls == ["http://n2:1"])
+        assert [m for m in caplog.messages if "unexpectedly" in m] == [
+            f"link to {N2} ended unexpectedly: RecursionError('another')",
+            f"link to {N2} ended unexpectedly: LookupError('a bug')",
+        ]
         await transport.close()
 
     asyncio.run(run())
@@ -174,17 +189,105 @@ def test_the_bootstrap_token_is_not_sent() -> None:
     assert [value for value in headers.values() if "the word" in value] == []
 
 
-def test_what_a_caller_says_of_itself_is_cut_to_a_length() -> None:
-    headers = dialling_headers(CALLER, SERVER.node_id, "http://" + "x" * 10_000, "")
-    assert len(check_greeting(headers, SERVER, "").peer_url) == 512
+@pytest.mark.parametrize("url", ["http://a..b:9004", "ftp://h:1", "http://h:1/path", "h:1", ""])
+def test_a_peer_url_that_cannot_be_dialled_counts_as_none(url: str) -> None:
+    headers = dialling_headers(CALLER, SERVER.node_id, url, "")
+    assert check_greeting(headers, SERVER, "").peer_url == ""
 
 
-def test_refusals_are_logged_once_each_and_remembered_up_to_a_bound(caplog: pytest.LogCaptureFixture) -> None:
-    server = PeerServer(FakeNode(), Counters(), "", 1.0)
-    request = cast("web.Request", SimpleNamespace(remote="10.0.0.1"))
-    for _ in range(3):
-        server._refusal(IdentityRejectedError("token", "one"), request)
-    assert [record.getMessage() for record in caplog.records] == ["refused a peer at 10.0.0.1: one"]
+def test_a_member_whose_url_cannot_be_dialled_is_called_where_it_moves_to() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, counters, _):
+            peer.may_read.set()
+            url = f"http://127.0.0.1:{peer.port}"
+            transport.set_members({N2: url, N3: "http://a..b:9004"})
+            await until("it is not reached", lambda: counters.peer_failures["n3", "unreachable"])
+            transport.set_members({N2: url, N3: url})
+            await until("it is reached", lambda: transport.is_connected(N3), 20)
+
+    asyncio.run(run())
+
+
+def test_refusals_are_logged_once_a_reason_and_minute_whatever_name_a_stranger_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    counters = Counters()
+    counters.keep_peers(["n2"])
+    server = PeerServer(FakeNode(), counters, "", 1.0, lambda: now[0])
+
+    def refuse(sender: str, reason: str = "token") -> None:
+        request = cast("web.Request", SimpleNamespace(remote="10.0.0.1", headers={"X-Kvorum-From": sender}))
+        server._refusal(IdentityRejectedError(reason, sender), request)
+
     for number in range(1000):
-        server._refusal(IdentityRejectedError("token", f"another {number}"), request)
-        assert len(server._rejections) <= 256
+        refuse(f"s{number}@1")
+    refuse("n2@1")
+    refuse("s@1", "cluster")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"refused a peer at 10.0.0.1: {sender}" for sender in ("s0@1", "n2@1", "s@1")
+    ]
+    now[0] = 60.0
+    refuse("s@1")
+    assert caplog.messages[-1] == "refused a peer at 10.0.0.1: s@1 (999 more since the last such line)"
+    assert len(server._refusals) == 3
+
+
+def _has_received(it: Port, count: int) -> bool:
+    return len(it.node.received) == count
+
+
+def test_a_stranger_chooses_no_label_and_the_figures_of_a_removed_member_go() -> None:
+    async def run() -> None:
+        async with port() as it:
+            for number in range(20):
+                sender = f"s{number}@{number}"
+                stream = await it.dial(**{"from": sender})
+                await stream.send_bytes(encode([message(sender=sender)]))
+                await until("it is read", partial(_has_received, it, number + 1))
+                await stream.send_bytes(b"nonsense")
+                assert (await stream.receive()).type is aiohttp.WSMsgType.CLOSE
+                await until("it is closed", partial(it.node.disconnected.__contains__, sender))
+                await stream.close()
+            stream = await it.dial()
+            await stream.send_bytes(encode([message()]))
+            await until("it is read", lambda: len(it.node.received) == 21)
+            counters = it.counters
+            assert dict(counters.messages_received) == {"other": 20, "n2": 1}
+            assert dict(counters.peer_failures) == {("other", "malformed"): 20}
+            counters.keep_peers(["n3"])
+            assert dict(counters.messages_received) == {"other": 20}
+            await stream.close()
+
+    asyncio.run(run())
+
+
+def test_no_redirect_of_a_peer_is_followed_when_a_stream_is_opened() -> None:
+    async def run() -> None:
+        followed: list[str] = []
+
+        async def elsewhere(request: web.Request) -> web.Response:
+            followed.append(request.path)
+            return web.Response()
+
+        async def redirect(_: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect("/elsewhere")
+
+        app = web.Application()
+        app.router.add_get("/raft/v1/stream", redirect)
+        app.router.add_get("/elsewhere", elsewhere)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        config = resolve(Config(name="n1", listen_peer="127.0.0.1:1"), host_name="n1")
+        counters = Counters()
+        peers = PeerPort(config, counters, Random(1))
+        peers._handler = cast("NodeHandler", SimpleNamespace(identity=US, on_broken=lambda _: None))
+        peers._closing.push_async_callback(peers._close_outgoing)
+        peers.set_members({N2: f"http://127.0.0.1:{runner.addresses[0][1]}"})
+        await until("it is refused", lambda: counters.peer_failures["n2", "unreachable"] >= 2)
+        assert followed == []
+        await peers.close()
+        await runner.cleanup()
+
+    asyncio.run(run())

@@ -98,6 +98,7 @@ class Port:
 async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: int = 0) -> AsyncIterator[Port]:
     node = node or FakeNode()
     counters = Counters()
+    counters.keep_peers(["n1", "n2"])
     server = PeerServer(node, counters, "word", silence_s)
     runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=1)
     await runner.setup()
@@ -146,7 +147,11 @@ async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[s
         ("version", {"feature-levels": "many"}),
         ("version", {"feature-levels": "2-1"}),
         ("token", {"token": "another"}),
-        ("name", {"from": "nobody"}),
+        ("malformed", {"from": "nobody"}),
+        ("malformed", {"from": "n2@" + "2" * 17}),
+        ("malformed", {"version": "9" * 65}),
+        ("malformed", {"peer-url": "http://" + "h" * 600}),
+        ("token", {"token": "\u00e9"}),
         ("name", {"from": SERVER.node_id}),
     ],
 )
@@ -229,6 +234,36 @@ def test_what_only_a_later_version_knows_is_skipped_and_counted() -> None:
             assert it.counters.messages_received["n2"] == 2
             assert (it.counters.peer_failures, it.node.disconnected) == ({}, [])
             await stream.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("reason", "header", "value"),
+    [
+        ("malformed", "From", b"n\xff@1"),
+        ("malformed", "Version", b"9\xff"),
+        ("malformed", "Peer-Url", b"http://h\xff:1"),
+        ("token", "Token", b"\xff"),
+        ("incarnation", "To", b"n1@\xff"),
+        ("cluster", "Cluster", b"\xff"),
+        ("version", "Protocols", b"\xff"),
+        ("version", "Feature-Levels", b"\xff"),
+    ],
+)
+def test_a_header_that_is_not_utf8_is_refused_and_counted(reason: str, header: str, value: bytes) -> None:
+    """The library decodes such bytes as lone surrogates, which neither JSON nor a metric can carry."""
+
+    async def scenario() -> None:
+        async with port() as it:
+            headers = {name: text.encode() for name, text in it.headers().items()} | {f"X-Kvorum-{header}": value}
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(it.url.rpartition(":")[2]))
+            lines = b"".join(name.encode() + b": " + text + b"\r\n" for name, text in headers.items())
+            writer.write(b"GET /raft/v1/stream HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")
+            assert b" 403 " in await reader.readline()
+            assert dict(it.counters.identity_rejected) == {reason: 1}
+            writer.close()
+            await writer.wait_closed()
 
     asyncio.run(scenario())
 

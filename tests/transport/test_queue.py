@@ -30,6 +30,7 @@ class Wire:
         self.urls: list[str] = []
         self.frames: list[tuple[Message, ...]] = []
         self.counters = Counters()
+        self.counters.keep_peers([PEER.name])
         self._closed = asyncio.Event()
 
     async def ws_connect(self, url: str, **_: Any) -> Any:

@@ -43,7 +43,7 @@ class RoundTrips:
         waiting = self._outstanding.get(node)
         if waiting is None:
             return
-        name = name_of(node)
+        name = self._counters.peer_label(name_of(node))
         dropped = self._counters.messages_dropped.get(name, 0)
         if dropped != self._dropped.get(node, 0):
             # A message was dropped before it was sent: nobody can tell which heartbeat is answered.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 DURATION_BOUNDARIES_S = tuple(0.0005 * 2**k for k in range(15))
 """0.5 ms to 8.192 s: the boundaries of every duration histogram, in seconds."""
@@ -40,10 +42,18 @@ class Histogram:
         return sum(self.counts)
 
 
+OTHER_PEERS = "other"
+"""The label that all peers share which are no members."""
+
+
 class Counters:
-    """One node's numbers. A key of a dict is the value of a metric's label; never a key, a value or a client id."""
+    """One node's numbers. A key of a dict is the value of a metric's label; never a key, a value or a client id.
+
+    Figures of peers are kept by the names of the members (:meth:`keep_peers`); all others share :data:`OTHER_PEERS`.
+    """
 
     def __init__(self) -> None:
+        self._peers: frozenset[str] = frozenset()
         # Clients: the seed's three, and requests by operation and HTTP status.
         self.writes = 0  # acknowledged by a quorum and applied
         self.reads = 0  # linearizable ones
@@ -83,3 +93,25 @@ class Counters:
         self.saved_bytes = 0
         # The process.
         self.loop_lag = Histogram()
+
+    def keep_peers(self, names: Iterable[str]) -> None:
+        """Count for these members, and drop the figures of those that are none any more."""
+        self._peers = frozenset(names)
+        kept = self._peers | {OTHER_PEERS}
+        by_name: tuple[dict[str, Any], ...] = (
+            self.peer_rtt,
+            self.dns_failures,
+            self.messages_sent,
+            self.messages_received,
+            self.messages_unknown,
+            self.messages_dropped,
+        )
+        for figures in by_name:
+            for name in [name for name in figures if name not in kept]:
+                del figures[name]
+        for pair in [pair for pair in self.peer_failures if pair[0] not in kept]:
+            del self.peer_failures[pair]
+
+    def peer_label(self, name: str) -> str:
+        """Return the label under which a peer's figures are counted. A caller chooses its name, but no label."""
+        return name if name in self._peers else OTHER_PEERS

@@ -32,7 +32,7 @@ PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
 REQUESTS = tuple((op, code) for op in ("put", "get", "delete") for code in (200, 500, 503, 504))
-IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed")
+IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed", "malformed")
 
 
 class Kind(Enum):
@@ -157,7 +157,8 @@ def _consensus() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.raft.identity.rejected",
             "{connection}",
-            "Peers refused for their identity: another cluster, name, incarnation, version or token, or removed.",
+            "Peers refused for their identity: another cluster, name, incarnation, version or token, removed, "
+            "or malformed headers.",
             lambda s: _by(s.counters.identity_rejected, IDENTITY_REASONS),
             "reason",
         ),

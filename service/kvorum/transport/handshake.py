@@ -22,7 +22,7 @@ from kvorum.identity import Identity, is_node_id, name_of
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
 from kvorum.kv.state_hash import StateDigest
-from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, VERSION_CHARS_MAX, Greeting, Hello
+from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, URL_CHARS_MAX, VERSION_CHARS_MAX, Greeting, Hello
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
 HEADER_PROTOCOLS = "X-Kvorum-Protocols"
@@ -64,7 +64,8 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
     """Return who calls. Its cluster may be one that we have yet to join: the caller of this function decides that.
 
     Raises:
-        IdentityRejectedError: no common protocol, another cluster, a call for somebody else, or another token.
+        IdentityRejectedError: no common protocol, another cluster, a call for somebody else, another token, or headers
+            that are malformed.
     """
     fields = {name: headers.get(name, "")[:_FIELD_CHARS_MAX] for name in (HEADER_CLUSTER, HEADER_FROM, HEADER_TO)}
     sender, recipient = fields[HEADER_FROM], fields[HEADER_TO]
@@ -75,7 +76,7 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
             f"{sender!r} speaks protocols {lowest} to {highest}, and this version {PROTOCOLS[0]} to {PROTOCOLS[1]}",
         )
     _, highest_level = _range(headers, HEADER_LEVELS, str(FIRST_LEVEL), sender)
-    if not hmac.compare_digest(headers.get(HEADER_TOKEN, "").encode(), token_digest(token).encode()):
+    if not hmac.compare_digest(_bytes(headers.get(HEADER_TOKEN, "")), token_digest(token).encode()):
         raise IdentityRejectedError("token", f"{sender!r} has another bootstrap token")
     if recipient != identity.node_id:
         reason = "incarnation" if name_of(recipient) == identity.name else "name"
@@ -85,16 +86,41 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         raise IdentityRejectedError(
             "cluster", f"{sender!r} belongs to cluster {cluster_id!r}, this node to {identity.cluster_id!r}"
         )
-    if not is_node_id(sender) or sender == identity.node_id:
+    if not is_node_id(sender) or not is_plain(cluster_id, CLUSTER_ID_BYTES_MAX):
+        raise IdentityRejectedError("malformed", f"{sender!r} of cluster {cluster_id!r} is not a member id")
+    if sender == identity.node_id:
         raise IdentityRejectedError("name", f"{sender!r} is not the id of another member")
+    peer_url = _plain(headers, HEADER_URL, "", URL_CHARS_MAX, sender)
+    version = _plain(headers, HEADER_VERSION, FIRST_VERSION, VERSION_CHARS_MAX, sender)
     return Greeting(
         cluster_id,
         sender,
-        headers.get(HEADER_URL, "")[:_FIELD_CHARS_MAX],
+        peer_url if is_base_url(peer_url) else "",
         min(highest, PROTOCOLS[1]),
         highest_level,
-        headers.get(HEADER_VERSION, FIRST_VERSION)[:VERSION_CHARS_MAX],
+        version,
     )
+
+
+def _bytes(header: str) -> bytes:
+    """Return the bytes of a header; the library decodes those that are not UTF-8 as lone surrogates."""
+    return header.encode("utf-8", "surrogateescape")
+
+
+def _plain(headers: Mapping[str, str], name: str, default: str, chars_max: int, sender: str) -> str:
+    """Return a header that is printable ASCII of bounded length.
+
+    Raises:
+        IdentityRejectedError: it is something else.
+    """
+    text = headers.get(name, default)
+    if not is_plain(text, chars_max):
+        raise IdentityRejectedError(
+            "malformed",
+            f"{sender!r} announces {name}: {text[:VERSION_CHARS_MAX]!r}, which is not up to {chars_max} "
+            "printable ASCII characters",
+        )
+    return text
 
 
 def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> tuple[int, int]:

@@ -30,7 +30,8 @@ SEND_TIMEOUT_S = 5.0
 PING_S = 10.0
 """A peer is pinged this often, and has half as long to answer: one that lost its power or network closes nothing."""
 KEEP_ALIVE_S = 2.0
-"""An idle stream carries an empty frame this often; the receiving side gives up on a silent one (see Node)."""
+"""An idle stream carries an empty frame this often; the receiving side gives up on a silent one (see
+STREAM_SILENCE_MIN_S in transport/port.py)."""
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 1.0
 
@@ -81,7 +82,7 @@ class Link:
         if isinstance(message, AppendEntries):
             size += sum(len(entry.data) + 24 for entry in message.entries)
         if len(self._queue) >= QUEUE_MESSAGES_MAX or self._queued_bytes + size > QUEUE_BYTES_MAX:
-            self._counters.messages_dropped[self._name] += 1
+            self._counters.messages_dropped[self._counters.peer_label(self._name)] += 1
             return
         self._queue.append((size, message))
         self._queued_bytes += size
@@ -92,7 +93,7 @@ class Link:
             messages = self._take()
             self._idle = False
             self._write(self._stream, encode(messages))
-            self._counters.messages_sent[self._name] += len(messages)
+            self._counters.messages_sent[self._counters.peer_label(self._name)] += len(messages)
 
     def _write(self, stream: aiohttp.ClientWebSocketResponse, frame: bytes) -> None:
         sending = stream.send_bytes(frame)
@@ -120,7 +121,8 @@ class Link:
                 backoff_s = BACKOFF_MIN_S
             except aiohttp.WSServerHandshakeError as error:
                 self._failed("rejected", f"it answers {error.status}")
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                # ValueError: the URL is none that the library can dial.
                 self._failed("unreachable", str(error) or type(error).__name__)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -139,9 +141,10 @@ class Link:
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     def _failed(self, reason: str, detail: str) -> None:
-        self._counters.peer_failures[self._name, reason] += 1
+        label = self._counters.peer_label(self._name)
+        self._counters.peer_failures[label, reason] += 1
         if "resolv" in detail or "Name or service" in detail:
-            self._counters.dns_failures[self._name] += 1
+            self._counters.dns_failures[label] += 1
         if self._complaint != detail:
             self._complaint = detail
             log.info("cannot reach %s at %s: %s; retrying until it answers", self.node, self.url, detail)

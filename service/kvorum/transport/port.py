@@ -69,6 +69,7 @@ class PeerPort:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
+                trace_configs=[_refusing_redirects()],
             )
         return self._session
 
@@ -115,6 +116,18 @@ class PeerPort:
     def is_connected(self, node: NodeId) -> bool:
         """Tell whether our stream to this node is open."""
         return self._transport.is_connected(node)
+
+
+def _refusing_redirects() -> aiohttp.TraceConfig:
+    """Return what makes every redirect an error: ``ws_connect`` follows them, and has no option against it."""
+
+    async def refuse(_session: object, _context: object, params: aiohttp.TraceRequestRedirectParams) -> None:
+        params.response.close()
+        raise aiohttp.ClientConnectionError(f"{params.url} redirects, which peers never do")
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(refuse)
+    return config
 
 
 async def _stop_listening(site: web.TCPSite) -> None:

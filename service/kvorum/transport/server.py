@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
+from time import monotonic
 
 import aiohttp
 import msgspec
@@ -15,12 +16,13 @@ from kvorum.identity import name_of
 from kvorum.raft.codec import Frame, decode_frame
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import check_greeting, digest_text
+from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text
 from kvorum.transport.interface import Greeting, PeerHandler
 
 log = logging.getLogger("kvorum.transport")
 
-REJECTIONS_REMEMBERED = 256
+REFUSALS_LOGGED_EVERY_S = 60.0
+"""One line in this time for each reason, and for each member of which it is said; all others count as one."""
 
 FRAME_BYTES_MAX = 32 << 20
 """A frame that is longer closes its stream; the sender keeps far below it."""
@@ -38,9 +40,17 @@ class PeerServer:
         counters: where rejections and messages are counted.
         token: the bootstrap token.
         stream_silence_s: a stream without a frame for so long is taken for dead.
+        clock: monotonic seconds, by which log lines are limited.
     """
 
-    def __init__(self, handler: PeerHandler, counters: Counters, token: str, stream_silence_s: float) -> None:
+    def __init__(
+        self,
+        handler: PeerHandler,
+        counters: Counters,
+        token: str,
+        stream_silence_s: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._handler = handler
         self._counters = counters
         self._token = token
@@ -48,7 +58,8 @@ class PeerServer:
         self._streams: dict[str, web.WebSocketResponse] = {}
         # A peer that sends nonsense comes back and sends it again.
         self._malformed_limit = RateLimit()
-        self._rejections: set[tuple[str, str]] = set()
+        self._clock = clock
+        self._refusals: dict[tuple[str, str], RateLimit] = {}
         self.app = web.Application(client_max_size=64 * 1024)
         self.app.router.add_get("/raft/v1/hello", self._hello)
         self.app.router.add_get("/raft/v1/stream", self._stream)
@@ -74,13 +85,15 @@ class PeerServer:
 
     def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
-        refused = (request.remote or "", str(error))
-        if refused not in self._rejections:
-            # Once per peer and reason, not once per attempt.
-            if len(self._rejections) >= REJECTIONS_REMEMBERED:
-                self._rejections.clear()
-            self._rejections.add(refused)
-            log.warning("refused a peer at %s: %s", request.remote, error)
+        # The reasons are ours, and so are the labels: a caller that changes its name gets no line of its own.
+        what = (error.reason, self._counters.peer_label(name_of(request.headers.get(HEADER_FROM, ""))))
+        limit = self._refusals.get(what)
+        if limit is None:
+            limit = self._refusals[what] = RateLimit(REFUSALS_LOGGED_EVERY_S, self._clock)
+        held_back = limit.allow()
+        if held_back is not None:
+            more = f" ({held_back} more since the last such line)" if held_back else ""
+            log.warning("refused a peer at %s: %s%s", request.remote, error, more)
         return web.HTTPForbidden(text=f"{error.reason}: {error}\n")
 
     async def _hello(self, request: web.Request) -> web.Response:
@@ -98,7 +111,7 @@ class PeerServer:
             await stream.prepare(request)
         except ConnectionError:
             # It has hung up: it was paused, or we were. Nobody reads this answer.
-            self._counters.peer_failures[name_of(greeting.sender), "broken"] += 1
+            self._counters.peer_failures[self._label(greeting.sender), "broken"] += 1
             return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
@@ -114,7 +127,6 @@ class PeerServer:
         return stream
 
     async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
-        name = name_of(sender)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._silence_s) as patience:
@@ -122,23 +134,26 @@ class PeerServer:
                 async for frame in stream:
                     messages, unknown = _decode(frame, stream)
                     if unknown:
-                        self._counters.messages_unknown[name] += unknown
+                        self._counters.messages_unknown[self._label(sender)] += unknown
                     for message in messages:
                         if message.sender != sender:
                             raise MalformedMessageError(f"a message from {message.sender!r} on a stream of {sender!r}")
-                    self._counters.messages_received[name] += len(messages)
+                    self._counters.messages_received[self._label(sender)] += len(messages)
                     self._handler.on_messages(sender, messages)
                     # A new timer for every frame would cost more than the frame.
                     if loop.time() - renewed > self._silence_s / 4:
                         renewed = loop.time()
                         patience.reschedule(renewed + self._silence_s)
         except TimeoutError:
-            self._counters.peer_failures[name, "silent"] += 1
+            self._counters.peer_failures[self._label(sender), "silent"] += 1
         except MalformedMessageError as error:
-            self._counters.peer_failures[name, "malformed"] += 1
+            self._counters.peer_failures[self._label(sender), "malformed"] += 1
             if self._malformed_limit.allow() is not None:
                 log.warning("closed the stream of %s: %s", sender, error)
         await stream.close()
+
+    def _label(self, sender: str) -> str:
+        return self._counters.peer_label(name_of(sender))
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         self._check(request)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 import aiohttp
 
 from kvorum.errors import MalformedMessageError, PeerError
+from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
 from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest
@@ -29,6 +30,8 @@ DNS_CACHE_S = 1
 STRANGERS_MAX = 16
 """Servers that are not in our configuration and yet called us: candidates of a newer one, the leader of a joiner."""
 REQUEST_TIMEOUT_S = 5.0
+REPLACE_LINK_S = 1.0
+"""A link that ended unexpectedly is replaced after so long."""
 HELLO_BYTES_MAX = 64 * 1024
 
 
@@ -57,6 +60,7 @@ class Transport:
         if urls == self._members:
             return
         self._members = dict(urls)
+        self._dialling.counters.keep_peers(map(name_of, urls))
         for node in [node for node in self._links if node not in urls and node not in self._strangers]:
             if node in callers:
                 self._strangers[node] = self._links[node].url
@@ -116,9 +120,19 @@ class Transport:
         if link is not None:
             link.retarget(url)
             return
-        self._links[node] = link = Link(node, url, self._dialling, self._on_broken)
-        self._tasks[node] = asyncio.create_task(link.run(), name=f"link to {node}")
-        self._tasks[node].add_done_callback(_complain)
+        self._links[node] = Link(node, url, self._dialling, self._on_broken)
+        self._tasks[node] = asyncio.create_task(self._run(node), name=f"link to {node}")
+
+    async def _run(self, node: str) -> None:
+        """Run the link to a node; one that ends is reported, and a new one takes its place after a pause."""
+        while True:
+            link = self._links[node]
+            try:
+                await link.run()
+            except Exception as error:  # noqa: BLE001 (a bug in one link must not cut a member off)
+                _report_failure(node, error)
+            await asyncio.sleep(REPLACE_LINK_S)
+            self._links[node] = Link(node, link.url, self._dialling, self._on_broken)
 
     def _drop(self, node: str) -> None:
         del self._links[node]
@@ -203,10 +217,6 @@ async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> byt
     return bytes(body)
 
 
-def _complain(task: asyncio.Task[None]) -> None:
+def _report_failure(node: str, error: Exception) -> None:
     """A link never ends by itself: whatever ended it is a bug, and must not pass in silence."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a link failed: %r", error)
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": f"{task.get_name()} failed", "exception": error, "task": task}
-        )
+    log.error("link to %s ended unexpectedly: %r", node, error, exc_info=error)
