@@ -21,7 +21,7 @@ from kvorum.cluster.removal import (
     leave_if_surplus,
     watch_for_removal,
 )
-from kvorum.errors import StorageError
+from kvorum.errors import StorageError, StorageLockedError
 from kvorum.identity import Identity, name_of
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -337,3 +337,15 @@ def test_a_disk_that_refuses_is_a_storage_error(folder: Path, monkeypatch: pytes
         set_aside(folder)
 
     assert (folder / "removing").exists(), "the next start tries again"
+
+
+def test_nothing_is_put_aside_while_a_node_runs_on_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "kvorum.db").touch()
+    (tmp_path / "removing").touch()
+    with datadir.locked(tmp_path):
+        for move in (set_aside, finish_setting_aside):
+            with pytest.raises(StorageLockedError):
+                move(tmp_path)
+        assert (tmp_path / "kvorum.db").exists()
+    finish_setting_aside(tmp_path)
+    assert (tmp_path / "removed" / "kvorum.db").exists()

@@ -111,28 +111,38 @@ def set_aside(folder: Path) -> None:
     """Move what is in the folder into its ``removed`` folder, in place of what an earlier removal left there.
 
     Raises:
+        StorageLockedError: a node runs on the folder.
         StorageError: the disk refuses.
     """
-    with explained(f"cannot move what {folder} holds to {folder / REMOVED}"):
+    with explained(f"cannot move what {folder} holds to {folder / REMOVED}"), locked(folder):
         if (folder / REMOVED).exists():
             shutil.rmtree(folder / REMOVED)
         (folder / REMOVING).touch(mode=FILE_MODE)
         sync_folder(folder)
-    finish_setting_aside(folder)
+        _finish_setting_aside(folder)
 
 
 def finish_setting_aside(folder: Path) -> None:
     """Complete :func:`set_aside` if it was begun.
 
     Raises:
+        StorageLockedError: a node runs on the folder.
         StorageError: the disk refuses.
     """
     with explained(f"cannot move what a removed member left to {folder / REMOVED}"):
         if not (folder / REMOVING).exists():
             return
-        _move_all(folder, folder / REMOVED, besides=frozenset({REMOVED, REMOVING}))
-        (folder / REMOVING).unlink()
-        sync_folder(folder)
+        with locked(folder):
+            _finish_setting_aside(folder)
+
+
+def _finish_setting_aside(folder: Path) -> None:
+    if not (folder / REMOVING).exists():
+        # Another process finished it before this one had the lock.
+        return
+    _move_all(folder, folder / REMOVED, besides=frozenset({REMOVED, REMOVING}))
+    (folder / REMOVING).unlink()
+    sync_folder(folder)
 
 
 # --- A backup that is restored ------------------------------------------------------------------------------------

@@ -121,6 +121,14 @@ MUTANTS = (
         tests="tests/cluster/test_removal.py",
     ),
     Mutant(
+        "B29",
+        "An interrupted removal is finished while another node starts on the folder.",
+        "storage.datadir:finish_setting_aside",
+        "locked(folder)",
+        "contextlib.nullcontext()",
+        tests="tests/cluster/test_removal.py",
+    ),
+    Mutant(
         "B34",
         "A removal does not say durably that it is in progress.",
         "storage.datadir:set_aside",
