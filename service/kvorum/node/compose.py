@@ -124,7 +124,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    report = Report(own, raft, state, integrity, staleness, levels, ticker, supervisor)
+    report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor)
     parts = Parts(
         identity=own,
         raft=raft,

@@ -236,4 +236,12 @@ MUTANTS = (
         "True",
         tests="tests/node/test_levels.py",
     ),
+    Mutant(
+        "readiness",
+        "A node that fetches a snapshot, or lags, is ready.",
+        "node.report:Report._is_caught_up",
+        "age_ms is not None and age_ms <= self._behind_ms",
+        "True",
+        tests="tests/node/test_staleness.py",
+    ),
 )
