@@ -97,12 +97,12 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         probe_s=config.election_timeout_ms / 1000 / PROBES_PER_ELECTION_TIMEOUT,
         first_context=random.getrandbits(40) << 21,
     )
-    membership = Membership(config, raft, own, state, peers, waits, clock, turns)
+    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
+    membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
     staleness = Staleness(state, clock)
-    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
     driver = Driver(
         raft,
         state,

@@ -105,7 +105,9 @@ class Report:
         return [
             Check("leader", raft.leader is not None, "no leader is known"),
             Check("member", member is not None and member.voter, "not a voter (joining, a learner, or removed)"),
-            Check("caught-up", self._is_caught_up(), "no quorum has confirmed lately that all committed entries are applied here"),
+            Check(
+                "caught-up", self._is_caught_up(), "no quorum confirmed lately that all committed entries are applied"
+            ),
             Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
             Check("state", quarantined is None, quarantined or ""),
             Check("serving", not self.is_stopping, "the node is stopping"),

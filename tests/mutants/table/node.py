@@ -183,7 +183,7 @@ MUTANTS = (
     Mutant(
         "version",
         "A node that cannot read the snapshot is added.",
-        "node.membership:Membership.add",
+        "node.membership:Membership._greet",
         "hello.levels[1] < level",
         "False",
         tests="tests/node/test_levels.py",
@@ -243,5 +243,21 @@ MUTANTS = (
         "age_ms is not None and age_ms <= self._behind_ms",
         "True",
         tests="tests/node/test_staleness.py",
+    ),
+    Mutant(
+        "version",
+        "A raise of the feature level that is in the log, but not applied, does not keep out a node that does not support it.",
+        "node.membership:Membership._greet",
+        "self._levels.needed_level()",
+        "self._levels.level",
+        tests="tests/node/test_levels.py",
+    ),
+    Mutant(
+        "version",
+        "The reconciler adds a node without asking what it supports.",
+        "node.membership:Membership.change",
+        "isinstance(change, AddLearner)",
+        "False",
+        tests="tests/node/test_levels.py",
     ),
 )
