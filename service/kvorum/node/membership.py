@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError, TransferFailedError
+from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError
 from kvorum.identity import name_of
 from kvorum.node.hellos import TIMEOUT_S as HELLO_TIMEOUT_S
 from kvorum.node.incarnation import ClusterIdentity
@@ -170,7 +170,7 @@ class Membership:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
         raft = self._raft
@@ -187,7 +187,8 @@ class Membership:
             if raft.role is not Role.LEADER and raft.leader is not None:
                 return name_of(raft.leader)
             if raft.role is Role.LEADER and not raft.is_transferring:
-                raise TransferFailedError(f"{target} did not become the leader in time")
+                # The target may have been told to campaign. It may be paused, and do so when it wakes up.
+                raise OutcomeUnknownError(f"{target} did not take the leadership in time; it may still do so")
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0 or not await self._waits.change(left_s):
                 raise OutcomeUnknownError(f"leadership transfer to {target} started; the new leader is not known yet")

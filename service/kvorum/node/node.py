@@ -304,7 +304,7 @@ class Node:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
         return await self.parts.membership.transfer(target_name, timeout_ms)

@@ -125,7 +125,7 @@ class NodePort(Protocol):
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
 

@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     Mutant(
         "version",
-        "A raise of the feature level that is in the log, but not applied, does not keep out a node that does not support it.",
+        "A raise that is in the log, but not applied, does not keep out a node that does not support it.",
         "node.membership:Membership._greet",
         "self._levels.needed_level()",
         "self._levels.level",
@@ -259,5 +259,13 @@ MUTANTS = (
         "isinstance(change, AddLearner)",
         "False",
         tests="tests/node/test_levels.py",
+    ),
+    Mutant(
+        "K7",
+        "A transfer that has begun and has not ended in time is called refused.",
+        "node.membership:Membership.transfer",
+        'OutcomeUnknownError(f"{target} did not take the leadership in time; it may still do so")',
+        'MembershipRefusedError(f"{target} did not take the leadership in time; it may still do so")',
+        tests="tests/node/test_outcomes.py",
     ),
 )
