@@ -19,6 +19,7 @@ from kvorum.errors import (
     FeatureUnavailableError,
     MembershipRefusedError,
     NotLeaderError,
+    OutcomeUnknownError,
     OverloadedError,
 )
 from kvorum.identity import Identity
@@ -28,6 +29,7 @@ from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
+from kvorum.node import levels
 from kvorum.node.hashes import StateHashes, is_wrong
 from kvorum.node.levels import ANNOUNCEMENTS_MAX, FeatureLevels
 from kvorum.node.state import State
@@ -266,6 +268,29 @@ def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None
         assert await waiting == 2
         assert await it.levels.finalize(TIMEOUT_MS) == 2
         assert it.proposed == []
+
+    asyncio.run(scenario())
+
+
+def test_finalize_takes_no_longer_than_its_timeout_for_all_levels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "HIGHEST_LEVEL", 3)
+
+    async def scenario() -> None:
+        it = Leading("manual")
+        it.all_announce(3)
+        finalizing = asyncio.create_task(it.levels.finalize(5000))
+        await asyncio.sleep(0)
+        it.clock.now_s += 4.0
+        it.apply()
+        await asyncio.sleep(0)
+        assert len(it.proposed) == 1  # the second raise
+        it.clock.now_s += 1.5
+        it.waits.expire()
+        await asyncio.sleep(0)
+
+        assert finalizing.done()
+        with pytest.raises(OutcomeUnknownError):
+            await finalizing
 
     asyncio.run(scenario())
 

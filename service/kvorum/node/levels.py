@@ -158,6 +158,7 @@ class FeatureLevels:
             FeatureLevelBlockedError: not raised, or not all the way: a member does not support the next level.
             OutcomeUnknownError: it may be raised.
         """
+        deadline_s = self._clock.monotonic() + timeout_ms / 1000
         while self.level < HIGHEST_LEVEL:
             level = self.level + 1
             reasons = self.blockers(level)
@@ -173,7 +174,7 @@ class FeatureLevels:
                     f"{LEVELS[level - 1].version} on every member: {'; '.join(reasons.values())}"
                 )
             index, term = self._proposed if self._proposed and self._is_under_way() else self._propose(level)
-            await self._waits.entry(index, term, timeout_ms / 1000)
+            await self._waits.entry(index, term, deadline_s - self._clock.monotonic())
             if self.level < level:
                 # It was refused: the members changed before it was applied.
                 raise FeatureLevelBlockedError(f"the cluster stays at feature level {self.level}: try again")

@@ -69,7 +69,7 @@ class Backup(Protocol):
 
 
 class NodePort(Protocol):
-    """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
+    """A node. The exceptions are those of :mod:`kvorum.errors`; a request with a ``timeout_ms`` ends within it."""
 
     config: Config
     """The resolved configuration."""
