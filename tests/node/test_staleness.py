@@ -110,19 +110,19 @@ async def fetching_a_snapshot(folder: Path) -> AsyncIterator[tuple[Node, asyncio
             await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
         await eventually("the log was cut", lambda: leader.raft.log.first_index > 30)
         await cluster.start(name)
-        node = cluster.nodes[name]
+        fetching = cluster.nodes[name]
         asked, go_on = asyncio.Event(), asyncio.Event()
-        snapshot_chunk = node.peers.snapshot_chunk
+        snapshot_chunk = fetching.peers.snapshot_chunk
 
-        async def held(source: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        async def held(node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
             asked.set()
             await go_on.wait()
-            return await snapshot_chunk(source, last_index, offset_bytes, at_least)
+            return await snapshot_chunk(node, last_index, offset_bytes, at_least)
 
-        node.peers.snapshot_chunk = held  # type: ignore[method-assign]
+        fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
         await asyncio.wait_for(asked.wait(), 20)
-        await eventually("it hears its leader", lambda: node.status().last_contact_ms is not None)
-        yield node, go_on
+        await eventually("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
+        yield fetching, go_on
 
 
 def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -> None:

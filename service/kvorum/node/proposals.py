@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kvorum.errors import CallerError, NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
-from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
+from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
@@ -73,15 +73,13 @@ class Proposals:
         return any(not waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))
 
     def submit(self, command: Command, timeout_s: float) -> Waiter:
-        """Queue a write and return the future of its result.
+        """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         Raises:
-            NotLeaderError, OverloadedError, TooLargeError, InvalidRequestError, FeatureUnavailableError: nothing was
-                queued.
+            NotLeaderError, OverloadedError, FeatureUnavailableError: nothing was queued.
         """
         if self._raft.leader != self._raft.id:
             raise NotLeaderError(self._raft.leader)
-        check_command(command)
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1

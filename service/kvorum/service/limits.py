@@ -9,10 +9,9 @@ import re
 from urllib.parse import urlsplit
 
 from kvorum.errors import InvalidRequestError
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 __all__ = [
-    "CLIENT_ID_CHARS_MAX",
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
     "STALENESS_MS_MAX",

@@ -81,10 +81,10 @@ class NodePort(Protocol):
         """The applied state; a new object after a snapshot was installed."""
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
-        """Replicate the command and return what applying it gave.
+        """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NoLeaderError, OverloadedError, TooLargeError: certainly not done.
+            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
         """
 
@@ -92,7 +92,7 @@ class NodePort(Protocol):
         """Return when ``store`` holds everything that was acknowledged before the call.
 
         Raises:
-            NoLeaderError, ReadTimeoutError: no quorum said so in time.
+            NoLeaderError, ReadTimeoutError, OverloadedError: no quorum said so in time, or too many reads wait.
         """
 
     async def begin_backup(self) -> Backup:
@@ -133,7 +133,7 @@ class NodePort(Protocol):
         """Raise the feature level as far as this version goes and return it.
 
         Raises:
-            NotLeaderError, FeatureLevelBlockedError: not raised.
+            NotLeaderError, OverloadedError, FeatureLevelBlockedError: not raised.
             OutcomeUnknownError: it may be.
         """
 
