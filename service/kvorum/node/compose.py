@@ -85,7 +85,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     )
     own = ClusterIdentity(identity, storage, threads, supervisor)
     state = State(store)
-    turns = Turns(tasks)
+    # The parts ask for turns, and the driver, which is made of the parts, takes them.
+    turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
     proposals = Proposals(raft, state, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
