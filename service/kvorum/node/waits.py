@@ -1,4 +1,4 @@
-"""Waiting for what consensus decides: the fate of one log entry, or another leader. Nobody polls."""
+"""Waiting for what consensus decides: the fate of one log entry, or another leader."""
 
 from __future__ import annotations
 

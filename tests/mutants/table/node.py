@@ -268,4 +268,12 @@ MUTANTS = (
         'MembershipRefusedError(f"{target} did not take the leadership in time; it may still do so")',
         tests="tests/node/test_outcomes.py",
     ),
+    Mutant(
+        "K7",
+        "A shutdown waits for the writes of callers that have gone.",
+        "node.proposals:Proposals._complete_idle",
+        "all(waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))",
+        "not self.pending",
+        tests="tests/node/test_proposals.py tests/node/test_outcomes.py",
+    ),
 )
