@@ -52,6 +52,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_s
 
+    def boottime(self) -> float:
+        raise AssertionError
+
     def wall_ms(self) -> int:
         return 7
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,7 +57,8 @@ def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
             leader = await cluster.leader()
             await until("it is fresh", lambda: is_fresh(leader))
             # It wakes up: nothing that arrived meanwhile has been read yet.
-            monkeypatch.setattr(leader.clock, "monotonic", lambda: time.monotonic() + 3.0)
+            boottime = leader.clock.boottime
+            monkeypatch.setattr(leader.clock, "boottime", lambda: boottime() + 3.0)
 
             assert leader.raft.role is Role.LEADER
             staleness_ms = leader.staleness_ms()

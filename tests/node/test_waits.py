@@ -25,9 +25,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_s = 100.0
+        self.suspended_s = 0.0
 
     def monotonic(self) -> float:
         return self.now_s
+
+    def boottime(self) -> float:
+        return self.now_s + self.suspended_s
 
     def wall_ms(self) -> int:
         raise AssertionError
@@ -121,7 +125,8 @@ def test_the_age_of_the_state_counts_from_the_question_and_not_from_the_answer()
     staleness = Staleness(state, clock)
     assert staleness.bound_ms() is None
     reads.probe()
-    clock.now_s += 3.0
+    clock.now_s += 1.0
+    clock.suspended_s += 2.0  # the monotonic clock stands still
     reads.released((Read(1, 10),), ())
     assert staleness.bound_ms() == 3000
     assert staleness.contact_ms() == 3000

@@ -276,4 +276,12 @@ MUTANTS = (
         "not self.pending",
         tests="tests/node/test_proposals.py tests/node/test_outcomes.py",
     ),
+    Mutant(
+        "K10",
+        "The time for which the machine was suspended does not count for the age of the state.",
+        "node.staleness:Staleness._age_ms",
+        "self._clock.boottime()",
+        "self._clock.monotonic()",
+        tests="tests/node/test_waits.py",
+    ),
 )
