@@ -120,7 +120,7 @@ def test_a_change_of_leadership_wakes_all_who_wait_and_a_deadline_those_whose_ti
 def test_the_age_of_the_state_counts_from_the_question_and_not_from_the_answer() -> None:
     """A node that sleeps between them wakes up with an old state."""
     clock, state = Clock(), State(Store())
-    raft = SimpleNamespace(leader="a@1", read_index=lambda context: None)
+    raft = SimpleNamespace(leader="a@1", read_index=lambda context, can_wait: None)
     reads = Reads(cast(Raft, raft), Counters(), clock, state, probe_s=0.25, first_context=0)
     staleness = Staleness(state, clock)
     assert staleness.bound_ms() is None

@@ -29,7 +29,7 @@ from kvorum.node.waits import Waits
 from kvorum.raft import RaftConfig
 from kvorum.storage.interface import Loaded
 
-PROBES_PER_ELECTION_TIMEOUT = 4
+PROBES_PER_ELECTION_TIMEOUT = 3
 """How often a node asks whether its state is current, while no client asks."""
 
 

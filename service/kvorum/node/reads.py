@@ -65,20 +65,20 @@ class Reads:
     def flush(self) -> None:
         """Ask for one barrier for all queued reads; without a leader they stay in the queue."""
         if self.queue and self._raft.leader is not None:
-            self._ask()
+            self._ask(can_wait=False)
 
     def probe(self) -> None:
         """Ask for a barrier if none was asked for lately and none is out; called once a tick."""
         if self._asked or self._raft.leader is None:
             return
         if self._clock.boottime() - self._last_asked_s >= self._probe_s:
-            self._ask()
+            self._ask(can_wait=True)
 
-    def _ask(self) -> None:
+    def _ask(self, *, can_wait: bool) -> None:
         # Taken before the request leaves: whatever is committed by now, the barrier covers.
         self._last_asked_s = now = self._clock.boottime()
         self._context += 1
-        self._raft.read_index(self._context)
+        self._raft.read_index(self._context, can_wait=can_wait)
         self._asked[self._context] = (self.queue, now)
         self.queue = []
 

@@ -1128,4 +1128,20 @@ progress = progress or Progress(1)
         "state_sum: bytes = b''",
         simulated=False,
     ),
+    Mutant(
+        "6.4",
+        "A read that can wait begins a round of its own.",
+        "raft.reads:ReadRounds.add",
+        "not can_wait",
+        "True",
+        tests="tests/raft/test_reads.py",
+    ),
+    Mutant(
+        "6.4",
+        "A read that can wait is never asked about.",
+        "raft.leader:Leader.tick",
+        "self._reads.can_start(with_heartbeat=True) and self.has_committed_in_term()",
+        "False",
+        tests="tests/raft/test_reads.py",
+    ),
 )
