@@ -212,7 +212,7 @@ class IdentityRejectedError(PeerError):
     """A peer of another cluster, another name or another incarnation.
 
     Args:
-        reason: one of ``cluster``, ``name``, ``incarnation``, ``version``, ``removed``; a metric's label.
+        reason: one of ``cluster``, ``name``, ``incarnation``, ``version``, ``token``; a metric's label.
         detail: one readable sentence.
     """
 

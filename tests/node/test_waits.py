@@ -133,3 +133,17 @@ def test_the_age_of_the_state_counts_from_the_question_and_not_from_the_answer()
 
     state.replace(Store())
     assert staleness.bound_ms() is None
+
+
+def test_a_read_whose_caller_has_gone_does_not_count_while_there_is_no_leader() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        raft = SimpleNamespace(leader=None)
+        reads = Reads(cast(Raft, raft), Counters(), clock, State(Store()), probe_s=0.25, first_context=0)
+        gone, waiting = reads.submit(60.0), reads.submit(60.0)
+        gone.cancel()
+        reads.expire()
+        assert reads.queue == [waiting]
+        assert reads._waiting == 1
+
+    asyncio.run(scenario())

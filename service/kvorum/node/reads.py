@@ -108,7 +108,8 @@ class Reads:
         for waiter in self._deadlines.expired():
             expired = True
             waiter.set_exception(self._reason())
-        if expired:
+        # Without a leader nothing else takes the reads of callers that have gone out of the queue.
+        if expired or (self.queue and self._raft.leader is None):
             self._forget_the_done()
 
     def _reason(self) -> NoLeaderError | ReadTimeoutError:
