@@ -105,7 +105,7 @@ MUTANTS = (
         "K10",
         "No quorum is asked how current the state is unless a client reads.",
         "node.reads:Reads.probe",
-        "self._ask()",
+        "self._ask(can_wait=True)",
         "pass",
     ),
     Mutant(

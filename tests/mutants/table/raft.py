@@ -1087,8 +1087,8 @@ progress = progress or Progress(1)
         "6.4",
         "A round begins while another is out.",
         "raft.reads:ReadRounds.can_start",
-        "not self._asked and bool(self._own or self._latest)",
-        "bool(self._own or self._latest)",
+        "not self._asked and (with_heartbeat or self._is_urgent) and bool(self._own or self._latest)",
+        "(with_heartbeat or self._is_urgent) and bool(self._own or self._latest)",
     ),
     Mutant(
         "calls",
