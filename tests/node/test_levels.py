@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.local_cluster import TIMEOUT_MS, eventually, free_port, running
+from bench.processes import free_ports
+from node.local_cluster import TIMEOUT_MS, running
+from waiting import until
 
 import kvorum
 from kvorum.cluster.observer import Observer
@@ -385,7 +387,7 @@ def test_a_node_that_does_not_support_a_level_that_the_log_raises_to_is_not_adde
         async with running(tmp_path) as cluster:
             leader = await cluster.settled()
             await cluster.put(b"a", b"1")
-            ask, newcomer = leader.peers.hello, f"http://127.0.0.1:{free_port()}"
+            ask, newcomer = leader.peers.hello, f"http://127.0.0.1:{free_ports(1)[0]}"
 
             async def of_version_0_1_0(url: str, timeout_s: float = 2.0) -> Hello:
                 if url != newcomer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ async def fetching_a_snapshot(folder: Path) -> AsyncIterator[tuple[Node, asyncio
         await cluster.stop(name)
         for number in range(60):
             await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
-        await eventually("the log was cut", lambda: leader.raft.log.first_index > 30)
+        await until("the log was cut", lambda: leader.raft.log.first_index > 30)
         await cluster.start(name)
         fetching = cluster.nodes[name]
         asked, go_on = asyncio.Event(), asyncio.Event()
@@ -121,7 +122,7 @@ async def fetching_a_snapshot(folder: Path) -> AsyncIterator[tuple[Node, asyncio
 
         fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
         await asyncio.wait_for(asked.wait(), 20)
-        await eventually("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
+        await until("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
         yield fetching, go_on
 
 
@@ -131,7 +132,7 @@ def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -
             assert node.staleness_ms() is None
 
             go_on.set()
-            await eventually("it is fresh", lambda: is_fresh(node))
+            await until("it is fresh", lambda: is_fresh(node))
             assert node.store.applied_index >= 60
 
     asyncio.run(scenario())
@@ -149,7 +150,7 @@ def test_a_node_that_fetches_a_snapshot_is_not_ready(tmp_path: Path) -> None:
             assert not node.status().caught_up
 
             go_on.set()
-            await eventually("it is ready", lambda: node.hello().is_serving)
+            await until("it is ready", lambda: node.hello().is_serving)
             assert node.store.applied_index >= 60
             assert node.status().caught_up
 
@@ -161,11 +162,11 @@ def test_a_node_that_was_caught_up_and_lags_is_not_ready(tmp_path: Path) -> None
         async with running(tmp_path) as cluster:
             leader = await cluster.leader()
             lagging = cluster.others(leader)[0]
-            await eventually("it is ready", lambda: lagging.hello().is_serving)
+            await until("it is ready", lambda: lagging.hello().is_serving)
             lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
             await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
 
-            await eventually("it is not ready", lambda: not lagging.hello().is_serving)
+            await until("it is not ready", lambda: not lagging.hello().is_serving)
             assert lagging.raft.leader == leader.raft.id
             assert leader.hello().is_serving
 
