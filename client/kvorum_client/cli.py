@@ -41,8 +41,9 @@ exit status:
   1  no such key, a compare that failed, or a refusal
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
-  4  the write may or may not have been applied: read before you write again
-  5  done, but the output could not be written (a full disk, say)
+  4  the write, the change of the members or the transfer of the leadership may or
+     may not be done, now or later: look before you try again
+  5  done, but the answer could not be written (a full disk, say)
   130  interrupted
 
 examples:

@@ -107,7 +107,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     last_contact_ms: int | None = None
     """Milliseconds since this node last heard from its leader (on a leader: from a quorum). None: never."""
     caught_up: bool = False
-    """Everything that was committed when this node last heard from its leader is applied."""
+    """A quorum has confirmed within the last two election timeouts that all committed entries are applied here."""
     quarantined: str | None = None
     """Why this node serves nothing: its state differs from the leader's at the same index."""
     feature_level: int = 1

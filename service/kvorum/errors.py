@@ -12,7 +12,7 @@
     |   +-- OutcomeUnknownError      it may have been applied, or may still be
     |   +-- ReadTimeoutError         a linearizable read found no quorum in time
     |   +-- MembershipRefusedError   a membership change that would not be safe now
-    |   +-- TransferFailedError      the leadership did not move in time
+    |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
     |   +-- TooStaleError            this node's data may be older than the read accepts
@@ -128,7 +128,7 @@ class MembershipRefusedError(CallerError):
 
 
 class TransferFailedError(CallerError):
-    """The leadership did not move in time; the old leader goes on."""
+    """Nobody can take the leadership, or the target cannot; nothing was begun, and the leader goes on."""
 
     code = "transfer_failed"
 
@@ -212,7 +212,7 @@ class IdentityRejectedError(PeerError):
     """A peer of another cluster, another name or another incarnation.
 
     Args:
-        reason: one of ``cluster``, ``name``, ``incarnation``, ``version``, ``removed``; a metric's label.
+        reason: one of ``cluster``, ``name``, ``incarnation``, ``version``, ``token``; a metric's label.
         detail: one readable sentence.
     """
 

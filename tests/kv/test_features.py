@@ -35,7 +35,7 @@ from kvorum.kv.commands import (
     RaiseFeatureLevel,
     encode_batch,
 )
-from kvorum.kv.features import LEVELS, SUPPORTED_LEVELS, blockers, check_command_level, level_of_entry_kind
+from kvorum.kv.features import LEVELS, SUPPORTED_LEVELS, blockers, check_command_level
 from kvorum.kv.frames import Features, FrameWriter, Header
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -216,10 +216,6 @@ def test_what_is_proposed_is_checked_against_the_level(monkeypatch: pytest.Monke
 def test_every_command_has_a_level_that_exists() -> None:
     assert set(features._LEVELS_OF_COMMANDS) == set(get_args(BatchCommand))
     assert set(features._LEVELS_OF_COMMANDS.values()) <= set(SUPPORTED_LEVELS)
-
-
-def test_every_kind_of_entry_is_known_at_level_1() -> None:
-    assert {level_of_entry_kind(kind) for kind in EntryKind} == {1}
 
 
 def test_blockers_are_members_that_support_less_or_said_nothing() -> None:

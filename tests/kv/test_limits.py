@@ -25,9 +25,9 @@ TOO_LARGE: list[Command] = [
     Put(b"k" * (KEY_BYTES_MAX + 1), b"v"),
     Delete(b"k" * (KEY_BYTES_MAX + 1)),
     Put(b"k", b"v" * (VALUE_BYTES_MAX + 1)),
-    Put(b"k", b"v", -1, "c" * (CLIENT_ID_CHARS_MAX + 1), 1),
 ]
 MALFORMED: list[Command] = [
+    Put(b"k", b"v", -1, "c" * (CLIENT_ID_CHARS_MAX + 1), 1),
     Put(b"", b"v"),
     Delete(b""),
     Put(b"k", b"v", -1, "c", 0),
@@ -39,6 +39,8 @@ ONLY_THE_API_REFUSES: list[Command] = [
     Put(b"k", b"v", -1, "", 1),
     Put(b"k", b"v", -1, "c", 2**63),
     Put(b"k", b"v", -1, "c\n", 1),
+    Put(b"k", b"v", -1, "a/b", 1),
+    Put(b"k", b"v", -1, "a b", 1),
     Put(b"k", b"v", -1, "\u00fc", 1),
     Put(b"k", b"v", -1, "\ud800", 1),
 ]

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from bench.processes import free_ports
 from node.local_cluster import TIMEOUT_MS, running
 from waiting import until
 
@@ -20,6 +21,7 @@ from kvorum.errors import (
     FeatureUnavailableError,
     MembershipRefusedError,
     NotLeaderError,
+    OutcomeUnknownError,
     OverloadedError,
 )
 from kvorum.identity import Identity
@@ -29,12 +31,13 @@ from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
+from kvorum.node import levels
 from kvorum.node.hashes import StateHashes, is_wrong
 from kvorum.node.levels import ANNOUNCEMENTS_MAX, FeatureLevels
 from kvorum.node.state import State
 from kvorum.node.waits import Waits
 from kvorum.raft import Role
-from kvorum.raft.membership import encode_configuration
+from kvorum.raft.membership import AddLearner, encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 from kvorum.transport import Hello
 
@@ -50,6 +53,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now_s
+
+    def boottime(self) -> float:
+        raise AssertionError
 
     def wall_ms(self) -> int:
         return 7
@@ -271,6 +277,29 @@ def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None
     asyncio.run(scenario())
 
 
+def test_finalize_takes_no_longer_than_its_timeout_for_all_levels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "HIGHEST_LEVEL", 3)
+
+    async def scenario() -> None:
+        it = Leading("manual")
+        it.all_announce(3)
+        finalizing = asyncio.create_task(it.levels.finalize(5000))
+        await asyncio.sleep(0)
+        it.clock.now_s += 4.0
+        it.apply()
+        await asyncio.sleep(0)
+        assert len(it.proposed) == 1  # the second raise
+        it.clock.now_s += 1.5
+        it.waits.expire()
+        await asyncio.sleep(0)
+
+        assert finalizing.done()
+        with pytest.raises(OutcomeUnknownError):
+            await finalizing
+
+    asyncio.run(scenario())
+
+
 def test_announcements_are_bounded_and_those_of_members_are_kept() -> None:
     async def scenario() -> None:
         it = Leading("0")
@@ -348,6 +377,39 @@ def test_a_node_that_does_not_support_the_level_is_not_added(tmp_path: Path) -> 
             view = observer.membership_view(None)
             assert view is not None
             assert [seen.is_too_old for seen in view.seen.values()] == [False, False]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("by", ["hand", "the reconciler"])
+def test_a_node_that_does_not_support_a_level_that_the_log_raises_to_is_not_added(tmp_path: Path, by: str) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            ask, newcomer = leader.peers.hello, f"http://127.0.0.1:{free_ports(1)[0]}"
+
+            async def of_version_0_1_0(url: str, timeout_s: float = 2.0) -> Hello:
+                if url != newcomer:
+                    return await ask(url, timeout_s)
+                return msgspec.structs.replace(
+                    leader.hello(), name="n4", incarnation="1", peer_url=url, levels=(1, 1), version="0.1.0"
+                )
+
+            leader.peers.hello = of_version_0_1_0  # type: ignore[method-assign]
+            leader.store.feature_level = 1
+            for other in cluster.others(leader):
+                cluster.cut.add((leader.config.name, other.config.name))
+            index, _ = leader.parts.levels._propose(2)
+            assert index > leader.store.applied_index
+            last_index = leader.raft.log.last_index
+
+            with pytest.raises(MembershipRefusedError, match=r"0\.1\.0, which does not support the feature level"):
+                if by == "hand":
+                    await leader.add_member("n4", newcomer, "", TIMEOUT_MS)
+                else:
+                    await leader.change_membership(AddLearner(Member("n4@1", False, newcomer)), TIMEOUT_MS)
+            assert leader.raft.log.last_index == last_index
 
     asyncio.run(scenario())
 

@@ -10,10 +10,19 @@ import pytest
 from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
 from waiting import until
 
-from kvorum.errors import NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError, ReadTimeoutError
+from kvorum.errors import (
+    MembershipRefusedError,
+    NoLeaderError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    PeerError,
+    ReadTimeoutError,
+)
 from kvorum.kv.commands import CompareFailed, PutResult
 from kvorum.node import Node
 from kvorum.raft import Role
+from kvorum.transport import Hello
 
 
 def test_a_put_is_read_everywhere(tmp_path: Path) -> None:
@@ -269,6 +278,25 @@ def test_a_member_is_removed_added_and_promoted(tmp_path: Path) -> None:
             assert set(leader.raft.configuration.voters()) == {node.raft.id for node in cluster.nodes.values()}
             await cluster.put(b"b", b"with it")
             await cluster.converge()
+
+    asyncio.run(scenario())
+
+
+def test_asking_a_new_member_who_it_is_counts_against_the_timeout(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            leader = await cluster.leader()
+            asked: list[float] = []
+
+            async def silent(url: str, timeout_s: float = 2.0) -> Hello:
+                asked.append(timeout_s)
+                raise PeerError("no answer")
+
+            leader.peers.hello = silent  # type: ignore[method-assign]
+            with pytest.raises(MembershipRefusedError):
+                await leader.add_member("n2", "http://127.0.0.1:1", "", 50)
+            assert len(asked) == 1
+            assert 0 <= asked[0] <= 0.05
 
     asyncio.run(scenario())
 

@@ -15,7 +15,7 @@ from kvorum.errors import NoLeaderError, OutcomeUnknownError, StorageError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node import Node
 from kvorum.raft import Role
-from kvorum.raft.messages import Message, RequestVoteResponse
+from kvorum.raft.messages import Message, RequestVoteResponse, TimeoutNow
 from kvorum.status import Check
 
 LONG_MS = 60_000
@@ -57,6 +57,25 @@ def test_a_leadership_that_left_and_did_not_arrive_is_unknown(tmp_path: Path) ->
             with pytest.raises(OutcomeUnknownError):
                 await leader.transfer_leadership(None, 1000)
             assert leader.raft.role is not Role.LEADER
+
+    asyncio.run(scenario())
+
+
+def test_a_transfer_that_the_target_did_not_complete_in_time_is_unknown(tmp_path: Path) -> None:
+    """The target may be paused: it campaigns when it wakes up and reads that it was told to."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            send = leader.peers.send
+
+            def lossy(messages: Iterable[Message]) -> None:
+                send([message for message in messages if not isinstance(message, TimeoutNow)])
+
+            leader.peers.send = lossy  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknownError, match="did not take the leadership in time"):
+                await leader.transfer_leadership(None, LONG_MS)
+            assert leader.raft.role is Role.LEADER
 
     asyncio.run(scenario())
 

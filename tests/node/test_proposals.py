@@ -9,7 +9,7 @@ import pytest
 from node.local_cluster import TIMEOUT_MS, Put, running
 from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
 
-from kvorum.errors import OutcomeUnknownError, OverloadedError
+from kvorum.errors import NoLeaderError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import PutResult
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
@@ -76,5 +76,38 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
             lost[2].result()
         assert not kept.done()
         assert writes.pending == 3, "two whose index is not settled yet, and the new one"
+
+    asyncio.run(scenario())
+
+
+def test_idle_is_when_the_last_caller_is_answered_or_gone() -> None:
+    async def scenario() -> None:
+        server = leader("1", term=2, matched="bc")
+        writes = Proposals(server.raft, State(Store()), Counters(), 100, 1 << 20, SystemClock())
+        never_s = float("inf")
+        assert writes.idle(never_s).done()
+        first = writes.submit(Put(b"a", b"1"), 60.0)
+        idle, late = writes.idle(never_s), writes.idle(0.0)
+        assert late.done(), "its deadline has passed"
+        writes.flush()
+        gone = writes.submit(Put(b"b", b"1"), 60.0)
+        gone.cancel()
+        writes.expire()
+        assert not idle.done()
+
+        writes.applied(server.raft.log.slice(server.raft.log.last_index, 1)[0], [PutResult(1, 1, 1, 1)])
+        assert first.done()
+        assert idle.done()
+
+        waiting = writes.submit(Put(b"c", b"1"), 60.0)
+        idle = writes.idle(never_s)
+        waiting.cancel()
+        writes.expire()
+        assert idle.done()
+
+        stopped, idle = writes.submit(Put(b"d", b"1"), 60.0), writes.idle(never_s)
+        writes.stop("the node stopped")
+        assert idle.done()
+        assert isinstance(stopped.exception(), NoLeaderError)
 
     asyncio.run(scenario())

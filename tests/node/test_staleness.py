@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +58,8 @@ def test_a_leader_that_was_paused_does_not_call_its_state_fresh(
             leader = await cluster.leader()
             await until("it is fresh", lambda: is_fresh(leader))
             # It wakes up: nothing that arrived meanwhile has been read yet.
-            monkeypatch.setattr(leader.clock, "monotonic", lambda: time.monotonic() + 3.0)
+            boottime = leader.clock.boottime
+            monkeypatch.setattr(leader.clock, "boottime", lambda: boottime() + 3.0)
 
             assert leader.raft.role is Role.LEADER
             staleness_ms = leader.staleness_ms()
@@ -99,32 +100,74 @@ def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Pa
     asyncio.run(scenario())
 
 
+@asynccontextmanager
+async def fetching_a_snapshot(folder: Path) -> AsyncIterator[tuple[Node, asyncio.Event]]:
+    """A node whose fetch of a snapshot stands still until the event is set; it hears its leader meanwhile."""
+    async with running(folder, snapshot_entries=20, log_retain_entries=5) as cluster:
+        leader = await cluster.leader()
+        name = cluster.others(leader)[0].config.name
+        await cluster.stop(name)
+        for number in range(60):
+            await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
+        await until("the log was cut", lambda: leader.raft.log.first_index > 30)
+        await cluster.start(name)
+        fetching = cluster.nodes[name]
+        asked, go_on = asyncio.Event(), asyncio.Event()
+        snapshot_chunk = fetching.peers.snapshot_chunk
+
+        async def held(node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+            asked.set()
+            await go_on.wait()
+            return await snapshot_chunk(node, last_index, offset_bytes, at_least)
+
+        fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
+        await asyncio.wait_for(asked.wait(), 20)
+        await until("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
+        yield fetching, go_on
+
+
 def test_a_follower_that_fetches_a_snapshot_tells_no_staleness(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, snapshot_entries=20, log_retain_entries=5) as cluster:
-            leader = await cluster.leader()
-            name = cluster.others(leader)[0].config.name
-            await cluster.stop(name)
-            for number in range(60):
-                await leader.propose(Put(b"k", b"%d" % number), TIMEOUT_MS)
-            await until("the log was cut", lambda: leader.raft.log.first_index > 30)
-            await cluster.start(name)
-            fetching = cluster.nodes[name]
-            asked, go_on = asyncio.Event(), asyncio.Event()
-            snapshot_chunk = fetching.peers.snapshot_chunk
-
-            async def held(node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
-                asked.set()
-                await go_on.wait()
-                return await snapshot_chunk(node, last_index, offset_bytes, at_least)
-
-            fetching.peers.snapshot_chunk = held  # type: ignore[method-assign]
-            await asyncio.wait_for(asked.wait(), 20)
-            await until("it hears its leader", lambda: fetching.status().last_contact_ms is not None)
-            assert fetching.staleness_ms() is None
+        async with fetching_a_snapshot(tmp_path) as (node, go_on):
+            assert node.staleness_ms() is None
 
             go_on.set()
-            await until("it is fresh", lambda: is_fresh(fetching))
-            assert fetching.store.applied_index >= 60
+            await until("it is fresh", lambda: is_fresh(node))
+            assert node.store.applied_index >= 60
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_fetches_a_snapshot_is_not_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with fetching_a_snapshot(tmp_path) as (node, go_on):
+            # Its leader tells it to commit no more than it is known to hold, and that is applied.
+            assert node.raft.leader is not None
+            assert node.store.applied_index >= node.raft.log.commit_index
+
+            assert [check.name for check in node.readiness() if not check.ok] == ["caught-up"]
+            assert not node.hello().is_serving
+            assert not node.status().caught_up
+
+            go_on.set()
+            await until("it is ready", lambda: node.hello().is_serving)
+            assert node.store.applied_index >= 60
+            assert node.status().caught_up
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_was_caught_up_and_lags_is_not_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            lagging = cluster.others(leader)[0]
+            await until("it is ready", lambda: lagging.hello().is_serving)
+            lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
+            await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
+
+            await until("it is not ready", lambda: not lagging.hello().is_serving)
+            assert lagging.raft.leader == leader.raft.id
+            assert leader.hello().is_serving
 
     asyncio.run(scenario())

@@ -25,9 +25,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_s = 100.0
+        self.suspended_s = 0.0
 
     def monotonic(self) -> float:
         return self.now_s
+
+    def boottime(self) -> float:
+        return self.now_s + self.suspended_s
 
     def wall_ms(self) -> int:
         raise AssertionError
@@ -116,15 +120,30 @@ def test_a_change_of_leadership_wakes_all_who_wait_and_a_deadline_those_whose_ti
 def test_the_age_of_the_state_counts_from_the_question_and_not_from_the_answer() -> None:
     """A node that sleeps between them wakes up with an old state."""
     clock, state = Clock(), State(Store())
-    raft = SimpleNamespace(leader="a@1", read_index=lambda context: None)
+    raft = SimpleNamespace(leader="a@1", read_index=lambda context, can_wait: None)
     reads = Reads(cast(Raft, raft), Counters(), clock, state, probe_s=0.25, first_context=0)
     staleness = Staleness(state, clock)
     assert staleness.bound_ms() is None
     reads.probe()
-    clock.now_s += 3.0
+    clock.now_s += 1.0
+    clock.suspended_s += 2.0  # the monotonic clock stands still
     reads.released((Read(1, 10),), ())
     assert staleness.bound_ms() == 3000
     assert staleness.contact_ms() == 3000
 
     state.replace(Store())
     assert staleness.bound_ms() is None
+
+
+def test_a_read_whose_caller_has_gone_does_not_count_while_there_is_no_leader() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        raft = SimpleNamespace(leader=None)
+        reads = Reads(cast(Raft, raft), Counters(), clock, State(Store()), probe_s=0.25, first_context=0)
+        gone, waiting = reads.submit(60.0), reads.submit(60.0)
+        gone.cancel()
+        reads.expire()
+        assert reads.queue == [waiting]
+        assert reads._waiting == 1
+
+    asyncio.run(scenario())

@@ -167,8 +167,11 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
     assert {frame: decode(bytes.fromhex(frame)) for frame in frames} == {
         frame: (message,) for frame, message in frames.items()
     }
-    # Version 0.2.0 appended two fields to the heartbeat.
-    longer = {"9198a2686203a161a16207090000": "919aa2686203a161a1620709000001c400"}
+    # Version 0.2.0 appended two fields to the heartbeat, and one to the ReadIndex.
+    longer = {
+        "9198a2686203a161a16207090000": "919aa2686203a161a1620709000001c400",
+        "9195a2726903a162a16107": "9196a2726903a162a16107c2",
+    }
     assert [encode([message]).hex() for message in frames.values()] == [longer.get(frame, frame) for frame in frames]
 
 

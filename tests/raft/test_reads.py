@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from raft.harness import (
     ELECTION,
@@ -42,6 +43,42 @@ def test_a_leader_proves_that_it_leads_before_it_answers_a_read() -> None:
     server.raft.read_index(7)
     assert server.ready() == Ready(messages=rounds(1))
     assert server.take(heard("b", "a", 2, 1)) == Ready(reads=(Read(7, 2),))
+
+
+def test_a_read_that_can_wait_begins_with_the_next_regular_heartbeats() -> None:
+    """It costs no round of its own, and is proved by one that began after it arrived all the same."""
+    server = leader("1", term=2, matched="bc")
+    server.raft.read_index(7, can_wait=True)
+    assert server.ready() == Ready()
+    assert server.take(msgspec.structs.replace(ask_read("b", "a", 2, 8), can_wait=True)) == Ready()
+    server.raft.tick()
+    assert server.ready() == Ready()
+    server.raft.tick()
+    assert server.ready() == Ready(messages=rounds(1))
+
+    ready = server.take(heard("c", "a", 2, 1))
+    assert ready == Ready(reads=(Read(7, 2),), messages=(answer_read("a", "b", 2, 8, 2),))
+
+
+def test_a_read_that_cannot_wait_takes_those_that_can_with_it() -> None:
+    server = leader("1", term=2, matched="bc")
+    server.raft.read_index(7, can_wait=True)
+    server.raft.read_index(8)
+    assert server.ready() == Ready(messages=rounds(1))
+    assert server.take(heard("b", "a", 2, 1)).reads == (Read(7, 2), Read(8, 2))
+
+
+def test_a_follower_passes_on_that_its_read_can_wait_and_asks_again_only_after_a_heartbeat_more() -> None:
+    server = follower("1", leader="b")
+    server.raft.read_index(7, can_wait=True)
+    term = server.raft.current_term
+    asked = ask_read("a", "b", term, 7)
+    assert server.ready() == Ready(messages=(msgspec.structs.replace(asked, can_wait=True),))
+    for _ in range(2 * HEARTBEAT - 1):
+        server.raft.tick()
+        assert server.ready() == Ready()
+    server.raft.tick()
+    assert server.ready() == Ready(messages=(asked,))
 
 
 def test_a_leader_alone_needs_no_round() -> None:

@@ -81,7 +81,7 @@ class SimClock:
     """The time as a process has it: its own rate, and a wall clock that may jump."""
 
     def __init__(self, node: SimNode, loop: SimLoop) -> None:
-        self.monotonic = loop.time
+        self.monotonic = self.boottime = loop.time
         self._node = node
 
     def wall_ms(self) -> int:

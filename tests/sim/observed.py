@@ -105,9 +105,9 @@ class ObservedRaft(Raft):
         self._node.on_input()
         return target
 
-    def read_index(self, context: int) -> None:
+    def read_index(self, context: int, *, can_wait: bool = False) -> None:
         """Begin a read barrier."""
-        super().read_index(context)
+        super().read_index(context, can_wait=can_wait)
         self._node.on_input()
 
     def peer_unreachable(self, node: NodeId) -> None:

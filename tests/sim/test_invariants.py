@@ -348,7 +348,7 @@ def ages_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     def late(self: Reads, reads: tuple[Read, ...], refused: tuple[int, ...]) -> None:
         released(self, reads, refused)
         if reads:
-            self._state.current_as_of_s = self._clock.monotonic()
+            self._state.current_as_of_s = self._clock.boottime()
 
     patch.setattr(Reads, "released", late)
 

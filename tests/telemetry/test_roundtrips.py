@@ -20,6 +20,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def boottime(self) -> float:
+        raise AssertionError
+
     def wall_ms(self) -> int:
         raise AssertionError
 

@@ -48,13 +48,13 @@ class Observer:
             if url and name != node.config.name:
                 asked[name] = url
         hellos = await ask_all(node.peers, asked)
-        ours, now = node.hello(), node.clock.monotonic()
+        ours, now, needed_level = node.hello(), node.clock.monotonic(), node.parts.levels.needed_level()
         for name, hello in hellos.items():
             if hello is None or hello.name != name or hello.token != ours.token:
                 continue
             if hello.cluster_id not in ("", ours.cluster_id):
                 continue
-            is_too_old = hello.levels[1] < node.store.feature_level
+            is_too_old = hello.levels[1] < needed_level
             self._seen[name] = (now, Observed(hello.node_id, hello.empty, asked[name], hello.client_url, is_too_old))
 
     # --- What the reconciler asks -------------------------------------------------------------------------------

@@ -10,14 +10,13 @@ raised every node can go back to the version before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import assert_never
 
 import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
 from kvorum.kv.commands import BatchCommand, Delete, Put, RaiseFeatureLevel
-from kvorum.raft.messages import Configuration, EntryKind, NodeId
+from kvorum.raft.messages import Configuration, NodeId
 
 
 class Level(msgspec.Struct, frozen=True):
@@ -73,15 +72,6 @@ def check_command_level(command: BatchCommand, level: int) -> None:
             f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
             f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
         )
-
-
-def level_of_entry_kind(kind: EntryKind) -> int:
-    """Return the level from which on an entry of this kind may be proposed."""
-    match kind:
-        case EntryKind.COMMAND | EntryKind.NOOP | EntryKind.CONFIGURATION:
-            return 1
-        case _:
-            assert_never(kind)
 
 
 def blockers(level: int, configuration: Configuration, versions: Mapping[NodeId, int]) -> tuple[NodeId, ...]:

@@ -79,9 +79,8 @@ class Session:
     def __init__(self, highest: int, last_used_ms: int, iterator_number: int) -> None:
         self.highest = highest
         self.last_used_ms = last_used_ms
-        self.iterator_number = (
-            iterator_number  # the last iterator for which this session was preserved, or that it is younger than
-        )
+        self.iterator_number = iterator_number
+        """The last iterator for which this session was preserved, or that the session is younger than."""
         self._ring = bytearray()
 
     def remember(self, sequence: int, fingerprint: int, result: Remembered) -> None:

@@ -29,7 +29,7 @@ __all__ = ["Restorer", "SnapshotIterator"]
 
 
 class Restorer:
-    """Builds a store from the chunks of a snapshot, however they are iterator.
+    """Builds a store from the chunks of a snapshot, however they are divided.
 
     The store appears only at the end, complete and verified; after an error this restorer never yields one.
 
@@ -151,7 +151,7 @@ class Restorer:
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
         for record in frame.records:
-            # The store relies on it: what is newer than an iterator does not belong to the iterator.
+            # The store relies on it: what is newer than a snapshot does not belong to it.
             if not record.create_revision <= record.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
         self._records.update(zip(frame.keys, frame.records, strict=True))

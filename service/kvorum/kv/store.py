@@ -44,7 +44,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 INVALID = "invalid"
 NO_ITERATOR = -1
-"""A revision below every record's: no record belongs to an iterator."""
+"""A revision below every record's, while no iterator is open: no record needs to be preserved."""
 _REFUSALS_THAT_USE_A_SESSION = (AHEAD, STALE, MISMATCH)
 
 
@@ -182,8 +182,8 @@ class Store:
         """Apply the next committed entry and return one result per command, in order.
 
         Raises:
-            InvariantViolatedError: not the next entry, or its data is damaged. Nothing was applied; the process ends.
-            VersionTooOldError: a newer version wrote it. Nothing was applied; the process ends.
+            InvariantViolatedError: not the next entry, or damaged. No command was applied; the process ends.
+            VersionTooOldError: a newer version wrote it. No command was applied; the process ends.
         """
         if entry.index != self.applied_index + 1 or entry.term < self.applied_term:
             raise InvariantViolatedError(

@@ -29,7 +29,7 @@ from kvorum.node.waits import Waits
 from kvorum.raft import RaftConfig
 from kvorum.storage.interface import Loaded
 
-PROBES_PER_ELECTION_TIMEOUT = 4
+PROBES_PER_ELECTION_TIMEOUT = 3
 """How often a node asks whether its state is current, while no client asks."""
 
 
@@ -85,7 +85,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     )
     own = ClusterIdentity(identity, storage, threads, supervisor)
     state = State(store)
-    turns = Turns(tasks)
+    # The parts ask for turns, and the driver, which is made of the parts, takes them.
+    turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
     proposals = Proposals(raft, state, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
@@ -97,12 +98,12 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         probe_s=config.election_timeout_ms / 1000 / PROBES_PER_ELECTION_TIMEOUT,
         first_context=random.getrandbits(40) << 21,
     )
-    membership = Membership(config, raft, own, state, peers, waits, clock, turns)
+    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
+    membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
     staleness = Staleness(state, clock)
-    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
     driver = Driver(
         raft,
         state,
@@ -124,7 +125,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    report = Report(own, raft, state, integrity, staleness, levels, ticker, supervisor)
+    report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor)
     parts = Parts(
         identity=own,
         raft=raft,

@@ -124,9 +124,12 @@ class Driver:
         self._is_transferring = False
         # Nobody is called before something of the cluster is durable here: killed until then, we forget it.
         self._is_blank = not raft.log.last_index
-        turns.taken_by(partial(self._guard, self._take_turn))
 
     # --- Inputs -------------------------------------------------------------------------------------------------
+
+    def take_turn(self) -> None:
+        """Do what consensus has to do. Called by :class:`~kvorum.node.turns.Turns`, once for each turn asked for."""
+        self._guard(self._take_turn)
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""

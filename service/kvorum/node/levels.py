@@ -8,6 +8,7 @@ each of them can go back to its version. Then the level is raised by hand, or by
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -16,7 +17,7 @@ from kvorum import __version__
 from kvorum.config import Config
 from kvorum.config.options import finalize_after_s
 from kvorum.errors import CallerError, FeatureLevelBlockedError, NotLeaderError
-from kvorum.kv.commands import RaiseFeatureLevel, encode_batch
+from kvorum.kv.commands import RaiseFeatureLevel, decode_batch, encode_batch
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL, LEVELS, blockers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.ports import Clock
@@ -25,7 +26,7 @@ from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
 from kvorum.raft import Raft, Role
 from kvorum.raft.membership import MEMBERS_MAX
-from kvorum.raft.messages import Configuration, NodeId
+from kvorum.raft.messages import Configuration, Entry, EntryKind, NodeId
 
 log = logging.getLogger("kvorum.cluster")
 
@@ -81,6 +82,19 @@ class FeatureLevels:
     def level(self) -> int:
         """The level in force here."""
         return self._state.store.feature_level
+
+    def needed_level(self) -> int:
+        """Return the level that a new member has to support: the one in force, or the one that the log raises it to.
+
+        A raise counts from the moment at which it is in the log, whoever proposed it: a member that is added behind it
+        would have to apply it.
+        """
+        level, raft = self.level, self._raft
+        if level < HIGHEST_LEVEL:
+            first_index = max(self._state.store.applied_index + 1, raft.log.first_index)
+            for entry in raft.log.slice(first_index, sys.maxsize):
+                level = max(level, _level_raised_by(entry))
+        return level
 
     def announced(self, node: NodeId, highest_level: int, version: str) -> None:
         """A node said what it supports."""
@@ -144,6 +158,7 @@ class FeatureLevels:
             FeatureLevelBlockedError: not raised, or not all the way: a member does not support the next level.
             OutcomeUnknownError: it may be raised.
         """
+        deadline_s = self._clock.monotonic() + timeout_ms / 1000
         while self.level < HIGHEST_LEVEL:
             level = self.level + 1
             reasons = self.blockers(level)
@@ -159,7 +174,7 @@ class FeatureLevels:
                     f"{LEVELS[level - 1].version} on every member: {'; '.join(reasons.values())}"
                 )
             index, term = self._proposed if self._proposed and self._is_under_way() else self._propose(level)
-            await self._waits.entry(index, term, timeout_ms / 1000)
+            await self._waits.entry(index, term, deadline_s - self._clock.monotonic())
             if self.level < level:
                 # It was refused: the members changed before it was applied.
                 raise FeatureLevelBlockedError(f"the cluster stays at feature level {self.level}: try again")
@@ -193,3 +208,14 @@ class FeatureLevels:
     def _raise(self, level: int, versions: Mapping[NodeId, int]) -> bytes:
         command = RaiseFeatureLevel(level, dict(sorted(versions.items())), self._identity.current.cluster_id)
         return encode_batch(self._clock.wall_ms(), [command])
+
+
+def _level_raised_by(entry: Entry) -> int:
+    """Return the level to which applying this entry would raise the cluster's, or 0."""
+    if entry.kind is not EntryKind.COMMAND:
+        return 0
+    try:
+        commands = decode_batch(entry.data).commands
+    except msgspec.DecodeError:  # Of a newer version, if anything: this one ends when it is committed.
+        return 0
+    return max((command.level for command in commands if isinstance(command, RaiseFeatureLevel)), default=0)

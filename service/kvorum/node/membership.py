@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError, TransferFailedError
+from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError
 from kvorum.identity import name_of
+from kvorum.node.hellos import TIMEOUT_S as HELLO_TIMEOUT_S
 from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.levels import FeatureLevels
 from kvorum.node.ports import Clock, Peers
-from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
 from kvorum.raft.messages import Member, NodeId
+from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.raft")
 
@@ -25,10 +27,10 @@ class Membership:
         config: the node's.
         raft: the consensus server.
         identity: who we are.
-        state: whose feature level a new member has to support.
+        levels: the feature level that a new member has to support.
         peers: the other nodes.
-        waits: where the driver tells what became of a change.
-        clock: by which a caller's patience ends.
+        waits: completed by the driver when a change is decided.
+        clock: for the deadlines of callers.
         turns: the driver's.
     """
 
@@ -37,7 +39,7 @@ class Membership:
         config: Config,
         raft: Raft,
         identity: ClusterIdentity,
-        state: State,
+        levels: FeatureLevels,
         peers: Peers,
         waits: Waits,
         clock: Clock,
@@ -45,7 +47,7 @@ class Membership:
     ) -> None:
         self._raft = raft
         self._identity = identity
-        self._state = state
+        self._levels = levels
         self._peers = peers
         self._waits = waits
         self._clock = clock
@@ -63,21 +65,10 @@ class Membership:
             NotLeaderError, MembershipRefusedError: not done.
             OutcomeUnknownError: it may be.
         """
-        try:
-            hello = await self._peers.hello(peer_url)
-        except PeerError as error:
-            raise MembershipRefusedError(f"{name} does not answer at {peer_url}: {error}") from error
-        if hello.name != name:
-            raise MembershipRefusedError(f"{hello.name} answers at {peer_url}, not {name}")
-        if hello.cluster_id and hello.cluster_id != self._identity.current.cluster_id:
-            raise MembershipRefusedError(f"{name} belongs to another cluster, {hello.cluster_id}")
-        level = self._state.store.feature_level
-        if hello.levels[1] < level:
-            raise MembershipRefusedError(
-                f"{name} runs {hello.version}, which does not support the feature level of the cluster, {level}"
-            )
+        deadline_s = self._clock.monotonic() + timeout_ms / 1000
+        hello = await self._greet(name, peer_url, deadline_s)
         member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
-        await self.change(AddLearner(member), timeout_ms)
+        await self._make(AddLearner(member), deadline_s)
 
     async def promote(self, name: str, timeout_ms: int) -> None:
         """Make a learner a voter. Raises as :meth:`add`."""
@@ -109,8 +100,40 @@ class Membership:
             NotLeaderError, MembershipRefusedError: not done.
             OutcomeUnknownError: it may be.
         """
+        deadline_s = self._clock.monotonic() + timeout_ms / 1000
+        if isinstance(change, AddLearner):
+            member = change.member
+            hello = await self._greet(name_of(member.id), member.peer_url, deadline_s)
+            if hello.node_id != member.id:
+                raise MembershipRefusedError(f"{hello.node_id} answers at {member.peer_url}, not {member.id}")
+        await self._make(change, deadline_s)
+
+    async def _greet(self, name: str, peer_url: str, deadline_s: float) -> Hello:
+        """Return what the node that is to be added says of itself.
+
+        Raises:
+            MembershipRefusedError: it does not answer in time, or it cannot be a member.
+        """
+        timeout_s = min(max(deadline_s - self._clock.monotonic(), 0), HELLO_TIMEOUT_S)
+        try:
+            hello = await self._peers.hello(peer_url, timeout_s)
+        except PeerError as error:
+            raise MembershipRefusedError(f"{name} does not answer at {peer_url}: {error}") from error
+        if hello.name != name:
+            raise MembershipRefusedError(f"{hello.name} answers at {peer_url}, not {name}")
+        if hello.cluster_id and hello.cluster_id != self._identity.current.cluster_id:
+            raise MembershipRefusedError(f"{name} belongs to another cluster, {hello.cluster_id}")
+        level = self._levels.needed_level()
+        if hello.levels[1] < level:
+            raise MembershipRefusedError(
+                f"{name} runs {hello.version}, which does not support the feature level of the cluster, {level}"
+            )
+        return hello
+
+    async def _make(self, change: Change, deadline_s: float) -> None:
+        """Propose the change and wait for it. No ``await`` may come between :meth:`_greet` and the proposal."""
         index, term = self._raft.propose_change(change)
-        waiter = self._waits.entry(index, term, timeout_ms / 1000)
+        waiter = self._waits.entry(index, term, deadline_s - self._clock.monotonic())
         self.follow()
         self._turns.may_have_changed = True
         self._turns.schedule()
@@ -147,7 +170,7 @@ class Membership:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
         raft = self._raft
@@ -164,7 +187,8 @@ class Membership:
             if raft.role is not Role.LEADER and raft.leader is not None:
                 return name_of(raft.leader)
             if raft.role is Role.LEADER and not raft.is_transferring:
-                raise TransferFailedError(f"{target} did not become the leader in time")
+                # The target may have been told to campaign. It may be paused, and do so when it wakes up.
+                raise OutcomeUnknownError(f"{target} did not take the leadership in time; it may still do so")
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0 or not await self._waits.change(left_s):
                 raise OutcomeUnknownError(f"leadership transfer to {target} started; the new leader is not known yet")

@@ -163,10 +163,10 @@ class Node:
             raise NoLeaderError(self.quarantined)
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
-        """Replicate the command and return what applying it gave.
+        """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, OverloadedError, TooLargeError, InvalidRequestError: certainly not done.
+            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
@@ -304,7 +304,7 @@ class Node:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
         return await self.parts.membership.transfer(target_name, timeout_ms)

@@ -87,10 +87,10 @@ class PeerRequests:
             configuration_index=configurations.latest_index,
             configuration_committed=configurations.latest_index <= raft.log.commit_index,
             is_serving=all(check.ok for check in self._report.readiness()),
-            # A node that is just being called into a cluster must not begin another meanwhile.
             version=__version__,
             protocols=PROTOCOLS,
             levels=(FIRST_LEVEL, HIGHEST_LEVEL),
+            # A node that is just being called into a cluster must not begin another meanwhile.
             empty=not raft.current_term and not raft.log.last_index and not self._identity.is_joining,
         )
 

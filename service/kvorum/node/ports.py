@@ -30,10 +30,13 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """The two times."""
+    """The times."""
 
     def monotonic(self) -> float:
-        """Return seconds since an arbitrary moment; never goes back. For every wait and every age."""
+        """Return seconds since an arbitrary moment; never goes back. For every wait; may stand still in a suspend."""
+
+    def boottime(self) -> float:
+        """Return seconds since an arbitrary moment, those of a suspend included; never goes back. For ages."""
 
     def wall_ms(self) -> int:
         """Return milliseconds since 1970, as this machine believes. Only what is written into the log uses it."""

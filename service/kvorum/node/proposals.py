@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kvorum.errors import CallerError, NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
-from kvorum.kv.limits import BATCH_COMMANDS_MAX, check_command
+from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
@@ -65,23 +65,37 @@ class Proposals:
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
         self._deadlines: Deadlines[Result] = Deadlines(clock)
+        self._idle: list[tuple[float, asyncio.Future[None]]] = []
+        """(deadline, future) of those that wait until no caller waits."""
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a caller still waits for the outcome of a write; one that was answered "unknown" does not."""
+    def idle(self, deadline_s: float) -> asyncio.Future[None]:
+        """Return a future that completes once no caller waits for a write, at the latest at ``deadline_s``.
+
+        A write whose caller was told that its outcome is unknown, or has gone, is not waited for. The latter is noticed
+        at the next tick.
+        """
+        waiter: asyncio.Future[None] = asyncio.Future()
+        self._idle.append((deadline_s, waiter))
+        self._complete_idle()
+        return waiter
+
+    def _complete_idle(self) -> None:
         waiting = (waiter for _, waiters, _ in self._proposed.values() for waiter in waiters)
-        return any(not waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))
+        is_idle = all(waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))
+        now_s = self._clock.monotonic()
+        for deadline_s, waiter in self._idle:
+            if (is_idle or now_s >= deadline_s) and not waiter.done():
+                waiter.set_result(None)
+        self._idle = [each for each in self._idle if not each[1].done()]
 
     def submit(self, command: Command, timeout_s: float) -> Waiter:
-        """Queue a write and return the future of its result.
+        """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         Raises:
-            NotLeaderError, OverloadedError, TooLargeError, InvalidRequestError, FeatureUnavailableError: nothing was
-                queued.
+            NotLeaderError, OverloadedError, FeatureUnavailableError: nothing was queued.
         """
         if self._raft.leader != self._raft.id:
             raise NotLeaderError(self._raft.leader)
-        check_command(command)
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
@@ -151,6 +165,8 @@ class Proposals:
             elif not waiter.cancelled():
                 answered += 1  # "Unknown", at its deadline, and counted as such.
         self._counters.proposals["committed"] += len(waiters) - answered
+        if self._idle:
+            self._complete_idle()
 
     def restored(self, index: int) -> None:
         """Fail the writes up to ``index``: a snapshot replaced their entries, and their results are not known."""
@@ -173,7 +189,9 @@ class Proposals:
                     [], OverloadedError("the write was still queued at its deadline; it was not applied"), waiter
                 )
             else:
-                self._fail([waiter], OutcomeUnknownError("no quorum answered in time; the write may still be applied"))
+                self._fail([waiter], OutcomeUnknownError("no quorum answered in time; the write may still be done"))
+        if self._idle:
+            self._complete_idle()
 
     def _refuse(self, waiters: list[Waiter], error: CallerError, *more: Waiter) -> None:
         self.pending -= len(waiters)
@@ -200,6 +218,7 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be applied"))
         self._proposed.clear()
+        self._complete_idle()
 
 
 def _weight(command: Command) -> int:

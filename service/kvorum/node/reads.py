@@ -26,7 +26,7 @@ class Reads:
     Args:
         raft: the consensus server.
         counters: where rounds are counted.
-        clock: by which reads expire.
+        clock: for the deadlines of reads, and for the age of the state.
         state: which each passed round shows to be current.
         probe_s: after so many seconds without a round, the node asks for one by itself.
         first_context: where the numbers of this run's rounds begin; no run of this node may use a number twice.
@@ -65,20 +65,20 @@ class Reads:
     def flush(self) -> None:
         """Ask for one barrier for all queued reads; without a leader they stay in the queue."""
         if self.queue and self._raft.leader is not None:
-            self._ask()
+            self._ask(can_wait=False)
 
     def probe(self) -> None:
         """Ask for a barrier if none was asked for lately and none is out; called once a tick."""
         if self._asked or self._raft.leader is None:
             return
-        if self._clock.monotonic() - self._last_asked_s >= self._probe_s:
-            self._ask()
+        if self._clock.boottime() - self._last_asked_s >= self._probe_s:
+            self._ask(can_wait=True)
 
-    def _ask(self) -> None:
+    def _ask(self, *, can_wait: bool) -> None:
         # Taken before the request leaves: whatever is committed by now, the barrier covers.
-        self._last_asked_s = now = self._clock.monotonic()
+        self._last_asked_s = now = self._clock.boottime()
         self._context += 1
-        self._raft.read_index(self._context)
+        self._raft.read_index(self._context, can_wait=can_wait)
         self._asked[self._context] = (self.queue, now)
         self.queue = []
 
@@ -92,7 +92,7 @@ class Reads:
             self._waiting -= len(waiters)
             self._state.current_as_of_s = max(since, self._state.current_as_of_s or since)
             if waiters:
-                self._counters.read_index_duration.record(self._clock.monotonic() - since)
+                self._counters.read_index_duration.record(self._clock.boottime() - since)
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
@@ -108,7 +108,8 @@ class Reads:
         for waiter in self._deadlines.expired():
             expired = True
             waiter.set_exception(self._reason())
-        if expired:
+        # Without a leader nothing else takes the reads of callers that have gone out of the queue.
+        if expired or (self.queue and self._raft.leader is None):
             self._forget_the_done()
 
     def _reason(self) -> NoLeaderError | ReadTimeoutError:

@@ -1,10 +1,11 @@
-"""What a node says of itself: status and checks."""
+"""The status that a node reports, and the checks of its probes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from kvorum import __version__
+from kvorum.config import Config
 from kvorum.identity import Identity, name_of
 from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.store import Store
@@ -21,12 +22,15 @@ from kvorum.status import Check, MemberStatus, NodeStatus
 
 LOOP_STALLED_S = 30.0
 """The liveness probe fails when the loop has not ticked for this long."""
+ELECTION_TIMEOUTS_BEHIND = 2
+"""A node that has passed no read barrier for this many election timeouts is not caught up."""
 
 
 class Report:
     """Answers the probes, the status and whoever asks for the leader.
 
     Args:
+        config: how long an election takes.
         identity: who this node is.
         raft: the consensus server.
         state: what is applied.
@@ -42,6 +46,7 @@ class Report:
 
     def __init__(
         self,
+        config: Config,
         identity: ClusterIdentity,
         raft: Raft,
         state: State,
@@ -52,6 +57,7 @@ class Report:
         supervisor: Supervisor,
     ) -> None:
         self.is_stopping = False
+        self._behind_ms = ELECTION_TIMEOUTS_BEHIND * config.election_timeout_ms
         self._identity = identity
         self._raft = raft
         self._state = state
@@ -99,14 +105,25 @@ class Report:
         return [
             Check("leader", raft.leader is not None, "no leader is known"),
             Check("member", member is not None and member.voter, "not a voter (joining, a learner, or removed)"),
-            Check("caught-up", self._is_caught_up(), "some committed entries are not applied yet"),
+            Check(
+                "caught-up", self._is_caught_up(), "no quorum confirmed lately that all committed entries are applied"
+            ),
             Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
             Check("state", quarantined is None, quarantined or ""),
             Check("serving", not self.is_stopping, "the node is stopping"),
         ]
 
     def _is_caught_up(self) -> bool:
-        return self._raft.leader is not None and self._state.store.applied_index >= self._raft.log.commit_index
+        """Return whether all that was committed until a moment ago is applied here.
+
+        The commit index alone does not show it: a leader tells a follower to commit no more than the follower is known
+        to hold. While the follower fetches a snapshot, that is what it had before.
+        """
+        raft = self._raft
+        if raft.leader is None or self._state.store.applied_index < raft.log.commit_index:
+            return False
+        age_ms = self._staleness.bound_ms()
+        return age_ms is not None and age_ms <= self._behind_ms
 
 
 def state_word(raft: RaftStatus) -> str:

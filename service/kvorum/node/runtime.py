@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from kvorum.errors import FatalError, InvariantViolatedError
@@ -17,8 +19,12 @@ class SystemClock:
     """This machine's time."""
 
     def __init__(self) -> None:
-        # The function itself: it is called for every request.
+        # The functions themselves: they are called for every request.
         self.monotonic = time.monotonic
+        self.boottime: Callable[[], float] = time.monotonic
+        if sys.platform == "linux":
+            # CLOCK_MONOTONIC stands still while the machine is suspended. CLOCK_BOOTTIME goes on.
+            self.boottime = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
     def wall_ms(self) -> int:
         """Return milliseconds since 1970."""

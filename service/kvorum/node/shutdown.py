@@ -22,7 +22,6 @@ from kvorum.transport.interface import Hello
 log = logging.getLogger("kvorum.node")
 
 RETRY_S = 0.2
-WRITES_RETRY_S = 0.01
 HELLO_TIMEOUT_S = 1.0
 
 
@@ -80,8 +79,7 @@ class Shutdown:
                 if limit.allow() is not None:
                     log.warning("cannot transfer the leadership yet: %s", error)
                 await self._tasks.sleep(RETRY_S)
-        while self._proposals.is_awaited and self._clock.monotonic() < deadline_s:
-            await self._tasks.sleep(WRITES_RETRY_S)
+        await self._proposals.idle(deadline_s)
 
     async def _wait_for_quorum_without_us(self, deadline_s: float) -> bool:
         """Return True once the others have a quorum; False if our staying does not help them, or the grace is over."""

@@ -17,7 +17,7 @@ class Staleness:
 
     Args:
         state: what is applied.
-        clock: what measures.
+        clock: its boottime measures the ages: a machine that was suspended has an old state.
     """
 
     def __init__(self, state: State, clock: Clock) -> None:
@@ -27,7 +27,7 @@ class Staleness:
 
     def leader_heard(self) -> None:
         """Note a message of the leader."""
-        self._heard_s = self._clock.monotonic()
+        self._heard_s = self._clock.boottime()
 
     def bound_ms(self) -> int | None:
         """Return the milliseconds since a moment by which nothing was committed that is not applied here, or None."""
@@ -39,4 +39,4 @@ class Staleness:
 
     def _age_ms(self, since_s: float | None) -> int | None:
         # Rounded up: a bound that is rounded down is none.
-        return None if since_s is None else ceil((self._clock.monotonic() - since_s) * 1000)
+        return None if since_s is None else ceil((self._clock.boottime() - since_s) * 1000)

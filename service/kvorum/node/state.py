@@ -20,7 +20,7 @@ class State:
         store: the applied state; a new object after a snapshot was installed or the state rebuilt.
         hashes: its hash after each of the last entries.
         bytes_since_snapshot: of the entries that were applied since a snapshot was begun.
-        current_as_of_s: everything committed by this moment of the monotonic clock is applied; None: not known.
+        current_as_of_s: everything committed by this moment of the boottime clock is applied; None: not known.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
     """
 

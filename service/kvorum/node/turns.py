@@ -1,4 +1,4 @@
-"""The driver's turns: asked for by whoever gives consensus something to do, taken at the end of the loop's turn."""
+"""The driver's turns: whatever gives consensus something to do asks for one; it runs at the end of the loop's turn."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ class Turns:
 
     Args:
         tasks: how to be called later in this turn of the loop.
+        take: takes a turn, and clears ``is_due`` first.
     """
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, take: Callable[[], None]) -> None:
         self.is_due = False
         self.is_over = False
         """No turn is taken any more: the process ends."""
         self.may_have_changed = True
         """The role, the term, the leader or the members may differ from what they were in the last turn."""
         self._call_soon = tasks.call_soon
-        self._take: Callable[[], None] = lambda: None
-
-    def taken_by(self, take: Callable[[], None]) -> None:
-        """Let this take the turns; it clears ``is_due`` first. Called once, by the driver."""
         self._take = take
 
     def schedule(self) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for what consensus decides: the fate of one log entry, or another leader. Nobody polls."""
+"""Waiting for what consensus decides: the fate of one log entry, or another leader."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Waits:
             if term == entry.term:
                 _complete(waiter, None)
             else:
-                _fail(waiter, "an entry of another leader replaced this change, which was not made")
+                _fail(waiter, "an entry of another leader replaced the entry of this change")
 
     def restored(self, index: int) -> None:
         """Fail the waits up to ``index``: a snapshot replaced the entries, and nobody can tell which they were."""

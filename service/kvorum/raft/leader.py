@@ -173,7 +173,10 @@ class Leader:
         if not self._hears_quorum():
             return False
         if self._ticks_since_heartbeat >= self._config.heartbeat_timeout_ticks:
+            if self._reads.can_start(with_heartbeat=True) and self.has_committed_in_term():
+                self._reads.start(self._log.commit_index)
             self._broadcast_heartbeat()
+            self._release_reads()  # A quorum of one has answered.
         return True
 
     def _hears_quorum(self) -> bool:
@@ -368,13 +371,13 @@ class Leader:
 
     # --- Reads --------------------------------------------------------------------------------------------------
 
-    def read_index(self, origin: NodeId, context: int) -> None:
-        """Begin a read barrier for this server or a follower."""
+    def read_index(self, origin: NodeId, context: int, *, can_wait: bool = False) -> None:
+        """Begin a read barrier for this server or a follower; one that can wait begins with the next heartbeats."""
         read = WaitingRead(origin, context)
         if origin == self._id:
-            self._reads.add(read)
+            self._reads.add(read, can_wait=can_wait)
         else:
-            self._reads.add_latest(read)
+            self._reads.add_latest(read, can_wait=can_wait)
         self.is_flush_due = True
 
     def abandon_read(self, context: int) -> None:

@@ -167,9 +167,14 @@ class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_on
 
 
 class ReadIndex(_Message, frozen=True, array_like=True, tag="ri", kw_only=True):
-    """A follower asks the leader for a linearizable read barrier (thesis 6.4); ``context`` is the follower's own."""
+    """A follower asks the leader for a linearizable read barrier (thesis 6.4); ``context`` is the follower's own.
+
+    ``can_wait``: the next heartbeats are soon enough for the leader's question to a quorum. Version 0.1.0 does not send
+    it, skips it, and asks at once.
+    """
 
     context: int
+    can_wait: bool = False
 
 
 class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="rir", kw_only=True):

@@ -201,20 +201,21 @@ class Raft:
             raise NotLeaderError(self.leader)
         return self._role
 
-    def read_index(self, context: int) -> None:
+    def read_index(self, context: int, *, can_wait: bool = False) -> None:
         """Begin a linearizable read barrier (thesis 6.4); a later Ready releases or refuses ``context``.
 
         ``context`` must never have been used before by this server, restarts included: a late answer would pass for
-        a new one.
+        a new one. A barrier that ``can_wait`` costs no round of heartbeats of its own: the leader's next regular one
+        serves it.
 
         Raises:
             NoLeaderError: no leader is known.
         """
         if isinstance(self._role, Leader):
-            self._role.read_index(self.id, context)
+            self._role.read_index(self.id, context, can_wait=can_wait)
         elif self.leader is not None:
-            self._state.reads.ask(context)
-            self._send_read_index(context)
+            self._state.reads.ask(context, can_wait=can_wait)
+            self._send_read_index(context, can_wait=can_wait)
         else:
             raise NoLeaderError("no leader is known")
 
@@ -366,9 +367,9 @@ class Raft:
                 self._step_down_if_removed(self._role)
             return
         match message:
-            case ReadIndex(sender=origin, context=context):
+            case ReadIndex(sender=origin, context=context, can_wait=can_wait):
                 if isinstance(self._role, Leader):
-                    self._role.read_index(origin, context)
+                    self._role.read_index(origin, context, can_wait=can_wait)
                 else:
                     state.send(ReadIndexResponse(state.current_term, self.id, origin, context=context, index=0))
             case ReadIndexResponse():
@@ -467,9 +468,10 @@ class Raft:
 
     # --- Reads --------------------------------------------------------------------------------------------------
 
-    def _send_read_index(self, context: int) -> None:
+    def _send_read_index(self, context: int, *, can_wait: bool = False) -> None:
         if self.leader is not None:
-            self._state.send(ReadIndex(self.current_term, self.id, self.leader, context=context))
+            message = ReadIndex(self.current_term, self.id, self.leader, context=context, can_wait=can_wait)
+            self._state.send(message)
 
     def _on_read_index_response(self, message: ReadIndexResponse) -> None:
         if message.sender != self.leader:

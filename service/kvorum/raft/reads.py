@@ -39,27 +39,30 @@ class ReadRounds:
         self._latest: dict[NodeId, WaitingRead] = {}
         self._asked: list[WaitingRead] = []  # the reads of the round that is out
         self._index = 0  # the commit index when it began
+        self._is_urgent = False  # a read waits that does not wait for the next heartbeat
 
     @property
     def is_out(self) -> bool:
         """Whether a round is not confirmed yet."""
         return bool(self._asked)
 
-    def add(self, read: WaitingRead) -> None:
-        """Let a read of this server's own wait for the next round."""
+    def add(self, read: WaitingRead, *, can_wait: bool = False) -> None:
+        """Let a read of this server's own wait for the next round; one that can wait does not begin it."""
         self._own[read] = None
+        self._is_urgent |= not can_wait
 
-    def add_latest(self, read: WaitingRead) -> None:
+    def add_latest(self, read: WaitingRead, *, can_wait: bool = False) -> None:
         """Let another server's read wait for the next round, in place of the one it asked for before."""
         self._latest[read.origin] = read
+        self._is_urgent |= not can_wait
 
     def discard(self, read: WaitingRead) -> None:
         """Forget a read of this server's own that nobody waits for any more."""
         self._own.pop(read, None)
 
-    def can_start(self) -> bool:
-        """Return whether a round should begin now."""
-        return not self._asked and bool(self._own or self._latest)
+    def can_start(self, *, with_heartbeat: bool = False) -> bool:
+        """Return whether a round should begin now; ``with_heartbeat``: with the heartbeats that are sent anyway."""
+        return not self._asked and (with_heartbeat or self._is_urgent) and bool(self._own or self._latest)
 
     def start(self, commit_index: int) -> None:
         """Begin a round for all reads that wait; ``commit_index`` must be of the leader's own term."""
@@ -81,7 +84,7 @@ class ReadRounds:
 
     def _take_waiting(self) -> list[WaitingRead]:
         reads = [*self._own, *self._latest.values()]
-        self._own, self._latest = {}, {}
+        self._own, self._latest, self._is_urgent = {}, {}, False
         return reads
 
 
@@ -102,10 +105,10 @@ class OwnReads:
         self._passed: list[Read] = []
         self._refused: list[int] = []
 
-    def ask(self, context: int) -> None:
-        """Note that the leader is asked."""
+    def ask(self, context: int, *, can_wait: bool = False) -> None:
+        """Note that the leader is asked. The answer to a read that can wait comes up to a heartbeat later."""
         self._asked[context] = None
-        self._ticks_since_asked = 0
+        self._ticks_since_asked = -self._retry_ticks if can_wait else 0
 
     def forget(self, context: int) -> None:
         """Stop waiting for this read."""

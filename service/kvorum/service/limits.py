@@ -8,10 +8,9 @@ from __future__ import annotations
 from kvorum.config import is_base_url
 from kvorum.errors import InvalidRequestError
 from kvorum.identity import is_name
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 __all__ = [
-    "CLIENT_ID_CHARS_MAX",
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
     "STALENESS_MS_MAX",

@@ -69,7 +69,7 @@ class Backup(Protocol):
 
 
 class NodePort(Protocol):
-    """A node. The exceptions are those of :mod:`kvorum.errors`; every wait is bounded by its ``timeout_ms``."""
+    """A node. The exceptions are those of :mod:`kvorum.errors`; a request with a ``timeout_ms`` ends within it."""
 
     config: Config
     """The resolved configuration."""
@@ -81,10 +81,10 @@ class NodePort(Protocol):
         """The applied state; a new object after a snapshot was installed."""
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
-        """Replicate the command and return what applying it gave.
+        """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NoLeaderError, OverloadedError, TooLargeError: certainly not done.
+            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
         """
 
@@ -92,7 +92,7 @@ class NodePort(Protocol):
         """Return when ``store`` holds everything that was acknowledged before the call.
 
         Raises:
-            NoLeaderError, ReadTimeoutError: no quorum said so in time.
+            NoLeaderError, ReadTimeoutError, OverloadedError: no quorum said so in time, or too many reads wait.
         """
 
     async def begin_backup(self) -> Backup:
@@ -125,7 +125,7 @@ class NodePort(Protocol):
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays.
+            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
 
@@ -133,7 +133,7 @@ class NodePort(Protocol):
         """Raise the feature level as far as this version goes and return it.
 
         Raises:
-            NotLeaderError, FeatureLevelBlockedError: not raised.
+            NotLeaderError, OverloadedError, FeatureLevelBlockedError: not raised.
             OutcomeUnknownError: it may be.
         """
 

@@ -33,7 +33,7 @@ class GetResult(msgspec.Struct, frozen=True):
     record: RecordView | None
     revision: int
     staleness_ms: int | None = None
-    """Of a stale read: the milliseconds since the node last heard from a leader; None: it never has."""
+    """Of a stale read: everything that was committed so many milliseconds ago is in it. None: no bound is known."""
 
 
 class StateHash(msgspec.Struct, frozen=True):

@@ -1087,8 +1087,8 @@ progress = progress or Progress(1)
         "6.4",
         "A round begins while another is out.",
         "raft.reads:ReadRounds.can_start",
-        "not self._asked and bool(self._own or self._latest)",
-        "bool(self._own or self._latest)",
+        "not self._asked and (with_heartbeat or self._is_urgent) and bool(self._own or self._latest)",
+        "(with_heartbeat or self._is_urgent) and bool(self._own or self._latest)",
     ),
     Mutant(
         "calls",
@@ -1127,5 +1127,21 @@ progress = progress or Progress(1)
         "state_sum: Annotated[bytes, msgspec.Meta(max_length=16)] = b''",
         "state_sum: bytes = b''",
         simulated=False,
+    ),
+    Mutant(
+        "6.4",
+        "A read that can wait begins a round of its own.",
+        "raft.reads:ReadRounds.add",
+        "not can_wait",
+        "True",
+        tests="tests/raft/test_reads.py",
+    ),
+    Mutant(
+        "6.4",
+        "A read that can wait is never asked about.",
+        "raft.leader:Leader.tick",
+        "self._reads.can_start(with_heartbeat=True) and self.has_committed_in_term()",
+        "False",
+        tests="tests/raft/test_reads.py",
     ),
 )

@@ -54,8 +54,8 @@ _STATUSES = {
     "overloaded": (503, "The server is overloaded"),
     "read_timeout": (503, "No quorum confirmed the read in time"),
     "too_stale": (503, "The data of this node may be older than the read accepts"),
-    "transfer_failed": (503, "The leadership was not transferred"),
-    "outcome_unknown": (504, "The request may or may not have been applied"),
+    "transfer_failed": (503, "There is no voter that can take the leadership"),
+    "outcome_unknown": (504, "The request may or may not be done"),
 }
 """Code -> HTTP status and title."""
 
