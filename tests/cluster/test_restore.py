@@ -152,19 +152,31 @@ class Killed(BaseException):
 
 
 def killed_after(steps: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run ``act``, and kill it before its ``steps``-th rename of a file or folder; tell whether it got so far."""
+    """Run ``act``, and kill it before its ``steps``-th rename or removal; tell whether it got so far."""
     left = steps
-    rename = Path.rename
+    rename, rmtree = Path.rename, shutil.rmtree
 
-    def counted(self: Path, target: Path) -> Path:
+    def step() -> None:
         nonlocal left
         if not left:
             raise Killed
         left -= 1
+
+    def counted(self: Path, target: Path) -> Path:
+        step()
         return rename(self, target)
+
+    def counted_removal(path: Path, **options: Any) -> None:
+        step()
+        # A kill in the middle of a removal leaves the folder, and some of what it held.
+        for each in sorted(path.iterdir())[:1]:
+            rmtree(each) if each.is_dir() else each.unlink()
+        step()
+        rmtree(path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted)
+        patch.setattr(shutil, "rmtree", counted_removal)
         try:
             act()
         except Killed:
@@ -200,6 +212,88 @@ def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
         assert aside == files, f"killed before step {step}"
         step += 1
     assert step > len(files), "the loop ended before the restore had moved anything"
+
+
+def test_a_restore_that_is_repeated_after_it_was_killed_keeps_the_data_that_was_there_first(
+    backup: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def other() -> None:
+        async with running(tmp_path, 1) as cluster:
+            await cluster.put(b"precious", b"data")
+
+    asyncio.run(other())
+    original = tmp_path / "original"
+    shutil.copytree(tmp_path / "n1", original)
+    data_dir = tmp_path / "n1"
+    files = sorted(path.name for path in original.iterdir() if path.name != "lock")
+
+    def aside() -> list[str]:
+        assert not [path for path in data_dir.iterdir() if path.name.startswith("restor")], "a restore is not finished"
+        return sorted(path.name for path in (data_dir / REPLACED).iterdir())
+
+    def stage() -> None:
+        restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
+
+    def install_killed_after(steps: int, begin: Path) -> bool:
+        shutil.rmtree(data_dir)
+        shutil.copytree(begin, data_dir)
+        return killed_after(steps, lambda: datadir.install_staged(data_dir), monkeypatch)
+
+    stage()
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    shutil.copytree(data_dir, once)
+    step = 0
+    while install_killed_after(step, once):
+        stage()
+        shutil.rmtree(twice, ignore_errors=True)
+        shutil.copytree(data_dir, twice)
+        again = 0
+        # The repeat is killed at each of its steps as well.
+        while install_killed_after(again, twice):
+            assert datadir.install_staged(data_dir)
+            assert aside() == files, (step, again)
+            again += 1
+        assert aside() == files, step
+        assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}, f"killed before step {step}"
+        step += 1
+    assert step > len(files), "the loop ended before the restore had moved anything"
+
+
+def test_a_staged_restore_leaves_what_an_earlier_one_replaced_until_it_is_installed(
+    backup: bytes, tmp_path: Path
+) -> None:
+    restored(backup, tmp_path)
+    restored(backup, tmp_path)
+    before = sorted(path.name for path in (tmp_path / "n1" / REPLACED).iterdir())
+
+    restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
+
+    assert sorted(path.name for path in (tmp_path / "n1" / REPLACED).iterdir()) == before
+    assert before
+
+
+@pytest.mark.parametrize("moved", ["nothing", "the old data", "the backup as well"])
+def test_what_an_earlier_version_left_half_restored_is_finished(moved: str, backup: bytes, tmp_path: Path) -> None:
+    """0.1.0 removed ``replaced/`` while it staged, and called what was staged ``restored``."""
+    restored(backup, tmp_path)
+    folder = tmp_path / "n1"
+    restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=0, replace=True)
+    shutil.rmtree(folder / REPLACED)
+    (folder / datadir.STAGED).rename(folder / "restored")
+    (folder / REPLACED).mkdir()
+    names = sorted(path.name for path in folder.iterdir() if path.name in {"kvorum.db", "mark", "snapshots"})
+    if moved != "nothing":
+        (folder / "mark").rename(folder / REPLACED / "mark")
+    if moved == "the backup as well":
+        for name in {*names} - {"mark"}:
+            (folder / name).rename(folder / REPLACED / name)
+        (folder / "restored").rename(folder / "restoring")
+        (folder / "restoring" / "mark").rename(folder / "mark")
+
+    assert datadir.install_staged(folder)
+
+    assert {*names} <= {path.name for path in (folder / REPLACED).iterdir()}
+    assert asyncio.run(served(tmp_path))["values"] == {b"a": b"1", b"b": b"2"}
 
 
 def test_a_removal_leaves_a_staged_restore_alone(backup: bytes, tmp_path: Path) -> None:

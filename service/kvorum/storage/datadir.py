@@ -10,7 +10,8 @@
     removing                 says that the folder is being emptied: this member was removed
     removed/                 what the last removed incarnation left
     restored.tmp/            a restored backup, being built
-    restored/                a restored backup, complete and durable, not in place yet
+    restored.staged/         a restored backup, complete and durable; nothing was moved for it yet
+    restored/                the same, while what was here before is on its way to ``replaced``
     restoring/               the same, on its way up into the data folder
     replaced/                what was here before the restored backup
 
@@ -42,11 +43,12 @@ RECOVERY_REQUEST = "force-new-cluster"
 REMOVING = "removing"
 REMOVED = "removed"
 BUILDING = "restored.tmp"
-STAGED = "restored"
+STAGED = "restored.staged"
+REPLACING = "restored"
 MOVING = "restoring"
 REPLACED = "replaced"
 
-_STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, MOVING, REPLACED})
+_STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, REPLACING, MOVING, REPLACED})
 """Names that no protocol moves."""
 
 
@@ -167,9 +169,7 @@ def staging(folder: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder / BUILDING, ignore_errors=True)
             raise
-        for earlier in (STAGED, REPLACED):
-            if (folder / earlier).exists():
-                shutil.rmtree(folder / earlier)
+        _remove(folder / STAGED)
         (folder / BUILDING).rename(folder / STAGED)
         sync_folder(folder)
 
@@ -177,22 +177,44 @@ def staging(folder: Path) -> Iterator[Path]:
 def install_staged(folder: Path) -> bool:
     """Put what is staged in the place of what the folder holds, if anything is; return whether it was.
 
+    What the folder holds is moved to ``replaced``; what an earlier restore had moved there is removed before. Of a
+    restore that was interrupted and then repeated nothing is kept but what it had moved to ``replaced``.
+
     Raises:
         StorageLockedError: a node runs on the folder.
         StorageError: the disk refuses; call it again.
     """
-    if not (folder / STAGED).exists() and not (folder / MOVING).exists():
+    staged, replacing, moving = folder / STAGED, folder / REPLACING, folder / MOVING
+    if not (staged.exists() or replacing.exists() or moving.exists()):
         return False
     with explained(f"cannot restore into {folder}"), locked(folder):
-        if (folder / STAGED).exists():
-            _move_all(folder, folder / REPLACED)
-            (folder / STAGED).rename(folder / MOVING)
+        if moving.exists() and (staged.exists() or replacing.exists()):
+            _move_all(folder, moving)
+            _remove(moving)
+        if staged.exists():
+            if replacing.exists():
+                _move_all(folder, folder / REPLACED)
+                _remove(replacing)
+            if any(path.name not in _STAYS for path in folder.iterdir()):
+                _remove(folder / REPLACED)
+            staged.rename(replacing)
             sync_folder(folder)
-        _move_all(folder / MOVING, folder)
-        (folder / MOVING).rmdir()
+        if replacing.exists():
+            _move_all(folder, folder / REPLACED)
+            replacing.rename(moving)
+            sync_folder(folder)
+        _move_all(moving, folder)
+        moving.rmdir()
         sync_folder(folder)
     log.warning("Restored a backup; the previous data was moved to %s", folder / REPLACED)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, durably, if it exists."""
+    if path.exists():
+        shutil.rmtree(path)
+        sync_folder(path.parent)
 
 
 def _move_all(source: Path, target: Path, *, besides: frozenset[str] = frozenset()) -> None:

@@ -223,6 +223,22 @@ MUTANTS = (
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
     ),
+    Mutant(
+        "restore",
+        "A restore that is repeated after a crash deletes the data that the first one had put aside.",
+        "storage.datadir:install_staged",
+        "any(path.name not in _STAYS for path in folder.iterdir())",
+        "True",
+        tests="tests/cluster/test_restore.py -k repeated",
+    ),
+    Mutant(
+        "restore",
+        "A restore that is repeated after a crash takes the first one's data for data to keep.",
+        "storage.datadir:install_staged",
+        "moving.exists() and (staged.exists() or replacing.exists())",
+        "False",
+        tests="tests/cluster/test_restore.py -k repeated",
+    ),
     Mutant("secrets", "Everybody may read the files of a data folder.", "storage.files:FILE_MODE", "0o600", "0o644"),
     Mutant("secrets", "Everybody may enter a data folder.", "storage.files:FOLDER_MODE", "0o700", "0o755"),
     Mutant(
