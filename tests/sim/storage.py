@@ -7,7 +7,7 @@ full, or fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from sim.loop import ProcessKilled, SimLoop
@@ -183,6 +183,18 @@ class SimSnapshots:
     def kept(self) -> tuple[SnapshotInfo, ...]:
         """Return those that the log goes on from."""
         return self._files.kept()
+
+    def find(self, last_index: int) -> SnapshotInfo | None:
+        """Return the snapshot at an index."""
+        return self._files.find(last_index)
+
+    def pin(self, last_indexes: Collection[int]) -> None:
+        """Keep these."""
+        self._files.pin(last_indexes)
+
+    def expect(self, last_index: int) -> None:
+        """Keep this one."""
+        self._files.expect(last_index)
 
     def read(self, last_index: int) -> Iterator[bytes]:
         """Yield the payload."""

@@ -357,7 +357,7 @@ def test_the_loop_does_not_wait_for_a_folder_that_is_being_synced(
     def ask() -> None:
         snapshots.kept()
         snapshots.latest()
-        snapshots.expect(5)
+        snapshots.begin_adoption(5)
 
     asking = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -457,7 +457,7 @@ def test_an_own_snapshot_that_is_done_late_does_not_take_the_place_of_a_newer_on
     writing = snapshots.create(snapshot(5))
     take_snapshot(theirs, 9)
     send(theirs, snapshots, snapshot(9))
-    snapshots.expect(9)
+    snapshots.begin_adoption(9)
     snapshots.adopt_index(9)
     writing.commit()
     assert [info.snapshot.last_index for info in snapshots.kept()] == [9, 5]

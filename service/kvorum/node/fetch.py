@@ -158,6 +158,7 @@ class Fetcher:
         if self._raft.snapshot is snapshot:
             # Adopted: it takes the place of an earlier one that is not restored yet, and never will be.
             self._held = (snapshot, store)
+            self._storage.snapshots.expect(snapshot.last_index)
         self._turns.may_have_changed = True
         self._turns.schedule()
 

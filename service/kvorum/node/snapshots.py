@@ -24,6 +24,13 @@ log = logging.getLogger("kvorum.snapshot")
 RETRY_S = 30.0
 """After a snapshot that could not be stored, none is begun by itself for so long."""
 
+PINS_MAX = 2
+"""Snapshots that are kept only because peers read them."""
+PIN_S = 60.0
+"""A snapshot is kept for so long after a peer read a piece of it."""
+PIN_READ_S = 5.0
+"""The same after its last piece: another peer may be reading it, too."""
+
 
 class Snapshots:
     """Takes the snapshots of one node, one at a time: the loop encodes a chunk, a thread writes it.
@@ -65,6 +72,8 @@ class Snapshots:
         self._counters = counters
         self._task: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
+        self._pins: dict[int, float] = {}
+        """Until when each snapshot is kept for its readers, by last index."""
         self._is_compacting = False
 
     # --- Taking -------------------------------------------------------------------------------------------------
@@ -136,6 +145,7 @@ class Snapshots:
             try:
                 while (chunk := iterator.next_chunk()) is not None:
                     await run(writer.write, chunk)
+                self._unpin_lapsed()
                 info = await run(writer.commit)
             except BaseException:
                 writer.abort()
@@ -182,7 +192,26 @@ class Snapshots:
             if self._state.store.applied_index and (not kept or kept[0].snapshot.last_index < at_least):
                 # The caller may go away, but the snapshot is the node's.
                 await asyncio.shield(self.begin())
-        return await self._threads.run(_read_chunk, snapshots, last_index, offset_bytes, size_bytes)
+        info = snapshots.find(last_index) if last_index else snapshots.latest()
+        if info is None:
+            raise StorageCorruptError(f"there is no snapshot at {last_index} here")
+        index = info.snapshot.last_index
+        self._pin(index, is_end=offset_bytes + size_bytes >= info.size_bytes)
+        data = await self._threads.run(snapshots.chunk, index, offset_bytes, size_bytes)
+        return SnapshotChunk(data, index, info.size_bytes, info.sha256)
+
+    def _pin(self, last_index: int, *, is_end: bool) -> None:
+        """Keep a snapshot that a peer reads until it is read, or not read for a while."""
+        self._unpin_lapsed()
+        # Those that are pinned already are read to their end first: so some reader always gets there.
+        if last_index in self._pins or len(self._pins) < PINS_MAX:
+            self._pins[last_index] = self._clock.monotonic() + (PIN_READ_S if is_end else PIN_S)
+            self._storage.snapshots.pin(self._pins)
+
+    def _unpin_lapsed(self) -> None:
+        now = self._clock.monotonic()
+        self._pins = {index: until for index, until in self._pins.items() if until > now}
+        self._storage.snapshots.pin(self._pins)
 
 
 def load_store(snapshots: SnapshotFile, snapshot: Snapshot) -> Store:
@@ -195,12 +224,3 @@ def load_store(snapshots: SnapshotFile, snapshot: Snapshot) -> Store:
     for chunk in snapshots.read(snapshot.last_index):
         restorer.feed(chunk)
     return restorer.finish()
-
-
-def _read_chunk(snapshots: SnapshotFile, last_index: int, offset_bytes: int, size_bytes: int) -> SnapshotChunk:
-    for info in snapshots.kept():
-        if last_index in (0, info.snapshot.last_index):
-            index = info.snapshot.last_index
-            data = snapshots.chunk(index, offset_bytes, size_bytes)
-            return SnapshotChunk(data, index, info.size_bytes, info.sha256)
-    raise StorageCorruptError(f"there is no snapshot at {last_index} here")

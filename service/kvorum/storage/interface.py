@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 import msgspec
@@ -58,7 +58,9 @@ class SnapshotWriter(Protocol):
 
 
 class SnapshotFile(Protocol):
-    """The file side of snapshots. Each method but ``latest``, ``kept`` and ``path`` blocks: run it in a thread.
+    """The file side of snapshots.
+
+    Each method blocks (run it in a thread), except ``latest``, ``kept``, ``find``, ``pin``, ``expect`` and ``path``.
 
     Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailedError`): the log is unharmed. Of
     whatever else the disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
@@ -79,6 +81,15 @@ class SnapshotFile(Protocol):
 
         A log that still holds every entry behind the *last* of these survives damage to the first.
         """
+
+    def find(self, last_index: int) -> SnapshotInfo | None:
+        """Return the complete snapshot at ``last_index``, unless it is newer than what the log goes on from."""
+
+    def pin(self, last_indexes: Collection[int]) -> None:
+        """Keep these snapshots, and none that was pinned before, whatever newer ones are taken."""
+
+    def expect(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index``, which consensus adopted, until a save has adopted it or a newer one."""
 
     def read(self, last_index: int) -> Iterable[bytes]:
         """Yield the payload of the snapshot at ``last_index`` in chunks, verifying it on the way.

@@ -211,7 +211,7 @@ class SqliteStorage:
             raise InvariantViolatedError("a save was begun before the identity was written")
         check_save(save, self._last_index)
         if save.snapshot is not None:
-            self._snapshots.expect(save.snapshot.last_index)
+            self._snapshots.begin_adoption(save.snapshot.last_index)
         loop = self._running_loop()
         record = make_record(self._log.last_seq + 1, self._log.last_crc, self._last_index, save)
         value, crc = encode_record(record)

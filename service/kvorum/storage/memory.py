@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
 from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Save, Snapshot
+from kvorum.storage import retention
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 from kvorum.storage.records import LogState, check_compaction, check_identity, make_record, recover
 from kvorum.storage.snapshot_format import (
-    SNAPSHOTS_KEPT,
     check_received,
     encode_header,
     read_header,
@@ -77,7 +77,7 @@ class MemoryStorage:
         if any(isinstance(operation, Save) for operation, _ in self._pending):
             raise InvariantViolatedError("a save was begun while another is in flight")
         if save.snapshot is not None:
-            self.snapshots.expect(save.snapshot.last_index)
+            self.snapshots.begin_adoption(save.snapshot.last_index)
         self._begin(save, done)
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
@@ -140,6 +140,8 @@ class MemorySnapshots:
         self._infos: dict[int, SnapshotInfo] = {}
         self._adopted = 0
         self._expected = 0
+        self._saving = 0
+        self._pinned: frozenset[int] = frozenset()
 
     def create(self, snapshot: Snapshot) -> MemoryWriter:
         """Begin a snapshot."""
@@ -151,8 +153,15 @@ class MemorySnapshots:
 
     def kept(self) -> tuple[SnapshotInfo, ...]:
         """Return those that the log goes on from, newest first."""
-        indexes = sorted((index for index in self._infos if index <= self._adopted), reverse=True)
-        return tuple(self._infos[index] for index in indexes)
+        return tuple(self._infos[index] for index in retention.kept(self._infos, self._adopted))
+
+    def find(self, last_index: int) -> SnapshotInfo | None:
+        """Return the snapshot at ``last_index``, unless the log does not go on from it yet."""
+        return self._infos.get(last_index) if last_index <= self._adopted else None
+
+    def pin(self, last_indexes: Collection[int]) -> None:
+        """Keep these, and none that was pinned before."""
+        self._pinned = frozenset(last_indexes)
 
     def read(self, last_index: int) -> Iterator[bytes]:
         """Yield the payload, verified."""
@@ -180,10 +189,14 @@ class MemorySnapshots:
         return MemoryReceiver(self, snapshot, part)
 
     def expect(self, last_index: int) -> None:
-        """Keep the snapshot at ``last_index``: a save is about to adopt it."""
+        """Keep the snapshot at ``last_index``: a save will adopt it."""
+        self._expected = last_index
+
+    def begin_adoption(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index``: the save that begins adopts it."""
         if last_index not in self._infos:
             raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is missing")
-        self._expected = last_index
+        self._saving = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:
         """Note, at start, that the log goes on from ``snapshot``; what arrived and no save adopted is removed."""
@@ -193,14 +206,9 @@ class MemorySnapshots:
             self._infos.pop(last_index, None)
 
     def adopt(self, snapshot: Snapshot) -> None:
-        """Note that the log goes on from ``snapshot``; one older is kept, and a newer one until a save adopts it."""
+        """Note that the log goes on from ``snapshot``, and remove what is superfluous."""
         self._adopted = snapshot.last_index
-        kept = [info.snapshot.last_index for info in self.kept()]
-        for last_index in kept[SNAPSHOTS_KEPT:]:
-            del self._infos[last_index], self.files[last_index]
-        ahead = sorted(index for index in self.files if index > self._adopted and index != self._expected)
-        for last_index in ahead[:-1]:
-            del self._infos[last_index], self.files[last_index]
+        self._remove_superfluous()
 
     def verified(self, damaged: list[int]) -> Iterator[Snapshot]:
         """Yield the valid ones, newest first; the others are removed, and their indexes put into ``damaged``."""
@@ -220,8 +228,15 @@ class MemorySnapshots:
         self.files[snapshot.last_index] = data
         self._infos[snapshot.last_index] = info
         if own:
-            self.adopt(max((snapshot, *(kept.snapshot for kept in self.kept())), key=lambda kept: kept.last_index))
+            self._adopted = max(self._adopted, snapshot.last_index)
+        self._remove_superfluous()
         return info
+
+    def _remove_superfluous(self) -> None:
+        for last_index in retention.superfluous(
+            self._infos, self._adopted, (self._expected, self._saving), self._pinned
+        ):
+            del self._infos[last_index], self.files[last_index]
 
     def _file(self, last_index: int) -> bytes:
         if last_index not in self.files:

@@ -21,8 +21,6 @@ from kvorum.raft.messages import Snapshot
 MAGIC = b"KVORSNAP"
 FORMAT = 1
 HASH_BYTES = 32
-SNAPSHOTS_KEPT = 2
-"""The newest, and the one to fall back to."""
 CHUNK_BYTES = 256 * 1024
 DESCRIPTION_BYTES_MAX = 1024 * 1024
 """Thousands of members; a length above it is damage, and is not allocated."""

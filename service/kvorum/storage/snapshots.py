@@ -8,7 +8,7 @@
     00000000000000001000.damaged    its hash did not match; the last one is left for whoever wants to know why
 
 Which files are used is up to the log: a file that arrived from a peer but that no record of the log adopts is left
-alone, and not announced, until a save adopts it. Two that the log goes on from are kept.
+alone, and not announced, until a save adopts it. :mod:`kvorum.storage.retention` says how many are kept.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Snapshot
+from kvorum.storage import retention
 from kvorum.storage.files import FILE_MODE, create_folder, explained, sync_folder
 from kvorum.storage.interface import SnapshotInfo
 from kvorum.storage.snapshot_format import (
     CHUNK_BYTES,
     HASH_BYTES,
-    SNAPSHOTS_KEPT,
     check_received,
     encode_header,
     read_header,
@@ -55,7 +55,8 @@ class Snapshots:
     """The snapshot files of one node; implements :class:`~kvorum.storage.interface.SnapshotFile`.
 
     Its methods may be called from several threads. On the event loop only those that touch no file: :meth:`latest`,
-    :meth:`kept`, :meth:`path` and :meth:`expect`.
+    :meth:`kept`, :meth:`find`, :meth:`pin`, :meth:`path`, :meth:`expect` and
+    :meth:`begin_adoption`.
 
     Args:
         folder: where they are.
@@ -73,6 +74,10 @@ class Snapshots:
         self._adopted = 0
         """The last index of the newest snapshot that the log goes on from."""
         self._expected = 0
+        """Consensus adopted this one, and a save will."""
+        self._saving = 0
+        """The save in flight adopts this one."""
+        self._pinned: frozenset[int] = frozenset()
 
     # --- For the driver -----------------------------------------------------------------------------------------------
 
@@ -95,7 +100,22 @@ class Snapshots:
     def kept(self) -> tuple[SnapshotInfo, ...]:
         """Return the snapshots that the log goes on from, newest first."""
         with self._lock:
-            return self._kept()
+            return tuple(self._infos[index] for index in retention.kept(self._infos, self._adopted))
+
+    def find(self, last_index: int) -> SnapshotInfo | None:
+        """Return the snapshot at ``last_index``, unless the log does not go on from it yet."""
+        with self._lock:
+            return self._infos.get(last_index) if last_index <= self._adopted else None
+
+    def pin(self, last_indexes: Collection[int]) -> None:
+        """Keep these, and none that was pinned before."""
+        with self._lock:
+            self._pinned = frozenset(last_indexes)
+
+    def expect(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index`` whatever arrives: a save will adopt it, or one that is expected later."""
+        with self._lock:
+            self._expected = last_index
 
     def read(self, last_index: int) -> Iterator[bytes]:
         """Yield the payload in chunks; its hash is verified at the end."""
@@ -163,8 +183,8 @@ class Snapshots:
             self._infos[last_index] = SnapshotInfo(snapshot, path.stat().st_size, sha256)
             yield snapshot
 
-    def expect(self, last_index: int) -> None:
-        """Keep the snapshot at ``last_index`` whatever arrives: a save is about to adopt it.
+    def begin_adoption(self, last_index: int) -> None:
+        """Keep the snapshot at ``last_index`` whatever arrives or is expected: the save in flight adopts it.
 
         Raises:
             InvariantViolatedError: there is none.
@@ -172,7 +192,7 @@ class Snapshots:
         with self._lock:
             if last_index not in self._infos:
                 raise InvariantViolatedError(f"a save adopts the snapshot at {last_index}, which is missing")
-            self._expected = last_index
+            self._saving = last_index
 
     def start_from(self, snapshot: Snapshot | None) -> None:
         """Note, at start, which snapshot the log goes on from, and remove what arrived and no record adopted.
@@ -220,15 +240,9 @@ class Snapshots:
         self._broken(failure)
         return failure
 
-    def _kept(self) -> tuple[SnapshotInfo, ...]:
-        indexes = sorted((index for index in self._infos if index <= self._adopted), reverse=True)
-        return tuple(self._infos[index] for index in indexes)
-
     def _forget_superfluous(self) -> list[int]:
         """Forget what is not needed, and return the last indexes of the files to remove."""
-        kept = [info.snapshot.last_index for info in self._kept()]
-        ahead = sorted(index for index in self._infos if index > self._adopted and index != self._expected)
-        superfluous = kept[SNAPSHOTS_KEPT:] + ahead[:-1]
+        superfluous = retention.superfluous(self._infos, self._adopted, (self._expected, self._saving), self._pinned)
         for last_index in superfluous:
             del self._infos[last_index]
         return superfluous

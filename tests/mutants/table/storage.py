@@ -224,6 +224,22 @@ MUTANTS = (
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
     ),
     Mutant(
+        "retention",
+        "A snapshot that a peer reads is removed when two newer ones are there.",
+        "node.snapshots:Snapshots._pin",
+        "last_index in self._pins or len(self._pins) < PINS_MAX",
+        "False",
+        tests="tests/node/test_pins.py tests/sim/test_fetches.py",
+    ),
+    Mutant(
+        "retention",
+        "A snapshot that consensus adopted is removed before a save adopts it.",
+        "node.fetch:Fetcher._fetched",
+        "self._storage.snapshots.expect(snapshot.last_index)",
+        "pass",
+        tests="tests/node/test_driver.py",
+    ),
+    Mutant(
         "restore",
         "A restore that is repeated after a crash deletes the data that the first one had put aside.",
         "storage.datadir:install_staged",
