@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable, Mapping
 from random import Random
 from typing import cast
@@ -28,8 +29,8 @@ from kvorum.raft.messages import (
     Message,
     Snapshot,
 )
-from kvorum.storage.interface import Loaded
-from kvorum.storage.memory import MemoryStorage
+from kvorum.storage.interface import Loaded, SnapshotInfo
+from kvorum.storage.memory import MemoryReceiver, MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import SnapshotChunk
 
@@ -175,6 +176,57 @@ def test_a_former_leader_that_still_gives_its_snapshot_is_not_given_up() -> None
             driver.on_messages("c@1", (newer,))
             peers.give.set()
         assert set(peers.asked) == {"b@1"}
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+class HeldReceivers(MemoryStorage):
+    """A disk that takes its time over each snapshot that has arrived."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verifying = threading.Event()
+        self.go_on = threading.Event()
+        receive = self.snapshots.receive
+
+        def held(snapshot: Snapshot, sha256: str = "") -> MemoryReceiver:
+            receiver = receive(snapshot, sha256)
+            commit = receiver.commit
+
+            def slow(sha256: str) -> SnapshotInfo:
+                self.verifying.set()
+                assert self.go_on.wait(60)
+                return commit(sha256)
+
+            receiver.commit = slow  # type: ignore[method-assign]
+            return receiver
+
+        self.snapshots.receive = held  # type: ignore[method-assign]
+
+
+def test_a_file_that_has_arrived_is_not_given_up_while_it_is_verified() -> None:
+    """Another fetch would remove it under the thread that renames it, and the node would take that for a bad disk."""
+
+    async def scenario() -> None:
+        storage, source = HeldReceivers(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        message = offer(20, term=1)
+        newer = msgspec.structs.replace(message, term=2, sender="c@1", snapshot=Snapshot(30, 1, MEMBERS))
+        driver.on_messages("b@1", (message,))
+        await eventually("the first is wanted", lambda: source.wanted == [20])
+        source.arrive()
+        await eventually("it is verified", storage.verifying.is_set)
+        for _ in range(4):
+            driver.on_messages("c@1", (newer,))
+            await asyncio.sleep(0)
+        wanted = list(source.wanted)
+        storage.go_on.set()
+        await eventually("it is adopted", lambda: node.raft.snapshot)
+        assert node.raft.snapshot == message.snapshot
+        assert wanted == [20]
+        assert not node.ports.supervisor.has_failed
         await node.close()
 
     asyncio.run(scenario())

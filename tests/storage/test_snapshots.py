@@ -338,6 +338,18 @@ def test_a_peer_does_not_name_our_files(tmp_path: Path, sha256: str) -> None:
         opened(tmp_path).receive(snapshot(9), sha256)
 
 
+def test_a_part_that_was_removed_meanwhile_is_a_failed_fetch_and_no_broken_disk(tmp_path: Path) -> None:
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    take_snapshot(theirs, 9)
+    info = theirs.kept()[0]
+    arriving = snapshots.receive(snapshot(9), info.sha256)
+    arriving.write(theirs.files[9])
+    snapshots.receive(snapshot(10), "ab")
+    with pytest.raises(SnapshotFailedError, match="removed"):
+        arriving.commit(info.sha256)
+    assert snapshots.latest() is None
+
+
 def test_the_loop_does_not_wait_for_a_folder_that_is_being_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

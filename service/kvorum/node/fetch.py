@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageError
 from kvorum.kv.store import Store
@@ -19,6 +20,8 @@ from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.interface import SnapshotChunk
 
 log = logging.getLogger("kvorum.snapshot")
+
+T = TypeVar("T")
 
 TRIES = 20
 PAUSE_S = 0.25
@@ -83,6 +86,8 @@ class Fetcher:
         """The fetch under way."""
         self._has_progressed = False
         """Something arrived since the last offer of another member."""
+        self._is_storing = False
+        """A thread writes, verifies or decodes what arrived; it goes on when the task is cancelled."""
         self._task: asyncio.Task[None] | None = None
         self._held: tuple[Snapshot, Store] | None = None
         """The snapshot that consensus adopted last, decoded, until it is restored."""
@@ -106,11 +111,14 @@ class Fetcher:
         return held[1]
 
     def offered(self, by: NodeId) -> None:
-        """Give up a fetch from another member that brought nothing since the last such offer: it may never answer."""
+        """Give up a fetch from another member that brought nothing since the last such offer: it may never answer.
+
+        It is not given up while a thread uses the file: the next fetch would remove that.
+        """
         fetch = self._fetch
         if self._task is None or fetch is None or by == fetch.source:
             return
-        if not self._has_progressed:
+        if not self._has_progressed and not self._is_storing:
             self._task.cancel()
             self._give_up(fetch)
         self._has_progressed = False
@@ -127,7 +135,7 @@ class Fetcher:
         for _ in range(TRIES):
             try:
                 info = await self._download(source, snapshot)
-                store = await self._threads.run(load_store, self._storage.snapshots, snapshot)
+                store = await self._store(load_store, self._storage.snapshots, snapshot)
             except (PeerError, StorageError) as error:
                 self._counters.snapshots["install", "failed"] += 1
                 if self._limit.allow() is not None:
@@ -176,13 +184,21 @@ class Fetcher:
             PeerError: the member does not give it.
             StorageError: it could not be stored, or is not what was announced.
         """
-        run = self._threads.run
         first = await self._peers.snapshot_chunk(source, snapshot.last_index, 0)
-        receiver = await run(self._storage.snapshots.receive, snapshot, first.sha256)
+        receiver = await self._store(self._storage.snapshots.receive, snapshot, first.sha256)
 
         async def write(data: bytes) -> None:
-            await run(receiver.write, data)
-            self._has_progressed = True
+            await self._store(receiver.write, data)
 
         await download(self._peers, source, first, write, receiver.offset_bytes)
-        return await run(receiver.commit, first.sha256)
+        return await self._store(receiver.commit, first.sha256)
+
+    async def _store(self, function: Callable[..., T], *arguments: object) -> T:
+        """Return what the function returns in a thread."""
+        self._is_storing = True
+        try:
+            result = await self._threads.run(function, *arguments)
+        finally:
+            self._is_storing = False
+        self._has_progressed = True
+        return result

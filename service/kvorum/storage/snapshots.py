@@ -377,6 +377,10 @@ class Receiver:
         except SnapshotFailedError:
             self.abort()
             raise
+        except FileNotFoundError as error:
+            if not self._snapshots.folder.exists():
+                raise self._failure(error) from error
+            raise SnapshotFailedError("the snapshot that arrived was removed meanwhile") from error
         except OSError as error:
             raise self._failure(error) from error
         return info

@@ -7,6 +7,14 @@ from mutants.mutant import Mutant
 MUTANTS = (
     Mutant(
         "B25",
+        "A fetch is given up while a thread verifies its file, which the next fetch removes.",
+        "node.fetch:Fetcher.offered",
+        "not self._has_progressed and not self._is_storing",
+        "not self._has_progressed",
+        tests="tests/node/test_driver.py -k verified",
+    ),
+    Mutant(
+        "B25",
         "A write that may still be done is reported as certainly not done.",
         "node.proposals:Proposals.expire",
         "waiter in queued",
