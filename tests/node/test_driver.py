@@ -9,16 +9,20 @@ from random import Random
 from typing import cast
 
 import msgspec
-from waiting import until
+import pytest
+from node.local_cluster import eventually
 
 from kvorum.config import Config
 from kvorum.errors import PeerError
 from kvorum.identity import Identity
+from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor
+from kvorum.node import fetch as fetch_module
 from kvorum.node.compose import compose
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
+from kvorum.node.snapshots import load_store
 from kvorum.raft.messages import (
     AppendEntries,
     Configuration,
@@ -29,7 +33,7 @@ from kvorum.raft.messages import (
     Message,
     Snapshot,
 )
-from kvorum.storage.interface import Loaded, SnapshotInfo
+from kvorum.storage.interface import Loaded, SnapshotFile, SnapshotInfo
 from kvorum.storage.memory import MemoryReceiver, MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import SnapshotChunk
@@ -176,6 +180,33 @@ def test_a_former_leader_that_still_gives_its_snapshot_is_not_given_up() -> None
             driver.on_messages("c@1", (newer,))
             peers.give.set()
         assert set(peers.asked) == {"b@1"}
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(files: SnapshotFile, snapshot: Snapshot) -> Store:
+        store = load_store(files, snapshot)
+        if len(source.wanted) == 1:
+            store.mismatch = Mismatch(snapshot.last_index, 1, 2)
+        return store
+
+    monkeypatch.setattr(fetch_module, "load_store", load)
+    source = Source()
+
+    async def scenario() -> None:
+        storage = MemoryStorage()
+        node = a_node(storage, source)
+        node.parts.driver.on_messages("b@1", (offer(10, term=1),))
+        await eventually("it is wanted", lambda: source.wanted == [10])
+        source.arrive()
+        await eventually("it is wanted again", lambda: source.wanted == [10, 10])
+        assert node.counters.snapshots["install", "failed"] == 1
+        assert node.raft.snapshot is None
+        assert not storage.snapshots.files
+        source.arrive()
+        await eventually("the right one is adopted", lambda: node.raft.snapshot)
         await node.close()
 
     asyncio.run(scenario())

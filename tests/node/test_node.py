@@ -20,6 +20,7 @@ from kvorum.errors import (
     ReadTimeoutError,
 )
 from kvorum.kv.commands import CompareFailed, PutResult
+from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.transport import Hello
@@ -230,9 +231,9 @@ def _hold_rebuilding(node: Node) -> asyncio.Event:
     go_on = asyncio.Event()
     rebuild = node.parts.integrity._rebuild
 
-    async def held(source: str) -> bool:
+    async def held(source: str, wrong: Store) -> bool:
         await go_on.wait()
-        return await rebuild(source)
+        return await rebuild(source, wrong)
 
     node.parts.integrity._rebuild = held  # type: ignore[method-assign]
     return go_on

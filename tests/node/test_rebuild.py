@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 from node.local_cluster import running
 from waiting import until
 
-from kvorum.errors import FatalError
+from kvorum.errors import FatalError, KvorumError, StorageError
+from kvorum.kv.state_hash import StateDigest
+from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.node import integrity as integrity_module
 from kvorum.node.snapshots import load_store
+from kvorum.raft import Role
+from kvorum.raft.messages import TimeoutNow
 
 
 def spoil(node: Node) -> None:
@@ -65,7 +70,7 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
             await cluster.converge()
             asked: set[str] = set()
 
-            async def refused(source: str) -> bool:
+            async def refused(source: str, wrong: Store) -> bool:
                 asked.add(source)
                 return len(asked) > 1
 
@@ -82,7 +87,7 @@ def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
         async with running(tmp_path) as cluster:
             victim = cluster.others(await cluster.leader())[0]
 
-            async def broken(source: str) -> bool:
+            async def broken(source: str, wrong: Store) -> bool:
                 raise ZeroDivisionError
 
             victim.parts.integrity._rebuild = broken  # type: ignore[method-assign]
@@ -91,5 +96,198 @@ def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
             await until("the node ends", running_node.done)
             with pytest.raises(FatalError, match="ZeroDivisionError"):
                 await running_node
+
+    asyncio.run(scenario())
+
+
+def test_snapshots_of_a_wrong_state_are_neither_served_nor_kept(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            victim = cluster.others(await cluster.leader())[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            files, snapshots = victim.ports.storage.snapshots, victim.parts.snapshots
+            await snapshots.begin()
+            await cluster.put(b"a", b"2")
+            await cluster.converge()
+            victim.store.state_hash ^= 1
+            await snapshots.begin()
+            newest = files.kept()[0]
+            rebuild, go_on = victim.parts.integrity._rebuild, asyncio.Event()
+
+            async def held(source: str, wrong: Store) -> bool:
+                await go_on.wait()
+                return await rebuild(source, wrong)
+
+            victim.parts.integrity._rebuild = held  # type: ignore[method-assign]
+            victim.store.state_hash ^= 1
+            spoil(victim)
+            await eventually("quarantine", lambda: victim.quarantined)
+            for index in (0, newest.snapshot.last_index):
+                with pytest.raises(StorageError, match="quarantine"):
+                    await snapshots.chunk(index, 0, 100, 0)
+            go_on.set()
+            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+
+            kept = files.kept()
+            assert [info.snapshot.last_index for info in kept] == [newest.snapshot.last_index], "all were made before"
+            assert snapshots.latest() == kept[0]
+            right = (await cluster.leader()).store
+            store = await asyncio.to_thread(load_store, files, kept[0].snapshot)
+            assert (store.applied_index, store.state_hash) == (right.applied_index, right.state_hash)
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_whose_state_is_wrong_goes_and_does_not_come_back_before_it_is_right(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            victim = await cluster.leader()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+
+            async def never(source: str, wrong: Store) -> bool:
+                return False
+
+            victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
+            spoil(victim)
+            await eventually("quarantine", lambda: victim.quarantined)
+            await eventually("another leads", lambda: victim.raft.leader not in (None, victim.raft.id))
+            before = victim.raft.current_term
+            with contextlib.suppress(KvorumError):
+                victim.raft.step(TimeoutNow(before, victim.raft.leader or "", victim.raft.id))
+            assert victim.raft.role is Role.FOLLOWER
+            assert victim.raft.current_term == before
+
+    asyncio.run(scenario())
+
+
+def test_a_quarantine_ends_when_consensus_installs_another_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            victim = cluster.others(leader)[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+
+            async def never(source: str, wrong: Store) -> bool:
+                return False
+
+            victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
+            spoil(victim)
+            await eventually("quarantine", lambda: victim.quarantined)
+            await leader.parts.snapshots.begin()
+            newest = leader.ports.storage.snapshots.kept()[0].snapshot
+            store = await asyncio.to_thread(load_store, leader.ports.storage.snapshots, newest)
+            victim.parts.state.replace(store)
+            await eventually("it is over", lambda: victim.quarantined is None)
+            assert not victim.parts.state.is_wrong
+
+    asyncio.run(scenario())
+
+
+def test_a_verdict_on_a_state_that_was_replaced_meanwhile_counts_for_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            victim = cluster.others(leader)[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            await leader.parts.snapshots.begin()
+            files = leader.ports.storage.snapshots
+            store = await asyncio.to_thread(load_store, files, files.kept()[0].snapshot)
+            ask = victim.peers.state_hash
+
+            async def late(node: str, index: int) -> StateDigest | None:
+                answer = await ask(node, index)
+                victim.parts.state.replace(store)
+                return answer
+
+            victim.peers.state_hash = late  # type: ignore[method-assign]
+            spoil(victim)
+            task = victim.parts.integrity._task
+            assert task is not None
+            await asyncio.wait([task])
+            assert victim.quarantined is None
+            assert victim.store is store
+            assert not victim.parts.state.is_wrong
+
+    asyncio.run(scenario())
+
+
+def test_what_no_majority_decided_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            victim = cluster.others(await cluster.leader())[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            ask, asked = victim.peers.state_hash, 0
+
+            async def silent_at_first(node: str, index: int) -> StateDigest | None:
+                nonlocal asked
+                asked += 1
+                return None if asked <= 6 else await ask(node, index)
+
+            victim.peers.state_hash = silent_at_first  # type: ignore[method-assign]
+            spoil(victim)
+            # No heartbeat leads to another investigation.
+            victim.parts.integrity.investigate = lambda _: None  # type: ignore[method-assign]
+            await eventually("quarantine", lambda: victim.quarantined or asked > 6)
+            await eventually("it is rebuilt", lambda: victim.quarantined is None and not victim.parts.state.is_wrong)
+            assert asked > 6
+            await cluster.converge()
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_reports_what_a_sweep_or_another_state_changed_without_an_entry(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            victim = cluster.others(leader)[0]
+            # Nothing is written from now on.
+            spoiled = leader.store
+            spoiled.state_hash ^= 1
+            leader.parts.state.hashes.applied(spoiled.applied_index, spoiled.digest)
+            await eventually("the others notice", lambda: leader.quarantined or leader.store is not spoiled)
+            assert victim.quarantined is None
+
+    asyncio.run(scenario())
+
+
+def damaged(path: Path) -> bytes:
+    """Flip a bit of a file, and return what it holds now."""
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def test_a_damaged_snapshot_is_noticed_by_its_owner_and_replaced(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"a", b"1")
+            snapshots, files = leader.parts.snapshots, leader.ports.storage.snapshots
+            await snapshots.begin()
+            index = files.kept()[0].snapshot.last_index
+            path = Path(files.path(index))
+            data = damaged(path)
+
+            with pytest.raises(StorageError, match="hash does not match"):
+                await snapshots.chunk(index, 0, 1 << 20, 0)
+
+            await eventually("another takes its place", lambda: files.find(index))
+            chunk = await snapshots.chunk(index, 0, 1 << 20, 0)
+            assert chunk.data != data
+            assert path.with_suffix(".damaged").exists()
 
     asyncio.run(scenario())

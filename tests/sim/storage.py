@@ -200,6 +200,14 @@ class SimSnapshots:
         """Yield the payload."""
         yield from self._files.read(last_index)
 
+    def verify(self, last_index: int) -> None:
+        """Compare the hash."""
+        self._files.verify(last_index)
+
+    def discard(self, last_index: int, why: str) -> None:
+        """Remove it."""
+        self._files.discard(last_index, why)
+
     def path(self, last_index: int) -> str:
         """Return a name."""
         return self._files.path(last_index)

@@ -94,7 +94,7 @@ class Backups:
     async def _take(self, at_least: int) -> tuple[SnapshotInfo, BinaryIO]:
         try:
             for _ in range(TAKES_MAX):
-                newest = self._files.latest()
+                newest = self._snapshots.latest()
                 if newest is not None and newest.snapshot.last_index >= at_least:
                     try:
                         # Once open, it stays readable when newer snapshots take its place.

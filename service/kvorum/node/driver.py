@@ -139,6 +139,8 @@ class Driver:
         self._guard(self._waits.expire)
         self._guard(self._reads.probe)
         self._guard(self._levels.tick)
+        # A sweep, or another state in the place of this one, may have changed it without an entry.
+        self._guard(self._report_digest)
         self._turns.may_have_changed = True
         self._turns.schedule()
 

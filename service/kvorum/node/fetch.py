@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageError
+from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageCorruptError, StorageError
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.snapshots import load_store
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 TRIES = 20
 PAUSE_S = 0.25
+PAUSE_MAX_S = 5.0
+"""The longest pause after a snapshot that arrived and could not be used."""
 
 
 async def download(
@@ -88,6 +90,7 @@ class Fetcher:
         """Something arrived since the last offer of another member."""
         self._is_storing = False
         """A thread writes, verifies or decodes what arrived; it goes on when the task is cancelled."""
+        self._pause_s = PAUSE_S
         self._task: asyncio.Task[None] | None = None
         self._held: tuple[Snapshot, Store] | None = None
         """The snapshot that consensus adopted last, decoded, until it is restored."""
@@ -133,17 +136,22 @@ class Fetcher:
         source, snapshot = fetch.source, fetch.snapshot
         since = self._clock.monotonic()
         for _ in range(TRIES):
+            pause_s = PAUSE_S
             try:
                 info = await self._download(source, snapshot)
-                store = await self._store(load_store, self._storage.snapshots, snapshot)
+                store = await self._load(snapshot)
             except (PeerError, StorageError) as error:
+                if isinstance(error, StorageError):
+                    # A whole download was for nothing: the next one waits longer.
+                    self._pause_s = pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
                 self._counters.snapshots["install", "failed"] += 1
                 if self._limit.allow() is not None:
                     log.warning("fetching the snapshot at %d from %s failed: %s", snapshot.last_index, source, error)
                 if self._raft.leader != source:
                     break  # The present leader offers its own.
-                await self._tasks.sleep(PAUSE_S)
+                await self._tasks.sleep(pause_s)
                 continue
+            self._pause_s = PAUSE_S
             duration_s = self._clock.monotonic() - since
             self._counters.snapshots["install", "ok"] += 1
             self._counters.snapshot_duration["install"].record(duration_s)
@@ -157,6 +165,20 @@ class Fetcher:
             self._fetched(snapshot, store)
             return
         self._give_up(fetch)
+
+    async def _load(self, snapshot: Snapshot) -> Store:
+        """Return the state of the snapshot that arrived.
+
+        Raises:
+            StorageCorruptError: it contradicts the sum that it carries; its file is not used.
+        """
+        files = self._storage.snapshots
+        store = await self._store(load_store, files, snapshot)
+        if store.mismatch is not None:
+            why = f"the snapshot at {snapshot.last_index} does not have the sum that it carries"
+            await self._store(files.discard, snapshot.last_index, why)
+            raise StorageCorruptError(why)
+        return store
 
     def _fetched(self, snapshot: Snapshot, store: Store) -> None:
         if self._turns.is_over:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from io import BytesIO
-from itertools import cycle
 
-from kvorum.errors import CallerError, InvariantViolatedError, PeerError, StorageCorruptError, StorageError
+from kvorum.errors import InvariantViolatedError, PeerError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.node.fetch import download
@@ -22,7 +22,7 @@ from kvorum.node.reads import Reads
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
-from kvorum.raft import Raft, Role
+from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
 from kvorum.storage.snapshot_format import read_header, read_payload
 from kvorum.telemetry.logs import RateLimit
@@ -88,14 +88,24 @@ class Integrity:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _investigate(self, index: int) -> None:
-        raft = self._raft
+        """Ask until a majority decides: as long as nothing is decided, this node may serve a wrong state."""
+        while await self._is_undecided(index):
+            index = self._state.store.applied_index
+            self._state.hashes.applied(index, self._state.store.digest)
+            await self._tasks.sleep(RETRY_S)
+
+    async def _is_undecided(self, index: int) -> bool:
+        raft, store = self._raft, self._state.store
         ours = self._state.hashes.at(index)
         if ours is None:
-            return
+            return False
         voters = raft.configuration.voters()
         others = [voter for voter in voters if voter != raft.id]
         answers = await asyncio.gather(*(self._peers.state_hash(voter, index) for voter in others))
+        if self._state.store is not store:
+            return False  # What was asked about is not served any more.
         theirs = {voter: answer for voter, answer in zip(others, answers, strict=True) if answer is not None}
+        different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
         wrong = is_wrong(ours, theirs, len(voters) if raft.id in voters else len(voters) + 1)
         if wrong is None:
             if self._limit.allow() is not None:
@@ -104,11 +114,13 @@ class Integrity:
                     index,
                     sorted(theirs),
                 )
-        elif wrong:
-            await self._replace(index, [voter for voter, digest in theirs.items() if digest.contradicts(ours)])
+            return True
+        if wrong:
+            await self._replace(index, different)
         else:
-            for voter in [voter for voter, digest in theirs.items() if digest.contradicts(ours)]:
+            for voter in different:
                 await self._tell(voter, index)
+        return False
 
     async def _tell(self, voter: NodeId, index: int) -> None:
         if self._limit.allow() is None:
@@ -123,32 +135,40 @@ class Integrity:
         """Serve nobody until the state is one of these members'."""
         self.quarantined = reason = f"the state differs from the majority's at index {index}; it is being rebuilt"
         log.critical("%s enters quarantine: %s", self._raft.id, reason)
-        if self._raft.role is Role.LEADER:
-            self._resign()
+        wrong = self._state.store
         self._state.is_wrong = True
+        self._raft.set_unfit(True)
+        self._snapshots.distrust_all()
         self._proposals.stop(reason)
         self._reads.stop(reason)
         await self._snapshots.ended()
-        for source in cycle(sources):
-            if await self._rebuild(source):
+        # One that was being taken holds the wrong state, too.
+        self._snapshots.distrust_all()
+        rounds = 0
+        while self._state.store is wrong:
+            voters = self._raft.configuration.voters()
+            right = [each for each in sources if each in voters] or [each for each in voters if each != self._raft.id]
+            if right and await self._rebuild(right[rounds % len(right)], wrong):
                 break
+            rounds += 1
             await self._tasks.sleep(RETRY_S)
-        self.quarantined = None
-        log.warning("%s leaves quarantine: its state was rebuilt from %s", self._raft.id, source)
-
-    def _resign(self) -> None:
-        try:
-            self._raft.transfer_leadership()
-        except CallerError as error:
-            log.error("this leader is in quarantine, but cannot transfer the leadership: %s", error)
-        self._turns.may_have_changed = True
+        self._state.is_wrong = False
+        self._raft.set_unfit(False)
         self._turns.schedule()
+        # Our own snapshots may hold the wrong state: a right one takes their place.
+        with suppress(SnapshotFailedError):
+            await self._snapshots.begin()
+        self.quarantined = None
+        log.warning("%s leaves quarantine: its state was replaced", self._raft.id)
 
-    async def _rebuild(self, source: NodeId) -> bool:
+    async def _rebuild(self, source: NodeId, wrong: Store) -> bool:
+        """Replace the wrong state by the member's; return whether it is replaced now."""
+        raft = self._raft
         try:
-            # The file stays in memory: the disk must not take it for a snapshot that our log goes on from.
-            at_least = self._raft.log.base_index
-            first = await self._peers.snapshot_chunk(source, 0, 0, at_least=at_least)
+            # The file stays in memory: the disk must not take it for a snapshot that our log goes on from. It is not
+            # older than our own newest one: one that is taken of it then becomes the newest.
+            own = raft.snapshot.last_index if raft.snapshot is not None else 0
+            first = await self._peers.snapshot_chunk(source, 0, 0, at_least=max(raft.log.base_index, own))
             data = bytearray()
 
             async def keep(piece: bytes) -> None:
@@ -158,16 +178,15 @@ class Integrity:
             store = await self._threads.run(_decode, bytes(data))
             if store.mismatch is not None:
                 raise StorageCorruptError(f"the snapshot of {source} does not match its state sum")
-            self._raft.reapply_from(store.applied_index)
+            if self._state.store is not wrong:
+                return True
+            raft.reapply_from(store.applied_index)
         except (PeerError, StorageError, InvariantViolatedError) as error:
             if self._limit.allow() is not None:
                 log.warning("rebuilding the state from %s failed: %s", source, error)
             return False
         self._state.replace(store)
-        self._state.is_wrong = False
-        self._turns.schedule()
-        # Our own snapshots may hold the wrong state: let a right one be the newest.
-        await self._snapshots.begin()
+        log.warning("%s has rebuilt its state from %s", raft.id, source)
         return True
 
 

@@ -15,7 +15,7 @@ from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.raft import Raft
 from kvorum.raft.messages import Snapshot
-from kvorum.storage.interface import SnapshotFile, Storage
+from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.interface import SnapshotChunk
 
@@ -72,6 +72,10 @@ class Snapshots:
         self._counters = counters
         self._task: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
+        self._verified: dict[int, float] = {}
+        """Until when a snapshot that was verified is not verified again, by last index."""
+        self._distrusted: set[str] = set()
+        """The hashes of snapshot files that may hold a wrong state."""
         self._pins: dict[int, float] = {}
         """Until when each snapshot is kept for its readers, by last index."""
         self._is_compacting = False
@@ -155,6 +159,8 @@ class Snapshots:
             raise
         finally:
             iterator.close()
+        if self._distrusted:
+            await self._discard_distrusted(info)
         duration_s = self._clock.monotonic() - since
         counters.snapshots["create", "ok"] += 1
         counters.snapshot_duration["create"].record(duration_s)
@@ -178,6 +184,25 @@ class Snapshots:
         self._is_compacting = True
         self._storage.compact(min(self._raft.log.first_index, kept[-1].snapshot.last_index + 1), done)
 
+    # --- What cannot be trusted ----------------------------------------------------------------------------------
+
+    def latest(self) -> SnapshotInfo | None:
+        """Return the newest snapshot that is not of a wrong state."""
+        kept = self._storage.snapshots.kept()
+        return next((info for info in kept if info.sha256 not in self._distrusted), None)
+
+    def distrust_all(self) -> None:
+        """Serve none of the present snapshots any more: the state is wrong. The next one to be taken replaces them."""
+        self._distrusted |= {info.sha256 for info in self._storage.snapshots.kept()}
+
+    async def _discard_distrusted(self, taken: SnapshotInfo) -> None:
+        """Remove the snapshots of a wrong state: one of the right state is durable."""
+        for info in self._storage.snapshots.kept():
+            if info.sha256 in self._distrusted and info.sha256 != taken.sha256:
+                why = "its state may be wrong"
+                await self._threads.run(self._storage.snapshots.discard, info.snapshot.last_index, why)
+        self._distrusted.clear()
+
     # --- Reading ------------------------------------------------------------------------------------------------
 
     async def chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
@@ -186,19 +211,53 @@ class Snapshots:
         Raises:
             StorageError: there is none.
         """
+        if self._state.is_wrong:
+            raise SnapshotFailedError("the state is in quarantine")
         snapshots = self._storage.snapshots
-        if last_index == 0:
-            kept = snapshots.kept()
-            if self._state.store.applied_index and (not kept or kept[0].snapshot.last_index < at_least):
-                # The caller may go away, but the snapshot is the node's.
-                await asyncio.shield(self.begin())
-        info = snapshots.find(last_index) if last_index else snapshots.latest()
-        if info is None:
-            raise StorageCorruptError(f"there is no snapshot at {last_index} here")
+        info = snapshots.find(last_index) if last_index else self.latest()
+        if (
+            last_index == 0
+            and self._state.store.applied_index
+            and (info is None or info.snapshot.last_index < at_least)
+        ):
+            # The caller may go away, but the snapshot is the node's.
+            await asyncio.shield(self.begin())
+            info = self.latest()
+        if info is not None and info.sha256 in self._distrusted:
+            self._begin_another()
+            raise SnapshotFailedError(f"the snapshot at {last_index} may be of a wrong state; another is being taken")
+        if info is None or (last_index == 0 and info.snapshot.last_index < at_least):
+            raise StorageCorruptError(f"there is no snapshot at {last_index or at_least} here")
         index = info.snapshot.last_index
+        if offset_bytes == 0:
+            await self._verify(index)
         self._pin(index, is_end=offset_bytes + size_bytes >= info.size_bytes)
         data = await self._threads.run(snapshots.chunk, index, offset_bytes, size_bytes)
         return SnapshotChunk(data, index, info.size_bytes, info.sha256)
+
+    async def _verify(self, last_index: int) -> None:
+        """Verify a snapshot that a peer begins to read, unless that was just done; take another if it is damaged.
+
+        Raises:
+            StorageCorruptError: it is damaged.
+        """
+        now, run = self._clock.monotonic(), self._threads.run
+        if self._verified.get(last_index, now) > now:
+            return
+        try:
+            await run(self._storage.snapshots.verify, last_index)
+        except StorageCorruptError as error:
+            await run(self._storage.snapshots.discard, last_index, str(error))
+            log.error("the snapshot at index %d cannot be used any more: %s; taking another", last_index, error)
+            self._begin_another()
+            raise
+        self._verified = {index: until for index, until in self._verified.items() if until > now}
+        self._verified[last_index] = now + PIN_S
+
+    def _begin_another(self) -> None:
+        """Take a snapshot, if one can be taken, in the place of one that cannot be served."""
+        if not self._state.is_wrong and self._state.store.applied_index >= self._raft.log.base_index:
+            self.begin()
 
     def _pin(self, last_index: int, *, is_end: bool) -> None:
         """Keep a snapshot that a peer reads until it is read, or not read for a while."""

@@ -233,6 +233,10 @@ class Raft:
         if isinstance(self._role, Leader):
             self._role.state_digest = (index, state_hash, version, state_sum)
 
+    def set_unfit(self, is_unfit: bool) -> None:
+        """Say whether the state machine is known to be wrong: such a server neither campaigns nor goes on leading."""
+        self._state.is_unfit = is_unfit
+
     def snapshot_at(self, index: int) -> Snapshot:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.
 
@@ -274,7 +278,7 @@ class Raft:
         state = self._state
         state.tick()
         if isinstance(self._role, Leader):
-            if state.is_disk_stalled:
+            if state.is_disk_stalled or state.is_unfit:
                 self._role.resign()
                 self._become_follower(state.current_term, None)
             elif not self._role.tick():

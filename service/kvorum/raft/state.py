@@ -67,6 +67,8 @@ class State:
         self._save: Save | None = None  # in flight
         self._save_number = 0
         self._save_ticks = 0
+        self.is_unfit = False
+        """The state machine is known to be wrong: this server must not lead."""
         self._snapshot_to_save: Snapshot | None = None
         self._snapshot_to_restore: Snapshot | None = None
         self._fetching: Fetch | None = None
@@ -93,9 +95,9 @@ class State:
             self.reads.leader_changed()
 
     def is_electable(self) -> bool:
-        """Return whether this server may campaign: a voter whose log is on a disk that makes progress."""
+        """Return whether this server may campaign: a voter that is fit to lead, with a log on a disk that works."""
         is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
-        return is_voter and not self.is_restoring and not self.is_disk_stalled
+        return is_voter and not self.is_restoring and not self.is_disk_stalled and not self.is_unfit
 
     # --- Messages -------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,16 @@ class SnapshotFile(Protocol):
             StorageCorruptError: the bytes are not those that were written (at the latest after the last chunk).
         """
 
+    def verify(self, last_index: int) -> None:
+        """Read the whole file.
+
+        Raises:
+            StorageCorruptError: there is no such snapshot, or its bytes are not those that were written.
+        """
+
+    def discard(self, last_index: int, why: str) -> None:
+        """Use the snapshot at ``last_index`` no more: it is damaged, or of a wrong state. Does nothing without one."""
+
     def path(self, last_index: int) -> str:
         """Return the file's path, for streaming it to a peer as it is (header included)."""
 

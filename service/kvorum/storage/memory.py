@@ -170,6 +170,16 @@ class MemorySnapshots:
         _, header = read_header(stream)
         yield from read_payload(stream, header, len(data))
 
+    def verify(self, last_index: int) -> None:
+        """Compare the file's hash."""
+        data = self._file(last_index)
+        verify(io.BytesIO(data), len(data))
+
+    def discard(self, last_index: int, why: str) -> None:
+        """Remove the snapshot at ``last_index``."""
+        self.files.pop(last_index, None)
+        self._infos.pop(last_index, None)
+
     def path(self, last_index: int) -> str:
         """Return a name; there is no file."""
         return f"memory:{last_index}"

@@ -123,6 +123,20 @@ class Snapshots:
             _, header = read_header(stream)
             yield from read_payload(stream, header, os.fstat(stream.fileno()).st_size)
 
+    def verify(self, last_index: int) -> None:
+        """Read the whole file and compare its hash."""
+        with explained(f"cannot read the snapshot at {last_index}"), self._open(last_index) as stream:
+            verify(stream, os.fstat(stream.fileno()).st_size)
+
+    def discard(self, last_index: int, why: str) -> None:
+        """Set the snapshot at ``last_index`` aside, if there is one."""
+        with self._files:
+            with self._lock:
+                info = self._infos.pop(last_index, None)
+            if info is not None:
+                with explained(f"cannot set the snapshot at {last_index} aside"):
+                    self._set_aside(self._path(last_index), why)
+
     def path(self, last_index: int) -> str:
         """Return the file's path. A file that is open stays readable when it is removed."""
         return str(self._path(last_index))
@@ -252,8 +266,8 @@ class Snapshots:
         for last_index in last_indexes:
             self._path(last_index).unlink(missing_ok=True)
 
-    def _set_aside(self, path: Path, error: StorageCorruptError) -> None:
-        log.warning("the snapshot %s is damaged and was moved aside: %s", path, error)
+    def _set_aside(self, path: Path, why: object) -> None:
+        log.warning("the snapshot %s is damaged and was moved aside: %s", path, why)
         for older in self.folder.glob(f"*{DAMAGED}"):
             older.unlink()
         path.rename(path.with_suffix(DAMAGED))
