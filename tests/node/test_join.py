@@ -79,3 +79,21 @@ def test_a_disk_that_refuses_the_clusters_id_ends_the_node(tmp_path: Path, monke
             await node.run()
 
     run(tmp_path, scenario)
+
+
+def test_a_cluster_whose_id_could_not_be_made_durable_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(node: Node) -> None:
+        def refused(identity: Identity, *, replace: bool = False) -> None:
+            raise StorageError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node.ports.storage, "write_identity", refused)
+            with pytest.raises(StorageError, match="no room"):
+                node.parts.identity.begin("d" * 32)
+        assert node.identity.cluster_id == ""
+        node.parts.identity.begin("e" * 32)
+        assert node.identity.cluster_id == "e" * 32
+
+    run(tmp_path, scenario)

@@ -30,8 +30,9 @@ class SnapshotIterator:
 
     The keys are listed at once; their records are read when their turn comes. Copy on write: before a record is
     replaced or deleted, the store copies it to ``preserved``, and likewise a session that changes. So the iterator
-    costs memory for the keys' list and for what changes, not for the state. The bytes depend only on the state and on
-    the sizes asked for: two nodes write the same snapshot at the same index.
+    costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state, on the
+    sizes asked for, and from the raise of level 2 to the end of a node's first sweep on whether its sum counts yet. So
+    two nodes may write one state as different bytes: a file is named by its hash, and only that very file is resumed.
 
     Attributes:
         header: the numbers of the store at that moment.

@@ -18,15 +18,17 @@ class StateSweep:
 
     Attributes:
         passes: how many passes were completed.
+        share: the part of all keys that the last step visited, from 0 to 1.
     """
 
-    __slots__ = ("_keys", "_store", "_visited", "passes")
+    __slots__ = ("_keys", "_store", "_visited", "passes", "share")
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys: list[bytes] | None = None
         self._visited = 0
         self.passes = 0
+        self.share = 1.0
 
     @property
     def is_under_way(self) -> bool:
@@ -46,12 +48,13 @@ class StateSweep:
         store = self._store
         records = store.record_sum
         if records is None:
+            self.share = 1.0
             return None
         if self._keys is None:
             self._keys = store.keys()
             self._visited = 0
             records.begin_sweep(store.revision)
-        size = 0
+        size, begin = 0, self._visited
         max_bytes = max(max_bytes, 1)
         end = min(self._visited + max(max_keys, 1), len(self._keys))
         while self._visited < end and size < max_bytes:
@@ -61,6 +64,7 @@ class StateSweep:
             if record is not None:
                 records.visit(key, record)
                 size += len(key) + len(record.value)
+        self.share = (self._visited - begin) / len(self._keys) if self._keys else 1.0
         if self._visited < len(self._keys):
             return None
         self._keys = None

@@ -14,7 +14,7 @@ from kvorum.node.state import State
 log = logging.getLogger("kvorum.state")
 
 PASS_S = 600.0
-"""A pass over all records takes about this long, however many there are."""
+"""A pass over all records takes about this long, however many there are, and however large."""
 PAUSE_MIN_S = 0.05
 PAUSE_MAX_S = 60.0
 
@@ -49,11 +49,12 @@ class Sweeps:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        pause_s = PAUSE_MIN_S
         while True:
-            keys = len(self._state.store)
-            pause_s = min(max(PASS_S / (keys / SLICE_KEYS + 1), PAUSE_MIN_S), PAUSE_MAX_S)
             await self._tasks.sleep(pause_s)
-            self.step(max(SLICE_KEYS, ceil(keys * pause_s / PASS_S)))
+            self.step(max(SLICE_KEYS, ceil(len(self._state.store) * PAUSE_MIN_S / PASS_S)))
+            # A slice may end early, because of its bytes.
+            pause_s = min(max(PASS_S * self._sweep.share, PAUSE_MIN_S), PAUSE_MAX_S)
 
     def step(self, max_keys: int) -> None:
         """Sweep the next slice of the state as it is now."""

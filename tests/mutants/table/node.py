@@ -7,6 +7,14 @@ from mutants.mutant import Mutant
 MUTANTS = (
     Mutant(
         "integrity",
+        "A sweep of large values takes hours.",
+        "node.sweeps:Sweeps._run",
+        "PASS_S * self._sweep.share",
+        "PASS_S * SLICE_KEYS / max(len(self._state.store), 1)",
+        tests="tests/node/test_sweeps.py",
+    ),
+    Mutant(
+        "integrity",
         "A leader with a wrong state goes on leading.",
         "raft.raft:Raft.tick",
         "state.is_disk_stalled or state.is_unfit",

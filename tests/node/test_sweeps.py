@@ -1,0 +1,52 @@
+"""How fast the state is swept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+from kv.kv_support import apply, store_at_level_2
+
+from kvorum.kv.commands import Put
+from kvorum.node.integrity import Integrity
+from kvorum.node.ports import Tasks
+from kvorum.node.state import State
+from kvorum.node.sweeps import PASS_S, PAUSE_MAX_S, Sweeps
+
+
+class EnoughError(Exception):
+    """The pass is over."""
+
+
+class Pauses:
+    """Notes how long is slept, and does not sleep."""
+
+    def __init__(self) -> None:
+        self.sweeps: Sweeps | None = None
+        self.slept_s = 0.0
+
+    async def sleep(self, delay_s: float) -> None:
+        assert self.sweeps is not None
+        if self.sweeps._sweep.passes:
+            raise EnoughError
+        self.slept_s += delay_s
+
+
+@pytest.mark.parametrize(
+    ("keys", "value_bytes"),
+    [pytest.param(200, 256 * 1024, id="large values"), pytest.param(20_000, 8, id="small values")],
+)
+def test_a_pass_takes_about_as_long_whatever_the_keys_and_values(keys: int, value_bytes: int) -> None:
+    store = store_at_level_2()
+    value = bytes(value_bytes)
+    for number in range(keys):
+        apply(store, Put(b"%d" % number, value))
+    pauses = Pauses()
+    sweeps = Sweeps(State(store), cast(Integrity, None), cast(Tasks, pauses))
+    pauses.sweeps = sweeps
+
+    with pytest.raises(EnoughError):
+        asyncio.run(sweeps._run())
+
+    assert PASS_S - PAUSE_MAX_S <= pauses.slept_s <= PASS_S + 1
