@@ -64,8 +64,9 @@ class ClusterIdentity:
             raise MembershipRefusedError(
                 f"this node is already in cluster {self.current.cluster_id or 'that is calling it'}"
             )
-        self.current = msgspec.structs.replace(self.current, cluster_id=cluster_id)
-        self._storage.write_identity(self.current)
+        identity = msgspec.structs.replace(self.current, cluster_id=cluster_id)
+        self._storage.write_identity(identity)
+        self.current = identity
 
     async def join(self, greeting: Greeting) -> None:
         """Make the caller's cluster ours: it called this very incarnation, so its leader knows that we are empty.

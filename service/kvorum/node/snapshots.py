@@ -133,8 +133,7 @@ class Snapshots:
             return
         if self._supervisor.has_failed:
             return
-        self._raft.compact(snapshot, self._retain_entries)
-        self._compact()
+        self._compact(self._raft.compact(snapshot, self._retain_entries))
 
     async def _write(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
         """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
@@ -172,8 +171,8 @@ class Snapshots:
             duration_s,
         )
 
-    def _compact(self) -> None:
-        """Cut the durable log where the older of the kept snapshots still suffices."""
+    def _compact(self, first_index: int) -> None:
+        """Cut the durable log before ``first_index``, but only where the older of the kept snapshots still suffices."""
         kept = self._storage.snapshots.kept()
         if not kept or self._is_compacting:
             return
@@ -182,7 +181,7 @@ class Snapshots:
             self._is_compacting = False
 
         self._is_compacting = True
-        self._storage.compact(min(self._raft.log.first_index, kept[-1].snapshot.last_index + 1), done)
+        self._storage.compact(min(first_index, kept[-1].snapshot.last_index + 1), done)
 
     # --- What cannot be trusted ----------------------------------------------------------------------------------
 
