@@ -237,7 +237,7 @@ def test_what_no_majority_decided_is_asked_again(tmp_path: Path, monkeypatch: py
             victim.peers.state_hash = silent_at_first  # type: ignore[method-assign]
             spoil(victim)
             # No heartbeat leads to another investigation.
-            victim.parts.integrity.investigate = lambda _: None  # type: ignore[method-assign]
+            victim.parts.integrity.investigate = lambda index: None  # type: ignore[method-assign]
             await eventually("quarantine", lambda: victim.quarantined or asked > 6)
             await eventually("it is rebuilt", lambda: victim.quarantined is None and not victim.parts.state.is_wrong)
             assert asked > 6
