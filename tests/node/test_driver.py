@@ -10,7 +10,7 @@ from typing import cast
 
 import msgspec
 import pytest
-from node.local_cluster import eventually
+from waiting import until
 
 from kvorum.config import Config
 from kvorum.errors import PeerError
@@ -199,14 +199,14 @@ def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypat
         storage = MemoryStorage()
         node = a_node(storage, source)
         node.parts.driver.on_messages("b@1", (offer(10, term=1),))
-        await eventually("it is wanted", lambda: source.wanted == [10])
+        await until("it is wanted", lambda: source.wanted == [10])
         source.arrive()
-        await eventually("it is wanted again", lambda: source.wanted == [10, 10])
+        await until("it is wanted again", lambda: source.wanted == [10, 10])
         assert node.counters.snapshots["install", "failed"] == 1
         assert node.raft.snapshot is None
         assert not storage.snapshots.files
         source.arrive()
-        await eventually("the right one is adopted", lambda: node.raft.snapshot)
+        await until("the right one is adopted", lambda: node.raft.snapshot)
         await node.close()
 
     asyncio.run(scenario())
@@ -246,15 +246,15 @@ def test_a_file_that_has_arrived_is_not_given_up_while_it_is_verified() -> None:
         message = offer(20, term=1)
         newer = msgspec.structs.replace(message, term=2, sender="c@1", snapshot=Snapshot(30, 1, MEMBERS))
         driver.on_messages("b@1", (message,))
-        await eventually("the first is wanted", lambda: source.wanted == [20])
+        await until("the first is wanted", lambda: source.wanted == [20])
         source.arrive()
-        await eventually("it is verified", storage.verifying.is_set)
+        await until("it is verified", storage.verifying.is_set)
         for _ in range(4):
             driver.on_messages("c@1", (newer,))
             await asyncio.sleep(0)
         wanted = list(source.wanted)
         storage.go_on.set()
-        await eventually("it is adopted", lambda: node.raft.snapshot)
+        await until("it is adopted", lambda: node.raft.snapshot)
         assert node.raft.snapshot == message.snapshot
         assert wanted == [20]
         assert not node.ports.supervisor.has_failed

@@ -122,12 +122,12 @@ def test_snapshots_of_a_wrong_state_are_neither_served_nor_kept(tmp_path: Path) 
             victim.parts.integrity._rebuild = held  # type: ignore[method-assign]
             victim.store.state_hash ^= 1
             spoil(victim)
-            await eventually("quarantine", lambda: victim.quarantined)
+            await until("quarantine", lambda: victim.quarantined)
             for index in (0, newest.snapshot.last_index):
                 with pytest.raises(StorageError, match="quarantine"):
                     await snapshots.chunk(index, 0, 100, 0)
             go_on.set()
-            await eventually("it is rebuilt", lambda: victim.quarantined is None)
+            await until("it is rebuilt", lambda: victim.quarantined is None)
 
             kept = files.kept()
             assert [info.snapshot.last_index for info in kept] == [newest.snapshot.last_index], "all were made before"
@@ -151,8 +151,8 @@ def test_a_leader_whose_state_is_wrong_goes_and_does_not_come_back_before_it_is_
 
             victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
             spoil(victim)
-            await eventually("quarantine", lambda: victim.quarantined)
-            await eventually("another leads", lambda: victim.raft.leader not in (None, victim.raft.id))
+            await until("quarantine", lambda: victim.quarantined)
+            await until("another leads", lambda: victim.raft.leader not in (None, victim.raft.id))
             before = victim.raft.current_term
             with contextlib.suppress(KvorumError):
                 victim.raft.step(TimeoutNow(before, victim.raft.leader or "", victim.raft.id))
@@ -179,12 +179,12 @@ def test_a_quarantine_ends_when_consensus_installs_another_state(
 
             victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
             spoil(victim)
-            await eventually("quarantine", lambda: victim.quarantined)
+            await until("quarantine", lambda: victim.quarantined)
             await leader.parts.snapshots.begin()
             newest = leader.ports.storage.snapshots.kept()[0].snapshot
             store = await asyncio.to_thread(load_store, leader.ports.storage.snapshots, newest)
             victim.parts.state.replace(store)
-            await eventually("it is over", lambda: victim.quarantined is None)
+            await until("it is over", lambda: victim.quarantined is None)
             assert not victim.parts.state.is_wrong
 
     asyncio.run(scenario())
@@ -238,8 +238,8 @@ def test_what_no_majority_decided_is_asked_again(tmp_path: Path, monkeypatch: py
             spoil(victim)
             # No heartbeat leads to another investigation.
             victim.parts.integrity.investigate = lambda index: None  # type: ignore[method-assign]
-            await eventually("quarantine", lambda: victim.quarantined or asked > 6)
-            await eventually("it is rebuilt", lambda: victim.quarantined is None and not victim.parts.state.is_wrong)
+            await until("quarantine", lambda: victim.quarantined or asked > 6)
+            await until("it is rebuilt", lambda: victim.quarantined is None and not victim.parts.state.is_wrong)
             assert asked > 6
             await cluster.converge()
 
@@ -257,7 +257,7 @@ def test_a_leader_reports_what_a_sweep_or_another_state_changed_without_an_entry
             spoiled = leader.store
             spoiled.state_hash ^= 1
             leader.parts.state.hashes.applied(spoiled.applied_index, spoiled.digest)
-            await eventually("the others notice", lambda: leader.quarantined or leader.store is not spoiled)
+            await until("the others notice", lambda: leader.quarantined or leader.store is not spoiled)
             assert victim.quarantined is None
 
     asyncio.run(scenario())
@@ -285,7 +285,7 @@ def test_a_damaged_snapshot_is_noticed_by_its_owner_and_replaced(tmp_path: Path)
             with pytest.raises(StorageError, match="hash does not match"):
                 await snapshots.chunk(index, 0, 1 << 20, 0)
 
-            await eventually("another takes its place", lambda: files.find(index))
+            await until("another takes its place", lambda: files.find(index))
             chunk = await snapshots.chunk(index, 0, 1 << 20, 0)
             assert chunk.data != data
             assert path.with_suffix(".damaged").exists()
