@@ -412,6 +412,27 @@ def test_a_read_that_the_former_leader_was_asked_is_asked_of_the_next_one_in_the
     asyncio.run(scenario())
 
 
+def test_the_answer_to_a_read_does_not_release_one_that_was_asked_later() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver = node.parts.driver
+        reading, contexts = [], []
+        for _ in range(2):
+            reading.append(asyncio.create_task(node.read_barrier(60_000)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            (asked,) = peers.take(ReadIndex)
+            contexts.append(asked.context)
+        for number, context in enumerate(contexts):
+            driver.on_messages("b@1", (ReadIndexResponse(1, "b@1", "a@1", context=context, index=2),))
+            await asyncio.wait_for(reading[number], 10)
+            assert [task.done() for task in reading] == [True, number == 1]
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_answer_to_a_read_of_the_run_before_releases_nothing() -> None:
     """A node was restarted, and what the leader answered to the process before arrives late."""
 

@@ -50,14 +50,6 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "6.4",
-        "A read that the former leader refused waits for the next tick.",
-        "node.driver:Driver._take_turn",
-        "if ready.reads_refused: ...",
-        "pass",
-        tests="tests/node/test_driver.py",
-    ),
-    Mutant(
-        "6.4",
         "A read whose barrier failed is forgotten, and its client waits until the deadline.",
         "node.reads:Reads.released",
         "self.queue += alive",
