@@ -13,14 +13,15 @@ from node.local_cluster import Put
 from waiting import until
 
 from kvorum.config import Config
-from kvorum.errors import OutcomeUnknownError, PeerError
+from kvorum.errors import OutcomeUnknownError, PeerError, SnapshotFailedError
 from kvorum.identity import Identity
 from kvorum.kv.commands import PutResult
 from kvorum.kv.store import Store
-from kvorum.node import Node, Ports, Supervisor, fetch
+from kvorum.node import Node, Ports, Supervisor, fetch, snapshots
 from kvorum.node.compose import compose, raft_config
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
+from kvorum.node.snapshots import load_store
 from kvorum.raft import AddLearner, Role
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
@@ -40,7 +41,7 @@ from kvorum.raft.messages import (
     Snapshot,
 )
 from kvorum.storage.interface import Loaded
-from kvorum.storage.memory import Compaction, MemoryStorage
+from kvorum.storage.memory import Compaction, MemoryStorage, MemoryWriter
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import SnapshotChunk
 
@@ -520,9 +521,58 @@ def test_the_log_goes_on_from_the_older_of_the_snapshots_that_are_kept() -> None
     asyncio.run(scenario())
 
 
-async def leader_alone(storage: MemoryStorage, peers: Recorder) -> Node:
+def test_a_snapshot_is_of_what_is_applied_and_not_of_what_is_committed() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(3, 6))
+        message = AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=entries, leader_commit=5)
+        node.parts.driver.on_messages("b@1", (message,))
+        await asyncio.sleep(0)
+        assert (node.raft.log.commit_index, node.store.applied_index) == (5, 2), "the entries are not saved yet"
+        await node.parts.snapshots.begin()
+        (kept,) = storage.snapshots.kept()
+        assert kept.snapshot.last_index == 2
+        assert load_store(storage.snapshots, kept.snapshot).applied_index == 2
+        await complete(storage)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("retry_s", [3600.0, 0.0])
+def test_a_snapshot_that_found_no_room_is_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch, retry_s: float
+) -> None:
+    """Not with every entry: each try writes as much as there is room for, beside a log that needs it."""
+    monkeypatch.setattr(snapshots, "RETRY_S", retry_s)
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await leader_alone(storage, peers, snapshot_entries=5)
+        tries = []
+
+        def no_room(snapshot: Snapshot) -> MemoryWriter:
+            tries.append(snapshot.last_index)
+            raise SnapshotFailedError("no space left on device")
+
+        storage.snapshots.create = no_room  # type: ignore[method-assign]
+        for _ in range(12):
+            writing = asyncio.create_task(node.propose(Put(b"a", b"1"), 60_000))
+            await asyncio.sleep(0)
+            await complete(storage)
+            assert isinstance(await writing, PutResult)
+            await node.parts.snapshots.ended()
+        assert len(tries) == 1 if retry_s else len(tries) > 1
+        assert not node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+async def leader_alone(storage: MemoryStorage, peers: Recorder, **settings: int) -> Node:
     """The leader of a cluster of one, which keeps no more of the log than it must."""
-    node = a_node(storage, peers, log_retain_entries=0)
+    node = a_node(storage, peers, log_retain_entries=0, **settings)
     node.raft.bootstrap(Configuration((Member("a@1", True),)))
     node.parts.turns.schedule()
     await complete(storage)

@@ -93,7 +93,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "node.snapshots:Snapshots.begin",
         "raft.snapshot_at(state.store.applied_index)",
         "raft.snapshot_at(raft.log.commit_index)",
-        simulated=True,
+        tests="tests/node/test_driver.py",
     ),
     Mutant(
         "K6",
@@ -101,6 +101,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "node.snapshots:Snapshots._take",
         "self._not_before_s = self._clock.monotonic() + RETRY_S",
         "pass",
+        tests="tests/node/test_driver.py",
     ),
     Mutant(
         "config",
