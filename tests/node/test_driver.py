@@ -355,9 +355,9 @@ def test_what_waits_for_an_entry_that_a_snapshot_replaced_is_told_at_once() -> N
         peers.snapshot_chunk = source.snapshot_chunk  # type: ignore[attr-defined]
         node.parts.driver.on_messages("b@1", (offer(last + 5, term=9),))
         await complete(storage)
-        await eventually("it is wanted", lambda: source.wanted)
+        await until("it is wanted", lambda: source.wanted)
         source.arrive()
-        await eventually("it is adopted", lambda: node.raft.snapshot)
+        await until("it is adopted", lambda: node.raft.snapshot)
         await complete(storage)
         assert node.store.applied_index == last + 5
         with pytest.raises(OutcomeUnknownError, match="a snapshot replaced the entry of this write"):
@@ -481,7 +481,7 @@ def test_a_fetch_that_fails_is_tried_again_without_another_offer(monkeypatch: py
         storage, source = MemoryStorage(), Reluctant()
         node = a_node(storage, source)
         node.parts.driver.on_messages("b@1", (offer(20, term=1),))
-        await eventually("it is adopted", lambda: storage.pending and node.raft.snapshot)
+        await until("it is adopted", lambda: storage.pending and node.raft.snapshot)
         await complete(storage)
         assert source.wanted == [20, 20, 20]
         assert node.store.applied_index == 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from node.local_cluster import eventually
 from node.test_driver import Recorder, a_node, complete, configuration_entry
+from waiting import until
 
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node import Node
@@ -53,7 +53,7 @@ def test_two_of_five_that_agree_put_nobody_into_quarantine(caplog: pytest.LogCap
         other = StateDigest(ours.version, ours.chain ^ 1, ours.records)
         peers.answers = {"b@1": other, "c@1": other}
         node.parts.integrity.investigate(2)
-        await eventually("it is undecided", lambda: "no majority agrees on one" in caplog.text)
+        await until("it is undecided", lambda: "no majority agrees on one" in caplog.text)
         assert sorted(peers.asked) == ["b@1", "c@1", "d@1", "e@1"]
         assert node.quarantined is None
         assert not peers.suspected
@@ -70,7 +70,7 @@ def test_who_differs_from_a_majority_of_which_we_are_is_told() -> None:
         other = StateDigest(ours.version, ours.chain ^ 1, ours.records)
         peers.answers = {"b@1": ours, "c@1": ours, "d@1": other}
         node.parts.integrity.investigate(2)
-        await eventually("it is told", lambda: peers.suspected)
+        await until("it is told", lambda: peers.suspected)
         assert peers.suspected == ["d@1"]
         assert node.quarantined is None
         await node.close()

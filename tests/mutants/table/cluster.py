@@ -241,13 +241,6 @@ sync_folder(folder)
         "-_ordinal(member.id)",
     ),
     Mutant(
-        "scale",
-        "A leader that is to go hands over to another that is to go.",
-        "cluster.reconcile:_hand_over",
-        "not _is_unwanted(view, member.id)",
-        "True",
-    ),
-    Mutant(
         "4.2.1",
         "The reconciler promotes a learner that lags.",
         "cluster.reconcile:_promote",
