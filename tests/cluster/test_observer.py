@@ -14,7 +14,7 @@ from waiting import until
 from kvorum.cluster import observer as observer_module
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Health
-from kvorum.transport.handshake import Hello
+from kvorum.transport import Hello
 
 
 def test_a_new_leader_knows_of_nobodys_health_before_it_has_heard(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from kvorum.raft.messages import (
 from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import Compaction, MemoryStorage, MemoryWriter
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import SnapshotChunk
+from kvorum.transport import Hello, SnapshotChunk
 
 M = TypeVar("M", bound=Message)
 MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
@@ -348,6 +348,12 @@ def test_what_waits_for_an_entry_that_a_snapshot_replaced_is_told_at_once() -> N
         node = await leader(storage, peers)
         writing = asyncio.create_task(node.propose(Put(b"a", b"1"), 60_000))
         await complete(storage)
+        learner = msgspec.structs.replace(node.hello(), name="c", empty=True)
+
+        async def hello(url: str, timeout_s: float = 2.0) -> Hello:
+            return learner
+
+        peers.hello = hello  # type: ignore[attr-defined]
         changing = asyncio.create_task(node.change_membership(AddLearner(Member("c@1", False)), 60_000))
         await complete(storage)
         last = node.raft.log.last_index
