@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -156,6 +157,25 @@ def test_a_server_that_is_not_there_is_the_same_error() -> None:
         asyncio.run(scenario())
 
 
+def test_an_answer_is_read_up_to_its_limit_only() -> None:
+    with pytest.raises(KubernetesError, match="answers no StatefulSet"):
+        ask(answering({**STATEFUL_SET, "padding": "x" * (5 << 20)}))
+
+
+def test_the_token_is_sent_nowhere_else() -> None:
+    asked = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path == "/elsewhere":
+            return web.json_response(STATEFUL_SET)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    with pytest.raises(KubernetesError, match="307"):
+        ask(handler)
+    assert asked == ["/apis/apps/v1/namespaces/prod/statefulsets/kv"]
+
+
 def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "REQUEST_TIMEOUT_S", 0.1)
 
@@ -275,3 +295,29 @@ def test_a_label_whose_patch_may_have_been_applied_is_set_again() -> None:
             await until("the label is follower again", lambda: labels[-1] == "follower" and len(labels) > 2)
 
     asyncio.run(scenario())
+
+
+class Enough(Exception):
+    """The test has seen what it wants to see."""
+
+
+class Refusing:
+    """An API server that refuses every label."""
+
+    async def label_pod(self, pod: str, labels: dict[str, str]) -> None:
+        raise KubernetesError("no")
+
+
+def test_the_wait_for_the_next_try_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        waits.append(delay_s)
+        if len(waits) == 5:
+            raise Enough
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    label = RoleLabel(cast(KubernetesApi, Refusing()), "kv-1", lambda: "leader", interval_s=1.0, retry_max_s=5.0)
+    with pytest.raises(Enough):
+        asyncio.run(label.run())
+    assert waits == [2.0, 4.0, 5.0, 5.0, 5.0]

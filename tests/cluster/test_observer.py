@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import pytest
 from node.local_cluster import running
 from waiting import until
 
+from kvorum.cluster import observer as observer_module
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import Health
+from kvorum.transport import Hello
 
 
 def test_a_new_leader_knows_of_nobodys_health_before_it_has_heard(tmp_path: Path) -> None:
@@ -49,5 +54,35 @@ def test_who_does_not_lead_has_no_view(tmp_path: Path) -> None:
             assert all(Observer(other).membership_view(None) is None for other in cluster.others(leader))
             leader.stopping = True
             assert Observer(leader).membership_view(None) is None
+
+    asyncio.run(scenario())
+
+
+def test_only_a_node_of_this_cluster_or_of_none_counts_as_the_member_that_came_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, size=2) as cluster:
+            leader = await cluster.leader()
+            (other,) = cluster.others(leader)
+
+            async def seen(**changes: Any) -> set[str]:
+                async def hello(url: str, timeout_s: float = 2.0) -> Hello:
+                    return msgspec.structs.replace(other.hello(), **changes)
+
+                monkeypatch.setattr(leader.peers, "hello", hello)
+                observer = Observer(leader)
+                await observer.look()
+                view = observer.membership_view(None)
+                assert view is not None
+                return set(view.seen)
+
+            assert await seen() == {other.config.name}
+            assert await seen(cluster_id="", empty=True) == {other.config.name}
+            assert await seen(cluster_id="d" * 32) == set()
+            assert await seen(token="another") == set()
+            assert await seen(name="another") == set()
+            monkeypatch.setattr(observer_module, "SEEN_FOR_S", 0.0)
+            assert await seen() == set(), "what was answered once counts for ever"
 
     asyncio.run(scenario())

@@ -26,6 +26,7 @@ from kvorum.errors import (
     TransferFailedError,
 )
 from kvorum.fronts.http.problems import TABLE
+from kvorum.kv.commands import Put
 from kvorum.service.outcomes import OUTCOMES
 
 LEADER = "http://127.0.0.1:1"
@@ -282,7 +283,9 @@ def test_a_forwarded_write_reaches_the_leader_with_everything_that_matters() -> 
             answer = await follower("PUT", "/v1/kv/a%2Fb?forward=true&prev_revision=0", b"value", headers)
             assert (answer.status, answer.headers["ETag"], answer.json["key"]) == (200, '"1"', "a/b")
             command = leader.node.proposed[0]
-            assert (command.key, command.client_id, command.sequence, command.prev_revision) == (b"a/b", "c", 1, 0)
+            assert isinstance(command, Put)
+            assert (command.key, command.value, command.prev_revision) == (b"a/b", b"value", 0)
+            assert (command.client_id, command.sequence) == ("c", 1)
             failed = await follower("PUT", "/v1/kv/a%2Fb?forward=true&prev_revision=0", b"value")
             assert failed.json["code"] == "compare_failed"
             missing = await follower("DELETE", "/v1/kv/none?forward")

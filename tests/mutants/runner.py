@@ -180,7 +180,9 @@ class Runner:
         if done.returncode != _FAILED:
             end = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
             raise HarnessError(f"pytest {shlex.join(tests)} ended with {done.returncode}:\n{end}")
-        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+        # The lines of a log that a failed test wrote may begin with ERROR as well: only the summary counts.
+        summary = done.stdout.rpartition("short test summary info")[2]
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", summary, re.MULTILINE)
         return failed.group(1) if failed else "a test"
 
     def _pytest(self, tests: Sequence[str], copy: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:

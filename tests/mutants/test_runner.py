@@ -58,6 +58,19 @@ def test_a_kill_names_the_test_and_a_mutant_that_nothing_notices_survives(root: 
     assert (root / "service/kvorum/raft/log.py").read_text() == MODULE
 
 
+def test_a_line_of_a_log_is_not_taken_for_the_name_of_the_test(root: Path, tmp_path: Path) -> None:
+    logging_test = """
+import logging
+from kvorum.raft.log import last
+
+def test_that_logs():
+    logging.getLogger("kvorum").error("the disk is full")
+    assert last([1, 2]) == 2
+"""
+    (root / "tests/raft/test_log.py").write_text(logging_test)
+    assert runner(root, tmp_path).judge(MUTANT).by_test == "tests/raft/test_log.py::test_that_logs"
+
+
 def test_tests_that_fail_without_a_mutant_kill_nothing(root: Path, tmp_path: Path) -> None:
     (root / "tests/raft/test_broken.py").write_text("def test_broken():\n    assert False\n")
     outcome = runner(root, tmp_path).judge(MUTANT)

@@ -6,38 +6,48 @@ import asyncio
 import threading
 from collections.abc import Iterable, Mapping
 from random import Random
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 import pytest
+from node.local_cluster import Put
 from waiting import until
 
 from kvorum.config import Config
-from kvorum.errors import PeerError
+from kvorum.errors import OutcomeUnknownError, PeerError, SnapshotFailedError
 from kvorum.identity import Identity
+from kvorum.kv.commands import PutResult
 from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
-from kvorum.node import Node, Ports, Supervisor
-from kvorum.node import fetch as fetch_module
-from kvorum.node.compose import compose
+from kvorum.node import Node, Ports, Supervisor, fetch, snapshots
+from kvorum.node.compose import compose, raft_config
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.node.snapshots import load_store
+from kvorum.raft import AddLearner, Role
+from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
     AppendEntries,
+    AppendEntriesResponse,
     Configuration,
     Entry,
     EntryKind,
+    Heartbeat,
     InstallSnapshot,
     Member,
     Message,
+    ReadIndex,
+    ReadIndexResponse,
+    RequestVote,
+    RequestVoteResponse,
     Snapshot,
 )
 from kvorum.storage.interface import Loaded, SnapshotFile, SnapshotInfo
-from kvorum.storage.memory import MemoryReceiver, MemoryStorage
+from kvorum.storage.memory import Compaction, MemoryReceiver, MemoryStorage, MemoryWriter
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import SnapshotChunk
+from kvorum.transport.interface import Hello, SnapshotChunk
 
+M = TypeVar("M", bound=Message)
 MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
 
 
@@ -192,7 +202,7 @@ def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypat
             store.mismatch = Mismatch(snapshot.last_index, 1, 2)
         return store
 
-    monkeypatch.setattr(fetch_module, "load_store", load)
+    monkeypatch.setattr(fetch, "load_store", load)
     source = Source()
 
     async def scenario() -> None:
@@ -310,7 +320,386 @@ def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
     asyncio.run(scenario())
 
 
-def a_node(storage: MemoryStorage, peers: NoPeers, **settings: int) -> Node:
+class Recorder(NoPeers):
+    """Keeps what is sent, and whom streams are kept to."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.members: set[str] = set()
+
+    def send(self, messages: Iterable[Message]) -> None:
+        self.sent += messages
+
+    def set_members(self, urls: Mapping[str, str]) -> None:
+        self.members = set(urls)
+
+    def take(self, kind: type[M]) -> list[M]:
+        """Return the messages of this kind that were sent since the last call, and forget all others."""
+        sent, self.sent = self.sent, []
+        return [message for message in sent if isinstance(message, kind)]
+
+
+def configuration_entry(index: int, *members: str) -> Entry:
+    configuration = Configuration(tuple(Member(member, True) for member in members))
+    return Entry(index, 1, EntryKind.CONFIGURATION, encode_configuration(configuration))
+
+
+def first_entries(leader_commit: int = 0) -> AppendEntries:
+    """What the leader ``b@1`` sends to a node that has nothing: the configuration, and an entry of its own."""
+    entries = (configuration_entry(1, "a@1", "b@1"), Entry(2, 1, EntryKind.NOOP, b""))
+    return AppendEntries(
+        1, "b@1", "a@1", prev_log_index=0, prev_log_term=0, entries=entries, leader_commit=leader_commit
+    )
+
+
+async def complete(storage: MemoryStorage) -> None:
+    """Let everything become durable that is to be saved."""
+    await asyncio.sleep(0)
+    while storage.pending:
+        storage.complete()
+        await asyncio.sleep(0)
+
+
+async def follower(storage: MemoryStorage, peers: Recorder, seed: int = 1) -> Node:
+    """A node that follows ``b@1`` in term 1, and has applied all that is committed."""
+    node = a_node(storage, peers, seed=seed)
+    node.parts.driver.on_messages("b@1", (first_entries(leader_commit=2),))
+    await complete(storage)
+    assert node.store.applied_index == 2
+    return node
+
+
+async def leader(storage: MemoryStorage, peers: Recorder) -> Node:
+    """A node that was elected by ``b@1`` in term 2, and has committed an entry of its term."""
+    node = await follower(storage, peers)
+    driver = node.parts.driver
+    for _ in range(1000):
+        if node.raft.role is Role.LEADER:
+            break
+        driver.tick()
+        await complete(storage)
+        for asked in peers.take(RequestVote):
+            granted = RequestVoteResponse(asked.term, "b@1", "a@1", vote_granted=True, pre_vote=asked.pre_vote)
+            driver.on_messages("b@1", (granted,))
+            await complete(storage)
+    await b_answers(node, storage, peers)
+    assert node.raft.can_change_membership
+    return node
+
+
+async def b_answers(node: Node, storage: MemoryStorage, peers: Recorder) -> None:
+    """Let ``b@1`` take what it was sent, until it is sent no more."""
+    while sent := peers.take(AppendEntries):
+        last = max(message.prev_log_index + len(message.entries) for message in sent)
+        answer = AppendEntriesResponse(sent[-1].term, "b@1", "a@1", success=True, index=last)
+        node.parts.driver.on_messages("b@1", (answer,))
+        await complete(storage)
+
+
+def test_an_answer_leaves_when_what_it_reveals_is_durable() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = a_node(storage, peers)
+        node.parts.driver.on_messages("b@1", (first_entries(),))
+        await asyncio.sleep(0)
+        assert storage.pending
+        assert not peers.take(AppendEntriesResponse), "the entries may still be lost"
+        storage.complete()
+        assert [(answer.success, answer.index) for answer in peers.take(AppendEntriesResponse)] == [(True, 2)]
+
+        node.parts.driver.on_messages(
+            "c@1", (RequestVote(2, "c@1", "a@1", last_log_index=9, last_log_term=1, leadership_transfer=True),)
+        )
+        await asyncio.sleep(0)
+        assert storage.pending
+        assert not peers.take(RequestVoteResponse), "the vote may still be forgotten"
+        storage.complete()
+        assert [(answer.term, answer.vote_granted) for answer in peers.take(RequestVoteResponse)] == [(2, True)]
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_an_entry_that_a_snapshot_replaced_is_told_at_once() -> None:
+    """A leader lost its leadership, and what it had proposed is covered by the snapshot of the next one."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await leader(storage, peers)
+        writing = asyncio.create_task(node.propose(Put(b"a", b"1"), 60_000))
+        await complete(storage)
+        learner = msgspec.structs.replace(node.hello(), name="c", empty=True)
+
+        async def hello(url: str, timeout_s: float = 2.0) -> Hello:
+            return learner
+
+        peers.hello = hello  # type: ignore[attr-defined]
+        changing = asyncio.create_task(node.change_membership(AddLearner(Member("c@1", False)), 60_000))
+        await complete(storage)
+        last = node.raft.log.last_index
+        source = Source()
+        peers.snapshot_chunk = source.snapshot_chunk  # type: ignore[attr-defined]
+        node.parts.driver.on_messages("b@1", (offer(last + 5, term=9),))
+        await complete(storage)
+        await until("it is wanted", lambda: source.wanted)
+        source.arrive()
+        await until("it is adopted", lambda: node.raft.snapshot)
+        await complete(storage)
+        assert node.store.applied_index == last + 5
+        with pytest.raises(OutcomeUnknownError, match="a snapshot replaced the entry of this write"):
+            await asyncio.wait_for(writing, 10)
+        with pytest.raises(OutcomeUnknownError, match="a snapshot replaced the entry of this change"):
+            await asyncio.wait_for(changing, 10)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_streams_follow_the_configuration_once_something_of_the_cluster_is_durable() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = a_node(storage, peers)
+        node.parts.driver.on_messages("b@1", (first_entries(),))
+        await asyncio.sleep(0)
+        assert not peers.members, "killed now, the node would have forgotten the cluster"
+        await complete(storage)
+        assert peers.members == {"b@1"}
+        third = configuration_entry(3, "a@1", "b@1", "c@1")
+        node.parts.driver.on_messages(
+            "b@1",
+            (AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=(third,), leader_commit=2),),
+        )
+        await asyncio.sleep(0)
+        assert peers.members == {"b@1", "c@1"}, "a configuration is in force from its append on"
+        await complete(storage)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_read_that_the_former_leader_was_asked_is_asked_of_the_next_one_in_the_same_turn() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver = node.parts.driver
+        reading = asyncio.create_task(node.read_barrier(60_000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [asked.recipient for asked in peers.take(ReadIndex)] == ["b@1"]
+        driver.on_messages("c@1", (Heartbeat(2, "c@1", "a@1", commit_index=2, round=1),))
+        await asyncio.sleep(0)
+        storage.complete()
+        (asked,) = peers.take(ReadIndex)
+        assert asked.recipient == "c@1"
+        assert not reading.done()
+        driver.on_messages("c@1", (ReadIndexResponse(2, "c@1", "a@1", context=asked.context, index=2),))
+        await asyncio.wait_for(reading, 10)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_answer_to_a_read_does_not_release_one_that_was_asked_later() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver = node.parts.driver
+        reading, contexts = [], []
+        for _ in range(2):
+            reading.append(asyncio.create_task(node.read_barrier(60_000)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            (asked,) = peers.take(ReadIndex)
+            contexts.append(asked.context)
+        for number, context in enumerate(contexts):
+            driver.on_messages("b@1", (ReadIndexResponse(1, "b@1", "a@1", context=context, index=2),))
+            await asyncio.wait_for(reading[number], 10)
+            assert [task.done() for task in reading] == [True, number == 1]
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_answer_to_a_read_of_the_run_before_releases_nothing() -> None:
+    """A node was restarted, and what the leader answered to the process before arrives late."""
+
+    async def scenario() -> None:
+        before = Recorder()
+        node = await follower(MemoryStorage(), before)
+        node.parts.driver.tick()
+        await asyncio.sleep(0)
+        (old,) = before.take(ReadIndex)
+        await node.close()
+
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers, seed=2)
+        reading = asyncio.create_task(node.read_barrier(60_000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (new,) = peers.take(ReadIndex)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (ReadIndexResponse(1, "b@1", "a@1", context=old.context, index=2),))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not reading.done()
+        driver.on_messages("b@1", (ReadIndexResponse(1, "b@1", "a@1", context=new.context, index=2),))
+        await asyncio.wait_for(reading, 10)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+class Reluctant(Source):
+    """Refuses a snapshot twice, and then gives it."""
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        if len(self.wanted) < 2:
+            self.wanted.append(last_index)
+            raise PeerError("the connection broke")
+        self.arrive()
+        return await super().snapshot_chunk(node, last_index, offset_bytes, at_least)
+
+
+def test_a_fetch_that_fails_is_tried_again_without_another_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "PAUSE_S", 0.001)
+
+    async def scenario() -> None:
+        storage, source = MemoryStorage(), Reluctant()
+        node = a_node(storage, source)
+        node.parts.driver.on_messages("b@1", (offer(20, term=1),))
+        await until("it is adopted", lambda: storage.pending and node.raft.snapshot)
+        await complete(storage)
+        assert source.wanted == [20, 20, 20]
+        assert node.store.applied_index == 20
+        assert node.counters.snapshots["install", "failed"] == 2
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_log_goes_on_from_the_older_of_the_snapshots_that_are_kept() -> None:
+    """If the newest is damaged, the older one and the log after it still give the whole state."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await leader_alone(storage, peers)
+        taken = []
+        for number in range(2):
+            for key in range(10):
+                writing = asyncio.create_task(node.propose(Put(b"%d" % key, b"%d" % number), 60_000))
+                await asyncio.sleep(0)
+                await complete(storage)
+                assert isinstance(await writing, PutResult)
+            await node.parts.snapshots.begin()
+            taken.append(node.store.applied_index)
+        (compaction,) = (each for each in storage.pending if isinstance(each, Compaction))
+        storage.complete()
+        assert [info.snapshot.last_index for info in storage.snapshots.kept()] == taken[::-1]
+        assert compaction.first_index <= taken[0] + 1
+        newest = storage.snapshots.files[taken[1]]
+        storage.snapshots.files[taken[1]] = newest[:-1] + bytes([newest[-1] ^ 1])
+        loaded = storage.load()
+        assert loaded.snapshot is not None
+        assert loaded.snapshot.last_index == taken[0]
+        assert loaded.entries[-1].index == taken[1]
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_is_of_what_is_applied_and_not_of_what_is_committed() -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(3, 6))
+        message = AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=entries, leader_commit=5)
+        node.parts.driver.on_messages("b@1", (message,))
+        await asyncio.sleep(0)
+        assert (node.raft.log.commit_index, node.store.applied_index) == (5, 2), "the entries are not saved yet"
+        await node.parts.snapshots.begin()
+        (kept,) = storage.snapshots.kept()
+        assert kept.snapshot.last_index == 2
+        assert load_store(storage.snapshots, kept.snapshot).applied_index == 2
+        await complete(storage)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("retry_s", [3600.0, 0.0])
+def test_a_snapshot_that_found_no_room_is_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch, retry_s: float
+) -> None:
+    """Not with every entry: each try writes as much as there is room for, beside a log that needs it."""
+    monkeypatch.setattr(snapshots, "RETRY_S", retry_s)
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await leader_alone(storage, peers, snapshot_entries=5)
+        tries = []
+
+        def no_room(snapshot: Snapshot) -> MemoryWriter:
+            tries.append(snapshot.last_index)
+            raise SnapshotFailedError("no space left on device")
+
+        storage.snapshots.create = no_room  # type: ignore[method-assign]
+        for _ in range(12):
+            writing = asyncio.create_task(node.propose(Put(b"a", b"1"), 60_000))
+            await asyncio.sleep(0)
+            await complete(storage)
+            assert isinstance(await writing, PutResult)
+            await node.parts.snapshots.ended()
+        assert len(tries) == 1 if retry_s else len(tries) > 1
+        assert not node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+async def leader_alone(storage: MemoryStorage, peers: Recorder, **settings: int) -> Node:
+    """The leader of a cluster of one, which keeps no more of the log than it must."""
+    node = a_node(storage, peers, log_retain_entries=0, **settings)
+    node.raft.bootstrap(Configuration((Member("a@1", True),)))
+    node.parts.turns.schedule()
+    await complete(storage)
+    for _ in range(1000):
+        if node.raft.can_change_membership:
+            return node
+        node.parts.driver.tick()
+        await complete(storage)
+    raise AssertionError("it was not elected")
+
+
+@pytest.mark.parametrize("election_timeout_ms", [500, 2000])
+def test_a_follower_campaigns_when_the_configured_time_without_a_leader_is_over(election_timeout_ms: int) -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = a_node(storage, peers, election_timeout_ms=election_timeout_ms)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (first_entries(leader_commit=2),))
+        await complete(storage)
+        peers.take(RequestVote)
+        ticks = election_timeout_ms // node.config.tick_ms
+        for _ in range(ticks - 1):
+            driver.tick()
+            await complete(storage)
+        assert not peers.take(RequestVote)
+        for _ in range(ticks + 1):
+            driver.tick()
+            await complete(storage)
+        assert peers.take(RequestVote)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_times_of_consensus_are_those_of_the_configuration() -> None:
+    config = Config(name="a", tick_ms=10, election_timeout_ms=700, heartbeat_ms=50, save_timeout_ms=1234)
+    ticks = raft_config(config, "a@1")
+    assert (ticks.election_timeout_ticks, ticks.heartbeat_timeout_ticks, ticks.save_timeout_ticks) == (70, 5, 124)
+
+
+def a_node(storage: MemoryStorage, peers: NoPeers, *, seed: int = 1, **settings: int) -> Node:
     identity = Identity("a", "1", "c")
     storage.write_identity(identity)
     supervisor = Supervisor()
@@ -321,7 +710,7 @@ def a_node(storage: MemoryStorage, peers: NoPeers, **settings: int) -> Node:
         threads=LoopThreads(),
         storage=storage,
         peers=cast(Peers, peers),
-        random=Random(1),
+        random=Random(seed),
         counters=Counters(),
     )
     config = Config(name="a", **settings)  # type: ignore[arg-type]

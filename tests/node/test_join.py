@@ -55,7 +55,7 @@ def test_a_node_that_is_being_called_into_a_cluster_begins_none(
         await until("the identity is being written", writing.is_set)
         try:
             assert obstacle(node.config, node.hello(), {"n1": node.hello()}) is not None
-            with pytest.raises(MembershipRefusedError):
+            with pytest.raises(MembershipRefusedError, match="in cluster that is calling it"):
                 node.bootstrap("d" * 32, ())
         finally:
             durable.set()

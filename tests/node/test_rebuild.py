@@ -47,10 +47,22 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             victim.store.state_hash ^= 1
             victim.parts.snapshots.begin()
             victim.store.state_hash ^= 1
+            asked: list[str] = []
+            rebuild = victim.parts.integrity._rebuild
+
+            async def recorded(source: str, wrong: Store) -> bool:
+                asked.append(source)
+                return await rebuild(source, wrong)
+
+            victim.parts.integrity._rebuild = recorded  # type: ignore[method-assign]
             spoil(victim)
             await until("quarantine", lambda: victim.quarantined)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not asked, "the snapshot of the wrong state would be the newest after the rebuild"
             go_on.set()
             await until("it is rebuilt", lambda: victim.quarantined is None)
+            assert asked
 
             right = (await cluster.leader()).store
             newest = snapshots.kept()[0].snapshot

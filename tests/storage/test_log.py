@@ -19,6 +19,7 @@ from storage.support import IDENTITY, Disk, entries, load, run, send, snapshot, 
 from kvorum.errors import InvariantViolatedError, StorageError, StorageForeignError, StorageLockedError
 from kvorum.raft.messages import Entry, HardState, Save
 from kvorum.storage import log as log_module
+from kvorum.storage.datadir import MARK
 from kvorum.storage.interface import Identity, Loaded, Storage
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemoryStorage
@@ -324,6 +325,61 @@ def test_the_database_is_in_wal_mode_and_synced_before_the_first_write(tmp_path:
         assert [table.run(f"PRAGMA {pragma}")[0][0] for pragma in pragmas] == [2, "wal", 0, "exclusive"]
 
     run(tmp_path, act)
+
+
+def test_what_a_start_creates_is_durable_before_the_first_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is durable when its folder was synced after it; a file's bytes, when the file was synced before that."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        calls.append(f"sync {path.relative_to(tmp_path.parent)}")
+
+    def recorded_rename(self: Path, target: Path) -> Path:
+        calls.append(f"rename {self.name} {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    folder = tmp_path / "deep" / "n1"
+    load(folder)
+    top = tmp_path.name
+    assert calls == [
+        f"sync {top}",
+        f"sync {top}/deep",
+        f"sync {top}/deep/n1",
+        f"sync {top}/deep/n1/snapshots",
+        f"sync {top}/deep/n1/{MARK}.tmp",
+        f"rename {MARK}.tmp {MARK}",
+        f"sync {top}/deep/n1",
+        "rename kvorum.new kvorum.db",
+        f"sync {top}/deep/n1",
+        f"sync {top}/deep/n1",
+    ]
+
+    # The process before may have been killed between a name and its sync.
+    calls.clear()
+    load(folder)
+    assert calls == [f"sync {top}/deep/n1/snapshots", f"sync {top}/deep/n1"]
+
+
+def test_after_a_statement_that_failed_nothing_is_written_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    table = Table(path, "t", 10.0)
+    with pytest.raises(StorageError, match="refused"):
+        table.run("INSERT INTO nothing VALUES (1)")
+    with pytest.raises(StorageError, match="an earlier write failed"):
+        table.run("REPLACE INTO t (key, value) VALUES (?, ?)", ("a", b"1"))
+    table.close()
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    finally:
+        connection.close()
 
 
 def test_pickle_cannot_be_reached(tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def test_two_snapshots_are_kept() -> None:
 def test_the_identity_of_another_node_is_not_overwritten() -> None:
     storage = MemoryStorage()
     storage.write_identity(Identity("n1", "0" * 16))
+    for other in (Identity("n1", "1" * 16), Identity("n1", "1" * 16, "c" * 32), Identity("n2", "0" * 16)):
+        with pytest.raises(StorageForeignError):
+            storage.write_identity(other)
     storage.write_identity(Identity("n1", "0" * 16, "c" * 32))
     for other in (Identity("n2", "0" * 16, "c" * 32), Identity("n1", "1" * 16), Identity("n1", "0" * 16, "d" * 32)):
         with pytest.raises(StorageForeignError):

@@ -109,6 +109,19 @@ def test_records_that_do_not_fit_are_refused(saves: tuple[Save, ...]) -> None:
         log_of(*saves)
 
 
+@pytest.mark.parametrize("last_index", [0, 4, 6, 9])
+@pytest.mark.parametrize("before", [(), (save(1, *entries(1, 5)),)], ids=["the first row", "a later row"])
+def test_a_vote_that_was_written_for_a_log_of_another_length_is_refused(
+    before: tuple[Save, ...], last_index: int
+) -> None:
+    """A row between them is missing: what it held would be lost without notice."""
+    state = log_of(*before)
+    if last_index == state.last_index:
+        last_index += 1
+    with pytest.raises(StorageCorruptError, match=f"was written for a log that ends at {last_index}"):
+        state.apply(make_record(len(before) + 1, 0, last_index, save(2)))
+
+
 def test_a_record_and_an_identity_come_back_as_they_were() -> None:
     record = make_record(7, 1234, 5, save(3, *entries(6, 8), base=snapshot(5)))
     assert decode_record(encode_record(record)[0]) == (record, encode_record(record)[1])

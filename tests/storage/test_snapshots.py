@@ -475,6 +475,18 @@ def test_an_own_snapshot_that_is_done_late_does_not_take_the_place_of_a_newer_on
     assert [info.snapshot.last_index for info in snapshots.kept()] == [9, 5]
 
 
+def test_what_a_save_is_about_to_adopt_stays_whatever_arrives_meanwhile(tmp_path: Path) -> None:
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    for last_index in (10, 20, 30):
+        take_snapshot(theirs, last_index)
+        send(theirs, snapshots, snapshot(last_index))
+        if last_index == 10:
+            snapshots.expect(10)
+    assert names(tmp_path) == [name(10), name(30)]
+    snapshots.adopt_index(10)
+    assert [info.snapshot.last_index for info in snapshots.kept()] == [10]
+
+
 def test_a_length_that_makes_no_sense_is_not_read() -> None:
     class Stream(io.BytesIO):
         largest = 0

@@ -125,9 +125,11 @@ def test_what_waited_for_a_stream_that_never_opened_is_thrown_away_and_gives_its
         wire = Wire()
         async with link_over(wire) as link:
             for _ in range(20):
-                link.send(bulk(1000))
+                link.send(bulk(1020))
             dropped = wire.dropped
             assert dropped
+            link.send(heartbeat(1))
+            assert wire.dropped == (dropped := dropped + 1), "there is room left: the test shows nothing"
             await until("two dials fail", lambda: len(wire.urls) >= 2)
             link.send(heartbeat(7))
             assert wire.dropped == dropped, "the bytes were not given back"
@@ -212,5 +214,23 @@ def test_an_idle_stream_carries_an_empty_frame(monkeypatch: pytest.MonkeyPatch) 
         async with link_over(wire):
             await until("frames", lambda: len(wire.frames) >= 2)
             assert wire.messages == []
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_in_use_carries_no_empty_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "KEEP_ALIVE_S", 0.05)
+
+    async def run() -> None:
+        wire = Wire()
+        wire.is_up = True
+        async with link_over(wire) as link:
+            # Timers fire in their order, however late: each period of the keep-alive has messages.
+            for number in range(60):
+                link.send(heartbeat(number))
+                link.flush()
+                await asyncio.sleep(0.005)
+            assert len(wire.messages) == 60
+            assert () not in wire.frames
 
     asyncio.run(run())

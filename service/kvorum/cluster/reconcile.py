@@ -180,13 +180,11 @@ def _scale_in(view: View) -> Decision:
 
 
 def _hand_over(view: View, why: str) -> Decision:
+    """Hand over the leadership; no other member is surplus by then."""
     successors = [
         member.id
         for member in view.configuration.members
-        if member.voter
-        and member.id != view.leader
-        and _is_healthy(view, member.id)
-        and not _is_unwanted(view, member.id)
+        if member.voter and member.id != view.leader and _is_healthy(view, member.id)
     ]
     if not successors:
         return Decision(

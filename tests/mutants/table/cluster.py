@@ -241,13 +241,6 @@ sync_folder(folder)
         "-_ordinal(member.id)",
     ),
     Mutant(
-        "scale",
-        "A leader that is to go hands over to another that is to go.",
-        "cluster.reconcile:_hand_over",
-        "not _is_unwanted(view, member.id)",
-        "True",
-    ),
-    Mutant(
         "4.2.1",
         "The reconciler promotes a learner that lags.",
         "cluster.reconcile:_promote",
@@ -286,9 +279,9 @@ sync_folder(folder)
     Mutant(
         "K1",
         "An answer of the API server of any length is read.",
-        "cluster.kubernetes:KubernetesApi._request",
-        "len(body) < RESPONSE_BYTES_MAX",
-        "True",
+        "cluster.kubernetes:RESPONSE_BYTES_MAX",
+        "4 * 1024 * 1024",
+        "4 * 1024 ** 4",
     ),
     Mutant(
         "K8", "The API server sends the token elsewhere.", "cluster.kubernetes:KubernetesApi._request", "False", "True"

@@ -610,6 +610,22 @@ MUTANTS = (
     ),
     Mutant(
         "B21",
+        "A repeated answer to a read is taken for a new one.",
+        "raft.reads:OwnReads.answered",
+        "context not in self._asked",
+        "False",
+        tests="tests/raft/test_reads.py",
+    ),
+    Mutant(
+        "integrity",
+        "Entries are applied again from where the log does not reach.",
+        "raft.raft:Raft.reapply_from",
+        "not self.log.base_index <= index <= self.log.applied_index",
+        "False",
+        tests="tests/raft/test_snapshots.py",
+    ),
+    Mutant(
+        "B21",
         "The answer to one read releases the reads that were asked after it.",
         "raft.reads:OwnReads.answered",
         "asked == context",

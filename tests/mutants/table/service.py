@@ -200,4 +200,12 @@ MUTANTS = (
         "pass",
         tests="tests/fronts/test_problems.py",
     ),
+    Mutant(
+        "K9",
+        "A key in the path ends at a #, where a library or a redirect would cut it off.",
+        "fronts.http.request:split_target",
+        "'#' in target",
+        "False",
+        tests="tests/fronts/test_kv.py tests/fronts/test_http.py",
+    ),
 )

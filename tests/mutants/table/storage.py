@@ -263,6 +263,7 @@ MUTANTS = (
         "storage.log:SqliteStorage.save",
         "self._write_mark(record.seq, crc)",
         "self._write_mark(record.seq, crc) if record.entries else None",
+        tests="tests/storage/test_corruption.py -k vote_that_the_disk_lost",
     ),
     Mutant(
         "B16",
@@ -273,6 +274,7 @@ MUTANTS = (
 self._begin(INSERT, (key_of(record.seq), value), lambda rows, error: None)
 loop.call_soon(self._saved, None)
 """,
+        tests="tests/storage/test_log.py -k loop_is_not_blocked",
     ),
     Mutant(
         "B34",
