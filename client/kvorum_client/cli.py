@@ -16,7 +16,7 @@ from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
 from kvorum_client.cli_output import printable
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown, Refused, Unavailable
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, RefusedError, UnavailableError
 from kvorum_client.top import top
 
 EXIT_DONE = 0
@@ -93,13 +93,13 @@ def _carry_out(options: argparse.Namespace) -> int:
             commands.read_value(options)
         is_under_way = options.run in commands.WRITES
         return asyncio.run(_run(options))
-    except InvalidArgument as error:
+    except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
-    except OutcomeUnknown as error:
+    except OutcomeUnknownError as error:
         return _fail(str(error), EXIT_UNKNOWN)
-    except Unavailable as error:
+    except UnavailableError as error:
         return _fail(str(error), EXIT_UNAVAILABLE)
-    except (Refused, ClientError) as error:
+    except (RefusedError, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
         doubt = "; it may or may not have been applied" if is_under_way else ""

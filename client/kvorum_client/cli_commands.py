@@ -11,7 +11,7 @@ from typing import Any
 
 from kvorum_client.cli_output import for_terminal, print_json, print_table, printable
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgument, Refused, Unavailable
+from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
 from kvorum_client.results import Member, NodeHealth, NodeStatus
 
 VALUE_BYTES_MAX = 1024 * 1024
@@ -40,14 +40,14 @@ def read_value(options: argparse.Namespace) -> None:
         return
     name = "stdin" if argument == "-" else argument[1:]
     if argument == "-" and sys.stdin is None:
-        raise InvalidArgument("stdin is closed")
+        raise InvalidArgumentError("stdin is closed")
     try:
         with sys.stdin.buffer if argument == "-" else open(name, "rb") as file:
             options.value = file.read(VALUE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise InvalidArgumentError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     if len(options.value) > VALUE_BYTES_MAX:
-        raise Refused(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
+        raise RefusedError(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
 
 
 async def get(client: Client, options: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ async def _leader_status(client: Client) -> NodeStatus:
     if answer.leader_client_url and answer.state != "leader":
         try:
             return await client.status(answer.leader_client_url, timeout_s=PROBE_TIMEOUT_S)
-        except Unavailable:
+        except UnavailableError:
             return answer
     return answer
 

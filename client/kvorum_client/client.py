@@ -14,23 +14,23 @@ import msgspec
 
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.errors import (
+    BackupDamagedError,
     ClientError,
-    CompareFailed,
-    Damaged,
-    InvalidArgument,
-    OutcomeUnknown,
-    Refused,
-    Unavailable,
+    CompareFailedError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnavailableError,
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.sessions import Sessions, Ticket
 from kvorum_client.transport import (
     CLOSED,
     Answer,
-    Declined,
-    Interrupted,
-    NoAnswer,
-    NotSent,
+    DownloadDeclinedError,
+    DownloadInterruptedError,
+    NoAnswerError,
+    NotSentError,
     Router,
     Transport,
     base_of,
@@ -102,7 +102,7 @@ class Client:
         timeout_s: the deadline of each call that is not given one of its own.
 
     Raises:
-        InvalidArgument: no endpoints, or a malformed one.
+        InvalidArgumentError: no endpoints, or a malformed one.
     """
 
     def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
@@ -140,9 +140,9 @@ class Client:
             timeout_s: the deadline.
 
         Raises:
-            CompareFailed: the key is at another revision.
-            Refused, Unavailable: not done.
-            OutcomeUnknown: perhaps done.
+            CompareFailedError: the key is at another revision.
+            RefusedError, UnavailableError: not done.
+            OutcomeUnknownError: perhaps done.
         """
         answer = await self._write("PUT", key, encoded(value, "the value"), prev_revision, timeout_s)
         return decode_write(answer.body, PutResult)
@@ -170,7 +170,7 @@ class Client:
             timeout_s: the deadline.
 
         Raises:
-            Refused, Unavailable: there is no answer.
+            RefusedError, UnavailableError: there is no answer.
         """
         name = encoded(key, "the key")
         call = _Call("GET", key_path(name), self._deadline(timeout_s))
@@ -194,7 +194,7 @@ class Client:
                     call.ticket, call.headers = ticket, {"Idempotency-Key": ticket.idempotency_key}
                     return await self._call(call)
             except TimeoutError:
-                raise Unavailable("too many writes are in flight already; nothing was sent") from None
+                raise UnavailableError("too many writes are in flight already; nothing was sent") from None
             except _SessionLostError:
                 continue
             except _SessionsFullError:
@@ -206,7 +206,7 @@ class Client:
         """Return what one node says of itself and the cluster: the given one, or any that answers.
 
         Raises:
-            Unavailable: it, or none, answers.
+            UnavailableError: it, or none, answers.
         """
         deadline = self._deadline(timeout_s)
         if endpoint is None:
@@ -214,14 +214,14 @@ class Client:
             return decode((await self._call(call)).body, NodeStatus)
         answer = await self._ask(endpoint, "/v1/cluster", deadline)
         if answer.status != 200:
-            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+            raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
         return decode(answer.body, NodeStatus)
 
     async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
         """Return whether one node is ready, and why not."""
         try:
             answer = await self._ask(endpoint, "/readyz?verbose", self._deadline(timeout_s))
-        except Unavailable as error:
+        except UnavailableError as error:
             return NodeHealth(endpoint, False, str(error))
         return NodeHealth(endpoint, answer.status == 200, answer.body.decode("utf-8", "replace").strip())
 
@@ -229,11 +229,11 @@ class Client:
         """Return one node's ``/metrics``, in the Prometheus text format.
 
         Raises:
-            Unavailable: it does not answer.
+            UnavailableError: it does not answer.
         """
         answer = await self._ask(endpoint, "/metrics", self._deadline(timeout_s))
         if answer.status != 200:
-            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+            raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
         return answer.body.decode("utf-8", "replace")
 
     async def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
@@ -245,8 +245,8 @@ class Client:
             timeout_s: how long to look for a node that gives one, and how long that node may be silent.
 
         Raises:
-            Refused, Unavailable: there is none; ``write`` was not called.
-            Damaged: it broke off, or is not what the node meant to send.
+            RefusedError, UnavailableError: there is none; ``write`` was not called.
+            BackupDamagedError: it broke off, or is not what the node meant to send.
         """
         silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
         call = _Call("GET", "/v1/snapshot", time.monotonic() + silence_s, any_node=True)
@@ -254,7 +254,7 @@ class Client:
         while call.deadline > time.monotonic():
             base = await self._router.pick_any(call.remaining_s())
             if self._transport.is_closed:
-                raise Unavailable(CLOSED)
+                raise UnavailableError(CLOSED)
             try:
                 pieces = self._transport.download(base, call.target(silence_s), silence_s)
                 async with contextlib.aclosing(pieces):
@@ -262,15 +262,15 @@ class Client:
                         verifier.feed(chunk)
                         write(chunk, size_bytes)
                 return verifier.finish()
-            except (NotSent, NoAnswer) as error:
+            except (NotSentError, NoAnswerError) as error:
                 call.reason = str(error)
-            except Declined as error:
+            except DownloadDeclinedError as error:
                 self._judge(call, error.answer)
-            except Interrupted as error:
-                raise Damaged(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
+            except DownloadInterruptedError as error:
+                raise BackupDamagedError(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
             await self._router.failed(base, call.remaining_s())
             await self._pause(call, BACKOFF_MAX_S)
-        raise Unavailable(call.reason)
+        raise UnavailableError(call.reason)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -288,8 +288,8 @@ class Client:
         """Add a learner and return the members.
 
         Raises:
-            Refused, Unavailable: not done.
-            OutcomeUnknown: perhaps done; look at :meth:`members`.
+            RefusedError, UnavailableError: not done.
+            OutcomeUnknownError: perhaps done; look at :meth:`members`.
         """
         body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
@@ -306,8 +306,8 @@ class Client:
         """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
 
         Raises:
-            Refused, Unavailable: the leadership stays where it is.
-            OutcomeUnknown: it may have moved.
+            RefusedError, UnavailableError: the leadership stays where it is.
+            OutcomeUnknownError: it may have moved.
         """
         body = msgspec.json.encode(TransferLeadership(target))
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
@@ -317,9 +317,9 @@ class Client:
         """Raise the cluster's feature level as far as its version goes, for good, and return it.
 
         Raises:
-            Refused: a member does not support the next level; the text names it.
-            Unavailable: not raised.
-            OutcomeUnknown: it may be.
+            RefusedError: a member does not support the next level; the text names it.
+            UnavailableError: not raised.
+            OutcomeUnknownError: it may be.
         """
         call = _Call("POST", "/v1/cluster/finalize", self._deadline(timeout_s), b"", is_write=True)
         return decode_write((await self._call(call)).body, FeatureLevel).feature_level
@@ -333,8 +333,8 @@ class Client:
         base = Router([endpoint]).endpoints[0]
         try:
             return await self._transport.exchange(base, "GET", target, b"", {}, max(0.001, deadline - time.monotonic()))
-        except (NotSent, NoAnswer) as error:
-            raise Unavailable(str(error)) from None
+        except (NotSentError, NoAnswerError) as error:
+            raise UnavailableError(str(error)) from None
 
     # One call: attempt after attempt.
 
@@ -365,30 +365,30 @@ class Client:
                 await self._pause(call, pause_s)
                 pause_s = min(2 * pause_s, BACKOFF_MAX_S)
         if call.is_write and call.perhaps_done:
-            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
-        raise Unavailable(call.reason)
+            raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+        raise UnavailableError(call.reason)
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
         """Ask one node once. None: no answer came.
 
         Raises:
-            OutcomeUnknown: none came, and the call may not be repeated.
+            OutcomeUnknownError: none came, and the call may not be repeated.
         """
         # A node that hangs must leave time to ask another one.
         timeout_s = min(remaining_s, max(self._timeout_s / 4, 0.25))
         try:
             return await self._exchange(call, base, timeout_s)
-        except NotSent as error:
+        except NotSentError as error:
             call.reason = str(error)
             if base == self._router.leader and call.waits:
                 # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.
                 call.parameters = {**call.parameters, "forward": "true"}
             return None
-        except NoAnswer as error:
+        except NoAnswerError as error:
             call.reason = str(error)
             call.perhaps_done = True
             if not call.may_repeat:
-                raise OutcomeUnknown(f"it may or may not have been applied: {error}") from None
+                raise OutcomeUnknownError(f"it may or may not have been applied: {error}") from None
             return None
 
     async def _exchange(self, call: _Call, base: str, timeout_s: float) -> Answer:
@@ -411,7 +411,7 @@ class Client:
             async with asyncio.timeout(None) as patience:
                 return await asking
         except TimeoutError:
-            raise NoAnswer(f"{base}: no answer, and {self._router.leader} leads now") from None
+            raise NoAnswerError(f"{base}: no answer, and {self._router.leader} leads now") from None
         finally:
             timer.cancel()
             if doubting is not None:
@@ -433,7 +433,7 @@ class Client:
         try:
             answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, SUSPECT_S)
             return base_of(decode(answer.body, Leader).leader_url or "") if answer.status == 200 else None
-        except (NotSent, NoAnswer, ClientError):
+        except (NotSentError, NoAnswerError, ClientError):
             return None
 
     def _redirected(self, answer: Answer, base: str) -> bool:
@@ -460,7 +460,7 @@ class Client:
         if problem.code in _SESSION_GONE and call.ticket is not None:
             call.ticket.lost = True
             if call.perhaps_done:
-                raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
+                raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
             raise _SessionLostError
         if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
             raise _SessionsFullError
@@ -469,21 +469,21 @@ class Client:
             return None
         if problem.code == "compare_failed":
             self._note_answered(call)
-            raise CompareFailed(problem.detail, problem.mod_revision or 0, problem.revision or 0)
+            raise CompareFailedError(problem.detail, problem.mod_revision or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused":
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
-            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
+            raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
         if call.is_write and call.perhaps_done and problem.code not in _SESSION_SAYS_NO:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
-            raise OutcomeUnknown(f"an earlier attempt may be done; this one was refused: {call.reason}")
-        raise Refused(answer.status, problem.code, call.reason)
+            raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
+        raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:
         if problem.outcome == "refused":
             return
         call.perhaps_done = True
         if not call.may_repeat:
-            raise OutcomeUnknown(f"it may or may not have been applied: {call.reason}")
+            raise OutcomeUnknownError(f"it may or may not have been applied: {call.reason}")
 
     def _note_answered(self, call: _Call) -> None:
         if call.ticket is not None:
@@ -496,5 +496,5 @@ class Client:
 
 def _check_timeout(timeout_s: float) -> float:
     if not timeout_s > 0:
-        raise InvalidArgument("a timeout is a positive number of seconds")
+        raise InvalidArgumentError("a timeout is a positive number of seconds")
     return timeout_s

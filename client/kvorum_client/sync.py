@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvorum_client.backup import Backup
 from kvorum_client.client import Client
-from kvorum_client.errors import OutcomeUnknown, Unavailable
+from kvorum_client.errors import OutcomeUnknownError, UnavailableError
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.transport import CLOSED
 
@@ -68,12 +68,12 @@ class SyncClient:
         with self._lock:
             if self._closed:
                 call.close()
-                raise Unavailable(CLOSED)
+                raise UnavailableError(CLOSED)
             future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise OutcomeUnknown(f"{CLOSED}: what was under way may or may not have been applied") from None
+            raise OutcomeUnknownError(f"{CLOSED}: what was under way may or may not have been applied") from None
         except BaseException:
             # Ctrl-C in this thread; the call's own errors come when it has ended.
             future.cancel()
