@@ -20,7 +20,17 @@ from types import MappingProxyType
 
 
 class ClientError(Exception):
-    """The root of the tree."""
+    """The root of the tree. Every one can be pickled and copied, and keeps its attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception's own way calls its class with args, which are the text alone: too few for most of ours.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[ClientError], args: tuple[object, ...], attributes: dict[str, object]) -> ClientError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgumentError(ClientError, ValueError):
