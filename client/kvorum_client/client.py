@@ -45,13 +45,13 @@ SUSPECT_S = 0.5
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
 _TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
-_SESSION_GONE = frozenset({"session_unknown", "session_stale"})
-_SESSION_SAYS_NO = frozenset({"session_ahead", "session_mismatch"})
-"""The session has seen none of this write's attempts."""
+_SESSION_REFUSALS = frozenset({"session_unknown", "session_stale", "session_ahead", "session_mismatch"})
+"""This attempt is not applied. The session is of no use any more: it expired, the cluster was restored from a backup,
+or somebody else writes in it."""
 
 
 class _SessionLostError(Exception):
-    """The cluster does not know the session, and this write was never sent before: open another one."""
+    """The session is of no use any more, and no attempt of this write is pending: make it in another session."""
 
 
 class _SessionsFullError(Exception):
@@ -457,11 +457,13 @@ class Client:
         call.reason = problem.detail or f"HTTP status {answer.status}"
         if problem.code == "not_found" and call.method == "GET":
             return answer
-        if problem.code in _SESSION_GONE and call.ticket is not None:
+        if problem.code in _SESSION_REFUSALS and call.ticket is not None:
             call.ticket.lost = True
             if call.perhaps_done:
+                # In another session, an attempt that is still pending would be a second write.
                 raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
-            raise _SessionLostError
+            if not call.ticket.opens:
+                raise _SessionLostError
         if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
             raise _SessionsFullError
         if problem.code in _TRY_AGAIN or answer.status >= 500:
@@ -473,7 +475,7 @@ class Client:
         if call.is_write and problem.outcome != "refused":
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
-        if call.is_write and call.perhaps_done and problem.code not in _SESSION_SAYS_NO:
+        if call.is_write and call.perhaps_done:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
         raise RefusedError(answer.status, problem.code, call.reason)

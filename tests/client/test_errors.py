@@ -29,10 +29,10 @@ def test_an_old_name_is_still_the_same_class_and_warns(module: object, name: str
 
 
 def test_the_warning_names_the_line_that_imports_the_old_name() -> None:
-    code = "x = 1\nfrom kvorum_client import RefusedError\n"
+    code = "x = 1\nfrom kvorum_client import Refused\n"
     command = [sys.executable, "-W", "always", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    assert "<string>:2: DeprecationWarning: kvorum_client.RefusedError is now RefusedError" in result.stderr
+    assert "<string>:2: DeprecationWarning: kvorum_client.Refused is now RefusedError" in result.stderr
 
 
 def test_a_name_that_never_was_is_an_attribute_error() -> None:
