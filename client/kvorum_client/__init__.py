@@ -12,6 +12,9 @@ twice; so may writes, because each carries a session's id and a sequence number,
 remembers the answer (:mod:`kvorum_client.sessions`). When the deadline passes, the error says which of two things is
 true: nothing was done (:class:`UnavailableError`), or nobody can tell (:class:`OutcomeUnknownError`).
 
+Any number of calls may be made at once; 64 of them (``concurrent_calls_max``) are in progress, and the others wait for
+their turn (:mod:`kvorum_client.concurrency`).
+
 Needs aiohttp and msgspec; imports nothing of ``kvorum``.
 """
 

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from kvorum_client.backup import Backup, Verifier
+from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
@@ -38,6 +39,9 @@ from kvorum_client.transport import (
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
 from kvorum_wire import AddMember, FeatureLevel, Leader, Members, NewLeader, Problem, TransferLeadership
 
+CONCURRENT_CALLS_MAX = 64
+"""3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
+timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
@@ -100,17 +104,23 @@ class Client:
         endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
             which stands for several addresses, is enough.
         timeout_s: the deadline of each call that is not given one of its own.
+        concurrent_calls_max: how many calls are in progress at once; the others wait for their turn, which counts
+            towards their deadlines. Stale reads have as many turns of their own.
 
     Raises:
-        InvalidArgumentError: no endpoints, or a malformed one.
+        InvalidArgumentError: no endpoints, or a malformed one; an impossible number.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+    ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         self._router = Router(endpoints)
         self._transport = Transport()
         self._sessions = Sessions()
+        self._turns = Turns(concurrent_calls_max)
+        self._any_node_turns = Turns(concurrent_calls_max)
         self._timeout_s = _check_timeout(timeout_s)
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
 
@@ -187,18 +197,25 @@ class Client:
     ) -> Answer:
         parameters = {} if prev_revision is None else {"prev_revision": str(prev_revision)}
         path, deadline = key_path(encoded(key, "the key")), self._deadline(timeout_s)
+        # The turn comes before the place in a session: writes that only wait need none.
+        async with self._turns.turn(deadline):
+            return await self._write_in_session(method, path, body, parameters, deadline)
+
+    async def _write_in_session(
+        self, method: str, path: str, body: bytes, parameters: dict[str, str], deadline: float
+    ) -> Answer:
         while True:
             call = _Call(method, path, deadline, body, parameters=parameters, is_write=True)
             try:
                 async with self._sessions.ticket(deadline - time.monotonic()) as ticket:
                     call.ticket, call.headers = ticket, {"Idempotency-Key": ticket.idempotency_key}
-                    return await self._call(call)
+                    return await self._try(call)
             except TimeoutError:
                 raise UnavailableError("too many writes are in flight already; nothing was sent") from None
             except _SessionLostError:
                 continue
             except _SessionsFullError:
-                return await self._call(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
+                return await self._try(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
 
     # The cluster.
 
@@ -342,6 +359,11 @@ class Client:
         return time.monotonic() + (self._timeout_s if timeout_s is None else _check_timeout(timeout_s))
 
     async def _call(self, call: _Call) -> Answer:
+        """Make the call when its turn has come."""
+        async with (self._any_node_turns if call.any_node else self._turns).turn(call.deadline):
+            return await self._try(call)
+
+    async def _try(self, call: _Call) -> Answer:
         """Try node after node until one answers for good, or the deadline passes."""
         pause_s, redirects, failures = BACKOFF_MIN_S, 0, 0
         while (remaining_s := call.remaining_s()) > 0:

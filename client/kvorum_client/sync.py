@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from kvorum_client.backup import Backup
-from kvorum_client.client import Client
+from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
 from kvorum_client.errors import OutcomeUnknownError, UnavailableError
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.transport import CLOSED
@@ -27,8 +27,10 @@ class SyncClient:
     Arguments, results and errors are those of :class:`kvorum_client.Client`. Close it, or use it in a ``with``.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
-        self._client = Client(endpoints, timeout_s=timeout_s)
+    def __init__(
+        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+    ) -> None:
+        self._client = Client(endpoints, timeout_s=timeout_s, concurrent_calls_max=concurrent_calls_max)
         self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
