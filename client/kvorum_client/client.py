@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from kvorum_client import forking
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
@@ -100,6 +101,8 @@ class _Call(msgspec.Struct):
 class Client:
     """A client of one cluster; for one event loop. Use it as an asynchronous context manager, or call :meth:`close`.
 
+    In the child of a fork it begins anew, with sessions and connections of its own, and in another event loop.
+
     Args:
         endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
             which stands for several addresses, is enough.
@@ -117,12 +120,23 @@ class Client:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         self._router = Router(endpoints)
-        self._transport = Transport()
-        self._sessions = Sessions()
-        self._turns = Turns(concurrent_calls_max)
-        self._any_node_turns = Turns(concurrent_calls_max)
         self._timeout_s = _check_timeout(timeout_s)
+        self._concurrent_calls_max = concurrent_calls_max
+        self._transport = Transport()
+        self._begin_anew()
+        forking.watch(self)
+
+    def _begin_anew(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sessions = Sessions()
+        self._turns = Turns(self._concurrent_calls_max)
+        self._any_node_turns = Turns(self._concurrent_calls_max)
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
+
+    def after_fork(self) -> None:
+        """Begin anew in the child of a fork; called by itself."""
+        self._transport.after_fork()
+        self._begin_anew()
 
     async def __aenter__(self) -> Client:
         return self
@@ -133,7 +147,13 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. What is under way ends with an error, and so does every later call."""
+        """Close the connections. What is under way ends with an error, and so does every later call.
+
+        Raises:
+            InvalidArgumentError: this is not the event loop in which it was used; that one still runs.
+        """
+        if self._loop is not None and not self._loop.is_closed():
+            self._check_loop()
         await self._transport.close()
 
     # Keys.
@@ -266,7 +286,7 @@ class Client:
             BackupDamagedError: it broke off, or is not what the node meant to send.
         """
         silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
-        call = _Call("GET", "/v1/snapshot", time.monotonic() + silence_s, any_node=True)
+        call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), any_node=True)
         verifier = Verifier()
         while call.deadline > time.monotonic():
             base = await self._router.pick_any(call.remaining_s())
@@ -355,7 +375,18 @@ class Client:
 
     # One call: attempt after attempt.
 
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            which = "an event loop that is closed" if self._loop.is_closed() else "another event loop"
+            raise InvalidArgumentError(
+                f"this client was used in {which}: make a Client inside of each asyncio.run, or use SyncClient"
+            )
+
     def _deadline(self, timeout_s: float | None) -> float:
+        self._check_loop()
         return time.monotonic() + (self._timeout_s if timeout_s is None else _check_timeout(timeout_s))
 
     async def _call(self, call: _Call) -> Answer:

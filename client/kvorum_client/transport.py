@@ -7,7 +7,9 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 import time
+import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from kvorum_client import forking
 from kvorum_client.errors import InvalidArgumentError
 
 CONNECT_TIMEOUT_S = 1.0
@@ -29,6 +32,7 @@ _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 
 
 CLOSED = "the client is closed"
+UNCLOSED = "a client of Kvorum was not closed: call close(), or use it in a `with`"
 
 
 class NotSentError(Exception):
@@ -83,6 +87,27 @@ class Transport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def __del__(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        warnings.warn(UNCLOSED, ResourceWarning, 1, self)
+        # Instead of the library, which would log two errors that do not say whose connections these are.
+        connector = session.connector
+        session.detach()
+        if connector is not None:
+            loop = connector._loop
+            if loop.is_running() and not sys.is_finalizing():
+                loop.call_soon_threadsafe(connector._close)
+            else:
+                connector._close()
+
+    def after_fork(self) -> None:
+        """Forget the connections, which are the parent's."""
+        session, self._session = self._session, None
+        if session is not None:
+            forking.keep_for_ever(session)
 
     async def exchange(
         self, base: str, method: str, target: str, body: bytes, headers: Mapping[str, str], timeout_s: float
