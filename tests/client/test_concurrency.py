@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import FakeNode, make_config, serving, until
+from fronts.fake_node import FakeNode, make_config, serving
+from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, OutcomeUnknownError, SyncClient, UnavailableError
 from kvorum_client.client import CONCURRENT_CALLS_MAX
@@ -52,7 +53,7 @@ def test_no_more_calls_than_the_limit_are_in_progress_and_all_of_them_end(monkey
             await kv.put("k", "v")
             counting.gate.clear()
             calls = [asyncio.create_task(kv.put("k", "v")) for _ in range(3000)]
-            await until(lambda: counting.under_way == 7)
+            await until("7 calls are under way", lambda: counting.under_way == 7)
             counting.gate.set()
             await asyncio.gather(*calls)
             assert (counting.done, counting.most) == (3001, 7)
@@ -68,7 +69,7 @@ def test_an_attempt_has_its_whole_time_however_long_the_call_waited_for_its_turn
         counting.install(monkeypatch)
         async with Client(["127.0.0.1:1"], timeout_s=10, concurrent_calls_max=1) as kv:
             first = asyncio.create_task(kv.put("k", "v"))
-            await until(lambda: counting.under_way == 1)
+            await until("the first call is under way", lambda: counting.under_way == 1)
             second = asyncio.create_task(kv.put("k", "v"))
             with pytest.raises(UnavailableError):
                 await kv.put("k", "v", timeout_s=0.01)
@@ -85,7 +86,7 @@ def test_a_call_whose_deadline_passes_in_the_queue_was_certainly_not_sent() -> N
         async with serving() as server, Client([server.url], timeout_s=20, concurrent_calls_max=1) as kv:
             server.node.gate = asyncio.Event()
             holding = asyncio.create_task(kv.put("k", "v"))
-            await until(lambda: bool(server.node.timeouts_ms))
+            await until("the node has a request", lambda: bool(server.node.timeouts_ms))
             for call in (kv.put("k", "w", timeout_s=0.05), kv.get("k", timeout_s=0.05), kv.members(timeout_s=0.05)):
                 with pytest.raises(UnavailableError, match="1 calls of this client are in progress already"):
                     await call
@@ -102,7 +103,7 @@ def test_writes_that_wait_for_a_quorum_do_not_hold_up_reads_that_any_node_answer
             await kv.put("k", "v")
             server.node.gate = asyncio.Event()
             writes = [asyncio.create_task(kv.put("k", "w")) for _ in range(5)]
-            await until(lambda: len(server.node.timeouts_ms) == 3)
+            await until("two writes are in progress", lambda: len(server.node.timeouts_ms) == 3)
             record = await kv.get("k", stale=True, timeout_s=5)
             assert record is not None and record.value == b"v"
             server.node.gate.set()
@@ -117,7 +118,7 @@ def test_a_cancelled_call_gives_its_turn_to_the_next() -> None:
             server.node.gate = asyncio.Event()
             holding = asyncio.create_task(kv.put("k", "v"))
             waiting = [asyncio.create_task(kv.put("k", "w")) for _ in range(2)]
-            await until(lambda: bool(server.node.timeouts_ms))
+            await until("the node has a request", lambda: bool(server.node.timeouts_ms))
             for task in (waiting[0], holding):
                 task.cancel()
             server.node.gate.set()
@@ -133,7 +134,7 @@ def test_closing_a_client_ends_the_calls_that_wait_for_their_turn() -> None:
             server.node.gate = asyncio.Event()
             kv = Client([server.url], timeout_s=20, concurrent_calls_max=1)
             calls = [asyncio.create_task(kv.put("k", "v")) for _ in range(5)]
-            await until(lambda: bool(server.node.timeouts_ms))
+            await until("the node has a request", lambda: bool(server.node.timeouts_ms))
             await kv.close()
             ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
             assert [type(end) for end in ends] == [OutcomeUnknownError] + 4 * [UnavailableError]

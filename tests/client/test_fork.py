@@ -11,7 +11,8 @@ import sys
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import Server, serving, until
+from fronts.fake_node import Server, serving
+from waiting import until
 
 HEAD = """
 import asyncio, os, sys, threading
@@ -126,9 +127,9 @@ def test_a_child_that_ends_does_not_take_the_parents_calls_with_it() -> None:
         async with serving() as server:
             process = await asyncio.to_thread(_start, SYNC + IN_FLIGHT, server)
             assert process.stdin is not None and process.stdout is not None
-            await until(lambda: len(server.node.proposed) == 1)
+            await until("the first put is done", lambda: len(server.node.proposed) == 1)
             server.node.gate = asyncio.Event()
-            await until(lambda: len(server.node.timeouts_ms) == 2)
+            await until("the second put is under way", lambda: len(server.node.timeouts_ms) == 2)
             process.stdin.write("\n")
             process.stdin.flush()
             assert await asyncio.to_thread(process.stdout.readline) == "forked\n"

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import Server, serving, until
+from fronts.fake_node import Server, serving
+from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, SyncClient
 
@@ -116,7 +117,7 @@ def test_a_client_that_was_not_closed_is_named_in_one_warning_and_its_connection
                 del kv
                 gc.collect()
             assert [str(w.message) for w in caught if w.category is ResourceWarning] == [UNCLOSED]
-            await until(lambda: not connections)
+            await until("every connection is closed", lambda: not connections)
             assert reported == []
 
     run(scenario)
@@ -154,8 +155,11 @@ def test_a_synchronous_client_that_was_not_closed_is_named_in_one_warning_and_it
                 warnings.simplefilter("always")
                 await asyncio.to_thread(_use_and_forget, endpoint)
             assert [str(w.message) for w in caught if w.category is ResourceWarning] == [UNCLOSED]
-            await until(lambda: not connections)
-            await until(lambda: not any(thread.name == "kvorum-client" for thread in threading.enumerate()))
+            await until("every connection is closed", lambda: not connections)
+            await until(
+                "the thread has ended",
+                lambda: not any(thread.name == "kvorum-client" for thread in threading.enumerate()),
+            )
 
     run(scenario)
 
