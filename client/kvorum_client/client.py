@@ -123,6 +123,10 @@ class Client:
         self._timeout_s = _check_timeout(timeout_s)
         self._concurrent_calls_max = concurrent_calls_max
         self._transport = Transport()
+        self.last_failure: str | None = None
+        """Why the latest attempt of any call did not end it."""
+        self.has_heard = False
+        """Whether any node has answered anything."""
         self._begin_anew()
         forking.watch(self)
 
@@ -302,9 +306,11 @@ class Client:
             except (NotSentError, NoAnswerError) as error:
                 call.reason = str(error)
             except DownloadDeclinedError as error:
+                self.has_heard = True
                 self._judge(call, error.answer)
             except DownloadInterruptedError as error:
                 raise BackupDamagedError(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
+            self.last_failure = call.reason
             await self._router.failed(base, call.remaining_s())
             await self._pause(call, BACKOFF_MAX_S)
         raise UnavailableError(call.reason)
@@ -369,8 +375,12 @@ class Client:
         """Ask this one node, once."""
         base = Router([endpoint]).endpoints[0]
         try:
-            return await self._transport.exchange(base, "GET", target, b"", {}, max(0.001, deadline - time.monotonic()))
+            timeout_s = max(0.001, deadline - time.monotonic())
+            answer = await self._transport.exchange(base, "GET", target, b"", {}, timeout_s)
+            self.has_heard = True
+            return answer
         except (NotSentError, NoAnswerError) as error:
+            self.last_failure = str(error)
             raise UnavailableError(str(error)) from None
 
     # One call: attempt after attempt.
@@ -405,12 +415,14 @@ class Client:
             if (remaining_s := call.remaining_s()) <= 0:
                 break
             answer = await self._attempt(call, base, remaining_s)
+            self.has_heard = self.has_heard or answer is not None
             if answer is not None and answer.status == 307 and redirects < REDIRECTS_MAX:
                 redirects += 1
                 if self._redirected(answer, base):
                     continue
             elif answer is not None and answer.status != 307 and (done := self._judge(call, answer)) is not None:
                 return done
+            self.last_failure = call.reason
             redirects, failures = 0, failures + 1
             await self._router.failed(base, call.remaining_s())
             if failures % self._router.count == 0:
