@@ -10,40 +10,49 @@ Theory of operation. A call has one deadline. Within it the client tries node af
 hints, fails over when a node does not answer, and waits a little, with jitter, when nobody leads. Reads may be asked
 twice; so may writes, because each carries a session's id and a sequence number, and the cluster applies it once and
 remembers the answer (:mod:`kvorum_client.sessions`). When the deadline passes, the error says which of two things is
-true: nothing was done (:class:`Unavailable`), or nobody can tell (:class:`OutcomeUnknown`).
+true: nothing was done (:class:`UnavailableError`), or nobody can tell (:class:`OutcomeUnknownError`).
+
+Any number of calls may be made at once; 64 of them (``concurrent_calls_max``) are in progress, and the others wait for
+their turn (:mod:`kvorum_client.concurrency`).
 
 Needs aiohttp and msgspec; imports nothing of ``kvorum``.
 """
 
+from typing import TYPE_CHECKING
+
 from kvorum_client.backup import Backup
 from kvorum_client.client import Client
 from kvorum_client.errors import (
+    BackupDamagedError,
     ClientError,
-    CompareFailed,
-    Damaged,
-    InvalidArgument,
-    OutcomeUnknown,
-    Refused,
-    Unavailable,
+    CompareFailedError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnavailableError,
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.sync import SyncClient
 
+if not TYPE_CHECKING:
+    # Type checkers must go on reporting names that do not exist.
+    from kvorum_client.errors import __getattr__ as __getattr__
+
 __all__ = [
     "Backup",
+    "BackupDamagedError",
     "Client",
     "ClientError",
-    "CompareFailed",
-    "Damaged",
+    "CompareFailedError",
     "DeleteResult",
-    "InvalidArgument",
+    "InvalidArgumentError",
     "Member",
     "NodeHealth",
     "NodeStatus",
-    "OutcomeUnknown",
+    "OutcomeUnknownError",
     "PutResult",
     "Record",
-    "Refused",
+    "RefusedError",
     "SyncClient",
-    "Unavailable",
+    "UnavailableError",
 ]

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from kvorum_client.errors import Damaged
+from kvorum_client.errors import BackupDamagedError
 
 MAGIC = b"KVORSNAP"
 HASH_BYTES = 32
@@ -78,12 +78,12 @@ class Verifier:
         """Return what it was.
 
         Raises:
-            Damaged: it was no backup, or not all of one.
+            BackupDamagedError: it was no backup, or not all of one.
         """
         if not self._head.startswith(MAGIC):
-            raise Damaged("this is not a backup")
+            raise BackupDamagedError("this is not a backup")
         if self._tail != self._digest.digest():
-            raise Damaged(
+            raise BackupDamagedError(
                 f"the backup is damaged or incomplete: the hash of its {self.size_bytes} bytes does not match"
             )
         size = int.from_bytes(self._head[len(MAGIC) : len(MAGIC) + 4], "little")
@@ -95,7 +95,7 @@ class Verifier:
             index, term, _ = msgspec.msgpack.decode(self._head[start:frame], type=_Description).snapshot
             header = msgspec.msgpack.decode(body, type=_Header)
         except msgspec.MsgspecError as error:
-            raise Damaged(f"this program does not support the version of the backup: {error}") from None
+            raise BackupDamagedError(f"this program does not support the version of the backup: {error}") from None
         return Backup(
             self.size_bytes,
             self._tail.hex(),
@@ -112,7 +112,7 @@ def describe(stream: BinaryIO) -> Backup:
     """Read a whole backup and return what it holds. Blocking.
 
     Raises:
-        Damaged: it is no backup, or not all of one.
+        BackupDamagedError: it is no backup, or not all of one.
         OSError: it cannot be read.
     """
     verifier = Verifier()

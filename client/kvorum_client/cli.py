@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import importlib.metadata
 import io
 import os
@@ -14,10 +15,10 @@ from urllib.parse import urlsplit
 
 from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
-from kvorum_client.cli_output import printable
+from kvorum_client.cli_output import give_up, say
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown, Refused, Unavailable
-from kvorum_client.top import top
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, RefusedError, UnavailableError
+from kvorum_client.top import ASK_TIMEOUT_S, top
 
 EXIT_DONE = 0
 EXIT_NO = 1
@@ -27,6 +28,8 @@ EXIT_UNKNOWN = 4
 EXIT_OUTPUT = 5
 EXIT_INTERRUPTED = 130
 
+NOTICE_S = 1.0
+"""How long a command is silent before it says what it waits for."""
 LOCAL_ENDPOINTS = "127.0.0.1:8001,127.0.0.1:8002,127.0.0.1:8003"
 """Where `kvorum local` and `make run` listen."""
 
@@ -35,6 +38,8 @@ where the cluster is:
   --endpoints, or KVORUM_ENDPOINTS, or inside a pod the pod's own node, or else
   127.0.0.1:8001, :8002 and :8003, where `kvorum local` listens. A few nodes are
   enough: kv follows the leader and fails over by itself.
+
+A command that takes longer than a second says on stderr what it waits for.
 
 exit status:
   0  done
@@ -57,13 +62,29 @@ examples:
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
 
+_DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
+    commands.status: commands.PROBE_TIMEOUT_S * commands.STATUS_ROUNDS,
+    commands.health: commands.PROBE_TIMEOUT_S * commands.HEALTH_ROUNDS,
+    cli_backup.save: cli_backup.SILENCE_S,
+}
+_PROBES = "deadline for the whole command, at most {0:g} [default {0:g}]"
+_TIMEOUT_HELPS: Mapping[object, str] = {
+    commands.status: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.status]),
+    commands.health: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.health]),
+    cli_backup.save: "how long to look for a node that gives a backup, and how long that node may be silent "
+    f"[default {cli_backup.SILENCE_S:g}]",
+    cli_backup.status: "ignored: it asks no node",
+    top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     if sys.stdout is None:
-        return _fail("stdout is closed", EXIT_OUTPUT)
+        # Writing to it fails, as to a descriptor that is closed; and no socket takes its place.
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115 - for the rest of the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is no reason to end with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -75,11 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except BrokenPipeError:
         # The reader has had enough.
-        _give_up_stdout()
+        give_up(sys.stdout)
         return EXIT_DONE
     except OSError as error:
-        _give_up_stdout()
-        return _fail(f"cannot write the output: {error.strerror or error}", EXIT_OUTPUT)
+        give_up(sys.stdout)
+        done = "done, but " if options.run in commands.WRITES else ""
+        reason = "stdout is closed" if error.errno == errno.EBADF else error.strerror or error
+        return _fail(f"{done}cannot write the output: {reason}", EXIT_OUTPUT)
 
 
 def _carry_out(options: argparse.Namespace) -> int:
@@ -94,22 +117,17 @@ def _carry_out(options: argparse.Namespace) -> int:
             commands.read_value(options)
         is_under_way = options.run in commands.WRITES
         return asyncio.run(_run(options))
-    except InvalidArgument as error:
+    except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
-    except OutcomeUnknown as error:
+    except OutcomeUnknownError as error:
         return _fail(str(error), EXIT_UNKNOWN)
-    except Unavailable as error:
+    except UnavailableError as error:
         return _fail(str(error), EXIT_UNAVAILABLE)
-    except (Refused, ClientError) as error:
+    except (RefusedError, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
         doubt = "; it may or may not have been applied" if is_under_way else ""
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
-
-
-def _give_up_stdout() -> None:
-    """Let what is left in the buffer go nowhere, so that the interpreter does not complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
@@ -121,20 +139,85 @@ def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    endpoints = getattr(options, "endpoints", None) or default_endpoints(os.environ)
+    endpoints, are_default = _endpoints(options, os.environ)
     async with Client(endpoints.split(","), timeout_s=getattr(options, "timeout", 10.0)) as client:
         run: Command = options.run
-        return await run(client, options)
+        notice = _Notice(client, options, are_default)
+        timer = asyncio.get_running_loop().call_later(NOTICE_S, notice.give)
+        try:
+            status = await run(client, options)
+        except UnavailableError as error:
+            raise UnavailableError(f"{error}{notice.hint()}") from None
+        finally:
+            timer.cancel()
+        if status == EXIT_UNAVAILABLE and (hint := notice.hint()):
+            say(f"no node answers{hint}")
+        return status
+
+
+class _Notice:
+    """Says what a command waits for, and once how to start a cluster where nothing answers.
+
+    Args:
+        client: its client.
+        options: the command.
+        are_default: whether the endpoints are those of `kvorum local`, because nobody named any.
+    """
+
+    def __init__(self, client: Client, options: argparse.Namespace, are_default: bool) -> None:
+        self._client = client
+        self._options = options
+        self._are_default = are_default
+        self._hinted = False
+
+    def give(self) -> None:
+        """Say what the command is waiting for."""
+        run, reason = self._options.run, self._client.last_failure
+        if run in (top, cli_backup.status) or (run is cli_backup.save and reason is None):
+            # It shows what it does, or asks nobody; and a backup that is on its way has its own progress.
+            return
+        timeout_s = getattr(self._options, "timeout", _DEFAULT_TIMEOUTS_S.get(run, 10.0))
+        if run in (commands.status, commands.health):
+            timeout_s = min(timeout_s, _DEFAULT_TIMEOUTS_S[run])
+        reason = reason or f"no answer yet from {', '.join(self._client.endpoints)}"
+        say(f"still waiting, for up to {timeout_s:g} s: {reason}{self.hint()}")
+
+    def hint(self) -> str:
+        """Return what to do if there seems to be no cluster, to append to a message; empty the second time."""
+        if self._hinted or not self._are_default or self._client.has_heard:
+            return ""
+        self._hinted = True
+        return "; start a cluster with `kvorum local`, or name its nodes with --endpoints"
 
 
 def _fail(message: str, status: int) -> int:
-    print("kv: " + printable(message.replace("\n", " ")), file=sys.stderr)
+    say(message)
     return status
 
 
+def _endpoints(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[str, bool]:
+    """Return where the cluster is, and whether that is only where `kvorum local` would listen.
+
+    Raises:
+        InvalidArgumentError: the option or the variable is there and names no node. A script whose variable is empty
+            must not write to another cluster than it means.
+    """
+    given: str | None = getattr(options, "endpoints", None)
+    if given is not None and not given.strip(", "):
+        raise InvalidArgumentError("--endpoints names no node")
+    endpoints = given if given is not None else default_endpoints(environ)
+    return endpoints, given is None and endpoints == LOCAL_ENDPOINTS
+
+
 def default_endpoints(environ: Mapping[str, str]) -> str:
-    """Return where the cluster is when the command line does not say."""
-    if endpoints := environ.get("KVORUM_ENDPOINTS"):
+    """Return where the cluster is when the command line does not say.
+
+    Raises:
+        InvalidArgumentError: KVORUM_ENDPOINTS is set and names no node.
+    """
+    if (endpoints := environ.get("KVORUM_ENDPOINTS")) is not None:
+        if not endpoints.strip(", "):
+            raise InvalidArgumentError("KVORUM_ENDPOINTS is set and names no node")
         return endpoints
     port = environ.get("KVORUM_CLIENT_PORT") or _port_of(environ.get("KVORUM_LISTEN_CLIENT", ""))
     if port or "KUBERNETES_SERVICE_HOST" in environ:
@@ -184,33 +267,32 @@ def _split_seed_flags(arguments: list[str]) -> tuple[dict[str, str | None], list
 
 
 def _usage(message: str) -> NoReturn:
-    print(f"kv: {message}", file=sys.stderr)
+    say(message)
     raise SystemExit(EXIT_USAGE)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    shared = _shared_options()
     parser = argparse.ArgumentParser(
         prog="kv",
         description="Read and write a Kvorum cluster.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
+        parents=[_shared_options()],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"kv {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Command, summary: str, **options: object) -> argparse.ArgumentParser:
-        return _add(subparsers, name, run, summary, shared)
+        return _add(subparsers, name, run, summary)
 
     _add_keys(add)
     _add_cluster(add)
-    _add_group(subparsers, "member", "list, add, promote or remove members", shared, _member_commands)
-    _add_group(subparsers, "snapshot", "save or inspect a backup", shared, _snapshot_commands)
-    _add_group(subparsers, "cluster", "finalize an upgrade", shared, _cluster_commands)
-    _add_group(subparsers, "leader", "show or transfer the leadership", shared, _leader_commands)
+    _add_group(subparsers, "member", "list, add, promote or remove members", _member_commands)
+    _add_group(subparsers, "snapshot", "save or inspect a backup", _snapshot_commands)
+    _add_group(subparsers, "cluster", "finalize an upgrade", _cluster_commands)
+    _add_group(subparsers, "leader", "show or transfer the leadership", _leader_commands)
     return parser
 
 
@@ -221,7 +303,7 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _shared_options() -> argparse.ArgumentParser:
+def _shared_options(run: object = None) -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     shared.add_argument(
         "--endpoints",
@@ -235,7 +317,7 @@ def _shared_options() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_seconds,
         default=argparse.SUPPRESS,
-        help="deadline for the whole command [default 10]",
+        help=_TIMEOUT_HELPS.get(run, "deadline for the whole command [default 10]"),
     )
     return shared
 
@@ -251,8 +333,20 @@ def _seconds(text: str) -> float:
 
 
 def _revision(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a revision")
+    return _whole_number(text, "a revision")
+
+
+def _milliseconds(text: str) -> int:
+    return _whole_number(text, "a whole number of milliseconds")
+
+
+def _frames(text: str) -> int:
+    return _whole_number(text, "a whole number of frames")
+
+
+def _whole_number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return int(text)
 
 
@@ -261,14 +355,13 @@ def _add(
     name: str,
     run: Command,
     summary: str,
-    shared: argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog="Exit status and defaults: kv --help.",
-        parents=[shared],
+        parents=[_shared_options(run)],
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
@@ -279,12 +372,11 @@ def _add_group(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     summary: str,
-    shared: argparse.ArgumentParser,
     fill: Callable[[Callable[..., argparse.ArgumentParser]], None],
 ) -> None:
     group = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     inner = group.add_subparsers(metavar="COMMAND", required=True)
-    fill(lambda name, run, summary: _add(inner, name, run, summary, shared))
+    fill(lambda name, run, summary: _add(inner, name, run, summary))
 
 
 def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -318,7 +410,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     get.add_argument(
         "--max-staleness-ms",
         metavar="MS",
-        type=_revision,
+        type=_milliseconds,
         help="read only from a node that has applied everything committed this long ago (implies --stale)",
     )
 
@@ -335,7 +427,7 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     live.add_argument(
         "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="time between frames [default 1]"
     )
-    live.add_argument("--count", metavar="N", type=_revision, default=0, help="stop after N frames [default: never]")
+    live.add_argument("--count", metavar="N", type=_frames, default=0, help="stop after N frames [default: never]")
     live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
     health.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")

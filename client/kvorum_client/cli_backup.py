@@ -16,7 +16,7 @@ from typing import BinaryIO
 from kvorum_client.backup import Backup, describe
 from kvorum_client.cli_output import print_json, print_table
 from kvorum_client.client import Client
-from kvorum_client.errors import InvalidArgument
+from kvorum_client.errors import InvalidArgumentError
 
 SILENCE_S = 60.0
 """How long a node may take to produce the snapshot, or its next piece."""
@@ -60,12 +60,12 @@ async def status(client: Client, options: argparse.Namespace) -> int:
 
 def _describe(name: str) -> Backup:
     if name == "-" and sys.stdin is None:
-        raise InvalidArgument("stdin is closed")
+        raise InvalidArgumentError("stdin is closed")
     try:
         with sys.stdin.buffer if name == "-" else open(name, "rb") as stream:
             return describe(stream)
     except OSError as error:
-        raise InvalidArgument(f"{name}: {error.strerror}") from None
+        raise InvalidArgumentError(f"{name}: {error.strerror}") from None
 
 
 def _figures(backup: Backup) -> list[str]:
@@ -77,14 +77,14 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
     """Yield where a backup goes; a file appears under its name only when it is whole and durable."""
     if name == "-":
         if sys.stdout.isatty():
-            raise InvalidArgument("cannot write a backup to a terminal: redirect the output, or name a file")
+            raise InvalidArgumentError("cannot write a backup to a terminal: redirect the output, or name a file")
         yield sys.stdout.buffer
         return
     path = Path(name)
     part = path.with_name(path.name + ".part")
     try:
         if path.exists() and not force:
-            raise InvalidArgument(f"{name} exists; use --force to overwrite it")
+            raise InvalidArgumentError(f"{name} exists; use --force to overwrite it")
         descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -101,7 +101,7 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise InvalidArgument(f"{error.filename or name}: {error.strerror or error}") from None
+        raise InvalidArgumentError(f"{error.filename or name}: {error.strerror or error}") from None
 
 
 class _Progress:

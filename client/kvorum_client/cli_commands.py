@@ -8,15 +8,20 @@ import base64
 import sys
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
-from kvorum_client.cli_output import for_terminal, print_json, print_table, printable
+from kvorum_client.cli_output import for_terminal, print_json, print_table, printable, say
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgument, Refused, Unavailable
+from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
 from kvorum_client.results import Member, NodeHealth, NodeStatus
+from kvorum_client.transport import base_of
 
 VALUE_BYTES_MAX = 1024 * 1024
 PROBE_TIMEOUT_S = 2.0
 """What a dead node may cost `kv status`."""
+STATUS_ROUNDS = 2
+"""How many times `kv status` waits for nodes: the endpoints, and what they know of."""
+HEALTH_ROUNDS = 3
 
 
 async def put(client: Client, options: argparse.Namespace) -> int:
@@ -40,21 +45,21 @@ def read_value(options: argparse.Namespace) -> None:
         return
     name = "stdin" if argument == "-" else argument[1:]
     if argument == "-" and sys.stdin is None:
-        raise InvalidArgument("stdin is closed")
+        raise InvalidArgumentError("stdin is closed")
     try:
         with sys.stdin.buffer if argument == "-" else open(name, "rb") as file:
             options.value = file.read(VALUE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise InvalidArgumentError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     if len(options.value) > VALUE_BYTES_MAX:
-        raise Refused(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
+        raise RefusedError(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
 
 
 async def get(client: Client, options: argparse.Namespace) -> int:
     """``kv get KEY``."""
     record = await client.get(options.key, stale=options.stale, max_staleness_ms=options.max_staleness_ms)
     if record is None:
-        print(f"kv: no such key: {printable(options.key)}", file=sys.stderr)
+        say(f"no such key: {options.key}")
         return 1
     if options.output == "raw":
         if sys.stdout.isatty():
@@ -81,7 +86,7 @@ async def delete(client: Client, options: argparse.Namespace) -> int:
     elif result.deleted:
         print(f"{printable(options.key)}: deleted at revision {result.revision}")
     else:
-        print(f"kv: no such key: {printable(options.key)}", file=sys.stderr)
+        say(f"no such key: {options.key}")
     return 0 if result.deleted else 1
 
 
@@ -91,25 +96,45 @@ _LAST_COLUMNS = ("LEVEL", "VERSION", "HEALTH")
 
 async def status(client: Client, options: argparse.Namespace) -> int:
     """``kv status``: every node that can be found through the endpoints."""
-    found = await _ask_everybody(client, _probe_s(options, 2))
+    found = await _ask_everybody(client, _probe_s(options, STATUS_ROUNDS))
+    names = _names(found)
     if options.output == "json":
-        print_json([{"endpoint": endpoint, "status": answer} for endpoint, answer in found.items()])
+        rows_of_json = []
+        for endpoint, answer in found.items():
+            told = isinstance(answer, NodeStatus)
+            status, error = (answer, None) if told else (None, answer)
+            rows_of_json.append({"name": names.get(endpoint), "endpoint": endpoint, "status": status, "error": error})
+        print_json(rows_of_json)
     else:
         leader = next((s for s in found.values() if isinstance(s, NodeStatus) and s.state == "leader"), None)
         rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", *_LAST_COLUMNS]]
-        print_table(rows + [_status_row(endpoint, answer, leader) for endpoint, answer in found.items()])
+        for endpoint, answer in found.items():
+            name = names.get(endpoint) or urlsplit(endpoint).netloc
+            rows.append([name, endpoint, *_status_cells(answer, leader)])
+        print_table(rows)
     led = any(isinstance(answer, NodeStatus) and answer.leader_name for answer in found.values())
     return 0 if led else 3
 
 
-def _status_row(endpoint: str, answer: NodeStatus | str, leader: NodeStatus | None) -> list[str]:
+def _names(found: dict[str, NodeStatus | str]) -> dict[str, str]:
+    """Return the name of every node by its endpoint, as far as it, or another member, tells it."""
+    statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
+    names = {_endpoint_of(m): m.name for status in statuses for m in status.members if m.client_url}
+    return names | {endpoint: answer.name for endpoint, answer in found.items() if isinstance(answer, NodeStatus)}
+
+
+def _endpoint_of(member: Member) -> str:
+    return base_of(member.client_url) or member.client_url
+
+
+def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None) -> list[str]:
     if isinstance(answer, str):
-        return ["-", endpoint, "unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
+        return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
     health = answer.quarantined or ("ok" if answer.caught_up else "behind")
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
-    return [answer.name, endpoint, answer.state, *map(str, figures), levels, answer.version, health]
+    return [answer.state, *map(str, figures), levels, answer.version, health]
 
 
 def _probe_s(options: argparse.Namespace, rounds: int) -> float:
@@ -122,7 +147,7 @@ async def _ask_everybody(client: Client, timeout_s: float) -> dict[str, NodeStat
     found = dict(zip(client.endpoints, await _ask(client, client.endpoints, timeout_s), strict=True))
     statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
     names = {answer.name for answer in statuses}
-    others = {m.name: m.client_url for s in statuses for m in s.members if m.name not in names and m.client_url}
+    others = {m.name: _endpoint_of(m) for s in statuses for m in s.members if m.name not in names and m.client_url}
     urls = [url for url in others.values() if url not in found]
     return found | dict(zip(urls, await _ask(client, urls, timeout_s), strict=True))
 
@@ -139,7 +164,7 @@ async def _ask(client: Client, endpoints: Sequence[str], timeout_s: float) -> li
 
 async def health(client: Client, options: argparse.Namespace) -> int:
     """``kv health``: every node's ``/readyz``."""
-    timeout_s = _probe_s(options, 3)
+    timeout_s = _probe_s(options, HEALTH_ROUNDS)
     endpoints = list(await _ask_everybody(client, timeout_s))
     answers = await asyncio.gather(*(client.health(endpoint, timeout_s=timeout_s) for endpoint in endpoints))
     if options.output == "json":
@@ -172,7 +197,7 @@ async def _leader_status(client: Client) -> NodeStatus:
     if answer.leader_client_url and answer.state != "leader":
         try:
             return await client.status(answer.leader_client_url, timeout_s=PROBE_TIMEOUT_S)
-        except Unavailable:
+        except UnavailableError:
             return answer
     return answer
 
@@ -208,7 +233,7 @@ async def leader_show(client: Client, options: argparse.Namespace) -> int:
     """``kv leader show``."""
     answer = await client.status()
     if not answer.leader_name:
-        print(printable(f"kv: {answer.name} knows no leader"), file=sys.stderr)
+        say(f"{answer.name} knows no leader")
         return 3
     where = answer.leader_client_url or "an unknown address"
     print(printable(f"{answer.leader_name} leads term {answer.term}, at {where}, says {answer.name}"))

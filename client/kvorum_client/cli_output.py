@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import msgspec
 
@@ -25,6 +26,19 @@ def for_terminal(value: bytes) -> str:
     """Return a value as lines for a terminal: what is not printable is escaped, but for tabs and newlines."""
     text = value.decode("utf-8", "backslashreplace")
     return "".join(char if char in "\n\t" else printable(char) for char in text)
+
+
+def say(message: str) -> None:
+    """Print one line to stderr. What cannot be said there changes nothing: the exit status says it."""
+    try:
+        print("kv: " + printable(message.replace("\n", " ")), file=sys.stderr, flush=True)
+    except OSError:
+        give_up(sys.stderr)
+
+
+def give_up(stream: TextIO) -> None:
+    """Let what is left in the buffer go nowhere, so that the interpreter does not complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

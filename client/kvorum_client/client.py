@@ -12,25 +12,27 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from kvorum_client import forking
 from kvorum_client.backup import Backup, Verifier
+from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
+    BackupDamagedError,
     ClientError,
-    CompareFailed,
-    Damaged,
-    InvalidArgument,
-    OutcomeUnknown,
-    Refused,
-    Unavailable,
+    CompareFailedError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnavailableError,
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
 from kvorum_client.sessions import Sessions, Ticket
 from kvorum_client.transport import (
     CLOSED,
     Answer,
-    Declined,
-    Interrupted,
-    NoAnswer,
-    NotSent,
+    DownloadDeclinedError,
+    DownloadInterruptedError,
+    NoAnswerError,
+    NotSentError,
     Router,
     Transport,
     base_of,
@@ -38,6 +40,9 @@ from kvorum_client.transport import (
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
 from kvorum_wire import AddMember, FeatureLevel, Leader, Members, NewLeader, Problem, TransferLeadership
 
+CONCURRENT_CALLS_MAX = 64
+"""3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
+timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
@@ -45,13 +50,13 @@ SUSPECT_S = 0.5
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
 _TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
-_SESSION_GONE = frozenset({"session_unknown", "session_stale"})
-_SESSION_SAYS_NO = frozenset({"session_ahead", "session_mismatch"})
-"""The session has seen none of this write's attempts."""
+_SESSION_REFUSALS = frozenset({"session_unknown", "session_stale", "session_ahead", "session_mismatch"})
+"""This attempt is not applied. The session is of no use any more: it expired, the cluster was restored from a backup,
+or somebody else writes in it."""
 
 
 class _SessionLostError(Exception):
-    """The cluster does not know the session, and this write was never sent before: open another one."""
+    """The session is of no use any more, and no attempt of this write is pending: make it in another session."""
 
 
 class _SessionsFullError(Exception):
@@ -96,23 +101,46 @@ class _Call(msgspec.Struct):
 class Client:
     """A client of one cluster; for one event loop. Use it as an asynchronous context manager, or call :meth:`close`.
 
+    In the child of a fork it begins anew, with sessions and connections of its own, and in another event loop.
+
     Args:
         endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
             which stands for several addresses, is enough.
         timeout_s: the deadline of each call that is not given one of its own.
+        concurrent_calls_max: how many calls are in progress at once; the others wait for their turn, which counts
+            towards their deadlines. Stale reads have as many turns of their own.
 
     Raises:
-        InvalidArgument: no endpoints, or a malformed one.
+        InvalidArgumentError: no endpoints, or a malformed one; an impossible number.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+    ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         self._router = Router(endpoints)
-        self._transport = Transport()
-        self._sessions = Sessions()
         self._timeout_s = _check_timeout(timeout_s)
+        self._concurrent_calls_max = concurrent_calls_max
+        self._transport = Transport()
+        self.last_failure: str | None = None
+        """Why the latest attempt of any call did not end it."""
+        self.has_heard = False
+        """Whether any node has answered anything."""
+        self._begin_anew()
+        forking.watch(self)
+
+    def _begin_anew(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sessions = Sessions()
+        self._turns = Turns(self._concurrent_calls_max)
+        self._any_node_turns = Turns(self._concurrent_calls_max)
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
+
+    def after_fork(self) -> None:
+        """Begin anew in the child of a fork; called by itself."""
+        self._transport.after_fork()
+        self._begin_anew()
 
     async def __aenter__(self) -> Client:
         return self
@@ -123,7 +151,13 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. What is under way ends with an error, and so does every later call."""
+        """Close the connections. What is under way ends with an error, and so does every later call.
+
+        Raises:
+            InvalidArgumentError: this is not the event loop in which it was used; that one still runs.
+        """
+        if self._loop is not None and not self._loop.is_closed():
+            self._check_loop()
         await self._transport.close()
 
     # Keys.
@@ -140,9 +174,9 @@ class Client:
             timeout_s: the deadline.
 
         Raises:
-            CompareFailed: the key is at another revision.
-            Refused, Unavailable: not done.
-            OutcomeUnknown: perhaps done.
+            CompareFailedError: the key is at another revision.
+            RefusedError, UnavailableError: not done.
+            OutcomeUnknownError: perhaps done.
         """
         answer = await self._write("PUT", key, encoded(value, "the value"), prev_revision, timeout_s)
         return decode_write(answer.body, PutResult)
@@ -170,7 +204,7 @@ class Client:
             timeout_s: the deadline.
 
         Raises:
-            Refused, Unavailable: there is no answer.
+            RefusedError, UnavailableError: there is no answer.
         """
         name = encoded(key, "the key")
         call = _Call("GET", key_path(name), self._deadline(timeout_s))
@@ -187,18 +221,25 @@ class Client:
     ) -> Answer:
         parameters = {} if prev_revision is None else {"prev_revision": str(prev_revision)}
         path, deadline = key_path(encoded(key, "the key")), self._deadline(timeout_s)
+        # The turn comes before the place in a session: writes that only wait need none.
+        async with self._turns.turn(deadline):
+            return await self._write_in_session(method, path, body, parameters, deadline)
+
+    async def _write_in_session(
+        self, method: str, path: str, body: bytes, parameters: dict[str, str], deadline: float
+    ) -> Answer:
         while True:
             call = _Call(method, path, deadline, body, parameters=parameters, is_write=True)
             try:
                 async with self._sessions.ticket(deadline - time.monotonic()) as ticket:
                     call.ticket, call.headers = ticket, {"Idempotency-Key": ticket.idempotency_key}
-                    return await self._call(call)
+                    return await self._try(call)
             except TimeoutError:
-                raise Unavailable("too many writes are in flight already; nothing was sent") from None
+                raise UnavailableError("too many writes are in flight already; nothing was sent") from None
             except _SessionLostError:
                 continue
             except _SessionsFullError:
-                return await self._call(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
+                return await self._try(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
 
     # The cluster.
 
@@ -206,7 +247,7 @@ class Client:
         """Return what one node says of itself and the cluster: the given one, or any that answers.
 
         Raises:
-            Unavailable: it, or none, answers.
+            UnavailableError: it, or none, answers.
         """
         deadline = self._deadline(timeout_s)
         if endpoint is None:
@@ -214,14 +255,14 @@ class Client:
             return decode((await self._call(call)).body, NodeStatus)
         answer = await self._ask(endpoint, "/v1/cluster", deadline)
         if answer.status != 200:
-            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+            raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
         return decode(answer.body, NodeStatus)
 
     async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
         """Return whether one node is ready, and why not."""
         try:
             answer = await self._ask(endpoint, "/readyz?verbose", self._deadline(timeout_s))
-        except Unavailable as error:
+        except UnavailableError as error:
             return NodeHealth(endpoint, False, str(error))
         return NodeHealth(endpoint, answer.status == 200, answer.body.decode("utf-8", "replace").strip())
 
@@ -229,11 +270,11 @@ class Client:
         """Return one node's ``/metrics``, in the Prometheus text format.
 
         Raises:
-            Unavailable: it does not answer.
+            UnavailableError: it does not answer.
         """
         answer = await self._ask(endpoint, "/metrics", self._deadline(timeout_s))
         if answer.status != 200:
-            raise Unavailable(f"{endpoint}: HTTP status {answer.status}")
+            raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
         return answer.body.decode("utf-8", "replace")
 
     async def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
@@ -245,16 +286,16 @@ class Client:
             timeout_s: how long to look for a node that gives one, and how long that node may be silent.
 
         Raises:
-            Refused, Unavailable: there is none; ``write`` was not called.
-            Damaged: it broke off, or is not what the node meant to send.
+            RefusedError, UnavailableError: there is none; ``write`` was not called.
+            BackupDamagedError: it broke off, or is not what the node meant to send.
         """
         silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
-        call = _Call("GET", "/v1/snapshot", time.monotonic() + silence_s, any_node=True)
+        call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), any_node=True)
         verifier = Verifier()
         while call.deadline > time.monotonic():
             base = await self._router.pick_any(call.remaining_s())
             if self._transport.is_closed:
-                raise Unavailable(CLOSED)
+                raise UnavailableError(CLOSED)
             try:
                 pieces = self._transport.download(base, call.target(silence_s), silence_s)
                 async with contextlib.aclosing(pieces):
@@ -262,15 +303,17 @@ class Client:
                         verifier.feed(chunk)
                         write(chunk, size_bytes)
                 return verifier.finish()
-            except (NotSent, NoAnswer) as error:
+            except (NotSentError, NoAnswerError) as error:
                 call.reason = str(error)
-            except Declined as error:
+            except DownloadDeclinedError as error:
+                self.has_heard = True
                 self._judge(call, error.answer)
-            except Interrupted as error:
-                raise Damaged(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
+            except DownloadInterruptedError as error:
+                raise BackupDamagedError(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
+            self.last_failure = call.reason
             await self._router.failed(base, call.remaining_s())
             await self._pause(call, BACKOFF_MAX_S)
-        raise Unavailable(call.reason)
+        raise UnavailableError(call.reason)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -288,8 +331,8 @@ class Client:
         """Add a learner and return the members.
 
         Raises:
-            Refused, Unavailable: not done.
-            OutcomeUnknown: perhaps done; look at :meth:`members`.
+            RefusedError, UnavailableError: not done.
+            OutcomeUnknownError: perhaps done; look at :meth:`members`.
         """
         body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
@@ -306,8 +349,8 @@ class Client:
         """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
 
         Raises:
-            Refused, Unavailable: the leadership stays where it is.
-            OutcomeUnknown: it may have moved.
+            RefusedError, UnavailableError: the leadership stays where it is.
+            OutcomeUnknownError: it may have moved.
         """
         body = msgspec.json.encode(TransferLeadership(target))
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
@@ -317,9 +360,9 @@ class Client:
         """Raise the cluster's feature level as far as its version goes, for good, and return it.
 
         Raises:
-            Refused: a member does not support the next level; the text names it.
-            Unavailable: not raised.
-            OutcomeUnknown: it may be.
+            RefusedError: a member does not support the next level; the text names it.
+            UnavailableError: not raised.
+            OutcomeUnknownError: it may be.
         """
         call = _Call("POST", "/v1/cluster/finalize", self._deadline(timeout_s), b"", is_write=True)
         return decode_write((await self._call(call)).body, FeatureLevel).feature_level
@@ -332,16 +375,36 @@ class Client:
         """Ask this one node, once."""
         base = Router([endpoint]).endpoints[0]
         try:
-            return await self._transport.exchange(base, "GET", target, b"", {}, max(0.001, deadline - time.monotonic()))
-        except (NotSent, NoAnswer) as error:
-            raise Unavailable(str(error)) from None
+            timeout_s = max(0.001, deadline - time.monotonic())
+            answer = await self._transport.exchange(base, "GET", target, b"", {}, timeout_s)
+            self.has_heard = True
+            return answer
+        except (NotSentError, NoAnswerError) as error:
+            self.last_failure = str(error)
+            raise UnavailableError(str(error)) from None
 
     # One call: attempt after attempt.
 
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            which = "an event loop that is closed" if self._loop.is_closed() else "another event loop"
+            raise InvalidArgumentError(
+                f"this client was used in {which}: make a Client inside of each asyncio.run, or use SyncClient"
+            )
+
     def _deadline(self, timeout_s: float | None) -> float:
+        self._check_loop()
         return time.monotonic() + (self._timeout_s if timeout_s is None else _check_timeout(timeout_s))
 
     async def _call(self, call: _Call) -> Answer:
+        """Make the call when its turn has come."""
+        async with (self._any_node_turns if call.any_node else self._turns).turn(call.deadline):
+            return await self._try(call)
+
+    async def _try(self, call: _Call) -> Answer:
         """Try node after node until one answers for good, or the deadline passes."""
         pause_s, redirects, failures = BACKOFF_MIN_S, 0, 0
         while (remaining_s := call.remaining_s()) > 0:
@@ -352,12 +415,14 @@ class Client:
             if (remaining_s := call.remaining_s()) <= 0:
                 break
             answer = await self._attempt(call, base, remaining_s)
+            self.has_heard = self.has_heard or answer is not None
             if answer is not None and answer.status == 307 and redirects < REDIRECTS_MAX:
                 redirects += 1
                 if self._redirected(answer, base):
                     continue
             elif answer is not None and answer.status != 307 and (done := self._judge(call, answer)) is not None:
                 return done
+            self.last_failure = call.reason
             redirects, failures = 0, failures + 1
             await self._router.failed(base, call.remaining_s())
             if failures % self._router.count == 0:
@@ -365,30 +430,30 @@ class Client:
                 await self._pause(call, pause_s)
                 pause_s = min(2 * pause_s, BACKOFF_MAX_S)
         if call.is_write and call.perhaps_done:
-            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
-        raise Unavailable(call.reason)
+            raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+        raise UnavailableError(call.reason)
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
         """Ask one node once. None: no answer came.
 
         Raises:
-            OutcomeUnknown: none came, and the call may not be repeated.
+            OutcomeUnknownError: none came, and the call may not be repeated.
         """
         # A node that hangs must leave time to ask another one.
         timeout_s = min(remaining_s, max(self._timeout_s / 4, 0.25))
         try:
             return await self._exchange(call, base, timeout_s)
-        except NotSent as error:
+        except NotSentError as error:
             call.reason = str(error)
             if base == self._router.leader and call.waits:
                 # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.
                 call.parameters = {**call.parameters, "forward": "true"}
             return None
-        except NoAnswer as error:
+        except NoAnswerError as error:
             call.reason = str(error)
             call.perhaps_done = True
             if not call.may_repeat:
-                raise OutcomeUnknown(f"it may or may not have been applied: {error}") from None
+                raise OutcomeUnknownError(f"it may or may not have been applied: {error}") from None
             return None
 
     async def _exchange(self, call: _Call, base: str, timeout_s: float) -> Answer:
@@ -411,7 +476,7 @@ class Client:
             async with asyncio.timeout(None) as patience:
                 return await asking
         except TimeoutError:
-            raise NoAnswer(f"{base}: no answer, and {self._router.leader} leads now") from None
+            raise NoAnswerError(f"{base}: no answer, and {self._router.leader} leads now") from None
         finally:
             timer.cancel()
             if doubting is not None:
@@ -433,7 +498,7 @@ class Client:
         try:
             answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, SUSPECT_S)
             return base_of(decode(answer.body, Leader).leader_url or "") if answer.status == 200 else None
-        except (NotSent, NoAnswer, ClientError):
+        except (NotSentError, NoAnswerError, ClientError):
             return None
 
     def _redirected(self, answer: Answer, base: str) -> bool:
@@ -457,11 +522,13 @@ class Client:
         call.reason = problem.detail or f"HTTP status {answer.status}"
         if problem.code == "not_found" and call.method == "GET":
             return answer
-        if problem.code in _SESSION_GONE and call.ticket is not None:
+        if problem.code in _SESSION_REFUSALS and call.ticket is not None:
             call.ticket.lost = True
             if call.perhaps_done:
-                raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
-            raise _SessionLostError
+                # In another session, an attempt that is still pending would be a second write.
+                raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+            if not call.ticket.opens:
+                raise _SessionLostError
         if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
             raise _SessionsFullError
         if problem.code in _TRY_AGAIN or answer.status >= 500:
@@ -469,21 +536,21 @@ class Client:
             return None
         if problem.code == "compare_failed":
             self._note_answered(call)
-            raise CompareFailed(problem.detail, problem.mod_revision or 0, problem.revision or 0)
+            raise CompareFailedError(problem.detail, problem.mod_revision or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused":
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
-            raise OutcomeUnknown(f"the write may or may not have been applied: {call.reason}")
-        if call.is_write and call.perhaps_done and problem.code not in _SESSION_SAYS_NO:
+            raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+        if call.is_write and call.perhaps_done:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
-            raise OutcomeUnknown(f"an earlier attempt may be done; this one was refused: {call.reason}")
-        raise Refused(answer.status, problem.code, call.reason)
+            raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
+        raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:
         if problem.outcome == "refused":
             return
         call.perhaps_done = True
         if not call.may_repeat:
-            raise OutcomeUnknown(f"it may or may not have been applied: {call.reason}")
+            raise OutcomeUnknownError(f"it may or may not have been applied: {call.reason}")
 
     def _note_answered(self, call: _Call) -> None:
         if call.ticket is not None:
@@ -496,5 +563,5 @@ class Client:
 
 def _check_timeout(timeout_s: float) -> float:
     if not timeout_s > 0:
-        raise InvalidArgument("a timeout is a positive number of seconds")
+        raise InvalidArgumentError("a timeout is a positive number of seconds")
     return timeout_s

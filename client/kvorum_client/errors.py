@@ -3,26 +3,41 @@
 ::
 
     ClientError
-    +-- InvalidArgument    the caller's mistake, found before anything was sent
-    +-- Refused            the cluster said no; certainly not done
-    |   +-- CompareFailed  the key is at another revision than ``prev_revision``
-    +-- Unavailable        nobody answered, or nobody leads, until the deadline; certainly not done
-    +-- OutcomeUnknown     it may be done, now or later
-    +-- Damaged            a backup that is none, or not all of one
+    +-- InvalidArgumentError    the caller's mistake, found before anything was sent
+    +-- RefusedError            the cluster said no; certainly not done
+    |   +-- CompareFailedError  the key is at another revision than ``prev_revision``
+    +-- UnavailableError        nobody answered, or nobody leads, until the deadline; certainly not done
+    +-- OutcomeUnknownError     it may be done, now or later
+    +-- BackupDamagedError      a backup that is none, or not all of one
+
+Until version 0.1.0 these names did not end in ``Error``. The old ones can still be imported, with a warning.
 """
 
 from __future__ import annotations
 
+import warnings
+from types import MappingProxyType
+
 
 class ClientError(Exception):
-    """The root of the tree."""
+    """The root of the tree. Every one can be pickled and copied, and keeps its attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception's own way calls its class with args, which are the text alone: too few for most of ours.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
-class InvalidArgument(ClientError, ValueError):
+def _rebuild(kind: type[ClientError], args: tuple[object, ...], attributes: dict[str, object]) -> ClientError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class InvalidArgumentError(ClientError, ValueError):
     """The caller's mistake: nothing was sent."""
 
 
-class Refused(ClientError):
+class RefusedError(ClientError):
     """The cluster refused the request; nothing was done.
 
     Args:
@@ -37,7 +52,7 @@ class Refused(ClientError):
         self.code = code
 
 
-class CompareFailed(Refused):
+class CompareFailedError(RefusedError):
     """The key is at another revision than ``prev_revision``; nothing was done.
 
     Args:
@@ -52,13 +67,34 @@ class CompareFailed(Refused):
         self.revision = revision
 
 
-class Unavailable(ClientError):
+class UnavailableError(ClientError):
     """No node answered, or none leads, until the deadline; nothing was done."""
 
 
-class OutcomeUnknown(ClientError):
+class OutcomeUnknownError(ClientError):
     """The request may be done, or may still be done later. Read before you write again."""
 
 
-class Damaged(ClientError):
+class BackupDamagedError(ClientError):
     """A file is no backup, or not all of one."""
+
+
+RENAMED = MappingProxyType(
+    {
+        "CompareFailed": CompareFailedError,
+        "Damaged": BackupDamagedError,
+        "InvalidArgument": InvalidArgumentError,
+        "OutcomeUnknown": OutcomeUnknownError,
+        "Refused": RefusedError,
+        "Unavailable": UnavailableError,
+    }
+)
+"""Old name -> class."""
+
+
+def __getattr__(name: str) -> type[ClientError]:
+    """Return the class of an old name; ``kvorum_client`` uses this function as well."""
+    if (kind := RENAMED.get(name)) is None:
+        raise AttributeError(f"module 'kvorum_client' has no attribute {name!r}")
+    warnings.warn(f"kvorum_client.{name} is now {kind.__name__}", DeprecationWarning, stacklevel=2)
+    return kind

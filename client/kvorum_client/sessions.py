@@ -1,9 +1,15 @@
 """Idempotency keys: who a write is from, and which of its writes it is, so that a retry is applied once.
 
-The cluster remembers a session's last 256 answers, and knows a session from its sequence 1 on. Hence two rules, kept
-here and nowhere else. The first write of a session is awaited alone. No write is sent whose sequence is 200 or more
-above the oldest one still in flight: what is being retried must not fall out of the window. When that leaves no room,
-another session is opened: a *lane*.
+The cluster remembers a session's last 256 answers, knows a session from its sequence 1 on, and takes no sequence more
+than 256 above the highest one that reached it. Hence three rules, kept here and nowhere else:
+
+- The first write of a session is awaited alone.
+- No write is sent whose sequence is 200 or more above the oldest one still in flight: what is being retried must not
+  fall out of the window.
+- No write is sent whose sequence is more than 200 above the highest one that the cluster has answered: those in between
+  may never have arrived, in an outage for example.
+
+When that leaves no room, another session is opened: a *lane*. A lane that will never have room again is dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import secrets
 from collections.abc import AsyncIterator
 
 WINDOW = 200
-"""How far a lane runs ahead of its oldest write in flight; below the cluster's 256."""
+"""How far a lane runs ahead of its oldest write in flight and of its highest answer; below the cluster's 256."""
 LANES_MAX = 64
 """How many sessions one client opens; more writes than these hold wait for room."""
 
@@ -26,12 +32,19 @@ class _Lane:
         self.client_id = secrets.token_hex(12)
         self.next_sequence = 1
         self.open = False
+        self.answered = 0
+        """The highest sequence that the cluster has answered."""
         self.in_flight: dict[int, None] = {}
 
     @property
     def has_room(self) -> bool:
         oldest = next(iter(self.in_flight), self.next_sequence)
-        return self.open and self.next_sequence - oldest < WINDOW
+        return self.open and self.next_sequence - oldest < WINDOW and self.next_sequence - self.answered <= WINDOW
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has no room, and no write in flight that could still make some."""
+        return not self.in_flight and not self.has_room
 
     def take(self) -> int:
         sequence = self.next_sequence
@@ -52,9 +65,14 @@ class Ticket:
         self.lane = lane
         self.sequence = sequence
         self.answered = False
-        """Set by the caller when the cluster has answered for this sequence: the session exists."""
+        """Set by the caller when the cluster has answered for this sequence: it is in the session's window."""
         self.lost = False
-        """Set by the caller when the cluster does not know the session."""
+        """Set by the caller when the cluster does not take this session's writes any more."""
+
+    @property
+    def opens(self) -> bool:
+        """Whether it opens its session."""
+        return self.sequence == 1
 
     @property
     def idempotency_key(self) -> str:
@@ -99,13 +117,15 @@ class Sessions:
     def _give_back(self, ticket: Ticket) -> None:
         lane = ticket.lane
         lane.in_flight.pop(ticket.sequence, None)
+        if ticket.answered:
+            lane.answered = max(lane.answered, ticket.sequence)
         if lane is self._opening:
             self._opening = None
             # Without an answer nobody knows whether the session exists: the next write opens another one.
             if ticket.answered:
                 lane.open = True
                 self._lanes.append(lane)
-        if ticket.lost and lane in self._lanes:
+        if (ticket.lost or lane.is_spent) and lane in self._lanes:
             self._lanes.remove(lane)
         if self._changed is not None:
             self._changed.set()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from kvorum_client import forking
 from kvorum_client.backup import Backup
-from kvorum_client.client import Client
-from kvorum_client.errors import OutcomeUnknown, Unavailable
+from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
+from kvorum_client.errors import InvalidArgumentError, OutcomeUnknownError, UnavailableError
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
-from kvorum_client.transport import CLOSED
+from kvorum_client.transport import CLOSED, UNCLOSED
 
 T = TypeVar("T")
 
@@ -24,16 +27,29 @@ CLOSING_S = 2.0
 class SyncClient:
     """A client for programs without an event loop; any number of threads may share it.
 
+    It runs an event loop in a thread of its own, from the first call on. In the child of a fork it begins anew, with a
+    thread, sessions and connections of its own.
+
     Arguments, results and errors are those of :class:`kvorum_client.Client`. Close it, or use it in a ``with``.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 10.0) -> None:
-        self._client = Client(endpoints, timeout_s=timeout_s)
+    _thread: _LoopThread | None = None
+    """None: not started yet."""
+
+    def __init__(
+        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+    ) -> None:
+        self._client = Client(endpoints, timeout_s=timeout_s, concurrent_calls_max=concurrent_calls_max)
         self._lock = threading.Lock()
         self._closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvorum-client", daemon=True)
-        self._thread.start()
+        forking.watch(self)
+
+    def after_fork(self) -> None:
+        """Begin anew in the child of a fork, which has no other thread; called by itself."""
+        self._lock = threading.Lock()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            forking.keep_for_ever(thread.loop)
 
     def __enter__(self) -> SyncClient:
         return self
@@ -43,37 +59,45 @@ class SyncClient:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        thread = self._thread
+        if thread is None or self._closed:
+            return
+        warnings.warn(UNCLOSED, ResourceWarning, 1, self)
+        if not sys.is_finalizing():
+            asyncio.run_coroutine_threadsafe(_shut_down(self._client), thread.loop).add_done_callback(thread.stop)
+
     def close(self) -> None:
         """Close the connections and end the thread; other threads' calls end with an error. Idempotent."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            thread = self._thread
+            if thread is None:
+                return
             # After this nothing is handed to the loop any more.
-            closing = asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
+            closing = asyncio.run_coroutine_threadsafe(_shut_down(self._client), thread.loop)
         closing.result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _shut_down(self) -> None:
-        await self._client.close()
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:
-            _, late = await asyncio.wait(others, timeout=CLOSING_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        thread.stop()
+        thread.join()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        if threading.current_thread() is self._thread:
+            call.close()
+            raise InvalidArgumentError("this is the client's own thread: what it calls must not call the client")
         with self._lock:
             if self._closed:
                 call.close()
-                raise Unavailable(CLOSED)
-            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+                raise UnavailableError(CLOSED)
+            if self._thread is None:
+                self._thread = _LoopThread()
+                self._thread.start()
+            future = asyncio.run_coroutine_threadsafe(call, self._thread.loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise OutcomeUnknown(f"{CLOSED}: what was under way may or may not have been applied") from None
+            raise OutcomeUnknownError(f"{CLOSED}: what was under way may or may not have been applied") from None
         except BaseException:
             # Ctrl-C in this thread; the call's own errors come when it has ended.
             future.cancel()
@@ -143,3 +167,29 @@ class SyncClient:
     def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
         """See :meth:`kvorum_client.Client.backup`; ``write`` is called on the client's own thread."""
         return self._run(self._client.backup(write, timeout_s=timeout_s))
+
+
+class _LoopThread(threading.Thread):
+    """The thread in which a client's event loop runs until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(name="kvorum-client", daemon=True)
+        self.loop = asyncio.new_event_loop()
+
+    def stop(self, *_: object) -> None:
+        """Have the loop stop, and the thread end."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def run(self) -> None:
+        """Run the loop and close it."""
+        self.loop.run_forever()
+        self.loop.close()
+
+
+async def _shut_down(client: Client) -> None:
+    await client.close()
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        _, late = await asyncio.wait(others, timeout=CLOSING_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

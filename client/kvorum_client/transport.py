@@ -7,7 +7,9 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 import time
+import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -16,7 +18,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from kvorum_client.errors import InvalidArgument
+from kvorum_client import forking
+from kvorum_client.errors import InvalidArgumentError
 
 CONNECT_TIMEOUT_S = 1.0
 RESOLVE_INTERVAL_S = 2.0
@@ -29,17 +32,18 @@ _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 
 
 CLOSED = "the client is closed"
+UNCLOSED = "a client of Kvorum was not closed: call close(), or use it in a `with`"
 
 
-class NotSent(Exception):
+class NotSentError(Exception):
     """No connection: the request has certainly not reached the node."""
 
 
-class NoAnswer(Exception):
+class NoAnswerError(Exception):
     """The request may have reached the node; no answer came."""
 
 
-class Interrupted(Exception):
+class DownloadInterruptedError(Exception):
     """Some of the answer came, and then no more."""
 
 
@@ -51,7 +55,7 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Declined(Exception):
+class DownloadDeclinedError(Exception):
     """Another answer came instead of what was to be downloaded."""
 
     def __init__(self, answer: Answer) -> None:
@@ -84,14 +88,35 @@ class Transport:
         if session is not None:
             await session.close()
 
+    def __del__(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        warnings.warn(UNCLOSED, ResourceWarning, 1, self)
+        # Instead of the library, which would log two errors that do not say whose connections these are.
+        connector = session.connector
+        session.detach()
+        if connector is not None:
+            loop = connector._loop
+            if loop.is_running() and not sys.is_finalizing():
+                loop.call_soon_threadsafe(connector._close)
+            else:
+                connector._close()
+
+    def after_fork(self) -> None:
+        """Forget the connections, which are the parent's."""
+        session, self._session = self._session, None
+        if session is not None:
+            forking.keep_for_ever(session)
+
     async def exchange(
         self, base: str, method: str, target: str, body: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> Answer:
         """Send one request and return the answer, whatever its status.
 
         Raises:
-            NotSent: certainly not sent.
-            NoAnswer: perhaps sent.
+            NotSentError: certainly not sent.
+            NoAnswerError: perhaps sent.
         """
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
         progress = _Progress()
@@ -108,12 +133,12 @@ class Transport:
             ) as response:
                 return Answer(response.status, response.headers, await _read(response))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSent(_reason(base, error)) from None
+            raise NotSentError(_reason(base, error)) from None
         except aiohttp.InvalidURL as error:
-            raise InvalidArgument(f"{base} is not an endpoint: {error}") from None
+            raise InvalidArgumentError(f"{base} is not an endpoint: {error}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             # Which of the two deadlines passed first says nothing when the loop was late for both.
-            raise (NoAnswer if progress.begun else NotSent)(_reason(base, error)) from None
+            raise (NoAnswerError if progress.begun else NotSentError)(_reason(base, error)) from None
 
     async def download(self, base: str, target: str, silence_s: float) -> AsyncGenerator[tuple[bytes, int], None]:
         """Get something large; yield its pieces, each with the size of the whole.
@@ -124,10 +149,10 @@ class Transport:
             silence_s: how long the node may say nothing.
 
         Raises:
-            NotSent: no node is there.
-            NoAnswer: nothing came.
-            Declined: what came is another answer.
-            Interrupted: some came, and not all.
+            NotSentError: no node is there.
+            NoAnswerError: nothing came.
+            DownloadDeclinedError: what came is another answer.
+            DownloadInterruptedError: some came, and not all.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_TIMEOUT_S, silence_s), sock_read=silence_s)
         began = False
@@ -136,18 +161,18 @@ class Transport:
                 "GET", URL(base + target, encoded=True), allow_redirects=False, timeout=timeout
             ) as response:
                 if response.status != 200:
-                    raise Declined(Answer(response.status, response.headers, await _read(response)))
+                    raise DownloadDeclinedError(Answer(response.status, response.headers, await _read(response)))
                 async for chunk in response.content.iter_chunked(_DOWNLOAD_BYTES):
                     began = True
                     yield chunk, response.content_length or 0
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSent(_reason(base, error)) from None
+            raise NotSentError(_reason(base, error)) from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise (Interrupted if began else NoAnswer)(_reason(base, error)) from None
+            raise (DownloadInterruptedError if began else NoAnswerError)(_reason(base, error)) from None
 
     def _open(self) -> aiohttp.ClientSession:
         if self.is_closed:
-            raise NotSent(CLOSED)
+            raise NotSentError(CLOSED)
         if self._session is None:
             writing = aiohttp.TraceConfig()
             writing.on_request_headers_sent.append(_begun)
@@ -190,7 +215,7 @@ def parse_endpoint(text: str) -> str:
     """Return the base URL of ``HOST:PORT`` or ``http://HOST:PORT``.
 
     Raises:
-        InvalidArgument: it is neither.
+        InvalidArgumentError: it is neither.
     """
     url = text.strip()
     url = (url if "://" in url else f"http://{url}").removesuffix("/")
@@ -199,7 +224,7 @@ def parse_endpoint(text: str) -> str:
         port, host = parts.port, parts.hostname or ""
         host.encode("idna")  # What resolving it would begin with.
     except ValueError as error:
-        raise InvalidArgument(f"{text!r} is not an endpoint: {error}") from None
+        raise InvalidArgumentError(f"{text!r} is not an endpoint: {error}") from None
     # What urlsplit sees and what it leaves out in silence: user, path, query, fragment, spaces.
     if (
         not host
@@ -207,7 +232,7 @@ def parse_endpoint(text: str) -> str:
         or not _PLAIN.fullmatch(url)
         or url.lower() != f"http://{parts.netloc.lower()}"
     ):
-        raise InvalidArgument(f"{text!r} is not an endpoint: write HOST:PORT or http://HOST:PORT")
+        raise InvalidArgumentError(f"{text!r} is not an endpoint: write HOST:PORT or http://HOST:PORT")
     return f"http://{parts.netloc}" if port is not None else f"http://{parts.netloc.removesuffix(':')}:8001"
 
 
@@ -229,13 +254,13 @@ class Router:
         endpoints: ``HOST:PORT`` or ``http://HOST:PORT``; a host may be a name with several addresses.
 
     Raises:
-        InvalidArgument: there is none, or one is malformed.
+        InvalidArgumentError: there is none, or one is malformed.
     """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self.endpoints = tuple(dict.fromkeys(parse_endpoint(endpoint) for endpoint in endpoints if endpoint.strip()))
         if not self.endpoints:
-            raise InvalidArgument("no endpoints")
+            raise InvalidArgumentError("no endpoints")
         self._bases: list[str] = []
         self._resolved_at = float("-inf")
         self._turn = 0

@@ -7,7 +7,7 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
-from kvorum_client.errors import ClientError, InvalidArgument, OutcomeUnknown
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError
 from kvorum_client.results import Record
 from kvorum_client.transport import Answer
 from kvorum_wire import Problem
@@ -19,15 +19,15 @@ def encoded(data: bytes | str, what: str) -> bytes:
     """Return bytes, of text its UTF-8.
 
     Raises:
-        InvalidArgument: ``data`` is neither; ``what`` names it.
+        InvalidArgumentError: ``data`` is neither; ``what`` names it.
     """
     if isinstance(data, str):
         try:
             return data.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise InvalidArgument(f"{what} is text that cannot be encoded") from None
+            raise InvalidArgumentError(f"{what} is text that cannot be encoded") from None
     if not isinstance(data, bytes):
-        raise InvalidArgument(f"{what} is neither bytes nor text")
+        raise InvalidArgumentError(f"{what} is neither bytes nor text")
     return data
 
 
@@ -42,10 +42,10 @@ def key_path(key: bytes) -> str:
     """Return the path of a key.
 
     Raises:
-        InvalidArgument: the key is empty.
+        InvalidArgumentError: the key is empty.
     """
     if not key:
-        raise InvalidArgument("the key is empty")
+        raise InvalidArgumentError("the key is empty")
     return f"/v1/kv/{quote(key)}"
 
 
@@ -88,7 +88,7 @@ def decode_write(body: bytes, kind: type[T]) -> T:
     try:
         return decode(body, kind)
     except ClientError as error:
-        raise OutcomeUnknown(f"the write may or may not have been applied: {error}") from None
+        raise OutcomeUnknownError(f"the write may or may not have been applied: {error}") from None
 
 
 def problem_of(answer: Answer) -> Problem:

@@ -16,14 +16,14 @@ from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Command
 from kvorum.kv.store import Store
 from kvorum_client import (
+    BackupDamagedError,
     Client,
-    CompareFailed,
-    Damaged,
-    InvalidArgument,
-    OutcomeUnknown,
-    Refused,
+    CompareFailedError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    RefusedError,
     SyncClient,
-    Unavailable,
+    UnavailableError,
 )
 from kvorum_client.sessions import LANES_MAX, WINDOW, Sessions
 from kvorum_client.transport import Answer, Transport
@@ -200,7 +200,7 @@ def test_what_cannot_be_repeated_is_not_repeated_by_the_http_library_either() ->
         requests: list[bytes] = []
         async with cutting_server(requests, 2, b'{"members":[]}') as endpoint, Client([endpoint]) as kv:
             await kv.members()
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await kv.remove_member("n3")
             assert len(requests) == 2
 
@@ -219,13 +219,13 @@ def answering(status: int, code: str, detail: str, outcome: str) -> Callable[...
 def test_a_deadline_with_nothing_sent_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.3) as kv:
-            with pytest.raises(Unavailable, match="refused"):
+            with pytest.raises(UnavailableError, match="refused"):
                 await kv.put("k", "v")
-            with pytest.raises(Unavailable):
+            with pytest.raises(UnavailableError):
                 await kv.get("k")
         monkeypatch.setattr(Transport, "exchange", answering(503, "no_leader", "nobody leads", "refused"))
         async with Client(["127.0.0.1:1"], timeout_s=0.3) as kv:
-            with pytest.raises(Unavailable, match="nobody leads"):
+            with pytest.raises(UnavailableError, match="nobody leads"):
                 await kv.put("k", "v")
 
     run(scenario)
@@ -235,16 +235,16 @@ def test_a_deadline_with_something_sent_is_unknown(monkeypatch: pytest.MonkeyPat
     async def scenario() -> None:
         async with cluster(1) as servers, Client([servers[0].url], timeout_s=0.4) as kv:
             servers[0].node.gate = asyncio.Event()
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await kv.put("k", "v")
-            with pytest.raises(Unavailable):
+            with pytest.raises(UnavailableError):
                 await kv.get("k")
             servers[0].node.gate.set()
         monkeypatch.setattr(Transport, "exchange", answering(504, "outcome_unknown", "lost the quorum", "unknown"))
         async with Client(["127.0.0.1:1"], timeout_s=0.3) as kv:
-            with pytest.raises(OutcomeUnknown, match="lost the quorum"):
+            with pytest.raises(OutcomeUnknownError, match="lost the quorum"):
                 await kv.put("k", "v")
-            with pytest.raises(Unavailable):
+            with pytest.raises(UnavailableError):
                 await kv.get("k")
 
     run(scenario)
@@ -267,7 +267,7 @@ def test_a_failed_compare_tells_where_the_key_is() -> None:
     async def scenario() -> None:
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             await kv.put("k", "1", prev_revision=0)
-            with pytest.raises(CompareFailed) as caught:
+            with pytest.raises(CompareFailedError) as caught:
                 await kv.put("k", "2", prev_revision=0)
             assert (caught.value.mod_revision, caught.value.revision) == (1, 1)
             await kv.put("k", "2", prev_revision=1)
@@ -278,7 +278,7 @@ def test_a_failed_compare_tells_where_the_key_is() -> None:
 def test_a_refusal_is_not_repeated() -> None:
     async def scenario() -> None:
         async with cluster(2) as servers, Client([s.url for s in servers]) as kv:
-            with pytest.raises(Refused) as caught:
+            with pytest.raises(RefusedError) as caught:
                 await kv.put("k" * 1025, "v")
             assert (caught.value.status, caught.value.code) == (413, "too_large")
             assert sum(n for s in servers for n in s.node.counters.requests.values()) == 1
@@ -374,7 +374,7 @@ def test_a_session_lost_after_a_try_makes_the_outcome_unknown() -> None:
                 return await apply(command, timeout_ms)
 
             node.propose = forget_after_the_first_try  # type: ignore[method-assign]
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await kv.put("k", "2")
 
     run(scenario)
@@ -424,7 +424,7 @@ def test_two_nodes_that_name_each_other_do_not_make_the_client_spin() -> None:
             servers[0].node.follow("n2", servers[1].url)
             servers[1].node.follow("n1", servers[0].url)
             # Unknown, if the deadline fell into an attempt.
-            with pytest.raises((Unavailable, OutcomeUnknown)):
+            with pytest.raises((UnavailableError, OutcomeUnknownError)):
                 await kv.put("k", "v")
             assert sum(s.node.counters.redirects for s in servers) < 100
 
@@ -468,7 +468,7 @@ def test_status_health_and_members() -> None:
             assert [(m.name, m.voter) for m in added][-1] == ("n4", False)
             assert (await kv.promote_member("n4"))[-1].voter
             assert [m.name for m in await kv.remove_member("n4")] == ["n1", "n2", "n3"]
-            with pytest.raises(Refused):
+            with pytest.raises(RefusedError):
                 await kv.remove_member("n9")
             assert await kv.move_leader("n3") == "n3"
             assert servers[0].node.calls == [("transfer", "n3")]
@@ -480,7 +480,7 @@ def test_a_membership_change_without_an_answer_is_unknown_and_not_repeated() -> 
     async def scenario() -> None:
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             servers[0].node.error = ServerOutcomeUnknown("who knows")
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await kv.remove_member("n3")
             assert len(servers[0].node.timeouts_ms) == 1
 
@@ -489,18 +489,18 @@ def test_a_membership_change_without_an_answer_is_unknown_and_not_repeated() -> 
 
 @pytest.mark.parametrize("endpoint", ["", "http://", "ftp://x:1", "http://u@h:1", "http://h:1/path", "h:99999", "h:x"])
 def test_a_malformed_endpoint_is_refused_at_once(endpoint: str) -> None:
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgumentError):
         Client([endpoint])
 
 
 def test_mistakes_are_found_before_anything_is_sent() -> None:
     async def scenario() -> None:
         async with Client(["127.0.0.1:1"]) as kv:
-            with pytest.raises(InvalidArgument):
+            with pytest.raises(InvalidArgumentError):
                 await kv.put("", "v")
-            with pytest.raises(InvalidArgument):
+            with pytest.raises(InvalidArgumentError):
                 await kv.put("k", 3)  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgument):
+            with pytest.raises(InvalidArgumentError):
                 await kv.get("k", timeout_s=0)
 
     run(scenario)
@@ -518,7 +518,7 @@ def test_the_synchronous_twin_has_the_same_methods_and_does_the_same() -> None:
                     kv.put("k", "v")
                     record = kv.get("k")
                     assert record is not None and record.value == b"v"
-                    with pytest.raises(CompareFailed):
+                    with pytest.raises(CompareFailedError):
                         kv.delete("k", prev_revision=9)
                     assert kv.delete("k").deleted == 1
                     assert kv.status().name == "n1"
@@ -534,7 +534,7 @@ def test_a_backup_that_broke_off_is_not_one_and_nothing_else_is_asked_for_the_re
         async with cluster(2) as servers, Client([servers[0].url, servers[1].url]) as kv:
             servers[0].node.backup_chunks = [b"KVORSNAP", ConnectionAbortedError("the disk is gone")]
             pieces: list[bytes] = []
-            with pytest.raises(Damaged, match="broke off after 8 bytes"):
+            with pytest.raises(BackupDamagedError, match="broke off after 8 bytes"):
                 await kv.backup(lambda chunk, size: pieces.append(chunk))
             assert pieces == [b"KVORSNAP"]
             assert servers[1].node.backups == []
@@ -547,7 +547,7 @@ def test_a_backup_is_taken_from_the_next_node_when_one_cannot_give_it() -> None:
         async with cluster(2) as servers, Client([servers[0].url, servers[1].url]) as kv:
             servers[0].node.error = NoLeaderError("no quorum")
             servers[1].node.backup_chunks = [b"not a backup"]
-            with pytest.raises(Damaged, match="not a backup"):
+            with pytest.raises(BackupDamagedError, match="not a backup"):
                 await kv.backup(lambda chunk, size: None)
             assert len(servers[1].node.backups) == 1
 

@@ -15,7 +15,15 @@ from fronts.fake_node import FakeNode, Server, make_config, serving
 from waiting import until
 
 from kvorum.kv.commands import SessionRefused
-from kvorum_client import Client, ClientError, InvalidArgument, OutcomeUnknown, Refused, SyncClient, Unavailable
+from kvorum_client import (
+    Client,
+    ClientError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    RefusedError,
+    SyncClient,
+    UnavailableError,
+)
 from kvorum_client.transport import Answer, Transport, base_of, parse_endpoint
 
 
@@ -107,7 +115,7 @@ async def check_every_call(endpoint: str) -> None:
         assert isinstance(error, ClientError)
     for error in ends[len(READS) :]:
         # Who did not say in Kvorum's own words that nothing was done has not said so.
-        assert isinstance(error, (OutcomeUnknown, Unavailable)), error
+        assert isinstance(error, (OutcomeUnknownError, UnavailableError)), error
 
 
 async def _end(endpoint: str, call: Callable[[Client], Awaitable[object]]) -> ClientError | None:
@@ -183,7 +191,7 @@ def test_an_answer_without_an_end_is_not_read_to_it() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, Client([f"127.0.0.1:{port}"], timeout_s=20) as kv:
-            with pytest.raises(Unavailable, match="longer than any"):
+            with pytest.raises(UnavailableError, match="longer than any"):
                 await kv.metrics(f"127.0.0.1:{port}")
         assert sent < 40
 
@@ -207,7 +215,7 @@ def test_an_answer_without_an_end_is_not_read_to_it() -> None:
     ],
 )
 def test_an_endpoint_that_cannot_be_one_is_refused_at_once(endpoint: str) -> None:
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgumentError):
         Client([endpoint])
 
 
@@ -237,7 +245,7 @@ def test_text_that_cannot_be_encoded_is_the_callers_mistake() -> None:
     async def scenario() -> None:
         async with Client(["127.0.0.1:1"]) as kv:
             for call in (kv.put("\ud800", "v"), kv.put("k", "\ud800"), kv.get("\ud800")):
-                with pytest.raises(InvalidArgument):
+                with pytest.raises(InvalidArgumentError):
                     await call
 
     run(scenario)
@@ -252,7 +260,7 @@ def test_a_name_that_takes_for_ever_to_resolve_does_not_outlast_the_deadline(mon
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
         async with Client(["some-name:8001"], timeout_s=0.3) as kv:
             for call in (kv.put("k", "v"), kv.get("k"), kv.status()):
-                with pytest.raises((Unavailable, OutcomeUnknown)):
+                with pytest.raises((UnavailableError, OutcomeUnknownError)):
                     await asyncio.wait_for(call, 3)
 
     run(scenario)
@@ -277,7 +285,7 @@ def test_a_node_that_takes_no_connection_has_certainly_done_nothing(timeout_s: f
         with black_hole() as endpoint:
             async with Client([endpoint], timeout_s=timeout_s) as kv:
                 for call in (kv.put("k", "v"), kv.remove_member("n1")):
-                    with pytest.raises(Unavailable):
+                    with pytest.raises(UnavailableError):
                         await call
 
     run(scenario)
@@ -289,7 +297,7 @@ def test_a_loop_that_was_late_for_both_deadlines_does_not_make_it_unknown() -> N
             async with Client([endpoint], timeout_s=1.0) as kv:
                 # Long enough for the connection's deadline and the attempt's, which is 0.25 s.
                 asyncio.get_running_loop().call_later(0.05, lambda: threading.Event().wait(0.5))
-                with pytest.raises(Unavailable):
+                with pytest.raises(UnavailableError):
                     await kv.put("k", "v")
 
     run(scenario)
@@ -310,7 +318,7 @@ def test_a_write_is_not_made_anew_without_its_session_when_it_may_be_done_alread
 
             server.node.propose = first_unknown_then_full  # type: ignore[method-assign, assignment]
             async with Client([server.url], timeout_s=5) as kv:
-                with pytest.raises(OutcomeUnknown):
+                with pytest.raises(OutcomeUnknownError):
                     await kv.put("k", "v")
             assert len(tries) == 2
 
@@ -324,7 +332,7 @@ def test_a_refusal_in_kvorums_words_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(Transport, "exchange", exchange)
         async with Client(["127.0.0.1:1"]) as kv:
-            with pytest.raises(Refused, match="no"):
+            with pytest.raises(RefusedError, match="no"):
                 await kv.put("k", "v")
 
     run(scenario)
@@ -339,7 +347,7 @@ def test_a_closed_client_sends_nothing_and_says_so() -> None:
             async with Client([server.url]) as kv:
                 await kv.put("k", "v")
             for call in (kv.put("k", "w"), kv.get("k"), kv.status(), kv.status(server.url)):
-                with pytest.raises(Unavailable, match="closed"):
+                with pytest.raises(UnavailableError, match="closed"):
                     await call
             assert len(server.node.proposed) == 1
 
@@ -354,7 +362,7 @@ def test_closing_a_client_ends_what_is_under_way() -> None:
             writing = asyncio.create_task(kv.put("k", "v"))
             await until("the node has the request", lambda: bool(server.node.timeouts_ms))
             await kv.close()
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknownError):
                 await asyncio.wait_for(writing, 3)
             server.node.gate.set()
 
@@ -365,7 +373,7 @@ def test_a_closed_synchronous_client_says_so() -> None:
     kv = SyncClient(["127.0.0.1:1"])
     kv.close()
     kv.close()
-    with pytest.raises(Unavailable, match="closed"):
+    with pytest.raises(UnavailableError, match="closed"):
         kv.put("k", "v")
 
 
@@ -378,7 +386,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             await until("the node has the request", lambda: bool(server.node.timeouts_ms))
             closers = [asyncio.create_task(asyncio.to_thread(kv.close)) for _ in range(2)]
             for end in ends:
-                assert isinstance(await asyncio.wait_for(end, 8), (OutcomeUnknown, Unavailable))
+                assert isinstance(await asyncio.wait_for(end, 8), (OutcomeUnknownError, UnavailableError))
             await asyncio.wait_for(asyncio.gather(*closers), 8)
             server.node.gate.set()
             assert not any(thread.name == "kvorum-client" for thread in threading.enumerate())

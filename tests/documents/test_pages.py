@@ -77,3 +77,11 @@ def test_every_test_and_invariant_that_a_known_fault_names_exists() -> None:
         named.update(re.findall(r"`(\w+)`", last_column))
     assert len(named) > 100
     assert named <= defined
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_the_pages_delete_and_kill_nothing_by_pattern(page: Path) -> None:
+    commands = "\n".join(re.findall(r"^```.*?^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL))
+    assert not re.search(r"\b(pkill|killall)\b", commands)
+    # An unset variable must not turn it into the removal of everything beside it.
+    assert not re.search(r"\brm -r\w* [^\n]*\$(?!\{\w+:\?)", commands)

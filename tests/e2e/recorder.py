@@ -22,7 +22,7 @@ from typing import Any
 
 import aiohttp
 
-from kvorum_client import Client, ClientError, CompareFailed, OutcomeUnknown
+from kvorum_client import Client, ClientError, CompareFailedError, OutcomeUnknownError
 
 SHARED_KEYS = 5
 WRITE_TIMEOUT_S = 8.0
@@ -199,9 +199,9 @@ class Recorder:
         self.operations.append(row)
         try:
             row.update(await call())
-        except CompareFailed as error:
+        except CompareFailedError as error:
             row.update(compare_failed=True, mod_revision=error.mod_revision, revision=error.revision)
-        except OutcomeUnknown:
+        except OutcomeUnknownError:
             row["outcome"] = "unknown"
             return False
         except (ClientError, aiohttp.ClientError, TimeoutError, OSError):

@@ -19,6 +19,7 @@ from waiting import until
 
 from kvorum.__main__ import main
 from kvorum.commands import serve
+from kvorum.storage import datadir
 from kvorum_client import Client
 
 # A child process inherits no options.
@@ -200,21 +201,122 @@ def test_a_local_cluster_survives_a_node_and_says_how_to_start_it_again(ports: i
                         lambda: local.find(r"was killed by SIGKILL; other nodes still running: 2"),
                     )
                     await kv.put("k", "2")
-                    again = local.find(rf"^n{leader[1]} -- (\S*kvorum serve .*)$")
+                    again = local.find(rf"^n{leader[1]} -- (\S*kvorum local start .*)$")
                     assert again is not None
-                    restarted = await asyncio.create_subprocess_exec(
-                        *(sys.executable, "-m", "kvorum", *shlex.split(again[1])[1:]),
-                        env=ENV,
-                        stdout=asyncio.subprocess.DEVNULL,
-                    )
+                    restarted = await asyncio.to_thread(kvorum, *shlex.split(again[1])[1:])
+                    assert restarted.returncode == 0, restarted
                     own = f"127.0.0.1:{ports + int(leader[1]) - 1}"
                     await until_ready(kv, own)
                     record = await kv.get("k")
                     assert record is not None and record.value == b"2"
-                    restarted.terminate()
-                    assert await restarted.wait() == 0
             assert local.find("Stopping all nodes")
             assert not any(_alive(pid) for pid in pids)
+
+    asyncio.run(scenario())
+
+
+def test_one_node_of_a_local_cluster_is_stopped_killed_wiped_and_started_by_name(ports: int, tmp_path: Path) -> None:
+    async def act(*arguments: str) -> tuple[int, str]:
+        result = await asyncio.to_thread(kvorum, "local", *arguments, "--data-dir", str(tmp_path))
+        return result.returncode, (result.stdout + result.stderr).strip()
+
+    async def scenario() -> None:
+        async with asyncio.timeout(120):
+            async with local_cluster(ports, tmp_path) as local:
+                await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes, led by n\d$"))
+                async with Client([f"127.0.0.1:{ports + i}" for i in range(3)], timeout_s=30) as kv:
+                    await kv.put("k", "1")
+                    assert await act("wipe", "n2") == (1, "kvorum local: n2 is running; stop it first")
+                    assert await act("start", "n2") == (1, "kvorum local: n2 is running")
+                    assert await act("stop", "n2") == (0, "n2 exited with status 0")
+                    assert await act("stop", "n2") == (1, "kvorum local: n2 is not running")
+                    assert await act("wipe", "n2") == (0, f"n2: deleted {tmp_path / 'n2'}")
+                    assert not (tmp_path / "n2").exists()
+                    assert sorted(os.listdir(tmp_path)) == ["local.sock", "n1", "n3"]
+                    assert await act("wipe", "n2") == (0, f"n2 has no data at {tmp_path / 'n2'}")
+                    status, said = await act("start", "n2")
+                    assert (status, said.split(", ")[0]) == (0, "n2 is started")
+                    await until_ready(kv, f"127.0.0.1:{ports + 1}")
+                    assert await act("kill", "n3") == (0, "n3 was killed by SIGKILL")
+                    assert (await kv.put("k", "2")).version == 2
+                    for name in ("n9", "..", ""):
+                        status, said = await act("wipe", name)
+                        assert (status, "there is no node" in said) == (1, True)
+                    assert (await act("frobnicate", "n1"))[0] == serve.EXIT_CONFIG
+                    assert (await act("stop"))[0] == serve.EXIT_CONFIG
+                    # Nodes that were told to stop do not end the cluster, even all of them.
+                    for name in ("n1", "n2"):
+                        assert (await act("stop", name))[0] == 0
+                    assert (await act("start", "n1"))[0] == 0
+            assert local.process.returncode == 0
+            assert not (tmp_path / "local.sock").exists()
+            status, said = await act("stop", "n1")
+            assert (status, "no local cluster runs" in said) == (3, True)
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_that_another_process_uses_is_not_wiped(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(90), local_cluster(ports, tmp_path) as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes, led by n\d$"))
+            data_dir = ("--data-dir", str(tmp_path))
+            assert (await asyncio.to_thread(kvorum, "local", "stop", "n2", *data_dir)).returncode == 0
+            with datadir.locked(tmp_path / "n2"):
+                result = await asyncio.to_thread(kvorum, "local", "wipe", "n2", *data_dir)
+                assert (result.returncode, "another process holds" in result.stderr) == (serve.EXIT_STORAGE, True)
+                assert (tmp_path / "n2" / "kvorum.db").exists()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_cluster_of_somebody_else_at_its_ports_is_not_taken_for_its_own(
+    when: str, ports: int, tmp_path: Path
+) -> None:
+    # The other cluster takes the ports after they were found free.
+    script = (
+        "import sys; from kvorum.__main__ import main; from kvorum.commands import local\n"
+        "look, looks = local._in_use, []\n"
+        "local._in_use = lambda port: looks.append(port) if len(looks) < 6 else look(port)\n"
+        "sys.exit(main())"
+    )
+    start = ["-m", "kvorum"] if when == "before" else ["-c", script]
+    arguments = [*start, "local", "--base-port", str(ports), "--data-dir", str(tmp_path / "ours")]
+
+    async def scenario() -> None:
+        async with asyncio.timeout(90), local_cluster(ports, tmp_path / "theirs") as theirs:
+            await until("their cluster is ready", lambda: theirs.find(r"^Ready: 3 nodes"))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *arguments),
+                env=ENV,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            try:
+                async with asyncio.timeout(30):
+                    output = (await process.communicate())[0].decode()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            assert "Ready" not in output
+            assert process.returncode == serve.EXIT_ADDRESS, output
+            last = output.splitlines()[-1]
+            assert re.fullmatch(r"kvorum local: port \d+ of n\d: address already in use; choose another .*", last), (
+                output
+            )
+
+    asyncio.run(scenario())
+
+
+def test_a_second_local_cluster_in_a_folder_is_refused(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(90), local_cluster(ports, tmp_path) as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"))
+            base = ("--base-port", str(ports + 100))
+            result = await asyncio.to_thread(kvorum, "local", *base, "--data-dir", str(tmp_path))
+            assert (result.returncode, "another cluster runs in" in result.stderr) == (serve.EXIT_STORAGE, True)
 
     asyncio.run(scenario())
 

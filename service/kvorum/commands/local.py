@@ -1,4 +1,7 @@
-"""``kvorum local``: a whole cluster on this machine, one ``kvorum serve`` process per node, in one terminal."""
+"""``kvorum local``: a whole cluster on this machine, one ``kvorum serve`` process per node, in one terminal.
+
+From another terminal, ``kvorum local start|stop|kill|wipe NAME`` acts on one of its nodes.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,20 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 import aiohttp
 import msgspec
 
-from kvorum.errors import ConfigError
+from kvorum.commands import local_control
+from kvorum.errors import ConfigError, StorageError
+from kvorum.storage import datadir
 
+EXIT_REFUSED = 1
+EXIT_ADDRESS = 3
+EXIT_STORAGE = 4
 PEER_PORT_OFFSET = 1000
 GRACE_S = 2.0
 """A whole cluster that stops has nobody to wait for."""
@@ -35,13 +44,10 @@ class LocalNode(msgspec.Struct, frozen=True):
     name: str
     client_port: int
     peer_port: int
+    folder: str
+    """Of its data."""
     arguments: tuple[str, ...]
     """Of ``kvorum``."""
-
-    @property
-    def command(self) -> str:
-        """What a person types to start it."""
-        return shlex.join((_program("kvorum"), *self.arguments))
 
 
 def _program(name: str) -> str:
@@ -67,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "serve",
         nargs="*",
-        metavar="-- SERVE-FLAG",
-        help="Options for every node; see `kvorum serve --help`",
+        metavar="ACTION NAME | -- SERVE-FLAG",
+        help="start, stop, kill (SIGKILL) or wipe (delete the data folder of) the node NAME of the cluster that runs "
+        "in another terminal with this --data-dir; or, after --, options for every node: see `kvorum serve --help`",
     )
 
 
@@ -88,6 +95,7 @@ def plan(options: argparse.Namespace) -> tuple[LocalNode, ...]:
             f"n{i}",
             client,
             peer,
+            os.path.join(options.data_dir, f"n{i}"),
             (
                 *("serve", "--name", f"n{i}", "--peers", peers),
                 *("--listen-client", f"127.0.0.1:{client}", "--listen-peer", f"127.0.0.1:{peer}"),
@@ -105,18 +113,47 @@ def _number(text: str, flag: str, minimum: int, maximum: int) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the cluster until Ctrl-C, and return the exit status."""
+    """Run the cluster until Ctrl-C, or act on a node of the one that runs; return the exit status.
+
+    Raises:
+        ConfigError: the arguments make no sense.
+    """
+    if options.serve and not options.serve[0].startswith("-"):
+        return _act(options.data_dir, options.serve)
     nodes = plan(options)
+    if (occupied := _occupied(nodes)) is not None:
+        print_line(f"kvorum local: {occupied}; choose another --base-port", sys.stderr)
+        return EXIT_ADDRESS
+    if local_control.is_taken(options.data_dir):
+        print_line(f"kvorum local: another cluster runs in {options.data_dir}; choose another --data-dir", sys.stderr)
+        return EXIT_STORAGE
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(_LocalCluster(nodes, options.data_dir).run())
+    return 130
+
+
+def _act(data_dir: str, words: list[str]) -> int:
+    actions = local_control.ACTIONS
+    if words[0] not in actions or len(words) != 2:
+        raise ConfigError(
+            f"{shlex.join(words)!r} is not {', '.join(actions[:-1])} or {actions[-1]} with one node's name"
+        )
+    try:
+        status, text = local_control.ask(data_dir, *words)
+    except OSError:
+        print_line(f"kvorum local: no local cluster runs in {data_dir}; start one with `kvorum local`", sys.stderr)
+        return EXIT_ADDRESS
+    print_line(text if status == 0 else f"kvorum local: {text}", sys.stdout if status == 0 else sys.stderr)
+    return status
+
+
+def _occupied(nodes: Sequence[LocalNode]) -> str | None:
+    """Return which port of these nodes another process has; None: none."""
     for node in nodes:
         for port in (node.client_port, node.peer_port):
             if (reason := _in_use(port)) is not None:
-                print_line(
-                    f"kvorum local: port {port} of {node.name}: {reason}; choose another --base-port", sys.stderr
-                )
-                return 3
-    with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(_LocalCluster(nodes).run())
-    return 130
+                return f"port {port} of {node.name}: {reason}"
+    return None
 
 
 def _in_use(port: int) -> str | None:
@@ -139,12 +176,20 @@ class _LocalCluster:
 
     Args:
         nodes: which to start.
+        data_dir: the parent of their folders.
     """
 
-    def __init__(self, nodes: tuple[LocalNode, ...]) -> None:
+    def __init__(self, nodes: tuple[LocalNode, ...], data_dir: str) -> None:
         self._nodes = nodes
+        self._data_dir = data_dir
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._told: set[str] = set()
+        """The nodes that do not run because somebody said so."""
+        self._tasks = asyncio.TaskGroup()
+        self._is_ready = False
         self._stopping = asyncio.Event()
+        self._occupied: str | None = None
+        """Why the cluster cannot start: a port that another process took meanwhile."""
         self._color = sys.stdout.isatty()
 
     async def run(self) -> int:
@@ -154,26 +199,96 @@ class _LocalCluster:
             loop.add_signal_handler(number, self._stopping.set)
         for line in _greeting(self._nodes):
             print_line(line)
-        async with asyncio.TaskGroup() as tasks:
-            for index, node in enumerate(self._nodes):
-                tasks.create_task(self._run_node(node, self._prefix(index, node.name)))
+        control = await self._listen()
+        async with self._tasks as tasks:
+            for node in self._nodes:
+                tasks.create_task(self._run_node(node))
             announcing = tasks.create_task(self._announce())
             await self._stopping.wait()
             announcing.cancel()
+            if control is not None:
+                control.close()
             print_line("Stopping all nodes" if self._running else "All nodes have exited")
             tasks.create_task(self._stop())
-        codes = {process.returncode for process in self._processes.values()}
+        if control is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._data_dir, local_control.SOCKET))
+        if self._occupied is not None:
+            print_line(f"kvorum local: {self._occupied}; choose another --base-port", sys.stderr)
+            return EXIT_ADDRESS
+        ended = {name: process.returncode for name, process in self._processes.items() if name not in self._told}
+        # SIGTERM kills a node that has just been started and cannot stop by itself yet.
+        codes = {0 if code == -signal.SIGTERM else code for code in ended.values()} or {0}
         code = codes.pop() if len(codes) == 1 else None
         return code if code is not None and code >= 0 else 1
+
+    async def _listen(self) -> asyncio.Server | None:
+        try:
+            return await local_control.listen(self._data_dir, self._act)
+        except OSError as error:
+            print_line(f"kvorum local: `kvorum local start|stop|kill|wipe` will not work: {error}", sys.stderr)
+            return None
+
+    async def _act(self, action: str, name: str) -> tuple[int, str]:
+        """Carry out what another terminal asks for; return the exit status and what to say."""
+        node = next((node for node in self._nodes if node.name == name), None)
+        if node is None:
+            return EXIT_REFUSED, f"there is no node {name!r}; there are {', '.join(node.name for node in self._nodes)}"
+        match action:
+            case "start":
+                return await self._start(node)
+            case "stop" | "kill":
+                return await self._end(node, signal.SIGTERM if action == "stop" else signal.SIGKILL)
+            case "wipe":
+                return await self._wipe(node)
+        return EXIT_REFUSED, f"{action!r} is not an action"
+
+    async def _start(self, node: LocalNode) -> tuple[int, str]:
+        if self._runs(node):
+            return EXIT_REFUSED, f"{node.name} is running"
+        if (occupied := _occupied([node])) is not None:
+            return EXIT_ADDRESS, occupied
+        self._told.discard(node.name)
+        started = asyncio.get_running_loop().create_future()
+        self._tasks.create_task(self._run_node(node, started))
+        return 0, f"{node.name} is started, process {await started}"
+
+    async def _end(self, node: LocalNode, number: signal.Signals) -> tuple[int, str]:
+        if not self._runs(node):
+            return EXIT_REFUSED, f"{node.name} is not running"
+        process = self._processes[node.name]
+        self._told.add(node.name)
+        process.send_signal(number)
+        try:
+            async with asyncio.timeout(2 * GRACE_S + 1):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        return 0, f"{node.name} {_how(process.returncode or 0)}"
+
+    async def _wipe(self, node: LocalNode) -> tuple[int, str]:
+        if self._runs(node):
+            return EXIT_REFUSED, f"{node.name} is running; stop it first"
+        try:
+            return 0, await asyncio.to_thread(_delete, node)
+        except (StorageError, OSError) as error:
+            return EXIT_STORAGE, str(error)
+
+    def _runs(self, node: LocalNode) -> bool:
+        process = self._processes.get(node.name)
+        return process is not None and process.returncode is None
 
     @property
     def _running(self) -> list[asyncio.subprocess.Process]:
         return [process for process in self._processes.values() if process.returncode is None]
 
-    def _prefix(self, index: int, name: str) -> str:
+    def _prefix(self, node: LocalNode) -> str:
+        index, name = self._nodes.index(node), node.name
         return f"\x1b[{_COLORS[index % len(_COLORS)]}m{name}\x1b[0m " if self._color else f"{name} "
 
-    async def _run_node(self, node: LocalNode, prefix: str) -> None:
+    async def _run_node(self, node: LocalNode, started: asyncio.Future[int] | None = None) -> None:
+        prefix = self._prefix(node)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kvorum", *node.arguments),
             env={"KVORUM_LOG_FORMAT": "text", "KVORUM_SHUTDOWN_GRACE_S": str(GRACE_S), **os.environ},
@@ -186,6 +301,8 @@ class _LocalCluster:
             preexec_fn=_die_with_parent,
         )
         self._processes[node.name] = process
+        if started is not None:
+            started.set_result(process.pid)
         if self._stopping.is_set():
             process.terminate()
         print_line(f"{prefix}process {process.pid}, clients at 127.0.0.1:{node.client_port}")
@@ -193,20 +310,37 @@ class _LocalCluster:
         while line := await process.stdout.readline():
             print_line(prefix + line.decode("utf-8", "backslashreplace").rstrip("\n"))
         code = await process.wait()
-        if not self._stopping.is_set():
-            for text in _obituary(node, code, len(self._running)):
-                print_line(prefix + text)
-            if len(self._processes) == len(self._nodes) and not self._running:
-                # What is started again elsewhere is not ours.
-                self._stopping.set()
+        if self._stopping.is_set():
+            return
+        if code == EXIT_ADDRESS and not self._is_ready:
+            # Another process took the port since it was free; a cluster that answers there is not this one.
+            self._occupied = _occupied([node]) or f"{node.name} cannot listen"
+            self._stopping.set()
+            return
+        for text in self._obituary(node, code):
+            print_line(prefix + text)
+        if len(self._processes) == len(self._nodes) and not self._running and not self._told:
+            self._stopping.set()
+
+    def _obituary(self, node: LocalNode, code: int) -> Iterator[str]:
+        option = "" if self._data_dir == "data" else f" --data-dir {shlex.quote(self._data_dir)}"
+        yield f"-- {node.name} {_how(code)}; other nodes still running: {len(self._running)}. Restart it with:"
+        yield f"-- {_program('kvorum')} local start {node.name}{option}"
 
     async def _announce(self) -> None:
         """Say once that the whole cluster is ready, and who leads it."""
         urls = [f"http://127.0.0.1:{node.client_port}" for node in self._nodes]
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
-            while (leader := await _ready_leader(session, urls)) is None:  # noqa: ASYNC110
-                await asyncio.sleep(POLL_INTERVAL_S)  # other processes: there is no event to wait for
+            # Other processes: there is no event to wait for.
+            while (leader := await _ready_leader(session, urls)) is None or not self._answers_itself():  # noqa: ASYNC110
+                await asyncio.sleep(POLL_INTERVAL_S)
+        self._is_ready = True
         print_line(f"Ready: {len(urls)} nodes, led by {leader}")
+
+    def _answers_itself(self) -> bool:
+        """Tell whether it is our own nodes that answer at their ports."""
+        pids = {name: process.pid for name, process in self._processes.items() if process.returncode is None}
+        return all(node.name in pids and _listens(pids[node.name], node.client_port) for node in self._nodes)
 
     async def _stop(self) -> None:
         running = self._running
@@ -232,6 +366,36 @@ async def _ready_leader(session: aiohttp.ClientSession, urls: list[str]) -> str 
     return leaders.pop() if len(leaders) == 1 else None
 
 
+def _listens(pid: int, port: int) -> bool:
+    """Tell whether this process listens at a port. Elsewhere than on Linux: suppose so."""
+    if sys.platform != "linux":
+        return True
+    try:
+        with open(f"/proc/{pid}/net/tcp") as table:
+            rows = [line.split() for line in table][1:]
+        sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+        return any(os.readlink(entry.path) in sockets for entry in os.scandir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False  # It is gone, or closed a file meanwhile: the next look will tell.
+
+
+def _delete(node: LocalNode) -> str:
+    """Delete the node's data folder, unless some process uses it; return what was done. Blocks."""
+    folder = Path(node.folder)
+    if not folder.is_dir():
+        return f"{node.name} has no data at {folder}"
+    lock = datadir.Lock(folder)
+    try:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+    return f"{node.name}: deleted {folder}"
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+
 def _die_with_parent() -> None:
     """Have the kernel stop the node when this process is gone, however it went. Linux only; elsewhere they live on."""
     if sys.platform == "linux":
@@ -251,9 +415,3 @@ def _greeting(nodes: tuple[LocalNode, ...]) -> Iterator[str]:
     yield f"  {kv} status"
     yield f"  curl -L -X PUT -d hello http://127.0.0.1:{first.client_port}/v1/kv/greeting"
     yield f"  curl http://127.0.0.1:{last.client_port}/v1/kv/greeting"
-
-
-def _obituary(node: LocalNode, code: int, others: int) -> Iterator[str]:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    yield f"-- {node.name} {how}; other nodes still running: {others}. Restart it in another terminal with:"
-    yield f"-- {node.command}"

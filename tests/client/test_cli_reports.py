@@ -1,0 +1,226 @@
+"""What ``kv`` says when the output or the cluster is not there, and what `kv status` says of nodes that are not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+from client.test_cli import Kv, run
+from fronts.fake_node import Server
+
+from kvorum.errors import NoLeaderError
+from kvorum_client import cli
+
+
+async def _shell(server_url: str, arguments: list[str], redirection: str, **environ: str) -> tuple[int, str, str]:
+    command = shlex.join([sys.executable, "-m", "kvorum_client.cli", "--endpoints", server_url, *arguments])
+    if not server_url:
+        command = shlex.join([sys.executable, "-m", "kvorum_client.cli", *arguments])
+
+    def execute() -> tuple[int, str, str]:
+        result = subprocess.run(
+            ["bash", "-c", f"{command} {redirection}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, **environ},
+        )
+        return result.returncode, result.stdout, result.stderr
+
+    return await asyncio.to_thread(execute)
+
+
+# The output.
+
+
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">&-", "stdout is closed"), (">/dev/full", "No space left on device")]
+)
+def test_a_write_whose_output_cannot_be_written_is_done_and_says_so(redirection: str, reason: str) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        done = await _shell(server.url, ["put", "k", "v"], redirection)
+        assert done == (5, "", f"kv: done, but cannot write the output: {reason}\n")
+        record = server.node.store.get(b"k")
+        assert record is not None and record.value == b"v"
+        assert await _shell(server.url, ["get", "k"], redirection) == (
+            5,
+            "",
+            f"kv: cannot write the output: {reason}\n",
+        )
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- <&-", ">&- 2>&-", ">&- <&- 2>&-", "2>&-", "2>/dev/full"])
+def test_the_exit_status_of_what_failed_does_not_depend_on_the_output(redirection: str) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        refused = await _shell("127.0.0.1:1", ["put", "k", "v", "--timeout", "0.3"], redirection)
+        assert refused[0] == 3
+        if "2>" not in redirection:
+            assert refused[2] == "kv: http://127.0.0.1:1: connection refused\n"
+        assert (await _shell(server.url, ["get", "nokey"], redirection))[0] == 1
+        assert (await _shell(server.url, ["del", "nokey"], redirection))[0] == 1
+        assert (await _shell(server.url, ["put", "k", "@/no/such/file"], redirection))[0] == 2
+        assert (await _shell(server.url, ["frobnicate"], redirection))[0] == 2
+        assert server.node.store.revision == 0 or not server.node.store.get(b"k")
+
+    run(scenario)
+
+
+# The endpoints.
+
+
+@pytest.mark.parametrize("endpoints", ["", " ", ",", " , "])
+def test_no_endpoint_is_an_error_and_not_the_default_cluster(
+    endpoints: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["--endpoints", endpoints, "get", "k"]) == 2
+    assert capsys.readouterr().err == "kv: --endpoints names no node\n"
+    assert cli.main(["get", "k", f"--addr={endpoints}"]) == 2
+    assert capsys.readouterr().err == "kv: --endpoints names no node\n"
+    monkeypatch.setenv("KVORUM_ENDPOINTS", endpoints)
+    assert cli.main(["get", "k"]) == 2
+    assert capsys.readouterr().err == "kv: KVORUM_ENDPOINTS is set and names no node\n"
+
+
+# Waiting.
+
+
+def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        server.node.error = NoLeaderError("no leader is known")
+        assert await kv("get", "k", "--timeout", "1.6") == 3
+        waiting, failed = capsys.readouterr().err.splitlines()
+        assert waiting == "kv: still waiting, for up to 1.6 s: no leader is known"
+        assert failed == "kv: no leader is known"
+        server.node.error, server.node.gate = None, asyncio.Event()
+        asyncio.get_running_loop().call_later(1.3, server.node.gate.set)
+        assert await kv("put", "k", "v", "--timeout", "8") == 0
+        assert capsys.readouterr().err == f"kv: still waiting, for up to 8 s: no answer yet from {server.url}\n"
+
+    run(scenario)
+
+
+def test_what_is_done_within_a_second_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("put", "k", "v") == 0
+        assert capsys.readouterr().err == ""
+
+    run(scenario)
+
+
+def test_where_nothing_runs_it_hints_how_to_start_a_cluster(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
+    monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", "127.0.0.1:1,127.0.0.1:2")
+    hint = "; start a cluster with `kvorum local`, or name its nodes with --endpoints"
+    assert cli.main(["put", "k", "v", "--timeout", "0.2"]) == 3
+    assert capsys.readouterr().err.endswith(f"connection refused{hint}\n")
+    assert cli.main(["put", "k", "v", "--timeout", "1.3"]) == 3
+    waiting, failed = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("kv: still waiting, for up to 1.3 s: http://127.0.0.1:") and waiting.endswith(hint)
+    assert "connection refused" in failed and hint not in failed
+    assert cli.main(["status"]) == 3
+    assert capsys.readouterr().err == "kv: no node answers" + hint + "\n"
+    assert cli.main(["--endpoints", "127.0.0.1:1", "put", "k", "v", "--timeout", "0.2"]) == 3
+    assert hint not in capsys.readouterr().err
+
+
+def test_a_cluster_that_answers_gets_no_hint_to_start_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
+        monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", server.url)
+        server.node.error = NoLeaderError("no leader is known")
+        assert await asyncio.to_thread(cli.main, ["get", "k", "--timeout", "0.3"]) == 3
+        assert capsys.readouterr().err == "kv: no leader is known\n"
+
+    run(scenario)
+
+
+# kv status.
+
+
+def test_a_dead_node_has_its_name_in_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        members = server.node.members
+        members["n3"] = msgspec.structs.replace(members["n3"], client_url="http://127.0.0.1:2/")
+        endpoints = f"{server.url},127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"
+        assert await asyncio.to_thread(cli.main, ["--endpoints", endpoints, "status"]) == 0
+        rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert rows == [
+            ["n1", server.url, "leader"],
+            ["n2", "http://127.0.0.1:1", "unreachable"],
+            ["n3", "http://127.0.0.1:2", "unreachable"],
+            ["127.0.0.1:3", "http://127.0.0.1:3", "unreachable"],
+        ]
+
+    run(scenario)
+
+
+def test_the_status_in_json_has_one_shape_for_nodes_dead_and_alive(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        members = server.node.members
+        members["n3"] = msgspec.structs.replace(members["n3"], client_url="")
+        endpoints = f"{server.url},127.0.0.1:1,127.0.0.1:3"
+        assert await asyncio.to_thread(cli.main, ["--endpoints", endpoints, "status", "-o", "json"]) == 0
+        rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        assert [list(row) for row in rows] == [["name", "endpoint", "status", "error"]] * 3
+        assert [(row["name"], row["endpoint"]) for row in rows] == [
+            ("n1", server.url),
+            ("n2", "http://127.0.0.1:1"),
+            (None, "http://127.0.0.1:3"),
+        ]
+        assert rows[0]["status"]["state"] == "leader" and rows[0]["error"] is None
+        assert [(row["status"], row["error"]) for row in rows[1:]] == [(None, "connection refused")] * 2
+
+    run(scenario)
+
+
+# The help.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["get", "k", "--max-staleness-ms", "soon"], "'soon' is not a whole number of milliseconds"),
+        (["top", "--count", "-1"], "'-1' is not a whole number of frames"),
+        (["put", "k", "v", "--prev-revision", "old"], "'old' is not a revision"),
+    ],
+)
+def test_a_wrong_number_is_named_for_what_it_is(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["put"], "deadline for the whole command [default 10]"),
+        (["status"], "deadline for the whole command, at most 4 [default 4]"),
+        (["health"], "deadline for the whole command, at most 6 [default 6]"),
+        (
+            ["snapshot", "save"],
+            "how long to look for a node that gives a backup, and how long that node may be silent [default 60]",
+        ),
+        (["top"], "ignored: a node has 1 s for each answer"),
+    ],
+)
+def test_the_help_tells_what_the_timeout_of_a_command_is(
+    command: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    assert says in " ".join(capsys.readouterr().out.split())

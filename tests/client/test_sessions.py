@@ -1,0 +1,153 @@
+"""Sessions that outlive outages, and what becomes of a write whose session the cluster no longer takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from client.test_client import cluster, run
+from fronts.fake_node import Server
+
+from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
+from kvorum.kv.commands import Command, Put, Result, SessionRefused, encode_batch
+from kvorum.kv.limits import SESSION_WINDOW
+from kvorum.kv.store import Store
+from kvorum.raft.messages import Entry, EntryKind
+from kvorum_client import Client, OutcomeUnknownError, RefusedError, UnavailableError
+from kvorum_client.sessions import WINDOW, Sessions
+from kvorum_client.transport import NotSentError, Transport
+
+
+@pytest.mark.parametrize("together", [1, 30])
+def test_an_outage_of_any_length_does_not_leave_a_client_ahead_of_its_session(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            await kv.put("k", "before")
+            with monkeypatch.context() as patch:
+                patch.setattr(Transport, "exchange", _refuse_connection)
+                for _ in range(300 // together):
+                    puts = (kv.put("k", "during", timeout_s=0.001) for _ in range(together))
+                    ends = await asyncio.gather(*puts, return_exceptions=True)
+                    assert {type(end) for end in ends} == {UnavailableError}
+            for number in range(3):
+                assert (await kv.put("k", f"after {number}")).version == number + 2
+
+    run(scenario)
+
+
+async def _refuse_connection(*arguments: object) -> None:
+    raise NotSentError("connection refused")
+
+
+def test_no_sequence_is_further_from_the_last_answered_one_than_the_cluster_allows() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        answered: dict[str, int] = {}
+        for attempt in range(2000):
+            async with sessions.ticket(1) as ticket:
+                client_id, _, sequence = ticket.idempotency_key.partition("/")
+                assert int(sequence) == 1 or int(sequence) - answered[client_id] <= SESSION_WINDOW
+                if attempt % 300 == 0 or client_id not in answered:
+                    ticket.answered = True
+                    answered[client_id] = int(sequence)
+        assert len(answered) > 1
+
+    run(scenario)
+
+
+def test_a_session_without_room_is_used_again_once_a_write_under_way_is_answered() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with sessions.ticket(1) as first:
+            first.answered = True
+        async with contextlib.AsyncExitStack() as stack:
+            under_way = [await stack.enter_async_context(sessions.ticket(1)) for _ in range(WINDOW)]
+            under_way[-1].answered = True
+        async with sessions.ticket(1) as ticket:
+            assert (ticket.lane, ticket.sequence) == (first.lane, WINDOW + 2)
+
+    run(scenario)
+
+
+def _go_back(server: Server, client_id: str) -> None:
+    """Give the node the state of an older backup: it knows the session, from its first write only."""
+    store = Store()
+    store.apply(Entry(1, 1, EntryKind.COMMAND, encode_batch(1, [Put(b"k", b"old", -1, client_id, 1)])))
+    server.node.store = store
+
+
+def test_a_session_that_went_back_with_the_cluster_is_replaced() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            for _ in range(SESSION_WINDOW + 3):
+                await kv.put("k", "v")
+            _go_back(servers[0], servers[0].node.proposed[0].client_id)
+            assert (await kv.put("k", "new")).version == 2
+            assert (await kv.put("k", "new")).version == 3
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["unknown", "stale", "ahead", "mismatch"])
+def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            await kv.put("k", "0")
+            apply, refused_id = node.propose, node.proposed[0].client_id
+
+            async def refuse_the_old_session(command: Command, timeout_ms: int) -> Result:
+                return (
+                    SessionRefused(1, reason) if command.client_id == refused_id else await apply(command, timeout_ms)
+                )
+
+            node.propose = refuse_the_old_session  # type: ignore[method-assign]
+            results = await asyncio.gather(*(kv.put("k", "1") for _ in range(20)))
+            assert sorted(result.revision for result in results) == list(range(2, 22))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["unknown", "stale", "ahead", "mismatch"])
+def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason: str) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            await kv.put("k", "0")
+            apply, tries = node.propose, []
+
+            async def first_unknown_then_refused(command: Command, timeout_ms: int) -> Result:
+                tries.append(command)
+                if len(tries) == 1:
+                    raise ServerOutcomeUnknown("the answer is lost")
+                return SessionRefused(1, reason) if len(tries) == 2 else await apply(command, timeout_ms)
+
+            node.propose = first_unknown_then_refused  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknownError, match="may or may not have been applied"):
+                await kv.put("k", "1")
+            assert len(tries) == 2
+            assert (await kv.put("k", "2")).revision == 2
+            assert tries[2].client_id != tries[1].client_id
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["unknown", "stale", "ahead", "mismatch"])
+def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            tries = []
+
+            async def refuse(command: Command, timeout_ms: int) -> Result:
+                tries.append(command)
+                return SessionRefused(1, reason)
+
+            servers[0].node.propose = refuse  # type: ignore[method-assign]
+            with pytest.raises((RefusedError, OutcomeUnknownError)):
+                await kv.put("k", "1")
+            assert len(tries) == 1
+
+    run(scenario)
