@@ -52,6 +52,19 @@ def test_a_follower_that_was_away_is_sent_entries_that_are_only_on_the_leaders_d
     assert it.loads and it.fetches == []
 
 
+def test_a_load_goes_on_at_once_with_those_who_wait_for_it() -> None:
+    """No heartbeat is needed between one load and the next."""
+    it = cluster(load_bytes_max=0)
+    it.cut("c")
+    for number in range(20):
+        it["a"].raft.propose([b"%d" % number])
+        it.run()
+    it.cut()
+    while not it.loads:
+        it.tick()
+    assert it["c"].disk_entries == it["a"].disk_entries
+
+
 def test_two_followers_that_were_away_are_both_served() -> None:
     servers = [Server(log("1", "abcde"), id=node, term=1, config=config(node, load_bytes_max=0)) for node in "abcde"]
     it = Cluster(servers)

@@ -320,7 +320,10 @@ def test_entries_that_are_applied_leave_memory_and_are_read_back() -> None:
     log.append([sized(index, 100) for index in range(1, 11)])
     log.take_unsaved(1 << 30)
     log.saved()
-    assert not log.is_only_on_disk(1), "an entry that is not applied stays"
+    assert not log.is_only_on_disk(1)
+    log.commit_to(2)
+    log.take_applicable(1 << 30)
+    assert log.is_only_on_disk(2) and not log.is_only_on_disk(3), "an entry that is not applied stays"
     log.commit_to(10)
     log.take_applicable(1 << 30)
     assert log.is_only_on_disk(8) and not log.is_only_on_disk(9)
