@@ -25,6 +25,7 @@ from kvorum.raft.messages import (
     HeartbeatResponse,
     InstallSnapshot,
     InstallSnapshotResponse,
+    Load,
     Member,
     Message,
     ReadIndex,
@@ -225,6 +226,11 @@ class Server:
         self.raft.saved(save.number)
         return waiting
 
+    def load(self, load: Load) -> None:
+        """Let the load that a Ready asked for end: one entry at least, as a disk would."""
+        indexes = range(load.first_index, min(load.last_index, load.first_index + load.bytes_max // 100) + 1)
+        self.raft.loaded([self.disk_entries[index] for index in indexes])
+
     def crash(self) -> None:
         """Lose everything that is not on disk, and start again."""
         self.saving, self.waiting = None, ()
@@ -257,6 +263,8 @@ class Server:
             left += ready.messages + (self.save() if ready.save else ())
             if ready.fetch is not None:
                 self.raft.fetched(ready.fetch.snapshot)
+            if ready.load is not None:
+                self.load(ready.load)
         return left
 
     def role(self) -> Role:
@@ -339,6 +347,7 @@ class Cluster:
         self.seen: list[Message] = []
         self.fetches_arrive = True
         self.fetches: list[Fetch] = []
+        self.loads: list[Load] = []
 
     def __getitem__(self, node: str) -> Server:
         return self.servers[node]
@@ -363,6 +372,9 @@ class Cluster:
                         self.fetches.append(ready.fetch)
                         if self.fetches_arrive:
                             server.raft.fetched(ready.fetch.snapshot)
+                    if ready.load is not None:
+                        self.loads.append(ready.load)
+                        server.load(ready.load)
 
     def _deliver(self, messages: Iterable[Message]) -> None:
         for message in messages:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raft.harness import command, commands
 
 from kvorum.errors import InvariantViolatedError
-from kvorum.raft.log import ENTRY_OVERHEAD_BYTES, RaftLog, entry_bytes
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.log import ENTRY_OVERHEAD_BYTES, OnDisk, RaftLog, entry_bytes
+from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save, Snapshot
+from kvorum.storage.records import LogState, make_record
 
 
 def sized(index: int, size: int) -> Entry:
@@ -95,12 +99,12 @@ def test_a_save_counts_only_what_was_not_replaced_meanwhile() -> None:
     """B13, B16."""
     log = RaftLog(0, 0, commands(1, "1"))
     log.append(commands(2, "111"))
-    assert log.take_unsaved() == commands(2, "111") and not log.has_unsaved()
+    assert log.take_unsaved(1 << 30) == commands(2, "111") and not log.has_unsaved()
     log.truncate(3)
     log.append(commands(3, "2"))
     log.saved()
     assert log.saved_index == 2
-    assert log.take_unsaved() == commands(3, "2")
+    assert log.take_unsaved(1 << 30) == commands(3, "2")
     log.saved()
     assert log.saved_index == 3
 
@@ -171,7 +175,7 @@ def test_the_log_keeps_account_of_what_is_durable(operations: list[tuple[str, in
                     log.append([entry])
                     model.memory.append(entry)
             case "save" if model.flight is None:
-                taken = log.take_unsaved()
+                taken = log.take_unsaved(1 << 30)
                 first = taken[0].index if taken else log.last_index + 1
                 model.flight = [*model.disk[: first - 1], *taken]
                 assert model.flight == model.memory
@@ -189,9 +193,153 @@ def test_the_log_keeps_account_of_what_is_durable(operations: list[tuple[str, in
         assert len(model.applied) <= model.committed
     for _ in range(2):
         if model.flight is None:
-            taken = log.take_unsaved()
+            taken = log.take_unsaved(1 << 30)
             first = taken[0].index if taken else log.last_index + 1
             model.flight = [*model.disk[: first - 1], *taken]
         model.disk, model.flight = model.flight, None
         log.saved()
     assert model.disk == model.memory and log.saved_index == log.last_index
+
+
+# --- What is only on the disk -------------------------------------------------------------------------------------
+
+
+class Twins:
+    """A log that keeps little in memory, and one that keeps everything: they must answer alike."""
+
+    def __init__(self, memory_bytes_max: int) -> None:
+        self.little = RaftLog(0, 0, (), memory_bytes_max=memory_bytes_max)
+        self.whole = RaftLog(0, 0, ())
+        self.memory_bytes_max = memory_bytes_max
+        self.term = 1
+
+    def both(self, name: str, *arguments: Any) -> Any:
+        """Do the same to both, and return what both return."""
+        expected = getattr(self.whole, name)(*arguments)
+        found = getattr(self.little, name)(*arguments)
+        assert found == expected, f"{name}{arguments}"
+        return found
+
+    def save(self) -> None:
+        """Save everything in pieces."""
+        while self.little.has_unsaved():
+            self.little.take_unsaved(1)
+            self.little.saved()
+        self.whole.take_unsaved(1 << 30)
+        self.whole.saved()
+
+    def load(self, count: int) -> None:
+        """Read back what is wanted, as a disk does that holds what the whole log holds."""
+        wanted = self.little.take_wanted()
+        if wanted is not None:
+            first, last = wanted
+            self.little.loaded(self.whole.slice(first, 1 << 30, min(first + count, last)))
+
+    def apply(self, bytes_max: int) -> None:
+        """Apply what there is, reading it back where it must be."""
+        expected = self.whole.take_applicable(bytes_max)
+        found: tuple[Entry, ...] = ()
+        while len(found) < len(expected):
+            some = self.little.take_applicable(bytes_max)
+            if not some:
+                self.load(1)
+            found += some
+        assert found[: len(expected)] == expected
+        while self.whole.applied_index < self.little.applied_index:
+            self.whole.take_applicable(1)
+
+    def restart(self) -> None:
+        """Start again from what is durable."""
+        log, state = self.whole, LogState(self.memory_bytes_max)
+        entries = log.slice(log.first_index, 1 << 30, log.saved_index)
+        save = Save(1, HardState(self.term, None), entries, None)
+        base = Snapshot(log.base_index, log.base_term, Configuration())
+        state.apply(make_record(1, 0, 0, msgspec.structs.replace(save, snapshot=base)))
+        in_memory, on_disk = state.after(log.base_index)
+        self.whole = RaftLog(log.base_index, log.base_term, entries)
+        self.little = RaftLog(log.base_index, log.base_term, in_memory, on_disk, self.memory_bytes_max)
+
+    def compare(self) -> None:
+        """Ask both everything."""
+        for name in ("base_index", "base_term", "first_index", "last_index", "last_term", "commit_index",
+                     "applied_index", "saved_index"):  # fmt: skip
+            assert getattr(self.little, name) == getattr(self.whole, name), name
+        for index in range(self.whole.base_index - 1, self.whole.last_index + 2):
+            self.both("term", index)
+            self.both("find_conflict_by_term", index, 1 + index % (self.term + 1))
+            if self.whole.base_index < index <= self.whole.last_index and not self.little.is_only_on_disk(index):
+                assert self.little.slice(index, 1) == self.whole.slice(index, 1)
+
+
+MEMORY_OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["append", "append", "truncate", "save", "commit", "apply", "compact", "want", "load", "start"]
+        ),
+        st.integers(0, 9),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MEMORY_OPERATIONS, st.sampled_from([0, 60, 200]))
+def test_a_log_that_keeps_little_in_memory_answers_as_one_that_keeps_everything(
+    operations: list[tuple[str, int]], memory_bytes_max: int
+) -> None:
+    twins = Twins(memory_bytes_max)
+    for operation, number in operations:
+        log = twins.whole
+        match operation:
+            case "append":
+                twins.term += number % 2
+                twins.both("append", [command(log.last_index + 1 + at, twins.term) for at in range(number % 5)])
+            case "truncate" if log.commit_index + 1 + number <= log.last_index:
+                twins.both("truncate", log.commit_index + 1 + number)
+                twins.term += 1
+            case "save":
+                twins.save()
+            case "commit":
+                twins.both("commit_to", min(log.commit_index + number, log.last_index))
+            case "apply":
+                twins.apply(1 + number * 10)
+            case "compact":
+                twins.both("compact", max(log.applied_index - number, 0))
+            case "want" if twins.little.is_only_on_disk(log.base_index + 1 + number):
+                twins.little.wanted_index = log.base_index + 1 + number
+            case "load":
+                twins.load(number)
+            case "start":
+                twins.save()
+                twins.restart()
+        twins.compare()
+
+
+def test_entries_that_are_applied_leave_memory_and_are_read_back() -> None:
+    log = RaftLog(0, 0, (), memory_bytes_max=3 * entry_bytes(sized(1, 100)))
+    log.append([sized(index, 100) for index in range(1, 11)])
+    log.take_unsaved(1 << 30)
+    log.saved()
+    assert not log.is_only_on_disk(1)
+    log.commit_to(2)
+    log.take_applicable(1 << 30)
+    assert log.is_only_on_disk(2) and not log.is_only_on_disk(3), "an entry that is not applied stays"
+    log.commit_to(10)
+    log.take_applicable(1 << 30)
+    assert log.is_only_on_disk(8) and not log.is_only_on_disk(9)
+    log.wanted_index = 2
+    assert log.take_wanted() == (2, 8) and not log.wanted_index
+    log.loaded([sized(2, 100), sized(3, 100)])
+    assert [entry.index for entry in log.slice(2, 1 << 30)] == [2, 3]
+    assert log.is_only_on_disk(1) and log.is_only_on_disk(4)
+    with pytest.raises(InvariantViolatedError, match="term 7"):
+        log.loaded([Entry(4, 7, EntryKind.COMMAND, b"")])
+
+
+def test_a_start_refuses_a_gap_before_what_is_only_on_the_disk() -> None:
+    with pytest.raises(InvariantViolatedError):
+        RaftLog(5, 1, (), OnDisk(((7, 1),), 8))
+    with pytest.raises(InvariantViolatedError):
+        RaftLog(5, 1, commands(8, "1"), OnDisk(((6, 1),), 8))
+    with pytest.raises(InvariantViolatedError):
+        RaftLog(5, 1, commands(9, "1"), OnDisk(((6, 2),), 8))

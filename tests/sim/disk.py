@@ -11,7 +11,7 @@ from __future__ import annotations
 from random import Random
 
 from kvorum.errors import StorageCorruptError
-from kvorum.raft.messages import HardState, Save
+from kvorum.raft.messages import HardState, Load, Save
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.memory import Compaction, MemoryStorage
 from kvorum.storage.records import LogState, Record, decode_record, encode_record, make_record
@@ -61,8 +61,8 @@ class Durable:
 class SimDisk(MemoryStorage):
     """A disk whose log is rows of bytes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, log_memory_bytes_max: int | None = None) -> None:
+        super().__init__(log_memory_bytes_max=log_memory_bytes_max)
         self._values: list[bytes] = []
         self._rows = Rows()
         self._last_crc = 0
@@ -130,7 +130,9 @@ class SimDisk(MemoryStorage):
         self._rows.add(record, len(value))
         self._seq, self._last_crc = record.seq, crc
 
-    def _apply(self, operation: Save | Compaction) -> None:
+    def _apply(self, operation: Save | Compaction | Load) -> None:
+        if isinstance(operation, Load):
+            return
         if isinstance(operation, Compaction):
             taken = self._rows.take(operation.first_index, len(self._values), 1 << 60)
             del self._values[: len(taken)]

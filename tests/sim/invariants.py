@@ -229,9 +229,10 @@ def a_disk_gives_back_what_it_took(node: SimNode, loaded: Loaded) -> None:
     """What was durable when a process ended is what the next one starts from (Figure 2, persistent state)."""
     durable = node.durable
     first = loaded.snapshot.last_index if loaded.snapshot else 0
-    last = loaded.entries[-1].index if loaded.entries else first
+    known = [*loaded.on_disk.terms, *((entry.index, entry.term) for entry in loaded.entries)]
+    last = loaded.entries[-1].index if loaded.entries else loaded.on_disk.last_index or first
     problem = loaded.hard_state != durable.hard_state or last != durable.last_index
-    problem = problem or any(durable.term(entry.index) != entry.term for entry in loaded.entries)
+    problem = problem or any(durable.term(index) != term for index, term in known)
     if problem:
         raise Broken(
             "a_disk_gives_back_what_it_took",

@@ -37,7 +37,7 @@ from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads
 from kvorum.raft import Change
-from kvorum.raft.messages import NodeId, Ready, Save
+from kvorum.raft.messages import Load, NodeId, Ready, Save
 from kvorum.service import requests
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.node_port import RecordView
@@ -242,7 +242,8 @@ class SimNode:
         self.world.counts["crashes"] += 1
         pending = self.disk.pending
         for operation in pending[:durable]:
-            self.on_durable(operation)
+            if not isinstance(operation, Load):
+                self.on_durable(operation)
         if not durable and self.draw.random() < 0.5 and self.disk.tear(self.draw.randrange(1 << 16)):
             self.world.counts["torn saves"] += 1
         self.disk.lose_unsynced_parts(self.draw)
@@ -322,6 +323,7 @@ class SimNode:
             save_timeout_ms=plan.election_timeout_ticks * tick_ms,
             snapshot_entries=plan.snapshot_every or 1 << 60,
             log_retain_entries=plan.retain,
+            log_memory_bytes=plan.log_memory_bytes,
             batch_bytes_max=plan.append_bytes_max,
             finalize_after="manual" if plan.finalize_after_s < 0 else f"{plan.finalize_after_s}s",
         )

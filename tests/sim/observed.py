@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kvorum.raft import Change, Raft, RaftConfig
+from kvorum.raft.log import OnDisk
 from kvorum.raft.messages import (
     AppendEntriesResponse,
     Entry,
@@ -46,6 +47,7 @@ class ObservedRaft(Raft):
         hard_state: HardState | None = None,
         snapshot: Snapshot | None = None,
         entries: Sequence[Entry] = (),
+        on_disk: OnDisk | None = None,
     ) -> None:
         plan = node.plan
         config = msgspec.structs.replace(
@@ -54,6 +56,8 @@ class ObservedRaft(Raft):
             inflight_messages_max=plan.inflight_messages_max,
             committed_bytes_max=plan.committed_bytes_max,
             promote_lag_max=plan.promote_lag_max,
+            save_bytes_max=plan.save_bytes_max,
+            load_bytes_max=plan.load_bytes_max,
         )
         super().__init__(
             config,
@@ -61,6 +65,7 @@ class ObservedRaft(Raft):
             hard_state=hard_state,
             snapshot=snapshot,
             entries=entries,
+            on_disk=on_disk,
         )
         self._node = node
         self._is_applying = False

@@ -87,6 +87,10 @@ class Plan(msgspec.Struct, frozen=True):
     inflight_messages_max: int = 64
     committed_bytes_max: int = 1 << 20
     promote_lag_max: int = 64
+    save_bytes_max: int = 8 << 20
+    load_bytes_max: int = 4 << 20
+    log_memory_bytes: int = 64 << 20
+    """Applied entries stay in memory up to so many bytes; an older one is read back from the disk."""
     tick_skew_per_mille: int = 0
     # The node.
     turn_us: int = 0
@@ -169,6 +173,13 @@ def draw_plan(seed: int) -> Plan:
         plan,
         finalize_after_s=upgrade.choice((-1, 0, 0, 1)),
         upgraded_at_us=upgrade.choice((0, upgrade.randrange(plan.duration_us))),
+    )
+    memory = Random(f"{seed}:memory")
+    plan = msgspec.structs.replace(
+        plan,
+        save_bytes_max=memory.choice((1, 200, 8 << 20, 8 << 20)),
+        load_bytes_max=memory.choice((1, 100, 300, 4 << 20)),
+        log_memory_bytes=memory.choice((0, 100, 500, 64 << 20)),
     )
     return msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sim.loop import ProcessKilled, SimLoop
 
 from kvorum.errors import SnapshotFailedError, StorageError
-from kvorum.raft.messages import Save, Snapshot
+from kvorum.raft.messages import Entry, Load, Save, Snapshot
 from kvorum.storage.interface import (
     Identity,
     Loaded,
@@ -71,6 +71,14 @@ class SimStorage:
         node.crash_at("save_lost")
         node.crash_at("save_durable_unanswered")
 
+    def load_entries(self, load: Load, done: Callable[[tuple[Entry, ...]], None]) -> None:
+        """Begin to read entries back."""
+        self._check()
+        self._node.port_called("load")
+        self._node.world.counts["loads"] += 1
+        self._node.disk.load_entries(load, _nothing_of)
+        self._schedule(load, lambda: done(self._node.disk.entries(load)))
+
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
         """Begin to forget entries."""
         self._check()
@@ -85,11 +93,11 @@ class SimStorage:
 
     # --- Time passes --------------------------------------------------------------------------------------------
 
-    def _schedule(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+    def _schedule(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
         node = self._node
         node.world.clock.after(node.timely(node.disk_us()), self._end, operation, done)
 
-    def _end(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+    def _end(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
         """Make it durable, if the disk does."""
         node, clock = self._node, self._node.world.clock
         if self._loop.is_dead or not node.disk.pending:
@@ -102,22 +110,25 @@ class SimStorage:
             return
         else:
             node.disk.complete()
-            node.on_durable(operation)
+            if not isinstance(operation, Load):
+                node.on_durable(operation)
             late_us = node.answer_us()
             if late_us:
                 clock.after(late_us, self._loop.enter, self._answer, operation, done)
             else:
                 self._loop.enter(self._answer, operation, done)
 
-    def _answer(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+    def _answer(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
         if isinstance(operation, Save):
             self._node.crash_at("after_save_before_send")
             self._node.saving_since = None
         done()
 
-    def _is_refused(self, operation: Save | Compaction) -> bool:
+    def _is_refused(self, operation: Save | Compaction | Load) -> bool:
         """Return whether the disk refuses this: once, or as long as it is full. The process must end (B31, B32)."""
         node = self._node
+        if isinstance(operation, Load):
+            return False
         if node.full_until > node.world.clock.now:
             node.world.counts["writes without room"] += 1
             self._fail("the disk is full")
@@ -293,3 +304,7 @@ class _Receiver:
 
 def _nothing() -> None:
     """The disk answers nobody: :class:`SimStorage` does, later."""
+
+
+def _nothing_of(_: tuple[Entry, ...]) -> None:
+    """As above, of a load."""

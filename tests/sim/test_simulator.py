@@ -54,7 +54,7 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         "membership Remove", "snapshots damaged", "leaders asked to remove themselves", "write unknown", "elections",
         "torn saves", "writes without room", "snapshots without room", "fetches resumed", "fetches cut", "port errors",
         "late tasks", "late answers of saves", "feature levels raised",
-        "stale reads of a known age",
+        "stale reads of a known age", "loads",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000

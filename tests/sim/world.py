@@ -66,7 +66,7 @@ class World:
 
     def _bootstrap(self) -> None:
         ids = [f"n{number}@1" for number in range(1, self.plan.voters + 1)]
-        machines = [SimNode(self, node, SimDisk()) for node in ids]
+        machines = [SimNode(self, node, SimDisk(self.plan.log_memory_bytes)) for node in ids]
         entry = bootstrap_entry(
             Configuration(
                 tuple(Member(node.id, True, peer_url=node.url, client_url=node.client_url) for node in machines)
@@ -85,7 +85,7 @@ class World:
 
     def add_node(self, node: NodeId) -> SimNode:
         """Start a node with an empty disk."""
-        self.nodes[node] = machine = SimNode(self, node, SimDisk())
+        self.nodes[node] = machine = SimNode(self, node, SimDisk(self.plan.log_memory_bytes))
         machine.disk.write_identity(identity_of(node, ""))
         machine.start()
         return machine

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from kvorum.errors import StorageError
-from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Member, Save, Snapshot
+from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Load, Member, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotFile
 from kvorum.storage.log import SqliteStorage
 from kvorum.telemetry.counters import Counters
@@ -44,11 +44,18 @@ def send(sender: SnapshotFile, receiver: SnapshotFile, wanted: Snapshot) -> None
 class Disk:
     """A storage and the loop that it answers on, for tests that are written as straight lines."""
 
-    def __init__(self, folder: Path, *, name: str = "", deadline_ms: int = DEADLINE_MS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "",
+        deadline_ms: int = DEADLINE_MS,
+        log_memory_bytes_max: int | None = None,
+    ) -> None:
         self.failures: list[StorageError] = []
         self.failed = asyncio.Event()
         self.counters = Counters()
-        self.storage = SqliteStorage(folder, self._on_failure, deadline_ms, self.counters, name)
+        self.storage = SqliteStorage(folder, self._on_failure, deadline_ms, self.counters, name, log_memory_bytes_max)
         self.loaded = Loaded()
         self._number = 0
 
@@ -73,6 +80,20 @@ class Disk:
 
     async def compact(self, first_index: int) -> None:
         await self.wait(lambda done: self.storage.compact(first_index, done))
+
+    async def read(self, first_index: int, last_index: int, bytes_max: int = 1 << 30) -> tuple[Entry, ...]:
+        """Read entries back. Raises what the storage reports."""
+        found: list[tuple[Entry, ...]] = []
+
+        def begin(done: Callable[[], None]) -> None:
+            def take(entries: tuple[Entry, ...]) -> None:
+                found.append(entries)
+                done()
+
+            self.storage.load_entries(Load(first_index, last_index, bytes_max), take)
+
+        await self.wait(begin)
+        return found[0]
 
     async def wait(self, begin: Callable[[Callable[[], None]], None]) -> None:
         done = asyncio.Event()

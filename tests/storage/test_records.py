@@ -8,7 +8,8 @@ import pytest
 from storage.support import IDENTITY, entries, snapshot
 
 from kvorum.errors import StorageCorruptError
-from kvorum.raft.messages import Entry, HardState, Save, Snapshot
+from kvorum.raft.log import OnDisk, entry_bytes
+from kvorum.raft.messages import Entry, EntryKind, HardState, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
     LogState,
@@ -21,9 +22,9 @@ from kvorum.storage.records import (
 )
 
 
-def log_of(*saves: Save, first_seq: int = 1) -> LogState:
+def log_of(*saves: Save, first_seq: int = 1, bytes_max: int | None = None) -> LogState:
     """Fold the saves as records that begin at ``first_seq``: those before it were compacted."""
-    state, last_index = LogState(), 0
+    state, last_index = LogState(bytes_max), 0
     for seq, save in enumerate(saves, 1):
         record = make_record(seq, 0, last_index, save)
         last_index = record.last_index
@@ -73,9 +74,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("bytes_max", [None, 0, 100], ids=["whole", "nothing in memory", "little in memory"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_log_goes_on_from_what_it_adopted_or_from_what_was_taken_of_it(case: str) -> None:
-    state = CASES[case].state
+def test_a_log_goes_on_from_what_it_adopted_or_from_what_was_taken_of_it(case: str, bytes_max: int | None) -> None:
+    state = CASES[case].state.bounded(bytes_max)
     assert [found for found in CASES[case].fits if not state.holds(found)] == []
     assert [found for found in CASES[case].refused if state.holds(found)] == []
 
@@ -84,6 +86,25 @@ def test_the_newest_snapshot_that_fits_is_used() -> None:
     state = log_of(save(1, *entries(1, 9)))
     loaded = recover(IDENTITY, state, iter((snapshot(12), snapshot(7, 5), snapshot(6), snapshot(2))))
     assert loaded == Loaded(IDENTITY, HardState(1, "n1@00"), snapshot(6), entries(7, 9))
+
+
+def test_a_start_holds_the_end_of_the_log_and_knows_the_terms_and_configurations_before_it() -> None:
+    first = Entry(1, 1, EntryKind.CONFIGURATION, b"members")
+    later = [Entry(index, 2, EntryKind.COMMAND, b"x" * 100) for index in range(5, 9)]
+    state = log_of(save(1, first, *entries(2, 4)), save(2, *later), bytes_max=2 * entry_bytes(later[0]))
+    loaded = recover(IDENTITY, state, iter(()))
+    assert loaded.entries == tuple(later[2:])
+    assert loaded.on_disk == OnDisk(((1, 1), (5, 2)), 6, (first,))
+
+    state = log_of(save(1, first, *entries(2, 4)), save(2, *later), bytes_max=2 * entry_bytes(later[0]))
+    loaded = recover(IDENTITY, state, iter((snapshot(3),)))
+    assert loaded.on_disk == OnDisk(((4, 1), (5, 2)), 6)
+
+
+def test_a_later_leaders_entries_replace_some_that_are_not_in_memory() -> None:
+    state = log_of(save(1, *entries(1, 8)), save(3, *entries(4, 5, 3)), bytes_max=0)
+    assert [state.term(index) for index in range(7)] == [None, 1, 1, 1, 3, 3, None]
+    assert state.after(0) == ((), OnDisk(((1, 1), (4, 3)), 5))
 
 
 def test_entries_that_no_snapshot_covers_are_not_made_up() -> None:

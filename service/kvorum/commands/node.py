@@ -60,6 +60,7 @@ def _open_storage(config: Config, supervisor: Supervisor, counters: Counters) ->
         save_deadline_ms=max(20 * config.save_timeout_ms, SAVE_DEADLINE_MIN_MS),
         counters=counters,
         name=config.name,
+        log_memory_bytes_max=config.log_memory_bytes,
     )
 
 

@@ -72,6 +72,7 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
         hard_state=loaded.hard_state,
         snapshot=loaded.snapshot,
         entries=loaded.entries,
+        on_disk=loaded.on_disk,
     )
     member = raft.configuration.get(node)
     if member is None:

@@ -166,6 +166,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Log entries kept after a snapshot, so that a slow follower can catch up without one.",
         ),
     ] = 10_000
+    log_memory_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=16 * 1024 * MIB,
+            description="Applied log entries kept in memory. Older ones are read from disk if a peer needs them.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 64 * MIB
     batch_bytes_max: Annotated[
         int,
         Meta(

@@ -82,6 +82,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         hard_state=loaded.hard_state,
         snapshot=loaded.snapshot,
         entries=loaded.entries,
+        on_disk=loaded.on_disk,
     )
     own = ClusterIdentity(identity, storage, threads, supervisor)
     state = State(store)
@@ -159,4 +160,5 @@ def raft_config(config: Config, node: str) -> RaftConfig:
         save_timeout_ticks=-(-config.save_timeout_ms // config.tick_ms),
         append_bytes_max=config.batch_bytes_max,
         committed_bytes_max=config.batch_bytes_max,
+        log_memory_bytes_max=config.log_memory_bytes,
     )

@@ -232,6 +232,8 @@ class Driver:
                 self._tracer.saving(ready.save.entries)
             done = partial(self._guard, self._saved, ready.save.number, ready.messages_after_save)
             self._storage.save(ready.save, done)
+        if ready.load is not None:
+            self._storage.load_entries(ready.load, partial(self._guard, self._loaded))
         if ready.fetch is not None:
             self._fetcher.begin(ready.fetch)
         if ready.restore is not None:
@@ -250,6 +252,10 @@ class Driver:
         if messages:
             self._peers.send(messages)
         self._raft.saved(number)
+        self._take_turn()
+
+    def _loaded(self, entries: tuple[Entry, ...]) -> None:
+        self._raft.loaded(entries)
         self._take_turn()
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:

@@ -91,8 +91,10 @@ class FeatureLevels:
         """
         level, raft = self.level, self._raft
         if level < HIGHEST_LEVEL:
-            first_index = max(self._state.store.applied_index + 1, raft.log.first_index)
-            for entry in raft.log.slice(first_index, sys.maxsize):
+            first_index = self._state.store.applied_index + 1
+            if first_index <= raft.log.memory_base_index:
+                return HIGHEST_LEVEL  # Just after a start: entries that are only on the disk may raise it.
+            for entry in raft.log.slice(max(first_index, raft.log.first_index), sys.maxsize):
                 level = max(level, _level_raised_by(entry))
         return level
 

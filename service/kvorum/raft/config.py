@@ -32,6 +32,12 @@ class RaftConfig(msgspec.Struct, frozen=True):
     """Upper bound for the committed entries of one Ready, so that applying never blocks the loop for long."""
     uncommitted_bytes_max: int = 64 << 20
     """Proposals are refused while the entries that wait for a quorum exceed this."""
+    save_bytes_max: int = 8 << 20
+    """Upper bound for the entries of one save (or one entry)."""
+    log_memory_bytes_max: int = 64 << 20
+    """Entries that are applied stay in memory up to so many bytes; older ones are read back from the disk if needed."""
+    load_bytes_max: int = 4 << 20
+    """Upper bound for the entries that one load reads back (or one entry)."""
     promote_lag_max: int = 64
     """A learner has caught up when it is at most this many entries behind."""
 

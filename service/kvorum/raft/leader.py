@@ -240,7 +240,7 @@ class Leader:
             case ReplicationState.PROBE:
                 if not progress.probe_sent:
                     progress.probe_sent = True
-                    self._send_entries(node, progress)
+                    self._send_entries(node, progress, empty=self._log.is_only_on_disk(progress.next_index))
             case ReplicationState.SNAPSHOT:
                 # The offer was lost, or the fetch failed. A follower that still fetches ignores this one. Its answers
                 # to heartbeats mark it as pending.
@@ -252,7 +252,17 @@ class Leader:
                     and progress.next_index <= self._log.last_index
                     and not self._is_window_full(progress)
                 ):
+                    next_index = progress.next_index
+                    if next_index <= self._log.memory_base_index and self._log.is_only_on_disk(next_index):
+                        self._log.wanted_index = next_index
+                        break
                     self._send_entries(node, progress)
+
+    def log_loaded(self) -> None:
+        """Go on with the followers whose next entries were only on the disk."""
+        for progress in self.progress.values():
+            if progress.next_index <= self._log.memory_base_index:
+                self._mark(progress)
 
     def _is_window_full(self, progress: Progress) -> bool:
         return progress.is_window_full(self._config.inflight_messages_max, self._config.inflight_bytes_max)

@@ -239,6 +239,17 @@ class Fetch(msgspec.Struct, frozen=True):
     snapshot: Snapshot
 
 
+class Load(msgspec.Struct, frozen=True):
+    """Read entries of the log back from the disk, then call :meth:`Raft.loaded`. There is one load at a time.
+
+    ``first_index`` and as many after it, up to ``last_index``, as fit into ``bytes_max``; at least one.
+    """
+
+    first_index: int
+    last_index: int
+    bytes_max: int
+
+
 class Read(msgspec.Struct, frozen=True):
     """A read barrier was passed: whatever is read now, after ``committed`` was applied, is linearizable."""
 
@@ -266,3 +277,5 @@ class Ready(msgspec.Struct, frozen=True):
     """Contexts whose barrier failed because the leader changed; ask again."""
     fetch: Fetch | None = None
     """Begin this fetch. The one before it has ended."""
+    load: Load | None = None
+    """Begin this load, after ``save`` if both are here. The one before it has ended."""

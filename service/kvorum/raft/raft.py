@@ -16,6 +16,7 @@ from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import is_vote_granted
 from kvorum.raft.follower import Follower, answer_old_leader
 from kvorum.raft.leader import Leader
+from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
     Configuration,
@@ -46,7 +47,8 @@ class Raft:
         random: draws the election timeouts; nothing else is random.
         hard_state: as it was last saved.
         snapshot: the newest durable snapshot, or None.
-        entries: the durable entries that follow it.
+        entries: the durable entries that follow it, but for those in ``on_disk``.
+        on_disk: what is known of those between the snapshot and ``entries``.
 
     Raises:
         InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
@@ -61,9 +63,10 @@ class Raft:
         hard_state: HardState | None = None,
         snapshot: Snapshot | None = None,
         entries: Sequence[Entry] = (),
+        on_disk: OnDisk | None = None,
     ) -> None:
         self.config = config
-        self._state = State(config, random, hard_state or HardState(), snapshot, entries)
+        self._state = State(config, random, hard_state or HardState(), snapshot, entries, on_disk or OnDisk())
         self._role: Follower | Candidate | Leader = Follower(self._state)
         self.id = config.id
         self.log = self._state.log
@@ -249,7 +252,9 @@ class Raft:
         return Snapshot(index, term, self.configurations.at(index))
 
     def compact(self, snapshot: Snapshot, retain: int) -> int:
-        """Forget the log before a snapshot of our own that is durable, but for ``retain`` entries (section 7).
+        """Forget the log before a snapshot of our own that is durable (section 7).
+
+        The last ``retain`` entries of it stay, as far as they are in memory.
 
         Returns:
             Where the durable log may be cut too: the first index that the log still holds, but nothing that only a
@@ -257,7 +262,9 @@ class Raft:
         """
         if self.snapshot is None or snapshot.last_index > self.snapshot.last_index:
             self._state.snapshot = snapshot
-            self.log.compact(snapshot.last_index - retain)
+            # What is not in memory any more is not kept for others.
+            in_memory = min(self.log.memory_base_index, snapshot.last_index)
+            self.log.compact(max(snapshot.last_index - retain, in_memory))
             self.configurations.compact(self.log.base_index)
         return min(self.log.first_index, snapshot.last_index + 1)
 
@@ -337,6 +344,16 @@ class Raft:
             InvariantViolatedError: no such fetch is under way.
         """
         self._state.end_fetch(snapshot)
+
+    def loaded(self, entries: Sequence[Entry]) -> None:
+        """The entries that a Ready asked to load are here; fewer if the log on the disk was cut meanwhile.
+
+        Raises:
+            InvariantViolatedError: no load is under way, or the entries are not those of this log.
+        """
+        self._state.loaded(entries)
+        if isinstance(self._role, Leader):
+            self._role.log_loaded()
 
     def ready(self) -> Ready | None:
         """Hand over everything there is to do now, exactly once; None when there is nothing."""

@@ -13,9 +13,9 @@ from random import Random
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import ElectionTimer
-from kvorum.raft.log import RaftLog
+from kvorum.raft.log import OnDisk, RaftLog
 from kvorum.raft.membership import Configurations
-from kvorum.raft.messages import Configuration, Entry, Fetch, HardState, Message, NodeId, Ready, Save, Snapshot
+from kvorum.raft.messages import Configuration, Entry, Fetch, HardState, Load, Message, NodeId, Ready, Save, Snapshot
 from kvorum.raft.reads import OwnReads
 
 
@@ -27,7 +27,8 @@ class State:
         random: draws the election timeouts.
         hard_state: the term and vote on disk.
         snapshot: the newest durable snapshot, or None.
-        entries: the durable entries that follow it.
+        entries: the durable entries that follow it, but for those in ``on_disk``.
+        on_disk: what is known of those between the snapshot and ``entries``.
 
     Raises:
         InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
@@ -41,6 +42,7 @@ class State:
         hard_state: HardState,
         snapshot: Snapshot | None,
         entries: Sequence[Entry],
+        on_disk: OnDisk,
     ) -> None:
         self.config = config
         self.id = config.id
@@ -51,12 +53,13 @@ class State:
         self.snapshot = snapshot
         """The newest that the log goes on from."""
         base = snapshot or Snapshot(0, 0, Configuration())
-        self.log = RaftLog(base.last_index, base.last_term, entries)
+        self.log = RaftLog(base.last_index, base.last_term, entries, on_disk, config.log_memory_bytes_max)
         if self.log.last_term > self.current_term:
             raise InvariantViolatedError(
                 f"the log is in term {self.log.last_term}, yet the term is {self.current_term}"
             )
         self.configurations = Configurations(base.last_index, base.configuration)
+        self.configurations.note(on_disk.configurations)
         self.configurations.note(entries)
         self.reads = OwnReads(config.heartbeat_timeout_ticks)
         self.timer = ElectionTimer(config, random)
@@ -73,6 +76,7 @@ class State:
         self._snapshot_to_restore: Snapshot | None = None
         self._fetching: Fetch | None = None
         self._fetch_to_begin: Fetch | None = None
+        self._load: Load | None = None  # under way
 
     # --- Term, vote, leader ---------------------------------------------------------------------------------------
 
@@ -141,7 +145,8 @@ class State:
         self._save_number += 1
         self._save_ticks = 0
         hard_state = HardState(self.current_term, self.voted_for)
-        self._save = Save(self._save_number, hard_state, self.log.take_unsaved(), self._snapshot_to_save)
+        entries = self.log.take_unsaved(self.config.save_bytes_max)
+        self._save = Save(self._save_number, hard_state, entries, self._snapshot_to_save)
         self._snapshot_to_save = None
         return self._save
 
@@ -191,6 +196,26 @@ class State:
         self.snapshot = self._snapshot_to_save = snapshot
         self._snapshot_to_restore = None
 
+    # --- Entries that are only on the disk -------------------------------------------------------------------------
+
+    def loaded(self, entries: Sequence[Entry]) -> None:
+        """Take what the load under way has read.
+
+        Raises:
+            InvariantViolatedError: there is none, or the entries are not those of this log.
+        """
+        if self._load is None:
+            raise InvariantViolatedError("no load is under way")
+        self._load = None
+        self.log.loaded(entries)
+
+    def _begin_load(self) -> Load | None:
+        wanted = self.log.take_wanted() if self._load is None else None
+        if wanted is not None:
+            self._load = Load(*wanted, self.config.load_bytes_max)
+            return self._load
+        return None
+
     # --- What there is to do --------------------------------------------------------------------------------------
 
     def ready(self) -> Ready | None:
@@ -200,7 +225,9 @@ class State:
         messages, self._messages = tuple(self._messages), []
         after_save: tuple[Message, ...] = ()
         if save is not None:
-            after_save, self._messages_after_save = tuple(self._messages_after_save), []
+            # What does not fit into this save is in a later one, and what waits for that cannot leave with this one.
+            if not save.entries or save.entries[-1].index == log.last_index:
+                after_save, self._messages_after_save = tuple(self._messages_after_save), []
         elif self._messages_after_save and self._save is None:
             # Everything is durable by now: these need not wait for another save.
             messages, self._messages_after_save = (*messages, *self._messages_after_save), []
@@ -210,6 +237,7 @@ class State:
         committed = log.take_applicable(self.config.committed_bytes_max) if log.applied_index < log.commit_index else ()
         reads, refused = self.reads.take(log.applied_index)
         fetch, self._fetch_to_begin = self._fetch_to_begin, None
-        if not (save or messages or restore or committed or reads or refused or fetch):
+        load = self._begin_load() if log.wanted_index else None
+        if not (save or messages or restore or committed or reads or refused or fetch or load):
             return None
-        return Ready(save, messages, after_save, restore, committed, reads, refused, fetch)
+        return Ready(save, messages, after_save, restore, committed, reads, refused, fetch, load)

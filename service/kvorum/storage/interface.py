@@ -8,7 +8,8 @@ from typing import Protocol
 import msgspec
 
 from kvorum.identity import Identity
-from kvorum.raft.messages import Entry, HardState, Save, Snapshot
+from kvorum.raft.log import OnDisk
+from kvorum.raft.messages import Entry, HardState, Load, Save, Snapshot
 
 __all__ = [
     "Identity",
@@ -32,12 +33,17 @@ class SnapshotInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """All that was durable when the process started. ``entries`` are contiguous and follow ``snapshot.last_index``."""
+    """What was durable when the process started.
+
+    Behind ``snapshot.last_index`` the log holds what ``on_disk`` tells of (:meth:`Storage.load_entries` reads it), and
+    then ``entries``, which are contiguous.
+    """
 
     identity: Identity | None = None
     hard_state: HardState = HardState()
     snapshot: Snapshot | None = None
     entries: tuple[Entry, ...] = ()
+    on_disk: OnDisk = OnDisk()
 
 
 class SnapshotWriter(Protocol):
@@ -184,6 +190,13 @@ class Storage(Protocol):
 
     def save(self, save: Save, done: Callable[[], None]) -> None:
         """Make ``save`` durable in one atomic write, then call ``done`` on the event loop. At most one in flight."""
+
+    def load_entries(self, load: Load, done: Callable[[tuple[Entry, ...]], None]) -> None:
+        """Read entries of the log back, then call ``done`` on the event loop. At most one load at a time.
+
+        Saves and loads are carried out in the order in which they are asked for. ``done`` gets the entries from
+        ``load.first_index`` on: at least one of those that are on the disk; none if a compaction has taken them.
+        """
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
         """Forget log entries before ``first_index``, which a durable snapshot covers, then call ``done``.

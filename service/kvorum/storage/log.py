@@ -21,8 +21,9 @@ pages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,20 @@ from kvorum.errors import (
     StorageError,
     StorageForeignError,
 )
-from kvorum.raft.messages import Save
+from kvorum.raft.log import entry_bytes
+from kvorum.raft.messages import Entry, Load, Save
 from kvorum.storage.datadir import DATABASE, MARK, SNAPSHOTS, Lock
 from kvorum.storage.files import create_folder, explained, sync_folder
 from kvorum.storage.high_water_mark import HighWaterMark, check_high_water_mark
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
     REJOIN,
+    LogState,
     Record,
     check_compaction,
     check_identity,
     check_save,
+    decode_record,
     encode_identity,
     encode_record,
     make_record,
@@ -56,6 +60,7 @@ from kvorum.telemetry.counters import Counters
 
 INSERT = f"INSERT INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
 INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
+SELECT = f"SELECT value FROM {TABLE} WHERE key BETWEEN ? AND ? ORDER BY key"  # noqa: S608
 DELETE_BEFORE = f"DELETE FROM {TABLE} WHERE key < ?"  # noqa: S608
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
@@ -92,6 +97,7 @@ class SqliteStorage:
         save_deadline_ms: how long a save may take.
         counters: where saves are counted.
         name: the node that the folder must belong to if it belongs to any; empty: any.
+        log_memory_bytes_max: how much of the log's end :meth:`load` returns; None: all of it.
     """
 
     def __init__(
@@ -101,7 +107,9 @@ class SqliteStorage:
         save_deadline_ms: int,
         counters: Counters,
         name: str = "",
+        log_memory_bytes_max: int | None = None,
     ) -> None:
+        self._log_memory_bytes_max = log_memory_bytes_max
         self._folder = Path(data_dir)
         self._failed = failed
         self._save_deadline_s = save_deadline_ms / 1000
@@ -144,7 +152,7 @@ class SqliteStorage:
                 create_folder(self._folder)
                 self._lock = Lock(self._folder)
                 self._snapshots.open()
-                log = read_log(self._folder / DATABASE)
+                log = read_log(self._folder / DATABASE, self._log_memory_bytes_max)
                 self._check(log)
                 damaged: list[int] = []
                 loaded = recover(log.identity, log.state, self._snapshots.verified(damaged), damaged)
@@ -188,7 +196,7 @@ class SqliteStorage:
         self._last_index = log.state.last_index
         self._log = log
         log.crcs.clear()
-        log.state.entries.clear()
+        log.state = LogState()
 
     def write_identity(self, identity: Identity, *, replace: bool = False) -> None:
         """Make the identity durable; with ``replace`` whoever the folder belonged to (``kvorum recover``)."""
@@ -277,6 +285,40 @@ class SqliteStorage:
             self._watchdog = loop.call_later(remaining_s, self._check_deadline)
             return
         self._fail(f"the disk did not make record {self._in_flight.record.seq} durable in {self._save_deadline_s:g} s")
+
+    # --- Reading back -------------------------------------------------------------------------------------------------
+
+    def load_entries(self, load: Load, done: Callable[[tuple[Entry, ...]], None]) -> None:
+        """Queue a read, and return; the table's thread decodes the rows, and ``done`` is called on the event loop."""
+        if self._dead or self._closed:
+            return
+        loop = self._running_loop()
+        rows = self._log.rows.holding(load.first_index, load.last_index, load.bytes_max)
+        if not rows:
+            loop.call_soon(done, ())
+            return
+        last_entries = {row.seq: row.last_entry for row in rows}
+
+        def answered(found: list[tuple[Any, ...]], error: BaseException | None) -> None:
+            entries: tuple[Entry, ...] = ()
+            if error is None:
+                try:
+                    entries = _entries(load, (value for (value,) in found), last_entries)
+                except StorageError as damage:
+                    error = damage
+            self._wake(partial(self._entries_read, entries, done), error)
+
+        self._begin(SELECT, (key_of(rows[0].seq), key_of(rows[-1].seq)), answered)
+
+    def _entries_read(
+        self, entries: tuple[Entry, ...], done: Callable[[tuple[Entry, ...]], None], error: BaseException | None
+    ) -> None:
+        if self._dead or self._closed:
+            return
+        if error is not None:
+            self._fail(f"the log could not be read back: {error}")
+            return
+        done(entries)
 
     # --- Keeping it small ---------------------------------------------------------------------------------------------
 
@@ -374,3 +416,30 @@ class SqliteStorage:
             self._watchdog.cancel()
             self._watchdog = None
         self._failed(StorageError(f"{self._folder}: {reason}"))
+
+
+def _entries(load: Load, values: Iterable[bytes], last_entries: Mapping[int, int]) -> tuple[Entry, ...]:
+    """Return the entries that a load asks for.
+
+    Args:
+        load: what is asked for.
+        values: of rows, oldest first.
+        last_entries: for each record among them (by ``seq``), the last entry of it that a later one did not replace.
+
+    Raises:
+        StorageCorruptError: a row is damaged, or an entry is missing.
+    """
+    entries: list[Entry] = []
+    size_bytes = 0
+    for value in values:
+        record, _ = decode_record(value)
+        for entry in record.entries:
+            if entry.index < load.first_index or entry.index > min(last_entries.get(record.seq, 0), load.last_index):
+                continue
+            if entry.index != load.first_index + len(entries):
+                raise StorageCorruptError(f"entry {entry.index} stands where {load.first_index + len(entries)} belongs")
+            size_bytes += entry_bytes(entry)
+            if entries and size_bytes > load.bytes_max:
+                return tuple(entries)
+            entries.append(entry)
+    return tuple(entries)

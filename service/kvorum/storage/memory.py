@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 import msgspec
 
 from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
-from kvorum.raft.messages import Save, Snapshot
+from kvorum.raft.log import entry_bytes
+from kvorum.raft.messages import Entry, Load, Save, Snapshot
 from kvorum.storage import retention
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 from kvorum.storage.records import LogState, check_compaction, check_identity, make_record, recover
@@ -40,20 +41,28 @@ class MemoryStorage:
     Args:
         failed: called by :meth:`fail`, as a real disk would when a write fails.
         automatic: every save is durable and answered before :meth:`save` returns; for tests that do not look at disks.
+        log_memory_bytes_max: how much of the log :meth:`load` returns; None: all of it.
     """
 
-    def __init__(self, failed: Callable[[StorageError], None] | None = None, *, automatic: bool = False) -> None:
+    def __init__(
+        self,
+        failed: Callable[[StorageError], None] | None = None,
+        *,
+        automatic: bool = False,
+        log_memory_bytes_max: int | None = None,
+    ) -> None:
         self.snapshots = MemorySnapshots()
         self._failed = failed
         self._automatic = automatic
+        self._log_memory_bytes_max = log_memory_bytes_max
         self._identity: Identity | None = None
         self._state = LogState()
         self._seq = 0
-        self._pending: deque[tuple[Save | Compaction, Callable[[], None]]] = deque()
+        self._pending: deque[tuple[Save | Compaction | Load, Callable[[], None]]] = deque()
         self._dead = False
 
     @property
-    def pending(self) -> tuple[Save | Compaction, ...]:
+    def pending(self) -> tuple[Save | Compaction | Load, ...]:
         """What is not durable yet, oldest first."""
         return tuple(operation for operation, _ in self._pending)
 
@@ -62,7 +71,8 @@ class MemoryStorage:
         self._pending.clear()
         self._dead = False
         damaged: list[int] = []
-        loaded = recover(self._identity, self._state, self.snapshots.verified(damaged), damaged)
+        state = self._state.bounded(self._log_memory_bytes_max)
+        loaded = recover(self._identity, state, self.snapshots.verified(damaged), damaged)
         self.snapshots.start_from(loaded.snapshot)
         return loaded
 
@@ -79,6 +89,22 @@ class MemoryStorage:
         if save.snapshot is not None:
             self.snapshots.begin_adoption(save.snapshot.last_index)
         self._begin(save, done)
+
+    def load_entries(self, load: Load, done: Callable[[tuple[Entry, ...]], None]) -> None:
+        """Put a load among what is pending."""
+        self._begin(load, lambda: done(self.entries(load)))
+
+    def entries(self, load: Load) -> tuple[Entry, ...]:
+        """Return what this load reads."""
+        entries: list[Entry] = []
+        size_bytes = 0
+        for entry in self._state.entries:
+            if load.first_index <= entry.index <= load.last_index:
+                size_bytes += entry_bytes(entry)
+                if entries and size_bytes > load.bytes_max:
+                    break
+                entries.append(entry)
+        return tuple(entries)
 
     def compact(self, first_index: int, done: Callable[[], None]) -> None:
         """Put a compaction among what is pending."""
@@ -112,14 +138,16 @@ class MemoryStorage:
         if self._failed is not None:
             self._failed(error)
 
-    def _begin(self, operation: Save | Compaction, done: Callable[[], None]) -> None:
+    def _begin(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
         if self._dead:
             return
         self._pending.append((operation, done))
         if self._automatic:
             self.complete()
 
-    def _apply(self, operation: Save | Compaction) -> None:
+    def _apply(self, operation: Save | Compaction | Load) -> None:
+        if isinstance(operation, Load):
+            return
         if isinstance(operation, Compaction):
             self._state.forget_before(operation.first_index)
             return

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from kvorum.errors import InvariantViolatedError, StorageCorruptError, StorageForeignError
-from kvorum.raft.messages import Entry, HardState, NodeId, Save, Snapshot
+from kvorum.raft.log import OnDisk, entry_bytes
+from kvorum.raft.messages import Entry, EntryKind, HardState, NodeId, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 
 FORMAT = 1
@@ -131,16 +132,36 @@ class LogState:
     """The log that a sequence of records makes.
 
     ``entries`` are contiguous and end at ``last_index``. Records that compaction has removed leave no trace but this:
-    ``entries`` may begin anywhere, or be empty while ``last_index`` is not 0. Only a snapshot can fill that gap.
+    the log may begin anywhere, or be empty while ``last_index`` is not 0. Only a snapshot can fill that gap.
+
+    Args:
+        bytes_max: of the oldest entries beyond this, only what ``on_disk`` says is kept; None: all are kept.
     """
 
-    __slots__ = ("_is_cut", "base", "begins", "entries", "hard_state", "last_index")
+    __slots__ = (
+        "_bytes",
+        "_bytes_max",
+        "_configurations",
+        "_is_cut",
+        "_on_disk_index",
+        "_terms",
+        "base",
+        "begins",
+        "entries",
+        "hard_state",
+        "last_index",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int | None = None) -> None:
         self.hard_state = HardState()
         self.base: Base | None = None
         self.entries: list[Entry] = []
         self.last_index = 0
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._terms: list[tuple[int, int]] = []
+        self._on_disk_index = 0
+        self._configurations: list[Entry] = []
         self.begins = True
         """No record has been applied yet."""
         self._is_cut = False
@@ -169,18 +190,20 @@ class LogState:
 
     def _adopt(self, base: Base) -> None:
         self.base = base
+        self._keep_from(base.last_index + 1)
         self.entries.clear()
+        self._bytes = 0
         self.last_index = base.last_index
         self._is_cut = False
 
     def _append(self, record: Record) -> None:
-        first_index, entries = record.first_index, self.entries
+        first_index, begins = record.first_index, self.first_index
         if self._is_cut:
             # A crash between two slices of a compaction may leave a record whose entries, and some before them that are
             # gone already, a later one replaces.
             fits = self.begins or 1 <= first_index <= self.last_index + 1
-        elif entries:
-            fits = entries[0].index <= first_index <= self.last_index + 1
+        elif begins is not None:
+            fits = begins <= first_index <= self.last_index + 1
         else:
             begins = self.base.last_index + 1 if self.base is not None else 1
             fits = begins <= first_index <= self.last_index + 1
@@ -188,15 +211,92 @@ class LogState:
             raise StorageCorruptError(
                 f"record {record.seq} begins at entry {first_index}; the log ends at {self.last_index}"
             )
+        self._truncate(first_index)
+        self.entries.extend(record.entries)
+        self.last_index = self.entries[-1].index
+        self._bytes += sum(map(entry_bytes, record.entries))
+        if self._bytes_max is not None and self._bytes > self._bytes_max:
+            self._release(self._bytes_max)
+
+    def _truncate(self, first_index: int) -> None:
+        """Drop the entries from ``first_index`` on."""
+        entries = self.entries
         if entries:
-            del entries[max(0, first_index - entries[0].index) :]
-        entries.extend(record.entries)
-        self.last_index = entries[-1].index
+            position = max(0, first_index - entries[0].index)
+            self._bytes -= sum(map(entry_bytes, entries[position:]))
+            del entries[position:]
+        if first_index <= self._on_disk_index:
+            self._on_disk_index = first_index - 1
+            self._terms = [run for run in self._terms if run[0] < first_index]
+            self._configurations = [entry for entry in self._configurations if entry.index < first_index]
+
+    def _release(self, bytes_max: int) -> None:
+        """Keep only the terms and the configurations of the oldest entries, until the others fit."""
+        position = 0
+        for entry in self.entries:
+            if self._bytes <= bytes_max:
+                break
+            self._bytes -= entry_bytes(entry)
+            if not self._terms or self._terms[-1][1] != entry.term:
+                self._terms.append((entry.index, entry.term))
+            if entry.kind is EntryKind.CONFIGURATION:
+                self._configurations.append(entry)
+            self._on_disk_index = entry.index
+            position += 1
+        del self.entries[:position]
+
+    def _keep_from(self, first_index: int) -> None:
+        """Forget what ``on_disk`` says of entries before ``first_index``."""
+        self._configurations = [entry for entry in self._configurations if entry.index >= first_index]
+        if first_index > self._on_disk_index:
+            self._terms = []
+            return
+        before = [run for run in self._terms if run[0] <= first_index]
+        after = [run for run in self._terms if run[0] > first_index]
+        self._terms = [(first_index, before[-1][1]), *after] if before else after
+
+    @property
+    def first_index(self) -> int | None:
+        """The first entry of the log; None: it holds none."""
+        if self._terms:
+            return self._terms[0][0]
+        return self.entries[0].index if self.entries else None
+
+    def term(self, index: int) -> int | None:
+        """Return the term of an entry, or None if the log does not hold it."""
+        if self._terms and self._terms[0][0] <= index <= self._on_disk_index:
+            return next(term for first, term in reversed(self._terms) if first <= index)
+        position = index - self.entries[0].index if self.entries else -1
+        return self.entries[position].term if 0 <= position < len(self.entries) else None
+
+    def bounded(self, bytes_max: int | None) -> LogState:
+        """Return a copy that keeps at most so many bytes of entries."""
+        copy = LogState(bytes_max)
+        copy.hard_state, copy.base, copy.begins = self.hard_state, self.base, self.begins
+        copy.last_index, copy._is_cut = self.last_index, self._is_cut
+        copy.entries, copy._bytes = list(self.entries), self._bytes
+        copy._terms, copy._on_disk_index = list(self._terms), self._on_disk_index
+        copy._configurations = list(self._configurations)
+        if bytes_max is not None:
+            copy._release(bytes_max)
+        return copy
+
+    def after(self, last_index: int) -> tuple[tuple[Entry, ...], OnDisk]:
+        """Return the log behind ``last_index``: the entries in memory, and what is known of those before them."""
+        self._keep_from(last_index + 1)
+        position = max(0, last_index + 1 - self.entries[0].index) if self.entries else 0
+        on_disk = OnDisk()
+        if self._terms:
+            on_disk = OnDisk(tuple(self._terms), self._on_disk_index, tuple(self._configurations))
+        return tuple(self.entries[position:]), on_disk
 
     def forget_before(self, first_index: int) -> None:
         """Drop the entries before ``first_index``."""
+        self._keep_from(first_index)
         if self.entries:
-            del self.entries[: max(0, first_index - self.entries[0].index)]
+            position = max(0, first_index - self.entries[0].index)
+            self._bytes -= sum(map(entry_bytes, self.entries[:position]))
+            del self.entries[:position]
 
     def holds(self, snapshot: Snapshot) -> bool:
         """Tell whether this log goes on from ``snapshot``, which it adopted or from which it was taken.
@@ -206,19 +306,19 @@ class LogState:
         last_index, last_term = snapshot.last_index, snapshot.last_term
         if last_index > self.last_index:
             return False
+        first_index = self.first_index
         if self.base is not None and last_index == self.base.last_index:
-            return last_term == self.base.last_term and (not self.entries or self.entries[0].index == last_index + 1)
-        if not self.entries:
+            return last_term == self.base.last_term and first_index in (None, last_index + 1)
+        if first_index is None:
             return last_index == self.last_index
-        position = last_index - self.entries[0].index
-        return position == -1 or (position >= 0 and self.entries[position].term == last_term)
+        return last_index == first_index - 1 or self.term(last_index) == last_term
 
     @property
     def stands_alone(self) -> bool:
         """The log begins at entry 1, or is empty: no snapshot is needed."""
         if self.base is not None:
             return False
-        return self.entries[0].index == 1 if self.entries else self.last_index == 0
+        return self.first_index == 1 if self.first_index is not None else self.last_index == 0
 
 
 def _are_contiguous(first_index: int, entries: Sequence[Entry]) -> bool:
@@ -241,11 +341,11 @@ def recover(
     """
     for snapshot in snapshots:
         if state.holds(snapshot):
-            position = snapshot.last_index + 1 - state.entries[0].index if state.entries else 0
-            return Loaded(identity, state.hard_state, snapshot, tuple(state.entries[position:]))
+            return Loaded(identity, state.hard_state, snapshot, *state.after(snapshot.last_index))
     if state.stands_alone:
-        return Loaded(identity, state.hard_state, None, tuple(state.entries))
-    begins = f"the log begins at entry {state.entries[0].index}" if state.entries else "the log holds no entries"
+        return Loaded(identity, state.hard_state, None, *state.after(0))
+    first_index = state.first_index
+    begins = f"the log begins at entry {first_index}" if first_index is not None else "the log holds no entries"
     why = f"; damaged: {', '.join(map(str, damaged))}" if damaged else ""
     raise StorageCorruptError(f"{begins}, and no valid snapshot covers what came before{why}; {REJOIN}")
 

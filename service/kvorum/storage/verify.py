@@ -56,6 +56,24 @@ class Rows:
         last_entry = record.last_index if record.entries else base_index
         self.rows.append(Row(record.seq, last_entry, size_bytes))
 
+    def holding(self, first_index: int, last_index: int, bytes_max: int) -> list[Row]:
+        """Return the rows that hold entries from ``first_index`` to ``last_index``, oldest first.
+
+        At least one if there is one, and at most ``bytes_max`` bytes of them.
+        """
+        found: list[Row] = []
+        size_bytes = 0
+        for row in self.rows:
+            if row.last_entry < first_index:
+                continue
+            size_bytes += row.size_bytes
+            if found and size_bytes > bytes_max:
+                break
+            found.append(row)
+            if row.last_entry >= last_index:
+                break
+        return found
+
     def take(self, first_index: int, rows_max: int, bytes_max: int) -> list[Row]:
         """Remove and return the oldest rows that hold nothing from ``first_index`` on; never the last row."""
         taken: list[Row] = []
@@ -108,8 +126,12 @@ def create_log(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path, memory_bytes_max: int | None = None) -> Log:
     """Verify and read a log. A file that is missing is an empty log.
+
+    Args:
+        path: the database.
+        memory_bytes_max: how much of the log's end is kept in memory; None: all of it.
 
     Raises:
         StorageCorruptError: it is damaged.
@@ -127,13 +149,13 @@ def read_log(path: Path) -> Log:
         # Read-only keeps SQLite from folding -wal into the database: nothing is changed before all of it is trusted.
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
             connection.text_factory = bytes
-            return _read(connection, path)
+            return _read(connection, path, memory_bytes_max)
     except sqlite3.Error as error:
         raise StorageCorruptError(f"{path} is damaged, or is not a log: {error}; {REJOIN}") from error
 
 
-def _read(connection: sqlite3.Connection, path: Path) -> Log:
-    log = Log()
+def _read(connection: sqlite3.Connection, path: Path, memory_bytes_max: int | None) -> Log:
+    log = Log(state=LogState(memory_bytes_max))
     tables = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     if tables != [(b"table", TABLE.encode(), _SCHEMA.encode())]:
         names = ", ".join(_text(name) for _, name, _ in tables)
