@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -67,7 +68,7 @@ def simulate(plan: Plan, *, transcript: Callable[[str], None] | None = None) -> 
         trace_hash=world.trace_hash(),
         simulated_us=world.clock.now,
         events=world.clock.events,
-        counts=dict(sorted(world.counts.items())),
+        counts=dict(sorted((world.counts + Counter(messages=world.messages, frames=world.frames)).items())),
         elections=world.facts.elections,
         operations=len(simulation.history()),
         crash_points=world.crash_points,

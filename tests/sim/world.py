@@ -12,7 +12,7 @@ from sim.clock import Clock
 from sim.disk import SimDisk
 from sim.facts import Facts
 from sim.history import Operation
-from sim.network import Network
+from sim.network import Frame, Network
 from sim.node import CLUSTER, SimNode
 from sim.peers import SimPeers
 from sim.plan import MS, Plan
@@ -55,6 +55,8 @@ class World:
         self.network = Network(plan, self.clock, self._deliver)
         self.nodes: dict[NodeId, SimNode] = {}
         self.counts: Counter[str] = Counter()
+        self.messages = 0
+        self.frames = 0
         self.crash_points = 0
         """How many were passed, over all nodes."""
         self.is_recovering = False
@@ -115,18 +117,22 @@ class World:
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
-        """Let a message leave a node."""
-        self.counts["messages"] += 1
-        self._hash.update(_encode((self.clock.now, message)))
-        self.network.send(message)
+    def send(self, frame: Frame) -> None:
+        """Let a frame leave a node."""
+        self.messages += len(frame)
+        self.frames += 1
+        self._hash.update(_encode((self.clock.now, frame)))
+        self.network.send(frame)
 
-    def _deliver(self, message: Message) -> None:
-        node = self.nodes.get(message.recipient)
-        if self._transcript is not None and (node is None or self._is_worth_telling(message, node)):
-            self.note(message.recipient, "<- {}", describe(message))
+    def _deliver(self, frame: Frame) -> None:
+        recipient = frame[0].recipient
+        node = self.nodes.get(recipient)
+        if self._transcript is not None:
+            for message in frame:
+                if node is None or self._is_worth_telling(message, node):
+                    self.note(recipient, "<- {}", describe(message))
         if node is not None and node.peers is not None:
-            node.peers.receive(message)
+            node.peers.receive(frame)
 
     def _is_worth_telling(self, message: Message, node: SimNode) -> bool:
         """Tell whether a heartbeat, or its answer, says anything new: a term, a leader, a commit, a read round."""
