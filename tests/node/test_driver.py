@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import cast
 
 import msgspec
+import pytest
 from waiting import until
 
 from kvorum.config import Config
@@ -16,6 +17,7 @@ from kvorum.identity import Identity
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor
 from kvorum.node.compose import compose
+from kvorum.node.driver import Driver
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.raft.messages import (
@@ -23,6 +25,7 @@ from kvorum.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    HeartbeatResponse,
     InstallSnapshot,
     Member,
     Message,
@@ -222,6 +225,30 @@ def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
         assert not node.raft.is_disk_stalled, "after 1975 ms of 2000"
         driver.tick()
         assert node.raft.is_disk_stalled
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "call_back"),
+    [
+        ("tick", lambda driver: driver.tick()),
+        ("step", lambda driver: driver.on_messages("b@1", (HeartbeatResponse(term=1, sender="b@1", recipient="a@1"),))),
+        ("peer_unreachable", lambda driver: driver.peer_unreachable("b@1")),
+    ],
+)
+def test_a_bug_of_consensus_in_any_callback_ends_the_node(
+    method: str, call_back: Callable[[Driver], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        node = a_node(MemoryStorage(), NoPeers())
+        monkeypatch.setattr(node.raft, method, fail)
+        call_back(node.parts.driver)
+        assert node.ports.supervisor.has_failed
         await node.close()
 
     asyncio.run(scenario())

@@ -78,8 +78,14 @@ class SimPeers:
         self._node.on_listening(self)
 
     async def close(self) -> None:
-        """Close every stream."""
+        """Hear nobody any more, and close every stream."""
         self._check()
+        if self._node.peers is not self:
+            return
+        self._node.on_deaf(self)
+        for caller in list(self._callers):
+            del self._callers[caller]
+            self._handler.on_disconnected(caller)
         for node in list(self._links):
             self._hang_up(node)
 
@@ -166,14 +172,14 @@ class SimPeers:
 
     def _arrive(self, link: _Link, call: int) -> None:
         """A call reaches the other side, or does not."""
-        if self.loop.is_dead or self._links.get(link.node) is not link or call != link.calls:
+        if not self._is_heard or self._links.get(link.node) is not link or call != link.calls:
             return
         peer = self._world.peers_at(link.url)
         if peer is None or self._is_cut(peer) or self.loop.paused_until > self._world.clock.now:
             self._call_again(link)
         else:
             link.called = peer
-            peer.loop.enter(peer._accept, self, link)
+            peer.enter(peer._accept, self, link)
 
     def _accept(self, caller: SimPeers, link: _Link) -> None:
         ours = self._handler.identity
@@ -210,7 +216,7 @@ class SimPeers:
             self._connected(caller, link, greeting)
 
     def _connected(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
-        if caller.loop.is_dead:
+        if not caller._is_heard or not self._is_heard:
             return
         link.called = None
         self._callers[greeting.sender] = caller
@@ -218,17 +224,17 @@ class SimPeers:
         self._handler.on_connected(greeting)
 
     def _opened(self, link: _Link, peer: SimPeers) -> None:
-        if self.loop.is_dead:
+        if not self._is_heard:
             return
         if self._links.get(link.node) is not link:
             self._world.clock.after(self._latency(), peer.enter, peer._disconnected, self._node.id, self)
-        elif peer.loop.is_dead:
+        elif not peer._is_heard:
             self._call(link)
         else:
             link.peer = peer
 
     def died(self, peer: SimPeers, notice_us: Callable[[], int]) -> None:
-        """Another process died: what it had asked fails, and the streams to and from it break, once that is noticed."""
+        """Another process died or closed its port: its requests fail, and the streams break, once that is noticed."""
         for waiter, requester in list(peer._answering.items()):
             if requester is self:
                 self._world.clock.after(self._latency(), self.enter, _fail, waiter, PeerError("it hung up"))
@@ -255,12 +261,21 @@ class SimPeers:
             self._handler.on_disconnected(sender)
 
     def enter(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call, as soon as the process runs."""
-        self.loop.enter(callback, *arguments)
+        """Call, as soon as the process runs, unless it hears nobody any more."""
+        self.loop.enter(self._hear, callback, arguments)
+
+    def _hear(self, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        if self._is_heard:
+            callback(*arguments)
+
+    @property
+    def _is_heard(self) -> bool:
+        """Whether the process runs, and its port is open."""
+        return self._node.peers is self
 
     def receive(self, frame: tuple[Message, ...]) -> None:
         """Take a frame that arrived."""
-        self.loop.enter(self._handler.on_messages, frame[0].sender, frame)
+        self.enter(self._handler.on_messages, frame[0].sender, frame)
 
     # --- Requests -----------------------------------------------------------------------------------------------
 
@@ -269,9 +284,7 @@ class SimPeers:
 
         async def answer(peer: SimPeers) -> Hello:
             level = peer._node.supported_level
-            return msgspec.structs.replace(
-                peer._handler.hello(), levels=(FIRST_LEVEL, level), version=f"level {level}"
-            )
+            return msgspec.structs.replace(peer._handler.hello(), levels=(FIRST_LEVEL, level), version=f"level {level}")
 
         return await self._request(url, "", answer, timeout_s)
 
@@ -329,7 +342,7 @@ class SimPeers:
     def _arrive_request(
         self, url: str, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], waiter: asyncio.Future[T]
     ) -> None:
-        if self.loop.is_dead or waiter.done():
+        if not self._is_heard or waiter.done():
             return
         peer = self._world.peers_at(url)
         if peer is None or self._is_cut(peer) or self._is_lost() or node not in ("", peer._node.id):
@@ -337,7 +350,7 @@ class SimPeers:
             self._world.clock.after(wait_us, self.enter, _fail, waiter, PeerError(f"{url} cannot be reached"))
             return
         peer._answering[waiter] = self
-        peer.loop.enter(peer.loop.start_task, peer._answer, self, answer, waiter)
+        peer.enter(peer.loop.start_task, peer._answer, self, answer, waiter)
 
     async def _answer(
         self, requester: SimPeers, answer: Callable[[SimPeers], Awaitable[T]], waiter: asyncio.Future[T]

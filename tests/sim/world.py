@@ -148,12 +148,14 @@ class World:
         is_followed = node.raft.leader == message.sender
         return is_new or not is_followed or message.commit_index > node.raft.log.commit_index
 
-    def on_crash(self, node: SimNode, peers: SimPeers | None) -> None:
-        """A process ended: its peers notice that the connection broke, at once or after a while."""
-        if peers is not None:
-            for other in self.nodes.values():
-                if other.peers is not None:
-                    other.peers.died(peers, self._notice_us)
+    def on_deaf(self, peers: SimPeers) -> None:
+        """A process ended, or closed its port: its peers notice that the connection broke, at once or after a while."""
+        for other in self.nodes.values():
+            if other.peers is not None and other.peers is not peers:
+                other.peers.died(peers, self._notice_us)
+
+    def on_end(self, node: SimNode) -> None:
+        """A process ended."""
         if self.is_recovering:
             self.clock.after(100 * MS, node.start)
 

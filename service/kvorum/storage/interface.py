@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -58,7 +58,7 @@ class SnapshotWriter(Protocol):
 
 
 class SnapshotFile(Protocol):
-    """The file side of snapshots. Each method but ``latest``, ``kept`` and ``path`` blocks: run it in a thread.
+    """The file side of snapshots. Each method but ``latest`` and ``kept`` blocks: run it in a thread.
 
     Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailedError`): the log is unharmed. Of
     whatever else the disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
@@ -87,8 +87,12 @@ class SnapshotFile(Protocol):
             StorageCorruptError: the bytes are not those that were written (at the latest after the last chunk).
         """
 
-    def path(self, last_index: int) -> str:
-        """Return the file's path, for streaming it to a peer as it is (header included)."""
+    def stream(self, last_index: int) -> BinaryIO:
+        """Open the file as it is, header included; once open, it stays readable when newer ones take its place.
+
+        Raises:
+            FileNotFoundError: there is no such snapshot.
+        """
 
     def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
         """Return up to ``size_bytes`` of the file as it is, from ``offset_bytes`` on; empty behind its end.

@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import msgspec
 
@@ -161,9 +162,11 @@ class MemorySnapshots:
         _, header = read_header(stream)
         yield from read_payload(stream, header, len(data))
 
-    def path(self, last_index: int) -> str:
-        """Return a name; there is no file."""
-        return f"memory:{last_index}"
+    def stream(self, last_index: int) -> BinaryIO:
+        """Return the file as a stream."""
+        if last_index not in self.files:
+            raise FileNotFoundError(f"memory:{last_index}")
+        return io.BytesIO(self.files[last_index])
 
     def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of the file."""

@@ -103,6 +103,10 @@ class Snapshots:
             _, header = read_header(stream)
             yield from read_payload(stream, header, os.fstat(stream.fileno()).st_size)
 
+    def stream(self, last_index: int) -> BinaryIO:
+        """Open the file as it is."""
+        return open(self._path(last_index), "rb")
+
     def path(self, last_index: int) -> str:
         """Return the file's path. A file that is open stays readable when it is removed."""
         return str(self._path(last_index))
