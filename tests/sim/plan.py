@@ -30,7 +30,7 @@ CRASH_PASSES_MAX = 16
 """An armed crash point may be passed fewer times than this before it strikes."""
 
 PORT_ERRORS = (
-    "send", "save", "compact", "create", "write", "receive", "answer", "saved", "tick", "peer_unreachable",
+    "send", "save", "compact", "create", "write", "receive", "answer", "answer", "saved", "tick", "peer_unreachable",
 )  # fmt: skip
 """What raises an exception that nobody expects, with ``port_error``: a call of a port, a port's answer before the node
 hears of it, or the core when a callback brings it something (a save is durable, a timer fires, a stream breaks)."""

@@ -134,8 +134,6 @@ class _Simulation:
             client.left = 0
         self._await("every_client_is_answered", lambda: all(client.is_idle for client in self._clients))
         self._await("membership_changes_end", lambda: not any(s.is_exclusive for s in self._nemesis.admin.scripts))
-        if world.counts["states damaged"]:
-            self._await("a_damaged_state_is_rebuilt", lambda: not any(node.serves_damage for node in self._members()))
         self._write_and_read()
         self._await("all_members_converge", self._has_converged)
 
@@ -195,6 +193,9 @@ class _Simulation:
             return False
 
         self._await("a_write_succeeds", lambda: succeeds("put", "k0"))
+        if self._world.counts["states damaged"]:
+            # Members compare their states as they are after a write.
+            self._await("a_damaged_state_is_rebuilt", lambda: not any(node.serves_damage for node in self._members()))
         for number in range(self._plan.keys):
             key = f"k{number}"
             self._await("a_read_succeeds", lambda key=key: succeeds("get", key))  # type: ignore[misc]
