@@ -36,6 +36,7 @@ from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.server import SnapshotChunk
 
+ANSWER = HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1)
 MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
 
 
@@ -234,7 +235,12 @@ def test_a_disk_is_given_as_long_as_the_configuration_says() -> None:
     ("method", "call_back"),
     [
         ("tick", lambda driver: driver.tick()),
-        ("step", lambda driver: driver.on_messages("b@1", (HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1),))),
+        (
+            "step",
+            lambda driver: driver.on_messages(
+                "b@1", (HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1),)
+            ),
+        ),
         ("peer_unreachable", lambda driver: driver.peer_unreachable("b@1")),
     ],
 )
