@@ -533,7 +533,7 @@ class SimNode:
     def _after_turn(self) -> None:
         raft, product = self.raft, self.product
         # A process that is about to end may have stopped halfway.
-        if raft is None or product is None or product.ports.supervisor.has_failed:
+        if raft is None or product is None or product.ports.supervisor.has_failed or self.world.clock.error is not None:
             return
         indexes = (product.parts.state.store.applied_index, raft.log.applied_index)
         if indexes != self._indexes:
