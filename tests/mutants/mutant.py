@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-SIMULATED = frozenset({"raft", "kv", "node"})
+SIMULATED = frozenset({"raft", "kv", "node", "service"})
 """The packages whose mutants every seed of the simulator can notice."""
 
 
@@ -21,7 +21,8 @@ class Mutant(msgspec.Struct, frozen=True):
             is an ``if`` with any body.
         new: what replaces it; ``pass`` removes statements.
         tests: what pytest runs to kill the mutant; empty: the tests of the package (``tests/raft`` for ``raft.log``).
-        simulated: whether the simulator runs this code, so that a seed may notice; None: only for ``raft`` and ``kv``.
+        simulated: whether the simulator runs this code, so that a seed may notice; None: if its package is one of
+            ``SIMULATED``.
     """
 
     bug: str

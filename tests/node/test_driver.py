@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import TypeVar, cast
 
@@ -21,6 +21,7 @@ from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, fetch, snapshots
 from kvorum.node.compose import compose, raft_config
+from kvorum.node.driver import Driver
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.node.snapshots import load_store
@@ -33,6 +34,7 @@ from kvorum.raft.messages import (
     Entry,
     EntryKind,
     Heartbeat,
+    HeartbeatResponse,
     InstallSnapshot,
     Member,
     Message,
@@ -48,6 +50,7 @@ from kvorum.telemetry.counters import Counters
 from kvorum.transport.interface import Hello, SnapshotChunk
 
 M = TypeVar("M", bound=Message)
+ANSWER = HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1)
 MEMBERS = Configuration((Member("a@1", True), Member("b@1", True)))
 
 
@@ -697,6 +700,35 @@ def test_the_times_of_consensus_are_those_of_the_configuration() -> None:
     config = Config(name="a", tick_ms=10, election_timeout_ms=700, heartbeat_ms=50, save_timeout_ms=1234)
     ticks = raft_config(config, "a@1")
     assert (ticks.election_timeout_ticks, ticks.heartbeat_timeout_ticks, ticks.save_timeout_ticks) == (70, 5, 124)
+
+
+@pytest.mark.parametrize(
+    ("method", "call_back"),
+    [
+        ("tick", lambda driver: driver.tick()),
+        (
+            "step",
+            lambda driver: driver.on_messages(
+                "b@1", (HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1),)
+            ),
+        ),
+        ("peer_unreachable", lambda driver: driver.peer_unreachable("b@1")),
+    ],
+)
+def test_a_bug_of_consensus_in_any_callback_ends_the_node(
+    method: str, call_back: Callable[[Driver], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        node = a_node(MemoryStorage(), NoPeers())
+        monkeypatch.setattr(node.raft, method, fail)
+        call_back(node.parts.driver)
+        assert node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
 
 
 def a_node(storage: MemoryStorage, peers: NoPeers, *, seed: int = 1, **settings: int) -> Node:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from node.local_cluster import running
@@ -20,6 +20,7 @@ from kvorum.node import integrity as integrity_module
 from kvorum.node.snapshots import load_store
 from kvorum.raft import Role
 from kvorum.raft.messages import TimeoutNow
+from kvorum.storage.snapshots import Snapshots
 
 
 def spoil(node: Node) -> None:
@@ -291,7 +292,7 @@ def test_a_damaged_snapshot_is_noticed_by_its_owner_and_replaced(tmp_path: Path)
             snapshots, files = leader.parts.snapshots, leader.ports.storage.snapshots
             await snapshots.begin()
             index = files.kept()[0].snapshot.last_index
-            path = Path(files.path(index))
+            path = Path(cast(Snapshots, files).path(index))
             data = damaged(path)
 
             with pytest.raises(StorageError, match="hash does not match"):

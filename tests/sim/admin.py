@@ -1,17 +1,24 @@
-"""Administrators, who change the membership while everything else goes on; more than one at a time, at any leader."""
+"""Administrators: they change the membership, more than one at a time and at any leader, and take backups."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from io import BytesIO
 from random import Random
 from typing import TYPE_CHECKING
 
-from sim.plan import MS, Fault
+from sim.plan import MS, Fault, S
 
-from kvorum.errors import CallerError
+from kvorum.errors import CallerError, MembershipRefusedError
 from kvorum.identity import incarnation_of, name_of, node_id
+from kvorum.kv.snapshot import Restorer
+from kvorum.kv.store import Store
 from kvorum.raft import AddLearner, Change, Promote, Remove
 from kvorum.raft.messages import Member, NodeId
+from kvorum.service import requests
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.service import Service
+from kvorum.storage.snapshot_format import read_header, read_payload
 
 if TYPE_CHECKING:
     from sim.node import SimNode
@@ -52,6 +59,16 @@ class Admin:
         if any(script.is_exclusive for script in self.scripts):
             return
         match fault.kind:
+            case "backup":
+                node.call(self._backup, node)
+                return
+            case "finalize":
+                node.call(self._finalize, node)
+                return
+        if any(each.holds_damage for each in self._world.nodes.values()):
+            # Nobody would take a member away, or bring one, while the members have to find out whose state is right.
+            return
+        match fault.kind:
             case "add":
                 if len(self._world.nodes) < MEMBERS_MAX:
                     self._run(Script(self._adding(), is_exclusive=False))
@@ -64,6 +81,10 @@ class Admin:
     def _adding(self) -> list[Change]:
         self._born += 1
         newborn = self._world.add_node(f"n{self._born}@1").id
+        if self._draw.random() < 0.4:
+            # It is of the version before, and upgraded after a while.
+            wait_us = self._draw.randrange(8) * S
+            self._world.nodes[newborn].upgraded_at_us = self._world.clock.now + wait_us
         return [AddLearner(Member(newborn, voter=False)), Promote(newborn)]
 
     def _replace(self, node: SimNode) -> None:
@@ -72,12 +93,9 @@ class Admin:
         leader = leaders[0] if leaders else None
         if self.scripts or leader is None or leader.raft is None or leader is node:
             return
-        log, configuration = leader.raft.log, leader.raft.configuration
-        is_settled = leader.raft.configurations.latest_index <= log.commit_index
-        is_settled = is_settled and log.term(log.commit_index) == leader.raft.current_term
-        voters = configuration.voters()
+        voters = self.settled_voters()
         lost = any(voter in self._world.nodes and self._world.nodes[voter].is_lost for voter in voters)
-        if not is_settled or lost or len(voters) < 3 or node.id not in voters:
+        if lost or len(voters) < 3 or node.id not in voters:
             return
         node.crash("its disk is lost")
         node.is_lost = True
@@ -90,6 +108,43 @@ class Admin:
             Remove(node.id),
         ]
         self._run(Script(changes, is_exclusive=True))
+
+    def settled_voters(self) -> tuple[NodeId, ...]:
+        """Return the voters, if a leader knows that the configuration is committed; else nobody."""
+        leaders = self._world.leaders()
+        if not leaders or leaders[0].raft is None:
+            return ()
+        raft = leaders[0].raft
+        is_settled = raft.configurations.latest_index <= raft.log.commit_index
+        if not is_settled or raft.log.term(raft.log.commit_index) != raft.current_term:
+            return ()
+        return tuple(raft.configuration.voters())
+
+    # --- Backups, and the feature level ---------------------------------------------------------------------------
+
+    async def _backup(self, node: SimNode) -> None:
+        """Take a backup as the front does, and look into it."""
+        assert node.product is not None
+        assert node.loop is not None
+        committed, data = self._world.facts.commit_index, bytearray()
+        service = Service(node.product, node.loop.time)
+        with suppress(CallerError):
+            backup = await service.execute(ANONYMOUS, requests.Snapshot(self._world.plan.deadline_us // MS))
+            try:
+                async for chunk in backup.chunks():
+                    data += chunk
+            finally:
+                backup.close()
+            node.observe(self._world.facts.on_backup, node, committed, _restored(bytes(data)))
+
+    async def _finalize(self, node: SimNode) -> None:
+        """Ask for the highest feature level."""
+        assert node.product is not None
+        assert node.loop is not None
+        service = Service(node.product, node.loop.time)
+        with suppress(CallerError):
+            await service.execute(ANONYMOUS, requests.FinalizeUpgrade(self._world.plan.deadline_us // MS))
+            self._world.counts["feature levels finalized"] += 1
 
     # --- Scripts ------------------------------------------------------------------------------------------------
 
@@ -126,7 +181,10 @@ class Admin:
             match change:
                 case AddLearner(member):
                     url = self._world.nodes[member.id].url
-                    await product.add_member(name_of(member.id), url, "", timeout_ms)
+                    try:
+                        await product.add_member(name_of(member.id), url, "", timeout_ms)
+                    except MembershipRefusedError as error:
+                        self._world.counts["members refused for their level"] += "feature level" in str(error)
                 case Promote(node):
                     await product.promote_member(node, timeout_ms)
                 case Remove(node):
@@ -155,3 +213,13 @@ class Admin:
         removed.is_removed = True
         if not self._world.plan.removed_keep_running:
             self._world.clock.after(self._world.plan.election_timeout_us, removed.retire)
+
+
+def _restored(file: bytes) -> Store:
+    """Return the state in a backup."""
+    stream = BytesIO(file)
+    snapshot, header = read_header(stream)
+    restorer = Restorer(snapshot.configuration)
+    for chunk in read_payload(stream, header, len(file)):
+        restorer.feed(chunk)
+    return restorer.finish()

@@ -8,6 +8,7 @@ whose checksum does not match (that it does so is what tests/storage/test_power_
 
 from __future__ import annotations
 
+from copy import deepcopy
 from random import Random
 
 from kvorum.errors import StorageCorruptError
@@ -93,6 +94,12 @@ class SimDisk(MemoryStorage):
                 raise StorageCorruptError(f"record {record.seq} does not follow record {self._seq}")
             self._note(record, value, crc)
         return super().load()
+
+    def copy(self) -> SimDisk:
+        """Return what a copy of the whole disk would hold if it were taken now, as it is after a loss of power."""
+        twin = deepcopy(self)
+        twin.crash()
+        return twin
 
     def tear(self, bytes_written: int) -> bool:
         """Lose power in the middle of a save: of its row only so many bytes arrive. Return whether there is a save."""

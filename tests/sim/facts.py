@@ -19,6 +19,7 @@ from kvorum.raft.messages import (
     Entry,
     EntryKind,
     Heartbeat,
+    HeartbeatResponse,
     InstallSnapshotResponse,
     Message,
     NodeId,
@@ -48,8 +49,6 @@ class Observed:
         self.term = term
         self.commit_index = 0
         self.applied_index = 0
-        self.store_index = 0
-        """Where its store was."""
         self.checked_index = 0
         """Up to here its log was compared with what is committed."""
         self.leader_term = 0
@@ -195,7 +194,10 @@ class Facts:
 
     def on_send(self, node: SimNode, message: Message) -> None:
         """A message leaves a process."""
-        invariants.a_revealed_term_is_durable(node, message)
+        if message.term > node.durable.hard_state.current_term:
+            invariants.a_revealed_term_is_durable(node, message)
+        if isinstance(message, HeartbeatResponse):
+            return
         match message:
             case AppendEntries():
                 self._on_entries(node, message.prev_log_term, message.entries)
@@ -227,21 +229,21 @@ class Facts:
         """A process is to apply an entry to its store."""
         if entry.index == len(self.applied):
             self.applied.append(entry)
+            before = self.model.configuration
             self._log_writes(entry, self.model.apply(entry))
+            if self.model.configuration is not before:
+                invariants.a_node_that_does_not_support_the_level_is_not_added(node, self.model, before)
             self.state_hashes[entry.index] = self.model.state_hash
         invariants.state_machine_safety(self, node, entry)
         invariants.only_committed_entries_are_applied(self, node, entry)
         invariants.only_saved_entries_are_applied(node, entry)
 
     def on_turn(self, node: SimNode) -> None:
-        """A process has ended a turn of its loop: look at the state that it serves."""
+        """A process has applied something in a turn of its loop: look at the state that it serves."""
         raft, store = node.raft, node.store
         assert raft is not None
-        seen = self._seen[node.id]
-        if store.applied_index != seen.store_index or raft.log.applied_index != seen.store_index:
-            seen.store_index = store.applied_index
-            invariants.what_is_handed_over_is_applied(node, raft)
-            invariants.state_hashes_agree(node, store.applied_index, self.state_hashes.get(store.applied_index))
+        invariants.what_is_handed_over_is_applied(node, raft)
+        invariants.state_hashes_agree(node, store.applied_index, self.state_hashes.get(store.applied_index))
 
     def _log_writes(self, entry: Entry, results: Sequence[Result]) -> None:
         """Note the writes that changed the store; a retry is answered with a revision of the past."""
@@ -265,6 +267,22 @@ class Facts:
     def on_read(self, node: SimNode, committed: int) -> None:
         """A read is served that was asked for when so much was committed."""
         invariants.a_read_waits_until_its_index_is_applied(node, committed)
+
+    def on_damaged_read(self, node: SimNode) -> None:
+        """A read found a value that a fault has changed in this process's memory."""
+        invariants.a_state_that_was_found_wrong_is_not_served(node)
+
+    def on_rebuilt(self, node: SimNode, index: int) -> None:
+        """The state of a process was found wrong, and is another member's from now on."""
+        node.world.counts["states rebuilt"] += 1
+        node.world.note(node.id, "rebuilds its state from {} on", index)
+        self._seen[node.id].applied_index = index
+
+    def on_backup(self, node: SimNode, committed: int, backup: Store) -> None:
+        """A backup was taken that was asked for when so much was committed."""
+        node.world.counts["backups"] += 1
+        invariants.a_backup_has_all_that_was_committed(node, committed, backup)
+        invariants.state_hashes_agree(node, backup.applied_index, self.state_hashes.get(backup.applied_index), backup)
 
     def on_stale_read(self, node: SimNode, age_us: int) -> None:
         """A read is served from a state that is no older than this, as the process says."""

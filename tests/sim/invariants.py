@@ -9,8 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from kvorum.kv.store import Store
 from kvorum.raft import Raft, Role
-from kvorum.raft.messages import Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
+from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
@@ -339,10 +340,39 @@ def what_is_handed_over_is_applied(node: SimNode, raft: Raft) -> None:
         )
 
 
-def state_hashes_agree(node: SimNode, index: int, state_hash: int | None) -> None:
+def state_hashes_agree(node: SimNode, index: int, state_hash: int | None, store: Store | None = None) -> None:
     """Every server has the same state after the same entry (section 2: replicated state machines)."""
-    if node.store.state_hash != state_hash:
+    if (node.store if store is None else store).state_hash != state_hash:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
+
+
+def a_state_that_was_found_wrong_is_not_served(node: SimNode) -> None:
+    """A node whose state differs from the majority's serves nothing until it is rebuilt (docs/internals/state.md)."""
+    assert node.product is not None
+    if node.product.quarantined or node.product.parts.state.is_wrong:
+        raise Broken("a_state_that_was_found_wrong_is_not_served", f"{node.id} serves it: {node.product.quarantined}")
+
+
+def a_backup_has_all_that_was_committed(node: SimNode, committed: int, backup: Store) -> None:
+    """A backup holds what was committed, anywhere, when it was asked for."""
+    if backup.applied_index < committed:
+        raise Broken(
+            "a_backup_has_all_that_was_committed",
+            f"the backup of {node.id} ends at {backup.applied_index}; {committed} was committed when it was asked for",
+        )
+
+
+def a_node_that_does_not_support_the_level_is_not_added(node: SimNode, model: Store, before: Configuration) -> None:
+    """A node that could not apply what is written at the level in force does not become a member (decision 0009)."""
+    for member in model.configuration.members:
+        added = node.world.nodes.get(member.id)
+        if added is None or not before.members or before.get(member.id) is not None:
+            continue
+        if added.supported_level < model.feature_level:
+            raise Broken(
+                "a_node_that_does_not_support_the_level_is_not_added",
+                f"{member.id} supports level {added.supported_level}, and becomes a member at {model.feature_level}",
+            )
 
 
 def staleness_is_a_bound(facts: Facts, node: SimNode, as_of_us: int) -> None:

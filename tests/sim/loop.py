@@ -21,7 +21,7 @@ import asyncio
 from asyncio.events import _get_running_loop, _set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sim.clock import Clock
@@ -52,7 +52,8 @@ class SimHandle(asyncio.TimerHandle):
         self.when_s = when_s
         self.callback = callback
         self.arguments = arguments
-        self.context = copy_context() if context is None else context
+        self.context = context
+        """None: none of its own. The product keeps nothing in context variables but in tasks, which bring theirs."""
         self.is_cancelled = False
 
     def cancel(self) -> None:
@@ -121,6 +122,7 @@ class SimLoop(_Base):  # type: ignore[misc]  # What it leaves out, sockets for o
         self.name = name
         self._clock = clock
         self._rate = rate_per_mille
+        self._us_per_s = 1000 * rate_per_mille
         self._on_error = on_error
         self._turn_us = turn_us or _no_time
         self._job_us = job_us
@@ -138,7 +140,7 @@ class SimLoop(_Base):  # type: ignore[misc]  # What it leaves out, sockets for o
 
     def time(self) -> float:
         """Return the seconds that have passed for this process since the world began."""
-        return self._clock.now / (1000 * self._rate)
+        return self._clock.now / self._us_per_s
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> SimHandle:
         """Call in the next turn, in the order of the calls of this method."""
@@ -240,7 +242,10 @@ class SimLoop(_Base):  # type: ignore[misc]  # What it leaves out, sockets for o
             if handle.is_cancelled:
                 continue
             try:
-                handle.context.run(handle.callback, *handle.arguments)
+                if handle.context is None:
+                    handle.callback(*handle.arguments)
+                else:
+                    handle.context.run(handle.callback, *handle.arguments)
             except ProcessKilled:
                 pass
             except Exception as error:  # noqa: BLE001 (what a callback raises, the loop must survive)

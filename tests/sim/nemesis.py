@@ -78,6 +78,15 @@ class Nemesis:
                     each.cut_fetches_until = world.clock.now + 12 * fault.duration_us
             case "port_error":
                 node.port_error = PORT_ERRORS[fault.argument % len(PORT_ERRORS)]
+            case "stop":
+                node.stop(fault.duration_us)
+            case "state_damage":
+                self._damage_state(node)
+            case "disk_copy":
+                node.copy_disk()
+            case "disk_set_back":
+                self._crash(node, fault)
+                node.set_disk_back()
             case "transfer":
                 node.call(self._transfer, node)
             case _:
@@ -92,6 +101,15 @@ class Nemesis:
     def _crash(self, node: SimNode, fault: Fault) -> None:
         node.crash("killed", durable=fault.argument % 2)
         self._world.clock.after(fault.duration_us, node.start)
+
+    def _damage_state(self, node: SimNode) -> None:
+        """Change a record in memory, if the others are a majority, and remain one."""
+        voters = self.admin.settled_voters()
+        wrong = [voter for voter in voters if self._world.nodes[voter].holds_damage]
+        if self.admin.scripts or node.id not in voters or len({*wrong, node.id}) > (len(voters) - 1) // 2:
+            return
+        if node.damage_state():
+            self._world.counts["states damaged"] += 1
 
     def _freeze(self, node: SimNode, fault: Fault) -> None:
         """Pause a node that is cut off until the others have elected another leader: it wakes up alone (B20, B22)."""

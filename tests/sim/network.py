@@ -12,18 +12,20 @@ from kvorum.raft.messages import Message, NodeId
 
 Link = tuple[NodeId, NodeId]
 """(from, to)."""
+Frame = tuple[Message, ...]
+"""Messages that one node sends to another at one moment."""
 
 
 class Network:
-    """Delivers messages late, twice, out of order, or never.
+    """Delivers frames late, and messages of them twice, out of order, or never.
 
     Args:
         plan: the rates.
         clock: the virtual clock.
-        deliver: where messages arrive.
+        deliver: where frames arrive.
     """
 
-    def __init__(self, plan: Plan, clock: Clock, deliver: Callable[[Message], None]) -> None:
+    def __init__(self, plan: Plan, clock: Clock, deliver: Callable[[Frame], None]) -> None:
         self._plan = plan
         self._clock = clock
         self._deliver = deliver
@@ -33,34 +35,47 @@ class Network:
         self.is_faulty = True
         """False in the liveness phase: nothing is dropped, doubled or slow."""
 
-    def send(self, message: Message) -> None:
-        """Let a message leave."""
+    def send(self, frame: Frame) -> None:
+        """Let a frame leave."""
         plan, draw = self._plan, self._draw
-        if self._cuts and self.is_cut(message.sender, message.recipient):
+        if self._cuts and self.is_cut(frame[0].sender, frame[0].recipient):
             return
+        delay = plan.latency_us + int(draw() * plan.jitter_us)
         if not self.is_faulty:
-            delay = min(plan.latency_us + int(draw() * plan.jitter_us), plan.timely_us)
-            self._clock.after(delay, self._arrive, message)
+            self._clock.after(min(delay, plan.timely_us), self._arrive, frame)
             return
+        if plan.drop_per_mille or plan.duplicate_per_mille or plan.slow_per_mille:
+            frame = tuple(message for message in frame if self._is_in_time(message, delay))
+        if frame:
+            self._clock.after(delay, self._arrive, frame)
+
+    def _is_in_time(self, message: Message, delay: int) -> bool:
+        """Return whether a message arrives with its frame; else it is lost, or comes later. Either may come twice."""
+        plan, draw = self._plan, self._draw
         if plan.drop_per_mille and draw() * 1000 < plan.drop_per_mille:
-            return
-        copies = 2 if plan.duplicate_per_mille and draw() * 1000 < plan.duplicate_per_mille else 1
-        for _ in range(copies):
-            delay = plan.latency_us + int(draw() * plan.jitter_us)
-            if plan.slow_per_mille and draw() * 1000 < plan.slow_per_mille:
-                delay += int(draw() * plan.slow_us)
-            self._clock.after(delay, self._arrive, message)
+            return False
+        if plan.duplicate_per_mille and draw() * 1000 < plan.duplicate_per_mille:
+            self._clock.after(self._slowed(plan.latency_us + int(draw() * plan.jitter_us)), self._arrive, (message,))
+        slowed = self._slowed(delay)
+        if slowed != delay:
+            self._clock.after(slowed, self._arrive, (message,))
+        return slowed == delay
+
+    def _slowed(self, delay: int) -> int:
+        plan, draw = self._plan, self._draw
+        if plan.slow_per_mille and draw() * 1000 < plan.slow_per_mille:
+            return delay + 1 + int(draw() * plan.slow_us)
+        return delay
 
     def hold(self, recipient: NodeId, until_us: int) -> None:
         """Deliver nothing to this node before then: it does not read. What arrives waits, in its order."""
         self._held[recipient] = until_us
 
-    def _arrive(self, message: Message) -> None:
-        wait_us = self._held.get(message.recipient, 0) - self._clock.now
-        if wait_us > 0:
-            self._clock.after(wait_us, self._arrive, message)
-        elif not self._cuts or not self.is_cut(message.sender, message.recipient):
-            self._deliver(message)
+    def _arrive(self, frame: Frame) -> None:
+        if self._held and (wait_us := self._held.get(frame[0].recipient, 0) - self._clock.now) > 0:
+            self._clock.after(wait_us, self._arrive, frame)
+        elif not self._cuts or not self.is_cut(frame[0].sender, frame[0].recipient):
+            self._deliver(frame)
 
     def is_cut(self, sender: NodeId, recipient: NodeId) -> bool:
         """Tell whether nothing gets from ``sender`` to ``recipient`` now."""

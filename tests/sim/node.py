@@ -7,10 +7,11 @@ is simulated is what they are handed: the clock, the disk, the peers, the thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from copy import deepcopy
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sim.disk import Durable, SimDisk
@@ -18,6 +19,7 @@ from sim.invariants import Broken
 from sim.loop import ProcessKilled, SimLoop
 from sim.observed import ObservedRaft
 from sim.peers import SimPeers
+from sim.plan import S
 from sim.storage import SimStorage
 from sim.transcript import describe_entries
 
@@ -70,6 +72,17 @@ class Answer(msgspec.Struct, frozen=True):
     leader: NodeId | None = None
 
 
+DAMAGE = b"#"
+"""What a damaged value consists of; no client writes such a value."""
+DAMAGED_BYTES = 8
+"""A value is at least so long."""
+
+
+def is_damaged(record: RecordView | None) -> bool:
+    """Tell whether a fault changed this record in a process's memory."""
+    return record is not None and record.value.startswith(DAMAGE)
+
+
 class PortError(Exception):
     """Something that nothing in the product expects."""
 
@@ -107,8 +120,10 @@ class SimNode:
         self.plan = world.plan
         self.draw = Random(f"{world.plan.seed}:{node}:driver")
         self.disk = disk
+        self.upgraded_at_us = world.plan.upgraded_at_us
         self.durable = Durable()
         self.first_index = 1  # of what compaction has left on the disk
+        self._copy: tuple[SimDisk, Durable, int] | None = None
         self.is_lost = False
         self.is_removed = False
         self.is_retired = False
@@ -124,6 +139,8 @@ class SimNode:
         self.clock_offset_ms = 0
         self.port_error = ""
         """Which call of a port raises, once, what nobody expects."""
+        self._is_told_to_stop: asyncio.Event | None = None
+        self._downtime_us = 0
         self._is_doomed = False
         """A port failed: the process must end by itself."""
         self.armed: tuple[str, int, int] | None = None  # (crash point, how many times to let it pass, downtime)
@@ -142,6 +159,10 @@ class SimNode:
         self.heard: dict[NodeId, int] = {}
         """At which tick a peer last answered what this process said as a leader of the present term."""
         self._is_cut_now = False
+        self._indexes = (0, 0)
+        """Where the state and the core were when the invariants saw them last."""
+        self._picture: tuple[object, ...] = ()
+        """What the invariants saw of the core last."""
         self._store = Store()
         self._told_role: tuple[str, int] = ("", 0)
 
@@ -165,6 +186,7 @@ class SimNode:
             return
         self.starts += 1
         self._is_doomed = False
+        self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
         plan = self.plan
         self.loop = loop = SimLoop(
@@ -179,12 +201,22 @@ class SimNode:
         )
         loop.jobs_held_until = self.stalled_until
         loop.enter(loop.start_task, self._run, loop)
+        if plan.sweep_us:
+            self.world.clock.after(plan.sweep_us, self._sweep_soon, loop)
 
     async def _run(self, loop: SimLoop) -> None:
         """Run the product until it ends; what then happens is what an init system does."""
         try:
-            self.product = product = await start_node(self.config, self._ports(loop))
-            await product.run()
+            self._is_told_to_stop = told = asyncio.Event()
+            ports = self._ports(loop)
+            self.product = product = await start_node(self.config, ports)
+            await _first_of(told.wait(), product.run())
+            deadline_s = loop.time() + product.config.shutdown_grace_s
+            await _first_of(product.drain(deadline_s), product.run())
+            await product.close()
+            await asyncio.to_thread(ports.storage.close)
+            if not self._is_doomed:
+                self._stopped()
         except FatalError as error:
             self._ended(error)
         except Exception as error:
@@ -204,6 +236,36 @@ class SimNode:
             counters=Counters(),
             make_raft=partial(ObservedRaft, self),
         )
+
+    def stop(self, downtime_us: int) -> None:
+        """Tell the process to stop (SIGTERM); it is started again some time after it has ended."""
+        if self.loop is None or self._is_told_to_stop is None or self._is_told_to_stop.is_set():
+            return
+        self._downtime_us = downtime_us
+        self.loop.enter(self._is_told_to_stop.set)
+        self.world.clock.after(self._stop_us(), self._must_have_stopped, self.loop)
+
+    def _stopped(self) -> None:
+        self.world.note(self.id, "has stopped")
+        self.world.counts["clean stops"] += 1
+        if self.disk.pending:
+            self.world.clock.abort(Broken("a_clean_stop_loses_nothing", f"{self.id} ends; {self.disk.pending} is lost"))
+        self._end()
+        self.world.clock.after(self._downtime_us, self.start)
+
+    def _stop_us(self) -> int:
+        """Return how long a stop may take: the grace period, a hand-over begun at its end, and some turns."""
+        plan = self.plan
+        return 2 * (int(plan.shutdown_grace_s * S) + 4 * plan.election_timeout_us + 20 * plan.turn_us + 5 * S)
+
+    def _must_have_stopped(self, loop: SimLoop) -> None:
+        if loop.is_dead:
+            return
+        held_until = max(loop.paused_until, self.stalled_until)
+        if held_until + self._stop_us() > self.world.clock.now and held_until:
+            self.world.clock.after(self._stop_us(), self._must_have_stopped, loop)
+        else:
+            self.world.clock.abort(Broken("a_clean_stop_ends_in_time", f"{self.id} was told to stop, and goes on"))
 
     def _ended(self, error: FatalError) -> None:
         if self._is_doomed:
@@ -242,18 +304,29 @@ class SimNode:
         self.world.counts["crashes"] += 1
         pending = self.disk.pending
         for operation in pending[:durable]:
-            if not isinstance(operation, Load):
-                self.on_durable(operation)
+            self.on_durable(operation)
         if not durable and self.draw.random() < 0.5 and self.disk.tear(self.draw.randrange(1 << 16)):
             self.world.counts["torn saves"] += 1
         self.disk.lose_unsynced_parts(self.draw)
         self.disk.crash(min(durable, len(pending)))
-        self._store = self.store
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing of the process runs any more."""
         loop, peers = self.loop, self.peers
+        assert loop is not None
+        self._store = self.store
         self.loop = self.product = self.peers = self.raft = None
         self.armed = None
-        self.world.on_crash(self, peers)
+        if peers is not None:
+            self.world.on_deaf(peers)
+        self.world.on_end(self)
         loop.kill()
+
+    def on_deaf(self, peers: SimPeers) -> None:
+        """The process has closed its peer port."""
+        self.peers = None
+        self.world.on_deaf(peers)
 
     def crash_at(self, point: str) -> None:
         """Die here if that is due.
@@ -325,13 +398,14 @@ class SimNode:
             log_retain_entries=plan.retain,
             log_memory_bytes=plan.log_memory_bytes,
             batch_bytes_max=plan.append_bytes_max,
+            shutdown_grace_s=plan.shutdown_grace_s,
             finalize_after="manual" if plan.finalize_after_s < 0 else f"{plan.finalize_after_s}s",
         )
 
     @property
     def supported_level(self) -> int:
         """The highest feature level that this machine announces when it calls a peer."""
-        return FIRST_LEVEL if self.world.clock.now < self.plan.upgraded_at_us else HIGHEST_LEVEL
+        return FIRST_LEVEL if self.world.clock.now < self.upgraded_at_us else HIGHEST_LEVEL
 
     def timely(self, delay_us: int) -> int:
         """Return the delay, shortened in the liveness phase."""
@@ -349,7 +423,7 @@ class SimNode:
         return self.draw.randrange(self.plan.election_timeout_us)
 
     def _turn_us(self) -> int:
-        return self.timely(self.draw.randrange(self.plan.turn_us))
+        return self.timely(int(self.draw.random() * self.plan.turn_us))
 
     def _job_us(self) -> int:
         return self.timely(self.disk_us())
@@ -394,6 +468,7 @@ class SimNode:
         """The process has a core."""
         self.raft = raft
         self._told_role = (raft.role, raft.current_term)
+        self._picture = ()
         self.world.facts.on_start(self)
 
     def on_listening(self, peers: SimPeers) -> None:
@@ -401,8 +476,19 @@ class SimNode:
         self.peers = peers
 
     def on_input(self) -> None:
-        """The core took something in."""
+        """The core took something in: look at what it made of it, if it made anything of it."""
+        raft = self.raft
+        assert raft is not None
+        log = raft.log
+        picture = (
+            raft.current_term, raft.role, log.commit_index, log.applied_index, log.last_index, log.last_term,
+            raft.configurations.latest_index,
+        )  # fmt: skip
+        if picture == self._picture:
+            return
         self.observe(self.world.facts.on_input, self)
+        # Kept afterwards: a picture that is refused is looked at again.
+        self._picture = picture
         if self.world.is_told:
             self._tell_role()
 
@@ -423,8 +509,10 @@ class SimNode:
         for entry in ready.committed:
             facts.on_committed(self, entry)
 
-    def on_durable(self, operation: Save | Compaction) -> None:
+    def on_durable(self, operation: Save | Compaction | Load) -> None:
         """Something is on the disk; perhaps the process died before it knew."""
+        if isinstance(operation, Load):
+            return
         if isinstance(operation, Compaction):
             self.first_index = max(self.first_index, operation.first_index)
             return
@@ -449,7 +537,11 @@ class SimNode:
     def _after_turn(self) -> None:
         raft, product = self.raft, self.product
         # A process that is about to end may have stopped halfway.
-        if raft is not None and product is not None and not self._is_doomed:
+        if raft is None or product is None or product.ports.supervisor.has_failed or self.world.clock.error is not None:
+            return
+        indexes = (product.parts.state.store.applied_index, raft.log.applied_index)
+        if indexes != self._indexes:
+            self._indexes = indexes
             self.world.facts.on_turn(self)
 
     def _tell_role(self) -> None:
@@ -457,6 +549,18 @@ class SimNode:
         if raft is not None and (raft.role, raft.current_term) != self._told_role:
             self._told_role = (raft.role, raft.current_term)
             self.world.note(self.id, "is now {} of term {}", raft.role.replace("_", "-"), raft.current_term)
+
+    def copy_disk(self) -> None:
+        """Take a copy of the whole disk."""
+        self._copy = (self.disk.copy(), deepcopy(self.durable), self.first_index)
+
+    def set_disk_back(self) -> None:
+        """Put the copy in the disk's place, while the process is down."""
+        assert self.loop is None
+        if self._copy is not None:
+            self.disk, self.durable, self.first_index = self._copy
+            self._copy = None
+            self.world.counts["disks set back"] += 1
 
     def damage_newest_snapshot(self) -> None:
         """Flip a bit of the newest snapshot file, if the older one and the log can do without it (B26, B33)."""
@@ -466,6 +570,41 @@ class SimNode:
         self.disk.damage(kept[0], self.draw)
         self.world.counts["snapshots damaged"] += 1
         self.world.note(self.id, "finds its snapshot at {} damaged", kept[0])
+
+    # --- Its memory ---------------------------------------------------------------------------------------------
+
+    def damage_state(self) -> bool:
+        """Change the value of a record in memory, if the state is of a level at which that can be noticed."""
+        store = self.store
+        keys = [key for key, record in store._records.items() if not is_damaged(record)]
+        if self.product is None or store.record_sum is None or not keys:
+            return False
+        key = self.draw.choice(keys)
+        record = store._records[key]
+        store._records[key] = msgspec.structs.replace(record, value=DAMAGE * len(record.value))
+        self.world.note(self.id, "has another value of {} in its memory", key)
+        return True
+
+    @property
+    def holds_damage(self) -> bool:
+        """Whether a damaged value is in its memory, or in one of its snapshot files."""
+        files = self.disk.snapshots.files.values()
+        return self.serves_damage or any(DAMAGE * DAMAGED_BYTES in file for file in files)
+
+    @property
+    def serves_damage(self) -> bool:
+        """Whether a damaged value is in its memory."""
+        return any(is_damaged(record) for record in self.store._records.values())
+
+    def _sweep_soon(self, loop: SimLoop) -> None:
+        """Let the state be swept more often than the product does it, which takes minutes."""
+        if not loop.is_dead:
+            loop.enter(self._sweep)
+            self.world.clock.after(self.plan.sweep_us, self._sweep_soon, loop)
+
+    def _sweep(self) -> None:
+        if self.product is not None and not self.product.parts.turns.is_over:
+            self.product.parts.sweeps.step(1 << 20)
 
     # --- What it is asked ---------------------------------------------------------------------------------------
 
@@ -505,6 +644,11 @@ class SimNode:
                     committed = self.world.facts.commit_index
                     found = await service.execute(ANONYMOUS, requests.Get(command, timeout_ms=timeout_ms))
                     self.observe(self.world.facts.on_read, self, committed)
+                    if is_damaged(found.record):
+                        # The fault's own doing, until the product has noticed: the client asks somebody else.
+                        self.world.counts["reads of a damaged value"] += 1
+                        self.observe(self.world.facts.on_damaged_read, self)
+                        return Answer("refused")
                     return Answer("record", record=found.record, revision=found.revision)
                 case _:
                     raise TypeError(f"no client sends {command}")
@@ -523,6 +667,8 @@ class SimNode:
             found = await service.execute(ANONYMOUS, requests.Get(key, consistency="stale"))
         except CallerError:
             return
+        if is_damaged(found.record):
+            self.observe(self.world.facts.on_damaged_read, self)
         if found.staleness_ms is not None:
             self.world.counts["stale reads of a known age"] += 1
             self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self._rate_per_mille)
@@ -539,3 +685,17 @@ class SimNode:
             self.world.clock.after(self._patience_us(), self._must_have_answered, loop, answer, command)
         else:
             self.world.clock.abort(Broken("a_request_is_answered_in_time", f"{self.id} has no answer to {command!r}"))
+
+
+async def _first_of(*parts: Coroutine[Any, Any, object]) -> None:
+    """Run all of them until one has ended, and cancel the others.
+
+    Raises:
+        FatalError: what one of them raised.
+    """
+    done, rest = await asyncio.wait([asyncio.create_task(part) for part in parts], return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()

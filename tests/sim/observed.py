@@ -76,6 +76,7 @@ class ObservedRaft(Raft):
     def tick(self) -> None:
         """Let a tick pass."""
         node = self._node
+        node.port_called("tick")
         node.ticks += 1
         super().tick()
         node.observe(node.world.facts.on_tick, node)
@@ -110,6 +111,11 @@ class ObservedRaft(Raft):
         self._node.on_input()
         return target
 
+    def reapply_from(self, index: int) -> None:
+        """The state was rebuilt from another member's."""
+        super().reapply_from(index)
+        self._node.observe(self._node.world.facts.on_rebuilt, self._node, index)
+
     def read_index(self, context: int, *, can_wait: bool = False) -> None:
         """Begin a read barrier."""
         super().read_index(context, can_wait=can_wait)
@@ -117,11 +123,13 @@ class ObservedRaft(Raft):
 
     def peer_unreachable(self, node: NodeId) -> None:
         """Take a hint."""
+        self._node.port_called("peer_unreachable")
         super().peer_unreachable(node)
         self._node.on_input()
 
     def saved(self, number: int) -> None:
         """A save is durable."""
+        self._node.port_called("saved")
         super().saved(number)
         self._node.on_input()
 

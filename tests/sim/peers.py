@@ -12,12 +12,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from sim.loop import ProcessKilled, SimLoop
 
 from kvorum.errors import IdentityRejectedError, PeerError, StorageError
+from kvorum.kv.features import FIRST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId
 from kvorum.transport import Greeting, Hello, NodeHandler, SnapshotChunk
+from kvorum.transport.handshake import HEADER_LEVELS, HEADER_VERSION, check_greeting, dialling_headers
+from kvorum.transport.recipients import Recipients
 
 if TYPE_CHECKING:
     from sim.node import SimNode
@@ -40,6 +44,8 @@ class _Link:
         """The process that our stream is open to; it may have died without our knowing it yet."""
         self.called: SimPeers | None = None
         """The process that our call has reached, until it takes or refuses the call."""
+        self.calls = 0
+        """How often it was called; only the last call counts."""
 
 
 class SimPeers:
@@ -57,8 +63,7 @@ class SimPeers:
         self.loop = loop
         self._node = node
         self._world = node.world
-        self._members: dict[NodeId, str] = {}
-        self._strangers: dict[NodeId, str] = {}
+        self._recipients = Recipients(self._ensure, self._hang_up)
         self._links: dict[NodeId, _Link] = {}
         self._callers: dict[NodeId, SimPeers] = {}
         self._answering: dict[asyncio.Future[Any], SimPeers] = {}
@@ -71,8 +76,14 @@ class SimPeers:
         self._node.on_listening(self)
 
     async def close(self) -> None:
-        """Close every stream."""
+        """Hear nobody any more, and close every stream."""
         self._check()
+        if self._node.peers is not self:
+            return
+        self._node.on_deaf(self)
+        for caller in list(self._callers):
+            del self._callers[caller]
+            self._handler.on_disconnected(caller)
         for node in list(self._links):
             self._hang_up(node)
 
@@ -85,35 +96,24 @@ class SimPeers:
     def set_members(self, urls: Mapping[NodeId, str]) -> None:
         """Speak to these, and to no other for long; whoever calls is answered until it hangs up."""
         self._check()
-        if urls == self._members:
-            return
-        self._members = dict(urls)
-        for node in [node for node in self._links if node not in urls and node not in self._strangers]:
-            if node in self._callers:
-                self._strangers[node] = self._links[node].url
-            else:
-                self._hang_up(node)
-        for node, url in urls.items():
-            self._strangers.pop(node, None)
-            self._ensure(node, url)
+        self._recipients.set_members(urls, self._callers)
 
     def add_stranger(self, node: NodeId, url: str) -> None:
-        """Answer a process that calls and is not a member."""
+        """Answer a process that calls, and call it at once."""
         self._check()
-        if node in self._members or not url:
-            return
-        self._strangers[node] = url
-        self._ensure(node, url)
+        link = self._links.get(node)
+        if link is not None and link.peer is None and link.called is None:
+            self._call(link)
+        self._recipients.add_stranger(node, url)
 
     def remove_stranger(self, node: NodeId) -> None:
         """It hung up."""
         self._check()
-        if self._strangers.pop(node, None) is not None and node not in self._members:
-            self._hang_up(node)
+        self._recipients.remove_stranger(node)
 
     def url_of(self, node: NodeId) -> str | None:
         """Return where it is reached."""
-        return self._members.get(node) or self._strangers.get(node)
+        return self._recipients.url_of(node)
 
     def is_connected(self, node: NodeId) -> bool:
         """Tell whether our stream to it is open, as far as we know."""
@@ -121,16 +121,22 @@ class SimPeers:
         return link is not None and link.peer is not None
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Let messages leave."""
+        """Let messages leave, one frame for each recipient."""
         self._check()
         node, facts = self._node, self._world.facts
         node.port_called("send")
-        for message in messages:
-            node.observe(facts.on_send, node, message)
-            link = self._links.get(message.recipient)
-            if link is not None and link.peer is not None:
-                self._world.send(message)
-            node.crash_at("between_sends")
+        frames: dict[NodeId, list[Message]] = {}
+        try:
+            for message in messages:
+                node.observe(facts.on_send, node, message)
+                link = self._links.get(message.recipient)
+                if link is not None and link.peer is not None:
+                    frames.setdefault(message.recipient, []).append(message)
+                node.crash_at("between_sends")
+        finally:
+            # A process that dies between two messages has sent those before.
+            for frame in frames.values():
+                self._world.send(tuple(frame))
 
     def _check(self) -> None:
         if self.loop.is_dead:
@@ -152,54 +158,63 @@ class SimPeers:
             self._world.clock.after(self._latency(), link.peer.enter, link.peer._disconnected, self._node.id, self)
 
     def _call(self, link: _Link) -> None:
-        self._world.clock.after(self._latency(), self._arrive, link)
+        self._call_in(self._latency(), link)
 
     def _call_again(self, link: _Link) -> None:
         wait_us = self._node.draw.randrange(1, 4) * self._node.plan.tick_us
-        self._world.clock.after(self._node.timely(wait_us), self._arrive, link)
+        self._call_in(self._node.timely(wait_us), link)
 
-    def _arrive(self, link: _Link) -> None:
+    def _call_in(self, delay_us: int, link: _Link) -> None:
+        link.calls += 1
+        self._world.clock.after(delay_us, self._arrive, link, link.calls)
+
+    def _arrive(self, link: _Link, call: int) -> None:
         """A call reaches the other side, or does not."""
-        if self.loop.is_dead or self._links.get(link.node) is not link:
+        if not self._is_heard or self._links.get(link.node) is not link or call != link.calls:
             return
         peer = self._world.peers_at(link.url)
         if peer is None or self._is_cut(peer) or self.loop.paused_until > self._world.clock.now:
             self._call_again(link)
         else:
             link.called = peer
-            peer.loop.enter(peer._accept, self, link)
+            peer.enter(peer._accept, self, link)
 
     def _accept(self, caller: SimPeers, link: _Link) -> None:
-        handler = self._handler
-        sender = caller._node.id
-        greeting = Greeting(
-            caller._handler.identity.cluster_id,
-            sender,
-            caller._node.url,
-            highest_level=caller._node.supported_level,
-            version=f"level {caller._node.supported_level}",
-        )
-        theirs, ours = greeting.cluster_id, handler.identity.cluster_id
-        if link.node != self._node.id or not theirs or (ours and ours != theirs):
-            self._world.counts["calls refused"] += 1
-            link.called = None
-            self._world.clock.after(self._latency(), caller._call_again, link)
-        elif ours:
+        ours = self._handler.identity
+        try:
+            greeting = check_greeting(caller._greeting(link.node), ours, self._node.config.bootstrap_token)
+        except IdentityRejectedError:
+            self._refuse(caller, link)
+            return
+        if ours.cluster_id:
             self._connected(caller, link, greeting)
         else:
             self.loop.create_task(self._join(caller, link, greeting), name="join")
+
+    def _greeting(self, recipient: NodeId) -> Mapping[str, str]:
+        """Return the headers of a call: those of the product, but for the version that this machine pretends to be."""
+        node = self._node
+        level = node.supported_level
+        return dialling_headers(self._handler.identity, recipient, node.url, node.config.bootstrap_token) | {
+            HEADER_LEVELS: f"{FIRST_LEVEL}-{level}",
+            HEADER_VERSION: f"level {level}",
+        }
+
+    def _refuse(self, caller: SimPeers, link: _Link) -> None:
+        self._world.counts["calls refused"] += 1
+        link.called = None
+        self._world.clock.after(self._latency(), caller._call_again, link)
 
     async def _join(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
         try:
             await self._handler.join(greeting)
         except IdentityRejectedError:
-            link.called = None
-            self._world.clock.after(self._latency(), caller._call_again, link)
+            self._refuse(caller, link)
         else:
             self._connected(caller, link, greeting)
 
     def _connected(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
-        if caller.loop.is_dead:
+        if not caller._is_heard or not self._is_heard:
             return
         link.called = None
         self._callers[greeting.sender] = caller
@@ -207,17 +222,17 @@ class SimPeers:
         self._handler.on_connected(greeting)
 
     def _opened(self, link: _Link, peer: SimPeers) -> None:
-        if self.loop.is_dead:
+        if not self._is_heard:
             return
         if self._links.get(link.node) is not link:
             self._world.clock.after(self._latency(), peer.enter, peer._disconnected, self._node.id, self)
-        elif peer.loop.is_dead:
+        elif not peer._is_heard:
             self._call(link)
         else:
             link.peer = peer
 
     def died(self, peer: SimPeers, notice_us: Callable[[], int]) -> None:
-        """Another process died: what it had asked fails, and the streams to and from it break, once that is noticed."""
+        """Another process died or closed its port: its requests fail, and the streams break, once that is noticed."""
         for waiter, requester in list(peer._answering.items()):
             if requester is self:
                 self._world.clock.after(self._latency(), self.enter, _fail, waiter, PeerError("it hung up"))
@@ -244,15 +259,21 @@ class SimPeers:
             self._handler.on_disconnected(sender)
 
     def enter(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call, as soon as the process runs."""
-        self.loop.enter(callback, *arguments)
+        """Call, as soon as the process runs, unless it hears nobody any more."""
+        self.loop.enter(self._hear, callback, arguments)
 
-    def receive(self, message: Message) -> None:
-        """Take a message that arrived."""
-        self.loop.enter(self._take, message)
+    def _hear(self, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        if self._is_heard:
+            callback(*arguments)
 
-    def _take(self, message: Message) -> None:
-        self._handler.on_messages(message.sender, (message,))
+    @property
+    def _is_heard(self) -> bool:
+        """Whether the process runs, and its port is open."""
+        return self._node.peers is self
+
+    def receive(self, frame: tuple[Message, ...]) -> None:
+        """Take a frame that arrived."""
+        self.enter(self._handler.on_messages, frame[0].sender, frame)
 
     # --- Requests -----------------------------------------------------------------------------------------------
 
@@ -260,7 +281,8 @@ class SimPeers:
         """Ask who is there."""
 
         async def answer(peer: SimPeers) -> Hello:
-            return peer._handler.hello()
+            level = peer._node.supported_level
+            return msgspec.structs.replace(peer._handler.hello(), levels=(FIRST_LEVEL, level), version=f"level {level}")
 
         return await self._request(url, "", answer, timeout_s)
 
@@ -318,7 +340,7 @@ class SimPeers:
     def _arrive_request(
         self, url: str, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], waiter: asyncio.Future[T]
     ) -> None:
-        if self.loop.is_dead or waiter.done():
+        if not self._is_heard or waiter.done():
             return
         peer = self._world.peers_at(url)
         if peer is None or self._is_cut(peer) or self._is_lost() or node not in ("", peer._node.id):
@@ -326,7 +348,7 @@ class SimPeers:
             self._world.clock.after(wait_us, self.enter, _fail, waiter, PeerError(f"{url} cannot be reached"))
             return
         peer._answering[waiter] = self
-        peer.loop.enter(peer.loop.start_task, peer._answer, self, answer, waiter)
+        peer.enter(peer.loop.start_task, peer._answer, self, answer, waiter)
 
     async def _answer(
         self, requester: SimPeers, answer: Callable[[SimPeers], Awaitable[T]], waiter: asyncio.Future[T]

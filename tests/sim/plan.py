@@ -29,8 +29,11 @@ CRASH_POINTS = (
 CRASH_PASSES_MAX = 16
 """An armed crash point may be passed fewer times than this before it strikes."""
 
-PORT_ERRORS = ("send", "save", "save", "compact", "create", "write", "receive")
-"""Which call of a port raises what nobody expects, with ``port_error``."""
+PORT_ERRORS = (
+    "send", "save", "compact", "create", "write", "receive", "answer", "answer", "saved", "tick", "peer_unreachable",
+)  # fmt: skip
+"""What raises an exception that nobody expects, with ``port_error``: a call of a port, a port's answer before the node
+hears of it, or the core when a callback brings it something (a save is durable, a timer fires, a stream breaks)."""
 
 FAULT_KINDS = (
     "crash",
@@ -52,6 +55,10 @@ FAULT_KINDS = (
     "stop_reading",
     "cut_fetches",
     "port_error",
+    "stop",
+    "state_damage",
+    "backup",
+    "finalize",
     "transfer",
     "add",
     "remove",
@@ -59,7 +66,12 @@ FAULT_KINDS = (
 )
 """``late_saves`` are durable long before they are answered; with ``stop_reading`` a peer's messages wait unread for a
 while; ``cut_fetches`` breaks the connection behind every other piece of a snapshot; ``port_error`` is an exception that
-nothing in the product expects."""
+nothing in the product expects; ``stop`` is a clean stop; ``state_damage`` changes a record in the memory of a
+minority."""
+
+SWITCHED_OFF = ("disk_copy", "disk_set_back")
+"""What no seed draws yet, since the product does not survive it: a disk's whole content is replaced by an older copy of
+itself."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -99,6 +111,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Entries between two snapshots; 0: none."""
     retain: int = 8
     unreachable_hints: bool = False
+    shutdown_grace_s: float = 2.0
+    sweep_us: int = 0
+    """The state in memory is swept as a whole so often, besides what the product does; 0: never."""
     finalize_after_s: int = -1
     """The leader raises the feature level when every member has announced it for so long; -1: it does not."""
     upgraded_at_us: int = 0
@@ -181,7 +196,15 @@ def draw_plan(seed: int) -> Plan:
         load_bytes_max=memory.choice((1, 100, 300, 4 << 20)),
         log_memory_bytes=memory.choice((0, 100, 500, 64 << 20)),
     )
-    return msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
+    shell = Random(f"{seed}:shell")
+    plan = msgspec.structs.replace(
+        plan, shutdown_grace_s=shell.choice((0.0, 0.5, 2.0, 10.0)), sweep_us=shell.randrange(300, 3000) * MS
+    )
+    plan = msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
+    if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
+        # Below level 2 nobody could notice it.
+        plan = msgspec.structs.replace(plan, finalize_after_s=0, upgraded_at_us=0)
+    return plan
 
 
 def _draw_environment(draw: Random, plan: Plan) -> Plan:

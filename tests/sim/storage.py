@@ -8,7 +8,7 @@ full, or fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from sim.loop import ProcessKilled, SimLoop
 
@@ -41,6 +41,7 @@ class SimStorage:
         self._node = node
         self._loop = loop
         self._failed = failed
+        self._is_closed = False
 
     def _check(self) -> None:
         if self._loop.is_dead:
@@ -88,8 +89,16 @@ class SimStorage:
         self._schedule(self._node.disk.pending[-1], done)
 
     def close(self) -> None:
-        """Let go of the disk."""
+        """Wait for the save in flight, and let go of the disk; nothing is answered any more."""
         self._check()
+        node = self._node
+        self._is_closed = True
+        pending = node.disk.pending
+        if pending and self._is_refused(pending[0]):
+            return
+        for operation in pending:
+            node.on_durable(operation)
+        node.disk.close()
 
     # --- Time passes --------------------------------------------------------------------------------------------
 
@@ -110,8 +119,7 @@ class SimStorage:
             return
         else:
             node.disk.complete()
-            if not isinstance(operation, Load):
-                node.on_durable(operation)
+            node.on_durable(operation)
             late_us = node.answer_us()
             if late_us:
                 clock.after(late_us, self._loop.enter, self._answer, operation, done)
@@ -119,10 +127,23 @@ class SimStorage:
                 self._loop.enter(self._answer, operation, done)
 
     def _answer(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
+        if self._is_closed:
+            return
         if isinstance(operation, Save):
+            if self._node.port_error == "answer":
+                # What runs before the node is called back fails; the storage's watchdog ends the process later.
+                self._node.port_error = ""
+                self._node.world.counts["answers lost"] += 1
+                late_us = self._node.plan.election_timeout_us
+                self._node.world.clock.after(late_us, self._loop.enter, self._give_up)
+                return
             self._node.crash_at("after_save_before_send")
             self._node.saving_since = None
         done()
+
+    def _give_up(self) -> None:
+        self._node.doom()
+        self._failed(StorageError("a save has no answer"))
 
     def _is_refused(self, operation: Save | Compaction | Load) -> bool:
         """Return whether the disk refuses this: once, or as long as it is full. The process must end (B31, B32)."""
@@ -219,9 +240,9 @@ class SimSnapshots:
         """Remove it."""
         self._files.discard(last_index, why)
 
-    def path(self, last_index: int) -> str:
-        """Return a name."""
-        return self._files.path(last_index)
+    def stream(self, last_index: int) -> BinaryIO:
+        """Open a file."""
+        return self._files.stream(last_index)
 
     def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of the file."""

@@ -19,6 +19,7 @@ from sim.shrink import shrink
 from sim.world import World, identity_of
 
 from kvorum.kv.sessions import Session, Sessions
+from kvorum.kv.store import Store
 from kvorum.node.reads import Reads
 from kvorum.raft import Raft, Role
 from kvorum.raft.candidate import Candidate
@@ -179,6 +180,20 @@ def forget_the_cluster(scene: Scene) -> None:
     invariants.a_cluster_is_durable_before_its_log(scene.follower)
 
 
+def serve_in_quarantine(scene: Scene) -> None:
+    assert scene.follower.product is not None
+    scene.follower.product.parts.state.is_wrong = True
+    invariants.a_state_that_was_found_wrong_is_not_served(scene.follower)
+
+
+def add_an_old_node(scene: Scene) -> None:
+    scene.follower.upgraded_at_us = scene.world.clock.now + 1
+    model = Store()
+    model.feature_level, model.configuration = 2, scene.raft.configuration
+    others = tuple(member for member in model.configuration.members if member.id != scene.follower.id)
+    invariants.a_node_that_does_not_support_the_level_is_not_added(scene.follower, model, Configuration(others))
+
+
 LIES: dict[str, Callable[[Scene], None]] = {
     "election_safety": lambda s: invariants.election_safety(s.facts, s.follower, s.raft),
     "leader_append_only": lambda s: invariants.leader_append_only(
@@ -230,6 +245,11 @@ LIES: dict[str, Callable[[Scene], None]] = {
     "a_read_waits_until_its_index_is_applied": lambda s: invariants.a_read_waits_until_its_index_is_applied(
         s.leader, s.leader.store.applied_index + 1
     ),
+    "a_state_that_was_found_wrong_is_not_served": serve_in_quarantine,
+    "a_backup_has_all_that_was_committed": lambda s: invariants.a_backup_has_all_that_was_committed(
+        s.leader, s.leader.store.applied_index + 1, s.leader.store
+    ),
+    "a_node_that_does_not_support_the_level_is_not_added": add_an_old_node,
 }
 
 

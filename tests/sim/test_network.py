@@ -18,10 +18,10 @@ COUNT = 2_000
 def arrivals(plan: Plan) -> list[int]:
     """Send numbered messages a millisecond apart; return the numbers in the order in which they arrive."""
     clock, arrived = Clock(), list[Message]()
-    network = Network(plan, clock, arrived.append)
+    network = Network(plan, clock, arrived.extend)
     for number in range(COUNT):
         message = HeartbeatResponse(term=1, sender="a", recipient="b", round=number)
-        clock.after(number * 1000, network.send, message)
+        clock.after(number * 1000, network.send, (message,))
     clock.run_until(60 * S)
     return [message.round for message in arrived if isinstance(message, HeartbeatResponse)]
 
@@ -46,6 +46,18 @@ def test_messages_overtake_each_other() -> None:
 
     assert sorted(numbers) == list(range(COUNT))
     assert sum(later < earlier for earlier, later in pairwise(numbers)) > COUNT // 4
+
+
+def test_a_frame_arrives_as_a_whole_but_for_what_is_lost_or_late() -> None:
+    frame = tuple(HeartbeatResponse(term=1, sender="a", recipient="b", round=number) for number in range(COUNT))
+    for plan, whole in ((Plan(seed=1), COUNT), (Plan(seed=1, drop_per_mille=500, slow_per_mille=100, slow_us=S), 900)):
+        clock, arrived = Clock(), list[tuple[Message, ...]]()
+        network = Network(plan, clock, arrived.append)
+        network.send(frame)
+        clock.run_until(60 * S)
+
+        assert abs(max(len(each) for each in arrived) - whole) < 100
+        assert len(arrived) == 1 or {len(each) for each in arrived[1:]} == {1}
 
 
 def test_a_slow_message_comes_seconds_later() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import msgspec
 import pytest
 from sim.loop import SimLoop
 from sim.node import CLUSTER
@@ -209,7 +210,8 @@ def test_a_paused_peer_answers_when_it_goes_on(net: Net) -> None:
 def test_requests_are_answered(net: Net) -> None:
     net.connect()
 
-    assert net.ask(lambda: net.a.peers.hello(net.b.url)).result() == net.b.hello()
+    announced = msgspec.structs.replace(net.b.hello(), levels=(1, 2), version="level 2")
+    assert net.ask(lambda: net.a.peers.hello(net.b.url)).result() == announced
     assert net.ask(lambda: net.a.peers.state_hash("b@1", 5)).result() == StateDigest(1, 77)
     assert net.ask(lambda: net.a.peers.state_hash("b@1", 6)).result() is None
     assert net.ask(lambda: net.a.peers.snapshot_chunk("b@1", 5, 4)).result().data == b"4567"

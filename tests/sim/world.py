@@ -12,7 +12,7 @@ from sim.clock import Clock
 from sim.disk import SimDisk
 from sim.facts import Facts
 from sim.history import Operation
-from sim.network import Network
+from sim.network import Frame, Network
 from sim.node import CLUSTER, SimNode
 from sim.peers import SimPeers
 from sim.plan import MS, Plan
@@ -54,6 +54,8 @@ class World:
         self.network = Network(plan, self.clock, self._deliver)
         self.nodes: dict[NodeId, SimNode] = {}
         self.counts: Counter[str] = Counter()
+        self.messages = 0
+        self.frames = 0
         self.crash_points = 0
         """How many were passed, over all nodes."""
         self.is_recovering = False
@@ -114,18 +116,22 @@ class World:
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
-        """Let a message leave a node."""
-        self.counts["messages"] += 1
-        self._hash.update(_encode((self.clock.now, message)))
-        self.network.send(message)
+    def send(self, frame: Frame) -> None:
+        """Let a frame leave a node."""
+        self.messages += len(frame)
+        self.frames += 1
+        self._hash.update(_encode((self.clock.now, frame)))
+        self.network.send(frame)
 
-    def _deliver(self, message: Message) -> None:
-        node = self.nodes.get(message.recipient)
-        if self._transcript is not None and (node is None or self._is_worth_telling(message, node)):
-            self.note(message.recipient, "<- {}", describe(message))
+    def _deliver(self, frame: Frame) -> None:
+        recipient = frame[0].recipient
+        node = self.nodes.get(recipient)
+        if self._transcript is not None:
+            for message in frame:
+                if node is None or self._is_worth_telling(message, node):
+                    self.note(recipient, "<- {}", describe(message))
         if node is not None and node.peers is not None:
-            node.peers.receive(message)
+            node.peers.receive(frame)
 
     def _is_worth_telling(self, message: Message, node: SimNode) -> bool:
         """Tell whether a heartbeat, or its answer, says anything new: a term, a leader, a commit, a read round."""
@@ -141,12 +147,14 @@ class World:
         is_followed = node.raft.leader == message.sender
         return is_new or not is_followed or message.commit_index > node.raft.log.commit_index
 
-    def on_crash(self, node: SimNode, peers: SimPeers | None) -> None:
-        """A process ended: its peers notice that the connection broke, at once or after a while."""
-        if peers is not None:
-            for other in self.nodes.values():
-                if other.peers is not None:
-                    other.peers.died(peers, self._notice_us)
+    def on_deaf(self, peers: SimPeers) -> None:
+        """A process ended, or closed its port: its peers notice that the connection broke, at once or after a while."""
+        for other in self.nodes.values():
+            if other.peers is not None and other.peers is not peers:
+                other.peers.died(peers, self._notice_us)
+
+    def on_end(self, node: SimNode) -> None:
+        """A process ended."""
         if self.is_recovering:
             self.clock.after(100 * MS, node.start)
 

@@ -98,7 +98,7 @@ class Backups:
                 if newest is not None and newest.snapshot.last_index >= at_least:
                     try:
                         # Once open, it stays readable when newer snapshots take its place.
-                        return newest, await self._threads.run(open, self._files.path(newest.snapshot.last_index), "rb")
+                        return newest, await self._threads.run(self._files.stream, newest.snapshot.last_index)
                     except FileNotFoundError:
                         continue
                 # A snapshot already under way may be of an earlier state: then another follows. The caller may go

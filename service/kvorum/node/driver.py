@@ -169,7 +169,7 @@ class Driver:
     def peer_unreachable(self, node: NodeId) -> None:
         """A stream to or from this peer broke."""
         self._round_trips.forget(node)
-        self._raft.peer_unreachable(node)
+        self._guard(self._raft.peer_unreachable, node)
         self._turns.may_have_changed = True
         self._turns.schedule()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -66,7 +66,7 @@ class SnapshotWriter(Protocol):
 class SnapshotFile(Protocol):
     """The file side of snapshots.
 
-    Each method blocks (run it in a thread), except ``latest``, ``kept``, ``find``, ``pin``, ``expect`` and ``path``.
+    Each method blocks (run it in a thread), except ``latest``, ``kept``, ``find``, ``pin`` and ``expect``.
 
     Only a lack of room is survived (:class:`kvorum.errors.SnapshotFailedError`): the log is unharmed. Of
     whatever else the disk refuses the storage's ``failed`` hears as well, as of any other write that failed.
@@ -114,8 +114,12 @@ class SnapshotFile(Protocol):
     def discard(self, last_index: int, why: str) -> None:
         """Use the snapshot at ``last_index`` no more: it is damaged, or of a wrong state. Does nothing without one."""
 
-    def path(self, last_index: int) -> str:
-        """Return the file's path, for streaming it to a peer as it is (header included)."""
+    def stream(self, last_index: int) -> BinaryIO:
+        """Open the file as it is, header included; once open, it stays readable when newer ones take its place.
+
+        Raises:
+            FileNotFoundError: there is no such snapshot.
+        """
 
     def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
         """Return up to ``size_bytes`` of the file as it is, from ``offset_bytes`` on; empty behind its end.

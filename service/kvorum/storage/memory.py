@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from typing import BinaryIO
 
 import msgspec
 
@@ -208,9 +209,11 @@ class MemorySnapshots:
         self.files.pop(last_index, None)
         self._infos.pop(last_index, None)
 
-    def path(self, last_index: int) -> str:
-        """Return a name; there is no file."""
-        return f"memory:{last_index}"
+    def stream(self, last_index: int) -> BinaryIO:
+        """Return the file as a stream."""
+        if last_index not in self.files:
+            raise FileNotFoundError(f"memory:{last_index}")
+        return io.BytesIO(self.files[last_index])
 
     def chunk(self, last_index: int, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of the file."""

@@ -137,6 +137,10 @@ class Snapshots:
                 with explained(f"cannot set the snapshot at {last_index} aside"):
                     self._set_aside(self._path(last_index), why)
 
+    def stream(self, last_index: int) -> BinaryIO:
+        """Open the file as it is."""
+        return open(self._path(last_index), "rb")
+
     def path(self, last_index: int) -> str:
         """Return the file's path. A file that is open stays readable when it is removed."""
         return str(self._path(last_index))

@@ -15,6 +15,7 @@ from kvorum.raft.messages import Message
 from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
+from kvorum.transport.recipients import Recipients
 from kvorum.transport.server import (
     HEADER_INDEX,
     HEADER_SHA256,
@@ -27,8 +28,6 @@ log = logging.getLogger("kvorum.transport")
 
 DNS_CACHE_S = 1
 """A pod's address changes with every restart; a stale one costs a failed dial each time."""
-STRANGERS_MAX = 16
-"""Servers that are not in our configuration and yet called us: candidates of a newer one, the leader of a joiner."""
 REQUEST_TIMEOUT_S = 5.0
 REPLACE_LINK_S = 1.0
 """A link that ended unexpectedly is replaced after so long."""
@@ -46,51 +45,23 @@ class Transport:
     def __init__(self, dialling: Dialling, on_broken: Callable[[str], None]) -> None:
         self._dialling = dialling
         self._on_broken = on_broken
-        self._members: dict[str, str] = {}
-        self._strangers: dict[str, str] = {}
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._recipients = recipients = Recipients(self._ensure, self._drop)
+        # Handed on as they are.
+        self.remove_stranger = recipients.remove_stranger
+        self.url_of = recipients.url_of
 
     def set_members(self, urls: Mapping[str, str], callers: Container[str] = ()) -> None:
-        """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long.
-
-        One of ``callers``, whose stream to us is open, is answered until it hangs up, member or not: a leader that
-        removes itself needs the answers to the entry that says so (thesis 4.2.2).
-        """
-        if urls == self._members:
-            return
-        self._members = dict(urls)
+        """Keep a stream to each of these members (:meth:`Recipients.set_members`), and figures of nobody else."""
         self._dialling.counters.keep_peers(map(name_of, urls))
-        for node in [node for node in self._links if node not in urls and node not in self._strangers]:
-            if node in callers:
-                self._strangers[node] = self._links[node].url
-            else:
-                self._drop(node)
-        for node, url in urls.items():
-            self._strangers.pop(node, None)
-            self._ensure(node, url)
+        self._recipients.set_members(urls, callers)
 
     def add_stranger(self, node: str, url: str) -> None:
-        """A server that is not a member called: keep a way to answer it."""
+        """A server called: keep a way to answer it if it is not a member, and dial it at once."""
         if node in self._links:
             self._links[node].hurry()
-        if node in self._members or not url:
-            return
-        while len(self._strangers) >= STRANGERS_MAX and node not in self._strangers:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            self._drop(oldest)
-        self._strangers[node] = url
-        self._ensure(node, url)
-
-    def remove_stranger(self, node: str) -> None:
-        """A server that is not a member hung up."""
-        if self._strangers.pop(node, None) is not None and node not in self._members:
-            self._drop(node)
-
-    def url_of(self, node: str) -> str | None:
-        """Return where a member or a stranger is reached."""
-        return self._members.get(node) or self._strangers.get(node)
+        self._recipients.add_stranger(node, url)
 
     def is_connected(self, node: str) -> bool:
         """Tell whether our stream to this server is open."""
