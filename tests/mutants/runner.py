@@ -155,7 +155,12 @@ class Runner:
             self._check_unchanged(REMEMBERED, killers)
         except _MissingTestsError as error:
             # A test that was renamed is no killer any more; the mutant's other tests will find a new one.
-            kept = {name: killer for name, killer in self._killers.items() if killer not in error.missing}
+            # Of a test with a parameter that is gone, pytest names the test only.
+            kept = {
+                name: killer
+                for name, killer in self._killers.items()
+                if not error.missing & {killer, killer.partition("[")[0]}
+            }
             if kept == self._killers:
                 raise
             self._killers = kept

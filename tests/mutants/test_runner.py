@@ -93,7 +93,14 @@ def test_the_remembered_killer_is_tried_first(root: Path, tmp_path: Path) -> Non
     assert judged.judge(MUTANT).by_test == killer
 
 
-@pytest.mark.parametrize("killer", ["test_log.py::test_renamed", "test_log.py::test_nothing_is_last_of_nothing"])
+@pytest.mark.parametrize(
+    "killer",
+    [
+        "test_log.py::test_renamed",
+        "test_log.py::test_nothing_is_last_of_nothing[a parameter that is gone]",
+        "test_log.py::test_nothing_is_last_of_nothing",
+    ],
+)
 def test_a_killer_that_is_gone_or_kills_no_more_changes_no_verdict(root: Path, tmp_path: Path, killer: str) -> None:
     judged = runner(root, tmp_path, {MUTANT.name: f"tests/raft/{killer}"})
     assert judged.judge(MUTANT).by_test == "tests/raft/test_log.py::test_the_last_one_is_last"
