@@ -477,12 +477,14 @@ def test_an_own_snapshot_that_is_done_late_does_not_take_the_place_of_a_newer_on
 
 def test_what_a_save_is_about_to_adopt_stays_whatever_arrives_meanwhile(tmp_path: Path) -> None:
     snapshots, theirs = opened(tmp_path), MemorySnapshots()
-    for last_index in (10, 20, 30):
+    for last_index in (10, 20, 30, 40):
         take_snapshot(theirs, last_index)
         send(theirs, snapshots, snapshot(last_index))
         if last_index == 10:
-            snapshots.expect(10)
-    assert names(tmp_path) == [name(10), name(30)]
+            snapshots.begin_adoption(10)
+        if last_index == 20:
+            snapshots.expect(20)
+    assert names(tmp_path) == [name(10), name(20), name(40)], "in the save in flight, in the next one, the newest"
     snapshots.adopt_index(10)
     assert [info.snapshot.last_index for info in snapshots.kept()] == [10]
 

@@ -466,6 +466,15 @@ loop.call_soon(self._saved, None)
         "storage.snapshots:Snapshots._forget_superfluous",
         "(self._expected, self._saving)",
         "(self._expected,)",
+        tests="tests/storage/test_snapshots.py",
+    ),
+    Mutant(
+        "B26",
+        "A snapshot that the next save adopts is removed when a newer one arrives.",
+        "storage.snapshots:Snapshots._forget_superfluous",
+        "(self._expected, self._saving)",
+        "(self._saving,)",
+        tests="tests/storage/test_snapshots.py",
     ),
     Mutant(
         "B26",
