@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -40,9 +41,12 @@ from kvorum_client.transport import (
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
 from kvorum_wire import AddMember, FeatureLevel, Leader, Members, NewLeader, Problem, TransferLeadership
 
+logger = logging.getLogger("kvorum_client")
+
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
+WARNING_INTERVAL_S = 60.0
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
@@ -109,19 +113,29 @@ class Client:
         timeout_s: the deadline of each call that is not given one of its own.
         concurrent_calls_max: how many calls are in progress at once; the others wait for their turn, which counts
             towards their deadlines. Stale reads have as many turns of their own.
+        require_session: what a write does when the cluster has no room for another session. False: it goes on without
+            one and says so in the log; it is not retried when its answer is lost. True: it is refused
+            (``sessions_full``).
 
     Raises:
         InvalidArgumentError: no endpoints, or a malformed one; an impossible number.
     """
 
     def __init__(
-        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+        self,
+        endpoints: Sequence[str],
+        *,
+        timeout_s: float = 10.0,
+        concurrent_calls_max: int = CONCURRENT_CALLS_MAX,
+        require_session: bool = False,
     ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         self._router = Router(endpoints)
         self._timeout_s = _check_timeout(timeout_s)
         self._concurrent_calls_max = concurrent_calls_max
+        self._require_session = require_session
+        self._warned_at = float("-inf")
         self._transport = Transport()
         self.last_failure: str | None = None
         """Why the latest attempt of any call did not end it."""
@@ -239,7 +253,16 @@ class Client:
             except _SessionLostError:
                 continue
             except _SessionsFullError:
+                self._warn_of_no_session()
                 return await self._try(_Call(method, path, deadline, body, parameters=parameters, is_write=True))
+
+    def _warn_of_no_session(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
+            logger.warning(
+                "The cluster has no room for another client session; a write without an answer is not retried"
+            )
 
     # The cluster.
 
@@ -529,7 +552,11 @@ class Client:
                 raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
             if not call.ticket.opens:
                 raise _SessionLostError
-        if problem.code == "sessions_full" and call.ticket is not None and not call.perhaps_done:
+        if (
+            problem.code == "sessions_full"
+            and call.ticket is not None
+            and not (call.perhaps_done or self._require_session)
+        ):
             raise _SessionsFullError
         if problem.code in _TRY_AGAIN or answer.status >= 500:
             self._note_refusal(call, problem)

@@ -37,9 +37,19 @@ class SyncClient:
     """None: not started yet."""
 
     def __init__(
-        self, endpoints: Sequence[str], *, timeout_s: float = 10.0, concurrent_calls_max: int = CONCURRENT_CALLS_MAX
+        self,
+        endpoints: Sequence[str],
+        *,
+        timeout_s: float = 10.0,
+        concurrent_calls_max: int = CONCURRENT_CALLS_MAX,
+        require_session: bool = False,
     ) -> None:
-        self._client = Client(endpoints, timeout_s=timeout_s, concurrent_calls_max=concurrent_calls_max)
+        self._client = Client(
+            endpoints,
+            timeout_s=timeout_s,
+            concurrent_calls_max=concurrent_calls_max,
+            require_session=require_session,
+        )
         self._lock = threading.Lock()
         self._closed = False
         forking.watch(self)

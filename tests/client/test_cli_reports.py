@@ -108,14 +108,6 @@ def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[
     run(scenario)
 
 
-def test_what_is_done_within_a_second_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    async def scenario(server: Server, kv: Kv) -> None:
-        assert await kv("put", "k", "v") == 0
-        assert capsys.readouterr().err == ""
-
-    run(scenario)
-
-
 def test_where_nothing_runs_it_hints_how_to_start_a_cluster(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from kvorum.kv.commands import Command, Put, Result, SessionRefused, encode_batc
 from kvorum.kv.limits import SESSION_WINDOW
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Entry, EntryKind
-from kvorum_client import Client, OutcomeUnknownError, RefusedError, UnavailableError
+from kvorum_client import Client, OutcomeUnknownError, RefusedError, SyncClient, UnavailableError
 from kvorum_client.sessions import WINDOW, Sessions
 from kvorum_client.transport import NotSentError, Transport
 
@@ -149,5 +149,47 @@ def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str)
             with pytest.raises((RefusedError, OutcomeUnknownError)):
                 await kv.put("k", "1")
             assert len(tries) == 1
+
+    run(scenario)
+
+
+def _without_room(server: Server) -> list[Command]:
+    """Have the node refuse every session, and take what comes without one; return what was asked."""
+    apply, asked = server.node.propose, []
+
+    async def refuse_sessions(command: Command, timeout_ms: int) -> Result:
+        asked.append(command)
+        return await apply(command, timeout_ms) if not command.client_id else SessionRefused(0, "full")
+
+    server.node.propose = refuse_sessions  # type: ignore[method-assign]
+    return asked
+
+
+def test_a_cluster_without_room_for_a_session_is_written_to_without_one_and_it_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            _without_room(servers[0])
+            for revision in (1, 2, 3):
+                assert (await kv.put("k", "v")).revision == revision
+            assert [record.message for record in caplog.records if record.name == "kvorum_client"] == [
+                "The cluster has no room for another client session; a write without an answer is not retried"
+            ]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("make", [Client, SyncClient])
+def test_a_client_that_needs_a_session_is_refused_where_there_is_no_room(make: type) -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            asked = _without_room(servers[0])
+            kv = make([servers[0].url], require_session=True)
+            with pytest.raises(RefusedError) as caught:
+                await (kv.put("k", "v") if make is Client else asyncio.to_thread(kv.put, "k", "v"))
+            assert (caught.value.status, caught.value.code) == (429, "sessions_full")
+            assert [bool(command.client_id) for command in asked] == [True]
+            await (kv.close() if make is Client else asyncio.to_thread(kv.close))
 
     run(scenario)
