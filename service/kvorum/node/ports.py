@@ -71,6 +71,12 @@ class Threads(Protocol):
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Return what the function returns, or raise what it raises. Cancelling the caller does not stop it."""
 
+    async def finish(self, function: Callable[..., T], *args: Any) -> T:
+        """As :meth:`run`; but a caller that is cancelled goes on only when the function has ended, or after 5 s.
+
+        For a function whose file the caller closes or removes afterwards.
+        """
+
 
 class Peers(Protocol):
     """The other nodes, as one node reaches them. Everything is bounded in time."""

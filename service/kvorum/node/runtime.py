@@ -14,6 +14,9 @@ from kvorum.node.supervisor import Supervisor
 
 T = TypeVar("T")
 
+THREAD_ENDS_S = 5.0
+"""Who is cancelled waits so long for a function that still uses a file."""
+
 
 class SystemClock:
     """This machine's time."""
@@ -72,3 +75,13 @@ class LoopThreads:
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Return what the function returns in a thread."""
         return await asyncio.to_thread(function, *args)
+
+    async def finish(self, function: Callable[..., T], *args: Any) -> T:
+        """Return what the function returns in a thread; do not leave before it has ended."""
+        work = asyncio.ensure_future(asyncio.to_thread(function, *args))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # A disk that hangs does not hold up a shutdown for ever.
+            await asyncio.wait([work], timeout=THREAD_ENDS_S)
+            raise

@@ -141,7 +141,7 @@ class Snapshots:
         Raises:
             StorageError: it could not be written; nothing of it is kept.
         """
-        counters, run = self._counters, self._threads.run
+        counters, run = self._counters, self._threads.finish
         since = self._clock.monotonic()
         try:
             writer = await run(self._storage.snapshots.create, snapshot)
