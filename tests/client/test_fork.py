@@ -58,6 +58,7 @@ print(statuses, sorted(os.read(reader, 1000).split()))
 """
 IN_FLIGHT = """
 kv.put("before", "fork")
+sys.stdin.readline()
 thread = threading.Thread(target=lambda: kv.put("slow", "put"))
 thread.start()
 sys.stdin.readline()
@@ -129,6 +130,8 @@ def test_a_child_that_ends_does_not_take_the_parents_calls_with_it() -> None:
             assert process.stdin is not None and process.stdout is not None
             await until("the first put is done", lambda: len(server.node.proposed) == 1)
             server.node.gate = asyncio.Event()
+            process.stdin.write("\n")
+            process.stdin.flush()
             await until("the second put is under way", lambda: len(server.node.timeouts_ms) == 2)
             process.stdin.write("\n")
             process.stdin.flush()

@@ -430,12 +430,33 @@ def digest(chain: int = 7, records: int | None = 9, version: int = 2) -> StateDi
         ([digest(records=8), digest()], False),
         ([digest(records=8), digest(records=6)], None),
         ([digest(records=8), digest(records=None)], None),  # a sum that does not count has no vote
-        ([digest(records=None), digest(records=None)], False),
+        ([digest(records=None), digest(records=None)], None),  # nor do two that will count soon
         ([digest(8, version=1), digest(8, version=1)], None),  # another definition is not compared
     ],
 )
 def test_the_members_vote_on_the_chain_first_and_then_on_the_sum(others: list[StateDigest], wrong: bool | None) -> None:
     assert is_wrong(digest(), {str(at): other for at, other in enumerate(others)}, 3) is wrong
+
+
+def test_below_the_level_that_has_sums_the_chain_decides_alone() -> None:
+    assert is_wrong(digest(records=None), {"b": digest(records=None)}, 3) is False
+
+
+@pytest.mark.parametrize(
+    ("others", "wrong"),
+    [
+        ([digest(records=5)], True),  # it has the sum that this node's own account of all changes gives
+        ([digest(records=5), digest()], True),
+        ([digest()], False),
+        ([digest(records=6)], None),
+        ([digest(8, records=5)], None),
+        ([], None),
+    ],
+)
+def test_one_member_that_has_the_expected_sum_shows_that_the_records_are_wrong(
+    others: list[StateDigest], wrong: bool | None
+) -> None:
+    assert is_wrong(digest(), {str(at): other for at, other in enumerate(others)}, 3, expected_sum=5) is wrong
 
 
 def test_a_leaders_report_is_compared_by_one_definition_and_as_far_as_both_have_it() -> None:

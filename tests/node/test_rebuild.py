@@ -304,3 +304,17 @@ def test_a_damaged_snapshot_is_noticed_by_its_owner_and_replaced(tmp_path: Path)
             assert path.with_suffix(".damaged").exists()
 
     asyncio.run(scenario())
+
+
+def test_no_snapshot_is_taken_of_a_suspected_state(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.leader()
+            await cluster.put(b"a", b"1")
+            node.parts.state.suspected_shift = 1
+            with pytest.raises(StorageError, match="do not match their sum"):
+                await node.parts.snapshots.begin()
+            node.parts.state.suspected_shift = None
+            await node.parts.snapshots.begin()
+
+    asyncio.run(scenario())

@@ -31,6 +31,7 @@ from kvorum.errors import (
     KvorumError,
     NotLeaderError,
     SessionError,
+    StorageError,
 )
 from kvorum.identity import name_of
 from kvorum.kv.commands import Command, CompareFailed, Delete, Put, Result, SessionRefused
@@ -215,7 +216,10 @@ class SimNode:
             await _first_of(product.drain(deadline_s), product.run())
             await product.close()
             await asyncio.to_thread(ports.storage.close)
-            if not self._is_doomed:
+            if self._is_doomed:
+                # The disk failed while the node let go of it: the process ends all the same.
+                self._ended(StorageError("a port failed during a clean stop"))
+            else:
                 self._stopped()
         except FatalError as error:
             self._ended(error)

@@ -55,7 +55,9 @@ class StateHashes:
         self.reported = None
 
 
-def is_wrong(ours: StateDigest, others: Mapping[str, StateDigest], voters: int) -> bool | None:
+def is_wrong(
+    ours: StateDigest, others: Mapping[str, StateDigest], voters: int, expected_sum: int | None = None
+) -> bool | None:
     """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees, else None.
 
     The chains are voted on first. Where a majority has ours, the sums over the records are: a node whose sum does not
@@ -65,14 +67,20 @@ def is_wrong(ours: StateDigest, others: Mapping[str, StateDigest], voters: int) 
         ours: our digest at an index.
         others: the other voters' digests at the same index, as far as they remember them.
         voters: how many voters there are, this node included.
+        expected_sum: what our sum would be if memory held what was applied, if a sweep found that it does not. One
+            other node that has it is enough: it and our own account of all changes agree.
     """
     comparable = [each for each in (ours, *others.values()) if each.version == ours.version]
     chain = _agreed(Counter(each.chain for each in comparable), voters)
     if chain is None or chain != ours.chain:
         return None if chain is None else True
     sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
-    if ours.records is None or len(sums) <= 1:
+    if ours.records is None:
         return False
+    if expected_sum is not None and any(
+        each.chain == chain and each.records == expected_sum for each in others.values()
+    ):
+        return True
     records = _agreed(sums, voters)
     return None if records is None else records != ours.records
 

@@ -89,14 +89,15 @@ class Integrity:
 
     async def _investigate(self, index: int) -> None:
         """Ask until a majority decides: as long as nothing is decided, this node may serve a wrong state."""
-        while await self._is_undecided(index):
+        # A sweep may find something while the question before it is still being settled.
+        while await self._is_undecided(index) or self._state.suspected_shift is not None:
             index = self._state.store.applied_index
             self._state.hashes.applied(index, self._state.store.digest)
             await self._tasks.sleep(RETRY_S)
 
     async def _is_undecided(self, index: int) -> bool:
         raft, store = self._raft, self._state.store
-        ours = self._state.hashes.at(index)
+        ours, shift = self._state.hashes.at(index), self._state.suspected_shift
         if ours is None:
             return False
         voters = raft.configuration.voters()
@@ -106,7 +107,10 @@ class Integrity:
             return False  # What was asked about is not served any more.
         theirs = {voter: answer for voter, answer in zip(others, answers, strict=True) if answer is not None}
         different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
-        wrong = is_wrong(ours, theirs, len(voters) if raft.id in voters else len(voters) + 1)
+        if self._state.suspected_shift != shift:
+            return True  # A sweep has found something meanwhile.
+        count = len(voters) if raft.id in voters else len(voters) + 1
+        wrong = is_wrong(ours, theirs, count, self._state.expected_sum(ours))
         if wrong is None:
             if self._limit.allow() is not None:
                 log.error(
@@ -118,6 +122,7 @@ class Integrity:
         if wrong:
             await self._replace(index, different)
         else:
+            self._state.suspected_shift = None
             for voter in different:
                 await self._tell(voter, index)
         return False

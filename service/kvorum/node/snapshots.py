@@ -90,7 +90,7 @@ class Snapshots:
         if applied - last < self._entries_due and state.bytes_since_snapshot < self._bytes_due:
             return
         # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
-        if not state.is_wrong and last <= applied and self._clock.monotonic() >= self._not_before_s:
+        if not state.may_be_wrong and last <= applied and self._clock.monotonic() >= self._not_before_s:
             self.begin()
 
     def begin(self) -> asyncio.Task[None]:
@@ -102,6 +102,8 @@ class Snapshots:
         state, raft = self._state, self._raft
         if state.is_wrong:
             raise SnapshotFailedError("the state is in quarantine")
+        if state.may_be_wrong:
+            raise SnapshotFailedError("the records in memory do not match their sum; the members are being asked")
         if self._task is None or self._task.done():
             if state.store.applied_index < raft.log.base_index:
                 raise SnapshotFailedError("a newer snapshot is being installed")
@@ -255,7 +257,7 @@ class Snapshots:
 
     def _begin_another(self) -> None:
         """Take a snapshot, if one can be taken, in the place of one that cannot be served."""
-        if not self._state.is_wrong and self._state.store.applied_index >= self._raft.log.base_index:
+        if not self._state.may_be_wrong and self._state.store.applied_index >= self._raft.log.base_index:
             self.begin()
 
     def _pin(self, last_index: int, *, is_end: bool) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
+from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.hashes import StateHashes
 
 log = logging.getLogger("kvorum.state")
+
+SUM_MODULUS = 1 << 8 * STATE_SUM_BYTES
 
 
 class State:
@@ -21,6 +24,9 @@ class State:
         hashes: its hash after each of the last entries.
         bytes_since_snapshot: of the entries that were applied since a snapshot was begun.
         current_as_of_s: everything committed by this moment of the boottime clock is applied; None: not known.
+        suspected_shift: a sweep found that memory does not hold what was applied, or that the sum kept of it is wrong,
+            and nobody has decided yet which of the two. What must be added to the sum, modulo 2^128, to get the one
+            that was expected. None: there is no suspicion.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
     """
 
@@ -30,7 +36,19 @@ class State:
         self.hashes = StateHashes()
         self.bytes_since_snapshot = 0
         self.current_as_of_s: float | None = None
+        self.suspected_shift: int | None = None
         self.is_wrong = False
+
+    @property
+    def may_be_wrong(self) -> bool:
+        """Whether no snapshot may be taken: the state is wrong, or is suspected to be."""
+        return self.is_wrong or self.suspected_shift is not None
+
+    def expected_sum(self, digest: StateDigest) -> int | None:
+        """Return the sum that ``digest`` would have if memory held what was applied; None: it is not suspected."""
+        if self.suspected_shift is None or digest.records is None:
+            return None
+        return (digest.records + self.suspected_shift) % SUM_MODULUS
 
     def replace(self, store: Store) -> None:
         """Serve this state from now on."""
@@ -38,6 +56,7 @@ class State:
         self.store = store
         self.bytes_since_snapshot = 0
         self.current_as_of_s = None
+        self.suspected_shift = None
         self.hashes.forget()
         self.hashes.applied(store.applied_index, store.digest)
 

@@ -9,7 +9,7 @@ from math import ceil
 from kvorum.kv.sweep import SLICE_KEYS, StateSweep
 from kvorum.node.integrity import Integrity
 from kvorum.node.ports import Tasks
-from kvorum.node.state import State
+from kvorum.node.state import SUM_MODULUS, State
 
 log = logging.getLogger("kvorum.state")
 
@@ -65,8 +65,11 @@ class Sweeps:
         if state.is_wrong:
             return
         mismatch = self._sweep.step(max_keys)
+        # The first pass makes the sum count: who asks for the digest of a state that stays gets it with the sum.
+        state.hashes.applied(store.applied_index, store.digest)
         if mismatch is None:
             return
+        state.suspected_shift = (mismatch.expected - mismatch.found) % SUM_MODULUS
         log.critical(
             "the records in memory do not match their state sum: computed %032x, expected %032x, at index %d; "
             "asking the other members which of the two is right",
@@ -74,5 +77,4 @@ class Sweeps:
             mismatch.expected,
             mismatch.index,
         )
-        state.hashes.applied(mismatch.index, store.digest)
         self._integrity.investigate(mismatch.index)

@@ -606,4 +606,28 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "self._clock.monotonic()",
         tests="tests/node/test_waits.py",
     ),
+    Mutant(
+        "integrity",
+        "Sums that do not count yet clear a state that a sweep found wrong.",
+        "node.hashes:is_wrong",
+        "ours.records is None",
+        "ours.records is None or len(sums) <= 1",
+        tests="tests/node/test_levels.py -k members_vote",
+    ),
+    Mutant(
+        "integrity",
+        "The member that has the expected sum is no witness.",
+        "node.hashes:is_wrong",
+        "each.chain == chain and each.records == expected_sum",
+        "False",
+        tests="tests/node/test_levels.py -k expected_sum",
+    ),
+    Mutant(
+        "integrity",
+        "A snapshot is taken of a state that may be wrong.",
+        "node.state:State.may_be_wrong",
+        "self.is_wrong or self.suspected_shift is not None",
+        "self.is_wrong",
+        tests="tests/node/test_rebuild.py -k suspected",
+    ),
 )
