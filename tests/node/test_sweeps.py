@@ -50,3 +50,14 @@ def test_a_pass_takes_about_as_long_whatever_the_keys_and_values(keys: int, valu
         asyncio.run(sweeps._run())
 
     assert PASS_S - PAUSE_MAX_S <= pauses.slept_s <= PASS_S + 1
+
+
+def test_who_asks_for_the_digest_of_a_state_that_stays_gets_the_sum_once_it_counts() -> None:
+    store = store_at_level_2()
+    apply(store, Put(b"a", b"1"))
+    state = State(store)
+    sweeps = Sweeps(state, cast(Integrity, None), cast(Tasks, Pauses()))
+    state.hashes.applied(store.applied_index, store.digest)
+    while store.digest.records is None:
+        sweeps.step(1)
+    assert state.hashes.at(store.applied_index) == store.digest
