@@ -67,7 +67,9 @@ class PeerPort:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0),
+                # No connection is used twice: one that a wrong DNS answer led to another node would be kept by every
+                # hello and refusal on it, and its name would not be resolved again.
+                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
                 trace_configs=[_refusing_redirects()],
             )

@@ -94,7 +94,10 @@ class PeerServer:
         if held_back is not None:
             more = f" ({held_back} more since the last such line)" if held_back else ""
             log.warning("refused a peer at %s: %s%s", request.remote, error, more)
-        return web.HTTPForbidden(text=f"{error.reason}: {error}\n")
+        refusal = web.HTTPForbidden(text=f"{error.reason}: {error}\n")
+        # The caller may have the wrong address. On a kept connection it would call here again.
+        refusal.force_close()
+        return refusal
 
     async def _hello(self, request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self._handler.hello()), content_type="application/json")

@@ -434,4 +434,18 @@ MUTANTS = (
         "_report_failure(node, error)",
         "pass",
     ),
+    Mutant(
+        "hello",
+        "A wrong DNS answer lasts as long as the connection that it led to.",
+        "transport.port:PeerPort._open_session",
+        "force_close=True",
+        "force_close=False",
+    ),
+    Mutant(
+        "hello",
+        "A caller that was refused may call again on its connection.",
+        "transport.server:PeerServer._refusal",
+        "refusal.force_close()",
+        "pass",
+    ),
 )
