@@ -230,7 +230,7 @@ def test_refusals_are_logged_once_a_reason_and_minute_whatever_name_a_stranger_t
     now[0] = 60.0
     refuse("s@1")
     assert caplog.messages[-1] == "refused a peer at 10.0.0.1: s@1 (999 more since the last such line)"
-    assert len(server._refusals) == 3
+    assert len(server._limits) == 3
 
 
 def _has_received(it: Port, count: int) -> bool:

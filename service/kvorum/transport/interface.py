@@ -111,7 +111,11 @@ class PeerHandler(Protocol):
         """
 
     def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
-        """Take checked messages, all from ``sender``."""
+        """Take checked messages, all from ``sender``.
+
+        Raises:
+            MalformedMessageError: one of them cannot be true; the stream is closed.
+        """
 
     def on_connected(self, greeting: Greeting) -> None:
         """A peer's stream to us is open."""

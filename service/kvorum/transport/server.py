@@ -56,10 +56,8 @@ class PeerServer:
         self._token = token
         self._silence_s = stream_silence_s
         self._streams: dict[str, web.WebSocketResponse] = {}
-        # A peer that sends nonsense comes back and sends it again.
-        self._malformed_limit = RateLimit()
         self._clock = clock
-        self._refusals: dict[tuple[str, str], RateLimit] = {}
+        self._limits: dict[tuple[str, str], RateLimit] = {}
         self.app = web.Application(client_max_size=64 * 1024)
         self.app.router.add_get("/raft/v1/hello", self._hello)
         self.app.router.add_get("/raft/v1/stream", self._stream)
@@ -85,19 +83,22 @@ class PeerServer:
 
     def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
-        # The reasons are ours, and so are the labels: a caller that changes its name gets no line of its own.
-        what = (error.reason, self._counters.peer_label(name_of(request.headers.get(HEADER_FROM, ""))))
-        limit = self._refusals.get(what)
-        if limit is None:
-            limit = self._refusals[what] = RateLimit(REFUSALS_LOGGED_EVERY_S, self._clock)
-        held_back = limit.allow()
-        if held_back is not None:
-            more = f" ({held_back} more since the last such line)" if held_back else ""
-            log.warning("refused a peer at %s: %s%s", request.remote, error, more)
+        self._warn(error.reason, request.headers.get(HEADER_FROM, ""), f"refused a peer at {request.remote}: {error}")
         refusal = web.HTTPForbidden(text=f"{error.reason}: {error}\n")
         # The caller may have the wrong address. On a kept connection it would call here again.
         refusal.force_close()
         return refusal
+
+    def _warn(self, reason: str, sender: str, text: str) -> None:
+        """Log a refusal, but not each: a peer that is refused comes back, and a stranger changes its name."""
+        # The reasons are ours, and so are the labels.
+        what = (reason, self._label(sender))
+        limit = self._limits.get(what)
+        if limit is None:
+            limit = self._limits[what] = RateLimit(REFUSALS_LOGGED_EVERY_S, self._clock)
+        held_back = limit.allow()
+        if held_back is not None:
+            log.warning("%s%s", text, f" ({held_back} more since the last such line)" if held_back else "")
 
     async def _hello(self, request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self._handler.hello()), content_type="application/json")
@@ -151,8 +152,7 @@ class PeerServer:
             self._counters.peer_failures[self._label(sender), "silent"] += 1
         except MalformedMessageError as error:
             self._counters.peer_failures[self._label(sender), "malformed"] += 1
-            if self._malformed_limit.allow() is not None:
-                log.warning("closed the stream of %s: %s", sender, error)
+            self._warn("frame", sender, f"closed the stream of {sender}: {error}")
         await stream.close()
 
     def _label(self, sender: str) -> str:

@@ -300,4 +300,20 @@ sync_folder(folder)
         "seen.is_too_old",
         "False",
     ),
+    Mutant(
+        "recover",
+        "A recovered node keeps a term in which it cannot be elected.",
+        "commands.recover:plan",
+        "(entries[-1].term if entries else raft.log.last_term) + 1",
+        "loaded.hard_state.current_term + 1",
+        tests="tests/cluster/test_recover.py",
+    ),
+    Mutant(
+        "recover",
+        "A recovered log keeps a term in which nobody can be elected.",
+        "commands.recover:_with_room_for_terms",
+        "loaded.entries[-1].term < _TERM_MAX",
+        "True",
+        tests="tests/cluster/test_recover.py",
+    ),
 )

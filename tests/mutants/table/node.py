@@ -630,4 +630,12 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "self.is_wrong",
         tests="tests/node/test_rebuild.py -k suspected",
     ),
+    Mutant(
+        "K8",
+        "A message that consensus refuses ends the node.",
+        "node.driver:Driver._guard",
+        "MalformedMessageError",
+        "ZeroDivisionError",
+        tests="tests/node/test_strangers.py",
+    ),
 )
