@@ -73,7 +73,12 @@ class Peer:
     def on_broken(self, recipient: NodeId) -> None:
         self.heard.append(f"lost {recipient}")
 
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+    def is_member(self, node: str) -> bool:
+        return True
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
+    ) -> SnapshotChunk:
         if last_index != 5:
             raise StorageCorruptError("there is no such snapshot")
         await asyncio.sleep(0.1)

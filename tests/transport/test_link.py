@@ -229,8 +229,11 @@ class Handler:
     def on_disconnected(self, sender: str) -> None:
         self.disconnected.append(sender)
 
+    def is_member(self, node: str) -> bool:
+        return True
+
     async def snapshot_chunk(
-        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int = 0
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
     ) -> SnapshotChunk:
         raise NotImplementedError
 

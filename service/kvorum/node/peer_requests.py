@@ -94,6 +94,10 @@ class PeerRequests:
             empty=not raft.current_term and not raft.log.last_index and not self._identity.is_joining,
         )
 
+    def is_member(self, node: NodeId) -> bool:
+        """Tell whether a caller is a member of our configuration in force."""
+        return self._raft.configuration.get(node) is not None
+
     def on_connected(self, greeting: Greeting) -> None:
         """A peer called: answer it even if our configuration does not know it yet."""
         self._levels.announced(greeting.sender, greeting.highest_level, greeting.version)

@@ -123,11 +123,18 @@ class PeerHandler(Protocol):
     def on_disconnected(self, sender: str) -> None:
         """A peer's stream to us broke."""
 
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
-        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+    def is_member(self, node: NodeId) -> bool:
+        """Tell whether a caller is a member of our configuration in force."""
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
+    ) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest.
+
+        The newest is taken now if there is none at ``at_least`` or later; with None, none is ever taken.
 
         Raises:
-            StorageError: there is no such snapshot (any more).
+            StorageError: there is no such snapshot (any more), or we have not applied ``at_least``.
         """
 
     def state_hash_at(self, index: int) -> StateDigest | None:

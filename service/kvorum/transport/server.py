@@ -14,9 +14,10 @@ from aiohttp import web
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
 from kvorum.identity import name_of
 from kvorum.raft.codec import Frame, decode_frame
+from kvorum.raft.messages import INDEX_MAX
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text
+from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text, parse_number
 from kvorum.transport.interface import Greeting, PeerHandler
 
 log = logging.getLogger("kvorum.transport")
@@ -62,6 +63,7 @@ class PeerServer:
         self.app.router.add_get("/raft/v1/hello", self._hello)
         self.app.router.add_get("/raft/v1/stream", self._stream)
         self.app.router.add_get("/raft/v1/snapshots/{last_index:[0-9]{1,19}}", self._snapshot)
+        self.app.router.add_post("/raft/v1/snapshots/0", self._new_snapshot)
         self.app.router.add_get("/raft/v1/state-hash/{index:[0-9]{1,19}}", self._state_hash)
         self.app.router.add_post("/raft/v1/suspect/{index:[0-9]{1,19}}", self._suspect)
 
@@ -159,18 +161,28 @@ class PeerServer:
         return self._counters.peer_label(name_of(sender))
 
     async def _snapshot(self, request: web.Request) -> web.Response:
-        self._check(request)
+        """Return a piece of a snapshot.
+
+        Version 0.1.0 asks for a new snapshot in this way, too. Members that run it are still served: a node in
+        quarantine has no other way to a right state.
+        """
+        sender = self._check(request).sender
+        at_least = _number(request, "at_least") if self._handler.is_member(sender) else None
+        return await self._send_chunk(int(request.match_info["last_index"]), _number(request, "offset"), at_least)
+
+    async def _new_snapshot(self, request: web.Request) -> web.Response:
+        """Return the first piece of our newest snapshot; it is taken now if it is older than ``at_least``."""
+        if not self._handler.is_member(self._check(request).sender):
+            raise web.HTTPForbidden(text="only a member may ask for a new snapshot\n")
+        return await self._send_chunk(0, 0, _number(request, "at_least"))
+
+    async def _send_chunk(self, last_index: int, offset: int, at_least: int | None) -> web.Response:
         try:
-            offset = int(request.query.get("offset", "0"))
-            at_least = int(request.query.get("at_least", "0"))
-            last_index = int(request.match_info["last_index"])
-            chunk = await self._handler.snapshot_chunk(last_index, max(offset, 0), SNAPSHOT_CHUNK_BYTES, at_least)
-        except ValueError:
-            raise web.HTTPBadRequest(text="offset or at_least is not a number\n") from None
+            chunk = await self._handler.snapshot_chunk(last_index, offset, SNAPSHOT_CHUNK_BYTES, at_least)
         except StorageError as error:
             self._counters.snapshots["send", "failed"] += 1
             raise web.HTTPNotFound(text=f"{error}\n") from None
-        if max(offset, 0) + len(chunk.data) >= chunk.size_bytes:
+        if offset + len(chunk.data) >= chunk.size_bytes:
             # The last piece: whether the peer can use it, its own counter says.
             self._counters.snapshots["send", "ok"] += 1
         headers = {
@@ -191,6 +203,18 @@ class PeerServer:
         self._check(request)
         self._handler.suspect_state(int(request.match_info["index"]))
         return web.Response(status=202)
+
+
+def _number(request: web.Request, name: str) -> int:
+    """Return a number of the query, 0 if it is not there.
+
+    Raises:
+        web.HTTPBadRequest: it is not a number, or out of range.
+    """
+    number = parse_number(request.query.get(name, "0"))
+    if number is None:
+        raise web.HTTPBadRequest(text=f"{name} is not a number below {INDEX_MAX}\n")
+    return number
 
 
 def _decode(frame: aiohttp.WSMessage, stream: web.WebSocketResponse) -> Frame:

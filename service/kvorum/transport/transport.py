@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Container, Iterable, Mapping
 
 import aiohttp
+from aiohttp import web
 
 from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
-from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest
+from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest, parse_number
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
 from kvorum.transport.recipients import Recipients
@@ -32,6 +34,7 @@ REQUEST_TIMEOUT_S = 5.0
 REPLACE_LINK_S = 1.0
 """A link that ended unexpectedly is replaced after so long."""
 HELLO_BYTES_MAX = 64 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class Transport:
@@ -127,11 +130,20 @@ class Transport:
             PeerError: it has none, or does not answer.
         """
         path = f"/raft/v1/snapshots/{last_index}?offset={offset_bytes}&at_least={at_least}"
-        headers, body = await self._call("GET", node, path, 4 * REQUEST_TIMEOUT_S)
-        try:
-            return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
-        except (KeyError, ValueError) as error:
-            raise MalformedMessageError(f"{node} sent a snapshot without its description: {error}") from error
+        timeout_s = 4 * REQUEST_TIMEOUT_S
+        if last_index:
+            headers, body = await self._call("GET", node, path, timeout_s)
+        else:
+            try:
+                headers, body = await self._call("POST", node, path, timeout_s)
+            except _MethodNotAllowedError:
+                # Version 0.1.0 takes a new snapshot for a GET.
+                headers, body = await self._call("GET", node, path, timeout_s)
+        index, size = (parse_number(headers.get(name, "")) for name in (HEADER_INDEX, HEADER_SIZE))
+        sha256 = headers.get(HEADER_SHA256, "")
+        if not index or size is None or last_index not in (0, index) or not _SHA256.fullmatch(sha256):
+            raise MalformedMessageError(f"{node} sent a piece of a snapshot that it does not describe")
+        return SnapshotChunk(body, index, size, sha256)
 
     async def state_hash(self, node: str, index: int) -> StateDigest | None:
         """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
@@ -166,12 +178,18 @@ class Transport:
                 method, url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await _read_bounded(response, bytes_max)
+                if response.status == web.HTTPMethodNotAllowed.status_code:
+                    raise _MethodNotAllowedError(f"{url} does not know {method}")
                 if response.status >= 300:
                     raise PeerError(f"{url} answers {response.status}: {body[:200].decode(errors='replace').strip()}")
                 return response.headers, body
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # ValueError: the URL is none that the library can dial.
             raise PeerError(f"{url}: {error or type(error).__name__}") from error
+
+
+class _MethodNotAllowedError(PeerError):
+    """A peer of an older version, which answers this path for another method only."""
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:

@@ -638,4 +638,12 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "ZeroDivisionError",
         tests="tests/node/test_strangers.py",
     ),
+    Mutant(
+        "on demand",
+        "Every request for a snapshot beyond what is applied takes one.",
+        "node.snapshots:Snapshots.chunk",
+        "at_least > applied",
+        "False",
+        tests="tests/node/test_snapshot_task.py",
+    ),
 )
