@@ -37,7 +37,9 @@ class Wire:
         self.urls.append(url)
         if not self.is_up:
             raise aiohttp.ClientConnectionError("connection refused")
-        return SimpleNamespace(send_bytes=self._send_bytes, receive=self._receive, close=self._close)
+        return SimpleNamespace(
+            send_bytes=self._send_bytes, receive=self._receive, close=self._close, get_extra_info=lambda _: None
+        )
 
     async def _send_bytes(self, frame: bytes) -> None:
         self.frames.append(decode(frame))
@@ -96,6 +98,18 @@ def test_what_waits_is_bounded_in_messages() -> None:
             for number in range(link_module.QUEUE_MESSAGES_MAX + 5):
                 link.send(heartbeat(number))
             assert wire.dropped == 5
+
+    asyncio.run(run())
+
+
+def test_entries_that_wait_leave_room_for_heartbeats() -> None:
+    async def run() -> None:
+        wire = Wire()
+        async with link_over(wire) as link:
+            for _ in range(link_module.QUEUE_MESSAGES_MAX):
+                link.send(bulk(1))
+            link.send(heartbeat(1))
+            assert wire.dropped == 0
 
     asyncio.run(run())
 
