@@ -506,4 +506,20 @@ MUTANTS = (
         "len(self._urgent) + len(self._appends) >= QUEUE_MESSAGES_MAX",
         tests="tests/transport/test_queue.py",
     ),
+    Mutant(
+        "K8",
+        "The figures of removed members are shown for ever.",
+        "telemetry.counters:Counters.keep_peers",
+        "del figures[name]",
+        "pass",
+        tests="tests/telemetry/test_metrics.py",
+    ),
+    Mutant(
+        "K8",
+        "The failures of removed members are shown for ever.",
+        "telemetry.counters:Counters.keep_peers",
+        "del self.peer_failures[pair]",
+        "pass",
+        tests="tests/telemetry/test_metrics.py",
+    ),
 )
