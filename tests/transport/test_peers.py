@@ -88,8 +88,11 @@ class FakeNode:
 class Port:
     """A peer port, and a client session for the test's own calls."""
 
-    def __init__(self, node: FakeNode, counters: Counters, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, node: FakeNode, counters: Counters, url: str, session: aiohttp.ClientSession, server: PeerServer
+    ) -> None:
         self.node = node
+        self.server = server
         self.counters = counters
         self.url = url
         self.session = session
@@ -114,7 +117,7 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
     await web.TCPSite(runner, "127.0.0.1", number).start()
     session = aiohttp.ClientSession()
     try:
-        yield Port(node, counters, f"http://127.0.0.1:{number}", session)
+        yield Port(node, counters, f"http://127.0.0.1:{number}", session, server)
     finally:
         await session.close()
         await server.close()
@@ -157,7 +160,7 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
         ("incarnation", {"to": "n1@" + "9" * 16}),
         ("version", {"protocol": "0", "protocols": "0"}),
         ("version", {"protocol": "0", "protocols": "0-0"}),
-        ("version", {"protocols": "2-3"}),
+        ("version", {"protocols": "3-4"}),
         ("version", {"protocols": "1-"}),
         ("version", {"protocols": "2-1"}),
         ("version", {"protocols": "-1-1"}),
@@ -291,11 +294,11 @@ def test_a_header_that_is_not_utf8_is_refused_and_counted(reason: str, header: s
 @pytest.mark.parametrize(
     ("headers", "protocol", "level", "version"),
     [
-        ({}, 1, 2, kvorum.__version__),
+        ({}, 2, 2, kvorum.__version__),
         # What 0.1.0 sends.
         ({"X-Kvorum-Protocols": None, "X-Kvorum-Feature-Levels": None, "X-Kvorum-Version": None}, 1, 1, "0.1.0"),
         # What later versions may send.
-        ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 1, 9, "9.0"),
+        ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 2, 9, "9.0"),
         ({"X-Kvorum-Protocols": "0-1", "X-Kvorum-Protocol": "0"}, 1, 2, kvorum.__version__),
     ],
 )

@@ -152,7 +152,7 @@ def decode_hello(body: bytes) -> Hello:
         raise MalformedMessageError(f"not a hello: {error}") from error
     if not is_node_id(hello.node_id):
         raise MalformedMessageError(f"not a hello: {hello.node_id!r} is not a member id")
-    for url in (hello.peer_url, hello.client_url):
+    for url in (hello.peer_url, hello.client_url, *hello.member_urls):
         if url and not is_base_url(url):
             raise MalformedMessageError(f"not a hello: {url!r} is not the URL of a node")
     if not is_plain(hello.version, VERSION_CHARS_MAX) or not is_plain(hello.cluster_id, CLUSTER_ID_BYTES_MAX):

@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 
+from kvorum.errors import MalformedMessageError
 from kvorum.identity import name_of
-from kvorum.raft.codec import encode
+from kvorum.raft.codec import decode_frame, encode
 from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.handshake import dialling_headers
@@ -190,6 +191,8 @@ class Link:
                 group.create_task(self._keep_alive())
         except* _StreamBrokenError:
             pass
+        except* MalformedMessageError as errors:
+            self._failed("malformed", str(errors.exceptions[0]))
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
             self._failed("broken", str(errors.exceptions[0]))
         finally:
@@ -199,11 +202,22 @@ class Link:
             await stream.close()
 
     async def _watch(self, stream: aiohttp.ClientWebSocketResponse) -> None:
-        """Notice at once that the peer has closed; it never sends anything on a stream that it did not dial."""
-        message = await stream.receive()
-        if message.type is aiohttp.WSMsgType.ERROR:
-            raise aiohttp.ClientConnectionError(str(message.data))
-        raise _StreamBrokenError
+        """Notice at once that the peer has closed, and take the answers of one that does not know us as a member."""
+        while True:
+            frame = await stream.receive()
+            if frame.type is aiohttp.WSMsgType.ERROR:
+                raise aiohttp.ClientConnectionError(str(frame.data))
+            if frame.type is not aiohttp.WSMsgType.BINARY:
+                raise _StreamBrokenError
+            messages, unknown = decode_frame(frame.data)
+            label = self._counters.peer_label(self._name)
+            if unknown:
+                self._counters.messages_unknown[label] += unknown
+            for message in messages:
+                if message.sender != self.node:
+                    raise MalformedMessageError(f"a message from {message.sender!r} on a stream to {self.node!r}")
+            self._counters.messages_received[label] += len(messages)
+            self._dialling.on_messages(self.node, messages)
 
     def _open(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         """Write what queued while the stream was not open, and from now on what comes, at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, KeysView
 from time import monotonic
@@ -13,12 +14,12 @@ from aiohttp import web
 
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
 from kvorum.identity import name_of
-from kvorum.raft.codec import Frame, decode_frame
-from kvorum.raft.messages import INDEX_MAX
+from kvorum.raft.codec import Frame, decode_frame, encode
+from kvorum.raft.messages import INDEX_MAX, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text, parse_number
-from kvorum.transport.interface import Greeting, PeerHandler
+from kvorum.transport.interface import ANSWERS_PROTOCOL, Greeting, PeerHandler
 
 log = logging.getLogger("kvorum.transport")
 
@@ -28,6 +29,8 @@ REFUSALS_LOGGED_EVERY_S = 60.0
 FRAME_BYTES_MAX = 32 << 20
 """A frame that is longer closes its stream; the sender keeps far below it."""
 SNAPSHOT_CHUNK_BYTES = 1 << 20
+ANSWERS_MAX = 256
+"""So many messages wait for a caller that is no member; there are no entries among them."""
 HEADER_SIZE = "X-Kvorum-Snapshot-Bytes"
 HEADER_SHA256 = "X-Kvorum-Snapshot-Sha256"
 HEADER_INDEX = "X-Kvorum-Snapshot-Index"
@@ -57,6 +60,8 @@ class PeerServer:
         self._token = token
         self._silence_s = stream_silence_s
         self._streams: dict[str, web.WebSocketResponse] = {}
+        self._answers: dict[str, asyncio.Queue[Message]] = {}
+        """To those callers that take answers on their own stream."""
         self._clock = clock
         self._limits: dict[tuple[str, str], RateLimit] = {}
         self.app = web.Application(client_max_size=64 * 1024)
@@ -76,6 +81,20 @@ class PeerServer:
     def callers(self) -> KeysView[str]:
         """The member ids whose streams to us are open."""
         return self._streams.keys()
+
+    def takes_answers(self, caller: str) -> bool:
+        """Tell whether this caller's stream is open, and it takes answers there."""
+        return caller in self._answers
+
+    def answer(self, message: Message) -> None:
+        """Send a message on the stream of its recipient, which calls us; one that does not fit is dropped."""
+        answers = self._answers.get(message.recipient)
+        if answers is None:
+            return
+        if answers.full():
+            self._counters.messages_dropped[self._label(message.recipient)] += 1
+        else:
+            answers.put_nowait(message)
 
     def _check(self, request: web.Request) -> Greeting:
         try:
@@ -121,6 +140,12 @@ class PeerServer:
             return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
+        self._answers.pop(greeting.sender, None)
+        answering = None
+        if greeting.protocol >= ANSWERS_PROTOCOL:
+            answers: asyncio.Queue[Message] = asyncio.Queue(ANSWERS_MAX)
+            self._answers[greeting.sender] = answers
+            answering = asyncio.create_task(self._send_answers(stream, answers), name=f"answers to {greeting.sender}")
         try:
             if before is not None:
                 await before.close()
@@ -129,8 +154,19 @@ class PeerServer:
         finally:
             if self._streams.get(greeting.sender) is stream:
                 del self._streams[greeting.sender]
+                self._answers.pop(greeting.sender, None)
                 self._handler.on_disconnected(greeting.sender)
+            if answering is not None:
+                answering.cancel()
         return stream
+
+    async def _send_answers(self, stream: web.WebSocketResponse, answers: asyncio.Queue[Message]) -> None:
+        """Send what is put into the queue, until the stream breaks; the one who reads it then hears of that."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = await answers.get()
+                await stream.send_bytes(encode([message]))
+                self._counters.messages_sent[self._label(message.recipient)] += 1
 
     async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
         loop = asyncio.get_running_loop()

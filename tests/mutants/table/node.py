@@ -646,4 +646,12 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "False",
         tests="tests/node/test_snapshot_task.py",
     ),
+    Mutant(
+        "strangers",
+        "A stranger chooses where a member calls.",
+        "node.peer_requests:PeerRequests.on_connected",
+        "'' if self._raft.configuration.members else greeting.peer_url",
+        "greeting.peer_url",
+        tests="tests/node/test_strangers.py",
+    ),
 )
