@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import pytest
@@ -22,6 +22,7 @@ from kvorum.cluster.reconcile import (
 )
 from kvorum.errors import CallerError, MembershipRefusedError, NotLeaderError, TransferFailedError
 from kvorum.identity import name_of
+from kvorum.node.ports import Clock, Tasks
 from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed
 from kvorum.raft.messages import Configuration, Member, NodeId
 
@@ -328,9 +329,29 @@ class FixedSource:
         return self.answer
 
 
+class FakeTime:
+    """A clock that only waiting moves; after a minute whoever waits is cancelled."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, delay_s: float) -> None:
+        self.now += delay_s
+        if self.now > 60:
+            raise asyncio.CancelledError
+
+
+def reconciler_of(cluster: FakeCluster, source: FixedSource, time: FakeTime | None = None) -> Reconciler:
+    time = time or FakeTime()
+    return Reconciler(cluster, source, cast("Clock", time), cast("Tasks", time))
+
+
 async def settle(cluster: FakeCluster, source: FixedSource) -> list[Step]:
     """Reconcile until there is nothing to do; fail if that never comes."""
-    reconciler = Reconciler(cluster, source)
+    reconciler = reconciler_of(cluster, source)
     for _ in range(50):
         if not await reconciler.reconcile():
             return cluster.steps
@@ -365,7 +386,7 @@ def test_a_refused_step_is_tried_again_at_the_next_look(error: CallerError) -> N
     source = FixedSource(MembershipSpec.stateful_set("kv", 4))
 
     async def scenario() -> list[Step]:
-        reconciler = Reconciler(cluster, source)
+        reconciler = reconciler_of(cluster, source)
         cluster.refuse = error
         assert not await reconciler.reconcile()
         cluster.refuse = None
@@ -377,7 +398,7 @@ def test_a_refused_step_is_tried_again_at_the_next_look(error: CallerError) -> N
 
 def test_only_the_leader_asks_and_acts() -> None:
     source = FixedSource(MembershipSpec.stateful_set("kv", 5))
-    assert not asyncio.run(Reconciler(FakeCluster(None), source).reconcile())
+    assert not asyncio.run(reconciler_of(FakeCluster(None), source).reconcile())
     assert source.asked == 0
 
 
@@ -389,13 +410,13 @@ def test_a_leadership_lost_while_asking_takes_no_step() -> None:
             cluster.now = None
             return await super().desired()
 
-    assert not asyncio.run(Reconciler(cluster, Deposing(MembershipSpec.stateful_set("kv", 5))).reconcile())
+    assert not asyncio.run(reconciler_of(cluster, Deposing(MembershipSpec.stateful_set("kv", 5))).reconcile())
     assert cluster.steps == []
 
 
 def test_a_decision_is_logged_once_and_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     cluster = FakeCluster(view(THREE + " kv-3@d?", lag={"kv-3@d": 500}))
-    reconciler = Reconciler(cluster, FixedSource(MembershipSpec.stateful_set("kv", 4)))
+    reconciler = reconciler_of(cluster, FixedSource(MembershipSpec.stateful_set("kv", 4)))
 
     async def scenario() -> None:
         for _ in range(3):
@@ -413,3 +434,16 @@ def test_a_decision_is_logged_once_and_again_when_it_changes(caplog: pytest.LogC
 
 def test_no_decision_without_something_to_do_or_to_wait_for() -> None:
     assert decide(view(THREE)) == Decision(None, "")
+
+
+def test_a_step_that_fails_is_tried_every_second_and_logged_every_ten(caplog: pytest.LogCaptureFixture) -> None:
+    """By the clock that it is handed: a simulator's minute takes no time."""
+    cluster = FakeCluster(view(THREE, seen="kv-3@d!"))
+    cluster.refuse = MembershipRefusedError("not now")
+    source, time = FixedSource(MembershipSpec.stateful_set("kv", 4)), FakeTime()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(reconciler_of(cluster, source, time).run())
+
+    assert source.asked == 61
+    assert len([line for line in caplog.messages if "failed" in line]) == 7

@@ -40,7 +40,7 @@ async def join_and_reconcile(node: Node, source: MembershipSpecSource, api: Kube
     observer = Observer(node)
     tasks = [
         asyncio.create_task(observer.run(), name="observer"),
-        asyncio.create_task(Reconciler(observer, source).run(), name="reconciler"),
+        asyncio.create_task(Reconciler(observer, source, node.clock, node.tasks).run(), name="reconciler"),
         asyncio.create_task(watch_for_removal(node), name="removal"),
     ]
     if api is not None:

@@ -22,7 +22,6 @@ The rules, and what each of them has cost someone:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Protocol, assert_never
@@ -32,6 +31,7 @@ import msgspec
 from kvorum.config import ordinal_of
 from kvorum.errors import CallerError
 from kvorum.identity import name_of
+from kvorum.node.ports import Clock, Tasks
 from kvorum.raft.membership import AddLearner, Promote, Remove
 from kvorum.raft.messages import Configuration, Member, NodeId, majority
 from kvorum.telemetry.logs import RateLimit
@@ -312,26 +312,36 @@ class Reconciler:
     Args:
         cluster: the node.
         source: who should be a member; asked only while this node leads.
+        clock: by which log lines are limited.
+        tasks: how to wait.
         interval_s: between two looks when there is nothing to do.
         timeout_ms: for one step.
     """
 
     def __init__(
-        self, cluster: Cluster, source: MembershipSpecSource, *, interval_s: float = 1.0, timeout_ms: int = 5000
+        self,
+        cluster: Cluster,
+        source: MembershipSpecSource,
+        clock: Clock,
+        tasks: Tasks,
+        *,
+        interval_s: float = 1.0,
+        timeout_ms: int = 5000,
     ) -> None:
         self._cluster = cluster
         self._source = source
         self._interval_s = interval_s
         self._timeout_ms = timeout_ms
         self._said = ""
-        self._limit = RateLimit()
+        self._limit = RateLimit(clock=clock.monotonic)
+        self._tasks = tasks
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
         while True:
             stepped = await self.reconcile()
             if not stepped:
-                await asyncio.sleep(self._interval_s)
+                await self._tasks.sleep(self._interval_s)
 
     async def reconcile(self) -> bool:
         """Look once and take at most one step. Return whether one was taken: then the next look follows at once."""
