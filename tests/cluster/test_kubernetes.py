@@ -17,6 +17,8 @@ from waiting import until
 from kvorum.cluster import kubernetes
 from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
 from kvorum.errors import KubernetesError
+from kvorum.node import Supervisor
+from kvorum.node.runtime import LoopTasks
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 STATEFUL_SET = {
@@ -210,7 +212,9 @@ def test_a_token_without_an_authority_is_an_error(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def labelling(api: KubernetesApi, role: Callable[[], str]) -> AsyncIterator[None]:
-    task = asyncio.create_task(RoleLabel(api, "kv-1", role, interval_s=0.005, retry_max_s=0.02).run())
+    task = asyncio.create_task(
+        RoleLabel(api, "kv-1", role, LoopTasks(Supervisor()), interval_s=0.005, retry_max_s=0.02).run()
+    )
     try:
         yield
     finally:

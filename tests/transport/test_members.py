@@ -348,6 +348,35 @@ def test_a_caller_takes_answers_on_its_stream_and_in_order() -> None:
     asyncio.run(run())
 
 
+def test_a_caller_of_protocol_1_is_not_answered_on_its_stream() -> None:
+    """Version 0.1.0 hangs up on whatever comes there."""
+
+    async def run() -> None:
+        async with port() as it:
+            for protocols, takes_answers in (("1-1", False), ("1-2", True), ("1-1", False)):
+                stream = await it.dial(protocols=protocols)
+                await until("it is taken", lambda: it.server.callers and it.node.connected)
+                assert it.server.takes_answers(CALLER.node_id) is takes_answers
+                await stream.close()
+                await until("its end", lambda: not it.server.callers)
+                it.node.connected.clear()
+
+    asyncio.run(run())
+
+
+def test_a_stranger_that_takes_answers_is_not_called() -> None:
+    async def run() -> None:
+        async with dialling() as (transport, dials):
+            transport.set_members({})
+            transport.add_stranger(N2, "http://n2:1", takes_answers=True)
+            transport.add_stranger(N3, "http://n3:1")
+            await until("a dial", lambda: len(dials.urls) >= 2)
+            assert set(dials.urls) == {"http://n3:1"}
+            assert transport.url_of(N2) == "http://n2:1", "for requests"
+
+    asyncio.run(run())
+
+
 def test_answers_to_a_caller_that_does_not_read_are_bounded() -> None:
     async def run() -> None:
         async with port() as it:
@@ -394,8 +423,8 @@ def test_only_a_hello_of_our_own_cluster_says_where_a_stranger_is() -> None:
         other = Saying(Identity("n4", "1" * 16, "d" * 32))
         async with port(other) as theirs, port(Saying(SERVER)) as ours, aiohttp.ClientSession() as session:
             settings = Dialling(lambda: CALLER, "", "word", lambda: session, Counters(), Random(1))
-            transport = Transport(settings, lambda _: None, {"n4": theirs.url})
-            transport.set_members({SERVER.node_id: ours.url})
+            transport = Transport(settings, lambda _: None, {"n1": ours.url})
+            transport.set_members({"n4@" + "1" * 16: theirs.url})
             assert await transport._ask_for_url("n9@1") == "http://n1:1"
             with pytest.raises(PeerError, match="no address of n8@1"):
                 await transport.suspect("n8@1", 1)

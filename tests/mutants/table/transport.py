@@ -536,7 +536,7 @@ MUTANTS = (
         "transport.recipients:Recipients.add_stranger",
         "not takes_answers",
         "True",
-        tests="tests/node/test_strangers.py",
+        tests="tests/transport/test_members.py",
     ),
     Mutant(
         "strangers",
@@ -552,7 +552,7 @@ MUTANTS = (
         "transport.server:PeerServer._stream",
         "greeting.protocol >= ANSWERS_PROTOCOL",
         "True",
-        tests="tests/node/test_strangers.py",
+        tests="tests/transport/test_members.py",
     ),
     Mutant(
         "strangers",
