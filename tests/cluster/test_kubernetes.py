@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -18,6 +19,7 @@ from kvorum.cluster import kubernetes
 from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
 from kvorum.errors import KubernetesError
 from kvorum.node import Supervisor
+from kvorum.node.ports import Tasks
 from kvorum.node.runtime import LoopTasks
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -312,7 +314,7 @@ class Refusing:
         raise KubernetesError("no")
 
 
-def test_the_wait_for_the_next_try_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_the_next_try_doubles_up_to_its_limit() -> None:
     waits: list[float] = []
 
     async def sleep(delay_s: float) -> None:
@@ -320,8 +322,8 @@ def test_the_wait_for_the_next_try_doubles_up_to_its_limit(monkeypatch: pytest.M
         if len(waits) == 5:
             raise Enough
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    label = RoleLabel(cast(KubernetesApi, Refusing()), "kv-1", lambda: "leader", interval_s=1.0, retry_max_s=5.0)
+    api, tasks = cast(KubernetesApi, Refusing()), cast(Tasks, SimpleNamespace(sleep=sleep))
+    label = RoleLabel(api, "kv-1", lambda: "leader", tasks, interval_s=1.0, retry_max_s=5.0)
     with pytest.raises(Enough):
         asyncio.run(label.run())
     assert waits == [2.0, 4.0, 5.0, 5.0, 5.0]

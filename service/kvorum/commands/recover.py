@@ -96,12 +96,14 @@ def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
     """Return the log's entries with lower terms if theirs leave hardly any for elections; empty: they may stay.
 
     Raises:
-        ConfigError: the snapshot before them is of such a term.
+        ConfigError: what stands before them (the snapshot, or entries that are not loaded) is of such a term.
     """
     lowest = loaded.snapshot.last_term if loaded.snapshot else 0
+    if loaded.on_disk.terms:
+        lowest = loaded.on_disk.terms[-1][1]
     if lowest >= _TERM_MAX:
         raise ConfigError(
-            f"the snapshot in {data_dir} is of term {lowest}, which leaves none for elections: restore a backup"
+            f"the log in {data_dir} is of term {lowest}, which leaves none for elections: restore a backup"
         )
     if not loaded.entries or loaded.entries[-1].term < _TERM_MAX:
         return ()

@@ -64,7 +64,7 @@ class Transport:
         self._recipients.set_members(urls, callers)
 
     def add_stranger(self, node: str, url: str, *, takes_answers: bool = False) -> None:
-        """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`), and dial it now."""
+        """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`); dial it now."""
         if node in self._links:
             self._links[node].hurry()
         self._recipients.add_stranger(node, url, takes_answers=takes_answers)
