@@ -39,7 +39,7 @@ LEFT_ALIGNED = {"NAME", "STATE"}
 GREEN, RED, YELLOW, BOLD, DIM, RESET = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Observed(msgspec.Struct, frozen=True):
     """What one node said in one turn."""
 
     status: NodeStatus | None = None
@@ -52,7 +52,7 @@ class Turn(msgspec.Struct, frozen=True):
     """What all nodes said in one turn, by name (a node that never answered: by its endpoint)."""
 
     at: datetime
-    nodes: Mapping[str, Seen]
+    nodes: Mapping[str, Observed]
 
     def leader(self) -> NodeStatus | None:
         """Return the status of the leader of the highest term, if one answers."""
@@ -127,14 +127,14 @@ class Watcher:
         self._before = after
         return after
 
-    def _remember(self, seen: Mapping[str, Seen], met: Mapping[str, str]) -> None:
+    def _remember(self, seen: Mapping[str, Observed], met: Mapping[str, str]) -> None:
         self._names |= met
         self._names |= {endpoint: s.status.name for endpoint, s in seen.items() if s.status}
 
-    def _by_name(self, seen: Mapping[str, Seen], best: NodeStatus | None) -> dict[str, Seen]:
+    def _by_name(self, seen: Mapping[str, Observed], best: NodeStatus | None) -> dict[str, Observed]:
         """Join what several endpoints of one node said; leave out silent nodes that are members no more."""
         members = {member.name for member in best.members} if best else set()
-        nodes: dict[str, Seen] = {}
+        nodes: dict[str, Observed] = {}
         for endpoint, answer in seen.items():
             name = answer.status.name if answer.status else self._names.get(endpoint, endpoint)
             if answer.status is None and members and name not in members and endpoint in self._names:
@@ -143,17 +143,17 @@ class Watcher:
                 nodes[name] = answer
         return dict(sorted(nodes.items()))
 
-    async def _ask(self, endpoints: list[str]) -> dict[str, Seen]:
+    async def _ask(self, endpoints: list[str]) -> dict[str, Observed]:
         answers = await asyncio.gather(*(self._ask_one(endpoint) for endpoint in endpoints))
         return dict(zip(endpoints, answers, strict=True))
 
-    async def _ask_one(self, endpoint: str) -> Seen:
+    async def _ask_one(self, endpoint: str) -> Observed:
         try:
             status = await self._client.status(endpoint, timeout_s=ASK_TIMEOUT_S)
             text = await self._client.metrics(endpoint, timeout_s=ASK_TIMEOUT_S)
         except ClientError as error:
-            return Seen(problem=str(error).removeprefix(f"{endpoint}: "))
-        return Seen(status, Exposition(text, time.monotonic()))
+            return Observed(problem=str(error).removeprefix(f"{endpoint}: "))
+        return Observed(status, Exposition(text, time.monotonic()))
 
 
 def changes(before: Turn, after: Turn) -> Iterator[str]:
@@ -284,7 +284,7 @@ def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:
     )
 
 
-def _color(seen: Seen) -> str:
+def _color(seen: Observed) -> str:
     if seen.status is None or seen.status.quarantined:
         return RED
     if seen.status.state == "leader":

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -17,6 +18,9 @@ from waiting import until
 from kvorum.cluster import kubernetes
 from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
 from kvorum.errors import KubernetesError
+from kvorum.node import Supervisor
+from kvorum.node.ports import Tasks
+from kvorum.node.runtime import LoopTasks
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 STATEFUL_SET = {
@@ -210,7 +214,9 @@ def test_a_token_without_an_authority_is_an_error(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def labelling(api: KubernetesApi, role: Callable[[], str]) -> AsyncIterator[None]:
-    task = asyncio.create_task(RoleLabel(api, "kv-1", role, interval_s=0.005, retry_max_s=0.02).run())
+    task = asyncio.create_task(
+        RoleLabel(api, "kv-1", role, LoopTasks(Supervisor()), interval_s=0.005, retry_max_s=0.02).run()
+    )
     try:
         yield
     finally:
@@ -308,7 +314,7 @@ class Refusing:
         raise KubernetesError("no")
 
 
-def test_the_wait_for_the_next_try_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_the_next_try_doubles_up_to_its_limit() -> None:
     waits: list[float] = []
 
     async def sleep(delay_s: float) -> None:
@@ -316,8 +322,8 @@ def test_the_wait_for_the_next_try_doubles_up_to_its_limit(monkeypatch: pytest.M
         if len(waits) == 5:
             raise Enough
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    label = RoleLabel(cast(KubernetesApi, Refusing()), "kv-1", lambda: "leader", interval_s=1.0, retry_max_s=5.0)
+    api, tasks = cast(KubernetesApi, Refusing()), cast(Tasks, SimpleNamespace(sleep=sleep))
+    label = RoleLabel(api, "kv-1", lambda: "leader", tasks, interval_s=1.0, retry_max_s=5.0)
     with pytest.raises(Enough):
         asyncio.run(label.run())
     assert waits == [2.0, 4.0, 5.0, 5.0, 5.0]

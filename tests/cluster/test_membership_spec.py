@@ -143,10 +143,10 @@ def test_without_a_file_the_configured_replicas_are_desired(tmp_path: Path) -> N
 
 def test_the_source_follows_from_the_configuration() -> None:
     static = Config(name="n1", peers=(PeerAddress("n1", "h", 1), PeerAddress("n2", "h", 2)))
-    assert looked_up(membership_spec_source(static, "", FakeApi(7))) == MembershipSpec(("n1", "n2"))
+    assert looked_up(membership_spec_source(static, "", FakeApi(7), Clock())) == MembershipSpec(("n1", "n2"))
     discovered = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
-    assert looked_up(membership_spec_source(discovered, "", None)) == three()
-    assert looked_up(membership_spec_source(discovered, "", FakeApi(1))) == MembershipSpec(("kv-0",), "kv")
+    assert looked_up(membership_spec_source(discovered, "", None, Clock())) == three()
+    assert looked_up(membership_spec_source(discovered, "", FakeApi(1), Clock())) == MembershipSpec(("kv-0",), "kv")
 
 
 def test_an_api_server_that_cannot_be_asked_is_not_replaced_by_the_configuration(tmp_path: Path) -> None:
@@ -155,4 +155,4 @@ def test_an_api_server_that_cannot_be_asked_is_not_replaced_by_the_configuration
     path.write_text("replicas = 3\n")
     config = Config(name="kv-1", discovery_dns="kv-headless", replicas=3)
     unreadable = Unanswered(KubernetesError("ca.crt cannot be read"))
-    assert looked_up(membership_spec_source(config, str(path), unreadable)) is None
+    assert looked_up(membership_spec_source(config, str(path), unreadable, Clock())) is None

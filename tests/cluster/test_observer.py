@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from cluster.test_removal import Pods
 from node.local_cluster import running
 from waiting import until
 
 from kvorum.cluster import observer as observer_module
 from kvorum.cluster.observer import Observer
-from kvorum.cluster.reconcile import Health
+from kvorum.cluster.reconcile import Health, MembershipSpec
 from kvorum.transport import Hello
 
 
@@ -75,14 +76,41 @@ def test_only_a_node_of_this_cluster_or_of_none_counts_as_the_member_that_came_b
                 await observer.look()
                 view = observer.membership_view(None)
                 assert view is not None
-                return set(view.seen)
+                return set(view.observed)
 
             assert await seen() == {other.config.name}
             assert await seen(cluster_id="", empty=True) == {other.config.name}
             assert await seen(cluster_id="d" * 32) == set()
             assert await seen(token="another") == set()
             assert await seen(name="another") == set()
-            monkeypatch.setattr(observer_module, "SEEN_FOR_S", 0.0)
+            monkeypatch.setattr(observer_module, "OBSERVATION_VALID_S", 0.0)
             assert await seen() == set(), "what was answered once counts for ever"
+
+    asyncio.run(scenario())
+
+
+def test_the_successor_of_a_surplus_leader_stays_and_answers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = Pods(tmp_path, 3, MembershipSpec.stateful_set("kv", 3))
+        try:
+            await cluster.start(*cluster.names)
+            first = await cluster.settled()
+            leader = cluster.nodes["kv-2"]
+            await first.transfer_leadership("kv-2", 5000)
+            await until("it leads", lambda: leader.raft.can_change_membership)
+            observer, kv_0, kv_1 = Observer(leader), cluster.nodes["kv-0"].raft.id, cluster.nodes["kv-1"].raft.id
+
+            def successor(replicas: int) -> str | None:
+                view = observer.membership_view(MembershipSpec.stateful_set("kv", replicas))
+                assert view is not None
+                return view.successor
+
+            assert successor(1) == kv_0
+            assert successor(2) in (kv_0, kv_1)
+            await cluster.stop("kv-0")
+            await until("it is known not to answer", lambda: successor(1) is None)
+            assert successor(2) == kv_1
+        finally:
+            await cluster.close()
 
     asyncio.run(scenario())

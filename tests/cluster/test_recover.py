@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from node.local_cluster import LocalCluster, Put, running
 from storage.support import send, take_snapshot
@@ -17,12 +18,13 @@ from kvorum.commands import recover
 from kvorum.commands.recover import force_new_cluster, recover_if_requested
 from kvorum.errors import ConfigError, StorageError, StorageLockedError
 from kvorum.identity import Identity
-from kvorum.raft.messages import Save
+from kvorum.raft.messages import INDEX_MAX, Configuration, HardState, Member, Save, Snapshot
 from kvorum.storage.datadir import RECOVERY_REQUEST as REQUEST
 from kvorum.storage.datadir import request_recovery
 from kvorum.storage.interface import Loaded
 from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemorySnapshots
+from kvorum.storage.offline import offline
 from kvorum.telemetry.counters import Counters
 
 
@@ -125,6 +127,47 @@ def test_a_kill_between_the_new_cluster_id_and_the_new_configuration_is_repaired
 
     assert not (survivor / REQUEST).exists()
     assert asyncio.run(serve_alone(survivor))["values"] == {b"a": b"1", b"b": b"2", b"c": b"3"}
+
+
+def save_offline(folder: Path, save: Save) -> None:
+    async def scenario() -> None:
+        async with offline(folder) as storage:
+            await storage.save(save)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("term", [INDEX_MAX - 1, INDEX_MAX])
+def test_a_term_that_leaves_none_for_elections_is_given_up(survivor: Path, term: int) -> None:
+    """One message brought it there, from a peer of a version that took it; the log's own terms are as before."""
+    save_offline(survivor, Save(1, HardState(term, None)))
+
+    force_new_cluster(str(survivor))
+
+    assert read_disk(survivor).hard_state.current_term < 2**20
+    assert asyncio.run(serve_alone(survivor))["values"] == {b"a": b"1", b"b": b"2", b"c": b"3"}
+
+
+def test_entries_of_a_term_that_leaves_none_for_elections_get_lower_ones(survivor: Path) -> None:
+    entries = read_disk(survivor).entries
+    far = tuple(msgspec.structs.replace(entry, term=INDEX_MAX - 1) for entry in entries[2:])
+    save_offline(survivor, Save(1, HardState(INDEX_MAX - 1, None), far))
+
+    force_new_cluster(str(survivor))
+
+    loaded = read_disk(survivor)
+    assert [entry.data for entry in loaded.entries[:-1]] == [entry.data for entry in entries]
+    assert loaded.entries[-1].term < 2**20
+    assert asyncio.run(serve_alone(survivor))["values"] == {b"a": b"1", b"b": b"2", b"c": b"3"}
+
+
+def test_a_snapshot_of_a_term_that_leaves_none_for_elections_is_refused() -> None:
+    member = Configuration((Member("n1@" + "1" * 16, voter=True),))
+    loaded = Loaded(
+        Identity("n1", "1" * 16, "c" * 32), HardState(INDEX_MAX - 1, None), Snapshot(7, INDEX_MAX - 1, member)
+    )
+    with pytest.raises(ConfigError, match="restore a backup"):
+        recover.plan(loaded, "folder")
 
 
 def test_a_request_is_carried_out_once(survivor: Path) -> None:

@@ -118,7 +118,7 @@ class Pods(LocalCluster):
     def reconcile(self) -> None:
         for name, node in self.nodes.items():
             observer = Observer(node)
-            loop = Reconciler(observer, self, interval_s=0.1)
+            loop = Reconciler(observer, self, node.clock, node.tasks, interval_s=0.1)
             self._reconciling[name] = [asyncio.create_task(observer.run()), asyncio.create_task(loop.run())]
 
     def stop_reconciling(self, *names: str) -> None:

@@ -371,12 +371,12 @@ def test_a_node_that_does_not_support_the_level_is_not_added(tmp_path: Path) -> 
             await observer.look()
             view = observer.membership_view(None)
             assert view is not None
-            assert [seen.is_too_old for seen in view.seen.values()] == [True, True]
+            assert [seen.is_too_old for seen in view.observed.values()] == [True, True]
             leader.peers.hello = ask  # type: ignore[method-assign]
             await observer.look()
             view = observer.membership_view(None)
             assert view is not None
-            assert [seen.is_too_old for seen in view.seen.values()] == [False, False]
+            assert [seen.is_too_old for seen in view.observed.values()] == [False, False]
 
     asyncio.run(scenario())
 

@@ -10,7 +10,7 @@ import pytest
 from node.local_cluster import Put, running
 from waiting import until
 
-from kvorum.errors import FatalError, InvariantViolatedError
+from kvorum.errors import FatalError, InvariantViolatedError, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage.interface import SnapshotInfo, SnapshotWriter
 
@@ -99,5 +99,24 @@ def test_a_node_that_stops_waits_for_the_thread_that_writes_its_snapshot(tmp_pat
             go_on.set()
             await closing
             assert calls == ["commit begins", "commit ends", "abort"]
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_on_demand_is_taken_only_if_it_is_newer_and_never_of_what_is_not_applied(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, size=1) as cluster:
+            node = await cluster.leader()
+            await node.propose(Put(b"a", b"1"), 5000)
+            applied, chunk = node.store.applied_index, node.parts.snapshots.chunk
+            with pytest.raises(StorageError, match="no snapshot"):
+                await chunk(0, 0, 1, None)
+            for far in (applied + 1, 9 * 10**18):
+                with pytest.raises(StorageError, match=f"only {applied} is applied"):
+                    await chunk(0, 0, 1, far)
+            assert node.counters.snapshots["create", "ok"] == 0
+            for at_least in (0, applied, applied):
+                assert (await chunk(0, 0, 1, at_least)).last_index == applied
+            assert node.counters.snapshots["create", "ok"] == 1
 
     asyncio.run(scenario())

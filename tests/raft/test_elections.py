@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import msgspec
 import pytest
 from raft.harness import (
     ELECTION,
@@ -38,9 +39,9 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolatedError
+from kvorum.errors import InvariantViolatedError, MalformedMessageError
 from kvorum.raft import RaftConfig, Role
-from kvorum.raft.messages import Configuration, HardState, Message, Ready, Snapshot
+from kvorum.raft.messages import INDEX_MAX, TERM_JUMP_MAX, Configuration, HardState, Message, Ready, Snapshot
 
 # --- Section 5.1: terms ---------------------------------------------------------------------------------------------
 
@@ -68,6 +69,33 @@ def test_a_higher_term_is_entered_as_a_follower_and_saved(make: Callable[[], Ser
     assert (server.role(), server.raft.current_term) == (Role.FOLLOWER, 9)
     assert ready.save is not None and ready.save.hard_state.current_term == 9
     assert ready.messages == ()
+
+
+@pytest.mark.parametrize("make", [follower, lambda: candidate(term=2), lambda: leader(term=2, matched="bc")])
+@pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda message: type(message).__name__)
+def test_no_message_moves_the_term_by_more_than_elections_can_explain(
+    make: Callable[[], Server], message: Message
+) -> None:
+    """One RequestVote of term 2^62-1 would leave no term in which anybody could be elected."""
+    server = make()
+    term, role = server.raft.current_term, server.role()
+    for far in (term + TERM_JUMP_MAX + 1, INDEX_MAX - 1):
+        with pytest.raises(MalformedMessageError, match="ahead of term"):
+            server.raft.step(msgspec.structs.replace(message, term=far))
+        assert (server.raft.current_term, server.role()) == (term, role)
+    assert not (ready := server.raft.ready()) or (ready.save is None and ready.messages == ())
+    server.raft.step(msgspec.structs.replace(message, term=term + TERM_JUMP_MAX))
+    assert server.raft.current_term == term + TERM_JUMP_MAX
+
+
+def test_only_a_leader_takes_an_empty_server_into_an_old_cluster() -> None:
+    for far in (TERM_JUMP_MAX + 1, INDEX_MAX - 1):
+        server = Server()
+        with pytest.raises(MalformedMessageError):
+            server.raft.step(request_vote("b", "a", far, (1, 1), transfer=True))
+        assert server.raft.current_term == 0
+        server.raft.step(heartbeat("b", "a", far))
+        assert server.raft.current_term == far
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class SimPeers:
         link = self._links.get(node)
         if link is not None and link.peer is None and link.called is None:
             self._call(link)
-        self._recipients.add_stranger(node, url)
+        self._recipients.add_stranger(node, url, takes_answers=True)
 
     def remove_stranger(self, node: NodeId) -> None:
         """It hung up."""
@@ -130,7 +130,8 @@ class SimPeers:
             for message in messages:
                 node.observe(facts.on_send, node, message)
                 link = self._links.get(message.recipient)
-                if link is not None and link.peer is not None:
+                # Whoever calls and is not called is answered on its own stream.
+                if message.recipient in self._callers if link is None else link.peer is not None:
                     frames.setdefault(message.recipient, []).append(message)
                 node.crash_at("between_sends")
         finally:
@@ -153,8 +154,8 @@ class SimPeers:
         self._call(link)
 
     def _hang_up(self, node: NodeId) -> None:
-        link = self._links.pop(node)
-        if link.peer is not None:
+        link = self._links.pop(node, None)
+        if link is not None and link.peer is not None:
             self._world.clock.after(self._latency(), link.peer.enter, link.peer._disconnected, self._node.id, self)
 
     def _call(self, link: _Link) -> None:
@@ -323,6 +324,8 @@ class SimPeers:
 
     async def _call_member(self, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], timeout_s: float) -> T:
         url = self.url_of(node)
+        if url is None and node in self._callers:
+            url = self._callers[node]._node.url  # As a member would say.
         if url is None:
             raise PeerError(f"no address of {node} is known")
         return await self._request(url, node, answer, timeout_s)

@@ -48,7 +48,13 @@ class SilentNode:
     def on_disconnected(self, sender: str) -> None:
         """Take no notice."""
 
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+    def is_member(self, node: str) -> bool:
+        """Not asked here."""
+        raise NotImplementedError
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
+    ) -> SnapshotChunk:
         """Not asked here."""
         raise NotImplementedError
 

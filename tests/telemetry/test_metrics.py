@@ -263,3 +263,31 @@ def test_a_closed_telemetry_closes_again_in_peace(tmp_path: Path) -> None:
     telemetry = Telemetry(a_node(tmp_path))
     telemetry.close()
     telemetry.close()
+
+
+def test_no_series_of_a_removed_member_is_shown_any_more(tmp_path: Path) -> None:
+    """The exporter and the SDK behind it show what is observed now, and nothing of earlier scrapes."""
+    node = a_node(tmp_path)
+    node.counters.keep_peers(["n2", "n3"])
+    touch_everything(node)
+    for peer in ("n2", "n3"):
+        for figures in (node.counters.messages_dropped, node.counters.messages_unknown, node.counters.dns_failures):
+            figures[peer] += 1
+    with telemetry_of(node) as telemetry:
+
+        def shown(peer: str) -> set[str]:
+            return {
+                family.name
+                for family in families(telemetry).values()
+                for sample in family.samples
+                if sample.labels.get("peer") == peer
+            }
+
+        assert len(shown("n2")) == 9, "a histogram, two gauges and six counters"
+        assert shown("n3") == shown("n2")
+        node.counters.keep_peers(["n2"])
+        node.current_status = leader_status(members=(member("n1"), member("n2")))
+        assert shown("n3") == set()
+        assert len(shown("n2")) == 9
+        node.current_status = follower_status(members=(member("n2", lag=None, healthy=None),), id="n1@1")
+        assert len(shown("n2")) == 7, "and who does not lead shows no gauge of the time when it did"

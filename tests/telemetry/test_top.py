@@ -33,7 +33,7 @@ from kvorum.telemetry.metrics import Telemetry
 from kvorum_client.client import Client
 from kvorum_client.exposition import Exposition, percentile, rate
 from kvorum_client.results import NodeStatus
-from kvorum_client.top import Seen, Turn, Watcher, changes, draw
+from kvorum_client.top import Observed, Turn, Watcher, changes, draw
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -50,11 +50,11 @@ def figures(node: FakeNode, at: float) -> Exposition:
         telemetry.close()
 
 
-def seen(status: server.NodeStatus, node: FakeNode | None = None, at: float = 0.0) -> Seen:
-    return Seen(as_client_sees(status), figures(node or FakeNode(Config(name="n1"), status), at))
+def seen(status: server.NodeStatus, node: FakeNode | None = None, at: float = 0.0) -> Observed:
+    return Observed(as_client_sees(status), figures(node or FakeNode(Config(name="n1"), status), at))
 
 
-def turn(**nodes: Seen) -> Turn:
+def turn(**nodes: Observed) -> Turn:
     return Turn(MOMENT, nodes)
 
 
@@ -71,7 +71,7 @@ def row(frame: str, name: str) -> dict[str, str]:
 
 
 def test_a_frame_shows_who_leads_and_who_is_behind() -> None:
-    now = turn(n1=seen(leader_status()), n2=seen(follower_status()), n3=Seen(problem="connection refused"))
+    now = turn(n1=seen(leader_status()), n2=seen(follower_status()), n3=Observed(problem="connection refused"))
     frame = text(now, now)
     assert "n1 leads in term 7   2 of 3 voters up, no more may fail   revision 100   42 keys" in frame
     assert row(frame, "n1")["STATE"] == "leader"
@@ -127,12 +127,12 @@ def test_a_node_that_was_started_anew_has_no_negative_rates() -> None:
 
 
 def test_without_any_answer_the_frame_says_so() -> None:
-    now = turn(a=Seen(problem="connection refused"))
+    now = turn(a=Observed(problem="connection refused"))
     assert "no node answers" in text(now, now)
 
 
 def test_what_a_node_says_cannot_move_the_cursor() -> None:
-    now = turn(n1=seen(leader_status()), **{"n\x1b[2J": Seen(problem="\x1b[2Jgone")})
+    now = turn(n1=seen(leader_status()), **{"n\x1b[2J": Observed(problem="\x1b[2Jgone")})
     lines = draw(now, now, ())
     from kvorum_client.top import Screen
 
@@ -152,10 +152,10 @@ def test_changes_are_told_in_sentences() -> None:
     three = turn(n1=seen(leader_status()), n2=seen(follower_status()))
     assert list(changes(three, three)) == []
     new = as_client_sees(follower_status(state="leader", leader_name="n2", term=8))
-    after = turn(n1=Seen(problem="connection refused"), n2=Seen(new, three.nodes["n2"].figures))
+    after = turn(n1=Observed(problem="connection refused"), n2=Observed(new, three.nodes["n2"].figures))
     assert list(changes(three, after)) == ["n2 leads in term 8", "n1 does not answer: connection refused"]
     lost = as_client_sees(follower_status(leader=None, leader_name=None, term=9))
-    leaderless = turn(n2=Seen(lost, three.nodes["n2"].figures))
+    leaderless = turn(n2=Observed(lost, three.nodes["n2"].figures))
     assert list(changes(after, leaderless)) == ["n2 no longer leads, and there is no new leader yet (term 9)"]
     assert list(changes(after, turn(n1=seen(follower_status(name="n1")), n2=after.nodes["n2"]))) == ["n1 answers again"]
 

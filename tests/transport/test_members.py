@@ -20,13 +20,15 @@ from waiting import until
 
 from kvorum.config import Config, resolve
 from kvorum.errors import IdentityRejectedError, PeerError
+from kvorum.identity import Identity
 from kvorum.raft.codec import encode
+from kvorum.raft.messages import HeartbeatResponse, Message
 from kvorum.telemetry.counters import Counters
-from kvorum.transport import NodeHandler
+from kvorum.transport import Hello, NodeHandler
 from kvorum.transport import transport as transport_module
 from kvorum.transport.handshake import check_greeting, dialling_headers
 from kvorum.transport.port import PeerPort
-from kvorum.transport.server import PeerServer
+from kvorum.transport.server import ANSWERS_MAX, PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import Transport
 
@@ -230,7 +232,7 @@ def test_refusals_are_logged_once_a_reason_and_minute_whatever_name_a_stranger_t
     now[0] = 60.0
     refuse("s@1")
     assert caplog.messages[-1] == "refused a peer at 10.0.0.1: s@1 (999 more since the last such line)"
-    assert len(server._refusals) == 3
+    assert len(server._limits) == 3
 
 
 def _has_received(it: Port, count: int) -> bool:
@@ -289,5 +291,143 @@ def test_no_redirect_of_a_peer_is_followed_when_a_stream_is_opened() -> None:
         assert followed == []
         await peers.close()
         await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_becomes_a_member_is_called_where_the_configuration_says() -> None:
+    """Its stream was opened when it was none, where it said itself."""
+
+    async def run() -> None:
+        async with connected() as (transport, peer, _, _):
+            url = f"http://127.0.0.1:{peer.port}"
+            transport.set_members({})
+            transport.add_stranger(N2, url)
+            await until("its stream", lambda: transport.is_connected(N2))
+            moved = f"http://localhost:{peer.port}"
+            transport.set_members({N2: moved})
+            assert not transport.is_connected(N2)
+            await until("another stream", lambda: transport.is_connected(N2))
+            assert transport._links[N2].url == moved
+            peer.may_read.set()
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def calling(it: Port) -> AsyncIterator[tuple[Transport, Counters, list[Message]]]:
+    """Yield what calls this peer port, and what it takes of the answers there."""
+    taken: list[Message] = []
+    counters = Counters()
+    counters.keep_peers(["n1"])
+    session = aiohttp.ClientSession()
+    settings = Dialling(
+        lambda: CALLER, "", "word", lambda: session, counters, Random(1), lambda _, messages: taken.extend(messages)
+    )
+    transport = Transport(settings, lambda _: None)
+    transport.set_members({SERVER.node_id: it.url})
+    try:
+        yield transport, counters, taken
+    finally:
+        await transport.close()
+        await session.close()
+
+
+def test_a_caller_takes_answers_on_its_stream_and_in_order() -> None:
+    async def run() -> None:
+        async with port() as it, calling(it) as (_, counters, taken):
+            await until("a call", lambda: it.server.takes_answers(CALLER.node_id))
+            answers = [HeartbeatResponse(1, SERVER.node_id, CALLER.node_id, round=number) for number in range(100)]
+            for answer in answers:
+                it.server.answer(answer)
+            it.server.answer(HeartbeatResponse(1, SERVER.node_id, "n3@1", round=1))
+            await until("all of them", lambda: len(taken) == 100)
+            assert taken == answers
+            assert counters.messages_received["n1"] == 100
+
+    asyncio.run(run())
+
+
+def test_a_caller_of_protocol_1_is_not_answered_on_its_stream() -> None:
+    """Version 0.1.0 hangs up on whatever comes there."""
+
+    async def run() -> None:
+        async with port() as it:
+            for protocols, takes_answers in (("1-1", False), ("1-2", True), ("1-1", False)):
+                stream = await it.dial(protocols=protocols)
+                await until("it is taken", lambda: it.server.callers and it.node.connected)
+                assert it.server.takes_answers(CALLER.node_id) is takes_answers
+                await stream.close()
+                await until("its end", lambda: not it.server.callers)
+                it.node.connected.clear()
+
+    asyncio.run(run())
+
+
+def test_a_stranger_that_takes_answers_is_not_called() -> None:
+    async def run() -> None:
+        async with dialling() as (transport, dials):
+            transport.set_members({})
+            transport.add_stranger(N2, "http://n2:1", takes_answers=True)
+            transport.add_stranger(N3, "http://n3:1")
+            await until("a dial", lambda: len(dials.urls) >= 2)
+            assert set(dials.urls) == {"http://n3:1"}
+            assert transport.url_of(N2) == "http://n2:1", "for requests"
+
+    asyncio.run(run())
+
+
+def test_answers_to_a_caller_that_does_not_read_are_bounded() -> None:
+    async def run() -> None:
+        async with port() as it:
+            stream = await it.dial()
+            for number in range(ANSWERS_MAX + 7):
+                it.server.answer(HeartbeatResponse(1, SERVER.node_id, CALLER.node_id, round=number))
+            assert it.counters.messages_dropped["n2"] == 7
+            await stream.close()
+            await until("it has hung up", lambda: not it.server.takes_answers(CALLER.node_id))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("frame", [b"nonsense", encode([message(sender="n3@1")])])
+def test_an_answer_that_is_none_ends_the_stream_and_is_counted(frame: bytes) -> None:
+    async def run() -> None:
+        async with port() as it, calling(it) as (_, counters, taken):
+            await until("a call", lambda: it.server.takes_answers(CALLER.node_id))
+            await it.server._streams[CALLER.node_id].send_bytes(frame)
+            await until("it is counted", lambda: counters.peer_failures["n1", "malformed"] == 1)
+            await until("it calls again", lambda: len(it.node.connected) == 2)
+            assert taken == []
+
+    asyncio.run(run())
+
+
+def test_only_a_hello_of_our_own_cluster_says_where_a_stranger_is() -> None:
+    class Saying(FakeNode):
+        def hello(self) -> Hello:
+            name = self.identity.name
+            return Hello(
+                name,
+                "1" * 16,
+                self.identity.cluster_id,
+                (),
+                "",
+                "",
+                "",
+                members=("n9@1",),
+                member_urls=(f"http://{name}:1",),
+            )
+
+    async def run() -> None:
+        other = Saying(Identity("n4", "1" * 16, "d" * 32))
+        async with port(other) as theirs, port(Saying(SERVER)) as ours, aiohttp.ClientSession() as session:
+            settings = Dialling(lambda: CALLER, "", "word", lambda: session, Counters(), Random(1))
+            transport = Transport(settings, lambda _: None, {"n1": ours.url})
+            transport.set_members({"n4@" + "1" * 16: theirs.url})
+            assert await transport._ask_for_url("n9@1") == "http://n1:1"
+            with pytest.raises(PeerError, match="no address of n8@1"):
+                await transport.suspect("n8@1", 1)
+            await transport.close()
 
     asyncio.run(run())

@@ -47,6 +47,8 @@ class FakeNode:
         self.disconnected: list[str] = []
         self.snapshot = b"s" * 10
         self.suspected: list[int] = []
+        self.members = [CALLER.node_id]
+        self.demands: list[int | None] = []
 
     def hello(self) -> Hello:
         return Hello(self.identity.name, self.identity.incarnation, self.identity.cluster_id, (), "", "", "")
@@ -65,7 +67,13 @@ class FakeNode:
     def on_disconnected(self, sender: str) -> None:
         self.disconnected.append(sender)
 
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
+    def is_member(self, node: str) -> bool:
+        return node in self.members
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
+    ) -> SnapshotChunk:
+        self.demands.append(at_least)
         if last_index not in (0, 7):
             raise StorageCorruptError("there is no such snapshot")
         return SnapshotChunk(self.snapshot[offset_bytes : offset_bytes + 4], 7, len(self.snapshot), "a" * 64)
@@ -80,8 +88,11 @@ class FakeNode:
 class Port:
     """A peer port, and a client session for the test's own calls."""
 
-    def __init__(self, node: FakeNode, counters: Counters, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, node: FakeNode, counters: Counters, url: str, session: aiohttp.ClientSession, server: PeerServer
+    ) -> None:
         self.node = node
+        self.server = server
         self.counters = counters
         self.url = url
         self.session = session
@@ -106,7 +117,7 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
     await web.TCPSite(runner, "127.0.0.1", number).start()
     session = aiohttp.ClientSession()
     try:
-        yield Port(node, counters, f"http://127.0.0.1:{number}", session)
+        yield Port(node, counters, f"http://127.0.0.1:{number}", session, server)
     finally:
         await session.close()
         await server.close()
@@ -128,6 +139,18 @@ async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[s
         await session.close()
 
 
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """Serve an application on a port of its own, and yield its URL."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
 @pytest.mark.parametrize(
     ("reason", "changed"),
     [
@@ -137,7 +160,7 @@ async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[s
         ("incarnation", {"to": "n1@" + "9" * 16}),
         ("version", {"protocol": "0", "protocols": "0"}),
         ("version", {"protocol": "0", "protocols": "0-0"}),
-        ("version", {"protocols": "2-3"}),
+        ("version", {"protocols": "3-4"}),
         ("version", {"protocols": "1-"}),
         ("version", {"protocols": "2-1"}),
         ("version", {"protocols": "-1-1"}),
@@ -271,11 +294,11 @@ def test_a_header_that_is_not_utf8_is_refused_and_counted(reason: str, header: s
 @pytest.mark.parametrize(
     ("headers", "protocol", "level", "version"),
     [
-        ({}, 1, 2, kvorum.__version__),
+        ({}, 2, 2, kvorum.__version__),
         # What 0.1.0 sends.
         ({"X-Kvorum-Protocols": None, "X-Kvorum-Feature-Levels": None, "X-Kvorum-Version": None}, 1, 1, "0.1.0"),
         # What later versions may send.
-        ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 1, 9, "9.0"),
+        ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 2, 9, "9.0"),
         ({"X-Kvorum-Protocols": "0-1", "X-Kvorum-Protocol": "0"}, 1, 2, kvorum.__version__),
     ],
 )
@@ -406,6 +429,81 @@ def test_what_a_peer_may_ask_for_besides() -> None:
     asyncio.run(scenario())
 
 
+def test_a_new_snapshot_is_taken_for_a_post_of_a_member_alone() -> None:
+    async def scenario() -> None:
+        async with port() as it, transport(it.url) as (ours, _, _):
+            chunk = await ours.snapshot_chunk(SERVER.node_id, 0, 0, at_least=5)
+            assert (chunk.data, chunk.last_index, it.node.demands) == (b"ssss", 7, [5])
+            url = f"{it.url}/raft/v1/snapshots/0?at_least=6"
+            async with it.session.get(url, headers=it.headers()) as answer:
+                assert (answer.status, it.node.demands) == (200, [5, 6]), "a member of version 0.1.0"
+            it.node.members = []
+            async with it.session.post(url, headers=it.headers()) as answer:
+                assert (answer.status, it.node.demands) == (403, [5, 6])
+            async with it.session.get(url, headers=it.headers()) as answer:
+                assert (answer.status, it.node.demands) == (200, [5, 6, None])
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_of_version_0_1_0_is_asked_for_a_new_snapshot_as_it_understands() -> None:
+    asked: list[str] = []
+
+    async def scenario() -> None:
+        async def answer(request: web.Request) -> web.Response:
+            asked.append(request.path_qs)
+            described = {"Index": "7", "Bytes": "2", "Sha256": "a" * 64}
+            return web.Response(body=b"ss", headers={f"X-Kvorum-Snapshot-{k}": v for k, v in described.items()})
+
+        app = web.Application()
+        app.router.add_get("/raft/v1/snapshots/{last_index:[0-9]{1,19}}", answer)
+        async with serving(app) as url, transport(url) as (ours, _, _):
+            assert (await ours.snapshot_chunk(SERVER.node_id, 0, 0, at_least=5)).last_index == 7
+
+    asyncio.run(scenario())
+    assert asked == ["/raft/v1/snapshots/0?offset=0&at_least=5"]
+
+
+@pytest.mark.parametrize(
+    "query", ["offset=" + "9" * 24, "offset=-1", "offset=x", "at_least=" + "9" * 19, "offset=\u0661"]
+)
+def test_a_number_that_is_none_is_a_bad_request(query: str) -> None:
+    async def scenario() -> None:
+        path = f"/raft/v1/snapshots/7?{query}"
+        async with port() as it, it.session.get(it.url + path, headers=it.headers()) as answer:
+            assert (answer.status, it.node.demands) == (400, [])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"Index": "8"},
+        {"Index": "9" * 19},
+        {"Index": "-7"},
+        {"Bytes": "9" * 5000},
+        {"Bytes": "1e3"},
+        {"Sha256": "../" + "a" * 61},
+        {"Sha256": "a" * 63},
+        {"Sha256": "a" * 8000},
+    ],
+)
+def test_a_piece_of_a_snapshot_that_is_not_described_is_the_peers_fault(changed: dict[str, str]) -> None:
+    async def scenario() -> None:
+        async def answer(_: web.Request) -> web.Response:
+            described = {"Index": "7", "Bytes": "2", "Sha256": "a" * 64} | changed
+            return web.Response(body=b"ss", headers={f"X-Kvorum-Snapshot-{k}": v for k, v in described.items()})
+
+        app = web.Application()
+        app.router.add_get("/raft/v1/snapshots/7", answer)
+        async with serving(app) as url, transport(url) as (ours, _, _):
+            with pytest.raises(PeerError):
+                await ours.snapshot_chunk(SERVER.node_id, 7, 0)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"name": 3}', b"\xff", b"[" * 10_000])
 def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
     async def scenario() -> None:
@@ -427,7 +525,14 @@ def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "snapshots/7"), ("GET", "state-hash/3"), ("POST", "suspect/5"), ("GET", "stream")]
+    ("method", "path"),
+    [
+        ("GET", "snapshots/7"),
+        ("POST", "snapshots/0"),
+        ("GET", "state-hash/3"),
+        ("POST", "suspect/5"),
+        ("GET", "stream"),
+    ],
 )
 def test_nobody_but_a_peer_may_ask(method: str, path: str) -> None:
     async def scenario() -> None:

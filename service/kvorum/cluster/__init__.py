@@ -40,11 +40,12 @@ async def join_and_reconcile(node: Node, source: MembershipSpecSource, api: Kube
     observer = Observer(node)
     tasks = [
         asyncio.create_task(observer.run(), name="observer"),
-        asyncio.create_task(Reconciler(observer, source).run(), name="reconciler"),
+        asyncio.create_task(Reconciler(observer, source, node.clock, node.tasks).run(), name="reconciler"),
         asyncio.create_task(watch_for_removal(node), name="removal"),
     ]
     if api is not None:
-        label = RoleLabel(api, node.config.name, lambda: "leader" if node.raft.role is Role.LEADER else "follower")
+        name = node.config.name
+        label = RoleLabel(api, name, lambda: "leader" if node.raft.role is Role.LEADER else "follower", node.tasks)
         tasks.append(asyncio.create_task(label.run(), name="role label"))
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from kvorum.config import REPLICAS_MAX
 from kvorum.errors import KubernetesError
+from kvorum.node.ports import Tasks
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ROLE_LABEL = "kvorum.io/role"
@@ -185,6 +186,7 @@ class RoleLabel:
         api: the API server.
         pod: our pod's name.
         role: returns what the label should say now.
+        tasks: how to wait.
         interval_s: how often that is looked at.
         retry_max_s: the longest wait after a failure.
     """
@@ -194,6 +196,7 @@ class RoleLabel:
         api: KubernetesApi,
         pod: str,
         role: Callable[[], str],
+        tasks: Tasks,
         *,
         interval_s: float = 0.5,
         retry_max_s: float = 30.0,
@@ -201,6 +204,7 @@ class RoleLabel:
         self._api = api
         self._pod = pod
         self._role = role
+        self._tasks = tasks
         self._interval_s = interval_s
         self._retry_max_s = retry_max_s
 
@@ -220,4 +224,4 @@ class RoleLabel:
                     labelled, wait_s = None, min(2 * wait_s, self._retry_max_s)
                 else:
                     labelled, wait_s = role, self._interval_s
-            await asyncio.sleep(wait_s)
+            await self._tasks.sleep(wait_s)

@@ -7,7 +7,6 @@ import logging
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Protocol
 
 from kvorum.cluster.kubernetes import StatefulSet
@@ -60,7 +59,7 @@ class ReplicasOfStatefulSet:
         clock: monotonic seconds.
     """
 
-    def __init__(self, api: StatefulSets, name: str, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, api: StatefulSets, name: str, clock: Callable[[], float]) -> None:
         self._api = api
         self._name = name
         self._clock = clock
@@ -139,7 +138,7 @@ class FixedMembers:
 
 
 def membership_spec_source(
-    config: Config, config_path: str, api: StatefulSets | None
+    config: Config, config_path: str, api: StatefulSets | None, clock: Callable[[], float]
 ) -> ReplicasOfStatefulSet | ReplicasInFile | FixedMembers:
     """Return where this node knows the desired members from.
 
@@ -147,10 +146,11 @@ def membership_spec_source(
         config: resolved.
         config_path: the file that it came from, if any.
         api: the API server; None: not in a pod, or without a ServiceAccount.
+        clock: monotonic seconds.
     """
     if not config.discovery_dns:
         return FixedMembers(tuple(member.name for member in config.expected_members()))
     base, _ = split_ordinal(config.name)
     if api is not None:
-        return ReplicasOfStatefulSet(api, base)
+        return ReplicasOfStatefulSet(api, base, clock)
     return ReplicasInFile(base, config.replicas, config_path)

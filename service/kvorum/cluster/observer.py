@@ -12,7 +12,7 @@ from kvorum.raft.membership import AddLearner, Promote, Remove
 
 LOOK_S = 1.0
 """Between two rounds of asking who is there, on the leader."""
-SEEN_FOR_S = 5.0
+OBSERVATION_VALID_S = 5.0
 """How long an answer counts."""
 
 
@@ -25,7 +25,7 @@ class Observer:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._seen: dict[str, tuple[float, Observed]] = {}
+        self._observed: dict[str, tuple[float, Observed]] = {}
         self._desired: MembershipSpec | None = None
 
     async def run(self) -> None:
@@ -55,7 +55,10 @@ class Observer:
             if hello.cluster_id not in ("", ours.cluster_id):
                 continue
             is_too_old = hello.levels[1] < needed_level
-            self._seen[name] = (now, Observed(hello.node_id, hello.empty, asked[name], hello.client_url, is_too_old))
+            self._observed[name] = (
+                now,
+                Observed(hello.node_id, hello.empty, asked[name], hello.client_url, is_too_old),
+            )
 
     # --- What the reconciler asks -------------------------------------------------------------------------------
 
@@ -71,7 +74,9 @@ class Observer:
             leader=status.id,
             configuration=status.configuration,
             settled=self._node.raft.can_change_membership,
-            seen={name: seen for name, (at, seen) in self._seen.items() if now - at < SEEN_FOR_S},
+            observed={
+                name: observed for name, (at, observed) in self._observed.items() if now - at < OBSERVATION_VALID_S
+            },
             health={
                 peer: Health(
                     # A new leader takes everybody for active: who holds none of its entries was not heard yet.
@@ -82,6 +87,9 @@ class Observer:
                 for peer, progress in status.progress.items()
             },
             desired=desired,
+            successor=self._node.raft.transfer_candidate(
+                lambda voter: desired is None or not desired.is_surplus(name_of(voter))
+            ),
         )
 
     async def change_membership(self, change: AddLearner | Promote | Remove, timeout_ms: int) -> None:

@@ -22,7 +22,6 @@ The rules, and what each of them has cost someone:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Protocol, assert_never
@@ -32,6 +31,7 @@ import msgspec
 from kvorum.config import ordinal_of
 from kvorum.errors import CallerError
 from kvorum.identity import name_of
+from kvorum.node.ports import Clock, Tasks
 from kvorum.raft.membership import AddLearner, Promote, Remove
 from kvorum.raft.messages import Configuration, Member, NodeId, majority
 from kvorum.telemetry.logs import RateLimit
@@ -100,12 +100,14 @@ class View(msgspec.Struct, frozen=True):
     configuration: Configuration
     settled: bool
     """An entry of this term is committed, and so is the configuration (thesis 4.1, and the bug of 2015)."""
-    seen: Mapping[str, Observed]
+    observed: Mapping[str, Observed]
     """By name; recent hellos only. The leader itself need not be in it."""
     health: Mapping[NodeId, Health]
     """By member; the leader itself need not be in it."""
     desired: MembershipSpec | None
     """None: unknown."""
+    successor: NodeId | None = None
+    """Who should lead next of those that are desired, as consensus says (:meth:`Raft.transfer_candidate`)."""
 
 
 class Transfer(msgspec.Struct, frozen=True, tag="transfer"):
@@ -142,10 +144,10 @@ def _replace(view: View) -> Decision:
     waiting = ""
     for member in view.configuration.members:
         name = name_of(member.id)
-        seen = view.seen.get(name)
-        if member.id == view.leader or seen is None or seen.id == member.id or not seen.empty:
+        observed = view.observed.get(name)
+        if member.id == view.leader or observed is None or observed.id == member.id or not observed.empty:
             continue
-        what = f"{name} came back with an empty disk as {seen.id}, so {member.id}"
+        what = f"{name} came back with an empty disk as {observed.id}, so {member.id}"
         if view.desired is None or not view.desired.wants(name):
             waiting = f"{what} is lost, but the desired replica count is unknown"
         elif not _is_silent(view, member.id):
@@ -180,18 +182,12 @@ def _scale_in(view: View) -> Decision:
 
 
 def _hand_over(view: View, why: str) -> Decision:
-    """Hand over the leadership; no other member is surplus by then."""
-    successors = [
-        member.id
-        for member in view.configuration.members
-        if member.voter and member.id != view.leader and _is_healthy(view, member.id)
-    ]
-    if not successors:
+    successor = view.successor
+    if successor is None or not _is_healthy(view, successor):
         return Decision(
             None, f"{view.leader}, the leader, is surplus ({why}), but no other voter can take the leadership"
         )
-    best = min(successors, key=lambda node: (view.health[node].lag, node))
-    return Decision(Transfer(best), f"{why}, and the leader is not among them")
+    return Decision(Transfer(successor), f"{why}, and the leader is not among them")
 
 
 def _promote(view: View) -> Decision:
@@ -224,17 +220,19 @@ def _add(view: View) -> Decision:
     names = {name_of(member.id) for member in view.configuration.members}
     waiting = ""
     for name in view.desired.names:
-        seen = view.seen.get(name)
-        if name in names or seen is None:
+        observed = view.observed.get(name)
+        if name in names or observed is None:
             continue
-        if not seen.empty:
-            waiting = waiting or f"{seen.id} is not a member but has a log: it must restart with an empty disk"
-        elif seen.is_too_old:
-            waiting = waiting or f"{seen.id} does not support the feature level of the cluster: upgrade it"
+        if not observed.empty:
+            waiting = waiting or f"{observed.id} is not a member but has a log: it must restart with an empty disk"
+        elif observed.is_too_old:
+            waiting = waiting or f"{observed.id} does not support the feature level of the cluster: upgrade it"
         elif catching_up:
-            waiting = waiting or f"{seen.id} waits until {catching_up[0]} has caught up"
+            waiting = waiting or f"{observed.id} waits until {catching_up[0]} has caught up"
         else:
-            return Decision(AddLearner(Member(seen.id, False, seen.peer_url, seen.client_url)), f"{name} is desired")
+            return Decision(
+                AddLearner(Member(observed.id, False, observed.peer_url, observed.client_url)), f"{name} is desired"
+            )
     return Decision(None, waiting)
 
 
@@ -261,8 +259,8 @@ def _is_unwanted(view: View, node: NodeId) -> bool:
 
 def _is_current(view: View, node: NodeId) -> bool:
     """Tell whether nobody else answers under this member's name."""
-    seen = view.seen.get(name_of(node))
-    return seen is None or seen.id == node
+    observed = view.observed.get(name_of(node))
+    return observed is None or observed.id == node
 
 
 def _healthy_voters(view: View, without: NodeId = "") -> int:
@@ -314,26 +312,36 @@ class Reconciler:
     Args:
         cluster: the node.
         source: who should be a member; asked only while this node leads.
+        clock: by which log lines are limited.
+        tasks: how to wait.
         interval_s: between two looks when there is nothing to do.
         timeout_ms: for one step.
     """
 
     def __init__(
-        self, cluster: Cluster, source: MembershipSpecSource, *, interval_s: float = 1.0, timeout_ms: int = 5000
+        self,
+        cluster: Cluster,
+        source: MembershipSpecSource,
+        clock: Clock,
+        tasks: Tasks,
+        *,
+        interval_s: float = 1.0,
+        timeout_ms: int = 5000,
     ) -> None:
         self._cluster = cluster
         self._source = source
         self._interval_s = interval_s
         self._timeout_ms = timeout_ms
         self._said = ""
-        self._limit = RateLimit()
+        self._limit = RateLimit(clock=clock.monotonic)
+        self._tasks = tasks
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
         while True:
             stepped = await self.reconcile()
             if not stepped:
-                await asyncio.sleep(self._interval_s)
+                await self._tasks.sleep(self._interval_s)
 
     async def reconcile(self) -> bool:
         """Look once and take at most one step. Return whether one was taken: then the next look follows at once."""

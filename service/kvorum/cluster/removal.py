@@ -81,7 +81,7 @@ async def leave_if_surplus(node: Node, source: MembershipSpecSource, deadline: f
     if desired is None or not desired.is_surplus(node.config.name) or not _is_member(node):
         return
     log.info("%s is being scaled in: waiting to be removed from the cluster", node.config.name)
-    limit = RateLimit()
+    limit = RateLimit(clock=node.clock.monotonic)
     while _is_member(node) and node.clock.monotonic() < deadline:
         try:
             await _hand_over(node, desired)

@@ -19,12 +19,15 @@ from kvorum.errors import ConfigError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
-from kvorum.raft.messages import Configuration, Entry, EntryKind, HardState, Save
+from kvorum.raft.messages import INDEX_MAX, TERM_JUMP_MAX, Configuration, Entry, EntryKind, HardState, Save
 from kvorum.storage.datadir import holds_data, is_recovery_requested, withdraw_recovery_request
 from kvorum.storage.interface import Loaded
 from kvorum.storage.offline import offline
 
 log = logging.getLogger("kvorum.recover")
+
+_TERM_MAX = INDEX_MAX - TERM_JUMP_MAX
+"""A log of such a term leaves hardly any for elections."""
 
 WARNING = """\
 {node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log.
@@ -80,11 +83,33 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     others = [other.id for other in raft.configuration.members if other.id != node]
     warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(none)")
     sys.stderr.write(warning + "\n")
-    term = loaded.hard_state.current_term + 1
+    entries = _with_room_for_terms(loaded, data_dir)
+    # Nobody of the new cluster has voted, whatever term the old one had reached: its terms go on from the log's.
+    term = (entries[-1].term if entries else raft.log.last_term) + 1
     alone = Configuration((msgspec.structs.replace(member, voter=True),))
     entry = Entry(raft.log.last_index + 1, term, EntryKind.CONFIGURATION, encode_configuration(alone))
     identity = msgspec.structs.replace(loaded.identity, cluster_id=secrets.token_hex(16))
-    return identity, Save(1, HardState(term, None), (entry,))
+    return identity, Save(1, HardState(term, None), (*entries, entry))
+
+
+def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
+    """Return the log's entries with lower terms if theirs leave hardly any for elections; empty: they may stay.
+
+    Raises:
+        ConfigError: what stands before them (the snapshot, or entries that are not loaded) is of such a term.
+    """
+    lowest = loaded.snapshot.last_term if loaded.snapshot else 0
+    if loaded.on_disk.terms:
+        lowest = loaded.on_disk.terms[-1][1]
+    if lowest >= _TERM_MAX:
+        raise ConfigError(
+            f"the log in {data_dir} is of term {lowest}, which leaves none for elections: restore a backup"
+        )
+    if not loaded.entries or loaded.entries[-1].term < _TERM_MAX:
+        return ()
+    distinct = sorted({lowest, *(entry.term for entry in loaded.entries)})
+    terms = {term: lowest + number for number, term in enumerate(distinct)}
+    return tuple(msgspec.structs.replace(entry, term=terms[entry.term]) for entry in loaded.entries)
 
 
 def recover_if_requested(data_dir: str) -> None:

@@ -135,11 +135,15 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         await server.start()
         logger.info("Serving clients at %s", config.advertise_client_url)
         stopping.gently = True
-        cluster = join_and_reconcile(node, membership_spec_source(config, config_path, stateful_sets), api)
+        cluster = join_and_reconcile(
+            node, membership_spec_source(config, config_path, stateful_sets, node.clock.monotonic), api
+        )
         await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
         logger.info("Stopping")
         # A new source: what the API server said a second ago may be from before the scale-in that stops us.
-        await _first_of(node.run(), _leave(node, membership_spec_source(config, config_path, stateful_sets)))
+        await _first_of(
+            node.run(), _leave(node, membership_spec_source(config, config_path, stateful_sets, node.clock.monotonic))
+        )
 
 
 def _tracer(config: Config) -> Tracer | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvorum.errors import FatalError, InvariantViolatedError
+from kvorum.errors import FatalError, InvariantViolatedError, MalformedMessageError
 from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
@@ -145,7 +145,11 @@ class Driver:
         self._turns.schedule()
 
     def on_messages(self, _: NodeId, messages: tuple[Message, ...]) -> None:
-        """Take messages from a peer."""
+        """Take messages from a peer.
+
+        Raises:
+            MalformedMessageError: consensus refuses one; it and those after it changed nothing.
+        """
         self._guard(self._step, messages)
         self._turns.schedule()
 
@@ -189,6 +193,8 @@ class Driver:
             act(*args)
         except FatalError as error:
             self._fail(error)
+        except MalformedMessageError:
+            raise  # The peer's fault: the peer port closes its stream.
         except Exception as error:
             log.exception("the driver failed")
             self._fail(InvariantViolatedError(f"the driver failed: {error!r}"))

@@ -84,6 +84,7 @@ class PeerRequests:
             term=raft.current_term,
             is_leader=raft.role is Role.LEADER,
             members=tuple(member.id for member in raft.configuration.members),
+            member_urls=tuple(member.peer_url for member in raft.configuration.members),
             configuration_index=configurations.latest_index,
             configuration_committed=configurations.latest_index <= raft.log.commit_index,
             is_serving=all(check.ok for check in self._report.readiness()),
@@ -94,10 +95,18 @@ class PeerRequests:
             empty=not raft.current_term and not raft.log.last_index and not self._identity.is_joining,
         )
 
+    def is_member(self, node: NodeId) -> bool:
+        """Tell whether a caller is a member of our configuration in force."""
+        return self._raft.configuration.get(node) is not None
+
     def on_connected(self, greeting: Greeting) -> None:
-        """A peer called: answer it even if our configuration does not know it yet."""
+        """A peer called: answer it even if our configuration does not know it yet.
+
+        Anybody may call, and no stranger chooses where we call. Only a node that has no configuration goes where its
+        caller says: it knows nobody else, and is about to take its whole state from there.
+        """
         self._levels.announced(greeting.sender, greeting.highest_level, greeting.version)
-        self._peers.add_stranger(greeting.sender, greeting.peer_url)
+        self._peers.add_stranger(greeting.sender, "" if self._raft.configuration.members else greeting.peer_url)
 
     def on_disconnected(self, sender: NodeId) -> None:
         """A peer's stream to us broke."""

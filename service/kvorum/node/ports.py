@@ -95,7 +95,7 @@ class Peers(Protocol):
         """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long."""
 
     def add_stranger(self, node: NodeId, url: str) -> None:
-        """Keep a way to answer a node that called and is not a member."""
+        """Keep a way to answer a node that called and is not a member, if need be at ``url`` (empty: unknown)."""
 
     def remove_stranger(self, node: NodeId) -> None:
         """A node that is not a member hung up."""

@@ -206,29 +206,31 @@ class Snapshots:
 
     # --- Reading ------------------------------------------------------------------------------------------------
 
-    async def chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
-        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+    async def chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest.
+
+        The newest is taken now if there is none at ``at_least`` or later; with None, none is ever taken.
 
         Raises:
-            StorageError: there is none.
+            StorageError: there is none, or ``at_least`` is not applied.
         """
         if self._state.is_wrong:
             raise SnapshotFailedError("the state is in quarantine")
         snapshots = self._storage.snapshots
         info = snapshots.find(last_index) if last_index else self.latest()
-        if (
-            last_index == 0
-            and self._state.store.applied_index
-            and (info is None or info.snapshot.last_index < at_least)
-        ):
-            # The caller may go away, but the snapshot is the node's.
-            await asyncio.shield(self.begin())
-            info = self.latest()
+        if last_index == 0 and at_least is not None:
+            applied = self._state.store.applied_index
+            if at_least > applied:
+                raise SnapshotFailedError(f"a snapshot at {at_least} is asked for, but only {applied} is applied here")
+            if applied and (info is None or info.snapshot.last_index < at_least):
+                # The caller may go away, but the snapshot is the node's.
+                await asyncio.shield(self.begin())
+                info = self.latest()
         if info is not None and info.sha256 in self._distrusted:
             self._begin_another()
             raise SnapshotFailedError(f"the snapshot at {last_index} may be of a wrong state; another is being taken")
-        if info is None or (last_index == 0 and info.snapshot.last_index < at_least):
-            raise StorageCorruptError(f"there is no snapshot at {last_index or at_least} here")
+        if info is None or (last_index == 0 and info.snapshot.last_index < (at_least or 0)):
+            raise StorageCorruptError(f"there is no snapshot at {last_index or at_least or 0} here")
         index = info.snapshot.last_index
         if offset_bytes == 0:
             await self._verify(index)

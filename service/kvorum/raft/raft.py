@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import assert_never
 
-from kvorum.errors import InvariantViolatedError, MembershipRefusedError, NoLeaderError, NotLeaderError
+from kvorum.errors import (
+    InvariantViolatedError,
+    MalformedMessageError,
+    MembershipRefusedError,
+    NoLeaderError,
+    NotLeaderError,
+)
 from kvorum.raft.candidate import Candidate
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import is_vote_granted
@@ -19,6 +25,7 @@ from kvorum.raft.leader import Leader
 from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
+    TERM_JUMP_MAX,
     Configuration,
     Entry,
     EntryKind,
@@ -366,10 +373,13 @@ class Raft:
 
         Raises:
             InvariantViolatedError: the message contradicts what is committed: a bug, or another cluster's.
+            MalformedMessageError: its term is further ahead than elections can explain; it changed nothing.
         """
         state = self._state
         if message.recipient != self.id or message.sender == self.id:
             return
+        if message.term > state.current_term + TERM_JUMP_MAX:
+            self._check_term_jump(message)
         if isinstance(message, RequestVote):
             self._on_request_vote(message)
             return
@@ -405,6 +415,14 @@ class Raft:
                     self._become_candidate(leadership_transfer=True)
             case _:
                 assert_never(message)
+
+    def _check_term_jump(self, message: Message) -> None:
+        """Let nobody but the leader of an old cluster, which an empty server joins, move the term so far."""
+        if self.current_term or not isinstance(message, LeaderMessage):
+            raise MalformedMessageError(
+                f"{type(message).__name__} from {message.sender} is of term {message.term}, "
+                f"more than {TERM_JUMP_MAX} ahead of term {self.current_term}"
+            )
 
     # --- From role to role --------------------------------------------------------------------------------------
 

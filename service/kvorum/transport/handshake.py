@@ -22,6 +22,7 @@ from kvorum.identity import Identity, is_node_id, name_of
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
 from kvorum.kv.state_hash import StateDigest
+from kvorum.raft.messages import INDEX_MAX
 from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, URL_CHARS_MAX, VERSION_CHARS_MAX, Greeting, Hello
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
@@ -37,6 +38,7 @@ _FIELD_CHARS_MAX = 512
 _DIGEST = re.compile(
     r"(?:(?P<version>[0-9]{1,9}) )?(?P<chain>[0-9a-f]{1,16})(?(version) (?P<records>-|[0-9a-f]{1,32}))", re.ASCII
 )
+_DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 
@@ -150,12 +152,18 @@ def decode_hello(body: bytes) -> Hello:
         raise MalformedMessageError(f"not a hello: {error}") from error
     if not is_node_id(hello.node_id):
         raise MalformedMessageError(f"not a hello: {hello.node_id!r} is not a member id")
-    for url in (hello.peer_url, hello.client_url):
+    for url in (hello.peer_url, hello.client_url, *hello.member_urls):
         if url and not is_base_url(url):
             raise MalformedMessageError(f"not a hello: {url!r} is not the URL of a node")
     if not is_plain(hello.version, VERSION_CHARS_MAX) or not is_plain(hello.cluster_id, CLUSTER_ID_BYTES_MAX):
         raise MalformedMessageError(f"not a hello: version {hello.version!r}, cluster {hello.cluster_id!r}")
     return hello
+
+
+def parse_number(text: str) -> int | None:
+    """Return an index or a size that somebody sent in digits, or None: it is neither."""
+    number = int(text) if _DIGITS.fullmatch(text) else INDEX_MAX
+    return number if number < INDEX_MAX else None
 
 
 def is_plain(text: str, chars_max: int) -> bool:

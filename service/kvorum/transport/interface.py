@@ -12,9 +12,11 @@ from kvorum.kv.features import FIRST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId, Number
 
-PROTOCOLS = (1, 1)
+PROTOCOLS = (1, 2)
 """The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
 older server would misread them; what an older server skips (a field, a kind of message) needs no new protocol."""
+ANSWERS_PROTOCOL = 2
+"""From this protocol on, a caller takes messages on the stream that it dialled; with protocol 1 it hangs up on them."""
 FIRST_VERSION = "0.1.0"
 """The version of a peer that announces none."""
 LEVEL_MAX = 10**9 - 1
@@ -37,7 +39,7 @@ class Greeting(msgspec.Struct, frozen=True):
     """Its member id, ``name@incarnation``."""
     peer_url: str
     protocol: int = PROTOCOLS[0]
-    """The highest protocol that both speak. This version does not use it: there is one protocol so far."""
+    """The highest protocol that both speak."""
     highest_level: int = FIRST_LEVEL
     """The highest feature level that it supports."""
     version: str = FIRST_VERSION
@@ -65,6 +67,8 @@ class Hello(msgspec.Struct, frozen=True):
     is_leader: bool = False
     members: tuple[_MemberId, ...] = ()
     """The member ids of its configuration in force; empty: it has none."""
+    member_urls: tuple[_Url, ...] = ()
+    """Where the peer ports of these members are, in the same order; empty before version 0.2.0."""
     configuration_index: Number = 0
     configuration_committed: bool = False
     is_serving: bool = False
@@ -111,7 +115,11 @@ class PeerHandler(Protocol):
         """
 
     def on_messages(self, sender: str, messages: tuple[Message, ...]) -> None:
-        """Take checked messages, all from ``sender``."""
+        """Take checked messages, all from ``sender``.
+
+        Raises:
+            MalformedMessageError: one of them cannot be true; the stream is closed.
+        """
 
     def on_connected(self, greeting: Greeting) -> None:
         """A peer's stream to us is open."""
@@ -119,11 +127,18 @@ class PeerHandler(Protocol):
     def on_disconnected(self, sender: str) -> None:
         """A peer's stream to us broke."""
 
-    async def snapshot_chunk(self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int) -> SnapshotChunk:
-        """Return a piece of our snapshot at ``last_index``; 0: the newest, taken now if it is older than ``at_least``.
+    def is_member(self, node: NodeId) -> bool:
+        """Tell whether a caller is a member of our configuration in force."""
+
+    async def snapshot_chunk(
+        self, last_index: int, offset_bytes: int, size_bytes: int, at_least: int | None
+    ) -> SnapshotChunk:
+        """Return a piece of our snapshot at ``last_index``; 0: the newest.
+
+        The newest is taken now if there is none at ``at_least`` or later; with None, none is ever taken.
 
         Raises:
-            StorageError: there is no such snapshot (any more).
+            StorageError: there is no such snapshot (any more), or we have not applied ``at_least``.
         """
 
     def state_hash_at(self, index: int) -> StateDigest | None:

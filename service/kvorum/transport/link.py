@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from random import Random
@@ -11,8 +12,9 @@ from typing import Any
 
 import aiohttp
 
+from kvorum.errors import MalformedMessageError
 from kvorum.identity import name_of
-from kvorum.raft.codec import encode
+from kvorum.raft.codec import decode_frame, encode
 from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.handshake import dialling_headers
@@ -23,8 +25,11 @@ log = logging.getLogger("kvorum.transport")
 QUEUE_MESSAGES_MAX = 4096
 QUEUE_BYTES_MAX = 64 << 20
 """When full, what comes is dropped and counted: consensus sends again what matters."""
-FRAME_BYTES = 4 << 20
-"""A frame is closed once it holds this much."""
+FRAME_BYTES = 256 << 10
+"""A frame of entries is closed once it holds this much. What does not wait for entries waits for one such frame."""
+UNSENT_BYTES_MAX = 128 << 10
+"""The kernel takes no more while so much waits in it: what it has taken, nothing overtakes."""
+_TCP_NOTSENT_LOWAT = 25  # Linux; the module socket does not name it in every version of Python.
 CONNECT_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 5.0
 PING_S = 10.0
@@ -38,6 +43,10 @@ BACKOFF_MAX_S = 1.0
 
 class Link:
     """The way to one peer.
+
+    AppendEntries are sent in order. Everything else is small, overtakes them, and has frames of its own: a leader that
+    sends a megabyte on a slow network must not be taken for dead because its heartbeats wait behind it, and neither a
+    vote nor a read has to. Consensus takes messages in any order.
 
     A frame is written by whoever has messages for it, at once: a task's turn would be dearer than the write. Only when
     the peer does not read, and a write has to wait, does the stream's task finish it, and what comes meanwhile queues.
@@ -58,8 +67,10 @@ class Link:
         self._counters: Counters = dialling.counters
         self._random: Random = dialling.random
         self._on_broken = on_broken
-        self._queue: deque[tuple[int, Message]] = deque()
+        self._urgent: deque[Message] = deque()
+        self._appends: deque[tuple[int, AppendEntries]] = deque()
         self._queued_bytes = 0
+        """Of the AppendEntries."""
         self._stream: aiohttp.ClientWebSocketResponse | None = None
         """The open stream, while a frame can be written to it at once."""
         self._unfinished: _Unfinished | Exception | None = None
@@ -78,19 +89,25 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Queue a message for the next :meth:`flush`; drop it when the queue is full."""
-        size = 64
-        if isinstance(message, AppendEntries):
-            size += sum(len(entry.data) + 24 for entry in message.entries)
-        if len(self._queue) >= QUEUE_MESSAGES_MAX or self._queued_bytes + size > QUEUE_BYTES_MAX:
-            self._counters.messages_dropped[self._counters.peer_label(self._name)] += 1
+        if not isinstance(message, AppendEntries):
+            if len(self._urgent) >= QUEUE_MESSAGES_MAX:
+                self._drop()
+            else:
+                self._urgent.append(message)
             return
-        self._queue.append((size, message))
+        size = 64 + sum(len(entry.data) + 24 for entry in message.entries)
+        if len(self._appends) >= QUEUE_MESSAGES_MAX or self._queued_bytes + size > QUEUE_BYTES_MAX:
+            self._drop()
+            return
+        self._appends.append((size, message))
         self._queued_bytes += size
+
+    def _drop(self) -> None:
+        self._counters.messages_dropped[self._counters.peer_label(self._name)] += 1
 
     def flush(self) -> None:
         """Write what is queued, if the stream is open and takes it."""
-        while self._queue and self._stream is not None:
-            messages = self._take()
+        while self._stream is not None and (messages := self._take()):
             self._idle = False
             self._write(self._stream, encode(messages))
             self._counters.messages_sent[self._counters.peer_label(self._name)] += len(messages)
@@ -133,7 +150,8 @@ class Link:
                 backoff_s = BACKOFF_MIN_S
                 self._on_broken(self.node)
             # What waited for the old stream is out of date; consensus knows what to send on a new one.
-            self._queue.clear()
+            self._urgent.clear()
+            self._appends.clear()
             self._queued_bytes = 0
             try:
                 await asyncio.wait_for(self._hurry.wait(), backoff_s * (0.5 + self._random.random()))
@@ -162,6 +180,7 @@ class Link:
                 max_msg_size=64 * 1024,
             )
         try:
+            _bound_unsent(stream)
             self.connected = True
             self._complaint = ""
             log.info("connected to %s at %s", self.node, self.url)
@@ -172,6 +191,8 @@ class Link:
                 group.create_task(self._keep_alive())
         except* _StreamBrokenError:
             pass
+        except* MalformedMessageError as errors:
+            self._failed("malformed", str(errors.exceptions[0]))
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
             self._failed("broken", str(errors.exceptions[0]))
         finally:
@@ -181,11 +202,22 @@ class Link:
             await stream.close()
 
     async def _watch(self, stream: aiohttp.ClientWebSocketResponse) -> None:
-        """Notice at once that the peer has closed; it never sends anything on a stream that it did not dial."""
-        message = await stream.receive()
-        if message.type is aiohttp.WSMsgType.ERROR:
-            raise aiohttp.ClientConnectionError(str(message.data))
-        raise _StreamBrokenError
+        """Notice at once that the peer has closed, and take the answers of one that does not know us as a member."""
+        while True:
+            frame = await stream.receive()
+            if frame.type is aiohttp.WSMsgType.ERROR:
+                raise aiohttp.ClientConnectionError(str(frame.data))
+            if frame.type is not aiohttp.WSMsgType.BINARY:
+                raise _StreamBrokenError
+            messages, unknown = decode_frame(frame.data)
+            label = self._counters.peer_label(self._name)
+            if unknown:
+                self._counters.messages_unknown[label] += unknown
+            for message in messages:
+                if message.sender != self.node:
+                    raise MalformedMessageError(f"a message from {message.sender!r} on a stream to {self.node!r}")
+            self._counters.messages_received[label] += len(messages)
+            self._dialling.on_messages(self.node, messages)
 
     def _open(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         """Write what queued while the stream was not open, and from now on what comes, at once."""
@@ -214,14 +246,24 @@ class Link:
                 self._write(self._stream, encode(()))
 
     def _take(self) -> list[Message]:
-        messages: list[Message] = []
+        """Return the messages of the next frame. A peer reads a frame as a whole: what is urgent has its own."""
+        messages: list[Message] = list(self._urgent)
+        if messages:
+            self._urgent.clear()
+            return messages
         size = 0
-        while self._queue and size < FRAME_BYTES:
-            message_bytes, message = self._queue.popleft()
+        while self._appends and size < FRAME_BYTES:
+            message_bytes, message = self._appends.popleft()
             size += message_bytes
             messages.append(message)
         self._queued_bytes -= size
         return messages
+
+
+def _bound_unsent(stream: aiohttp.ClientWebSocketResponse) -> None:
+    connection: socket.socket | None = stream.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
 class _Unfinished:

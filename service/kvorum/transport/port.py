@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 
 import aiohttp
@@ -12,7 +12,7 @@ from aiohttp import web
 
 from kvorum.config import Config, split_address
 from kvorum.errors import InvariantViolatedError
-from kvorum.raft.messages import NodeId
+from kvorum.raft.messages import Message, NodeId
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.interface import NodeHandler
 from kvorum.transport.server import PeerServer
@@ -47,11 +47,11 @@ class PeerPort:
             self._open_session,
             counters,
             random,
+            lambda sender, messages: self._started().on_messages(sender, messages),
         )
-        self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node))
+        configured = {peer.name: peer.url for peer in config.expected_members()}
+        self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node), configured)
         # Handed on as they are.
-        self.send = transport.send
-        self.add_stranger = transport.add_stranger
         self.remove_stranger = transport.remove_stranger
         self.url_of = transport.url_of
         self.hello = transport.hello
@@ -67,7 +67,9 @@ class PeerPort:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0),
+                # No connection is used twice: one that a wrong DNS answer led to another node would be kept by every
+                # hello and refusal on it, and its name would not be resolved again.
+                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
                 trace_configs=[_refusing_redirects()],
             )
@@ -108,6 +110,17 @@ class PeerPort:
     def set_members(self, urls: Mapping[NodeId, str]) -> None:
         """Keep a stream to each of these members; see :meth:`Transport.set_members`."""
         self._transport.set_members(urls, self._server.callers if self._server is not None else ())
+
+    def add_stranger(self, node: NodeId, url: str) -> None:
+        """Keep a way to answer a node that called; see :class:`Transport`."""
+        takes_answers = self._server is not None and self._server.takes_answers(node)
+        self._transport.add_stranger(node, url, takes_answers=takes_answers)
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Send messages; to one that we do not call, on the stream with which it calls us."""
+        for message in self._transport.send(messages):
+            if self._server is not None:
+                self._server.answer(message)
 
     def is_calling(self, node: NodeId) -> bool:
         """Tell whether this node's stream to us is open."""

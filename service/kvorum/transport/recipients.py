@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 
+from kvorum.identity import name_of
 from kvorum.raft.messages import NodeId
 
 STRANGERS_MAX = 16
@@ -13,14 +14,27 @@ STRANGERS_MAX = 16
 class Recipients:
     """The members, and the callers that are not members.
 
+    Whoever is no member and calls us is a stranger: the candidate or leader of a newer configuration, or anybody. It is
+    answered on its own stream (:meth:`kvorum.transport.server.PeerServer.answer`), since a URL that it announces could
+    be anything's. A stranger that runs version 0.1.0 takes no answers there; it is called where our options say that a
+    node of its name is. What is to be fetched from a stranger (the snapshot of a leader that was added while we were
+    down) is fetched where a member's hello says that it is.
+
     Args:
         keep: called with a member id and the base URL of its peer port: speak to it, and at this address.
-        drop: called with the member id of one that is not spoken to any more.
+        drop: called with the member id of one that is not spoken to any more, or never was.
+        configured: the base URLs of the peer ports that our options name, by name of the node.
     """
 
-    def __init__(self, keep: Callable[[NodeId, str], None], drop: Callable[[NodeId], None]) -> None:
+    def __init__(
+        self,
+        keep: Callable[[NodeId, str], None],
+        drop: Callable[[NodeId], None],
+        configured: Mapping[str, str] | None = None,
+    ) -> None:
         self._keep = keep
         self._drop = drop
+        self._configured = dict(configured or {})
         self._members: dict[NodeId, str] = {}
         self._strangers: dict[NodeId, str] = {}
 
@@ -41,11 +55,17 @@ class Recipients:
             else:
                 self._drop(node)
         for node, url in urls.items():
-            self._strangers.pop(node, None)
+            if self._strangers.pop(node, url) != url:
+                self._drop(node)  # Its stream is open where it was called as a stranger.
             self._keep(node, url)
 
-    def add_stranger(self, node: NodeId, url: str) -> None:
-        """A server that may not be a member called: answer it. The oldest of too many strangers gives way."""
+    def add_stranger(self, node: NodeId, url: str, *, takes_answers: bool = False) -> None:
+        """A server called. If it is not a member, keep a way to it: at the URL of our options, or else at ``url``.
+
+        One that takes answers on its own stream is not called: the URL is for requests. The oldest of too many
+        strangers gives way.
+        """
+        url = self._configured.get(name_of(node), url)
         if node in self._members or not url:
             return
         while len(self._strangers) >= STRANGERS_MAX and node not in self._strangers:
@@ -53,7 +73,8 @@ class Recipients:
             del self._strangers[oldest]
             self._drop(oldest)
         self._strangers[node] = url
-        self._keep(node, url)
+        if not takes_answers:
+            self._keep(node, url)
 
     def remove_stranger(self, node: NodeId) -> None:
         """A server that is not a member hung up."""
@@ -63,3 +84,7 @@ class Recipients:
     def url_of(self, node: NodeId) -> str | None:
         """Return where a member or a stranger is reached."""
         return self._members.get(node) or self._strangers.get(node)
+
+    def trusted_urls(self) -> list[str]:
+        """Return the URLs of the members, and those that our options name: who can say where a stranger is."""
+        return list(dict.fromkeys([*self._members.values(), *self._configured.values()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, KeysView
 from time import monotonic
@@ -13,11 +14,12 @@ from aiohttp import web
 
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
 from kvorum.identity import name_of
-from kvorum.raft.codec import Frame, decode_frame
+from kvorum.raft.codec import Frame, decode_frame, encode
+from kvorum.raft.messages import INDEX_MAX, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
-from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text
-from kvorum.transport.interface import Greeting, PeerHandler
+from kvorum.transport.handshake import HEADER_FROM, check_greeting, digest_text, parse_number
+from kvorum.transport.interface import ANSWERS_PROTOCOL, Greeting, PeerHandler
 
 log = logging.getLogger("kvorum.transport")
 
@@ -27,6 +29,8 @@ REFUSALS_LOGGED_EVERY_S = 60.0
 FRAME_BYTES_MAX = 32 << 20
 """A frame that is longer closes its stream; the sender keeps far below it."""
 SNAPSHOT_CHUNK_BYTES = 1 << 20
+ANSWERS_MAX = 256
+"""So many messages wait for a caller that is no member; there are no entries among them."""
 HEADER_SIZE = "X-Kvorum-Snapshot-Bytes"
 HEADER_SHA256 = "X-Kvorum-Snapshot-Sha256"
 HEADER_INDEX = "X-Kvorum-Snapshot-Index"
@@ -56,14 +60,15 @@ class PeerServer:
         self._token = token
         self._silence_s = stream_silence_s
         self._streams: dict[str, web.WebSocketResponse] = {}
-        # A peer that sends nonsense comes back and sends it again.
-        self._malformed_limit = RateLimit()
+        self._answers: dict[str, asyncio.Queue[Message]] = {}
+        """To those callers that take answers on their own stream."""
         self._clock = clock
-        self._refusals: dict[tuple[str, str], RateLimit] = {}
+        self._limits: dict[tuple[str, str], RateLimit] = {}
         self.app = web.Application(client_max_size=64 * 1024)
         self.app.router.add_get("/raft/v1/hello", self._hello)
         self.app.router.add_get("/raft/v1/stream", self._stream)
         self.app.router.add_get("/raft/v1/snapshots/{last_index:[0-9]{1,19}}", self._snapshot)
+        self.app.router.add_post("/raft/v1/snapshots/0", self._new_snapshot)
         self.app.router.add_get("/raft/v1/state-hash/{index:[0-9]{1,19}}", self._state_hash)
         self.app.router.add_post("/raft/v1/suspect/{index:[0-9]{1,19}}", self._suspect)
 
@@ -77,6 +82,20 @@ class PeerServer:
         """The member ids whose streams to us are open."""
         return self._streams.keys()
 
+    def takes_answers(self, caller: str) -> bool:
+        """Tell whether this caller's stream is open, and it takes answers there."""
+        return caller in self._answers
+
+    def answer(self, message: Message) -> None:
+        """Send a message on the stream of its recipient, which calls us; one that does not fit is dropped."""
+        answers = self._answers.get(message.recipient)
+        if answers is None:
+            return
+        if answers.full():
+            self._counters.messages_dropped[self._label(message.recipient)] += 1
+        else:
+            answers.put_nowait(message)
+
     def _check(self, request: web.Request) -> Greeting:
         try:
             return check_greeting(request.headers, self._handler.identity, self._token)
@@ -85,16 +104,22 @@ class PeerServer:
 
     def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
-        # The reasons are ours, and so are the labels: a caller that changes its name gets no line of its own.
-        what = (error.reason, self._counters.peer_label(name_of(request.headers.get(HEADER_FROM, ""))))
-        limit = self._refusals.get(what)
+        self._warn(error.reason, request.headers.get(HEADER_FROM, ""), f"refused a peer at {request.remote}: {error}")
+        refusal = web.HTTPForbidden(text=f"{error.reason}: {error}\n")
+        # The caller may have the wrong address. On a kept connection it would call here again.
+        refusal.force_close()
+        return refusal
+
+    def _warn(self, reason: str, sender: str, text: str) -> None:
+        """Log a refusal, but not each: a peer that is refused comes back, and a stranger changes its name."""
+        # The reasons are ours, and so are the labels.
+        what = (reason, self._label(sender))
+        limit = self._limits.get(what)
         if limit is None:
-            limit = self._refusals[what] = RateLimit(REFUSALS_LOGGED_EVERY_S, self._clock)
+            limit = self._limits[what] = RateLimit(REFUSALS_LOGGED_EVERY_S, self._clock)
         held_back = limit.allow()
         if held_back is not None:
-            more = f" ({held_back} more since the last such line)" if held_back else ""
-            log.warning("refused a peer at %s: %s%s", request.remote, error, more)
-        return web.HTTPForbidden(text=f"{error.reason}: {error}\n")
+            log.warning("%s%s", text, f" ({held_back} more since the last such line)" if held_back else "")
 
     async def _hello(self, request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self._handler.hello()), content_type="application/json")
@@ -115,6 +140,12 @@ class PeerServer:
             return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
+        self._answers.pop(greeting.sender, None)
+        answering = None
+        if greeting.protocol >= ANSWERS_PROTOCOL:
+            answers: asyncio.Queue[Message] = asyncio.Queue(ANSWERS_MAX)
+            self._answers[greeting.sender] = answers
+            answering = asyncio.create_task(self._send_answers(stream, answers), name=f"answers to {greeting.sender}")
         try:
             if before is not None:
                 await before.close()
@@ -123,8 +154,19 @@ class PeerServer:
         finally:
             if self._streams.get(greeting.sender) is stream:
                 del self._streams[greeting.sender]
+                self._answers.pop(greeting.sender, None)
                 self._handler.on_disconnected(greeting.sender)
+            if answering is not None:
+                answering.cancel()
         return stream
+
+    async def _send_answers(self, stream: web.WebSocketResponse, answers: asyncio.Queue[Message]) -> None:
+        """Send what is put into the queue, until the stream breaks; the one who reads it then hears of that."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = await answers.get()
+                await stream.send_bytes(encode([message]))
+                self._counters.messages_sent[self._label(message.recipient)] += 1
 
     async def _receive(self, stream: web.WebSocketResponse, sender: str) -> None:
         loop = asyncio.get_running_loop()
@@ -148,26 +190,35 @@ class PeerServer:
             self._counters.peer_failures[self._label(sender), "silent"] += 1
         except MalformedMessageError as error:
             self._counters.peer_failures[self._label(sender), "malformed"] += 1
-            if self._malformed_limit.allow() is not None:
-                log.warning("closed the stream of %s: %s", sender, error)
+            self._warn("frame", sender, f"closed the stream of {sender}: {error}")
         await stream.close()
 
     def _label(self, sender: str) -> str:
         return self._counters.peer_label(name_of(sender))
 
     async def _snapshot(self, request: web.Request) -> web.Response:
-        self._check(request)
+        """Return a piece of a snapshot.
+
+        Version 0.1.0 asks for a new snapshot in this way, too. Members that run it are still served: a node in
+        quarantine has no other way to a right state.
+        """
+        sender = self._check(request).sender
+        at_least = _number(request, "at_least") if self._handler.is_member(sender) else None
+        return await self._send_chunk(int(request.match_info["last_index"]), _number(request, "offset"), at_least)
+
+    async def _new_snapshot(self, request: web.Request) -> web.Response:
+        """Return the first piece of our newest snapshot; it is taken now if it is older than ``at_least``."""
+        if not self._handler.is_member(self._check(request).sender):
+            raise web.HTTPForbidden(text="only a member may ask for a new snapshot\n")
+        return await self._send_chunk(0, 0, _number(request, "at_least"))
+
+    async def _send_chunk(self, last_index: int, offset: int, at_least: int | None) -> web.Response:
         try:
-            offset = int(request.query.get("offset", "0"))
-            at_least = int(request.query.get("at_least", "0"))
-            last_index = int(request.match_info["last_index"])
-            chunk = await self._handler.snapshot_chunk(last_index, max(offset, 0), SNAPSHOT_CHUNK_BYTES, at_least)
-        except ValueError:
-            raise web.HTTPBadRequest(text="offset or at_least is not a number\n") from None
+            chunk = await self._handler.snapshot_chunk(last_index, offset, SNAPSHOT_CHUNK_BYTES, at_least)
         except StorageError as error:
             self._counters.snapshots["send", "failed"] += 1
             raise web.HTTPNotFound(text=f"{error}\n") from None
-        if max(offset, 0) + len(chunk.data) >= chunk.size_bytes:
+        if offset + len(chunk.data) >= chunk.size_bytes:
             # The last piece: whether the peer can use it, its own counter says.
             self._counters.snapshots["send", "ok"] += 1
         headers = {
@@ -188,6 +239,18 @@ class PeerServer:
         self._check(request)
         self._handler.suspect_state(int(request.match_info["index"]))
         return web.Response(status=202)
+
+
+def _number(request: web.Request, name: str) -> int:
+    """Return a number of the query, 0 if it is not there.
+
+    Raises:
+        web.HTTPBadRequest: it is not a number, or out of range.
+    """
+    number = parse_number(request.query.get(name, "0"))
+    if number is None:
+        raise web.HTTPBadRequest(text=f"{name} is not a number below {INDEX_MAX}\n")
+    return number
 
 
 def _decode(frame: aiohttp.WSMessage, stream: web.WebSocketResponse) -> Frame:

@@ -9,11 +9,15 @@ import aiohttp
 import msgspec
 
 from kvorum.identity import Identity
+from kvorum.raft.messages import Message, NodeId
 from kvorum.telemetry.counters import Counters
 
 
 class Dialling(msgspec.Struct, frozen=True):
-    """How we call: as whom, with what, counted where. ``identity`` is asked anew for each call."""
+    """How we call: as whom, with what, counted where. ``identity`` is asked anew for each call.
+
+    ``on_messages`` takes what a peer sends on a stream that we dialled.
+    """
 
     identity: Callable[[], Identity]
     peer_url: str
@@ -21,3 +25,4 @@ class Dialling(msgspec.Struct, frozen=True):
     session: Callable[[], aiohttp.ClientSession]
     counters: Counters
     random: Random
+    on_messages: Callable[[NodeId, tuple[Message, ...]], None] = lambda _sender, _messages: None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Container, Iterable, Mapping
 
 import aiohttp
+from aiohttp import web
 
 from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
-from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest
+from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest, parse_number
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
 from kvorum.transport.recipients import Recipients
@@ -32,22 +34,26 @@ REQUEST_TIMEOUT_S = 5.0
 REPLACE_LINK_S = 1.0
 """A link that ended unexpectedly is replaced after so long."""
 HELLO_BYTES_MAX = 64 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class Transport:
-    """Sends messages to members, and to whoever called us lately.
+    """Calls the members, and those who called us lately if somebody we trust says where they are.
 
     Args:
         dialling: how we call.
         on_broken: called with a member id when our stream to it breaks.
+        configured: the base URLs of the peer ports that our options name, by name of the node.
     """
 
-    def __init__(self, dialling: Dialling, on_broken: Callable[[str], None]) -> None:
+    def __init__(
+        self, dialling: Dialling, on_broken: Callable[[str], None], configured: Mapping[str, str] | None = None
+    ) -> None:
         self._dialling = dialling
         self._on_broken = on_broken
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._recipients = recipients = Recipients(self._ensure, self._drop)
+        self._recipients = recipients = Recipients(self._ensure, self._drop, configured)
         # Handed on as they are.
         self.remove_stranger = recipients.remove_stranger
         self.url_of = recipients.url_of
@@ -57,27 +63,31 @@ class Transport:
         self._dialling.counters.keep_peers(map(name_of, urls))
         self._recipients.set_members(urls, callers)
 
-    def add_stranger(self, node: str, url: str) -> None:
-        """A server called: keep a way to answer it if it is not a member, and dial it at once."""
+    def add_stranger(self, node: str, url: str, *, takes_answers: bool = False) -> None:
+        """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`); dial it now."""
         if node in self._links:
             self._links[node].hurry()
-        self._recipients.add_stranger(node, url)
+        self._recipients.add_stranger(node, url, takes_answers=takes_answers)
 
     def is_connected(self, node: str) -> bool:
         """Tell whether our stream to this server is open."""
         link = self._links.get(node)
         return link is not None and link.connected
 
-    def send(self, messages: Iterable[Message]) -> None:
-        """Write the messages, one frame a recipient; one that we know no way to is dropped."""
+    def send(self, messages: Iterable[Message]) -> list[Message]:
+        """Write the messages to those whom we call, and return the others."""
         links: dict[str, Link] = {}
+        others: list[Message] = []
         for message in messages:
             link = self._links.get(message.recipient)
             if link is not None:
                 links[message.recipient] = link
                 link.send(message)
+            else:
+                others.append(message)
         for link in links.values():
             link.flush()
+        return others
 
     async def close(self) -> None:
         """Close every stream."""
@@ -106,8 +116,8 @@ class Transport:
             self._links[node] = Link(node, link.url, self._dialling, self._on_broken)
 
     def _drop(self, node: str) -> None:
-        del self._links[node]
-        self._tasks.pop(node).cancel()
+        if self._links.pop(node, None) is not None:
+            self._tasks.pop(node).cancel()
 
     # --- Requests -----------------------------------------------------------------------------------------------
 
@@ -127,11 +137,20 @@ class Transport:
             PeerError: it has none, or does not answer.
         """
         path = f"/raft/v1/snapshots/{last_index}?offset={offset_bytes}&at_least={at_least}"
-        headers, body = await self._call("GET", node, path, 4 * REQUEST_TIMEOUT_S)
-        try:
-            return SnapshotChunk(body, int(headers[HEADER_INDEX]), int(headers[HEADER_SIZE]), headers[HEADER_SHA256])
-        except (KeyError, ValueError) as error:
-            raise MalformedMessageError(f"{node} sent a snapshot without its description: {error}") from error
+        timeout_s = 4 * REQUEST_TIMEOUT_S
+        if last_index:
+            headers, body = await self._call("GET", node, path, timeout_s)
+        else:
+            try:
+                headers, body = await self._call("POST", node, path, timeout_s)
+            except _MethodNotAllowedError:
+                # Version 0.1.0 takes a new snapshot for a GET.
+                headers, body = await self._call("GET", node, path, timeout_s)
+        index, size = (parse_number(headers.get(name, "")) for name in (HEADER_INDEX, HEADER_SIZE))
+        sha256 = headers.get(HEADER_SHA256, "")
+        if not index or size is None or last_index not in (0, index) or not _SHA256.fullmatch(sha256):
+            raise MalformedMessageError(f"{node} sent a piece of a snapshot that it does not describe")
+        return SnapshotChunk(body, index, size, sha256)
 
     async def state_hash(self, node: str, index: int) -> StateDigest | None:
         """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
@@ -150,12 +169,25 @@ class Transport:
         await self._call("POST", node, f"/raft/v1/suspect/{index}", REQUEST_TIMEOUT_S)
 
     async def _call(self, method: str, node: str, path: str, timeout_s: float) -> tuple[Mapping[str, str], bytes]:
-        url = self.url_of(node)
-        if url is None:
-            raise PeerError(f"no address of {node} is known")
+        url = self.url_of(node) or await self._ask_for_url(node)
         dialling = self._dialling
         headers = dialling_headers(dialling.identity(), node, dialling.peer_url, dialling.token)
         return await self._request(method, url + path, headers, timeout_s)
+
+    async def _ask_for_url(self, node: str) -> str:
+        """Return where a stranger is, as members say, or the nodes that our options name.
+
+        Raises:
+            PeerError: none of them knows it.
+        """
+        cluster_id = self._dialling.identity().cluster_id
+        hellos = map(self.hello, self._recipients.trusted_urls())
+        for hello in await asyncio.gather(*hellos, return_exceptions=True):
+            if isinstance(hello, Hello) and hello.cluster_id == cluster_id:
+                url = dict(zip(hello.members, hello.member_urls, strict=False)).get(node)
+                if url:
+                    return url
+        raise PeerError(f"no address of {node} is known")
 
     async def _request(
         self, method: str, url: str, headers: dict[str, str], timeout_s: float, bytes_max: int = SNAPSHOT_CHUNK_BYTES
@@ -166,12 +198,18 @@ class Transport:
                 method, url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await _read_bounded(response, bytes_max)
+                if response.status == web.HTTPMethodNotAllowed.status_code:
+                    raise _MethodNotAllowedError(f"{url} does not know {method}")
                 if response.status >= 300:
                     raise PeerError(f"{url} answers {response.status}: {body[:200].decode(errors='replace').strip()}")
                 return response.headers, body
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # ValueError: the URL is none that the library can dial.
             raise PeerError(f"{url}: {error or type(error).__name__}") from error
+
+
+class _MethodNotAllowedError(PeerError):
+    """A peer of an older version, which answers this path for another method only."""
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:

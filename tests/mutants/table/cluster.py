@@ -157,7 +157,7 @@ sync_folder(folder)
         "B30",
         "An answer counts for ever.",
         "cluster.observer:Observer.membership_view",
-        "now - at < SEEN_FOR_S",
+        "now - at < OBSERVATION_VALID_S",
         "True",
     ),
     Mutant(
@@ -203,7 +203,11 @@ sync_folder(folder)
         "False",
     ),
     Mutant(
-        "B30", "A member whose disk is not empty is replaced.", "cluster.reconcile:_replace", "not seen.empty", "False"
+        "B30",
+        "A member whose disk is not empty is replaced.",
+        "cluster.reconcile:_replace",
+        "not observed.empty",
+        "False",
     ),
     Mutant(
         "B29",
@@ -241,6 +245,14 @@ sync_folder(folder)
         "-_ordinal(member.id)",
     ),
     Mutant(
+        "scale",
+        "A leader that is to go hands over to another that is to go.",
+        "cluster.observer:Observer.membership_view",
+        "desired is None or not desired.is_surplus(name_of(voter))",
+        "True",
+        tests="tests/cluster/test_observer.py",
+    ),
+    Mutant(
         "4.2.1",
         "The reconciler promotes a learner that lags.",
         "cluster.reconcile:_promote",
@@ -261,7 +273,7 @@ sync_folder(folder)
         "_healthy_voters(view) + 1 < majority(len(view.configuration.voters()) + 1)",
         "False",
     ),
-    Mutant("B29", "A node with an old log is added.", "cluster.reconcile:_add", "not seen.empty", "False"),
+    Mutant("B29", "A node with an old log is added.", "cluster.reconcile:_add", "not observed.empty", "False"),
     Mutant(
         "4.2.1",
         "Several learners catch up at once.",
@@ -297,7 +309,23 @@ sync_folder(folder)
         "version",
         "A newcomer that cannot read the snapshot is added.",
         "cluster.reconcile:_add",
-        "seen.is_too_old",
+        "observed.is_too_old",
         "False",
+    ),
+    Mutant(
+        "recover",
+        "A recovered node keeps a term in which it cannot be elected.",
+        "commands.recover:plan",
+        "(entries[-1].term if entries else raft.log.last_term) + 1",
+        "loaded.hard_state.current_term + 1",
+        tests="tests/cluster/test_recover.py",
+    ),
+    Mutant(
+        "recover",
+        "A recovered log keeps a term in which nobody can be elected.",
+        "commands.recover:_with_room_for_terms",
+        "loaded.entries[-1].term < _TERM_MAX",
+        "True",
+        tests="tests/cluster/test_recover.py",
     ),
 )

@@ -622,4 +622,28 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "self.is_wrong",
         tests="tests/node/test_rebuild.py -k suspected",
     ),
+    Mutant(
+        "K8",
+        "A message that consensus refuses ends the node.",
+        "node.driver:Driver._guard",
+        "MalformedMessageError",
+        "ZeroDivisionError",
+        tests="tests/node/test_strangers.py",
+    ),
+    Mutant(
+        "on demand",
+        "Every request for a snapshot beyond what is applied takes one.",
+        "node.snapshots:Snapshots.chunk",
+        "at_least > applied",
+        "False",
+        tests="tests/node/test_snapshot_task.py",
+    ),
+    Mutant(
+        "strangers",
+        "A stranger chooses where a member calls.",
+        "node.peer_requests:PeerRequests.on_connected",
+        "'' if self._raft.configuration.members else greeting.peer_url",
+        "greeting.peer_url",
+        tests="tests/node/test_strangers.py",
+    ),
 )

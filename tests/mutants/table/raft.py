@@ -1216,4 +1216,28 @@ progress = progress or Progress(1)
         "False",
         tests="tests/raft/test_log.py",
     ),
+    Mutant(
+        "K8",
+        "One message moves the term to where nobody can be elected any more.",
+        "raft.raft:Raft.step",
+        "message.term > state.current_term + TERM_JUMP_MAX",
+        "False",
+        tests="tests/raft/test_elections.py",
+    ),
+    Mutant(
+        "K8",
+        "An empty server cannot join a cluster of a high term.",
+        "raft.raft:Raft._check_term_jump",
+        "self.current_term or not isinstance(message, LeaderMessage)",
+        "True",
+        tests="tests/raft/test_elections.py",
+    ),
+    Mutant(
+        "K8",
+        "A candidate moves the term of an empty server to where nobody can be elected any more.",
+        "raft.raft:Raft._check_term_jump",
+        "self.current_term or not isinstance(message, LeaderMessage)",
+        "self.current_term",
+        tests="tests/raft/test_elections.py",
+    ),
 )
