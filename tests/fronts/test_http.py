@@ -208,6 +208,31 @@ def test_a_head_over_a_limit_is_told_so() -> None:
     run(scenario)
 
 
+def test_a_head_is_bounded_as_a_whole_and_so_is_the_number_of_its_entity_tags() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        line = "If-None-Match: " + ", ".join(['"7"'] * 1600) + "\r\n"
+        head = f"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{line * 5}"
+        assert len(head) > 32 * 1024
+        for raw in (head + "\r\n", head):  # A complete head, and one whose end never comes.
+            answer = await http.raw(raw.encode())
+            assert answer.startswith(b"HTTP/1.1 431 ") and b'"limit":32768' in answer
+        # A body does not count, neither does what came with its end; what follows does.
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"v" * 99_999)
+        await until("the request is in flight", lambda: http.node.counters.inflight == 1)
+        writer.write(b"v" + b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write("".join(f"X-{i}: {'y' * 4000}\r\n" for i in range(9)).encode())
+        assert b"HTTP/1.1 431 " in await reader.read()
+        writer.close()
+        for count, status in ((64, 200), (65, 400)):
+            tags = ", ".join(['"7"'] * count)
+            assert (await http("GET", "/v1/kv/k", headers={"If-None-Match": tags})).status == status
+
+    run(scenario)
+
+
 def test_curl_is_told_to_go_on_before_it_sends_a_long_body() -> None:
     async def scenario(http: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", http.port)

@@ -208,4 +208,20 @@ MUTANTS = (
         "False",
         tests="tests/fronts/test_kv.py tests/fronts/test_http.py",
     ),
+    Mutant(
+        "limits",
+        "A head may be as long as its lines allow.",
+        "fronts.http.server:_Connection._check_heads",
+        "> _HEAD_BYTES_MAX",
+        "> 100 * _HEAD_BYTES_MAX",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "limits",
+        "A head whose end does not arrive is kept, however long.",
+        "fronts.http.server:_Connection.data_received",
+        "if self._head_bytes > _HEAD_BYTES_MAX:",
+        "if False:",
+        tests="tests/fronts/test_http.py",
+    ),
 )

@@ -26,6 +26,7 @@ BODY = RequestKey("body", bytes)
 _AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ETAG = re.compile(r'(?:W/)?"([^"]*)"')
+_ETAGS_MAX = 64
 _ETAGS = re.compile(rf"{_ETAG.pattern}(?:[ \t]*,[ \t]*{_ETAG.pattern})*")
 
 
@@ -149,11 +150,13 @@ def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
     A tag that is no revision of ours matches nothing and is left out.
 
     Raises:
-        InvalidRequestError: it is not a list of entity tags.
+        InvalidRequestError: it is not a list of entity tags, or there are more than 64.
     """
     text = text.strip()
     if text == "*":
         return None
+    if text.count('"') > 2 * _ETAGS_MAX:
+        raise InvalidRequestError(f"{what} lists more than {_ETAGS_MAX} entity tags")
     if not _ETAGS.fullmatch(text):
         raise InvalidRequestError(f'{what} is neither * nor a list of "REVISION"')
     tags = _ETAG.findall(text)

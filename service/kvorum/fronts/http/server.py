@@ -9,7 +9,9 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
 from kvorum.fronts.http.dispatch import Dispatcher
@@ -28,6 +30,10 @@ _BACKLOG = 1024
 _LINE_BYTES_MAX = 8190
 """Of the request line, and of each header. A key takes 3 KiB of it at most."""
 _HEADERS_MAX = 128
+_HEAD_BYTES_MAX = 32 * 1024
+"""Of all headers together."""
+_READ_BYTES = 64 * 1024
+"""What one connection may have in memory and unread, twice."""
 
 Handle = Callable[[BaseRequest], Awaitable[Response]]
 
@@ -114,6 +120,7 @@ class _HttpServer(web.Server):
             max_line_size=_LINE_BYTES_MAX,
             max_field_size=_LINE_BYTES_MAX,
             max_headers=_HEADERS_MAX,
+            read_bufsize=_READ_BYTES,
             **options,
         )
         self.counters = counters
@@ -129,14 +136,60 @@ class _HttpServer(web.Server):
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
-class _Connection(RequestHandler):
-    """One connection. Differs from aiohttp's in what it does with one too many, and with what is not HTTP."""
+class _HeadTooLargeError(HttpProcessingError):
+    code = 431
+    message = "the headers are too large"
 
-    __slots__ = ("_server",)
+
+class _Connection(RequestHandler):
+    """One connection. Differs from aiohttp's in what it does with one too many, and with what is not HTTP.
+
+    aiohttp bounds each header and their number, but not the head as a whole.
+    """
+
+    __slots__ = ("_head_bytes", "_is_head_refused", "_latest_body", "_server")
 
     def __init__(self, server: _HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self._latest_body: StreamReader = EMPTY_PAYLOAD
+        self._head_bytes = 0
+        """How much has arrived of a head that is not complete; of what came with an earlier request, nothing."""
+        self._is_head_refused = False
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived; refuse a head that is too long, whether it is complete or not."""
+        if self._is_head_refused:
+            return
+        count, body = self._request_count, self._latest_body
+        body_bytes = -1 if body.is_eof() else body.total_bytes
+        super().data_received(data)
+        arrived = self._request_count - count
+        if arrived and self._messages:
+            if self._head_bytes + len(data) > _HEAD_BYTES_MAX:
+                self._check_heads(arrived)
+            self._head_bytes = 0
+            self._latest_body = self._messages[-1][1]
+        elif body.is_eof():
+            self._head_bytes += len(data) if body_bytes < 0 else len(data) - (body.total_bytes - body_bytes)
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                self._messages.append(self._refused_head())
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(None)
+
+    def _check_heads(self, arrived: int) -> None:
+        for position in range(len(self._messages) - arrived, len(self._messages)):
+            message, _ = self._messages[position]
+            if isinstance(message, _ErrInfo):
+                continue
+            if sum(len(name) + len(value) for name, value in message.raw_headers) > _HEAD_BYTES_MAX:
+                self._messages[position] = self._refused_head()
+
+    def _refused_head(self) -> tuple[_ErrInfo, StreamReader]:
+        """Return what stands for the request; nothing is read after it."""
+        self._is_head_refused = True
+        error = _HeadTooLargeError()
+        return _ErrInfo(error.code, error, error.message), EMPTY_PAYLOAD
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._server.is_full:
@@ -183,6 +236,8 @@ def _malformed(error: BaseException | None) -> Response:
     too_many = isinstance(error, HttpProcessingError) and error.message.startswith("Too many headers")
     if too_many:
         return problem("head_too_large", "a request has too many headers", close=True, limit=_HEADERS_MAX)
+    if isinstance(error, _HeadTooLargeError):
+        return problem("head_too_large", "the headers are too large together", close=True, limit=_HEAD_BYTES_MAX)
     if isinstance(error, LineTooLong):
         return problem("head_too_large", "the request line or a header is too long", close=True, limit=_LINE_BYTES_MAX)
     return problem("malformed_http", "the request is not well-formed HTTP/1.1", close=True)
