@@ -50,7 +50,9 @@ def test_any_bytes_are_a_value_and_so_are_none() -> None:
         ("a%20b", b"a b"),
         ("%00", b"\x00"),
         ("%ff%FE", b"\xff\xfe"),
-        ("..", b".."),
+        ("%2E%2e", b".."),
+        ("a%2F..%2Fb", b"a/../b"),
+        (".../a..b/.c", b".../a..b/.c"),
         ("a//b/", b"a//b/"),
         ("%3F%23", b"?#"),
         ("caf%C3%A9", "café".encode()),
@@ -64,6 +66,38 @@ def test_a_key_is_decoded_exactly_once_from_the_raw_path(raw: str, key: bytes) -
         assert isinstance(command, Put)
         assert command.key == key
         assert (await http("GET", f"/v1/kv/{raw}")).body == b"v"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("raw", ["..", ".", "g1/../u1", "g1/./u1", "../u1", "a/..", "a/%2e%2E/b", "a/.%2e", "a/%2E"])
+def test_a_path_that_others_collapse_to_another_key_is_refused(raw: str) -> None:
+    async def scenario(http: Server) -> None:
+        for method in ("PUT", "GET", "DELETE"):
+            answer = await http(method, f"/v1/kv/{raw}", b"v" if method == "PUT" else None)
+            assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+            assert "/v1/kv?key=KEY" in answer.json["detail"]
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/v1/kv", "/v1/kv/"])
+def test_a_key_can_be_a_parameter_and_hold_any_bytes(path: str) -> None:
+    async def scenario(http: Server) -> None:
+        target = f"{path}?key=g1/../u%ff%26+1"
+        key = b"g1/../u\xff&+1"
+        assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 200
+        assert http.node.proposed[0].key == key
+        assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 409
+        assert (await http("GET", target)).body == b"v"
+        assert (await http("HEAD", target + "&consistency=stale")).status == 200
+        assert (await http("DELETE", target)).json["deleted"] == 1
+        for wrong in ("", "?", "?key=", "?key", "?key=a&key=b", "?key=%f", "?key=a&typo=1"):
+            assert (await http("GET", path + wrong)).status == 400
+        assert (await http("GET", "/v1/kv/a?key=b")).status == 400
+        http.node.follow("n2", "http://leader:1")
+        assert (await http("PUT", target, b"v")).headers["Location"] == "http://leader:1" + target
 
     run(scenario)
 

@@ -224,4 +224,12 @@ MUTANTS = (
         "if False:",
         tests="tests/fronts/test_http.py",
     ),
+    Mutant(
+        "limits",
+        "A key with a dot segment in its path is taken, and becomes another key after a redirect.",
+        "fronts.http.kv:decode_key",
+        "_DOT_SEGMENT.search(raw) and not _ENCODED_DOTS.fullmatch(raw)",
+        "False",
+        tests="tests/fronts/test_kv.py",
+    ),
 )

@@ -90,6 +90,7 @@ class Dispatcher:
 
     def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
         self._routes |= {
+            kv.PATH: self._kv_routes,
             "/v1/cluster": _read("cluster", cluster.status),
             "/v1/cluster/leader": _read("leader", cluster.leader)
             | {"POST": Route("leader", cluster.transfer_leadership)},
@@ -166,6 +167,8 @@ class Dispatcher:
         leader, leader_url = error.leader_name, error.leader_client_url
         path, raw_query = split_target(request.raw_path)
         target = path + ("?" + raw_query if raw_query else "")
+        if path in {kv.PATH, kv.PREFIX}:
+            _, raw_query = kv.decode_key("", raw_query)
         query = Query(raw_query, _FORWARDABLE)
         if (self._config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers:
             timeout_s = self._forward_timeout_s(query)

@@ -1,8 +1,9 @@
-"""``/v1/kv/{key}``: put, get, delete. The hot path: every line here is paid for by every request."""
+"""``/v1/kv/{key}``, ``/v1/kv?key={key}``: put, get, delete. The hot path: every request pays for every line here."""
 
 from __future__ import annotations
 
 import base64
+import re
 
 import msgspec
 from aiohttp import hdrs
@@ -29,10 +30,14 @@ from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, P
 from kvorum.service.results import GetResult, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
 
+PATH = "/v1/kv"
 PREFIX = "/v1/kv/"
 
 READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
+
+_DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
+_ENCODED_DOTS = re.compile(r"(?:%2e){1,2}", re.IGNORECASE)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,7 +58,7 @@ class KeyValueHandlers:
 
     async def put(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``PUT /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
+        key, raw_query = decode_key(raw_key, raw_query)
         value = await read_body(request, self._body_bytes_max, self._body_timeout_s)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
@@ -80,7 +85,7 @@ class KeyValueHandlers:
 
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``DELETE /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
+        key, raw_query = decode_key(raw_key, raw_query)
         headers = request.headers
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
@@ -95,7 +100,7 @@ class KeyValueHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``GET /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
+        key, raw_query = decode_key(raw_key, raw_query)
         result = await self._execute(ANONYMOUS, _get_with_parameters(key, raw_query) if raw_query else Get(key))
         record = result.record
         if record is None:
@@ -113,13 +118,34 @@ class KeyValueHandlers:
         )
 
 
-def _decode_key(raw: str) -> bytes:
-    if "%" not in raw and raw:
-        return raw.encode("utf-8", "surrogateescape")
-    key = decode_bytes(raw)
+def decode_key(raw: str, raw_query: str) -> tuple[bytes, str]:
+    """Return the key of a path that ends in ``raw``, or else of the parameter ``key``; and the rest of the query.
+
+    Raises:
+        InvalidRequestError: there is none, or the path is not the same for everybody.
+    """
+    if not raw:
+        return _key_parameter(raw_query)
+    if "." not in raw and "%" not in raw:
+        return raw.encode("utf-8", "surrogateescape"), raw_query
+    # An encoded dot segment that is the whole key names no other key when it is collapsed; clients send it.
+    if _DOT_SEGMENT.search(raw) and not _ENCODED_DOTS.fullmatch(raw):
+        raise InvalidRequestError(
+            "browsers, proxies and HTTP libraries collapse '.' and '..' in a path, so that it names another key: "
+            "write the slashes around them as %2F, or send the key as /v1/kv?key=KEY"
+        )
+    return decode_bytes(raw), raw_query
+
+
+def _key_parameter(raw_query: str) -> tuple[bytes, str]:
+    parts = raw_query.split("&")
+    keys = [part for part in parts if part.startswith("key=")]
+    if len(keys) > 1:
+        raise InvalidRequestError("the parameter key is given twice")
+    key = decode_bytes(keys[0].removeprefix("key=")) if keys else b""
     if not key:
-        raise InvalidRequestError("the key is empty: the path is /v1/kv/KEY")
-    return key
+        raise InvalidRequestError("the key is empty: the path is /v1/kv/KEY or /v1/kv?key=KEY")
+    return key, "&".join(part for part in parts if part not in keys)
 
 
 def _text(data: bytes) -> tuple[str | None, str | None]:
