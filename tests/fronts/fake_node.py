@@ -24,8 +24,8 @@ from kvorum.telemetry.counters import Counters
 
 
 def make_config(**options: Any) -> Config:
-    """Return a configuration whose client port the system chooses."""
-    config = resolve(Config(**{"name": "n1", **options}), host_name="n1")
+    """Return a configuration whose client port the system chooses, and that knows the host ``x``."""
+    config = resolve(Config(**{"name": "n1", "hosts": "x", **options}), host_name="n1")
     return msgspec.structs.replace(config, listen_client="127.0.0.1:0")
 
 
@@ -205,7 +205,7 @@ class Server:
     def _request(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.putrequest(method, target, skip_accept_encoding=True)
+            connection.putrequest(method, target, skip_host="Host" in headers, skip_accept_encoding=True)
             for name, value in headers.items():
                 connection.putheader(name, value)
             if body is not None and "Transfer-Encoding" not in headers and "Content-Length" not in headers:

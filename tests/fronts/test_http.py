@@ -258,6 +258,25 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
     run(scenario)
 
 
+def test_a_web_page_cannot_use_the_node_under_a_name_of_its_own() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            for method, path in (("PUT", "/v1/kv/k"), ("GET", "/v1/kv/k"), ("GET", "/livez"), ("DELETE", "/x")):
+                answer = await http(method, path, b"v", {"Host": f"evil.example:{http.port}"})
+                assert (answer.status, answer.json["code"]) == (421, "unknown_host")
+                assert "option hosts" in answer.json["detail"]
+            # A member's name is not known at the start.
+            assert (await http("GET", "/livez", headers={"Host": "n3:8001"})).status == 200
+            assert (await http("GET", "/livez", headers={"Host": f"localhost:{http.port}"})).status == 200
+            assert http.node.proposed == []
+            cross_site = {"Sec-Fetch-Site": "cross-site"}
+            assert (await http("GET", "/v1/kv/k", headers=cross_site)).json["code"] == "cross_origin"
+            for site in ("none", "same-origin"):
+                assert (await http("GET", "/livez", headers={"Sec-Fetch-Site": site})).status == 200
+
+    asyncio.run(main())
+
+
 def test_old_http_is_served_too() -> None:
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/k", b"v")

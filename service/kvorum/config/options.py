@@ -32,6 +32,9 @@ REPLICAS_MAX = 101
 KIB = 1024
 MIB = 1024 * KIB
 
+ANY_HOST = "*"
+"""In ``hosts``: every host is known."""
+
 _DURATION = re.compile(r"([0-9]{1,6})([smhd]?)", re.ASCII)
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -59,6 +62,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     advertise_peer_url: Annotated[
         str, Meta(description="URL of this node for its peers. Empty: from peers, the pod's DNS name, or listen_peer.")
+    ] = ""
+    hosts: Annotated[
+        str,
+        Meta(
+            description="Further host names under which this node is reached, separated by commas, e.g. that of an "
+            "ingress. Requests for any other name are refused, so that no web page can use the node by DNS rebinding. "
+            "Always known are localhost, literal addresses, the names in other options, the members' URLs, and in "
+            "Kubernetes the names in the namespace. *: every name."
+        ),
     ] = ""
     insecure: Annotated[
         bool, Meta(description="Allow addresses other than loopback. This version has no authentication.")
@@ -275,6 +287,7 @@ def resolve(config: Config, *, host_name: str) -> Config:
     _check_listeners(config)
     _check_peers(config)
     _check_times(config)
+    _check_hosts(config)
     finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,
@@ -368,6 +381,17 @@ def _check_times(config: Config) -> None:
             f"election_timeout_ms {config.election_timeout_ms} is less than 3 times heartbeat_ms "
             f"{config.heartbeat_ms}: a single lost heartbeat would start elections"
         )
+
+
+def split_hosts(hosts: str) -> tuple[str, ...]:
+    """Return the names of the option ``hosts``."""
+    return tuple(filter(None, (host.strip() for host in hosts.split(","))))
+
+
+def _check_hosts(config: Config) -> None:
+    for host in split_hosts(config.hosts):
+        if host != ANY_HOST and not is_host(host):
+            raise ConfigError(f"hosts: {host!r} is not a host name: omit the scheme and the port")
 
 
 def _check_url(url: str, option: str) -> None:

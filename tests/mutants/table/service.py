@@ -232,4 +232,20 @@ MUTANTS = (
         "False",
         tests="tests/fronts/test_kv.py",
     ),
+    Mutant(
+        "hosts",
+        "A web page can use a node by DNS rebinding.",
+        "fronts.http.dispatch:Dispatcher._check_host",
+        "not self._hosts.knows(host)",
+        "False",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "hosts",
+        "A host that only begins like a known one is known.",
+        "config.hosts:KnownHosts._is_known",
+        "host in self._names",
+        "any(host.startswith(name) for name in self._names)",
+        tests="tests/fronts/test_config.py",
+    ),
 )

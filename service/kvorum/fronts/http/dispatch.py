@@ -10,7 +10,7 @@ from typing import NamedTuple
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
-from kvorum.config import Config
+from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, NotLeaderError
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
@@ -21,7 +21,9 @@ from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import bounded_timeout_ms
+from kvorum.service.requests import ListMembers
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 
@@ -63,8 +65,10 @@ class Dispatcher:
         *,
         health_only: bool = False,
     ) -> None:
+        self._service = service
         self._config = config
         self._counters = counters
+        self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
         keys = kv.KeyValueHandlers(service, config)
         self._kv_routes = _read("get", keys.get) | {
@@ -119,7 +123,10 @@ class Dispatcher:
         try:
             try:
                 path, query = split_target(request.raw_path)
-                if hdrs.ORIGIN in request.headers:
+                headers = request.headers
+                if not self._hosts.knows(host := headers.get(hdrs.HOST)):
+                    await self._check_host(host)
+                if hdrs.ORIGIN in headers or "Sec-Fetch-Site" in headers:
                     _check_origin(request)
                 if path.startswith(self._kv_prefix):
                     routes, name = self._kv_routes, path[len(self._kv_prefix) :]
@@ -146,6 +153,17 @@ class Dispatcher:
         counters.requests[op, response.status] += 1
         counters.request_duration[op].record(perf_counter() - started)
         return response
+
+    async def _check_host(self, host: str | None) -> None:
+        """Refuse a request for a host that is not even a member's, see :mod:`kvorum.config.hosts`."""
+        members = await self._service.execute(ANONYMOUS, ListMembers())
+        self._hosts.learn(member.client_url for member in members.members)
+        if not self._hosts.knows(host):
+            raise RefusalError(
+                "unknown_host",
+                f"{self._config.name} does not know the host {host!r:.300}; if clients reach it under this name, add "
+                "it to the option hosts",
+            )
 
     def _find(self, path: str) -> tuple[dict[str, Route], str]:
         """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
@@ -211,6 +229,10 @@ def _check_origin(request: BaseRequest) -> None:
 
     Browsers send the origin of the page, and the page cannot prevent that.
     """
+    if request.headers.get("Sec-Fetch-Site", "") == "cross-site":
+        raise RefusalError("cross_origin", "a web page of another site may not use this node")
+    if hdrs.ORIGIN not in request.headers:
+        return
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
         raise RefusalError("cross_origin", "cross-origin requests may only read")
