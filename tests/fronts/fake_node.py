@@ -234,18 +234,28 @@ class Server:
                 await writer.wait_closed()
 
 
-def api_of(node: FakeNode, render_metrics: Callable[[], tuple[bytes, str]] | None = None) -> ApiServer:
+def _no_metrics() -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
+def api_of(
+    node: FakeNode,
+    render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics,
+    now: Callable[[], float] = perf_counter,
+) -> ApiServer:
     """Return the HTTP front of a fake node, not started yet."""
-    return ApiServer(Service(node, perf_counter), node.config, node.counters, render_metrics)
+    return ApiServer(Service(node, now, render_metrics), node.config, node.counters)
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    node: FakeNode | None = None, render_metrics: Callable[[], tuple[bytes, str]] | None = None
+    node: FakeNode | None = None,
+    render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics,
+    now: Callable[[], float] = perf_counter,
 ) -> AsyncIterator[Server]:
     """Serve a fake node on a free port of loopback."""
     node = node or FakeNode()
-    server = api_of(node, render_metrics)
+    server = api_of(node, render_metrics, now)
     await server.start()
     try:
         yield Server(node, server.addresses[0][1])

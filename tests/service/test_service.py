@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from fronts.fake_node import FakeNode, make_config
 
+import kvorum
 import kvorum.errors
 import kvorum.service.service as service_module
 from kvorum.errors import (
@@ -42,8 +43,10 @@ from kvorum.service.requests import (
     FinalizeUpgrade,
     Get,
     GetLeader,
+    GetMetrics,
     GetStateHash,
     GetStatus,
+    GetVersion,
     ListMembers,
     PromoteMember,
     Put,
@@ -83,6 +86,8 @@ AT_ONCE: list[Request] = [
     ListMembers(),
     CheckLiveness(),
     CheckReadiness(),
+    GetMetrics(),
+    GetVersion(),
 ]
 REQUESTS = [*FOR_THE_LEADER, *WITH_A_BARRIER, *AT_ONCE]
 
@@ -190,6 +195,7 @@ def test_what_a_node_says_of_the_cluster() -> None:
     assert execute(node, ListMembers()) == Members(node.status().members)
     assert execute(node, CheckLiveness()) == Checks(tuple(node.live))
     assert execute(node, CheckReadiness()) == Checks(tuple(node.ready))
+    assert execute(node, GetVersion()).version == kvorum.__version__
     node.leader = None
     assert execute(node, GetLeader()) == Leader(None, None)
 

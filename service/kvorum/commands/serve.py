@@ -127,10 +127,8 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         node = await stack.enter_async_context(running_node(config, tracer))
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        service = Service(node, perf_counter)
-        server = ApiServer(
-            service, config, node.counters, telemetry.render, tracer.wrap if tracer is not None else None
-        )
+        service = Service(node, perf_counter, telemetry.render)
+        server = ApiServer(service, config, node.counters, tracer.wrap if tracer is not None else None)
         stack.push_async_callback(server.stop)
         await server.start()
         logger.info("Serving clients at %s", config.advertise_client_url)

@@ -22,8 +22,10 @@ __all__ = [
     "FinalizeUpgrade",
     "Get",
     "GetLeader",
+    "GetMetrics",
     "GetStateHash",
     "GetStatus",
+    "GetVersion",
     "ListMembers",
     "PromoteMember",
     "Put",
@@ -137,7 +139,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
-# Probes.
+# Probes and scrapes.
 
 
 class CheckLiveness(msgspec.Struct, frozen=True):
@@ -146,6 +148,14 @@ class CheckLiveness(msgspec.Struct, frozen=True):
 
 class CheckReadiness(msgspec.Struct, frozen=True):
     """Whether this node can serve clients."""
+
+
+class GetMetrics(msgspec.Struct, frozen=True):
+    """The metrics of this node, at most a second old."""
+
+
+class GetVersion(msgspec.Struct, frozen=True):
+    """The version of this node."""
 
 
 Request = (
@@ -164,4 +174,6 @@ Request = (
     | Snapshot
     | CheckLiveness
     | CheckReadiness
+    | GetMetrics
+    | GetVersion
 )

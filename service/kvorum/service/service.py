@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Awaitable, Callable
 from typing import assert_never, overload
 
+import kvorum
 from kvorum.errors import (
     CallerError,
     CompareFailedError,
@@ -30,8 +32,10 @@ from kvorum.service.requests import (
     FinalizeUpgrade,
     Get,
     GetLeader,
+    GetMetrics,
     GetStateHash,
     GetStatus,
+    GetVersion,
     ListMembers,
     PromoteMember,
     Put,
@@ -48,12 +52,20 @@ from kvorum.service.results import (
     GetResult,
     Leader,
     Members,
+    Metrics,
     NewLeader,
     NodeStatus,
     PutResult,
     Result,
     StateHash,
+    Version,
 )
+
+RenderMetrics = Callable[[], tuple[bytes, str]]
+"""Returns the metrics of the node, and their content type."""
+
+_METRICS_SHARED_S = 1.0
+"""A rendering takes milliseconds of the event loop: a few scrapers in a tight loop would cost a leader its place."""
 
 
 class Service:
@@ -62,10 +74,19 @@ class Service:
     Args:
         node: the node.
         now: a monotonic clock, in seconds.
+        render_metrics: renders the metrics; by default there are none.
     """
 
-    def __init__(self, node: NodePort, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        node: NodePort,
+        now: Callable[[], float],
+        render_metrics: RenderMetrics = lambda: (b"", "text/plain"),
+    ) -> None:
         self._node = node
+        self._render_metrics = render_metrics
+        self._metrics: Metrics | None = None
+        self._metrics_since_s = 0.0
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
@@ -95,6 +116,10 @@ class Service:
     def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
     @overload
     def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetMetrics) -> Awaitable[Metrics]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetVersion) -> Awaitable[Version]: ...
     # fmt: on
 
     def execute(self, principal: Principal, request: Request) -> Awaitable[Result]:
@@ -135,6 +160,10 @@ class Service:
                 return self._snapshot(request)
             case CheckLiveness() | CheckReadiness():
                 return self._check(request)
+            case GetMetrics():
+                return self._get_metrics()
+            case GetVersion():
+                return self._get_version()
             case _:
                 assert_never(request)
 
@@ -241,6 +270,17 @@ class Service:
     async def _check(self, request: CheckLiveness | CheckReadiness) -> Checks:
         node = self._node
         return Checks(tuple(node.liveness() if isinstance(request, CheckLiveness) else node.readiness()))
+
+    async def _get_metrics(self) -> Metrics:
+        """Return the metrics. All that ask within a second of a rendering share it."""
+        now = self._now()
+        if self._metrics is None or now - self._metrics_since_s >= _METRICS_SHARED_S:
+            self._metrics = Metrics(*self._render_metrics())
+            self._metrics_since_s = now
+        return self._metrics
+
+    async def _get_version(self) -> Version:
+        return Version(kvorum.__version__, platform.python_version())
 
     def _bounded(self, timeout_ms: int | None) -> int:
         return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)

@@ -16,7 +16,7 @@ from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import FORWARDED_BY, Forwarder
-from kvorum.fronts.http.health import HealthHandlers, RenderMetrics
+from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, Query, split_target
 from kvorum.fronts.http.response import Response, header
@@ -52,7 +52,6 @@ class Dispatcher:
         service: what executes the requests.
         config: the node's.
         counters: where requests are counted.
-        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
         health_only: serve the health, metrics and version paths only (the metrics port).
     """
 
@@ -61,7 +60,6 @@ class Dispatcher:
         service: Service,
         config: Config,
         counters: Counters,
-        render_metrics: RenderMetrics | None,
         *,
         health_only: bool = False,
     ) -> None:
@@ -75,7 +73,7 @@ class Dispatcher:
             "PUT": Route("put", keys.put),
             "DELETE": Route("delete", keys.delete),
         }
-        health = HealthHandlers(service, render_metrics)
+        health = HealthHandlers(service)
         self._routes: dict[str, dict[str, Route]] = {
             "/livez": _read("livez", health.livez),
             "/readyz": _read("readyz", health.readyz),

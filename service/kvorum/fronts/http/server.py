@@ -15,7 +15,6 @@ from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
 from kvorum.fronts.http.dispatch import Dispatcher
-from kvorum.fronts.http.health import RenderMetrics
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
@@ -45,7 +44,6 @@ class ApiServer:
         service: what executes the requests.
         config: the node's.
         counters: where requests are counted.
-        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
         wrap: wraps the handling of each request (traces); None: nothing does, at no cost.
     """
 
@@ -54,13 +52,11 @@ class ApiServer:
         service: Service,
         config: Config,
         counters: Counters,
-        render_metrics: RenderMetrics | None = None,
         wrap: Callable[[Handle], Handle] | None = None,
     ) -> None:
         self._service = service
         self._config = config
         self._counters = counters
-        self._render_metrics = render_metrics
         self._wrap = wrap
         self._dispatchers: list[Dispatcher] = []
         self._runners: list[web.ServerRunner] = []
@@ -78,7 +74,7 @@ class ApiServer:
 
     async def _listen(self, address: str, *, health_only: bool) -> None:
         config = self._config
-        dispatcher = Dispatcher(self._service, config, self._counters, self._render_metrics, health_only=health_only)
+        dispatcher = Dispatcher(self._service, config, self._counters, health_only=health_only)
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
             dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
