@@ -7,6 +7,7 @@ import base64
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config, run
 
+from kvorum.errors import NoLeaderError, OverloadedError, ReadTimeoutError
 from kvorum.kv.commands import Put
 
 
@@ -269,11 +270,34 @@ def test_a_stale_read_is_never_staler_than_asked_for(staleness: int | None, stat
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/k", b"v")
         http.node.staleness = staleness
+        for error in (NoLeaderError("nobody leads"), ReadTimeoutError("no quorum")):
+            http.node.error = error
+            get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100")
+            assert get.status == status
+            if status == 503:
+                assert get.json["code"] == "too_stale"
+                assert get.headers["Retry-After"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("staleness", "barriers"), [(0, 0), (100, 0), (101, 1), (None, 1)])
+def test_a_stale_read_whose_bound_is_not_met_asks_a_quorum_before_it_is_refused(
+    staleness: int | None, barriers: int
+) -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        http.node.staleness = staleness
+        get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100&timeout_ms=70")
+        assert (get.status, get.body, http.node.barriers) == (200, b"v", barriers)
+        assert get.headers["X-Kvorum-Staleness-Ms"] == str(0 if barriers else staleness)
+        if barriers:
+            assert http.node.timeouts_ms[-1] == 70
+        http.node.error = OverloadedError("too many reads wait")
         get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100")
-        assert get.status == status
-        if status == 503:
-            assert get.json["code"] == "too_stale"
-            assert get.headers["Retry-After"]
+        assert get.status == (503 if barriers else 200)
+        if barriers:
+            assert get.json["code"] == "overloaded"
 
     run(scenario)
 

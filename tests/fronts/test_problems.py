@@ -47,7 +47,7 @@ async def _follower(http: Server) -> Answer:
 
 
 async def _stale(http: Server) -> Answer:
-    http.node.staleness = None
+    http.node.staleness, http.node.error = None, NoLeaderError("nobody leads")
     return await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=1")
 
 

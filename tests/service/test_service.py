@@ -490,6 +490,7 @@ def test_a_stale_read_is_never_staler_than_it_accepts(
     if served:
         assert execute(node, read) == GetResult(None, 0, staleness_ms)
     else:
+        node.error = ReadTimeoutError("no quorum")
         with pytest.raises(TooStaleError) as caught:
             execute(node, read)
         assert caught.value.facts == {"staleness_ms": staleness_ms, "limit": limit_ms}

@@ -66,7 +66,8 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     """Read a key.
 
     A linearizable read sees everything that was acknowledged before it, whichever node is asked. A stale read takes
-    what the node has applied, if that includes everything committed ``max_staleness_ms`` ago (None: whatever it is).
+    what the node has applied, if that includes everything committed ``max_staleness_ms`` ago (None: whatever it is). If
+    it does not, the read asks a quorum as a linearizable one does.
     """
 
     key: bytes

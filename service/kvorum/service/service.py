@@ -14,6 +14,7 @@ from kvorum.errors import (
     InvariantViolatedError,
     NoLeaderError,
     NotLeaderError,
+    ReadTimeoutError,
     SessionError,
     TooStaleError,
 )
@@ -200,7 +201,11 @@ class Service:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
         staleness_ms = None
         if request.consistency == "stale":
-            staleness_ms = self._staleness_ms(request.max_staleness_ms)
+            try:
+                staleness_ms = self._staleness_ms(request.max_staleness_ms)
+            except TooStaleError as error:
+                await self._refresh(timeout_ms, error)
+                staleness_ms = 0
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
@@ -215,6 +220,18 @@ class Service:
         if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
             raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
         return staleness_ms
+
+    async def _refresh(self, timeout_ms: int, too_stale: TooStaleError) -> None:
+        """Return when the state holds everything that was committed before the request.
+
+        Raises:
+            TooStaleError: no quorum confirmed it in time.
+            OverloadedError: too many reads wait.
+        """
+        try:
+            await self._node.read_barrier(timeout_ms)
+        except (NoLeaderError, ReadTimeoutError):
+            raise too_stale from None
 
     # The cluster.
 

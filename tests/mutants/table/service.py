@@ -6,7 +6,11 @@ from mutants.mutant import Mutant
 
 _WAIT = """\
 if request.consistency == 'stale':
-    staleness_ms = self._staleness_ms(request.max_staleness_ms)
+    try:
+        staleness_ms = self._staleness_ms(request.max_staleness_ms)
+    except TooStaleError as error:
+        await self._refresh(timeout_ms, error)
+        staleness_ms = 0
     self._counters.stale_reads += 1
 else:
     await self._node.read_barrier(timeout_ms)
@@ -255,5 +259,12 @@ MUTANTS = (
         "now - self._metrics_since_s >= _METRICS_SHARED_S",
         "True",
         tests="tests/fronts/test_health.py",
+    ),
+    Mutant(
+        "K10",
+        "A stale read whose bound is not met is served without asking a quorum.",
+        "service.service:Service._refresh",
+        "await self._node.read_barrier(timeout_ms)",
+        "pass",
     ),
 )
