@@ -303,6 +303,50 @@ def test_old_http_is_not_told_to_go_on_since_it_would_take_that_for_the_answer()
     run(scenario)
 
 
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_old_http_has_no_chunked_bodies(method: str) -> None:
+    async def scenario(http: Server) -> None:
+        head = f"{method} /v1/kv/k HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+        smuggled = "PUT /v1/kv/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv"
+        answer = await http.raw(f"{head}1\r\nv\r\n0\r\n\r\n{smuggled}".encode())
+        assert STATUS_LINE.findall(answer) == [b"400"]
+        assert b"Connection: close\r\n" in answer
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+def test_a_client_that_only_reads_any_more_gets_its_answers() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with asyncio.timeout(20), serving(node) as http:
+            put = b"PUT /v1/kv/k%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv"
+            for count in (1, 3):
+                node.gate = asyncio.Event()
+                reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+                writer.write(b"".join(put % number for number in range(count)))
+                writer.write_eof()
+                await until("the first is in flight", lambda: node.counters.inflight == 1)
+                await http("GET", "/livez")  # The server has had time to see the end.
+                node.gate.set()
+                answer = await reader.read()
+                assert STATUS_LINE.findall(answer) == [b"200"] * count
+                assert answer.count(b"Connection: close\r\n") == 1
+                writer.close()
+                await writer.wait_closed()
+            # A request that will never be complete is not waited for, nor is one that is not there.
+            for half in (put[:40], put[:-1] % 1, b""):
+                reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+                writer.write(half)
+                writer.write_eof()
+                assert await reader.read() == b""
+                writer.close()
+                await writer.wait_closed()
+            await until("nothing is in flight", lambda: node.counters.inflight == 0)
+
+    asyncio.run(main())
+
+
 def test_an_absolute_target_is_a_target() -> None:
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/a%2Fb", b"v")

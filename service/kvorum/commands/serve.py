@@ -188,13 +188,18 @@ async def _first_of(*parts: Coroutine[None, None, object]) -> None:
 
 
 class _Stopping:
-    """SIGTERM and SIGINT: the first one sets ``event``; before ``gently``, or the second time, it ends everything."""
+    """SIGTERM, SIGINT and SIGHUP: the first sets ``event``; before ``gently``, or the second time, it ends everything.
+
+    SIGHUP (the terminal was closed) stays ignored if whoever started the node ignores it, as nohup does.
+    """
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
         self.gently = False
         self._main = asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:

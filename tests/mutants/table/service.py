@@ -267,4 +267,12 @@ MUTANTS = (
         "await self._node.read_barrier(timeout_ms)",
         "pass",
     ),
+    Mutant(
+        "half-closed",
+        "A client that sends no more gets no answer to its write.",
+        "fronts.http.server:_Connection.eof_received",
+        "not is_idle and self._latest_body.is_eof()",
+        "False",
+        tests="tests/fronts/test_http.py",
+    ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import NamedTuple
 
-from aiohttp import hdrs
+from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
 
 from kvorum.config import Config, KnownHosts
@@ -122,6 +122,8 @@ class Dispatcher:
             try:
                 path, query = split_target(request.raw_path)
                 headers = request.headers
+                if request.version != HttpVersion11 and hdrs.TRANSFER_ENCODING in headers:
+                    raise RefusalError("malformed_http", "Transfer-Encoding needs HTTP/1.1")
                 if not self._hosts.knows(host := headers.get(hdrs.HOST)):
                     await self._check_host(host)
                 if hdrs.ORIGIN in headers or "Sec-Fetch-Site" in headers:

@@ -111,4 +111,6 @@ def from_error(error: CallerError) -> Response:
     """Return the answer for an error of the service or of this front (a redirect needs the request too)."""
     code = error.code if error.code in TABLE else "internal"
     headers = error.headers if isinstance(error, RefusalError) else ""
-    return problem(code, str(error) or TABLE[code].title, headers=headers, **error.facts)
+    # Nobody knows where the next request would begin.
+    close = code == "malformed_http"
+    return problem(code, str(error) or TABLE[code].title, headers=headers, close=close, **error.facts)

@@ -143,7 +143,7 @@ class _Connection(RequestHandler):
     aiohttp bounds each header and their number, but not the head as a whole.
     """
 
-    __slots__ = ("_head_bytes", "_is_head_refused", "_latest_body", "_server")
+    __slots__ = ("_head_bytes", "_is_half_closed", "_is_head_refused", "_latest_body", "_server")
 
     def __init__(self, server: _HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
@@ -152,6 +152,18 @@ class _Connection(RequestHandler):
         self._head_bytes = 0
         """How much has arrived of a head that is not complete; of what came with an earlier request, nothing."""
         self._is_head_refused = False
+        self._is_half_closed = False
+
+    @property
+    def is_last_answer(self) -> bool:
+        """Whether the client sends no more requests and has none that is not answered, but for the current one."""
+        return self._is_half_closed and not self._messages
+
+    def eof_received(self) -> bool:
+        """Keep the connection open while complete requests wait for their answers: the client may still read."""
+        is_idle = not self._messages and (self._waiter is not None or not self._request_count)
+        self._is_half_closed = not is_idle and self._latest_body.is_eof()
+        return self._is_half_closed
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head that is too long, whether it is complete or not."""
