@@ -90,6 +90,10 @@ class FakeNode:
         if leaders_only and not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
+    def check_leads(self) -> None:
+        if not self.leads:
+            raise NotLeaderError(self.leader[0] if self.leader else None)
+
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         await self._admit(timeout_ms)
         self.proposed.append(command)

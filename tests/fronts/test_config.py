@@ -57,6 +57,8 @@ def _example(option: config_sources.Option) -> tuple[str, Any]:
         return ("false", False) if option.default else ("true", True)
     if option.choices:
         return option.choices[-1], option.choices[-1]
+    if option.name == "inflight_bytes_max":
+        return "4194304", 4_194_304
     if isinstance(option.default, int):
         return str(option.default + 1), option.default + 1
     if isinstance(option.default, float):

@@ -216,6 +216,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: Annotated[
         int, Meta(ge=1, le=8 * MIB, description="Maximum size of a request body.", extra={"unit": "bytes"})
     ] = 1 * MIB
+    inflight_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16 * 1024 * MIB,
+            description="Maximum size of all request bodies that are in memory at a time; more are refused with 503. "
+            "At least twice body_bytes_max. 0: 64 MiB, or an eighth of the memory limit of the container if that is "
+            "less.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 0
     body_timeout_s: Annotated[
         float, Meta(ge=0.05, le=600, description="Maximum time for a request body to arrive.", extra={"unit": "s"})
     ] = 10.0
@@ -288,6 +299,10 @@ def resolve(config: Config, *, host_name: str) -> Config:
     _check_peers(config)
     _check_times(config)
     _check_hosts(config)
+    if 0 < config.inflight_bytes_max < 2 * config.body_bytes_max:
+        raise ConfigError(
+            f"inflight_bytes_max {config.inflight_bytes_max} is less than twice body_bytes_max {config.body_bytes_max}"
+        )
     finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,

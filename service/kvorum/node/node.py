@@ -176,6 +176,14 @@ class Node:
         self.parts.turns.schedule()
         return await waiter
 
+    def check_leads(self) -> None:
+        """Check that this node can propose commands.
+
+        Raises:
+            NotLeaderError: it does not lead.
+        """
+        self.parts.proposals.check_leads()
+
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged, anywhere, before the call.
 

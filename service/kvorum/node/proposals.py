@@ -88,14 +88,22 @@ class Proposals:
                 waiter.set_result(None)
         self._idle = [each for each in self._idle if not each[1].done()]
 
+    def check_leads(self) -> None:
+        """Check that this node leads.
+
+        Raises:
+            NotLeaderError: it does not.
+        """
+        if self._raft.leader != self._raft.id:
+            raise NotLeaderError(self._raft.leader)
+
     def submit(self, command: Command, timeout_s: float) -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         Raises:
             NotLeaderError, OverloadedError, FeatureUnavailableError: nothing was queued.
         """
-        if self._raft.leader != self._raft.id:
-            raise NotLeaderError(self._raft.leader)
+        self.check_leads()
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1

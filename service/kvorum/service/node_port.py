@@ -88,6 +88,13 @@ class NodePort(Protocol):
             OutcomeUnknownError: it may be done, now or later.
         """
 
+    def check_leads(self) -> None:
+        """Check that the node can propose commands.
+
+        Raises:
+            NotLeaderError: it does not lead.
+        """
+
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged before the call.
 

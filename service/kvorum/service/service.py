@@ -168,6 +168,17 @@ class Service:
             case _:
                 assert_never(request)
 
+    def check_leads(self) -> None:
+        """Check that this node can execute writes; so a front can refuse one before it has read all of it.
+
+        Raises:
+            NotLeaderError, NoLeaderError: as :meth:`execute` would.
+        """
+        try:
+            self._node.check_leads()
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+
     # Keys: the hot path.
 
     async def _write(self, command: commands.Command, timeout_ms: int | None) -> PutResult | DeleteResult:

@@ -15,10 +15,10 @@ from kvorum.errors import CallerError, NotLeaderError
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.forward import FORWARDED_BY, Forwarder
+from kvorum.fronts.http.forward import Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
-from kvorum.fronts.http.request import BODY, Query, split_target
+from kvorum.fronts.http.request import BODY, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
@@ -52,6 +52,7 @@ class Dispatcher:
         service: what executes the requests.
         config: the node's.
         counters: where requests are counted.
+        bodies: what reads the bodies of requests.
         health_only: serve the health, metrics and version paths only (the metrics port).
     """
 
@@ -60,6 +61,7 @@ class Dispatcher:
         service: Service,
         config: Config,
         counters: Counters,
+        bodies: Bodies,
         *,
         health_only: bool = False,
     ) -> None:
@@ -68,7 +70,8 @@ class Dispatcher:
         self._counters = counters
         self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
-        keys = kv.KeyValueHandlers(service, config)
+        self._bodies = bodies
+        keys = kv.KeyValueHandlers(service, config, bodies)
         self._kv_routes = _read("get", keys.get) | {
             "PUT": Route("put", keys.put),
             "DELETE": Route("delete", keys.delete),
@@ -86,7 +89,7 @@ class Dispatcher:
         }
         self._promote: dict[str, Route] = {}
         if not health_only:
-            self._add_cluster(ClusterHandlers(service, config), BackupHandlers(service))
+            self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000)
         self._bug_log = RateLimit()
 
@@ -149,6 +152,7 @@ class Dispatcher:
             response = self._bug(error)
         finally:
             counters.inflight -= 1
+            self._bodies.release(request)
         response.write_timeout_s = self._config.body_timeout_s
         counters.requests[op, response.status] += 1
         counters.request_duration[op].record(perf_counter() - started)
@@ -188,7 +192,7 @@ class Dispatcher:
         if path in {kv.PATH, kv.PREFIX}:
             _, raw_query = kv.decode_key("", raw_query)
         query = Query(raw_query, _FORWARDABLE)
-        if (self._config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers:
+        if is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(request, request.get(BODY, b""), leader_url, target, timeout_s)
         self._counters.redirects += 1

@@ -9,7 +9,9 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from yarl import URL
 
+from kvorum.config import Config
 from kvorum.fronts.http.problems import RefusalError
+from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response, header
 
 FORWARDED_BY = "X-Kvorum-Forwarded-By"
@@ -19,6 +21,11 @@ _REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_M
 _RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
 _STATUSES = frozenset(HTTPStatus)
 _CONNECTIONS_MAX = 256
+
+
+def is_forwarding(config: Config, request: BaseRequest, query: Query) -> bool:
+    """Tell whether a request that is for the leader is forwarded there, rather than redirected."""
+    return (config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers
 
 
 class Forwarder:

@@ -12,15 +12,16 @@ from multidict import CIMultiDictProxy
 
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
+from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
+    Bodies,
     Query,
     combined,
     decode_bytes,
     parse_etags,
     parse_idempotency_key,
-    read_body,
     wants_json,
 )
 from kvorum.fronts.http.response import Response
@@ -48,18 +49,26 @@ class KeyValueHandlers:
     Args:
         service: what executes the requests.
         config: the node's.
+        bodies: what reads their bodies.
     """
 
-    def __init__(self, service: Service, config: Config) -> None:
+    def __init__(self, service: Service, config: Config, bodies: Bodies) -> None:
+        self._service = service
         self._execute = service.execute
+        self._config = config
         self._node_name = config.name
         self._body_bytes_max = config.body_bytes_max
-        self._body_timeout_s = config.body_timeout_s
+        self._bodies = bodies
 
     async def put(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``PUT /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        value = await read_body(request, self._body_bytes_max, self._body_timeout_s)
+        if not request.content.is_eof() and not is_forwarding(
+            self._config, request, Query(raw_query, WRITE_PARAMETERS)
+        ):
+            # A body that this node will only refuse is not worth reading.
+            self._service.check_leads()
+        value = await self._bodies.read(request, self._body_bytes_max)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
             raise InvalidRequestError("Content-Range is not supported: put the whole value")
@@ -82,6 +91,11 @@ class KeyValueHandlers:
             _encode(answer) + b"\n",
             headers=f'ETag: "{mod_revision}"\r\nX-Kvorum-Revision: {result.revision}\r\n',
         )
+
+    def _check_leads(self, request: BaseRequest, raw_query: str) -> None:
+        """Redirect a request whose body is not here yet before it is read, if that is all that this node can do."""
+        if not is_forwarding(self._config, request, Query(raw_query, WRITE_PARAMETERS)):
+            self._service.check_leads()
 
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``DELETE /v1/kv/KEY``."""

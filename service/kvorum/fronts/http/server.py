@@ -14,8 +14,10 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
+from kvorum.config.resources import memory_limit_bytes
 from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.problems import problem
+from kvorum.fronts.http.request import Bodies
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
@@ -31,6 +33,7 @@ _LINE_BYTES_MAX = 8190
 _HEADERS_MAX = 128
 _HEAD_BYTES_MAX = 32 * 1024
 """Of all headers together."""
+_INFLIGHT_BYTES_MAX = 64 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 """What one connection may have in memory and unread, twice."""
 
@@ -58,6 +61,9 @@ class ApiServer:
         self._config = config
         self._counters = counters
         self._wrap = wrap
+        self.bodies = Bodies(
+            config.inflight_bytes_max or max(_inflight_bytes_max(), 2 * config.body_bytes_max), config.body_timeout_s
+        )
         self._dispatchers: list[Dispatcher] = []
         self._runners: list[web.ServerRunner] = []
 
@@ -74,7 +80,7 @@ class ApiServer:
 
     async def _listen(self, address: str, *, health_only: bool) -> None:
         config = self._config
-        dispatcher = Dispatcher(self._service, config, self._counters, health_only=health_only)
+        dispatcher = Dispatcher(self._service, config, self._counters, self.bodies, health_only=health_only)
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
             dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
@@ -101,6 +107,11 @@ class ApiServer:
             await dispatcher.close()
         self._runners.clear()
         self._dispatchers.clear()
+
+
+def _inflight_bytes_max() -> int:
+    limit_bytes = memory_limit_bytes()
+    return _INFLIGHT_BYTES_MAX if limit_bytes is None else min(_INFLIGHT_BYTES_MAX, limit_bytes // 8)
 
 
 class _HttpServer(web.Server):
@@ -159,7 +170,7 @@ class _Connection(RequestHandler):
         """Whether the client sends no more requests and has none that is not answered, but for the current one."""
         return self._is_half_closed and not self._messages
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's returns bool | None
         """Keep the connection open while complete requests wait for their answers: the client may still read."""
         is_idle = not self._messages and (self._waiter is not None or not self._request_count)
         self._is_half_closed = not is_idle and self._latest_body.is_eof()
