@@ -56,6 +56,20 @@ def resident_bytes() -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
 
 
+def test_a_follower_that_forwards_reads_the_body_and_one_without_a_leader_does_not() -> None:
+    async def main() -> None:
+        node = FakeNode(make_config(body_timeout_s=0.5))
+        node.leads, node.leader = False, None
+        async with asyncio.timeout(20), serving() as leader, serving(node) as http:
+            assert (await http.raw(HEAD % (b"", MIB))).startswith(b"HTTP/1.1 503 ")
+            node.follow("n2", leader.url)
+            assert (await http.raw(HEAD % (b"", MIB))).startswith(b"HTTP/1.1 307 ")
+            assert (await http("PUT", "/v1/kv/k?forward=true", b"v" * MIB)).status == 200
+            assert len(leader.node.proposed) == 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_hundreds_of_half_sent_bodies_take_no_more_than_the_budget(leads: bool) -> None:
     async def main() -> None:
@@ -109,20 +123,6 @@ def test_bodies_that_wait_for_their_answer_count() -> None:
             node.gate.set()
             assert (await waiting).status == 200
             assert (await http("PUT", "/v1/kv/k", b"v" * MIB)).status == 200
-
-    asyncio.run(main())
-
-
-def test_a_follower_that_forwards_reads_the_body_and_one_without_a_leader_does_not() -> None:
-    async def main() -> None:
-        node = FakeNode()
-        node.leads, node.leader = False, None
-        async with asyncio.timeout(20), serving() as leader, serving(node) as http:
-            assert (await http.raw(HEAD % (b"", MIB))).startswith(b"HTTP/1.1 503 ")
-            node.follow("n2", leader.url)
-            assert (await http.raw(HEAD % (b"", MIB))).startswith(b"HTTP/1.1 307 ")
-            assert (await http("PUT", "/v1/kv/k?forward=true", b"v" * MIB)).status == 200
-            assert len(leader.node.proposed) == 1
 
     asyncio.run(main())
 
