@@ -356,26 +356,51 @@ def test_an_absolute_target_is_a_target() -> None:
     run(scenario)
 
 
-def test_one_connection_too_many_is_refused_and_the_others_live_on() -> None:
+def test_one_connection_too_many_is_refused_if_none_is_idle_and_the_others_live_on() -> None:
     async def main() -> None:
         node = FakeNode(make_config(connections_max=2))
+        node.gate = asyncio.Event()
         async with asyncio.timeout(20), serving(node) as http:
             first = await asyncio.open_connection("127.0.0.1", http.port)
             second = await asyncio.open_connection("127.0.0.1", http.port)
             for _, writer in (first, second):
-                writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            for reader, _ in (first, second):
-                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                writer.write(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until("both are in flight", lambda: node.counters.inflight == 2)
             refused = await http.raw(b"")
             assert refused.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: 1\r\n" in refused
-            first[1].close()
-            await first[1].wait_closed()
-            assert await second[0].readuntil(b"\n") == b"ok\n"
-            second[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await second[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            second[1].close()
-            await second[1].wait_closed()
+            node.gate.set()
+            for reader, _ in (first, second):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+            for _, writer in (first, second):
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_the_connection_that_is_idle_longest_makes_room_for_a_new_one() -> None:
+    async def main() -> None:
+        node = FakeNode(make_config(connections_max=3))
+        node.gate = asyncio.Event()
+        async with asyncio.timeout(20), serving(node) as http:
+            connections = [await asyncio.open_connection("127.0.0.1", http.port) for _ in range(3)]
+            busy, used, fresh = connections
+            busy[1].write(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until("it is in flight", lambda: node.counters.inflight == 1)
+            for reader, writer in (fresh, used):  # The one that came last had its request first.
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert await reader.readuntil(b"ok\n")
+            for closed in (fresh, used):
+                newcomer = await asyncio.open_connection("127.0.0.1", http.port)
+                newcomer[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await newcomer[0].readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+                assert await closed[0].read() == b""
+                connections.append(newcomer)
+            node.gate.set()
+            assert (await busy[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+            for _, writer in connections:
+                writer.close()
 
     asyncio.run(main())
 

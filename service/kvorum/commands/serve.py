@@ -27,6 +27,7 @@ from kvorum.cluster import (
 from kvorum.commands.node import running_node
 from kvorum.commands.recover import recover_if_requested
 from kvorum.config import Config
+from kvorum.config.resources import raise_descriptor_limit
 from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.fronts.http import ApiServer
 from kvorum.node import Node
@@ -57,6 +58,7 @@ def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] 
     # Files of the data folder are nobody else's business.
     os.umask(0o077)
     logs.configure(config.name, config.log_format, config.log_level)
+    raise_descriptor_limit()
     if unknown_variables:
         logger.warning("Ignoring unknown environment variables: %s", ", ".join(unknown_variables))
     try:

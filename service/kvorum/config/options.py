@@ -211,7 +211,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         bool, Meta(description="Forward writes to the leader instead of redirecting the client, as ?forward=true does.")
     ] = False
     connections_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Maximum number of client connections; more are refused with 503.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Maximum number of client connections. It is lowered to what the limit of open files allows. "
+            "For one more, the connection that has been idle longest is closed; if none is idle, the new one is "
+            "refused with 503.",
+        ),
     ] = 4096
     body_bytes_max: Annotated[
         int, Meta(ge=1, le=8 * MIB, description="Maximum size of a request body.", extra={"unit": "bytes"})

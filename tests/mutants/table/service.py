@@ -307,4 +307,20 @@ MUTANTS = (
         "pass",
         tests="tests/fronts/test_bodies.py",
     ),
+    Mutant(
+        "descriptors",
+        "A connection too many is refused while others are idle.",
+        "fronts.http.server:_Connection.connection_made",
+        "self._server.is_full and not self._server.close_longest_idle()",
+        "self._server.is_full",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "descriptors",
+        "A lack of descriptors during a snapshot ends the node.",
+        "storage.snapshots:Snapshots.failure",
+        "error.errno in _FOR_NOW",
+        "error.errno in _FOR_NOW[:2]",
+        tests="tests/storage/test_snapshots.py",
+    ),
 )

@@ -394,7 +394,7 @@ loop.call_soon(self._saved, None)
         "B26",
         "The name of a snapshot is not synced.",
         "storage.snapshots:Snapshots.add",
-        "sync_folder(self.folder)",
+        "sync_folder(self.folder, folder)",
         "pass",
     ),
     Mutant(

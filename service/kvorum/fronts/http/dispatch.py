@@ -15,7 +15,7 @@ from kvorum.errors import CallerError, NotLeaderError
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.forward import Forwarder, is_forwarding
+from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, Bodies, Query, split_target
@@ -53,6 +53,7 @@ class Dispatcher:
         config: the node's.
         counters: where requests are counted.
         bodies: what reads the bodies of requests.
+        forwarded_max: how many connections to the leader may be open at a time.
         health_only: serve the health, metrics and version paths only (the metrics port).
     """
 
@@ -63,6 +64,7 @@ class Dispatcher:
         counters: Counters,
         bodies: Bodies,
         *,
+        forwarded_max: int = CONNECTIONS_MAX,
         health_only: bool = False,
     ) -> None:
         self._service = service
@@ -90,7 +92,7 @@ class Dispatcher:
         self._promote: dict[str, Route] = {}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
-        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000)
+        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
 
     def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:

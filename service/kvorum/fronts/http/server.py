@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import Any, cast
 
 from aiohttp import web
@@ -14,8 +15,9 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
-from kvorum.config.resources import memory_limit_bytes
+from kvorum.config.resources import descriptor_limit, memory_limit_bytes
 from kvorum.fronts.http.dispatch import Dispatcher
+from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.request import Bodies
 from kvorum.fronts.http.response import Response
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 _LINGERING_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the answer."""
 _BACKLOG = 1024
+_BACKLOG_MIN = 64
+_DESCRIPTORS_RESERVED = 128
+"""For files, peers, and connections that are about to be closed."""
+_HEALTH_CONNECTIONS_MAX = 64
 _LINE_BYTES_MAX = 8190
 """Of the request line, and of each header. A key takes 3 KiB of it at most."""
 _HEADERS_MAX = 128
@@ -74,25 +80,45 @@ class ApiServer:
             OSError: a port is in use, or an address is not one of this machine.
         """
         config = self._config
-        await self._listen(config.listen_client, health_only=False)
-        if config.listen_metrics and config.listen_metrics != config.listen_client:
-            await self._listen(config.listen_metrics, health_only=True)
+        descriptors = max(descriptor_limit() - _DESCRIPTORS_RESERVED, 8)
+        has_health_port = bool(config.listen_metrics) and config.listen_metrics != config.listen_client
+        # Probes and scrapes find room there however many clients there are.
+        health_max = min(_HEALTH_CONNECTIONS_MAX, descriptors // 4) if has_health_port else 0
+        connections_max = min(config.connections_max, descriptors - health_max)
+        if connections_max < config.connections_max:
+            logger.warning(
+                "The limit of open files allows only %d client connections (connections_max is %d)",
+                connections_max,
+                config.connections_max,
+            )
+        await self._listen(config.listen_client, connections_max, health_only=False)
+        if has_health_port:
+            await self._listen(config.listen_metrics, health_max, health_only=True)
 
-    async def _listen(self, address: str, *, health_only: bool) -> None:
+    async def _listen(self, address: str, connections_max: int, *, health_only: bool) -> None:
         config = self._config
-        dispatcher = Dispatcher(self._service, config, self._counters, self.bodies, health_only=health_only)
+        dispatcher = Dispatcher(
+            self._service,
+            config,
+            self._counters,
+            self.bodies,
+            forwarded_max=min(CONNECTIONS_MAX, max(connections_max // 4, 1)),
+            health_only=health_only,
+        )
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
             dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
             self._counters,
-            connections_max=config.connections_max,
+            connections_max=connections_max,
             keepalive_timeout=config.keepalive_s,
         )
         runner = web.ServerRunner(server, shutdown_timeout=config.request_timeout_ms / 1000)
         self._runners.append(runner)
         await runner.setup()
         host, port = split_address(address)
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        # As many connections as wait are accepted at once, before any is refused.
+        backlog = min(_BACKLOG, max(_BACKLOG_MIN, (descriptor_limit() - connections_max) // 2))
+        await web.TCPSite(runner, host, port, backlog=backlog).start()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -132,12 +158,30 @@ class _HttpServer(web.Server):
         )
         self.counters = counters
         self.connections_max = connections_max
+        self._idle: list[tuple[float, _Connection]] = []
+        """Connections that were idle when this was filled, the one that had been so longest last."""
         self.malformed_log = RateLimit()
         self.full_log = RateLimit()
 
     @property
     def is_full(self) -> bool:
         return len(self._connections) >= self.connections_max
+
+    def close_longest_idle(self) -> bool:
+        """Close the connection that has been without a request longest; return whether there was one."""
+        for is_filled in (True, False):
+            if not is_filled:
+                connections = cast("list[_Connection]", self.connections)
+                idle = ((each.idle_since_s, each) for each in connections)
+                self._idle = sorted(
+                    ((since, each) for since, each in idle if since is not None), key=itemgetter(0), reverse=True
+                )
+            while self._idle:
+                since_s, connection = self._idle.pop()
+                if connection.idle_since_s == since_s:
+                    connection.force_close()
+                    return True
+        return False
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
@@ -210,8 +254,14 @@ class _Connection(RequestHandler):
         error = _HeadTooLargeError()
         return _ErrInfo(error.code, error, error.message), EMPTY_PAYLOAD
 
+    @property
+    def idle_since_s(self) -> float | None:
+        """When it last had a request, on the loop's clock less a constant; None: it has one, or is being closed."""
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
+        return self._next_keepalive_close_time if is_idle else None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._server.is_full:
+        if self._server.is_full and not self._server.close_longest_idle():
             self._refuse(cast(asyncio.Transport, transport))
         else:
             super().connection_made(transport)
