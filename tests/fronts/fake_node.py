@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvorum.config import Config, resolve
-from kvorum.errors import KvorumError, MembershipRefusedError, NoLeaderError, NotLeaderError
+from kvorum.errors import KvorumError, MembershipRefusedError, NotLeaderError, NotServingError
 from kvorum.fronts.http import ApiServer
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
@@ -110,7 +110,7 @@ class FakeNode:
 
     def check_serves(self) -> None:
         if self.quarantined:
-            raise NoLeaderError(self.quarantined)
+            raise NotServingError(self.quarantined)
 
     def staleness_ms(self) -> int | None:
         return self.staleness

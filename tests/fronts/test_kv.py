@@ -260,7 +260,7 @@ def test_a_node_whose_state_is_wrong_serves_no_stale_read_either() -> None:
         await http("PUT", "/v1/kv/k", b"v")
         http.node.quarantined = "the state differs from the majority's"
         get = await http("GET", "/v1/kv/k?consistency=stale")
-        assert (get.status, get.json["code"]) == (503, "no_leader")
+        assert (get.status, get.json["code"]) == (503, "not_serving")
 
     run(scenario)
 

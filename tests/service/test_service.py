@@ -21,6 +21,7 @@ from kvorum.errors import (
     MembershipRefusedError,
     NoLeaderError,
     NotLeaderError,
+    NotServingError,
     OutcomeUnknownError,
     OverloadedError,
     ReadTimeoutError,
@@ -256,6 +257,7 @@ def test_what_may_be_done_is_unknown_and_never_worth_a_blind_retry() -> None:
     "error",
     [
         NoLeaderError("nobody"),
+        NotServingError("quarantine"),
         OverloadedError("too much"),
         OutcomeUnknownError("who knows"),
         MembershipRefusedError("not now"),
@@ -500,7 +502,7 @@ def test_a_stale_read_is_never_staler_than_it_accepts(
 def test_a_quarantined_node_serves_no_stale_read() -> None:
     node = FakeNode()
     node.quarantined = "the state differs from the leader's"
-    with pytest.raises(NoLeaderError):
+    with pytest.raises(NotServingError):
         execute(node, Get(b"k", "stale"))
     assert node.counters.stale_reads == 0
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvorum.errors import CallerError, NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError
+from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
@@ -221,7 +221,7 @@ class Proposals:
         """Answer every caller: the node stops, or its state is wrong."""
         queued = [waiter for _, waiter in self.queue]
         self.queue.clear()
-        self._refuse(queued, NoLeaderError(reason))
+        self._refuse(queued, NotServingError(reason))
         for _, waiters, _ in self._proposed.values():
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be applied"))

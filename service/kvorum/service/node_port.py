@@ -84,7 +84,7 @@ class NodePort(Protocol):
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
         """
 
@@ -99,7 +99,9 @@ class NodePort(Protocol):
         """Return when ``store`` holds everything that was acknowledged before the call.
 
         Raises:
-            NoLeaderError, ReadTimeoutError, OverloadedError: no quorum said so in time, or too many reads wait.
+            NoLeaderError, ReadTimeoutError: no quorum said so in time.
+            NotServingError: the node serves nobody.
+            OverloadedError: too many reads wait.
         """
 
     async def begin_backup(self) -> Backup:
@@ -113,7 +115,7 @@ class NodePort(Protocol):
         """Check that the node may answer from its state, stale or not.
 
         Raises:
-            NoLeaderError: it may not.
+            NotServingError: it may not.
         """
 
     def staleness_ms(self) -> int | None:

@@ -52,6 +52,7 @@ _STATUSES = {
     "head_too_large": (431, "The request line or the headers are too large"),
     "internal": (500, "Internal error: a bug in Kvorum"),
     "no_leader": (503, "There is no leader"),
+    "not_serving": (503, "This node serves nobody now; another one may"),
     "overloaded": (503, "The server is overloaded"),
     "read_timeout": (503, "No quorum confirmed the read in time"),
     "too_stale": (503, "The data of this node may be older than the read accepts"),
