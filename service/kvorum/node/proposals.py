@@ -39,7 +39,7 @@ class Proposals:
         pending_max: writes queued or waiting for a quorum; more are refused.
         batch_bytes_max: the most that one log entry carries.
         clock: by which writes expire, and whose wall time entries carry.
-        tracer: what is told of each traced write, if anything is.
+        tracer: records the spans of traced writes; None: there are no traces.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Proposals:
     def idle(self, deadline_s: float) -> asyncio.Future[None]:
         """Return a future that completes once no caller waits for a write, at the latest at ``deadline_s``.
 
-        A write whose caller was told that its outcome is unknown, or has gone, is not waited for. The latter is noticed
+        A write whose caller has the answer "unknown", or has gone, is not waited for. The latter is noticed
         at the next tick.
         """
         waiter: asyncio.Future[None] = asyncio.Future()
