@@ -165,7 +165,7 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
             reading = asyncio.create_task(node.read_barrier(LONG_MS))
             await until("the write is proposed", lambda: node.parts.proposals._proposed)
 
-            node.fail(StorageError("the disk is gone"))
+            node.ports.supervisor.fail(StorageError("the disk is gone"))
 
             with pytest.raises(OutcomeUnknownError):
                 await asyncio.wait_for(writing, 10)

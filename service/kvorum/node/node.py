@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
-from kvorum.errors import FatalError, NotServingError
+from kvorum.errors import NotServingError
 from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.state_hash import StateDigest
@@ -113,10 +113,6 @@ class Node:
             FatalError: it must end.
         """
         raise await self.ports.supervisor.wait()
-
-    def fail(self, error: FatalError) -> None:
-        """Let the node end with this error."""
-        self.ports.supervisor.fail(error)
 
     @property
     def stopping(self) -> bool:
