@@ -191,7 +191,7 @@ MUTANTS = (
     Mutant(
         "forwarding",
         "A forwarded request is forwarded again.",
-        "fronts.http.dispatch:Dispatcher._to_leader",
+        "fronts.http.forward:is_forwarding",
         "FORWARDED_BY not in request.headers",
         "True",
         tests="tests/fronts/test_problems.py",
