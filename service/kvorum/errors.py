@@ -8,6 +8,7 @@
     |   +-- TooLargeError            a limit was passed: certainly not done
     |   +-- NotLeaderError           this node does not lead; says who does
     |   +-- NoLeaderError            nobody leads that we know of: certainly not done
+    |   +-- NotServingError          this node serves nobody now: certainly not done
     |   +-- OverloadedError          a bounded queue is full: certainly not done
     |   +-- OutcomeUnknownError      it may have been applied, or may still be
     |   +-- ReadTimeoutError         a linearizable read found no quorum in time
@@ -101,6 +102,12 @@ class NoLeaderError(CallerError):
     """No leader is known, or it has no quorum; nothing was done."""
 
     code = "no_leader"
+
+
+class NotServingError(CallerError):
+    """This node's state is wrong, or it is about to end: it serves nobody, and nothing was done. Ask another node."""
+
+    code = "not_serving"
 
 
 class OverloadedError(CallerError):

@@ -58,7 +58,7 @@ def test_a_node_that_fails_while_it_leaves_ends_at_once(tmp_path: Path) -> None:
             node, gone = cluster.others(leader)
             await cluster.stop(gone.config.name)
             leaving = asyncio.create_task(serve._first_of(node.run(), serve._leave(with_grace(node), Source())))
-            node.fail(StorageError("the disk is gone"))
+            node.ports.supervisor.fail(StorageError("the disk is gone"))
 
             with pytest.raises(StorageError, match="the disk is gone"):
                 await asyncio.wait_for(leaving, GRACE_S / 2)

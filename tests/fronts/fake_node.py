@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvorum.config import Config, resolve
-from kvorum.errors import KvorumError, MembershipRefusedError, NoLeaderError, NotLeaderError
+from kvorum.errors import KvorumError, MembershipRefusedError, NotLeaderError, NotServingError
 from kvorum.fronts.http import ApiServer
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
@@ -24,8 +24,8 @@ from kvorum.telemetry.counters import Counters
 
 
 def make_config(**options: Any) -> Config:
-    """Return a configuration whose client port the system chooses."""
-    config = resolve(Config(**{"name": "n1", **options}), host_name="n1")
+    """Return a configuration whose client port the system chooses, and that knows the host ``x``."""
+    config = resolve(Config(**{"name": "n1", "hosts": "x", **options}), host_name="n1")
     return msgspec.structs.replace(config, listen_client="127.0.0.1:0")
 
 
@@ -90,6 +90,10 @@ class FakeNode:
         if leaders_only and not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
+    def check_leads(self) -> None:
+        if not self.leads:
+            raise NotLeaderError(self.leader[0] if self.leader else None)
+
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         await self._admit(timeout_ms)
         self.proposed.append(command)
@@ -106,7 +110,7 @@ class FakeNode:
 
     def check_serves(self) -> None:
         if self.quarantined:
-            raise NoLeaderError(self.quarantined)
+            raise NotServingError(self.quarantined)
 
     def staleness_ms(self) -> int | None:
         return self.staleness
@@ -205,7 +209,7 @@ class Server:
     def _request(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.putrequest(method, target, skip_accept_encoding=True)
+            connection.putrequest(method, target, skip_host="Host" in headers, skip_accept_encoding=True)
             for name, value in headers.items():
                 connection.putheader(name, value)
             if body is not None and "Transfer-Encoding" not in headers and "Content-Length" not in headers:
@@ -234,18 +238,28 @@ class Server:
                 await writer.wait_closed()
 
 
-def api_of(node: FakeNode, render_metrics: Callable[[], tuple[bytes, str]] | None = None) -> ApiServer:
+def _no_metrics() -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
+def api_of(
+    node: FakeNode,
+    render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics,
+    now: Callable[[], float] = perf_counter,
+) -> ApiServer:
     """Return the HTTP front of a fake node, not started yet."""
-    return ApiServer(Service(node, perf_counter), node.config, node.counters, render_metrics)
+    return ApiServer(Service(node, now, render_metrics), node.config, node.counters)
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    node: FakeNode | None = None, render_metrics: Callable[[], tuple[bytes, str]] | None = None
+    node: FakeNode | None = None,
+    render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics,
+    now: Callable[[], float] = perf_counter,
 ) -> AsyncIterator[Server]:
     """Serve a fake node on a free port of loopback."""
     node = node or FakeNode()
-    server = api_of(node, render_metrics)
+    server = api_of(node, render_metrics, now)
     await server.start()
     try:
         yield Server(node, server.addresses[0][1])

@@ -87,7 +87,9 @@ def test_a_port_in_use_exits_3_with_one_line_that_names_it(ports: int, tmp_path:
 
 
 @contextlib.asynccontextmanager
-async def node(ports: int, folder: Path, name: str = "n1") -> AsyncIterator[asyncio.subprocess.Process]:
+async def node(
+    ports: int, folder: Path, name: str = "n1", stop: signal.Signals = signal.SIGTERM
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a cluster of one until the block ends, then stop it gently."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "kvorum", "serve", "--name", name, "--data-dir", str(folder), *listen(ports)),
@@ -99,16 +101,21 @@ async def node(ports: int, folder: Path, name: str = "n1") -> AsyncIterator[asyn
         yield process
     finally:
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(stop)
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
+        assert b"Stopped" in output
 
 
-def test_a_node_writes_stops_on_sigterm_and_finds_everything_again(ports: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
+def test_a_node_writes_stops_on_a_signal_and_finds_everything_again(
+    ports: int, tmp_path: Path, stop: signal.Signals
+) -> None:
     async def scenario() -> None:
         async with asyncio.timeout(90):
             for round_ in (1, 2):
-                async with node(ports, tmp_path / "n1"), Client([f"127.0.0.1:{ports}"], timeout_s=30) as kv:
+                running = node(ports, tmp_path / "n1", stop=stop)
+                async with running, Client([f"127.0.0.1:{ports}"], timeout_s=30) as kv:
                     record = await kv.get("k")
                     assert (record.value if record else None) == (None if round_ == 1 else b"v")
                     await kv.put("k", "v")

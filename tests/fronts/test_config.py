@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from kvorum.config import Config, PeerAddress, join_address, parse_peers, resolve, split_address
+from kvorum.config import Config, KnownHosts, PeerAddress, join_address, parse_peers, resolve, split_address
 from kvorum.config import sources as config_sources
 from kvorum.config.options import finalize_after_s
 from kvorum.config.sources import load, options
@@ -56,6 +57,8 @@ def _example(option: config_sources.Option) -> tuple[str, Any]:
         return ("false", False) if option.default else ("true", True)
     if option.choices:
         return option.choices[-1], option.choices[-1]
+    if option.name == "inflight_bytes_max":
+        return "4194304", 4_194_304
     if isinstance(option.default, int):
         return str(option.default + 1), option.default + 1
     if isinstance(option.default, float):
@@ -147,6 +150,8 @@ _DISCOVERY = {"discovery_dns", "replicas", "dns_peer_port"}
         ({"advertise_peer_url": "http://a..b:1"}, "advertise_peer_url"),
         ({"advertise_peer_url": "http://h:1?"}, "advertise_peer_url"),
         ({"advertise_peer_url": "http://h:1\n"}, "advertise_peer_url"),
+        ({"hosts": "kv.example, http://kv.example"}, "'http://kv.example' is not a host name"),
+        ({"hosts": "kv.example:8001"}, "omit the scheme and the port"),
         ({"config": "/no/such/file"}, "No such file"),
     ],
 )
@@ -262,3 +267,46 @@ def test_finalize_after_is_a_time_or_manual(text: str, seconds: float | None) ->
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="finalize_after"):
         resolved(name="n1", finalize_after=text)
+
+
+_POD = Config(
+    name="kv-1",
+    discovery_dns="kv-headless.ns.svc.cluster.local",
+    replicas=3,
+    insecure=True,
+    listen_client="0.0.0.0:8001",
+    listen_peer="0.0.0.0:9001",
+    hosts="kv, kv.ns, keys.example.com",
+)
+_LOCAL = Config(peers=parse_peers("n1=one.example:9001,n2=two.example:9002"), name="n1")
+
+
+@pytest.mark.parametrize(
+    ("config", "known", "unknown"),
+    [
+        (
+            _LOCAL,
+            "localhost:8001 LOCALHOST. a.localhost 127.0.0.1:8001 127.9.9.9 10.0.0.7:1 [::1]:8001 [fe80::1] n1 "
+            "one.example:9001 two.example",
+            "evil.example evil.example:8001 localhost.evil.example 127.0.0.1.evil.example xlocalhost x.one.example "
+            "[evil.example] [::1 a:b:c evil.example:x @ 2130706433 kv.ns.svc",
+        ),
+        (
+            _POD,
+            "kv kv:8001 kv.ns kv.ns.svc kv.ns.svc.cluster.local. kv-leader.ns.svc:80 kv-2.kv-headless.ns.svc "
+            "kv-0.kv-headless.ns.svc.cluster.local:8001 KEYS.example.com 10.1.2.3:8001 localhost:9999 kv-1",
+            "evil.example kv.other kv.other.svc ns.svc.evil.example evilns.svc example.com x.keys.example.com",
+        ),
+    ],
+    ids=["local", "pod"],
+)
+def test_only_hosts_that_the_configuration_names_are_known(config: Config, known: str, unknown: str) -> None:
+    hosts = KnownHosts(resolve(config, host_name="host"))
+    for _ in range(2):
+        assert [host for host in known.split() if not hosts.knows(host)] == []
+        assert [host for host in (*unknown.split(), "", " ") if hosts.knows(host)] == []
+    assert hosts.knows(None)
+    hosts.learn(["http://Three.example:8003"])
+    assert hosts.knows("three.example")
+    every = msgspec.structs.replace(config, hosts="*")
+    assert KnownHosts(resolve(every, host_name="host")).knows("any.example")

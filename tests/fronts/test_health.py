@@ -79,8 +79,29 @@ def test_metrics_are_what_telemetry_renders() -> None:
         async with asyncio.timeout(20), serving(render_metrics=lambda: (b"metric 1\n", "text/x")) as http:
             answer = await http("GET", "/metrics?anything=goes")
             assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"metric 1\n", "text/x")
-        async with asyncio.timeout(20), serving() as http:
-            assert (await http("GET", "/metrics")).status == 404
+
+    asyncio.run(main())
+
+
+def test_metrics_are_rendered_once_a_second_at_most_for_all_who_ask() -> None:
+    rendered = []
+    now = [5.0]
+
+    def render() -> tuple[bytes, str]:
+        rendered.append(now[0])
+        return b"metric %d\n" % len(rendered), "text/x"
+
+    async def main() -> None:
+        async with asyncio.timeout(20), serving(render_metrics=render, now=lambda: now[0]) as http:
+            for at_s, body in (
+                (5.0, b"metric 1\n"),
+                (5.0, b"metric 1\n"),
+                (5.999, b"metric 1\n"),
+                (6.0, b"metric 2\n"),
+            ):
+                now[0] = at_s
+                assert (await http("GET", "/metrics")).body == body
+            assert rendered == [5.0, 6.0]
 
     asyncio.run(main())
 

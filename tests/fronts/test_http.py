@@ -208,6 +208,31 @@ def test_a_head_over_a_limit_is_told_so() -> None:
     run(scenario)
 
 
+def test_a_head_is_bounded_as_a_whole_and_so_is_the_number_of_its_entity_tags() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        line = "If-None-Match: " + ", ".join(['"7"'] * 1600) + "\r\n"
+        head = f"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{line * 5}"
+        assert len(head) > 32 * 1024
+        for raw in (head + "\r\n", head):  # A complete head, and one whose end never comes.
+            answer = await http.raw(raw.encode())
+            assert answer.startswith(b"HTTP/1.1 431 ") and b'"limit":32768' in answer
+        # A body does not count, neither does what came with its end; what follows does.
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"v" * 99_999)
+        await until("the request is in flight", lambda: http.node.counters.inflight == 1)
+        writer.write(b"v" + b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write("".join(f"X-{i}: {'y' * 4000}\r\n" for i in range(9)).encode())
+        assert b"HTTP/1.1 431 " in await reader.read()
+        writer.close()
+        for count, status in ((64, 200), (65, 400)):
+            tags = ", ".join(['"7"'] * count)
+            assert (await http("GET", "/v1/kv/k", headers={"If-None-Match": tags})).status == status
+
+    run(scenario)
+
+
 def test_curl_is_told_to_go_on_before_it_sends_a_long_body() -> None:
     async def scenario(http: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
@@ -231,6 +256,25 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
         assert answer.endswith(b"\r\n\r\n5")
 
     run(scenario)
+
+
+def test_a_web_page_cannot_use_the_node_under_a_name_of_its_own() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            for method, path in (("PUT", "/v1/kv/k"), ("GET", "/v1/kv/k"), ("GET", "/livez"), ("DELETE", "/x")):
+                answer = await http(method, path, b"v", {"Host": f"evil.example:{http.port}"})
+                assert (answer.status, answer.json["code"]) == (421, "unknown_host")
+                assert "option hosts" in answer.json["detail"]
+            # A member's name is not known at the start.
+            assert (await http("GET", "/livez", headers={"Host": "n3:8001"})).status == 200
+            assert (await http("GET", "/livez", headers={"Host": f"localhost:{http.port}"})).status == 200
+            assert http.node.proposed == []
+            cross_site = {"Sec-Fetch-Site": "cross-site"}
+            assert (await http("GET", "/v1/kv/k", headers=cross_site)).json["code"] == "cross_origin"
+            for site in ("none", "same-origin"):
+                assert (await http("GET", "/livez", headers={"Sec-Fetch-Site": site})).status == 200
+
+    asyncio.run(main())
 
 
 def test_old_http_is_served_too() -> None:
@@ -259,6 +303,50 @@ def test_old_http_is_not_told_to_go_on_since_it_would_take_that_for_the_answer()
     run(scenario)
 
 
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_old_http_has_no_chunked_bodies(method: str) -> None:
+    async def scenario(http: Server) -> None:
+        head = f"{method} /v1/kv/k HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+        smuggled = "PUT /v1/kv/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv"
+        answer = await http.raw(f"{head}1\r\nv\r\n0\r\n\r\n{smuggled}".encode())
+        assert STATUS_LINE.findall(answer) == [b"400"]
+        assert b"Connection: close\r\n" in answer
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+def test_a_client_that_only_reads_any_more_gets_its_answers() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with asyncio.timeout(20), serving(node) as http:
+            put = b"PUT /v1/kv/k%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv"
+            for count in (1, 3):
+                node.gate = asyncio.Event()
+                reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+                writer.write(b"".join(put % number for number in range(count)))
+                writer.write_eof()
+                await until("the first is in flight", lambda: node.counters.inflight == 1)
+                await http("GET", "/livez")  # The server has had time to see the end.
+                node.gate.set()
+                answer = await reader.read()
+                assert STATUS_LINE.findall(answer) == [b"200"] * count
+                assert answer.count(b"Connection: close\r\n") == 1
+                writer.close()
+                await writer.wait_closed()
+            # A request that will never be complete is not waited for, nor is one that is not there.
+            for half in (put[:40], put[:-1] % 1, b""):
+                reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+                writer.write(half)
+                writer.write_eof()
+                assert await reader.read() == b""
+                writer.close()
+                await writer.wait_closed()
+            await until("nothing is in flight", lambda: node.counters.inflight == 0)
+
+    asyncio.run(main())
+
+
 def test_an_absolute_target_is_a_target() -> None:
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/a%2Fb", b"v")
@@ -268,26 +356,51 @@ def test_an_absolute_target_is_a_target() -> None:
     run(scenario)
 
 
-def test_one_connection_too_many_is_refused_and_the_others_live_on() -> None:
+def test_one_connection_too_many_is_refused_if_none_is_idle_and_the_others_live_on() -> None:
     async def main() -> None:
         node = FakeNode(make_config(connections_max=2))
+        node.gate = asyncio.Event()
         async with asyncio.timeout(20), serving(node) as http:
             first = await asyncio.open_connection("127.0.0.1", http.port)
             second = await asyncio.open_connection("127.0.0.1", http.port)
             for _, writer in (first, second):
-                writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            for reader, _ in (first, second):
-                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                writer.write(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until("both are in flight", lambda: node.counters.inflight == 2)
             refused = await http.raw(b"")
             assert refused.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: 1\r\n" in refused
-            first[1].close()
-            await first[1].wait_closed()
-            assert await second[0].readuntil(b"\n") == b"ok\n"
-            second[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await second[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            second[1].close()
-            await second[1].wait_closed()
+            node.gate.set()
+            for reader, _ in (first, second):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+            for _, writer in (first, second):
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_the_connection_that_is_idle_longest_makes_room_for_a_new_one() -> None:
+    async def main() -> None:
+        node = FakeNode(make_config(connections_max=3))
+        node.gate = asyncio.Event()
+        async with asyncio.timeout(20), serving(node) as http:
+            connections = [await asyncio.open_connection("127.0.0.1", http.port) for _ in range(3)]
+            busy, used, fresh = connections
+            busy[1].write(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until("it is in flight", lambda: node.counters.inflight == 1)
+            for reader, writer in (fresh, used):  # The one that came last had its request first.
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert await reader.readuntil(b"ok\n")
+            for closed in (fresh, used):
+                newcomer = await asyncio.open_connection("127.0.0.1", http.port)
+                newcomer[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await newcomer[0].readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+                assert await closed[0].read() == b""
+                connections.append(newcomer)
+            node.gate.set()
+            assert (await busy[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+            for _, writer in connections:
+                writer.close()
 
     asyncio.run(main())
 

@@ -7,6 +7,7 @@ import base64
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config, run
 
+from kvorum.errors import NoLeaderError, OverloadedError, ReadTimeoutError
 from kvorum.kv.commands import Put
 
 
@@ -50,7 +51,9 @@ def test_any_bytes_are_a_value_and_so_are_none() -> None:
         ("a%20b", b"a b"),
         ("%00", b"\x00"),
         ("%ff%FE", b"\xff\xfe"),
-        ("..", b".."),
+        ("%2E%2e", b".."),
+        ("a%2F..%2Fb", b"a/../b"),
+        (".../a..b/.c", b".../a..b/.c"),
         ("a//b/", b"a//b/"),
         ("%3F%23", b"?#"),
         ("caf%C3%A9", "café".encode()),
@@ -64,6 +67,38 @@ def test_a_key_is_decoded_exactly_once_from_the_raw_path(raw: str, key: bytes) -
         assert isinstance(command, Put)
         assert command.key == key
         assert (await http("GET", f"/v1/kv/{raw}")).body == b"v"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("raw", ["..", ".", "g1/../u1", "g1/./u1", "../u1", "a/..", "a/%2e%2E/b", "a/.%2e", "a/%2E"])
+def test_a_path_that_others_collapse_to_another_key_is_refused(raw: str) -> None:
+    async def scenario(http: Server) -> None:
+        for method in ("PUT", "GET", "DELETE"):
+            answer = await http(method, f"/v1/kv/{raw}", b"v" if method == "PUT" else None)
+            assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+            assert "/v1/kv?key=KEY" in answer.json["detail"]
+        assert http.node.proposed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/v1/kv", "/v1/kv/"])
+def test_a_key_can_be_a_parameter_and_hold_any_bytes(path: str) -> None:
+    async def scenario(http: Server) -> None:
+        target = f"{path}?key=g1/../u%ff%26+1"
+        key = b"g1/../u\xff&+1"
+        assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 200
+        assert http.node.proposed[0].key == key
+        assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 409
+        assert (await http("GET", target)).body == b"v"
+        assert (await http("HEAD", target + "&consistency=stale")).status == 200
+        assert (await http("DELETE", target)).json["deleted"] == 1
+        for wrong in ("", "?", "?key=", "?key", "?key=a&key=b", "?key=%f", "?key=a&typo=1"):
+            assert (await http("GET", path + wrong)).status == 400
+        assert (await http("GET", "/v1/kv/a?key=b")).status == 400
+        http.node.follow("n2", "http://leader:1")
+        assert (await http("PUT", target, b"v")).headers["Location"] == "http://leader:1" + target
 
     run(scenario)
 
@@ -225,7 +260,7 @@ def test_a_node_whose_state_is_wrong_serves_no_stale_read_either() -> None:
         await http("PUT", "/v1/kv/k", b"v")
         http.node.quarantined = "the state differs from the majority's"
         get = await http("GET", "/v1/kv/k?consistency=stale")
-        assert (get.status, get.json["code"]) == (503, "no_leader")
+        assert (get.status, get.json["code"]) == (503, "not_serving")
 
     run(scenario)
 
@@ -235,11 +270,34 @@ def test_a_stale_read_is_never_staler_than_asked_for(staleness: int | None, stat
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/k", b"v")
         http.node.staleness = staleness
+        for error in (NoLeaderError("nobody leads"), ReadTimeoutError("no quorum")):
+            http.node.error = error
+            get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100")
+            assert get.status == status
+            if status == 503:
+                assert get.json["code"] == "too_stale"
+                assert get.headers["Retry-After"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("staleness", "barriers"), [(0, 0), (100, 0), (101, 1), (None, 1)])
+def test_a_stale_read_whose_bound_is_not_met_asks_a_quorum_before_it_is_refused(
+    staleness: int | None, barriers: int
+) -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v")
+        http.node.staleness = staleness
+        get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100&timeout_ms=70")
+        assert (get.status, get.body, http.node.barriers) == (200, b"v", barriers)
+        assert get.headers["X-Kvorum-Staleness-Ms"] == str(0 if barriers else staleness)
+        if barriers:
+            assert http.node.timeouts_ms[-1] == 70
+        http.node.error = OverloadedError("too many reads wait")
         get = await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=100")
-        assert get.status == status
-        if status == 503:
-            assert get.json["code"] == "too_stale"
-            assert get.headers["Retry-After"]
+        assert get.status == (503 if barriers else 200)
+        if barriers:
+            assert get.json["code"] == "overloaded"
 
     run(scenario)
 

@@ -20,6 +20,7 @@ from kvorum.errors import (
     MembershipRefusedError,
     NoLeaderError,
     NotLeaderError,
+    NotServingError,
     OutcomeUnknownError,
     OverloadedError,
     ReadTimeoutError,
@@ -47,7 +48,7 @@ async def _follower(http: Server) -> Answer:
 
 
 async def _stale(http: Server) -> Answer:
-    http.node.staleness = None
+    http.node.staleness, http.node.error = None, NoLeaderError("nobody leads")
     return await http("GET", "/v1/kv/k?consistency=stale&max_staleness_ms=1")
 
 
@@ -108,6 +109,7 @@ CASES = [
     Case("malformed_http", _no_http),
     Case("invalid_request", lambda http: http("PUT", "/v1/kv/%zz", b"v")),
     Case("cross_origin", lambda http: http("PUT", "/v1/kv/k", b"v", {"Origin": "http://evil.example"})),
+    Case("unknown_host", lambda http: http("GET", "/v1/kv/k", headers={"Host": "evil.example"})),
     Case("unknown_path", lambda http: http("GET", "/v2/nothing")),
     Case("not_found", _get, {"node": "n1", "revision": 0}),
     Case("method_not_allowed", lambda http: http("POST", "/v1/kv/k", b"v")),
@@ -129,6 +131,7 @@ CASES = [
     ),
     Case("internal", _put, error=RuntimeError("a bug")),
     _raise(NoLeaderError("nobody leads")),
+    _raise(NotServingError("the node is stopping")),
     Case("no_leader", _put, error=NotLeaderError(None)),
     _raise(OverloadedError("too much")),
     _raise(ReadTimeoutError("no quorum"), _get),

@@ -370,6 +370,15 @@ def test_knobs_become_environment_variables_with_numbers_as_they_were_written() 
     assert found["KVORUM_BODY_TIMEOUT_S"] == "2.5"
 
 
+def test_nodes_know_the_names_of_their_services_and_those_that_the_user_adds() -> None:
+    documents = render({"config": {"hosts": "keys.example.com"}})
+    names = {document["metadata"]["name"] for document in documents if document["kind"] == "Service"}
+    hosts = environment(documents)["KVORUM_HOSTS"].split(",")
+    assert names <= set(hosts)
+    assert hosts[-1] == "keys.example.com"
+    assert "keys.example.com" not in environment(render())["KVORUM_HOSTS"]
+
+
 @pytest.mark.parametrize("grace_s", [40, 0.5, 30, 0])
 def test_a_grace_period_that_fits_is_taken(grace_s: float) -> None:
     assert environment(render({"config": {"shutdown_grace_s": grace_s}}))["KVORUM_SHUTDOWN_GRACE_S"] == str(grace_s)

@@ -52,7 +52,7 @@ def test_a_state_begins_at_level_1_and_keeps_it() -> None:
     store.apply(configured())
     apply(store, Put(b"a", b"1"), Delete(b"a"))
 
-    assert (store.feature_level, store.state_hash_version, store.state_sum, store.cluster_id) == (1, 1, None, "")
+    assert (store.feature_level, store.digest.version, store.state_sum, store.cluster_id) == (1, 1, None, "")
     assert restore(snapshot_of(store)).feature_level == 1
 
 
@@ -63,7 +63,7 @@ def test_a_raise_that_every_member_supports_is_in_force_from_the_next_entry_on()
 
     assert apply(store, raise_to(2)) == [FeatureLevelRaised(1, 2)]
 
-    assert (store.feature_level, store.state_hash_version, store.cluster_id) == (2, 2, CLUSTER_ID)
+    assert (store.feature_level, store.digest.version, store.cluster_id) == (2, 2, CLUSTER_ID)
     assert apply(store, Put(b"a", b"2")) == [PutResult(2, 1, 2, 2)]
 
 
@@ -93,7 +93,7 @@ def test_a_raise_is_refused_and_nothing_changes(name: str) -> None:
 
     assert apply(store, command) == [FeatureLevelRefused(0, 1, reason, members)]
 
-    assert (store.feature_level, store.state_hash_version, store.applied_index) == (1, 1, 2)
+    assert (store.feature_level, store.digest.version, store.applied_index) == (1, 1, 2)
 
 
 def test_a_raise_is_refused_while_the_members_are_unknown() -> None:

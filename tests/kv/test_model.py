@@ -81,7 +81,7 @@ def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(log
                 model.members = MEMBERS if item is EntryKind.CONFIGURATION else model.members
             assert {key: store.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
             assert (store.feature_level, store.cluster_id) == (model.level, model.cluster_id)
-            assert store.state_hash_version == (1 if model.level == 1 else 2)
+            assert store.digest.version == (1 if model.level == 1 else 2)
             assert sweep.step(max_keys=1) is None
             if model.level == 1:
                 assert store.state_sum is None
@@ -110,7 +110,7 @@ def test_a_restored_store_goes_on_as_the_first_at_every_level(
             assert getattr(restored, name) == getattr(store, name)
         assert snapshot_of(restored) == snapshot_of(store)
         assert apply_items(restored, future) == apply_items(store, future)
-        for name in ("state_hash", "state_hash_version", "feature_level"):
+        for name in ("state_hash", "digest", "feature_level"):
             assert getattr(restored, name) == getattr(store, name)
 
 

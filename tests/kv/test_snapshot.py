@@ -163,13 +163,16 @@ def test_a_cut_holds_only_what_changed_and_lets_go_of_it() -> None:
     for value in (b"1", b"2"):
         apply(store, Put(b"5", value), Put(b"new", value), Put(b"6", b"x", -1, "client-6", 2), Delete(b"7"))
 
-    assert iterator.preserved_count == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
+    def preserved() -> int:
+        return len(iterator._preserved) + len(iterator._preserved_sessions)
+
+    assert preserved() == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
     while iterator.next_chunk() is not None:
         pass
-    assert iterator.preserved_count == 0
+    assert preserved() == 0
     iterator.close()
     apply(store, Put(b"8", b"v", -1, "client-8", 2))
-    assert (iterator.preserved_count, store._preserved, store._sessions._preserved) == (0, {}, None)
+    assert (preserved(), store._preserved, store._sessions._preserved) == (0, {}, None)
 
 
 def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_was() -> None:

@@ -11,7 +11,7 @@ import pytest
 from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
 from waiting import until
 
-from kvorum.errors import NoLeaderError, OutcomeUnknownError, StorageError
+from kvorum.errors import NotServingError, OutcomeUnknownError, StorageError
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node import Node
 from kvorum.raft import Role
@@ -165,14 +165,14 @@ def test_a_node_that_must_end_answers_everybody_at_once(tmp_path: Path) -> None:
             reading = asyncio.create_task(node.read_barrier(LONG_MS))
             await until("the write is proposed", lambda: node.parts.proposals._proposed)
 
-            node.fail(StorageError("the disk is gone"))
+            node.ports.supervisor.fail(StorageError("the disk is gone"))
 
             with pytest.raises(OutcomeUnknownError):
                 await asyncio.wait_for(writing, 10)
-            with pytest.raises(NoLeaderError):
+            with pytest.raises(NotServingError):
                 await asyncio.wait_for(reading, 10)
             for late in (node.propose(Put(b"a", b"2"), LONG_MS), node.read_barrier(LONG_MS)):
-                with pytest.raises(NoLeaderError):
+                with pytest.raises(NotServingError):
                     await asyncio.wait_for(late, 10)
 
     asyncio.run(scenario())
@@ -192,9 +192,9 @@ def test_what_waits_when_a_node_goes_into_quarantine_is_not_answered_from_its_st
 
             with pytest.raises(OutcomeUnknownError, match="state"):
                 await asyncio.wait_for(writing, 10)
-            with pytest.raises(NoLeaderError, match="state"):
+            with pytest.raises(NotServingError, match="state"):
                 await asyncio.wait_for(reading, 10)
-            with pytest.raises(NoLeaderError, match="state"):
+            with pytest.raises(NotServingError, match="state"):
                 leader.check_serves()
 
     asyncio.run(scenario())

@@ -9,7 +9,7 @@ import pytest
 from node.local_cluster import TIMEOUT_MS, Put, running
 from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
 
-from kvorum.errors import NoLeaderError, OutcomeUnknownError, OverloadedError
+from kvorum.errors import NotServingError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import PutResult
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
@@ -108,6 +108,6 @@ def test_idle_is_when_the_last_caller_is_answered_or_gone() -> None:
         stopped, idle = writes.submit(Put(b"d", b"1"), 60.0), writes.idle(never_s)
         writes.stop("the node stopped")
         assert idle.done()
-        assert isinstance(stopped.exception(), NoLeaderError)
+        assert isinstance(stopped.exception(), NotServingError)
 
     asyncio.run(scenario())

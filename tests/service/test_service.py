@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from fronts.fake_node import FakeNode, make_config
 
+import kvorum
 import kvorum.errors
 import kvorum.service.service as service_module
 from kvorum.errors import (
@@ -20,6 +21,7 @@ from kvorum.errors import (
     MembershipRefusedError,
     NoLeaderError,
     NotLeaderError,
+    NotServingError,
     OutcomeUnknownError,
     OverloadedError,
     ReadTimeoutError,
@@ -42,8 +44,10 @@ from kvorum.service.requests import (
     FinalizeUpgrade,
     Get,
     GetLeader,
+    GetMetrics,
     GetStateHash,
     GetStatus,
+    GetVersion,
     ListMembers,
     PromoteMember,
     Put,
@@ -83,6 +87,8 @@ AT_ONCE: list[Request] = [
     ListMembers(),
     CheckLiveness(),
     CheckReadiness(),
+    GetMetrics(),
+    GetVersion(),
 ]
 REQUESTS = [*FOR_THE_LEADER, *WITH_A_BARRIER, *AT_ONCE]
 
@@ -190,6 +196,7 @@ def test_what_a_node_says_of_the_cluster() -> None:
     assert execute(node, ListMembers()) == Members(node.status().members)
     assert execute(node, CheckLiveness()) == Checks(tuple(node.live))
     assert execute(node, CheckReadiness()) == Checks(tuple(node.ready))
+    assert execute(node, GetVersion()).version == kvorum.__version__
     node.leader = None
     assert execute(node, GetLeader()) == Leader(None, None)
 
@@ -250,6 +257,7 @@ def test_what_may_be_done_is_unknown_and_never_worth_a_blind_retry() -> None:
     "error",
     [
         NoLeaderError("nobody"),
+        NotServingError("quarantine"),
         OverloadedError("too much"),
         OutcomeUnknownError("who knows"),
         MembershipRefusedError("not now"),
@@ -484,6 +492,7 @@ def test_a_stale_read_is_never_staler_than_it_accepts(
     if served:
         assert execute(node, read) == GetResult(None, 0, staleness_ms)
     else:
+        node.error = ReadTimeoutError("no quorum")
         with pytest.raises(TooStaleError) as caught:
             execute(node, read)
         assert caught.value.facts == {"staleness_ms": staleness_ms, "limit": limit_ms}
@@ -493,7 +502,7 @@ def test_a_stale_read_is_never_staler_than_it_accepts(
 def test_a_quarantined_node_serves_no_stale_read() -> None:
     node = FakeNode()
     node.quarantined = "the state differs from the leader's"
-    with pytest.raises(NoLeaderError):
+    with pytest.raises(NotServingError):
         execute(node, Get(b"k", "stale"))
     assert node.counters.stale_reads == 0
 

@@ -284,6 +284,39 @@ def test_our_own_snapshot_without_room_spares_the_node_and_leaves_nothing(
     assert latest.snapshot == snapshot(5)
 
 
+@pytest.mark.parametrize("which", ["ours", "theirs"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_snapshot_without_a_descriptor_spares_the_node_and_a_later_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, nth: int
+) -> None:
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    take_snapshot(theirs, 9)
+    take_snapshot(snapshots, 5)
+    calls = []
+    really = os.open
+
+    def full(path: str | os.PathLike[str], *arguments: int) -> int:
+        calls.append(path)
+        if len(calls) == nth:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(path, *arguments)
+
+    def make() -> None:
+        if which == "ours":
+            take_snapshot(snapshots, 9)
+        else:
+            send(theirs, snapshots, snapshot(9))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(SnapshotFailedError, match="Too many open files"):
+            make()
+    assert len(calls) == nth
+    assert name(9) not in names(tmp_path)
+    make()
+    assert name(9) in names(tmp_path)
+
+
 def fails(*_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -358,7 +391,7 @@ def test_the_loop_does_not_wait_for_a_folder_that_is_being_synced(
     take_snapshot(snapshots, 5)
     syncing, go_on = threading.Event(), threading.Event()
 
-    def slow(folder: Path) -> None:
+    def slow(folder: Path, *_: int) -> None:
         syncing.set()
         assert go_on.wait(60)
         sync_folder(folder)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from typing import NoReturn, cast
 
 import pytest
+from aiohttp import ClientConnectionResetError, web
 from transport.test_peers import CALLER, FakeNode, port
 from waiting import until
 
 from kvorum.identity import Identity
+from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting
+from kvorum.transport.server import PeerServer
 
 
 class Hesitant(FakeNode):
@@ -62,3 +66,30 @@ def test_a_peer_that_hangs_up_before_its_stream_is_open_is_counted_and_no_error(
         asyncio.run(scenario())
 
     assert [record.getMessage() for record in caplog.records] == []
+
+
+class HangsUpAfterItsPing:
+    """A stream whose ping cannot be answered: the library writes the answer while the stream is read."""
+
+    closed = False
+
+    def __aiter__(self) -> HangsUpAfterItsPing:
+        return self
+
+    async def __anext__(self) -> NoReturn:
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_a_peer_that_hangs_up_after_its_ping_is_counted_and_no_error() -> None:
+    async def scenario() -> None:
+        counters = Counters()
+        server = PeerServer(FakeNode(), counters, "", 10.0)
+        stream = HangsUpAfterItsPing()
+        await server._receive(cast("web.WebSocketResponse", stream), f"{CALLER}")
+        assert sum(count for (_, reason), count in counters.peer_failures.items() if reason == "broken") == 1
+        assert stream.closed
+
+    asyncio.run(scenario())

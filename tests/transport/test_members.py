@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from bench.processes import free_ports
@@ -18,7 +19,7 @@ from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode, Port, message, port
 from waiting import until
 
-from kvorum.config import Config, resolve
+from kvorum.config import Config, parse_peers, resolve
 from kvorum.errors import IdentityRejectedError, PeerError
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
@@ -429,5 +430,27 @@ def test_only_a_hello_of_our_own_cluster_says_where_a_stranger_is() -> None:
             with pytest.raises(PeerError, match="no address of n8@1"):
                 await transport.suspect("n8@1", 1)
             await transport.close()
+
+    asyncio.run(run())
+
+
+def test_the_peer_port_answers_only_under_names_that_it_knows() -> None:
+    async def run() -> None:
+        listen = f"127.0.0.1:{free_ports(1)[0]}"
+        config = resolve(Config(name="n1", peers=parse_peers(f"n1={listen},n2=two.example:9002")), host_name="n1")
+        peers = PeerPort(msgspec.structs.replace(config, listen_peer=listen), Counters(), Random(1))
+        await peers.start(cast("NodeHandler", FakeNode()))
+        async with aiohttp.ClientSession() as session:
+
+            async def status(host: str) -> int:
+                async with session.get(f"http://{listen}/raft/v1/hello", headers={"Host": host}) as answer:
+                    return answer.status
+
+            assert await status("evil.example:9001") == 421
+            assert [await status(host) for host in (listen, "two.example:9002", "localhost")] == [200] * 3
+            assert await status("three.example") == 421
+            peers.set_members({N3: "http://three.example:9003"})
+            assert await status("three.example") == 200
+        await peers.close()
 
     asyncio.run(run())

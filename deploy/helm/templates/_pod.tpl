@@ -20,7 +20,9 @@
   value: "true"
 - name: KVORUM_SHUTDOWN_GRACE_S
   value: {{ include "kv.shutdownGrace" . | quote }}
-{{- range $option, $value := omit .Values.config "shutdown_grace_s" }}
+- name: KVORUM_HOSTS
+  value: {{ include "kv.hosts" . | quote }}
+{{- range $option, $value := omit .Values.config "shutdown_grace_s" "hosts" }}
 - name: KVORUM_{{ upper $option }}
   {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
   value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
@@ -28,6 +30,18 @@
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* The short names of the Services; nodes know those that end in NAMESPACE.svc themselves. */}}
+{{- define "kv.hosts" -}}
+{{- $hosts := list -}}
+{{- range list (include "kv.fullname" .) (printf "%s-leader" (include "kv.fullname" .)) (include "kv.headless" .) -}}
+{{- $hosts = concat $hosts (list . (printf "%s.%s" . $.Release.Namespace)) -}}
+{{- end -}}
+{{- with .Values.config.hosts -}}
+{{- $hosts = append $hosts . -}}
+{{- end -}}
+{{- join "," $hosts -}}
 {{- end -}}
 
 {{- define "kv.affinity" -}}

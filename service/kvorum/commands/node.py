@@ -27,7 +27,7 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
 
     Args:
         config: resolved.
-        tracer: what is told of each traced request, if anything is.
+        tracer: records the spans of traced requests; None: there are no traces.
 
     Raises:
         StorageError: the data folder cannot be trusted.

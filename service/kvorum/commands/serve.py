@@ -27,6 +27,7 @@ from kvorum.cluster import (
 from kvorum.commands.node import running_node
 from kvorum.commands.recover import recover_if_requested
 from kvorum.config import Config
+from kvorum.config.resources import raise_descriptor_limit
 from kvorum.errors import ConfigError, FatalError, KubernetesError, StorageError
 from kvorum.fronts.http import ApiServer
 from kvorum.node import Node
@@ -57,6 +58,7 @@ def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] 
     # Files of the data folder are nobody else's business.
     os.umask(0o077)
     logs.configure(config.name, config.log_format, config.log_level)
+    raise_descriptor_limit()
     if unknown_variables:
         logger.warning("Ignoring unknown environment variables: %s", ", ".join(unknown_variables))
     try:
@@ -127,10 +129,8 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         node = await stack.enter_async_context(running_node(config, tracer))
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
-        service = Service(node, perf_counter)
-        server = ApiServer(
-            service, config, node.counters, telemetry.render, tracer.wrap if tracer is not None else None
-        )
+        service = Service(node, perf_counter, telemetry.render)
+        server = ApiServer(service, config, node.counters, tracer.wrap if tracer is not None else None)
         stack.push_async_callback(server.stop)
         await server.start()
         logger.info("Serving clients at %s", config.advertise_client_url)
@@ -194,13 +194,18 @@ async def _first_of(*parts: Coroutine[None, None, object]) -> None:
 
 
 class _Stopping:
-    """SIGTERM and SIGINT: the first one sets ``event``; before ``gently``, or the second time, it ends everything."""
+    """SIGTERM, SIGINT and SIGHUP: the first sets ``event``; before ``gently``, or the second time, it ends everything.
+
+    SIGHUP (the terminal was closed) stays ignored if whoever started the node ignores it, as nohup does.
+    """
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
         self.gently = False
         self._main = asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:

@@ -9,11 +9,13 @@ from kvorum.config.addresses import (
     split_address,
     split_ordinal,
 )
+from kvorum.config.hosts import KnownHosts
 from kvorum.config.options import REPLICAS_MAX, Config, resolve
 
 __all__ = [
     "REPLICAS_MAX",
     "Config",
+    "KnownHosts",
     "PeerAddress",
     "is_base_url",
     "join_address",

@@ -32,6 +32,9 @@ REPLICAS_MAX = 101
 KIB = 1024
 MIB = 1024 * KIB
 
+ANY_HOST = "*"
+"""In ``hosts``: every host is known."""
+
 _DURATION = re.compile(r"([0-9]{1,6})([smhd]?)", re.ASCII)
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -59,6 +62,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     advertise_peer_url: Annotated[
         str, Meta(description="URL of this node for its peers. Empty: from peers, the pod's DNS name, or listen_peer.")
+    ] = ""
+    hosts: Annotated[
+        str,
+        Meta(
+            description="Further host names under which this node is reached, separated by commas, e.g. that of an "
+            "ingress. Requests for any other name are refused, so that no web page can use the node by DNS rebinding. "
+            "Always known are localhost, literal addresses, the names in other options, the members' URLs, and in "
+            "Kubernetes the names in the namespace. *: every name."
+        ),
     ] = ""
     insecure: Annotated[
         bool, Meta(description="Allow addresses other than loopback. This version has no authentication.")
@@ -199,11 +211,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         bool, Meta(description="Forward writes to the leader instead of redirecting the client, as ?forward=true does.")
     ] = False
     connections_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Maximum number of client connections; more are refused with 503.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Maximum number of client connections. It is lowered to what the limit of open files allows. "
+            "For one more, the connection that has been idle longest is closed; if none is idle, the new one is "
+            "refused with 503.",
+        ),
     ] = 4096
     body_bytes_max: Annotated[
         int, Meta(ge=1, le=8 * MIB, description="Maximum size of a request body.", extra={"unit": "bytes"})
     ] = 1 * MIB
+    inflight_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16 * 1024 * MIB,
+            description="Maximum size of all request bodies that are in memory at a time; more are refused with 503. "
+            "At least twice body_bytes_max. 0: 64 MiB, or an eighth of the memory limit of the container if that is "
+            "less.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 0
     body_timeout_s: Annotated[
         float, Meta(ge=0.05, le=600, description="Maximum time for a request body to arrive.", extra={"unit": "s"})
     ] = 10.0
@@ -275,6 +305,11 @@ def resolve(config: Config, *, host_name: str) -> Config:
     _check_listeners(config)
     _check_peers(config)
     _check_times(config)
+    _check_hosts(config)
+    if 0 < config.inflight_bytes_max < 2 * config.body_bytes_max:
+        raise ConfigError(
+            f"inflight_bytes_max {config.inflight_bytes_max} is less than twice body_bytes_max {config.body_bytes_max}"
+        )
     finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,
@@ -368,6 +403,17 @@ def _check_times(config: Config) -> None:
             f"election_timeout_ms {config.election_timeout_ms} is less than 3 times heartbeat_ms "
             f"{config.heartbeat_ms}: a single lost heartbeat would start elections"
         )
+
+
+def split_hosts(hosts: str) -> tuple[str, ...]:
+    """Return the names of the option ``hosts``."""
+    return tuple(filter(None, (host.strip() for host in hosts.split(","))))
+
+
+def _check_hosts(config: Config) -> None:
+    for host in split_hosts(config.hosts):
+        if host != ANY_HOST and not is_host(host):
+            raise ConfigError(f"hosts: {host!r} is not a host name: omit the scheme and the port")
 
 
 def _check_url(url: str, option: str) -> None:

@@ -80,11 +80,6 @@ class SnapshotIterator:
         self._done = False
         self._closed = False
 
-    @property
-    def preserved_count(self) -> int:
-        """How many replaced records and sessions are held for this iterator alone."""
-        return len(self._preserved) + len(self._preserved_sessions)
-
     def next_chunk(self, max_keys: int = CHUNK_KEYS, max_bytes: int = CHUNK_BYTES) -> bytes | None:
         """Return the next bytes of the snapshot, or None when it is complete.
 

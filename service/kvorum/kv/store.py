@@ -165,11 +165,6 @@ class Store:
         return records.total if records is not None and records.is_counted else None
 
     @property
-    def state_hash_version(self) -> int:
-        """The definition of ``state_hash``: 1 below level 2, 2 from it on. Hashes of two definitions differ always."""
-        return 1 if self._changes is None else 2
-
-    @property
     def digest(self) -> StateDigest:
         """What other nodes compare with theirs at the same index."""
         changes = self._changes

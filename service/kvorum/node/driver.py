@@ -63,9 +63,9 @@ class Driver:
         state: what committed entries are applied to.
         storage: where saves go.
         peers: where messages go.
-        clock: what measures.
+        clock: measures time.
         turns: by which it is asked for a turn.
-        supervisor: who hears of a failure that cannot be survived.
+        supervisor: ends the process after a failure that cannot be survived.
         counters: where things are counted.
         proposals: the writes on their way.
         reads: the linearizable reads on their way.
@@ -76,7 +76,7 @@ class Driver:
         integrity: what investigates a wrong state.
         staleness: what counts how old the state may be.
         levels: what raises the feature level when it is time.
-        tracer: what is told of the traced writes, if anything is.
+        tracer: records the spans of traced writes; None: there are no traces.
     """
 
     def __init__(

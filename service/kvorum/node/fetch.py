@@ -1,4 +1,4 @@
-"""Fetching another member's snapshot: in chunks, resumable; durable and decoded before consensus hears of it."""
+"""Fetching another member's snapshot: in chunks, resumable; durable and decoded before consensus gets it."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Fetcher:
     """Fetches what consensus asks for, one snapshot at a time, and holds its state until that is restored.
 
     Args:
-        raft: the consensus server, which is told what became of each fetch.
+        raft: the consensus server, which gets the result of each fetch.
         storage: where the file goes.
         peers: whom to ask.
-        clock: what measures.
+        clock: measures time.
         tasks: where it runs.
         threads: where the disk is written.
         turns: the driver's.
@@ -97,7 +97,7 @@ class Fetcher:
         self._limit = RateLimit(clock=clock.monotonic)
 
     def begin(self, fetch: Fetch) -> None:
-        """Fetch a snapshot; consensus hears of its end, and asks for no other before."""
+        """Fetch a snapshot, and report its end to consensus, which asks for no other one before."""
         self._fetch = fetch
         self._has_progressed = True
         self._task = self._tasks.spawn(self._run(fetch), name="fetch a snapshot")

@@ -48,7 +48,7 @@ class FeatureLevels:
         raft: the consensus server.
         state: whose level it is.
         identity: who we are, and of which cluster.
-        waits: where the driver tells what became of a raise.
+        waits: completes when the entry of a raise is applied or replaced.
         clock: by which ``finalize_after`` passes.
         turns: the driver's.
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
-from kvorum.errors import FatalError, NoLeaderError
+from kvorum.errors import NotServingError
 from kvorum.identity import Identity
 from kvorum.kv.commands import Command, Result
 from kvorum.kv.state_hash import StateDigest
@@ -114,10 +114,6 @@ class Node:
         """
         raise await self.ports.supervisor.wait()
 
-    def fail(self, error: FatalError) -> None:
-        """Let the node end with this error."""
-        self.ports.supervisor.fail(error)
-
     @property
     def stopping(self) -> bool:
         """Whether the node is about to stop: it is not ready any more, and changes no membership."""
@@ -155,18 +151,18 @@ class Node:
         """Check that this node may answer from its state, stale or not.
 
         Raises:
-            NoLeaderError: it may not, since its state is wrong or it is about to end; nothing was done.
+            NotServingError: it may not, since its state is wrong or it is about to end; nothing was done.
         """
         if self.parts.turns.is_over:
-            raise NoLeaderError("the node is stopping")
+            raise NotServingError("the node is stopping")
         if self.quarantined:
-            raise NoLeaderError(self.quarantined)
+            raise NotServingError(self.quarantined)
 
     async def propose(self, command: Command, timeout_ms: int) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
@@ -176,11 +172,19 @@ class Node:
         self.parts.turns.schedule()
         return await waiter
 
+    def check_leads(self) -> None:
+        """Check that this node can propose commands.
+
+        Raises:
+            NotLeaderError: it does not lead.
+        """
+        self.parts.proposals.check_leads()
+
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged, anywhere, before the call.
 
         Raises:
-            NoLeaderError, ReadTimeoutError, OverloadedError: it could not be confirmed in time.
+            NoLeaderError, NotServingError, ReadTimeoutError, OverloadedError: it could not be confirmed in time.
         """
         self.check_serves()
         waiter = self.parts.reads.submit(timeout_ms / 1000)

@@ -25,7 +25,7 @@ class PeerRequests:
     """Answers the peer port (:class:`~kvorum.transport.interface.NodeHandler`).
 
     Args:
-        config: what this node was told.
+        config: the node's configuration.
         identity: who it is.
         raft: the consensus server.
         driver: what takes the messages.

@@ -141,9 +141,9 @@ class Ports:
     """Everything that a composition root hands in.
 
     Attributes:
-        supervisor: who hears of every failure that must end the process: the storage, the tasks and the driver.
+        supervisor: receives every failure that must end the process, from the storage, the tasks and the driver.
         random: draws the election timeouts, the numbers of reads and the incarnation of a new disk.
-        tracer: what is told of each traced request; None: nothing is traced.
+        tracer: records the spans of traced requests; None: there are no traces.
         make_raft: makes the consensus server; the simulator wraps it.
         make_store: makes an empty state; the simulator wraps it.
     """

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvorum.errors import CallerError, NoLeaderError, NotLeaderError, OutcomeUnknownError, OverloadedError
+from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
@@ -39,7 +39,7 @@ class Proposals:
         pending_max: writes queued or waiting for a quorum; more are refused.
         batch_bytes_max: the most that one log entry carries.
         clock: by which writes expire, and whose wall time entries carry.
-        tracer: what is told of each traced write, if anything is.
+        tracer: records the spans of traced writes; None: there are no traces.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Proposals:
     def idle(self, deadline_s: float) -> asyncio.Future[None]:
         """Return a future that completes once no caller waits for a write, at the latest at ``deadline_s``.
 
-        A write whose caller was told that its outcome is unknown, or has gone, is not waited for. The latter is noticed
+        A write whose caller has the answer "unknown", or has gone, is not waited for. The latter is noticed
         at the next tick.
         """
         waiter: asyncio.Future[None] = asyncio.Future()
@@ -88,14 +88,22 @@ class Proposals:
                 waiter.set_result(None)
         self._idle = [each for each in self._idle if not each[1].done()]
 
+    def check_leads(self) -> None:
+        """Check that this node leads.
+
+        Raises:
+            NotLeaderError: it does not.
+        """
+        if self._raft.leader != self._raft.id:
+            raise NotLeaderError(self._raft.leader)
+
     def submit(self, command: Command, timeout_s: float) -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         Raises:
             NotLeaderError, OverloadedError, FeatureUnavailableError: nothing was queued.
         """
-        if self._raft.leader != self._raft.id:
-            raise NotLeaderError(self._raft.leader)
+        self.check_leads()
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
@@ -213,7 +221,7 @@ class Proposals:
         """Answer every caller: the node stops, or its state is wrong."""
         queued = [waiter for _, waiter in self.queue]
         self.queue.clear()
-        self._refuse(queued, NoLeaderError(reason))
+        self._refuse(queued, NotServingError(reason))
         for _, waiters, _ in self._proposed.values():
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be applied"))

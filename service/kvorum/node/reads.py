@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kvorum.errors import NoLeaderError, OverloadedError, ReadTimeoutError
+from kvorum.errors import NoLeaderError, NotServingError, OverloadedError, ReadTimeoutError
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
@@ -132,7 +132,7 @@ class Reads:
         waiters = [*self.queue, *(waiter for waiting, _ in self._asked.values() for waiter in waiting)]
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(NoLeaderError(reason))
+                waiter.set_exception(NotServingError(reason))
         for context in self._asked:
             self._raft.abandon_read(context)
         self.queue.clear()

@@ -18,7 +18,7 @@ class RoundTrips:
 
     Args:
         counters: where round trips are recorded, and where a dropped message shows.
-        clock: what measures.
+        clock: measures time.
     """
 
     def __init__(self, counters: Counters, clock: Clock) -> None:

@@ -38,7 +38,7 @@ class LoopTasks:
     """Tasks and timers of the running event loop.
 
     Args:
-        supervisor: who hears of what leaves a task.
+        supervisor: receives the exceptions that leave a task.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:

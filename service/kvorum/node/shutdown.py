@@ -34,7 +34,7 @@ class Shutdown:
         membership: transfers the leadership.
         proposals: the writes that are in flight.
         peers: whom to ask whether they are up.
-        clock: what measures.
+        clock: measures time.
         tasks: how to wait.
     """
 

@@ -40,7 +40,7 @@ class Snapshots:
         raft: the consensus server.
         state: what is taken.
         storage: where it goes.
-        clock: what measures.
+        clock: measures time.
         tasks: where it runs.
         threads: where the disk is written.
         supervisor: who knows whether the process is about to end.

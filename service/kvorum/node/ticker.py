@@ -14,7 +14,7 @@ class Ticker:
     Args:
         tick_ms: how long a tick is.
         act: what a tick does.
-        clock: what measures.
+        clock: measures time.
         tasks: how to be called later.
         counters: where the lag of the loop is counted.
     """

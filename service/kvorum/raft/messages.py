@@ -114,7 +114,7 @@ class RequestVote(_Message, frozen=True, array_like=True, tag="rv", kw_only=True
     last_log_term: Number
     pre_vote: bool = False
     leadership_transfer: bool = False
-    """The candidate was told to campaign by the leader (thesis 4.2.3): the leader's lease does not protect it."""
+    """The leader told the candidate to campaign (thesis 4.2.3): the leader's lease does not protect it."""
 
 
 class RequestVoteResponse(_Message, frozen=True, array_like=True, tag="rvr", kw_only=True):
@@ -220,7 +220,7 @@ Message = LeaderMessage | Response | RequestVote | RequestVoteResponse | ReadInd
 
 
 class Save(msgspec.Struct, frozen=True):
-    """What must become durable in one atomic write, before :meth:`Raft.saved` is told its ``number``.
+    """What must become durable in one atomic write, before :meth:`Raft.saved` is called with its ``number``.
 
     A save that fails ends the process: nobody knows what of it is durable.
     """

@@ -14,8 +14,10 @@ from kvorum.service.requests import (
     FinalizeUpgrade,
     Get,
     GetLeader,
+    GetMetrics,
     GetStateHash,
     GetStatus,
+    GetVersion,
     ListMembers,
     PromoteMember,
     Put,
@@ -55,7 +57,9 @@ def authorize(principal: Principal, request: Request) -> None:
             return
         case Snapshot():  # Read all keys at once.
             return
-        case CheckLiveness() | CheckReadiness():  # Needs no permission: a kubelet has no credentials.
+        case GetMetrics():  # Look at the metrics.
+            return
+        case CheckLiveness() | CheckReadiness() | GetVersion():  # Needs no permission: a kubelet has no credentials.
             return
         case _:
             assert_never(request)

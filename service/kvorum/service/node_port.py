@@ -84,15 +84,24 @@ class NodePort(Protocol):
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NoLeaderError, OverloadedError, FeatureUnavailableError: certainly not done.
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: certainly not done.
             OutcomeUnknownError: it may be done, now or later.
+        """
+
+    def check_leads(self) -> None:
+        """Check that the node can propose commands.
+
+        Raises:
+            NotLeaderError: it does not lead.
         """
 
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged before the call.
 
         Raises:
-            NoLeaderError, ReadTimeoutError, OverloadedError: no quorum said so in time, or too many reads wait.
+            NoLeaderError, ReadTimeoutError: no quorum said so in time.
+            NotServingError: the node serves nobody.
+            OverloadedError: too many reads wait.
         """
 
     async def begin_backup(self) -> Backup:
@@ -106,7 +115,7 @@ class NodePort(Protocol):
         """Check that the node may answer from its state, stale or not.
 
         Raises:
-            NoLeaderError: it may not.
+            NotServingError: it may not.
         """
 
     def staleness_ms(self) -> int | None:

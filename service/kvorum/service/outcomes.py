@@ -42,6 +42,7 @@ OUTCOMES = MappingProxyType(
         # The cluster.
         "not_leader": REFUSED,
         "no_leader": _REFUSED_FOR_NOW,
+        "not_serving": _REFUSED_FOR_NOW,
         "overloaded": _REFUSED_FOR_NOW,
         "read_timeout": _REFUSED_FOR_NOW,
         "too_stale": _REFUSED_FOR_NOW,

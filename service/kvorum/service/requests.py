@@ -22,8 +22,10 @@ __all__ = [
     "FinalizeUpgrade",
     "Get",
     "GetLeader",
+    "GetMetrics",
     "GetStateHash",
     "GetStatus",
+    "GetVersion",
     "ListMembers",
     "PromoteMember",
     "Put",
@@ -64,7 +66,8 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     """Read a key.
 
     A linearizable read sees everything that was acknowledged before it, whichever node is asked. A stale read takes
-    what the node has applied, if that includes everything committed ``max_staleness_ms`` ago (None: whatever it is).
+    what the node has applied, if that includes everything committed ``max_staleness_ms`` ago (None: whatever it is). If
+    it does not, the read asks a quorum as a linearizable one does.
     """
 
     key: bytes
@@ -137,7 +140,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
-# Probes.
+# Probes and scrapes.
 
 
 class CheckLiveness(msgspec.Struct, frozen=True):
@@ -146,6 +149,14 @@ class CheckLiveness(msgspec.Struct, frozen=True):
 
 class CheckReadiness(msgspec.Struct, frozen=True):
     """Whether this node can serve clients."""
+
+
+class GetMetrics(msgspec.Struct, frozen=True):
+    """The metrics of this node, at most a second old."""
+
+
+class GetVersion(msgspec.Struct, frozen=True):
+    """The version of this node."""
 
 
 Request = (
@@ -164,4 +175,6 @@ Request = (
     | Snapshot
     | CheckLiveness
     | CheckReadiness
+    | GetMetrics
+    | GetVersion
 )

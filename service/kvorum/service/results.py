@@ -18,12 +18,14 @@ __all__ = [
     "Leader",
     "MemberStatus",
     "Members",
+    "Metrics",
     "NewLeader",
     "NodeStatus",
     "PutResult",
     "RecordView",
     "Result",
     "StateHash",
+    "Version",
 ]
 
 
@@ -77,6 +79,20 @@ class Checks(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
+class Metrics(msgspec.Struct, frozen=True):
+    """The metrics of a node, as its telemetry renders them."""
+
+    body: bytes
+    content_type: str
+
+
+class Version(msgspec.Struct, frozen=True):
+    """What a node runs."""
+
+    version: str
+    python: str
+
+
 Result = (
     PutResult
     | GetResult
@@ -89,4 +105,6 @@ Result = (
     | FeatureLevel
     | Backup
     | Checks
+    | Metrics
+    | Version
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Awaitable, Callable
 from typing import assert_never, overload
 
+import kvorum
 from kvorum.errors import (
     CallerError,
     CompareFailedError,
@@ -12,6 +14,7 @@ from kvorum.errors import (
     InvariantViolatedError,
     NoLeaderError,
     NotLeaderError,
+    ReadTimeoutError,
     SessionError,
     TooStaleError,
 )
@@ -30,8 +33,10 @@ from kvorum.service.requests import (
     FinalizeUpgrade,
     Get,
     GetLeader,
+    GetMetrics,
     GetStateHash,
     GetStatus,
+    GetVersion,
     ListMembers,
     PromoteMember,
     Put,
@@ -48,12 +53,20 @@ from kvorum.service.results import (
     GetResult,
     Leader,
     Members,
+    Metrics,
     NewLeader,
     NodeStatus,
     PutResult,
     Result,
     StateHash,
+    Version,
 )
+
+RenderMetrics = Callable[[], tuple[bytes, str]]
+"""Returns the metrics of the node, and their content type."""
+
+_METRICS_SHARED_S = 1.0
+"""A rendering takes milliseconds of the event loop: a few scrapers in a tight loop would cost a leader its place."""
 
 
 class Service:
@@ -62,10 +75,19 @@ class Service:
     Args:
         node: the node.
         now: a monotonic clock, in seconds.
+        render_metrics: renders the metrics; by default there are none.
     """
 
-    def __init__(self, node: NodePort, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        node: NodePort,
+        now: Callable[[], float],
+        render_metrics: RenderMetrics = lambda: (b"", "text/plain"),
+    ) -> None:
         self._node = node
+        self._render_metrics = render_metrics
+        self._metrics: Metrics | None = None
+        self._metrics_since_s = 0.0
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
@@ -95,6 +117,10 @@ class Service:
     def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
     @overload
     def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetMetrics) -> Awaitable[Metrics]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetVersion) -> Awaitable[Version]: ...
     # fmt: on
 
     def execute(self, principal: Principal, request: Request) -> Awaitable[Result]:
@@ -135,8 +161,23 @@ class Service:
                 return self._snapshot(request)
             case CheckLiveness() | CheckReadiness():
                 return self._check(request)
+            case GetMetrics():
+                return self._get_metrics()
+            case GetVersion():
+                return self._get_version()
             case _:
                 assert_never(request)
+
+    def check_leads(self) -> None:
+        """Check that this node can execute writes; so a front can refuse one before it has read all of it.
+
+        Raises:
+            NotLeaderError, NoLeaderError: as :meth:`execute` would.
+        """
+        try:
+            self._node.check_leads()
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
 
     # Keys: the hot path.
 
@@ -171,7 +212,11 @@ class Service:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
         staleness_ms = None
         if request.consistency == "stale":
-            staleness_ms = self._staleness_ms(request.max_staleness_ms)
+            try:
+                staleness_ms = self._staleness_ms(request.max_staleness_ms)
+            except TooStaleError as error:
+                await self._refresh(timeout_ms, error)
+                staleness_ms = 0
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
@@ -186,6 +231,18 @@ class Service:
         if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
             raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
         return staleness_ms
+
+    async def _refresh(self, timeout_ms: int, too_stale: TooStaleError) -> None:
+        """Return when the state holds everything that was committed before the request.
+
+        Raises:
+            TooStaleError: no quorum confirmed it in time.
+            OverloadedError: too many reads wait.
+        """
+        try:
+            await self._node.read_barrier(timeout_ms)
+        except (NoLeaderError, ReadTimeoutError):
+            raise too_stale from None
 
     # The cluster.
 
@@ -241,6 +298,17 @@ class Service:
     async def _check(self, request: CheckLiveness | CheckReadiness) -> Checks:
         node = self._node
         return Checks(tuple(node.liveness() if isinstance(request, CheckLiveness) else node.readiness()))
+
+    async def _get_metrics(self) -> Metrics:
+        """Return the metrics. All that ask within a second of a rendering share it."""
+        now = self._now()
+        if self._metrics is None or now - self._metrics_since_s >= _METRICS_SHARED_S:
+            self._metrics = Metrics(*self._render_metrics())
+            self._metrics_since_s = now
+        return self._metrics
+
+    async def _get_version(self) -> Version:
+        return Version(kvorum.__version__, platform.python_version())
 
     def _bounded(self, timeout_ms: int | None) -> int:
         return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)

@@ -27,13 +27,23 @@ def explained(what: str) -> Iterator[None]:
         raise StorageError(f"{what}: {error.strerror or error}") from error
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+@contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """Open a folder, whose names ``os.fsync`` of the descriptor makes durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path, descriptor: int | None = None) -> None:
+    """Make the names in a folder durable; ``descriptor``: of the folder, if it is open."""
+    if descriptor is not None:
+        os.fsync(descriptor)
+        return
+    with opened_folder(path) as opened:
+        os.fsync(opened)
 
 
 def create_folder(path: Path) -> None:

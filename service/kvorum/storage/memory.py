@@ -37,7 +37,7 @@ class Compaction(msgspec.Struct, frozen=True):
 
 
 class MemoryStorage:
-    """A disk that does what it is told, when it is told; implements :class:`~kvorum.storage.interface.Storage`.
+    """A disk whose calls and failures the caller decides; implements :class:`~kvorum.storage.interface.Storage`.
 
     Args:
         failed: called by :meth:`fail`, as a real disk would when a write fails.

@@ -25,7 +25,7 @@ from typing import BinaryIO
 from kvorum.errors import InvariantViolatedError, SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Snapshot
 from kvorum.storage import retention
-from kvorum.storage.files import FILE_MODE, create_folder, explained, sync_folder
+from kvorum.storage.files import FILE_MODE, create_folder, explained, opened_folder, sync_folder
 from kvorum.storage.interface import SnapshotInfo
 from kvorum.storage.snapshot_format import (
     CHUNK_BYTES,
@@ -45,7 +45,8 @@ PART = ".part"
 DAMAGED = ".damaged"
 
 _HEXADECIMAL = frozenset("0123456789abcdef")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""A lack of room or of descriptors: a later snapshot may succeed."""
 
 _WRITE_BACK_BYTES = 4 * 1024 * 1024
 """How much of a file may wait in the page cache: one large fsync at the end would hold up the saves of the log."""
@@ -60,7 +61,8 @@ class Snapshots:
 
     Args:
         folder: where they are.
-        broken: called, on any thread, when the disk refuses a write for any other reason than a lack of room.
+        broken: called, on any thread, when the disk refuses a write for a reason that does not go away by itself, as a
+            lack of room or of descriptors does.
     """
 
     def __init__(self, folder: Path, broken: Callable[[StorageError], None]) -> None:
@@ -233,10 +235,11 @@ class Snapshots:
     def add(self, path: Path, info: SnapshotInfo, *, own: bool) -> None:
         """Rename a synced file into place; ``own``: it was taken from the log of this node, which goes on from it."""
         last_index = info.snapshot.last_index
-        with self._files:
+        # Opened before the rename: a lack of descriptors must not show after it.
+        with self._files, opened_folder(self.folder) as folder:
             path.rename(self._path(last_index))
             try:
-                sync_folder(self.folder)
+                sync_folder(self.folder, folder)
             except OSError as error:
                 # It may have taken the place of one that the log needs, and nobody knows which of them a crash leaves.
                 raise self._refused("cannot make a snapshot durable", error) from error
@@ -248,8 +251,8 @@ class Snapshots:
             self._remove(superfluous)
 
     def failure(self, what: str, error: OSError) -> StorageError:
-        """Return what to raise when a file could not be written: only a lack of room spares the node."""
-        if error.errno in _NO_ROOM:
+        """Return what to raise when a file could not be written: only what goes away by itself spares the node."""
+        if error.errno in _FOR_NOW:
             return SnapshotFailedError(f"{what}: {error.strerror}")
         return self._refused(what, error)
 

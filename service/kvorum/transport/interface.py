@@ -58,7 +58,7 @@ class Hello(msgspec.Struct, frozen=True):
     cluster_id: _Hex64
     """Empty: it has never been in a cluster."""
     expected: tuple[_Name, ...]
-    """The names of the first members, as this node was told."""
+    """The names of the first members, from the configuration of this node."""
     token: _Hex64
     """SHA-256 of the bootstrap token, hex."""
     peer_url: _Url

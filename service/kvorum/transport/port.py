@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from random import Random
 
 import aiohttp
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 
-from kvorum.config import Config, split_address
+from kvorum.config import Config, KnownHosts, split_address
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import Message, NodeId
 from kvorum.telemetry.counters import Counters
@@ -36,6 +37,7 @@ class PeerPort:
     def __init__(self, config: Config, counters: Counters, random: Random) -> None:
         self._config = config
         self._counters = counters
+        self._hosts = KnownHosts(config)
         self._handler: NodeHandler | None = None
         self._server: PeerServer | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -87,6 +89,7 @@ class PeerPort:
         self._handler = handler
         silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
+        server.app.middlewares.append(_only_known(self._hosts))
         self._closing.push_async_callback(self._close_outgoing)
         runner = web.AppRunner(server.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
         self._closing.push_async_callback(runner.cleanup)
@@ -109,6 +112,7 @@ class PeerPort:
 
     def set_members(self, urls: Mapping[NodeId, str]) -> None:
         """Keep a stream to each of these members; see :meth:`Transport.set_members`."""
+        self._hosts.learn(urls.values())
         self._transport.set_members(urls, self._server.callers if self._server is not None else ())
 
     def add_stranger(self, node: NodeId, url: str) -> None:
@@ -129,6 +133,18 @@ class PeerPort:
     def is_connected(self, node: NodeId) -> bool:
         """Tell whether our stream to this node is open."""
         return self._transport.is_connected(node)
+
+
+def _only_known(hosts: KnownHosts) -> Middleware:
+    """Return what refuses requests for a host that is not this node's, see :mod:`kvorum.config.hosts`."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not hosts.knows(request.headers.get(hdrs.HOST)):
+            raise web.HTTPMisdirectedRequest(text="this node is not known under this host: see the option hosts\n")
+        return await handler(request)
+
+    return check
 
 
 def _refusing_redirects() -> aiohttp.TraceConfig:

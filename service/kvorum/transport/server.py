@@ -188,6 +188,9 @@ class PeerServer:
                         patience.reschedule(renewed + self._silence_s)
         except TimeoutError:
             self._counters.peer_failures[self._label(sender), "silent"] += 1
+        except ConnectionError:
+            # It hung up while the library answered its ping.
+            self._counters.peer_failures[self._label(sender), "broken"] += 1
         except MalformedMessageError as error:
             self._counters.peer_failures[self._label(sender), "malformed"] += 1
             self._warn("frame", sender, f"closed the stream of {sender}: {error}")

@@ -6,7 +6,11 @@ from mutants.mutant import Mutant
 
 _WAIT = """\
 if request.consistency == 'stale':
-    staleness_ms = self._staleness_ms(request.max_staleness_ms)
+    try:
+        staleness_ms = self._staleness_ms(request.max_staleness_ms)
+    except TooStaleError as error:
+        await self._refresh(timeout_ms, error)
+        staleness_ms = 0
     self._counters.stale_reads += 1
 else:
     await self._node.read_barrier(timeout_ms)
@@ -187,7 +191,7 @@ MUTANTS = (
     Mutant(
         "forwarding",
         "A forwarded request is forwarded again.",
-        "fronts.http.dispatch:Dispatcher._to_leader",
+        "fronts.http.forward:is_forwarding",
         "FORWARDED_BY not in request.headers",
         "True",
         tests="tests/fronts/test_problems.py",
@@ -207,5 +211,116 @@ MUTANTS = (
         "'#' in target",
         "False",
         tests="tests/fronts/test_kv.py tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "limits",
+        "A head may be as long as its lines allow.",
+        "fronts.http.server:_Connection._check_heads",
+        "self._messages[position] = self._refused_head()",
+        "pass",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "limits",
+        "A head whose end does not arrive is kept, however long.",
+        "fronts.http.server:_Connection.data_received",
+        "self._head_bytes > _HEAD_BYTES_MAX",
+        "False",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "limits",
+        "A key with a dot segment in its path is taken, and becomes another key after a redirect.",
+        "fronts.http.kv:decode_key",
+        "_DOT_SEGMENT.search(raw) and not _ENCODED_DOTS.fullmatch(raw)",
+        "False",
+        tests="tests/fronts/test_kv.py",
+    ),
+    Mutant(
+        "hosts",
+        "A web page can use a node by DNS rebinding.",
+        "fronts.http.dispatch:Dispatcher._check_host",
+        "not self._hosts.knows(host)",
+        "False",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "hosts",
+        "A host that only begins like a known one is known.",
+        "config.hosts:KnownHosts._is_known",
+        "host in self._names",
+        "any(host.startswith(name) for name in self._names)",
+        tests="tests/fronts/test_config.py",
+    ),
+    Mutant(
+        "metrics",
+        "Every scrape renders the metrics anew.",
+        "service.service:Service._get_metrics",
+        "now - self._metrics_since_s >= _METRICS_SHARED_S",
+        "True",
+        tests="tests/fronts/test_health.py",
+    ),
+    Mutant(
+        "K10",
+        "A stale read whose bound is not met is served without asking a quorum.",
+        "service.service:Service._refresh",
+        "await self._node.read_barrier(timeout_ms)",
+        "pass",
+    ),
+    Mutant(
+        "half-closed",
+        "A client that sends no more gets no answer to its write.",
+        "fronts.http.server:_Connection.eof_received",
+        "not is_idle and self._latest_body.is_eof()",
+        "False",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "bodies",
+        "Request bodies in memory have no bound together.",
+        "fronts.http.request:Bodies._take",
+        "self.used_bytes + size_bytes > limit_bytes",
+        "False",
+        tests="tests/fronts/test_bodies.py",
+    ),
+    Mutant(
+        "bodies",
+        "Bodies that arrive slowly take the whole budget.",
+        "fronts.http.request:Bodies.read",
+        "self._budget_bytes * 3 // 4",
+        "self._budget_bytes",
+        tests="tests/fronts/test_bodies.py",
+    ),
+    Mutant(
+        "bodies",
+        "The budget of an answered request is not given back.",
+        "fronts.http.request:Bodies.release",
+        "self.used_bytes -= request.get(_TAKEN_BYTES, 0)",
+        "pass",
+        tests="tests/fronts/test_bodies.py",
+    ),
+    Mutant(
+        "bodies",
+        "A follower reads a body that it will only redirect.",
+        "fronts.http.kv:KeyValueHandlers._check_leads",
+        "self._service.check_leads()",
+        "pass",
+        tests="tests/fronts/test_bodies.py",
+    ),
+    Mutant(
+        "descriptors",
+        "A connection too many is refused while others are idle.",
+        "fronts.http.server:_Connection.connection_made",
+        "self._server.is_full and not self._server.close_longest_idle()",
+        "self._server.is_full",
+        tests="tests/fronts/test_http.py",
+    ),
+    Mutant(
+        "descriptors",
+        "A lack of descriptors during a snapshot ends the node.",
+        "storage.snapshots:Snapshots.failure",
+        "error.errno in _FOR_NOW",
+        "error.errno in _FOR_NOW[:2]",
+        tests="tests/storage/test_snapshots.py",
     ),
 )

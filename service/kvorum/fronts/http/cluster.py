@@ -6,8 +6,7 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum_wire as wire
-from kvorum.config import Config
-from kvorum.fronts.http.request import BODY, Query, decode_json, decode_text, read_body
+from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_text
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
@@ -38,12 +37,12 @@ class ClusterHandlers:
 
     Args:
         service: what executes the requests.
-        config: the node's.
+        bodies: what reads their bodies.
     """
 
-    def __init__(self, service: Service, config: Config) -> None:
+    def __init__(self, service: Service, bodies: Bodies) -> None:
         self._execute = service.execute
-        self._body_timeout_s = config.body_timeout_s
+        self._bodies = bodies
 
     async def status(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/cluster``."""
@@ -100,7 +99,7 @@ class ClusterHandlers:
         return _members(await self._execute(ANONYMOUS, RemoveMember(_member_name(name), timeout_ms)))
 
     async def _body(self, request: BaseRequest) -> bytes:
-        body = request[BODY] = await read_body(request, _BODY_BYTES_MAX, self._body_timeout_s)
+        body = request[BODY] = await self._bodies.read(request, _BODY_BYTES_MAX)
         return body
 
 

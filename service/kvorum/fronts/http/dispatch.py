@@ -7,21 +7,23 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import NamedTuple
 
-from aiohttp import hdrs
+from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
 
-from kvorum.config import Config
+from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, NotLeaderError
 from kvorum.fronts.http import kv
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.forward import FORWARDED_BY, Forwarder
-from kvorum.fronts.http.health import HealthHandlers, RenderMetrics
+from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
+from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
-from kvorum.fronts.http.request import BODY, Query, split_target
+from kvorum.fronts.http.request import BODY, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import bounded_timeout_ms
+from kvorum.service.requests import ListMembers
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 
@@ -50,7 +52,8 @@ class Dispatcher:
         service: what executes the requests.
         config: the node's.
         counters: where requests are counted.
-        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
+        bodies: what reads the bodies of requests.
+        forwarded_max: how many connections to the leader may be open at a time.
         health_only: serve the health, metrics and version paths only (the metrics port).
     """
 
@@ -59,19 +62,23 @@ class Dispatcher:
         service: Service,
         config: Config,
         counters: Counters,
-        render_metrics: RenderMetrics | None,
+        bodies: Bodies,
         *,
+        forwarded_max: int = CONNECTIONS_MAX,
         health_only: bool = False,
     ) -> None:
+        self._service = service
         self._config = config
         self._counters = counters
+        self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
-        keys = kv.KeyValueHandlers(service, config)
+        self._bodies = bodies
+        keys = kv.KeyValueHandlers(service, config, bodies)
         self._kv_routes = _read("get", keys.get) | {
             "PUT": Route("put", keys.put),
             "DELETE": Route("delete", keys.delete),
         }
-        health = HealthHandlers(service, render_metrics)
+        health = HealthHandlers(service)
         self._routes: dict[str, dict[str, Route]] = {
             "/livez": _read("livez", health.livez),
             "/readyz": _read("readyz", health.readyz),
@@ -84,12 +91,13 @@ class Dispatcher:
         }
         self._promote: dict[str, Route] = {}
         if not health_only:
-            self._add_cluster(ClusterHandlers(service, config), BackupHandlers(service))
-        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000)
+            self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
+        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
 
     def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
         self._routes |= {
+            kv.PATH: self._kv_routes,
             "/v1/cluster": _read("cluster", cluster.status),
             "/v1/cluster/leader": _read("leader", cluster.leader)
             | {"POST": Route("leader", cluster.transfer_leadership)},
@@ -118,7 +126,12 @@ class Dispatcher:
         try:
             try:
                 path, query = split_target(request.raw_path)
-                if hdrs.ORIGIN in request.headers:
+                headers = request.headers
+                if request.version != HttpVersion11 and hdrs.TRANSFER_ENCODING in headers:
+                    raise RefusalError("malformed_http", "Transfer-Encoding needs HTTP/1.1")
+                if not self._hosts.knows(host := headers.get(hdrs.HOST)):
+                    await self._check_host(host)
+                if hdrs.ORIGIN in headers or "Sec-Fetch-Site" in headers:
                     _check_origin(request)
                 if path.startswith(self._kv_prefix):
                     routes, name = self._kv_routes, path[len(self._kv_prefix) :]
@@ -141,10 +154,22 @@ class Dispatcher:
             response = self._bug(error)
         finally:
             counters.inflight -= 1
+            self._bodies.release(request)
         response.write_timeout_s = self._config.body_timeout_s
         counters.requests[op, response.status] += 1
         counters.request_duration[op].record(perf_counter() - started)
         return response
+
+    async def _check_host(self, host: str | None) -> None:
+        """Refuse a request for a host that is not even a member's, see :mod:`kvorum.config.hosts`."""
+        members = await self._service.execute(ANONYMOUS, ListMembers())
+        self._hosts.learn(member.client_url for member in members.members)
+        if not self._hosts.knows(host):
+            raise RefusalError(
+                "unknown_host",
+                f"{self._config.name} does not know the host {host!r:.300}; if clients reach it under this name, add "
+                "it to the option hosts",
+            )
 
     def _find(self, path: str) -> tuple[dict[str, Route], str]:
         """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
@@ -166,8 +191,10 @@ class Dispatcher:
         leader, leader_url = error.leader_name, error.leader_client_url
         path, raw_query = split_target(request.raw_path)
         target = path + ("?" + raw_query if raw_query else "")
+        if path in {kv.PATH, kv.PREFIX}:
+            _, raw_query = kv.decode_key("", raw_query)
         query = Query(raw_query, _FORWARDABLE)
-        if (self._config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers:
+        if is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(request, request.get(BODY, b""), leader_url, target, timeout_s)
         self._counters.redirects += 1
@@ -208,6 +235,10 @@ def _check_origin(request: BaseRequest) -> None:
 
     Browsers send the origin of the page, and the page cannot prevent that.
     """
+    if request.headers.get("Sec-Fetch-Site", "") == "cross-site":
+        raise RefusalError("cross_origin", "a web page of another site may not use this node")
+    if hdrs.ORIGIN not in request.headers:
+        return
     origin = request.headers[hdrs.ORIGIN].partition("://")[2].lower()
     if request.method not in {"GET", "HEAD"} and origin != request.headers.get(hdrs.HOST, "").lower():
         raise RefusalError("cross_origin", "cross-origin requests may only read")

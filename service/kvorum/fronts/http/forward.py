@@ -9,7 +9,9 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from yarl import URL
 
+from kvorum.config import Config
 from kvorum.fronts.http.problems import RefusalError
+from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response, header
 
 FORWARDED_BY = "X-Kvorum-Forwarded-By"
@@ -18,7 +20,12 @@ FORWARDED_BY = "X-Kvorum-Forwarded-By"
 _REQUEST_HEADERS = ("Idempotency-Key", hdrs.CONTENT_TYPE, hdrs.ACCEPT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, "traceparent")
 _RESPONSE_HEADERS = ("ETag", hdrs.RETRY_AFTER, hdrs.ALLOW, "X-Kvorum-Revision")
 _STATUSES = frozenset(HTTPStatus)
-_CONNECTIONS_MAX = 256
+CONNECTIONS_MAX = 256
+
+
+def is_forwarding(config: Config, request: BaseRequest, query: Query) -> bool:
+    """Tell whether a request that is for the leader is forwarded there, rather than redirected."""
+    return (config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers
 
 
 class Forwarder:
@@ -27,9 +34,11 @@ class Forwarder:
     Args:
         name: this node's name.
         connect_timeout_s: how long a connection may take.
+        connections_max: how many may be open at a time.
     """
 
-    def __init__(self, name: str, connect_timeout_s: float) -> None:
+    def __init__(self, name: str, connect_timeout_s: float, connections_max: int) -> None:
+        self._connections_max = connections_max
         self._name = name
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
@@ -70,7 +79,7 @@ class Forwarder:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, ttl_dns_cache=1, keepalive_timeout=10),
+                connector=aiohttp.TCPConnector(limit=self._connections_max, ttl_dns_cache=1, keepalive_timeout=10),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 raise_for_status=False,

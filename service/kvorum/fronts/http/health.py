@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-
 import msgspec
 from aiohttp.web import BaseRequest
 
-import kvorum
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.requests import CheckLiveness, CheckReadiness
+from kvorum.service.requests import CheckLiveness, CheckReadiness, GetMetrics, GetVersion
 from kvorum.service.results import Check, Checks
-
-RenderMetrics = Callable[[], tuple[bytes, str]]
-"""Returns the body of ``/metrics`` and its content type."""
 
 _PARAMETERS = frozenset({"verbose", "exclude"})
 _EXCLUDE = frozenset({"exclude"})
@@ -31,12 +24,10 @@ class HealthHandlers:
 
     Args:
         service: what executes the requests.
-        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
     """
 
-    def __init__(self, service: Service, render_metrics: RenderMetrics | None) -> None:
+    def __init__(self, service: Service) -> None:
         self._execute = service.execute
-        self._render_metrics = render_metrics
 
     async def livez(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /livez[/CHECK]``: whether the process works; a kubelet restarts it if not."""
@@ -48,15 +39,14 @@ class HealthHandlers:
 
     async def metrics(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /metrics``; the parameters that a scraper adds are ignored."""
-        if self._render_metrics is None:
-            raise RefusalError("unknown_path", "this node has no metrics")
-        body, content_type = self._render_metrics()
-        return Response(200, body, content_type, _NO_STORE)
+        metrics = await self._execute(ANONYMOUS, GetMetrics())
+        return Response(200, metrics.body, metrics.content_type, _NO_STORE)
 
     async def version(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /version``."""
         Query(raw_query, frozenset())
-        fields = {"version": kvorum.__version__, "api": ["v1"], "python": platform.python_version()}
+        result = await self._execute(ANONYMOUS, GetVersion())
+        fields = {"version": result.version, "api": ["v1"], "python": result.python}
         return Response(200, msgspec.json.encode(fields) + b"\n")
 
 

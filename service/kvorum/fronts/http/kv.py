@@ -1,8 +1,9 @@
-"""``/v1/kv/{key}``: put, get, delete. The hot path: every line here is paid for by every request."""
+"""``/v1/kv/{key}``, ``/v1/kv?key={key}``: put, get, delete. The hot path: every request pays for every line here."""
 
 from __future__ import annotations
 
 import base64
+import re
 
 import msgspec
 from aiohttp import hdrs
@@ -11,15 +12,16 @@ from multidict import CIMultiDictProxy
 
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
+from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
+    Bodies,
     Query,
     combined,
     decode_bytes,
     parse_etags,
     parse_idempotency_key,
-    read_body,
     wants_json,
 )
 from kvorum.fronts.http.response import Response
@@ -29,10 +31,14 @@ from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, P
 from kvorum.service.results import GetResult, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
 
+PATH = "/v1/kv"
 PREFIX = "/v1/kv/"
 
 READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
+
+_DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
+_ENCODED_DOTS = re.compile(r"(?:%2e){1,2}", re.IGNORECASE)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,18 +49,26 @@ class KeyValueHandlers:
     Args:
         service: what executes the requests.
         config: the node's.
+        bodies: what reads their bodies.
     """
 
-    def __init__(self, service: Service, config: Config) -> None:
+    def __init__(self, service: Service, config: Config, bodies: Bodies) -> None:
+        self._service = service
         self._execute = service.execute
+        self._config = config
         self._node_name = config.name
         self._body_bytes_max = config.body_bytes_max
-        self._body_timeout_s = config.body_timeout_s
+        self._bodies = bodies
 
     async def put(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``PUT /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
-        value = await read_body(request, self._body_bytes_max, self._body_timeout_s)
+        key, raw_query = decode_key(raw_key, raw_query)
+        if not request.content.is_eof() and not is_forwarding(
+            self._config, request, Query(raw_query, WRITE_PARAMETERS)
+        ):
+            # A body that this node will only refuse is not worth reading.
+            self._service.check_leads()
+        value = await self._bodies.read(request, self._body_bytes_max)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
             raise InvalidRequestError("Content-Range is not supported: put the whole value")
@@ -78,9 +92,14 @@ class KeyValueHandlers:
             headers=f'ETag: "{mod_revision}"\r\nX-Kvorum-Revision: {result.revision}\r\n',
         )
 
+    def _check_leads(self, request: BaseRequest, raw_query: str) -> None:
+        """Redirect a request whose body is not here yet before it is read, if that is all that this node can do."""
+        if not is_forwarding(self._config, request, Query(raw_query, WRITE_PARAMETERS)):
+            self._service.check_leads()
+
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``DELETE /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
+        key, raw_query = decode_key(raw_key, raw_query)
         headers = request.headers
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
@@ -95,7 +114,7 @@ class KeyValueHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``GET /v1/kv/KEY``."""
-        key = _decode_key(raw_key)
+        key, raw_query = decode_key(raw_key, raw_query)
         result = await self._execute(ANONYMOUS, _get_with_parameters(key, raw_query) if raw_query else Get(key))
         record = result.record
         if record is None:
@@ -113,13 +132,34 @@ class KeyValueHandlers:
         )
 
 
-def _decode_key(raw: str) -> bytes:
-    if "%" not in raw and raw:
-        return raw.encode("utf-8", "surrogateescape")
-    key = decode_bytes(raw)
+def decode_key(raw: str, raw_query: str) -> tuple[bytes, str]:
+    """Return the key of a path that ends in ``raw``, or else of the parameter ``key``; and the rest of the query.
+
+    Raises:
+        InvalidRequestError: there is none, or the path is not the same for everybody.
+    """
+    if not raw:
+        return _key_parameter(raw_query)
+    if "." not in raw and "%" not in raw:
+        return raw.encode("utf-8", "surrogateescape"), raw_query
+    # An encoded dot segment that is the whole key names no other key when it is collapsed; clients send it.
+    if _DOT_SEGMENT.search(raw) and not _ENCODED_DOTS.fullmatch(raw):
+        raise InvalidRequestError(
+            "browsers, proxies and HTTP libraries collapse '.' and '..' in a path, so that it names another key: "
+            "write the slashes around them as %2F, or send the key as /v1/kv?key=KEY"
+        )
+    return decode_bytes(raw), raw_query
+
+
+def _key_parameter(raw_query: str) -> tuple[bytes, str]:
+    parts = raw_query.split("&")
+    keys = [part for part in parts if part.startswith("key=")]
+    if len(keys) > 1:
+        raise InvalidRequestError("the parameter key is given twice")
+    key = decode_bytes(keys[0].removeprefix("key=")) if keys else b""
     if not key:
-        raise InvalidRequestError("the key is empty: the path is /v1/kv/KEY")
-    return key
+        raise InvalidRequestError("the key is empty: the path is /v1/kv/KEY or /v1/kv?key=KEY")
+    return key, "&".join(part for part in parts if part not in keys)
 
 
 def _text(data: bytes) -> tuple[str | None, str | None]:

@@ -30,7 +30,7 @@ _STATUSES = {
     "not_leader": (307, "This node is not the leader"),
     "malformed_http": (400, "The request is not well-formed HTTP"),
     "invalid_request": (400, "The request is malformed"),
-    "cross_origin": (403, "A web page of another origin may not change anything"),
+    "cross_origin": (403, "A web page of another origin may not do this"),
     "unknown_path": (404, "The path does not exist"),
     "not_found": (404, "The key does not exist"),
     "method_not_allowed": (405, "The path does not support this method"),
@@ -46,11 +46,13 @@ _STATUSES = {
     "too_large": (413, "A limit was exceeded"),
     "unsupported_encoding": (415, "The encoding of the body is not supported"),
     "expectation_failed": (417, "The only supported expectation is 100-continue"),
+    "unknown_host": (421, "This node is not known under this host name"),
     "session_mismatch": (422, "The sequence was used by another request"),
     "sessions_full": (429, "There are too many live sessions"),
     "head_too_large": (431, "The request line or the headers are too large"),
     "internal": (500, "Internal error: a bug in Kvorum"),
     "no_leader": (503, "There is no leader"),
+    "not_serving": (503, "This node serves nobody now; another one may"),
     "overloaded": (503, "The server is overloaded"),
     "read_timeout": (503, "No quorum confirmed the read in time"),
     "too_stale": (503, "The data of this node may be older than the read accepts"),
@@ -110,4 +112,6 @@ def from_error(error: CallerError) -> Response:
     """Return the answer for an error of the service or of this front (a redirect needs the request too)."""
     code = error.code if error.code in TABLE else "internal"
     headers = error.headers if isinstance(error, RefusalError) else ""
-    return problem(code, str(error) or TABLE[code].title, headers=headers, **error.facts)
+    # Nobody knows where the next request would begin.
+    close = code == "malformed_http"
+    return problem(code, str(error) or TABLE[code].title, headers=headers, close=close, **error.facts)

@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayloadError
 from multidict import CIMultiDictProxy
 
-from kvorum.errors import InvalidRequestError, TooLargeError
+from kvorum.errors import InvalidRequestError, OverloadedError, TooLargeError
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.service.limits import INTEGER_MAX
 
@@ -23,9 +23,12 @@ T = TypeVar("T")
 BODY = RequestKey("body", bytes)
 """Where a handler leaves the body of a request that may have to be forwarded."""
 
+_TAKEN_BYTES = RequestKey("taken_bytes", int)
+
 _AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ETAG = re.compile(r'(?:W/)?"([^"]*)"')
+_ETAGS_MAX = 64
 _ETAGS = re.compile(rf"{_ETAG.pattern}(?:[ \t]*,[ \t]*{_ETAG.pattern})*")
 
 
@@ -149,48 +152,81 @@ def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
     A tag that is no revision of ours matches nothing and is left out.
 
     Raises:
-        InvalidRequestError: it is not a list of entity tags.
+        InvalidRequestError: it is not a list of entity tags, or there are more than 64.
     """
     text = text.strip()
     if text == "*":
         return None
+    if text.count('"') > 2 * _ETAGS_MAX:
+        raise InvalidRequestError(f"{what} lists more than {_ETAGS_MAX} entity tags")
     if not _ETAGS.fullmatch(text):
         raise InvalidRequestError(f'{what} is neither * nor a list of "REVISION"')
     tags = _ETAG.findall(text)
     return tuple(int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) <= 19)
 
 
-async def read_body(request: BaseRequest, bytes_max: int, timeout_s: float) -> bytes:
-    """Return the request's whole body.
+class Bodies:
+    """Reads the bodies of requests, within one budget for all that are in memory at a time.
 
-    Raises:
-        RefusalError: it is encoded, or did not arrive in time, or the client expects what we cannot do.
-        TooLargeError: it is over the limit.
-        InvalidRequestError: it is malformed.
-        ConnectionError: the client is gone.
+    A body takes its share before it is read, and keeps it until its request is answered. Bodies that are still arriving
+    can take three quarters: what arrives at once, as small bodies do, still finds room while others arrive slowly.
+
+    Args:
+        budget_bytes: the most that all bodies may take.
+        timeout_s: how long a body may take to arrive.
     """
-    headers = request.headers
-    if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
-        _check_codings(headers)
-    if (expect := headers.get(hdrs.EXPECT)) is not None and expect.lower() != "100-continue":
-        raise RefusalError("expectation_failed", "the only supported expectation is 100-continue")
-    length = headers.get(hdrs.CONTENT_LENGTH)
-    if length is not None and (len(length) > 19 or int(length) > bytes_max):
-        raise TooLargeError(f"the body has {length:.19} bytes", bytes_max)
-    try:
-        if request.content.is_eof():
-            body = request.content.read_nowait(-1)
-            if len(body) > bytes_max:
-                raise TooLargeError("the body is too long", bytes_max)
-            return body
-        if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        async with asyncio.timeout(timeout_s):
-            return await _read_slowly(request, bytes_max)
-    except TimeoutError:
-        raise RefusalError("body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
-    except (RequestPayloadError, PayloadAccessError, HttpProcessingError) as error:
-        raise InvalidRequestError(f"the body is malformed: {type(error).__name__}") from None
+
+    def __init__(self, budget_bytes: int, timeout_s: float) -> None:
+        self._budget_bytes = budget_bytes
+        self._timeout_s = timeout_s
+        self.used_bytes = 0
+
+    async def read(self, request: BaseRequest, bytes_max: int) -> bytes:
+        """Return the request's whole body; :meth:`release` it when the request is answered.
+
+        Raises:
+            RefusalError: it is encoded, or did not arrive in time, or the client expects what we cannot do.
+            TooLargeError: it is over the limit.
+            OverloadedError: there is no room for it.
+            InvalidRequestError: it is malformed.
+            ConnectionError: the client is gone.
+        """
+        headers = request.headers
+        if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
+            _check_codings(headers)
+        if (expect := headers.get(hdrs.EXPECT)) is not None and expect.lower() != "100-continue":
+            raise RefusalError("expectation_failed", "the only supported expectation is 100-continue")
+        length = headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and (len(length) > 19 or int(length) > bytes_max):
+            raise TooLargeError(f"the body has {length:.19} bytes", bytes_max)
+        try:
+            if request.content.is_eof():
+                body = request.content.read_nowait(-1)
+                if len(body) > bytes_max:
+                    raise TooLargeError("the body is too long", bytes_max)
+                self._take(request, len(body), self._budget_bytes)
+                return body
+            self._take(request, bytes_max if length is None else int(length), self._budget_bytes * 3 // 4)
+            if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            async with asyncio.timeout(self._timeout_s):
+                return await _read_slowly(request, bytes_max)
+        except TimeoutError:
+            raise RefusalError("body_timeout", f"the body did not arrive within {self._timeout_s:g} s") from None
+        except (RequestPayloadError, PayloadAccessError, HttpProcessingError) as error:
+            raise InvalidRequestError(f"the body is malformed: {type(error).__name__}") from None
+
+    def _take(self, request: BaseRequest, size_bytes: int, limit_bytes: int) -> None:
+        if size_bytes == 0:
+            return
+        if self.used_bytes + size_bytes > limit_bytes:
+            raise OverloadedError("the request bodies that this node reads take all the memory that they may")
+        self.used_bytes += size_bytes
+        request[_TAKEN_BYTES] = size_bytes
+
+    def release(self, request: BaseRequest) -> None:
+        """Give back what the body of an answered request took, if it took anything."""
+        self.used_bytes -= request.get(_TAKEN_BYTES, 0)
 
 
 def _check_codings(headers: CIMultiDictProxy[str]) -> None:

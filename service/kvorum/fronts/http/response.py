@@ -125,7 +125,12 @@ class Response(msgspec.Struct, eq=False):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         # A body that was not read to its end would be taken for the next request.
-        self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
+        self.keep_alive = (
+            request.keep_alive
+            and not self.close
+            and request.content.is_eof()
+            and not getattr(protocol, "is_last_answer", False)
+        )
         head = self._head(request.version)
         if self.status == 304 or request.method == hdrs.METH_HEAD:
             transport.write(head)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
+from kvorum.config.resources import descriptor_limit, memory_limit_bytes
 from kvorum.fronts.http.dispatch import Dispatcher
-from kvorum.fronts.http.health import RenderMetrics
+from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
+from kvorum.fronts.http.request import Bodies
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
@@ -25,9 +30,18 @@ logger = logging.getLogger(__name__)
 _LINGERING_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the answer."""
 _BACKLOG = 1024
+_BACKLOG_MIN = 64
+_DESCRIPTORS_RESERVED = 128
+"""For files, peers, and connections that are about to be closed."""
+_HEALTH_CONNECTIONS_MAX = 64
 _LINE_BYTES_MAX = 8190
 """Of the request line, and of each header. A key takes 3 KiB of it at most."""
 _HEADERS_MAX = 128
+_HEAD_BYTES_MAX = 32 * 1024
+"""Of all headers together."""
+_INFLIGHT_BYTES_MAX = 64 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+"""What one connection may have in memory and unread, twice."""
 
 Handle = Callable[[BaseRequest], Awaitable[Response]]
 
@@ -39,7 +53,6 @@ class ApiServer:
         service: what executes the requests.
         config: the node's.
         counters: where requests are counted.
-        render_metrics: renders the answer to ``/metrics``; None: there is no such path.
         wrap: wraps the handling of each request (traces); None: nothing does, at no cost.
     """
 
@@ -48,14 +61,15 @@ class ApiServer:
         service: Service,
         config: Config,
         counters: Counters,
-        render_metrics: RenderMetrics | None = None,
         wrap: Callable[[Handle], Handle] | None = None,
     ) -> None:
         self._service = service
         self._config = config
         self._counters = counters
-        self._render_metrics = render_metrics
         self._wrap = wrap
+        self.bodies = Bodies(
+            config.inflight_bytes_max or max(_inflight_bytes_max(), 2 * config.body_bytes_max), config.body_timeout_s
+        )
         self._dispatchers: list[Dispatcher] = []
         self._runners: list[web.ServerRunner] = []
 
@@ -66,25 +80,45 @@ class ApiServer:
             OSError: a port is in use, or an address is not one of this machine.
         """
         config = self._config
-        await self._listen(config.listen_client, health_only=False)
-        if config.listen_metrics and config.listen_metrics != config.listen_client:
-            await self._listen(config.listen_metrics, health_only=True)
+        descriptors = max(descriptor_limit() - _DESCRIPTORS_RESERVED, 8)
+        has_health_port = bool(config.listen_metrics) and config.listen_metrics != config.listen_client
+        # Probes and scrapes find room there however many clients there are.
+        health_max = min(_HEALTH_CONNECTIONS_MAX, descriptors // 4) if has_health_port else 0
+        connections_max = min(config.connections_max, descriptors - health_max)
+        if connections_max < config.connections_max:
+            logger.warning(
+                "The limit of open files allows only %d client connections (connections_max is %d)",
+                connections_max,
+                config.connections_max,
+            )
+        await self._listen(config.listen_client, connections_max, health_only=False)
+        if has_health_port:
+            await self._listen(config.listen_metrics, health_max, health_only=True)
 
-    async def _listen(self, address: str, *, health_only: bool) -> None:
+    async def _listen(self, address: str, connections_max: int, *, health_only: bool) -> None:
         config = self._config
-        dispatcher = Dispatcher(self._service, config, self._counters, self._render_metrics, health_only=health_only)
+        dispatcher = Dispatcher(
+            self._service,
+            config,
+            self._counters,
+            self.bodies,
+            forwarded_max=min(CONNECTIONS_MAX, max(connections_max // 4, 1)),
+            health_only=health_only,
+        )
         self._dispatchers.append(dispatcher)
         server = _HttpServer(
             dispatcher.handle if self._wrap is None else self._wrap(dispatcher.handle),
             self._counters,
-            connections_max=config.connections_max,
+            connections_max=connections_max,
             keepalive_timeout=config.keepalive_s,
         )
         runner = web.ServerRunner(server, shutdown_timeout=config.request_timeout_ms / 1000)
         self._runners.append(runner)
         await runner.setup()
         host, port = split_address(address)
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        # As many connections as wait are accepted at once, before any is refused.
+        backlog = min(_BACKLOG, max(_BACKLOG_MIN, (descriptor_limit() - connections_max) // 2))
+        await web.TCPSite(runner, host, port, backlog=backlog).start()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -101,6 +135,11 @@ class ApiServer:
         self._dispatchers.clear()
 
 
+def _inflight_bytes_max() -> int:
+    limit_bytes = memory_limit_bytes()
+    return _INFLIGHT_BYTES_MAX if limit_bytes is None else min(_INFLIGHT_BYTES_MAX, limit_bytes // 8)
+
+
 class _HttpServer(web.Server):
     """Makes a protocol per connection, and counts them."""
 
@@ -114,10 +153,13 @@ class _HttpServer(web.Server):
             max_line_size=_LINE_BYTES_MAX,
             max_field_size=_LINE_BYTES_MAX,
             max_headers=_HEADERS_MAX,
+            read_bufsize=_READ_BYTES,
             **options,
         )
         self.counters = counters
         self.connections_max = connections_max
+        self._idle: list[tuple[float, _Connection]] = []
+        """Connections that were idle when this was filled, the one that had been so longest last."""
         self.malformed_log = RateLimit()
         self.full_log = RateLimit()
 
@@ -125,21 +167,101 @@ class _HttpServer(web.Server):
     def is_full(self) -> bool:
         return len(self._connections) >= self.connections_max
 
+    def close_longest_idle(self) -> bool:
+        """Close the connection that has been without a request longest; return whether there was one."""
+        for is_filled in (True, False):
+            if not is_filled:
+                connections = cast("list[_Connection]", self.connections)
+                idle = ((each.idle_since_s, each) for each in connections)
+                self._idle = sorted(
+                    ((since, each) for since, each in idle if since is not None), key=itemgetter(0), reverse=True
+                )
+            while self._idle:
+                since_s, connection = self._idle.pop()
+                if connection.idle_since_s == since_s:
+                    connection.force_close()
+                    return True
+        return False
+
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
-class _Connection(RequestHandler):
-    """One connection. Differs from aiohttp's in what it does with one too many, and with what is not HTTP."""
+class _HeadTooLargeError(HttpProcessingError):
+    code = 431
+    message = "the headers are too large"
 
-    __slots__ = ("_server",)
+
+class _Connection(RequestHandler):
+    """One connection. Differs from aiohttp's in what it does with one too many, and with what is not HTTP.
+
+    aiohttp bounds each header and their number, but not the head as a whole.
+    """
+
+    __slots__ = ("_head_bytes", "_is_half_closed", "_is_head_refused", "_latest_body", "_server")
 
     def __init__(self, server: _HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self._latest_body: StreamReader = EMPTY_PAYLOAD
+        self._head_bytes = 0
+        """How much has arrived of a head that is not complete; of what came with an earlier request, nothing."""
+        self._is_head_refused = False
+        self._is_half_closed = False
+
+    @property
+    def is_last_answer(self) -> bool:
+        """Whether the client sends no more requests and has none that is not answered, but for the current one."""
+        return self._is_half_closed and not self._messages
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's returns bool | None
+        """Keep the connection open while complete requests wait for their answers: the client may still read."""
+        is_idle = not self._messages and (self._waiter is not None or not self._request_count)
+        self._is_half_closed = not is_idle and self._latest_body.is_eof()
+        return self._is_half_closed
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived; refuse a head that is too long, whether it is complete or not."""
+        if self._is_head_refused:
+            return
+        count, body = self._request_count, self._latest_body
+        body_bytes = -1 if body.is_eof() else body.total_bytes
+        super().data_received(data)
+        arrived = self._request_count - count
+        if arrived and self._messages:
+            if self._head_bytes + len(data) > _HEAD_BYTES_MAX:
+                self._check_heads(arrived)
+            self._head_bytes = 0
+            self._latest_body = self._messages[-1][1]
+        elif body.is_eof():
+            self._head_bytes += len(data) if body_bytes < 0 else len(data) - (body.total_bytes - body_bytes)
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                self._messages.append(self._refused_head())
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(None)
+
+    def _check_heads(self, arrived: int) -> None:
+        for position in range(len(self._messages) - arrived, len(self._messages)):
+            message, _ = self._messages[position]
+            if isinstance(message, _ErrInfo):
+                continue
+            if sum(len(name) + len(value) for name, value in message.raw_headers) > _HEAD_BYTES_MAX:
+                self._messages[position] = self._refused_head()
+
+    def _refused_head(self) -> tuple[_ErrInfo, StreamReader]:
+        """Return what stands for the request; nothing is read after it."""
+        self._is_head_refused = True
+        error = _HeadTooLargeError()
+        return _ErrInfo(error.code, error, error.message), EMPTY_PAYLOAD
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """When it last had a request, on the loop's clock less a constant; None: it has one, or is being closed."""
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
+        return self._next_keepalive_close_time if is_idle else None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._server.is_full:
+        if self._server.is_full and not self._server.close_longest_idle():
             self._refuse(cast(asyncio.Transport, transport))
         else:
             super().connection_made(transport)
@@ -183,6 +305,8 @@ def _malformed(error: BaseException | None) -> Response:
     too_many = isinstance(error, HttpProcessingError) and error.message.startswith("Too many headers")
     if too_many:
         return problem("head_too_large", "a request has too many headers", close=True, limit=_HEADERS_MAX)
+    if isinstance(error, _HeadTooLargeError):
+        return problem("head_too_large", "the headers are too large together", close=True, limit=_HEAD_BYTES_MAX)
     if isinstance(error, LineTooLong):
         return problem("head_too_large", "the request line or a header is too long", close=True, limit=_LINE_BYTES_MAX)
     return problem("malformed_http", "the request is not well-formed HTTP/1.1", close=True)

@@ -1,0 +1,35 @@
+"""What the system grants this process: memory and descriptors."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of the control group, version 2 and version 1, as a container sees them."""
+
+
+def memory_limit_bytes() -> int | None:
+    """Return the memory that the process's control group may use; None: there is no limit."""
+    for path in _MEMORY_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        return int(text) if text.isdigit() else None
+    return None
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open descriptors to the hard one, as far as the system allows; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft
+    return hard
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors the process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
