@@ -11,7 +11,7 @@ import pytest
 from fronts.fake_node import FakeNode, Server, make_config, serving
 from waiting import until
 
-from kvorum.errors import NoLeaderError
+from kvorum.errors import NoLeaderError, ReadTimeoutError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Command
 from kvorum.kv.store import Store
@@ -397,6 +397,7 @@ def test_a_read_too_stale_at_one_node_is_asked_of_another() -> None:
         async with cluster(2) as servers, Client([s.url for s in servers]) as kv:
             await kv.put("k", "v")
             servers[0].node.staleness, servers[1].node.staleness = 5000, 3
+            servers[0].node.error = ReadTimeoutError("no quorum")
             record = await kv.get("k", max_staleness_ms=100)
             assert record is not None and record.staleness_ms == 3
 
