@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from kvorum.errors import (
     OverloadedError,
     PeerError,
     ReadTimeoutError,
+    UnknownMemberError,
 )
 from kvorum.kv.commands import CompareFailed, PutResult
 from kvorum.kv.store import Store
@@ -298,6 +300,30 @@ def test_asking_a_new_member_who_it_is_counts_against_the_timeout(tmp_path: Path
                 await leader.add_member("n2", "http://127.0.0.1:1", "", 50)
             assert len(asked) == 1
             assert 0 <= asked[0] <= 0.05
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("operation", ["promote", "remove", "transfer"])
+def test_an_unknown_member_is_named_by_the_leader_and_by_nobody_else(tmp_path: Path, operation: str) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+
+            def ask(node: Node) -> Awaitable[object]:
+                match operation:
+                    case "promote":
+                        return node.promote_member("n9", TIMEOUT_MS)
+                    case "remove":
+                        return node.remove_member("n9", TIMEOUT_MS)
+                    case _:
+                        return node.transfer_leadership("n9", TIMEOUT_MS)
+
+            with pytest.raises(UnknownMemberError, match='no member is named "n9"'):
+                await ask(leader)
+            # A member that was just added may not be in its log yet.
+            with pytest.raises(NotLeaderError):
+                await ask(cluster.others(leader)[0])
 
     asyncio.run(scenario())
 

@@ -27,7 +27,7 @@ from kvorum.storage.offline import offline
 log = logging.getLogger("kvorum.recover")
 
 WARNING = """\
-{node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log.
+{node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log (last term {last_term}).
 Anything that the other members acknowledged beyond that is lost, and they can rejoin only with empty disks:
 {others}
 Continue only if a majority of the disks is lost for good."""
@@ -78,8 +78,8 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     if member is None:
         raise ConfigError(f"{node} is not a member of the cluster that it last knew; nothing to recover")
     others = [other.id for other in raft.configuration.members if other.id != node]
-    warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(none)")
-    sys.stderr.write(warning + "\n")
+    log_end = {"last_index": raft.log.last_index, "last_term": raft.log.last_term}
+    sys.stderr.write(WARNING.format(node=node, others=", ".join(others) or "(none)", **log_end) + "\n")
     term = loaded.hard_state.current_term + 1
     alone = Configuration((msgspec.structs.replace(member, voter=True),))
     entry = Entry(raft.log.last_index + 1, term, EntryKind.CONFIGURATION, encode_configuration(alone))

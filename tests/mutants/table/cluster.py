@@ -6,6 +6,14 @@ from mutants.mutant import Mutant
 
 MUTANTS = (
     Mutant(
+        "K5",
+        "A cluster of one is told to empty its disk.",
+        "cluster.removal:leads_another_cluster",
+        "len(ours.members) > 1",
+        "True",
+        tests="tests/cluster/test_removal.py -k cluster",
+    ),
+    Mutant(
         "B30",
         "A cluster begins although a first member does not answer.",
         "cluster.bootstrap:obstacle",
