@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvorum_wire import MemberStatus, NodeStatus
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path for folder in ("", "docs/**", "deploy/helm", "bench") for path in ROOT.glob(f"{folder}/*.md".removeprefix("/"))
@@ -86,6 +88,15 @@ def test_the_table_of_the_core_names_its_modules() -> None:
     assert sorted(named) == sorted(
         path.stem for path in (ROOT / "service/kvorum/raft").glob("*.py") if path.stem != "__init__"
     )
+
+
+def test_the_page_of_the_api_lists_the_fields_of_the_status() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    tables = [part.partition("\n\n")[0] for part in text.split("| field | meaning |")[1:]]
+    for table, kind in zip(tables, (NodeStatus, MemberStatus), strict=True):
+        cells = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+        named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+        assert sorted(named) == sorted(kind.__struct_fields__)
 
 
 def test_the_storage_package_lists_its_modules() -> None:
