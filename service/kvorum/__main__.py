@@ -79,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--at-next-start",
         action="store_true",
-        help="Recover at the next start of the node, which may be running now (as a pod).",
+        help="Recover at the next start of the node, which may be running now (as a pod). Other members are not asked.",
+    )
+    command.add_argument(
+        "--accept-older-log",
+        action="store_true",
+        help="Recover although another member that answers has a more up-to-date log.",
     )
 
     command = _command(commands, "restore", "start a new cluster from a backup", _restore)
@@ -161,7 +166,7 @@ def _recover(options: argparse.Namespace) -> int:
         print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")
         return 0
     try:
-        identity = recover.force_new_cluster(options.data_dir)
+        identity = recover.force_new_cluster(options.data_dir, accept_older_log=options.accept_older_log)
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE

@@ -354,6 +354,14 @@ def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_config_warns_of_variables_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVORUM_TICKMS", "1")
+    assert main(["config", "--name", "n1"]) == 0
+    assert capsys.readouterr().err == "kvorum: ignoring unknown environment variables: KVORUM_TICKMS\n"
+
+
 def test_version_and_help_say_what_there_is() -> None:
     assert kvorum("version").stdout.startswith("kvorum ")
     text = kvorum("serve", "--help").stdout

@@ -304,6 +304,19 @@ def test_asking_a_new_member_who_it_is_counts_against_the_timeout(tmp_path: Path
     asyncio.run(scenario())
 
 
+def test_a_node_without_a_leader_says_that_it_does_not_know_whether_it_has_caught_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = LocalCluster(tmp_path, 2)
+        try:
+            await cluster.start("n1")
+            failed = {check.name: check.detail for check in cluster.nodes["n1"].readiness() if not check.ok}
+        finally:
+            await cluster.close()
+        assert failed["caught-up"] == "no leader, so it is unknown whether this node has caught up"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("operation", ["promote", "remove", "transfer"])
 def test_an_unknown_member_is_named_by_the_leader_and_by_nobody_else(tmp_path: Path, operation: str) -> None:
     async def scenario() -> None:
