@@ -18,7 +18,7 @@ EXIT_STATUS = f"""\
 exit status:
   0  done, or a clean shutdown
   1  `local` refused to start, stop, kill or wipe the node; with a traceback: a bug, please report it
-  {serve.EXIT_CONFIG}  invalid options; `recover` found no data, or a better log elsewhere; `restore` found data without --replace
+  {serve.EXIT_CONFIG}  invalid options; `recover` found no data, or a better log elsewhere; `restore` found data
   {serve.EXIT_ADDRESS}  cannot listen: a port is in use, or an address does not belong to this machine
   {serve.EXIT_STORAGE}  the data folder is locked, damaged or belongs to another node, or the disk failed
   {serve.EXIT_FATAL}  the node stopped itself to protect its data; the log says why
