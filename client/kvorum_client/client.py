@@ -280,7 +280,8 @@ class Client:
             return decode((await self._call(call)).body, NodeStatus)
         answer = await self._ask(endpoint, "/v1/cluster", deadline)
         if answer.status != 200:
-            raise UnavailableError(f"{endpoint}: {problem_of(answer).detail or f'HTTP status {answer.status}'}")
+            reason = problem_of(answer).detail if answer.status == 404 else f"HTTP status {answer.status}"
+            raise UnavailableError(f"{endpoint}: {reason}")
         return decode(answer.body, NodeStatus)
 
     async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
