@@ -28,7 +28,7 @@ FROM ${BASE_IMAGE}
 ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="kvorum" \
-      org.opencontainers.image.description="A linearizable key-value store that runs itself on Kubernetes" \
+      org.opencontainers.image.description="A linearizable key-value store that operates itself on Kubernetes" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -28,6 +28,7 @@ EXIT_UNKNOWN = 4
 EXIT_OUTPUT = 5
 EXIT_INTERRUPTED = 130
 
+NO_LEADER = "there is no leader: nothing was done; a majority must be up (kv status)"
 NOTICE_S = 1.0
 """How long a command is silent before it says what it waits for."""
 LOCAL_ENDPOINTS = "127.0.0.1:8001,127.0.0.1:8002,127.0.0.1:8003"
@@ -43,7 +44,8 @@ A command that takes longer than a second says on stderr what it waits for.
 
 exit status:
   0  done
-  1  no such key, a compare that failed, or a refusal
+  1  no such key, a compare that failed, or a refusal; or `kv status` found nodes
+     of more than one cluster
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
   4  the write, the change of the members or the transfer of the leadership may or
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is no reason to end with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _two_dashes(build_parser().parse_args(from_seed(arguments)))
+    options = _two_dashes(build_parser().parse_args(from_go(arguments)))
     try:
         status = _carry_out(options)
         sys.stdout.flush()
@@ -147,7 +149,8 @@ async def _run(options: argparse.Namespace) -> int:
         try:
             status = await run(client, options)
         except UnavailableError as error:
-            raise UnavailableError(f"{error}{notice.hint()}") from None
+            reason = NO_LEADER if client.lacks_leader else f"{error}"
+            raise UnavailableError(f"{reason}{notice.hint()}") from None
         finally:
             timer.cancel()
         if status == EXIT_UNAVAILABLE and (hint := notice.hint()):
@@ -232,26 +235,26 @@ def _port_of(address: str) -> str:
         return ""
 
 
-def from_seed(arguments: list[str]) -> list[str]:
+def from_go(arguments: list[str]) -> list[str]:
     """Translate ``-op put -key foo -val bar`` to ``put foo bar``; leave everything else alone."""
-    seed, rest = _split_seed_flags(arguments)
-    if "op" not in seed:
+    flags, rest = _split_go_flags(arguments)
+    if "op" not in flags:
         return arguments
-    operation = {"put": "put", "get": "get", "del": "del", "delete": "del"}.get(seed["op"] or "")
+    operation = {"put": "put", "get": "get", "del": "del", "delete": "del"}.get(flags["op"] or "")
     if operation is None:
-        _usage(f"-op is put, get or del, not {seed['op']!r}")
-    if seed.get("key") is None:
+        _usage(f"-op is put, get or del, not {flags['op']!r}")
+    if flags.get("key") is None:
         _usage(f"-op {operation} needs -key KEY")
-    if (operation == "put") != (seed.get("val") is not None):
+    if (operation == "put") != (flags.get("val") is not None):
         _usage("-op put needs -val VALUE" if operation == "put" else f"-op {operation} takes no -val")
     # A value is a value here: neither a file's name nor an option.
-    tail = ["--literal", "--", seed["key"], seed["val"]] if operation == "put" else ["--", seed["key"]]
+    tail = ["--literal", "--", flags["key"], flags["val"]] if operation == "put" else ["--", flags["key"]]
     return [*rest, str(operation), *map(str, tail)]
 
 
-def _split_seed_flags(arguments: list[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Take out the seed's flags as Go does: one dash or two, ``=`` or the next argument, whatever it is."""
-    seed: dict[str, str | None] = {}
+def _split_go_flags(arguments: list[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Take out -op, -key and -val as Go reads flags: one dash or two, ``=`` or the next argument, whatever it is."""
+    flags: dict[str, str | None] = {}
     rest = []
     remaining = iter(arguments)
     for argument in remaining:
@@ -260,10 +263,10 @@ def _split_seed_flags(arguments: list[str]) -> tuple[dict[str, str | None], list
             break
         flag, equals, value = argument.partition("=")
         if flag.lstrip("-") in {"op", "key", "val"} and flag.startswith("-") and not flag.startswith("---"):
-            seed[flag.lstrip("-")] = value if equals else next(remaining, None)
+            flags[flag.lstrip("-")] = value if equals else next(remaining, None)
         else:
             rest.append(argument)
-    return seed, rest
+    return flags, rest
 
 
 def _usage(message: str) -> NoReturn:
@@ -284,8 +287,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kv {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Command, summary: str, **options: object) -> argparse.ArgumentParser:
-        return _add(subparsers, name, run, summary)
+    def add(name: str, run: Command, summary: str, *aliases: str) -> argparse.ArgumentParser:
+        return _add(subparsers, name, run, summary, aliases)
 
     _add_keys(add)
     _add_cluster(add)
@@ -328,12 +331,12 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, up to 86,400, not {text!r}")
     return seconds
 
 
 def _revision(text: str) -> int:
-    return _whole_number(text, "a revision")
+    return _whole_number(text, "a revision, a whole number")
 
 
 def _milliseconds(text: str) -> int:
@@ -346,7 +349,7 @@ def _frames(text: str) -> int:
 
 def _whole_number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        raise argparse.ArgumentTypeError(f"must be {what} from 0 to {2**63 - 1:,}, not {text!r}")
     return int(text)
 
 
@@ -355,9 +358,11 @@ def _add(
     name: str,
     run: Command,
     summary: str,
+    aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         name,
+        aliases=aliases,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog="Exit status and defaults: kv --help.",
@@ -414,7 +419,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="read only from a node that has applied everything committed this long ago (implies --stale)",
     )
 
-    delete = add("del", commands.delete, "remove a key")
+    delete = add("del", commands.delete, "remove a key", "delete")
     delete.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     delete.add_argument("--prev-revision", metavar="N", type=_revision, help="only if the key's mod_revision is N")
     delete.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
@@ -436,11 +441,13 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("list", commands.member_list, "list the members, as the leader sees them")
     listing.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
-    adding = add("add", commands.member_add, "add a learner; promote it when it has caught up")
+    adding = add("add", commands.member_add, "add a learner; the leader promotes it when it has caught up")
     adding.add_argument("name", metavar="NAME")
     adding.add_argument("peer_url", metavar="PEER-URL", help="where its peers reach it: http://HOST:PORT")
     adding.add_argument("client_url", metavar="CLIENT-URL", help="where clients reach it: http://HOST:PORT")
-    add("promote", commands.member_promote, "make a learner a voter").add_argument("name", metavar="NAME")
+    add(
+        "promote", commands.member_promote, "make a learner a voter now; the leader does it when it has caught up"
+    ).add_argument("name", metavar="NAME")
     add("remove", commands.member_remove, "remove a member").add_argument("name", metavar="NAME")
 
 

@@ -112,8 +112,42 @@ async def status(client: Client, options: argparse.Namespace) -> int:
             name = names.get(endpoint) or urlsplit(endpoint).netloc
             rows.append([name, endpoint, *_status_cells(answer, leader)])
         print_table(rows)
-    led = any(isinstance(answer, NodeStatus) and answer.leader_name for answer in found.values())
+    statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
+    led = any(answer.leader_name for answer in statuses)
+    if clusters := _clusters(statuses):
+        say(clusters)
+        return 1
+    if not led and (logs := _ends_of_logs(statuses)):
+        say(logs)
     return 0 if led else 3
+
+
+def _clusters(statuses: Sequence[NodeStatus]) -> str:
+    """Return what to do with nodes of more than one cluster; empty: they are of one."""
+    clusters: dict[str, list[str]] = {}
+    for answer in statuses:
+        if answer.cluster_id:
+            clusters.setdefault(answer.cluster_id, []).append(answer.name)
+    if len(clusters) < 2:
+        return ""
+    found = "; ".join(f"{cluster} ({', '.join(sorted(names))})" for cluster, names in sorted(clusters.items()))
+    return (
+        f"these nodes belong to {len(clusters)} clusters, and no node can join another cluster: {found}. If one of "
+        "them was recovered or restored, empty the data folders of the other's nodes and start them again"
+    )
+
+
+def _ends_of_logs(statuses: Sequence[NodeStatus]) -> str:
+    """Return where the log of each node ends, and which one is the most up-to-date; empty: no node has any."""
+    ends = [((answer.last_term, answer.last_index), answer.name) for answer in statuses if answer.last_index]
+    if not ends:
+        return ""
+    if any(term == 0 for (term, _), _ in ends):
+        return "no leader; a node of version 0.1.0 does not tell the term of its last entry: logs cannot be compared"
+    best = max(end for end, _ in ends)
+    names = sorted(name for end, name in ends if end == best)
+    logs = ", ".join(f"{name} ({term}, {index})" for (term, index), name in sorted(ends, key=lambda end: end[1]))
+    return f"no leader; the logs end at (term, index): {logs}; most up-to-date: {' and '.join(names)}"
 
 
 def _names(found: dict[str, NodeStatus | str]) -> dict[str, str]:

@@ -141,6 +141,8 @@ class Client:
         """Why the latest attempt of any call did not end it."""
         self.has_heard = False
         """Whether any node has answered anything."""
+        self.lacks_leader = False
+        """Whether the latest answer was that there is no leader."""
         self._begin_anew()
         forking.watch(self)
 
@@ -278,7 +280,8 @@ class Client:
             return decode((await self._call(call)).body, NodeStatus)
         answer = await self._ask(endpoint, "/v1/cluster", deadline)
         if answer.status != 200:
-            raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
+            reason = problem_of(answer).detail if answer.status == 404 else f"HTTP status {answer.status}"
+            raise UnavailableError(f"{endpoint}: {reason}")
         return decode(answer.body, NodeStatus)
 
     async def health(self, endpoint: str, *, timeout_s: float | None = None) -> NodeHealth:
@@ -543,6 +546,7 @@ class Client:
             return answer
         problem = problem_of(answer)
         call.reason = problem.detail or f"HTTP status {answer.status}"
+        self.lacks_leader = problem.code == "no_leader"
         if problem.code == "not_found" and call.method == "GET":
             return answer
         if problem.code in _SESSION_REFUSALS and call.ticket is not None:

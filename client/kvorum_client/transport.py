@@ -53,6 +53,8 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes
+    base: str = ""
+    """Who."""
 
 
 class DownloadDeclinedError(Exception):
@@ -131,7 +133,7 @@ class Transport:
                 timeout=timeout,
                 trace_request_ctx=progress,
             ) as response:
-                return Answer(response.status, response.headers, await _read(response))
+                return Answer(response.status, response.headers, await _read(response), base)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_reason(base, error)) from None
         except aiohttp.InvalidURL as error:
@@ -161,7 +163,7 @@ class Transport:
                 "GET", URL(base + target, encoded=True), allow_redirects=False, timeout=timeout
             ) as response:
                 if response.status != 200:
-                    raise DownloadDeclinedError(Answer(response.status, response.headers, await _read(response)))
+                    raise DownloadDeclinedError(Answer(response.status, response.headers, await _read(response), base))
                 async for chunk in response.content.iter_chunked(_DOWNLOAD_BYTES):
                     began = True
                     yield chunk, response.content_length or 0

@@ -96,4 +96,7 @@ def problem_of(answer: Answer) -> Problem:
     try:
         return msgspec.json.decode(answer.body, type=Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Problem(code="unexpected", detail=f"HTTP status {answer.status} without a known reason")
+        detail = f"HTTP status {answer.status} without a known reason"
+        if answer.status == 404:
+            detail = f"{answer.base} is not a client port of Kvorum (is it the peer port?)"
+        return Problem(code="unexpected", detail=detail)

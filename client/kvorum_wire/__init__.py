@@ -96,6 +96,8 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     applied_index: int
     first_index: int = 0
     last_index: int
+    last_term: int = 0
+    """The term of the entry at ``last_index``. Logs compare by (last_term, last_index). 0 from version 0.1.0."""
     saved_index: int = 0
     snapshot_index: int = 0
     revision: int

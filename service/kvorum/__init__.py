@@ -1,4 +1,4 @@
-"""Kvorum: a linearizable key-value store that runs itself on Kubernetes.
+"""Kvorum: a linearizable key-value store that operates itself on Kubernetes.
 
 The layers, each of which imports only those below it (``pyproject.toml`` enforces it)::
 

@@ -16,12 +16,13 @@ from kvorum.storage import datadir
 
 EXIT_STATUS = f"""\
 exit status:
-  0  clean shutdown
-  1  a bug (with a traceback; please report it)
-  {serve.EXIT_CONFIG}  invalid configuration
+  0  done, or a clean shutdown
+  1  `local` refused to start, stop, kill or wipe the node; with a traceback: a bug, please report it
+  {serve.EXIT_CONFIG}  invalid options; `recover` found no data, or a better log elsewhere; `restore` found data
   {serve.EXIT_ADDRESS}  cannot listen: a port is in use, or an address does not belong to this machine
   {serve.EXIT_STORAGE}  the data folder is locked, damaged or belongs to another node, or the disk failed
   {serve.EXIT_FATAL}  the node stopped itself to protect its data; the log says why
+  {local.EXIT_NODES}  all nodes of `local` ended by themselves; their lines say why
 """
 
 
@@ -78,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--at-next-start",
         action="store_true",
-        help="Recover at the next start of the node, which may be running now (as a pod).",
+        help="Recover at the next start of the node, which may be running now (as a pod). Other members are not asked.",
+    )
+    command.add_argument(
+        "--accept-older-log",
+        action="store_true",
+        help="Recover although another member that answers has a more up-to-date log.",
     )
 
     command = _command(commands, "restore", "start a new cluster from a backup", _restore)
@@ -146,6 +152,8 @@ def _config(options: argparse.Namespace) -> int:
         print(config_sources.markdown(), end="")
     else:
         print(config_sources.describe(*config_sources.load(vars(options))), end="")
+        if unknown := config_sources.unknown_variables(os.environ):
+            print(f"kvorum: ignoring unknown environment variables: {', '.join(unknown)}", file=sys.stderr)
     return 0
 
 
@@ -158,7 +166,7 @@ def _recover(options: argparse.Namespace) -> int:
         print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")
         return 0
     try:
-        identity = recover.force_new_cluster(options.data_dir)
+        identity = recover.force_new_cluster(options.data_dir, accept_older_log=options.accept_older_log)
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE
@@ -206,7 +214,7 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) >= 2**62:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**62 - 1:,}, not {text!r}")
     return int(text)
 
 

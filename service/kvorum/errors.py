@@ -13,6 +13,7 @@
     |   +-- OutcomeUnknownError      it may have been applied, or may still be
     |   +-- ReadTimeoutError         a linearizable read found no quorum in time
     |   +-- MembershipRefusedError   a membership change that would not be safe now
+    |   +-- UnknownMemberError       no member has this name or id: certainly not done
     |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
@@ -132,6 +133,12 @@ class MembershipRefusedError(CallerError):
     """A membership change that would not be safe now, with the reason."""
 
     code = "membership_refused"
+
+
+class UnknownMemberError(CallerError):
+    """No member has this name or id; nothing was done."""
+
+    code = "unknown_member"
 
 
 class TransferFailedError(CallerError):

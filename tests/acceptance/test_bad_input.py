@@ -99,7 +99,7 @@ def test_a_local_cluster_of_which_no_node_can_start_ends(tmp_path: Path) -> None
     result = kvorum("local", "--nodes", "2", "--base-port", base, "--data-dir", str(tmp_path), "--", "--tick-ms", "0")
 
     assert result.returncode == EXIT_CONFIG, result
-    assert "--tick-ms: '0' is not a whole number" in result.stdout
+    assert "--tick-ms: must be a whole number from 1 to 1,000 ms, not '0'" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
 
 

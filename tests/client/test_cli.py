@@ -119,7 +119,7 @@ def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("no leader is known")
         assert await kv("get", "k", "--timeout", "0.5") == 3
-        assert capsys.readouterr().err == "kv: no leader is known\n"
+        assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
         server.node.leader = None
         assert await kv("status") == 3
         assert await kv("leader", "show") == 3

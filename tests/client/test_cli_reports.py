@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 from client.test_cli import Kv, run
 from fronts.fake_node import Server
 
 from kvorum.errors import NoLeaderError
-from kvorum_client import cli
+from kvorum_client import Client, NodeStatus, cli
 
 
 async def _shell(server_url: str, arguments: list[str], redirection: str, **environ: str) -> tuple[int, str, str]:
@@ -99,7 +100,7 @@ def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[
         assert await kv("get", "k", "--timeout", "1.6") == 3
         waiting, failed = capsys.readouterr().err.splitlines()
         assert waiting == "kv: still waiting, for up to 1.6 s: no leader is known"
-        assert failed == "kv: no leader is known"
+        assert failed == f"kv: {cli.NO_LEADER}"
         server.node.error, server.node.gate = None, asyncio.Event()
         asyncio.get_running_loop().call_later(1.3, server.node.gate.set)
         assert await kv("put", "k", "v", "--timeout", "8") == 0
@@ -134,7 +135,32 @@ def test_a_cluster_that_answers_gets_no_hint_to_start_one(
         monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", server.url)
         server.node.error = NoLeaderError("no leader is known")
         assert await asyncio.to_thread(cli.main, ["get", "k", "--timeout", "0.3"]) == 3
-        assert capsys.readouterr().err == "kv: no leader is known\n"
+        assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
+
+    run(scenario)
+
+
+def test_a_peer_port_among_the_endpoints_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        async def listens_to_peers(_: web.Request) -> web.Response:
+            raise web.HTTPNotFound
+
+        app = web.Application()
+        app.router.add_get("/raft/v1/hello", listens_to_peers)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        peer_port = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        says = f"{peer_port} is not a client port of Kvorum (is it the peer port?)"
+        try:
+            for command, status in ((["get", "k"], 1), (["put", "k", "v"], 4), (["leader", "show"], 1)):
+                assert await asyncio.to_thread(cli.main, ["--endpoints", peer_port, *command]) == status
+                assert says in capsys.readouterr().err
+            assert await asyncio.to_thread(cli.main, ["--endpoints", peer_port, "status"]) == 3
+            assert "is not a client port of Kvorum" in capsys.readouterr().out
+        finally:
+            await runner.cleanup()
 
     run(scenario)
 
@@ -178,15 +204,86 @@ def test_the_status_in_json_has_one_shape_for_nodes_dead_and_alive(capsys: pytes
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        (
+            {"last_term": 5, "last_index": 12},
+            "the logs end at (term, index): n1 (4, 30), n2 (5, 12); most up-to-date: n2",
+        ),
+        (
+            {"last_term": 4, "last_index": 30},
+            "the logs end at (term, index): n1 (4, 30), n2 (4, 30); most up-to-date: n1 and n2",
+        ),
+        ({"last_term": 0, "last_index": 12}, "a node of version 0.1.0 does not tell the term of its last entry"),
+    ],
+)
+def test_without_a_leader_the_status_says_which_log_is_the_most_up_to_date(
+    others: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A longer log of an older term, or one that has applied more, is not the better one."""
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        own = server.node.status()
+        first = msgspec.structs.replace(own, leader=None, leader_name=None, last_term=4, last_index=30, members=())
+        second = msgspec.structs.replace(first, name="n2", applied_index=99, **others)
+        answers = {server.url: first, "http://127.0.0.1:1": second}
+
+        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
+            assert endpoint is not None
+            return answers[endpoint]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Client, "status", status)
+            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        assert code == 3
+        assert says in capsys.readouterr().err
+
+    run(scenario)
+
+
+def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        own = msgspec.structs.replace(server.node.status(), members=())
+        answers = {
+            server.url: own,
+            "http://127.0.0.1:1": msgspec.structs.replace(own, name="n2", cluster_id="d" * 32),
+            "http://127.0.0.1:2": msgspec.structs.replace(own, name="n3", cluster_id=""),
+        }
+
+        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
+            assert endpoint is not None
+            return answers[endpoint]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Client, "status", status)
+            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        said = capsys.readouterr().err
+        assert code == 1
+        assert (
+            f"these nodes belong to 2 clusters, and no node can join another cluster: {'c' * 32} (n1); {'d' * 32} (n2)."
+            in said
+        )
+        assert "recovered or restored, empty the data folders" in said
+
+    run(scenario)
+
+
 # The help.
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["get", "k", "--max-staleness-ms", "soon"], "'soon' is not a whole number of milliseconds"),
-        (["top", "--count", "-1"], "'-1' is not a whole number of frames"),
-        (["put", "k", "v", "--prev-revision", "old"], "'old' is not a revision"),
+        (
+            ["get", "k", "--max-staleness-ms", "soon"],
+            "must be a whole number of milliseconds from 0 to 9,223,372,036,854,775,807, not 'soon'",
+        ),
+        (["top", "--count", "-1"], "must be a whole number of frames from 0 to 9,223,372,036,854,775,807, not '-1'"),
+        (
+            ["put", "k", "v", "--prev-revision", "old"],
+            "must be a revision, a whole number from 0 to 9,223,372,036,854,775,807, not 'old'",
+        ),
     ],
 )
 def test_a_wrong_number_is_named_for_what_it_is(

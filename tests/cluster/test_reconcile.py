@@ -108,6 +108,11 @@ CASES = [
     Case("a new incarnation removes the silent old one", view(THREE, down="kv-2@c", seen="kv-2@x!"), Remove("kv-2@c")),
     Case("then it is a newcomer", view("kv-0@a kv-1@b", seen="kv-2@x!"), learner("kv-2@x")),
     Case("then it is promoted", view("kv-0@a kv-1@b kv-2@x?"), Promote("kv-2@x")),
+    Case(
+        "a learner that an operator added is promoted, too, though --peers does not name it",
+        view("n1@a n2@b n4@d?", leader="n1@a", desired=MembershipSpec(("n1", "n2"))),
+        Promote("n4@d"),
+    ),
     Case("not while the old one still answers", view(THREE, seen="kv-2@x!"), None),
     Case("not when the new one has a log", view(THREE, down="kv-2@c", seen="kv-2@x"), None),
     Case("not while a third is down as well", view(THREE, down="kv-1@b kv-2@c", seen="kv-2@x!"), None),

@@ -8,10 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+from fronts.fake_node import serving
 from node.local_cluster import LocalCluster, Put, running
 from storage.support import send, take_snapshot
+from telemetry.fakes import leader_status
 from waiting import until
 
 from kvorum.commands import recover
@@ -26,6 +29,7 @@ from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemorySnapshots
 from kvorum.storage.offline import offline
 from kvorum.telemetry.counters import Counters
+from kvorum_wire import NodeStatus
 
 
 def failed(error: StorageError) -> None:
@@ -66,6 +70,51 @@ async def serve_alone(folder: Path) -> dict[str, Any]:
         return {"values": values, "cluster": leader.identity.cluster_id, "members": leader.raft.configuration.voters()}
     finally:
         await cluster.close()
+
+
+@pytest.mark.parametrize(
+    ("term", "index", "is_better"),
+    [(1, 0, True), (0, 1, True), (0, 0, False), (-1, 1000, False)],
+    ids=["a later term", "more entries", "the same log", "a longer log of an older term"],
+)
+def test_a_survivor_is_not_recovered_while_a_member_answers_whose_log_is_more_up_to_date(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch, term: int, index: int, is_better: bool
+) -> None:
+    loaded = read_disk(survivor)
+    assert loaded.identity is not None
+    last = loaded.entries[-1]
+    other = leader_status(
+        name="n1",
+        cluster_id=loaded.identity.cluster_id,
+        last_term=last.term + term,
+        last_index=last.index + index,
+    )
+    # A node of another cluster does not count.
+    answers = [other, msgspec.structs.replace(other, cluster_id="d" * 32, last_term=last.term + 9)]
+
+    async def status(session: object, client_url: str) -> NodeStatus | None:
+        return answers.pop()
+
+    monkeypatch.setattr(recover, "_status_of", status)
+    if not is_better:
+        force_new_cluster(str(survivor), accept_older_log=False)
+        return
+    with pytest.raises(ConfigError, match="n1 answers and has a more up-to-date log"):
+        force_new_cluster(str(survivor), accept_older_log=False)
+    after = read_disk(survivor)
+    assert (after.identity, after.entries) == (loaded.identity, loaded.entries)
+    force_new_cluster(str(survivor), accept_older_log=True)
+
+
+def test_a_member_is_asked_for_its_status_and_whatever_else_answers_is_none() -> None:
+    async def scenario() -> None:
+        async with serving() as server, aiohttp.ClientSession() as session:
+            status = await recover._status_of(session, f"{server.url}/")
+            assert status is not None and status.name == server.node.config.name
+            for url in ("http://127.0.0.1:1", "", "no url", f"{server.url}/v1"):
+                assert await recover._status_of(session, url) is None
+
+    asyncio.run(scenario())
 
 
 def test_the_survivor_goes_on_alone_with_all_that_it_holds(survivor: Path) -> None:

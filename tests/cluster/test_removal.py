@@ -12,15 +12,18 @@ from time import monotonic
 import msgspec
 import pytest
 from node.local_cluster import LocalCluster, running
+from waiting import until
 
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import MembershipSpec, Reconciler
 from kvorum.cluster.removal import (
     RemovedError,
     excludes,
+    leads_another_cluster,
     leave_if_surplus,
     watch_for_removal,
 )
+from kvorum.commands.recover import force_new_cluster
 from kvorum.errors import StorageError, StorageLockedError
 from kvorum.identity import Identity, name_of
 from kvorum.node import Node
@@ -73,6 +76,51 @@ def test_the_configuration_that_removed_us_may_be_the_last_that_we_have() -> Non
     left = msgspec.structs.replace(OURS, members=LEADER.members, configuration_index=9)
 
     assert excludes(left, LEADER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"is_leader": False}, {"cluster_id": ""}, {"cluster_id": OURS.cluster_id}],
+)
+def test_only_the_leader_of_another_cluster_shows_that_ours_was_replaced(change: dict[str, object]) -> None:
+    leader = msgspec.structs.replace(LEADER, cluster_id="d" * 32)
+    assert leads_another_cluster(OURS, leader)
+    assert not leads_another_cluster(OURS, msgspec.structs.replace(leader, **change))
+
+
+def test_a_cluster_of_one_is_never_told_to_empty_its_disk() -> None:
+    alone = msgspec.structs.replace(OURS, members=(OURS.node_id,))
+    assert not leads_another_cluster(alone, msgspec.structs.replace(LEADER, cluster_id="d" * 32))
+
+
+def test_a_survivor_of_a_cluster_that_was_recovered_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            before = (await cluster.settled()).identity.cluster_id
+            await cluster.stop("n1", "n2", "n3")
+            after = await asyncio.to_thread(force_new_cluster, str(tmp_path / "n1"))
+            await cluster.start("n1", "n2")
+            survivor = cluster.nodes["n2"]
+            watching = asyncio.create_task(watch_for_removal(survivor))
+            try:
+                said = await until(
+                    "the survivor says it",
+                    lambda: next((text for text in caplog.messages if "can never join" in text), None),
+                )
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            assert said == (
+                f"this node belongs to cluster {before} and can never join cluster {after.cluster_id}, which "
+                f"{after.node_id} leads. If that cluster was recovered or restored, empty {tmp_path / 'n2'} and start "
+                "this node again"
+            )
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("victim", ["the leader", "a follower"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from kvorum_wire import MemberStatus, NodeStatus
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -60,6 +63,54 @@ def test_every_decision_has_the_same_parts(page: Path) -> None:
         r"# \d{4}: [^\n]+\n\nStatus: (proposed|accepted|replaced by \d{4})[^\n]*\. Date: \d{4}-\d\d\.\n", text
     )
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+
+
+def test_every_decision_that_a_source_names_exists() -> None:
+    folders = ("service", "client", "tests", "deploy", "bench", "docs")
+    numbers = {path.name[:4] for path in DECISIONS}
+    named = {
+        (number, id_of(path))
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".md", ".yaml", ".tpl"}
+        for number in re.findall(r"\bdecisions?[ /](\d{4})\b", path.read_text())
+    }
+    assert len(named) > 5
+    assert {each for each in named if each[0] not in numbers} == set()
+
+
+def test_the_table_of_the_core_names_its_modules() -> None:
+    text = (ROOT / "docs" / "internals" / "raft.md").read_text()
+    table = text.partition("| module | contents |")[2].partition("\n\n")[0]
+    named = [
+        name for cell in re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(named) == sorted(
+        path.stem for path in (ROOT / "service/kvorum/raft").glob("*.py") if path.stem != "__init__"
+    )
+
+
+def test_the_page_of_the_api_lists_the_fields_of_the_status() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    tables = [part.partition("\n\n")[0] for part in text.split("| field | meaning |")[1:]]
+    for table, kind in zip(tables, (NodeStatus, MemberStatus), strict=True):
+        cells = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+        named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+        assert sorted(named) == sorted(kind.__struct_fields__)
+
+
+def test_the_storage_package_lists_its_modules() -> None:
+    folder = ROOT / "service" / "kvorum" / "storage"
+    named = set(re.findall(r"^(?:- |  ).*", (folder / "__init__.py").read_text(), re.MULTILINE))
+    listed = {name for line in named for name in re.findall(r":mod:`~kvorum\.storage\.(\w+)`", line)}
+    assert listed == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+def test_everybody_describes_kvorum_with_the_same_sentence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["description"]
+    sentence = project[0].lower() + project[1:]
+    for name in ("README.md", "Dockerfile", "service/kvorum/__init__.py"):
+        assert sentence in (ROOT / name).read_text().replace(project, sentence), name
 
 
 def test_every_known_fault_has_one_row() -> None:

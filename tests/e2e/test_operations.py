@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "operations"
-_BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""One with a language is not for Kubernetes: tests/documents runs it."""
 
 
 def paste(system: System, page: str, *, section: str = "", leave_out: str = "") -> str:
@@ -35,7 +36,7 @@ def commands_of(page: Path, section: str = "", leave_out: str = "") -> list[str]
     text = page.read_text()
     if section:
         text = next(part for part in text.split("\n## ") if part.startswith(section + "\n"))
-    commands = [command for block in _BLOCK.findall(text) for command in block.splitlines()]
+    commands = [command for language, block in _BLOCK.findall(text) if not language for command in block.splitlines()]
     commands = [command for command in commands if command and not (leave_out and re.search(leave_out, command))]
     assert commands, f"{page} has no commands"
     return commands

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvorum.config import Config, resolve
-from kvorum.errors import KvorumError, MembershipRefusedError, NotLeaderError, NotServingError
+from kvorum.errors import (
+    KvorumError,
+    MembershipRefusedError,
+    NotLeaderError,
+    NotServingError,
+    UnknownMemberError,
+)
 from kvorum.fronts.http import ApiServer
 from kvorum.kv.commands import Command, Result, encode_batch
 from kvorum.kv.store import Store
@@ -140,13 +146,13 @@ class FakeNode:
     async def promote_member(self, name: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if name not in self.members:
-            raise MembershipRefusedError(f"{name} is not a member")
+            raise UnknownMemberError(f"{name} is not a member")
         self.members[name] = msgspec.structs.replace(self.members[name], voter=True)
 
     async def remove_member(self, name: str, timeout_ms: int) -> None:
         await self._admit(timeout_ms)
         if self.members.pop(name, None) is None:
-            raise MembershipRefusedError(f"{name} is not a member")
+            raise UnknownMemberError(f"{name} is not a member")
 
     def liveness(self) -> list[Check]:
         return self.live

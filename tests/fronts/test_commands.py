@@ -19,6 +19,7 @@ from waiting import until
 
 from kvorum.__main__ import main
 from kvorum.commands import serve
+from kvorum.commands.local import EXIT_NODES
 from kvorum.storage import datadir
 from kvorum_client import Client
 
@@ -216,8 +217,28 @@ def test_a_local_cluster_survives_a_node_and_says_how_to_start_it_again(ports: i
                     await until_ready(kv, own)
                     record = await kv.get("k")
                     assert record is not None and record.value == b"2"
+                    os.kill(pids[int(leader[1]) % 3], signal.SIGKILL)
+                    await until(
+                        "the second death is told",
+                        lambda: len([line for line in local.lines if "was killed by SIGKILL" in line]) == 2,
+                    )
             assert local.find("Stopping all nodes")
+            # The user ended it; what happened to a node before is told.
+            assert local.process.returncode == 0
             assert not any(_alive(pid) for pid in pids)
+
+    asyncio.run(scenario())
+
+
+def test_a_local_cluster_whose_nodes_all_die_ends_with_a_status_of_its_own(ports: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(90), local_cluster(ports, tmp_path) as local:
+            await until("three nodes are started", lambda: sum(" process " in line for line in local.lines) == 3)
+            for line in local.lines:
+                if found := re.match(r"n\d process (\d+),", line):
+                    os.kill(int(found[1]), signal.SIGKILL)
+            assert await local.process.wait() == EXIT_NODES
+            assert local.find("All nodes have exited")
 
     asyncio.run(scenario())
 
@@ -338,6 +359,14 @@ def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) ->
                 await until("all nodes are gone", lambda: not any(_alive(pid) for pid in pids))
 
     asyncio.run(scenario())
+
+
+def test_config_warns_of_variables_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVORUM_TICKMS", "1")
+    assert main(["config", "--name", "n1"]) == 0
+    assert capsys.readouterr().err == "kvorum: ignoring unknown environment variables: KVORUM_TICKMS\n"
 
 
 def test_version_and_help_say_what_there_is() -> None:

@@ -103,10 +103,10 @@ _DISCOVERY = {"discovery_dns", "replicas", "dns_peer_port"}
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"tick_ms": "x"}, "--tick-ms: 'x' is not a whole number"),
-        ({"tick_ms": "0"}, "(1 to 1,000 ms)"),
+        ({"tick_ms": "x"}, "--tick-ms: must be a whole number from 1 to 1,000 ms, not 'x'"),
+        ({"tick_ms": "0"}, "--tick-ms: must be a whole number from 1 to 1,000 ms, not '0'"),
         ({"tick_ms": "1.5"}, "--tick-ms"),
-        ({"body_timeout_s": "soon"}, "not a number"),
+        ({"body_timeout_s": "soon"}, "must be a number from 0.05 to 600 s, not 'soon'"),
         ({"body_timeout_s": "nan"}, "--body-timeout-s"),
         ({"log_format": "xml"}, "auto, json, text"),
         ({"bootstrap_token": "x" * 257}, "at most 256"),

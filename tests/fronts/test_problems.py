@@ -25,6 +25,7 @@ from kvorum.errors import (
     OverloadedError,
     ReadTimeoutError,
     TransferFailedError,
+    UnknownMemberError,
 )
 from kvorum.fronts.http.problems import TABLE
 from kvorum.kv.commands import Put
@@ -122,7 +123,8 @@ CASES = [
     Case("session_ahead", lambda http: _session(http, "c/1", "c/900"), {"reason": "ahead"}),
     Case("session_mismatch", lambda http: _session(http, "c/1", "c/1!"), {"reason": "mismatch"}),
     Case("sessions_full", _sessions_full, {"reason": "full"}),
-    Case("membership_refused", _delete_member, error=MembershipRefusedError("n9 is not a member")),
+    Case("membership_refused", _delete_member, error=MembershipRefusedError("a change is not committed yet")),
+    Case("unknown_member", _delete_member, error=UnknownMemberError("n9 is not a member")),
     Case("too_large", lambda http: http("PUT", "/v1/kv/k", b"v" * (1024 * 1024 + 1)), {"limit": 1024 * 1024}),
     Case("unsupported_encoding", lambda http: http("PUT", "/v1/kv/k", b"v", {"Content-Encoding": "gzip"})),
     Case(

@@ -69,7 +69,13 @@ class Leading:
         self.waits = Waits(self.clock)
         self.state = State(Store())
         self.raft = SimpleNamespace(
-            id=OURS, leader=OURS, role=Role.LEADER, current_term=3, configuration=MEMBERS, propose=self._propose
+            id=OURS,
+            leader=OURS,
+            role=Role.LEADER,
+            current_term=3,
+            configuration=MEMBERS,
+            propose=self._propose,
+            log=SimpleNamespace(memory_base_index=0, first_index=1, slice=self._slice),
         )
         self.proposed: list[bytes] = []
         self.refusal: Exception | None = None
@@ -91,6 +97,9 @@ class Leading:
             raise self.refusal
         self.proposed += payloads
         return self.state.store.applied_index + len(payloads), self.raft.current_term
+
+    def _slice(self, first: int, bytes_max: int) -> list[Entry]:
+        return [Entry(first + i, 3, EntryKind.COMMAND, data) for i, data in enumerate(self.proposed)]
 
     def _schedule(self) -> None:
         self.turns += 1
@@ -329,6 +338,24 @@ def test_a_new_cluster_begins_at_the_highest_level_that_all_announce() -> None:
         [command] = decode_batch(data).commands
         assert isinstance(command, RaiseFeatureLevel)
         assert command.level == HIGHEST_LEVEL == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_level_that_the_log_raises_already_is_not_announced(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        it = Leading()
+        it.proposed = it.levels.first_entries(MEMBERS, dict.fromkeys((OURS, VOTER, LEARNER), 2))
+        it.all_announce()
+        it.levels.tick()
+        it.apply()
+        it.levels.tick()
+        it.levels.tick()
+        assert it.levels.level == 2
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages == ["the cluster is at feature level 2: versions before 0.2.0 can no longer start"]
 
     asyncio.run(scenario())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from kvorum.errors import (
     OverloadedError,
     PeerError,
     ReadTimeoutError,
+    UnknownMemberError,
 )
 from kvorum.kv.commands import CompareFailed, PutResult
 from kvorum.kv.store import Store
@@ -299,6 +301,43 @@ def test_asking_a_new_member_who_it_is_counts_against_the_timeout(tmp_path: Path
                 await leader.add_member("n2", "http://127.0.0.1:1", "", 50)
             assert len(asked) == 1
             assert 0 <= asked[0] <= 0.05
+
+    asyncio.run(scenario())
+
+
+def test_a_node_without_a_leader_says_that_it_does_not_know_whether_it_has_caught_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = LocalCluster(tmp_path, 2)
+        try:
+            await cluster.start("n1")
+            failed = {check.name: check.detail for check in cluster.nodes["n1"].readiness() if not check.ok}
+        finally:
+            await cluster.close()
+        assert failed["caught-up"] == "no leader, so it is unknown whether this node has caught up"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("operation", ["promote", "remove", "transfer"])
+def test_an_unknown_member_is_named_by_the_leader_and_by_nobody_else(tmp_path: Path, operation: str) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+
+            def ask(node: Node) -> Awaitable[object]:
+                match operation:
+                    case "promote":
+                        return node.promote_member("n9", TIMEOUT_MS)
+                    case "remove":
+                        return node.remove_member("n9", TIMEOUT_MS)
+                    case _:
+                        return node.transfer_leadership("n9", TIMEOUT_MS)
+
+            with pytest.raises(UnknownMemberError, match='no member is named "n9"'):
+                await ask(leader)
+            # A member that was just added may not be in its log yet.
+            with pytest.raises(NotLeaderError):
+                await ask(cluster.others(leader)[0])
 
     asyncio.run(scenario())
 

@@ -120,7 +120,7 @@ def test_a_write_whose_caller_has_gone_is_counted_by_what_became_of_it() -> None
 def elections(*roles: tuple[Role, int, str]) -> dict[tuple[str, str], int]:
     """Let a driver notice these (role, term, why it campaigns), and return what it has counted."""
     counters = Counters()
-    raft = SimpleNamespace(id="n1@1", campaign_reason="timeout")
+    raft = SimpleNamespace(id="n1@1", campaign_reason="timeout", is_transferring=False)
     seen = RoleChanges(cast(Any, raft), counters)
     for role, term, raft.campaign_reason in roles:
         seen.note(role, term, "n1@1" if role is Role.LEADER else "")
@@ -155,13 +155,35 @@ def test_asking_whether_an_election_could_be_won_is_none() -> None:
 
 def test_a_leader_that_was_only_out_of_hearing_is_no_new_one() -> None:
     counters = Counters()
-    seen = RoleChanges(cast(Any, SimpleNamespace(id="n1@1", campaign_reason="timeout")), counters)
+    raft = SimpleNamespace(id="n1@1", campaign_reason="timeout", is_transferring=False)
+    seen = RoleChanges(cast(Any, raft), counters)
     seen.note(Role.FOLLOWER, 4, "n2@1")
     seen.note(Role.PRE_CANDIDATE, 4, "")
     seen.note(Role.FOLLOWER, 4, "n2@1")
     assert counters.leader_changes == 1
     seen.note(Role.FOLLOWER, 5, "n2@1")
     assert counters.leader_changes == 2, "it was elected anew, and writes had stopped"
+
+
+@pytest.mark.parametrize(
+    ("is_transferring", "level", "says"),
+    [
+        (True, "INFO", "n1@1 transferred the leadership; now in term 6"),
+        (False, "WARNING", "n1@1 stepped down; now in term 6"),
+    ],
+)
+def test_a_leadership_that_was_handed_over_as_requested_is_no_warning(
+    is_transferring: bool, level: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    raft = SimpleNamespace(id="n1@1", campaign_reason="timeout", is_transferring=False)
+    seen = RoleChanges(cast(Any, raft), Counters())
+    seen.note(Role.LEADER, 5, "n1@1")
+    raft.is_transferring = is_transferring
+    seen.note(Role.LEADER, 5, "n1@1")
+    raft.is_transferring = False
+    seen.note(Role.FOLLOWER, 6, "")
+    assert (caplog.records[-1].levelname, caplog.messages[-1]) == (level, says)
 
 
 def test_what_the_disk_took_is_told_from_what_the_loop_took(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from msgspec import Meta
 from kvorum.config import REPLICAS_MAX
 from kvorum.errors import KubernetesError
 from kvorum.node.ports import Tasks
+from kvorum.transport.failures import reason_of
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ROLE_LABEL = "kvorum.io/role"
@@ -164,7 +165,7 @@ class KubernetesApi:
                     raise KubernetesError(f"{method} {path} answers {response.status}: {_message(body)}")
                 return body
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise KubernetesError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+            raise KubernetesError(f"{method} {path}: {reason_of(error)}") from error
 
 
 def _message(body: bytes) -> str:

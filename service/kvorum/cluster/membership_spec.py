@@ -36,7 +36,7 @@ class StatefulSets(Protocol):
 
 
 class Unanswered:
-    """An API server that is there and cannot be asked. The configuration does not stand in for it (decision 0020).
+    """An API server that is there and cannot be asked. The configuration does not stand in for it (decision 0007).
 
     Args:
         reason: why not.

@@ -21,6 +21,7 @@ from kvorum.transport import Hello
 log = logging.getLogger("kvorum.cluster")
 
 ASK_S = 1.0
+FOREIGN_LOGGED_EVERY_S = 60.0
 
 
 class RemovedError(KvorumError):
@@ -28,21 +29,41 @@ class RemovedError(KvorumError):
 
 
 async def watch_for_removal(node: Node) -> None:
-    """Return never; ask, while no leader calls us, whether we were removed.
+    """Return never; ask, while no leader calls us, whether we were removed, or belong to a cluster that was replaced.
 
     Raises:
         RemovedError: a leader of our cluster, with a committed configuration not older than ours, does not count us in.
     """
+    limit = RateLimit(FOREIGN_LOGGED_EVERY_S, node.clock.monotonic)
     while True:
         await node.tasks.sleep(ASK_S)
         contact_ms = node.status().last_contact_ms
         is_lost = contact_ms is None or contact_ms > 2 * node.config.election_timeout_ms
         if node.identity.cluster_id and is_lost and not node.stopping:
-            for hello in await _ask_around(node):
+            hellos = await _ask_around(node)
+            for hello in hellos:
                 if excludes(node.hello(), hello):
                     raise RemovedError(
                         f"{hello.node_id} leads term {hello.term}, and {node.raft.id} is no longer a member"
                     )
+            foreign = next((hello for hello in hellos if leads_another_cluster(node.hello(), hello)), None)
+            if foreign is not None and limit.allow() is not None:
+                log.warning(
+                    "this node belongs to cluster %s and can never join cluster %s, which %s leads. If that cluster "
+                    "was recovered or restored, empty %s and start this node again",
+                    node.identity.cluster_id,
+                    foreign.cluster_id,
+                    foreign.node_id,
+                    node.config.data_dir,
+                )
+
+
+def leads_another_cluster(ours: Hello, leader: Hello) -> bool:
+    """Tell whether this answer comes from the leader of a cluster that is not ours.
+
+    Never for a cluster of one, whose disk holds all there is: nobody should be told to empty that.
+    """
+    return leader.is_leader and len(ours.members) > 1 and leader.cluster_id not in ("", ours.cluster_id)
 
 
 def excludes(ours: Hello, leader: Hello) -> bool:

@@ -29,6 +29,7 @@ from kvorum.storage import datadir
 EXIT_REFUSED = 1
 EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
+EXIT_NODES = 6
 PEER_PORT_OFFSET = 1000
 GRACE_S = 2.0
 """A whole cluster that stops has nobody to wait for."""
@@ -108,7 +109,7 @@ def plan(options: argparse.Namespace) -> tuple[LocalNode, ...]:
 
 def _number(text: str, flag: str, minimum: int, maximum: int) -> int:
     if not (text.isascii() and text.isdigit()) or not minimum <= int(text) <= maximum:
-        raise ConfigError(f"{flag}: {text!r} is not a whole number from {minimum} to {maximum}")
+        raise ConfigError(f"{flag}: must be a whole number from {minimum:,} to {maximum:,}, not {text!r}")
     return int(text)
 
 
@@ -187,16 +188,18 @@ class _LocalCluster:
         """The nodes that do not run because somebody said so."""
         self._tasks = asyncio.TaskGroup()
         self._is_ready = False
+        self._is_interrupted = False
+        """The user ends the cluster."""
         self._stopping = asyncio.Event()
         self._occupied: str | None = None
         """Why the cluster cannot start: a port that another process took meanwhile."""
         self._color = sys.stdout.isatty()
 
     async def run(self) -> int:
-        """Start every node, relay what they say, stop them all on a signal; return how all of them ended, or 1."""
+        """Start every node, relay what they say, and stop them all on a signal; return the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._interrupt)
         for line in _greeting(self._nodes):
             print_line(line)
         control = await self._listen()
@@ -216,11 +219,15 @@ class _LocalCluster:
         if self._occupied is not None:
             print_line(f"kvorum local: {self._occupied}; choose another --base-port", sys.stderr)
             return EXIT_ADDRESS
-        ended = {name: process.returncode for name, process in self._processes.items() if name not in self._told}
-        # SIGTERM kills a node that has just been started and cannot stop by itself yet.
-        codes = {0 if code == -signal.SIGTERM else code for code in ended.values()} or {0}
+        if self._is_interrupted:
+            return 0
+        codes = {process.returncode for process in self._processes.values()}
         code = codes.pop() if len(codes) == 1 else None
-        return code if code is not None and code >= 0 else 1
+        return code if code is not None and code >= 0 else EXIT_NODES
+
+    def _interrupt(self) -> None:
+        self._is_interrupted = True
+        self._stopping.set()
 
     async def _listen(self) -> asyncio.Server | None:
         try:

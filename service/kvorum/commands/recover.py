@@ -13,34 +13,53 @@ import secrets
 import sys
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from kvorum.errors import ConfigError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
-from kvorum.raft.messages import INDEX_MAX, TERM_JUMP_MAX, Configuration, Entry, EntryKind, HardState, Save
+from kvorum.raft.messages import (
+    INDEX_MAX,
+    TERM_JUMP_MAX,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    NodeId,
+    Save,
+)
 from kvorum.storage.datadir import holds_data, is_recovery_requested, withdraw_recovery_request
 from kvorum.storage.interface import Loaded
 from kvorum.storage.offline import offline
+from kvorum_wire import NodeStatus
 
 log = logging.getLogger("kvorum.recover")
 
 _TERM_MAX = INDEX_MAX - TERM_JUMP_MAX
 """A log of such a term leaves hardly any for elections."""
 
+ASK_TIMEOUT_S = 2.0
+"""How long another member has to say where its log ends."""
+STATUS_BYTES_MAX = 1 << 20
+
 WARNING = """\
-{node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log.
+{node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log (last term {last_term}).
 Anything that the other members acknowledged beyond that is lost, and they can rejoin only with empty disks:
 {others}
 Continue only if a majority of the disks is lost for good."""
 
 
-def force_new_cluster(data_dir: str) -> Identity:
+def force_new_cluster(data_dir: str, *, accept_older_log: bool = True) -> Identity:
     """Make the folder's node the only member of a new cluster; return its new identity. Blocking.
 
+    Args:
+        data_dir: the node's.
+        accept_older_log: do not ask the other members for the ends of their logs.
+
     Raises:
-        ConfigError: the folder holds no member of a cluster.
+        ConfigError: the folder holds no member of a cluster, or another member has a more up-to-date log.
         StorageError: the folder is in use, or cannot be trusted.
     """
     if not Path(data_dir).is_dir():
@@ -48,11 +67,13 @@ def force_new_cluster(data_dir: str) -> Identity:
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} does not hold the data of a node")
-    return asyncio.run(_force_new_cluster(data_dir))
+    return asyncio.run(_force_new_cluster(data_dir, accept_older_log))
 
 
-async def _force_new_cluster(data_dir: str) -> Identity:
+async def _force_new_cluster(data_dir: str, accept_older_log: bool) -> Identity:
     async with offline(data_dir) as folder:
+        if folder.loaded.identity is not None and not accept_older_log:
+            await _check_no_better_log(folder.loaded.identity, folder.loaded)
         identity, save = plan(folder.loaded, data_dir)
         # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.
         folder.storage.write_identity(identity, replace=True)
@@ -69,20 +90,13 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     if loaded.identity is None:
         raise ConfigError(f"{data_dir} does not hold the data of a node")
     node = loaded.identity.node_id
-    raft = Raft(
-        RaftConfig(id=node),
-        random=secrets.SystemRandom(),
-        hard_state=loaded.hard_state,
-        snapshot=loaded.snapshot,
-        entries=loaded.entries,
-        on_disk=loaded.on_disk,
-    )
+    raft = _raft_of(node, loaded)
     member = raft.configuration.get(node)
     if member is None:
         raise ConfigError(f"{node} is not a member of the cluster that it last knew; nothing to recover")
     others = [other.id for other in raft.configuration.members if other.id != node]
-    warning = WARNING.format(node=node, last_index=raft.log.last_index, others=", ".join(others) or "(none)")
-    sys.stderr.write(warning + "\n")
+    log_end = {"last_index": raft.log.last_index, "last_term": raft.log.last_term}
+    sys.stderr.write(WARNING.format(node=node, others=", ".join(others) or "(none)", **log_end) + "\n")
     entries = _with_room_for_terms(loaded, data_dir)
     # Nobody of the new cluster has voted, whatever term the old one had reached: its terms go on from the log's.
     term = (entries[-1].term if entries else raft.log.last_term) + 1
@@ -90,6 +104,17 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
     entry = Entry(raft.log.last_index + 1, term, EntryKind.CONFIGURATION, encode_configuration(alone))
     identity = msgspec.structs.replace(loaded.identity, cluster_id=secrets.token_hex(16))
     return identity, Save(1, HardState(term, None), (*entries, entry))
+
+
+def _raft_of(node: NodeId, loaded: Loaded) -> Raft:
+    return Raft(
+        RaftConfig(id=node),
+        random=secrets.SystemRandom(),
+        hard_state=loaded.hard_state,
+        snapshot=loaded.snapshot,
+        entries=loaded.entries,
+        on_disk=loaded.on_disk,
+    )
 
 
 def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
@@ -110,6 +135,37 @@ def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
     distinct = sorted({lowest, *(entry.term for entry in loaded.entries)})
     terms = {term: lowest + number for number, term in enumerate(distinct)}
     return tuple(msgspec.structs.replace(entry, term=terms[entry.term]) for entry in loaded.entries)
+
+
+async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
+    """Ask the other members that answer where their logs end.
+
+    Raises:
+        ConfigError: one of them has a more up-to-date log.
+    """
+    raft = _raft_of(identity.node_id, loaded)
+    ours = (raft.log.last_term, raft.log.last_index)
+    others = [member for member in raft.configuration.members if member.id != identity.node_id]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)) as session:
+        answers = await asyncio.gather(*(_status_of(session, member.client_url) for member in others))
+    for status in answers:
+        if status is None or status.cluster_id != identity.cluster_id:
+            continue
+        theirs = (status.last_term, status.last_index)
+        if theirs > ours:
+            raise ConfigError(
+                f"{status.name} answers and has a more up-to-date log, which ends at (term, index) {theirs}; the one "
+                f"here ends at {ours}. Recover {status.name} instead, or repeat the command with --accept-older-log"
+            )
+
+
+async def _status_of(session: aiohttp.ClientSession, client_url: str) -> NodeStatus | None:
+    try:
+        async with session.get(f"{client_url.rstrip('/')}/v1/cluster", allow_redirects=False) as response:
+            return msgspec.json.decode(await response.content.read(STATUS_BYTES_MAX), type=NodeStatus)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        # ValueError: it is no URL, or the answer is not Kvorum's.
+        return None
 
 
 def recover_if_requested(data_dir: str) -> None:

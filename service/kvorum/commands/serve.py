@@ -84,7 +84,7 @@ def _loop_factory(choice: str) -> type[asyncio.AbstractEventLoop] | None:
         return None
     if importlib.util.find_spec("uvloop") is None:
         if choice == "on":
-            raise ConfigError("uvloop is on but not installed (pip install 'kvorum[fast]')")
+            raise ConfigError("uvloop is on but not installed (pip install uvloop)")
         return None
     import uvloop
 

@@ -2,7 +2,7 @@
 
 The struct :class:`Config` is the only source. Flags, environment variables, the configuration file, ``kvorum config``
 and docs/config.md are all derived from it (:mod:`kvorum.config.sources`). :func:`resolve` fills in what depends on
-other options and refuses what contradicts itself, with one line that says what to change.
+other options and refuses contradictory options, with one line that says what to change.
 """
 
 from __future__ import annotations
@@ -266,7 +266,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     trace_endpoint: Annotated[
         str,
         Meta(
-            description="URL of an OTLP/HTTP collector, e.g. http://otel:4318/v1/traces; needs kvorum[otlp]. "
+            description="URL of an OTLP/HTTP collector, e.g. http://otel:4318/v1/traces; needs "
+            "opentelemetry-exporter-otlp-proto-http (docs/install.md). "
             "Empty: no traces."
         ),
     ] = ""
@@ -291,7 +292,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(config: Config, *, host_name: str) -> Config:
-    """Return the configuration with every derived default filled in, after checking that nothing contradicts itself.
+    """Return the configuration with every derived default filled in, and check that no two contradict each other.
 
     Args:
         config: as the user gave it.

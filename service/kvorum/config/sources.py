@@ -179,14 +179,18 @@ def _convert(option: Option, value: Any, source: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except msgspec.ValidationError:
-        wanted = option.limits and f" ({option.limits}{' ' + option.unit if option.unit else ''})"
-        raise ConfigError(f"{source}: {value!r} is not {_kind(option)}{wanted}") from None
+        raise ConfigError(f"{source}: must be {_kind(option)}, not {value!r}") from None
 
 
 def _kind(option: Option) -> str:
+    """Return what the option takes, with its limits and unit."""
     if option.choices:
-        return "one of the choices"
-    return {int: "a whole number", float: "a number", bool: "a switch"}.get(type(option.default), "a string")
+        return f"one of {option.limits}"
+    kind = {int: "a whole number", float: "a number", bool: "a switch"}.get(type(option.default))
+    if kind is None:
+        return f"a string of {option.limits}" if option.limits else "a string"
+    limits = f" from {option.limits}" if option.limits else ""
+    return f"{kind}{limits}{' ' + option.unit if option.unit else ''}"
 
 
 def _convert_bool(value: str) -> bool:

@@ -140,12 +140,15 @@ class FeatureLevels:
             return
         now_s = self._clock.monotonic()
         if self._unblocked_since_s is None:
+            if self.needed_level() >= level:
+                return  # The log raises it already: a new cluster's begins so.
             self._unblocked_since_s = now_s
-            log.info(
-                "every member supports feature level %d; raising it in %.0f s unless one is rolled back",
-                level,
-                self._finalize_after_s,
-            )
+            if self._finalize_after_s:
+                log.info(
+                    "every member supports feature level %d; raising it in %.0f s unless one is rolled back",
+                    level,
+                    self._finalize_after_s,
+                )
         if now_s - self._unblocked_since_s >= self._finalize_after_s and not self._is_under_way():
             try:
                 self._propose(level)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import MembershipRefusedError, NotLeaderError, OutcomeUnknownError, PeerError
+from kvorum.errors import (
+    MembershipRefusedError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    PeerError,
+    UnknownMemberError,
+)
 from kvorum.identity import name_of
 from kvorum.node.hellos import TIMEOUT_S as HELLO_TIMEOUT_S
 from kvorum.node.incarnation import ClusterIdentity
@@ -71,24 +77,28 @@ class Membership:
         await self._make(AddLearner(member), deadline_s)
 
     async def promote(self, name: str, timeout_ms: int) -> None:
-        """Make a learner a voter. Raises as :meth:`add`."""
+        """Make a learner a voter. Raises as :meth:`add`; UnknownMemberError: there is no such member."""
         await self.change(Promote(self.member_named(name)), timeout_ms)
 
     async def remove(self, name: str, timeout_ms: int) -> None:
-        """Remove a member. Raises as :meth:`add`."""
+        """Remove a member. Raises as :meth:`promote`."""
         await self.change(Remove(self.member_named(name)), timeout_ms)
 
     def member_named(self, name: str) -> NodeId:
         """Return the id of the one member with this name or id.
 
         Raises:
-            MembershipRefusedError: there is none, or there are two incarnations.
+            NotLeaderError: this node may not know the newest members.
+            UnknownMemberError: there is none.
+            MembershipRefusedError: there are two incarnations.
         """
+        if self._raft.role is not Role.LEADER:
+            raise NotLeaderError(self._raft.leader)
         members = self._raft.configuration.members
         matches = [member.id for member in members if name in (member.id, name_of(member.id))]
         if not matches:
             known = ", ".join(member.id for member in members) or "none"
-            raise MembershipRefusedError(f'no member is named "{name}" (members: {known})')
+            raise UnknownMemberError(f'no member is named "{name}" (members: {known})')
         if len(matches) > 1:
             raise MembershipRefusedError(f'{len(matches)} members are named "{name}": {", ".join(matches)}; give an id')
         return matches[0]
@@ -170,7 +180,8 @@ class Membership:
         """Hand the leadership to the target (None: the most caught-up voter) and return the new leader's name.
 
         Raises:
-            NotLeaderError, MembershipRefusedError, TransferFailedError: the leadership stays; nothing was begun.
+            NotLeaderError, UnknownMemberError, MembershipRefusedError, TransferFailedError: the leadership stays;
+                nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
         raft = self._raft

@@ -102,12 +102,15 @@ class Report:
         """Return the checks of ``/readyz``: this node can serve its clients, as leader or not."""
         raft, quarantined = self._raft, self._integrity.quarantined
         member = raft.configuration.get(raft.id)
+        behind = (
+            "no leader, so it is unknown whether this node has caught up"
+            if raft.leader is None
+            else "no quorum confirmed lately that all committed entries are applied"
+        )
         return [
             Check("leader", raft.leader is not None, "no leader is known"),
             Check("member", member is not None and member.voter, "not a voter (joining, a learner, or removed)"),
-            Check(
-                "caught-up", self._is_caught_up(), "no quorum confirmed lately that all committed entries are applied"
-            ),
+            Check("caught-up", self._is_caught_up(), behind),
             Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
             Check("state", quarantined is None, quarantined or ""),
             Check("serving", not self.is_stopping, "the node is stopping"),
@@ -162,6 +165,7 @@ def node_status(
         applied_index=store.applied_index,
         first_index=raft.first_index,
         last_index=raft.last_index,
+        last_term=raft.last_term,
         saved_index=raft.saved_index,
         snapshot_index=raft.snapshot_index,
         revision=store.revision,

@@ -22,6 +22,7 @@ class RoleChanges:
         self._raft = raft
         self._counters = counters
         self._last = (Role.FOLLOWER, 0, "")
+        self._was_transferring = False
         self._leadership = (0, "")  # the last one known: a leader heard again is not a new one
         self._candidacy: tuple[int, str] | None = None
         """The term of this node's candidacy, and its reason; by the time it is lost, the next one may have another."""
@@ -29,6 +30,7 @@ class RoleChanges:
     def note(self, role: Role, term: int, leader: str) -> bool:
         """Return whether anything has changed since the last call; log and count it if so."""
         current = (role, term, leader)
+        was_transferring, self._was_transferring = self._was_transferring, self._raft.is_transferring
         if current == self._last:
             return False
         before, self._last = self._last[0], current
@@ -36,6 +38,9 @@ class RoleChanges:
             self._leadership = (term, leader)
             self._counters.leader_changes += 1
         self._count_election(role, term)
+        if before is Role.LEADER and role is not Role.LEADER and was_transferring:
+            log.info("%s transferred the leadership; now in term %d", self._raft.id, term)
+            before = role
         self._log(before, role, term, leader)
         return True
 

@@ -138,6 +138,7 @@ class Raft:
             applied_index=log.applied_index,
             first_index=log.first_index,
             last_index=log.last_index,
+            last_term=log.last_term,
             saved_index=log.saved_index,
             snapshot_index=state.snapshot.last_index if state.snapshot else 0,
             configuration=self.configuration,

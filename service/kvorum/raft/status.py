@@ -40,6 +40,7 @@ class RaftStatus(msgspec.Struct, frozen=True):
     applied_index: int
     first_index: int
     last_index: int
+    last_term: int
     saved_index: int
     snapshot_index: int
     configuration: Configuration

@@ -34,7 +34,7 @@ def bounded_timeout_ms(wanted_ms: int | None, limit_ms: int) -> int:
     if wanted_ms is None:
         return limit_ms
     if wanted_ms < 1:
-        raise InvalidRequestError(f"timeout_ms is not a whole number from 1 to {INTEGER_MAX}")
+        raise InvalidRequestError(f"timeout_ms must be a whole number from 1 to {INTEGER_MAX:,}")
     return min(wanted_ms, limit_ms)
 
 
@@ -49,7 +49,7 @@ def check_staleness(consistency: str, max_staleness_ms: int | None) -> None:
     if consistency != "stale":
         raise InvalidRequestError("max_staleness_ms needs consistency=stale: a linearizable read is never stale")
     if not 0 <= max_staleness_ms <= STALENESS_MS_MAX:
-        raise InvalidRequestError(f"max_staleness_ms is not a whole number from 0 to {STALENESS_MS_MAX}")
+        raise InvalidRequestError(f"max_staleness_ms must be a whole number from 0 to {STALENESS_MS_MAX:,}")
 
 
 def check_member_name(name: str) -> None:

@@ -47,6 +47,7 @@ OUTCOMES = MappingProxyType(
         "read_timeout": _REFUSED_FOR_NOW,
         "too_stale": _REFUSED_FOR_NOW,
         "membership_refused": REFUSED,
+        "unknown_member": REFUSED,
         "transfer_failed": _REFUSED_FOR_NOW,
         "feature_unavailable": REFUSED,
         "feature_level_blocked": REFUSED,

@@ -22,7 +22,10 @@ from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 FORMAT = 1
 """The version of the layout of rows; written beside the identity."""
 
-REJOIN = "remove the data folder to let the node rejoin as a new member"
+REJOIN = (
+    "if the other members are a healthy majority, remove the data folder to let the node rejoin as a new member; "
+    "if there are none, keep it and restore a backup"
+)
 """What to do with a folder that cannot be trusted: never start from what is left of it."""
 
 _CRC_BYTES = 4

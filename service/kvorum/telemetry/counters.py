@@ -54,7 +54,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._peers: frozenset[str] = frozenset()
-        # Clients: the seed's three, and requests by operation and HTTP status.
+        # Clients: writes, reads and latencies, and requests by operation and HTTP status.
         self.writes = 0  # acknowledged by a quorum and applied
         self.reads = 0  # linearizable ones
         self.stale_reads = 0  # not among the reads above

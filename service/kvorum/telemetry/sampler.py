@@ -42,7 +42,7 @@ async def log_periodically(node: ObservedNode) -> None:
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """The seed's three, at one moment: writes and their latency, reads, elections."""
+    """The figures of a log line at one moment: writes and their latency, reads, elections."""
 
     writes: int
     write_counts: tuple[int, ...]

@@ -284,6 +284,8 @@ def open_tracer(config: Config) -> Tracer:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        raise ConfigError("trace_endpoint: the exporter is not installed (pip install 'kvorum[otlp]')") from None
+        raise ConfigError(
+            "trace_endpoint: opentelemetry-exporter-otlp-proto-http is not installed (docs/install.md)"
+        ) from None
     exporter = OTLPSpanExporter(endpoint=config.trace_endpoint, timeout=EXPORT_TIMEOUT_S)
     return Tracer(exporter, config.name, config.trace_ratio)

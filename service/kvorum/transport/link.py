@@ -17,6 +17,7 @@ from kvorum.identity import name_of
 from kvorum.raft.codec import decode_frame, encode
 from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
+from kvorum.transport.failures import reason_of
 from kvorum.transport.handshake import dialling_headers
 from kvorum.transport.settings import Dialling
 
@@ -140,7 +141,9 @@ class Link:
                 self._failed("rejected", f"it answers {error.status}")
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 # ValueError: the URL is none that the library can dial.
-                self._failed("unreachable", str(error) or type(error).__name__)
+                if isinstance(error, aiohttp.ClientConnectorDNSError):
+                    self._counters.dns_failures[self._counters.peer_label(self._name)] += 1
+                self._failed("unreachable", reason_of(error))
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # A TaskGroup whose task fails while it is being cancelled reports the failure only.
@@ -161,8 +164,6 @@ class Link:
     def _failed(self, reason: str, detail: str) -> None:
         label = self._counters.peer_label(self._name)
         self._counters.peer_failures[label, reason] += 1
-        if "resolv" in detail or "Name or service" in detail:
-            self._counters.dns_failures[label] += 1
         if self._complaint != detail:
             self._complaint = detail
             log.info("cannot reach %s at %s: %s; retrying until it answers", self.node, self.url, detail)

@@ -14,6 +14,7 @@ from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
+from kvorum.transport.failures import reason_of
 from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest, parse_number
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
@@ -205,7 +206,7 @@ class Transport:
                 return response.headers, body
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # ValueError: the URL is none that the library can dial.
-            raise PeerError(f"{url}: {error or type(error).__name__}") from error
+            raise PeerError(f"{url}: {reason_of(error)}") from error
 
 
 class _MethodNotAllowedError(PeerError):

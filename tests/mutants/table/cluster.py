@@ -6,6 +6,22 @@ from mutants.mutant import Mutant
 
 MUTANTS = (
     Mutant(
+        "K2",
+        "A survivor with a longer log of an older term is taken for the better one.",
+        "commands.recover:_check_no_better_log",
+        "theirs > ours",
+        "theirs[1] > ours[1]",
+        tests="tests/cluster/test_recover.py -k up_to_date",
+    ),
+    Mutant(
+        "K5",
+        "A cluster of one is told to empty its disk.",
+        "cluster.removal:leads_another_cluster",
+        "len(ours.members) > 1",
+        "True",
+        tests="tests/cluster/test_removal.py -k cluster",
+    ),
+    Mutant(
         "B30",
         "A cluster begins although a first member does not answer.",
         "cluster.bootstrap:obstacle",

@@ -440,6 +440,22 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "version",
+        "A level that the log raises already is announced for a day later.",
+        "node.levels:FeatureLevels.tick",
+        "self.needed_level() >= level",
+        "False",
+        tests="tests/node/test_levels.py -k announced",
+    ),
+    Mutant(
+        "membership",
+        "A follower that has not heard of a new member says that there is none.",
+        "node.membership:Membership.member_named",
+        "self._raft.role is not Role.LEADER",
+        "False",
+        tests="tests/node/test_node.py -k unknown_member",
+    ),
+    Mutant(
+        "version",
         "A member that goes back to its version does not start the wait anew.",
         "node.levels:FeatureLevels.tick",
         "not self._raft.configuration.members or blockers(level, self._raft.configuration, self._versions())",

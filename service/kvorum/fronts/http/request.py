@@ -130,7 +130,7 @@ def parse_integer(text: str, what: str, minimum: int, maximum: int) -> int:
     """
     digits = text.removeprefix("-")
     if len(digits) > 19 or not (digits.isascii() and digits.isdigit()) or not minimum <= int(text) <= maximum:
-        raise InvalidRequestError(f"{what} is not a whole number from {minimum} to {maximum}")
+        raise InvalidRequestError(f"{what} must be a whole number from {minimum:,} to {maximum:,}")
     return int(text)
 
 

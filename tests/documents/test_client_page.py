@@ -1,0 +1,46 @@
+"""docs/client.md: each of its Python blocks is run, as a program of its own, against a node."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from client.test_cli import Kv, run
+from fronts.fake_node import Server
+
+import kvorum_client
+from kvorum_client import errors
+
+PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PRINTS = ["", "1 at revision 1\nn1 voter\nn2 voter\nn3 voter\n", "refused: too_large\n", "b'hello'\n"]
+
+
+@pytest.mark.parametrize(("block", "prints"), list(zip(BLOCKS, PRINTS, strict=True)), ids=range(len(PRINTS)))
+def test_every_example_runs_and_prints_what_a_reader_expects(block: str, prints: str) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        # The other nodes of the page's cluster are not there.
+        program = block.replace("127.0.0.1:8001", server.url).replace("127.0.0.1:8002", "127.0.0.1:1")
+        program = program.replace("127.0.0.1:8003", "127.0.0.1:1")
+        result = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-W", "error", "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, prints, "")
+
+    run(scenario)
+
+
+def test_the_page_tells_of_every_exception_and_of_no_other() -> None:
+    told = set(re.findall(r"^\| `(\w+Error)`", PAGE, re.MULTILINE))
+    public = {getattr(kvorum_client, name) for name in kvorum_client.__all__}
+    kinds = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, errors.ClientError)}
+    assert told == kinds - {"ClientError"}

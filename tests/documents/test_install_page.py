@@ -1,0 +1,44 @@
+"""docs/install.md: its commands are pasted into a shell in a copy of the checkout, and its unit is one that starts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "install.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [block for language, block in BLOCKS if not language]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_wheel_is_built_and_installed_as_it_is_written(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("service", "client"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    script = "set -e\n" + "".join(COMMANDS)
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^kvorum \d+\.\d+\.\d+$", result.stdout, re.MULTILINE)
+    assert (tmp_path / "dist/venv/bin/kv").exists()
+
+
+def test_the_options_of_the_unit_are_valid() -> None:
+    unit = re.search(r"^ExecStart=(.*?[^\\])\n", PAGE, re.MULTILINE | re.DOTALL)
+    assert unit is not None
+    program, command, *options = shlex.split(unit[1].replace("\\\n", " "))
+    assert (Path(program).name, command) == ("kvorum", "serve")
+    result = subprocess.run(
+        [sys.executable, "-m", "kvorum", "config", *options], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,91 @@
+"""docs/operations without Kubernetes: the blocks marked ``bash`` are pasted into a shell beside a `kvorum local`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fronts.test_commands import ENV, free_base_port, local_cluster
+from waiting import until
+
+from kvorum_client import Client
+
+PAGES = Path(__file__).parents[2] / "docs" / "operations"
+
+
+def blocks_of(page: str) -> list[str]:
+    blocks = re.findall(r"^```([\w-]*)\n(.*?)^```$", (PAGES / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [block for language, block in blocks if language == "bash"]
+
+
+class Reader:
+    """Somebody who follows a page in a folder whose cluster has other ports than the page says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = free_base_port(3, 1000)
+        self.endpoints = [f"127.0.0.1:{self.ports + i}" for i in range(3)]
+
+    async def paste(self, block: str) -> str:
+        for i in range(3):
+            block = block.replace(f":{9001 + i}", f":{self.ports + 1000 + i}").replace(
+                f":{8001 + i}", f":{self.ports + i}"
+            )
+        environment = {
+            **ENV,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "KVORUM_ENDPOINTS": ",".join(self.endpoints),
+        }
+        result = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-ec", block],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return str(result.stdout + result.stderr)
+
+    async def value(self, key: str) -> bytes | None:
+        async with Client(self.endpoints, timeout_s=30) as kv:
+            record = await kv.get(key)
+            return record.value if record else None
+
+    async def put(self, key: str) -> None:
+        async with Client(self.endpoints, timeout_s=30) as kv:
+            await kv.put(key, "v")
+
+
+@pytest.mark.parametrize("page", ["back-up.md", "lose-a-majority.md"])
+def test_the_part_without_kubernetes_brings_everything_back(page: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reader = Reader(tmp_path)
+        *before, check = blocks_of(page)
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            await reader.put("kept")
+            if page == "back-up.md":
+                await reader.paste(before.pop(0))
+                await reader.put("lost")
+        for block in before:
+            await reader.paste(block)
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is complete again", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            assert await reader.value("kept") == b"v"
+            assert await reader.value("lost") is None
+            rows = (await reader.paste(check)).splitlines()
+            assert [row.split()[0] for row in rows] == ["NAME", "n1", "n2", "n3"]
+
+    async def bounded() -> None:
+        async with asyncio.timeout(200):
+            await scenario()
+
+    asyncio.run(bounded())
