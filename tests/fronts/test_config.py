@@ -262,3 +262,10 @@ def test_finalize_after_is_a_time_or_manual(text: str, seconds: float | None) ->
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="finalize_after"):
         resolved(name="n1", finalize_after=text)
+
+
+def test_a_stalled_disk_is_waited_for_longer_than_a_leader_keeps_leading() -> None:
+    """Storage that all nodes share may stall for a while; ten minutes by default, and never less than the step-down."""
+    assert resolve(Config(), host_name="n1").disk_stall_limit_s == 600
+    with pytest.raises(ConfigError, match="disk_stall_limit_s 5 is shorter than"):
+        resolve(Config(disk_stall_limit_s=5, save_timeout_ms=6000), host_name="n1")

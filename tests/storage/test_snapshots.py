@@ -317,6 +317,29 @@ def test_a_disk_that_fails_under_a_snapshot_ends_the_node(
     assert load(tmp_path).hard_state.current_term == 1
 
 
+def test_a_disk_that_fails_under_a_snapshot_before_the_first_save_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is met on a thread, and the storage had not seen its event loop yet: it went unheard."""
+
+    async def prepare() -> None:
+        async with Disk(tmp_path) as disk:
+            await disk.save(1, *entries(1, 9))
+
+    async def main() -> None:
+        async with Disk(tmp_path) as disk:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", fails)
+                with pytest.raises(StorageError, match="Input/output error") as caught:
+                    await asyncio.to_thread(take_snapshot, disk.storage.snapshots, 9)
+            async with asyncio.timeout(10):
+                await disk.failed.wait()
+            assert [str(error) for error in disk.failures] == [f"{tmp_path}: {caught.value}"]
+
+    asyncio.run(prepare())
+    asyncio.run(main())
+
+
 def test_a_snapshot_that_is_replaced_stays_whatever_becomes_of_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

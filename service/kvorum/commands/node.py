@@ -17,9 +17,6 @@ from kvorum.transport.port import PeerPort
 if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
 
-SAVE_DEADLINE_MIN_MS = 10_000
-"""A save that has no answer for this long, or 20 times save_timeout_ms, ends the process."""
-
 
 @asynccontextmanager
 async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIterator[Node]:
@@ -35,7 +32,14 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
     """
     supervisor, counters, threads = Supervisor(), Counters(), LoopThreads()
     async with AsyncExitStack() as stack:
-        storage = await threads.run(_open_storage, config, supervisor, counters)
+        storage = SqliteStorage(
+            config.data_dir,
+            supervisor.fail,
+            save_deadline_ms=round(1000 * config.disk_stall_limit_s),
+            counters=counters,
+            name=config.name,
+            log_memory_bytes_max=config.log_memory_bytes,
+        )
         stack.push_async_callback(threads.run, storage.close)
         ports = Ports(
             supervisor=supervisor,
@@ -51,17 +55,6 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
         node = await start_node(config, ports)
         stack.push_async_callback(node.close)
         yield node
-
-
-def _open_storage(config: Config, supervisor: Supervisor, counters: Counters) -> SqliteStorage:
-    return SqliteStorage(
-        config.data_dir,
-        supervisor.fail,
-        save_deadline_ms=max(20 * config.save_timeout_ms, SAVE_DEADLINE_MIN_MS),
-        counters=counters,
-        name=config.name,
-        log_memory_bytes_max=config.log_memory_bytes,
-    )
 
 
 def _seeded() -> Random:

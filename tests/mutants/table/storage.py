@@ -48,6 +48,22 @@ MUTANTS = (
     ),
     Mutant(
         "B31",
+        "An error of the disk under a snapshot is not heard before the first save.",
+        "storage.log:SqliteStorage.__init__",
+        "self._loop = _running_loop()",
+        "self._loop: asyncio.AbstractEventLoop | None = None",
+        tests="tests/storage/test_snapshots.py -k before_the_first_save",
+    ),
+    Mutant(
+        "B31",
+        "A disk that merely stalls ends the node after seconds.",
+        "storage.log:SqliteStorage._check_deadline",
+        "remaining_s > 0",
+        "False",
+        tests="tests/storage/test_log.py -k stalls_is_waited_for",
+    ),
+    Mutant(
+        "B31",
         "A snapshot whose sync failed is retried.",
         "storage.snapshots:_NO_ROOM",
         "(errno.ENOSPC, errno.EDQUOT)",
