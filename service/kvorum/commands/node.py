@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random, SystemRandom
@@ -16,6 +17,10 @@ from kvorum.transport.port import PeerPort
 
 if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
+
+
+FOLDER_CHECK_S = 2.0
+"""How often the node looks whether its data folder is still there."""
 
 
 @asynccontextmanager
@@ -41,10 +46,11 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
             log_memory_bytes_max=config.log_memory_bytes,
         )
         stack.push_async_callback(threads.run, storage.close)
+        tasks = LoopTasks(supervisor)
         ports = Ports(
             supervisor=supervisor,
             clock=SystemClock(),
-            tasks=LoopTasks(supervisor),
+            tasks=tasks,
             threads=threads,
             storage=storage,
             peers=PeerPort(config, counters, _seeded()),
@@ -54,7 +60,20 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
         )
         node = await start_node(config, ports)
         stack.push_async_callback(node.close)
+        watch = tasks.spawn(_watch_folder(storage, threads), name="data folder")
+        stack.callback(watch.cancel)
         yield node
+
+
+async def _watch_folder(storage: SqliteStorage, threads: LoopThreads) -> None:
+    """Look now and then whether the data folder is still there.
+
+    Raises:
+        StorageReplacedError: it is not.
+    """
+    while True:
+        await asyncio.sleep(FOLDER_CHECK_S)
+        await threads.run(storage.check_folder)
 
 
 def _seeded() -> Random:

@@ -37,7 +37,7 @@ from kvorum.errors import (
 )
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import Entry, Load, Save
-from kvorum.storage.datadir import DATABASE, MARK, SNAPSHOTS, Lock
+from kvorum.storage.datadir import DATABASE, LOCK, MARK, SNAPSHOTS, WRITE_AHEAD_LOG, Lock, OpenFiles
 from kvorum.storage.files import create_folder, explained, sync_folder
 from kvorum.storage.high_water_mark import HighWaterMark, check_high_water_mark
 from kvorum.storage.interface import Identity, Loaded
@@ -126,6 +126,7 @@ class SqliteStorage:
         self._snapshots = Snapshots(self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error))
         self._mark = HighWaterMark(self._folder / MARK)
         self._lock: Lock | None = None
+        self._files: OpenFiles | None = None
         self._table: Table | None = None
         self._loop = _running_loop()
         self._log = Log()
@@ -198,6 +199,7 @@ class SqliteStorage:
             create_log(path)
         self._table = Table(path, TABLE, self._save_deadline_s, CLOSE_DEADLINE_S)
         self._mark.open()
+        self._files = OpenFiles(self._folder, (LOCK, DATABASE, WRITE_AHEAD_LOG, MARK))
         sync_folder(self._folder)
         self._snapshots.start_from(loaded.snapshot)
         self._identity = log.identity
@@ -383,6 +385,15 @@ class SqliteStorage:
         self._fail(str(error))
 
     # --- Failing and ending -------------------------------------------------------------------------------------------
+
+    def check_folder(self) -> None:
+        """Check that the files of the folder are still those that are open here. Blocks; call it now and then.
+
+        Raises:
+            StorageReplacedError: they are not.
+        """
+        if self._files is not None and not self._closed:
+            self._files.check()
 
     def close(self) -> None:
         """Wait for the save in flight and release the folder; with a disk that does not answer, keep the lock."""

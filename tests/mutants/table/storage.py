@@ -55,6 +55,15 @@ MUTANTS = (
         tests="tests/storage/test_snapshots.py -k before_the_first_save",
     ),
     Mutant(
+        "K4",
+        "A node goes on although another folder took the place of its data folder.",
+        "storage.datadir:OpenFiles.check",
+        "found != inode",
+        "found is None",
+        tests="tests/acceptance/test_data_folder.py -k replace_by_a_copy",
+        simulated=False,
+    ),
+    Mutant(
         "B31",
         "A disk that merely stalls ends the node after seconds.",
         "storage.log:SqliteStorage._check_deadline",
