@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -81,11 +82,12 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     path = Path(name)
-    part = path.with_name(path.name + ".part")
     try:
         if path.exists() and not force:
             raise InvalidArgumentError(f"{name} exists; use --force to overwrite it")
-        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        # In a folder that others may write to, a name that can be guessed may be a link of somebody else.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
+        part = Path(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file

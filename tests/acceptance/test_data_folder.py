@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from acceptance.processes import Cluster
+from acceptance.processes import Cluster, kvorum
 from waiting import DEADLINE_S
 
 
@@ -50,3 +50,21 @@ def test_a_node_whose_data_folder_is_deleted_or_replaced_stops_with_one_line(
         log = cluster.log_file("n1").read_text()
     (line,) = [line for line in log.splitlines() if " info " not in line]
     assert "was deleted or replaced while this node was running" in line
+
+
+def test_a_folder_that_everybody_may_write_to_is_refused_with_advice(tmp_path: Path) -> None:
+    folder = tmp_path / "n1"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = kvorum("serve", "--name", "n1", "--data-dir", str(folder))
+    assert done.returncode == 4, done.stdout
+    assert f"chmod o-w {folder}" in done.stdout
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_a_group_may_write_to_is_used(tmp_path: Path) -> None:
+    """A volume in Kubernetes belongs to root and to the group of the pod (fsGroup)."""
+    (tmp_path / "n1").mkdir()
+    (tmp_path / "n1").chmod(0o2770)
+    with Cluster(tmp_path, 1) as cluster:
+        assert cluster.leader() == "n1"

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvorum.errors import StorageLockedError, StorageReplacedError
-from kvorum.storage.files import FILE_MODE, FOLDER_MODE, explained, sync_folder
+from kvorum.storage.files import FILE_MODE, FOLDER_MODE, check_not_world_writable, explained, sync_folder
 
 log = logging.getLogger("kvorum.storage")
 
@@ -145,8 +145,9 @@ def finish_interrupted(folder: Path) -> None:
 
     Raises:
         StorageLockedError: a node runs on the folder.
-        StorageError: the disk refuses; call it again.
+        StorageError: the disk refuses (call it again), or everybody may write to the folder.
     """
+    check_not_world_writable(folder)
     finish_setting_aside(folder)
     install_staged(folder)
 

@@ -38,7 +38,7 @@ from kvorum.errors import (
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import Entry, Load, Save
 from kvorum.storage.datadir import DATABASE, LOCK, MARK, SNAPSHOTS, WRITE_AHEAD_LOG, Lock, OpenFiles
-from kvorum.storage.files import create_folder, explained, sync_folder
+from kvorum.storage.files import check_not_world_writable, create_folder, explained, sync_folder
 from kvorum.storage.high_water_mark import HighWaterMark, check_high_water_mark
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
@@ -159,6 +159,7 @@ class SqliteStorage:
         try:
             with explained(f"cannot use the data folder {self._folder}"):
                 create_folder(self._folder)
+                check_not_world_writable(self._folder)
                 self._lock = Lock(self._folder)
                 self._snapshots.open()
                 log = read_log(self._folder / DATABASE, self._log_memory_bytes_max)

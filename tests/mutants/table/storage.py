@@ -64,6 +64,15 @@ MUTANTS = (
         simulated=False,
     ),
     Mutant(
+        "K8",
+        "A data folder that everybody may write to is used.",
+        "storage.files:check_not_world_writable",
+        "folder.stat().st_mode & stat.S_IWOTH",
+        "False",
+        tests="tests/acceptance/test_data_folder.py -k everybody",
+        simulated=False,
+    ),
+    Mutant(
         "B31",
         "A disk that merely stalls ends the node after seconds.",
         "storage.log:SqliteStorage._check_deadline",
