@@ -208,4 +208,26 @@ MUTANTS = (
         "False",
         tests="tests/fronts/test_kv.py tests/fronts/test_http.py",
     ),
+    Mutant(
+        "K7",
+        "The event loop writes the log itself, and waits for whoever reads it.",
+        "telemetry.log_output:LogOutput.write",
+        """
+self._lines.append(line)
+self._bytes += len(line)
+self._changed.notify_all()
+""",
+        "self._write_all(line)",
+        tests="tests/telemetry/test_log_output.py -k nobody_reads",
+        simulated=False,
+    ),
+    Mutant(
+        "K7",
+        "Log lines that nobody reads fill the memory.",
+        "telemetry.log_output:LogOutput.write",
+        "self._bytes + len(line) > self._bytes_max",
+        "False",
+        tests="tests/telemetry/test_log_output.py -k dropped_counted",
+        simulated=False,
+    ),
 )
