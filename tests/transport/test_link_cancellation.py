@@ -27,6 +27,9 @@ class BreakingStream:
     async def close(self) -> bool:
         return True
 
+    def get_extra_info(self, _: str) -> None:
+        return
+
 
 def test_a_broken_stream_leaves_no_cancellation_behind_for_the_next_dial() -> None:
     """While it is not 0, aiohttp re-raises a CancelledError that is not ours, and the link would end silently."""

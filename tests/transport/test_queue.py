@@ -37,7 +37,9 @@ class Wire:
         self.urls.append(url)
         if not self.is_up:
             raise aiohttp.ClientConnectionError("connection refused")
-        return SimpleNamespace(send_bytes=self._send_bytes, receive=self._receive, close=self._close)
+        return SimpleNamespace(
+            send_bytes=self._send_bytes, receive=self._receive, close=self._close, get_extra_info=lambda _: None
+        )
 
     async def _send_bytes(self, frame: bytes) -> None:
         self.frames.append(decode(frame))

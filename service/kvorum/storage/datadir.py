@@ -4,6 +4,7 @@
 
     kvorum.db, -wal, -shm    the log
     mark                     a lower bound of the log's end (:mod:`kvorum.storage.high_water_mark`)
+    addresses                where peers answered last (:mod:`kvorum.transport.addresses`)
     lock                     held while a node runs
     snapshots/               see :mod:`kvorum.storage.snapshots`
     force-new-cluster        asks the node to recover when it starts next

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
 
 import aiohttp
@@ -13,7 +14,9 @@ from aiohttp import web
 from kvorum.config import Config, split_address
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import NodeId
+from kvorum.resolver import Resolver, addresses_to_bind
 from kvorum.telemetry.counters import Counters
+from kvorum.transport.addresses import FILE, Addresses
 from kvorum.transport.interface import NodeHandler
 from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
@@ -39,6 +42,7 @@ class PeerPort:
         self._handler: NodeHandler | None = None
         self._server: PeerServer | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._addresses = Addresses(Path(config.data_dir) / FILE)
         self._closing = contextlib.AsyncExitStack()
         dialling = Dialling(
             lambda: self._started().identity,
@@ -47,6 +51,7 @@ class PeerPort:
             self._open_session,
             counters,
             random,
+            answered=self._addresses.remember,
         )
         self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node))
         # Handed on as they are.
@@ -67,7 +72,9 @@ class PeerPort:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0),
+                connector=aiohttp.TCPConnector(
+                    resolver=Resolver(self._addresses.get), ttl_dns_cache=DNS_CACHE_S, limit=0
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
                 trace_configs=[_refusing_redirects()],
             )
@@ -83,6 +90,7 @@ class PeerPort:
         """
         config = self._config
         self._handler = handler
+        await asyncio.to_thread(self._addresses.load)
         silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         self._closing.push_async_callback(self._close_outgoing)
@@ -90,9 +98,11 @@ class PeerPort:
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
-        site = web.TCPSite(runner, *split_address(config.listen_peer))
-        await site.start()
-        self._closing.push_async_callback(_stop_listening, site)
+        host, port = split_address(config.listen_peer)
+        for address in await addresses_to_bind(host):
+            site = web.TCPSite(runner, address, port)
+            await site.start()
+            self._closing.push_async_callback(_stop_listening, site)
 
     async def close(self) -> None:
         """Stop listening, and close every connection. Idempotent."""
@@ -102,6 +112,7 @@ class PeerPort:
         await self._transport.close()
         if self._session is not None:
             await self._session.close()
+        await self._addresses.close()
 
     # --- The others ---------------------------------------------------------------------------------------------
 

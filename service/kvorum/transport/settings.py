@@ -21,3 +21,5 @@ class Dialling(msgspec.Struct, frozen=True):
     session: Callable[[], aiohttp.ClientSession]
     counters: Counters
     random: Random
+    answered: Callable[[str, str], None] = lambda host, address: None
+    """Called with the host of a peer's URL and the address at which the right peer answered."""

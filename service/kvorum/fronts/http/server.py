@@ -16,6 +16,7 @@ from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.health import RenderMetrics
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.response import Response
+from kvorum.resolver import addresses_to_bind
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
@@ -84,7 +85,8 @@ class ApiServer:
         self._runners.append(runner)
         await runner.setup()
         host, port = split_address(address)
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        for each in await addresses_to_bind(host):
+            await web.TCPSite(runner, each, port, backlog=_BACKLOG).start()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
