@@ -22,6 +22,7 @@ from kvorum_client.errors import InvalidArgumentError
 SILENCE_S = 60.0
 """How long a node may take to produce the snapshot, or its next piece."""
 PROGRESS_S = 0.2
+STALE = "kv: warning: no quorum confirmed this backup: writes that were acknowledged before it may be missing"
 
 
 async def save(client: Client, options: argparse.Namespace) -> int:
@@ -33,7 +34,7 @@ async def save(client: Client, options: argparse.Namespace) -> int:
             file.write(chunk)
             progress.show(len(chunk), size_bytes)
 
-        backup = await client.backup(write, timeout_s=silence_s)
+        backup = await client.backup(write, stale=options.stale, timeout_s=silence_s)
         file.flush()
     if options.output == "json":
         # With the backup itself on stdout, what is said of it goes elsewhere.
@@ -41,6 +42,8 @@ async def save(client: Client, options: argparse.Namespace) -> int:
     else:
         text = f"{options.file}: {backup.keys} keys at revision {backup.revision}, {_bytes(backup.size_bytes)}"
         print(text, file=sys.stderr if options.file == "-" else sys.stdout)
+    if backup.stale:
+        print(STALE, file=sys.stderr)
     return 0
 
 
@@ -56,6 +59,8 @@ async def status(client: Client, options: argparse.Namespace) -> int:
             [*_figures(backup), written, _bytes(backup.size_bytes), backup.sha256],
         ]
         print_table(rows)
+    if backup.stale:
+        print(STALE, file=sys.stderr)
     return 0
 
 

@@ -73,7 +73,8 @@ class NamedCluster(Cluster):
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[NamedCluster]:
-    with NamedCluster(tmp_path) as cluster:
+    cluster = NamedCluster(tmp_path)
+    with cluster:
         eventually(
             "every node knows the addresses of the others",
             lambda: all(_knows_all(cluster.data_dir(name)) for name in cluster.names),

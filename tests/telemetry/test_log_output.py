@@ -55,7 +55,7 @@ def test_a_node_whose_log_nobody_reads_serves_and_stops(tmp_path: Path, pipe: tu
     cluster = Cluster(tmp_path, 1, ("--log-level", "debug"))
     node = subprocess.Popen(cluster.command("n1"), stdin=subprocess.DEVNULL, stdout=write_end)
     try:
-        cluster.processes["n1"] = node  # type: ignore[assignment]
+        cluster.processes["n1"] = node
         assert cluster.leader() == "n1"
         node.send_signal(signal.SIGTERM)
         assert node.wait(DEADLINE_S) == 0

@@ -166,7 +166,7 @@ MUTANTS = (
         "backup",
         "A backup is begun without a quorum's confirmation.",
         "service.service:Service._snapshot",
-        "await self._node.read_barrier(self._bounded(request.timeout_ms))",
+        "await self._node.read_barrier(timeout_ms)",
         "pass",
     ),
     Mutant(
@@ -228,6 +228,24 @@ self._changed.notify_all()
         "self._bytes + len(line) > self._bytes_max",
         "False",
         tests="tests/telemetry/test_log_output.py -k dropped_counted",
+        simulated=False,
+    ),
+    Mutant(
+        "backups",
+        "A backup that no quorum confirmed does not say so.",
+        "storage.snapshot_format:marked_stale",
+        "encode_header(snapshot, is_stale=True)",
+        "encode_header(snapshot)",
+        tests="tests/storage/test_snapshots.py -k stale",
+        simulated=False,
+    ),
+    Mutant(
+        "backups",
+        "A damaged snapshot becomes a valid stale backup.",
+        "storage.snapshot_format:read_payload",
+        "remaining != 0 or stream.read(HASH_BYTES) != digest.digest()",
+        "remaining != 0",
+        tests="tests/storage/test_snapshots.py -k stale",
         simulated=False,
     ),
 )
