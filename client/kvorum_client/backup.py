@@ -37,11 +37,14 @@ class Backup(msgspec.Struct, frozen=True):
     sessions: int
     time_ms: int
     """When its last write was made (Unix, ms), by the clock of the leader of then."""
+    stale: bool = False
+    """No quorum confirmed it: writes that were acknowledged before it was taken may be missing."""
 
 
 class _Description(msgspec.Struct, array_like=True):
     format: int
     snapshot: tuple[int, int, msgspec.Raw]
+    stale: bool = False
 
 
 class _Header(msgspec.Struct, array_like=True, tag="h", kw_only=True):
@@ -92,7 +95,8 @@ class Verifier:
         length = int.from_bytes(self._head[frame : frame + 4], "big")
         body = bytes(self._head[frame + FRAME_HEADER_BYTES : frame + FRAME_HEADER_BYTES + length])
         try:
-            index, term, _ = msgspec.msgpack.decode(self._head[start:frame], type=_Description).snapshot
+            description = msgspec.msgpack.decode(self._head[start:frame], type=_Description)
+            index, term, _ = description.snapshot
             header = msgspec.msgpack.decode(body, type=_Header)
         except msgspec.MsgspecError as error:
             raise BackupDamagedError(f"this program does not support the version of the backup: {error}") from None
@@ -105,6 +109,7 @@ class Verifier:
             header.keys,
             header.sessions,
             header.time_ms,
+            description.stale,
         )
 
 

@@ -455,6 +455,11 @@ def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     save = add("save", cli_backup.save, "save all acknowledged writes to a file for `kvorum restore`")
     save.add_argument("file", metavar="FILE", help="file to write; - is stdout")
     save.add_argument("--force", action="store_true", help="overwrite an existing file")
+    save.add_argument(
+        "--stale",
+        action="store_true",
+        help="save what one node has applied, also without a quorum; acknowledged writes may be missing",
+    )
     save.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
     status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
     status.add_argument("file", metavar="FILE", help="file to read; - is stdin")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,6 +22,7 @@ from kvorum_client.errors import InvalidArgumentError
 SILENCE_S = 60.0
 """How long a node may take to produce the snapshot, or its next piece."""
 PROGRESS_S = 0.2
+STALE = "kv: warning: no quorum confirmed this backup: writes that were acknowledged before it may be missing"
 
 
 async def save(client: Client, options: argparse.Namespace) -> int:
@@ -32,7 +34,7 @@ async def save(client: Client, options: argparse.Namespace) -> int:
             file.write(chunk)
             progress.show(len(chunk), size_bytes)
 
-        backup = await client.backup(write, timeout_s=silence_s)
+        backup = await client.backup(write, stale=options.stale, timeout_s=silence_s)
         file.flush()
     if options.output == "json":
         # With the backup itself on stdout, what is said of it goes elsewhere.
@@ -40,6 +42,8 @@ async def save(client: Client, options: argparse.Namespace) -> int:
     else:
         text = f"{options.file}: {backup.keys} keys at revision {backup.revision}, {_bytes(backup.size_bytes)}"
         print(text, file=sys.stderr if options.file == "-" else sys.stdout)
+    if backup.stale:
+        print(STALE, file=sys.stderr)
     return 0
 
 
@@ -55,6 +59,8 @@ async def status(client: Client, options: argparse.Namespace) -> int:
             [*_figures(backup), written, _bytes(backup.size_bytes), backup.sha256],
         ]
         print_table(rows)
+    if backup.stale:
+        print(STALE, file=sys.stderr)
     return 0
 
 
@@ -81,11 +87,12 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     path = Path(name)
-    part = path.with_name(path.name + ".part")
     try:
         if path.exists() and not force:
             raise InvalidArgumentError(f"{name} exists; use --force to overwrite it")
-        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        # In a folder that others may write to, a name that can be guessed may be a link of somebody else.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
+        part = Path(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file

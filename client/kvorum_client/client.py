@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from urllib.parse import urlencode
 
@@ -46,6 +46,8 @@ logger = logging.getLogger("kvorum_client")
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
+PROBE_S = 2.0
+"""How often a node is probed that does not begin to send a backup, and how long it has to answer."""
 WARNING_INTERVAL_S = 60.0
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
@@ -303,12 +305,16 @@ class Client:
             raise UnavailableError(f"{endpoint}: HTTP status {answer.status}")
         return answer.body.decode("utf-8", "replace")
 
-    async def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
+    async def backup(
+        self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None
+    ) -> Backup:
         """Fetch a backup of all that was acknowledged before the call, from any node; return what it is.
 
         Args:
             write: called with each piece and the size of the whole; it may block for as long as a disk does. What it
                 was given is a backup only once this returns.
+            stale: what the node has applied is enough. It works without a quorum, may lack acknowledged writes, and the
+                file says so.
             timeout_s: how long to look for a node that gives one, and how long that node may be silent.
 
         Raises:
@@ -316,7 +322,8 @@ class Client:
             BackupDamagedError: it broke off, or is not what the node meant to send.
         """
         silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
-        call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), any_node=True)
+        parameters = {"consistency": "stale"} if stale else {}
+        call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), parameters=parameters, any_node=True)
         verifier = Verifier()
         while call.deadline > time.monotonic():
             base = await self._router.pick_any(call.remaining_s())
@@ -324,8 +331,8 @@ class Client:
                 raise UnavailableError(CLOSED)
             try:
                 pieces = self._transport.download(base, call.target(silence_s), silence_s)
-                async with contextlib.aclosing(pieces):
-                    async for chunk, size_bytes in pieces:
+                async with contextlib.aclosing(self._while_alive(pieces, base)) as living:
+                    async for chunk, size_bytes in living:
                         verifier.feed(chunk)
                         write(chunk, size_bytes)
                 return verifier.finish()
@@ -340,6 +347,35 @@ class Client:
             await self._router.failed(base, call.remaining_s())
             await self._pause(call, BACKOFF_MAX_S)
         raise UnavailableError(call.reason)
+
+    async def _while_alive(
+        self, pieces: AsyncGenerator[tuple[bytes, int], None], base: str
+    ) -> AsyncGenerator[tuple[bytes, int], None]:
+        """Yield the pieces. Until the first is there, a node that does not answer its probe either is given up.
+
+        A large snapshot takes a while; a node that is gone, paused or cut off should not be waited for as long.
+
+        Raises:
+            NoAnswerError: it does not answer.
+        """
+        async with contextlib.aclosing(pieces):
+            first = asyncio.ensure_future(anext(pieces, None))
+            try:
+                while not (await asyncio.wait([first], timeout=PROBE_S))[0]:
+                    try:
+                        await self._transport.exchange(base, "GET", "/livez", b"", {}, PROBE_S)
+                    except (NotSentError, NoAnswerError):
+                        if not first.done():
+                            raise
+            finally:
+                if not first.done():
+                    first.cancel()
+                    await asyncio.wait([first])
+            if (piece := first.result()) is None:
+                return
+            yield piece
+            async for piece in pieces:
+                yield piece
 
     @property
     def endpoints(self) -> tuple[str, ...]:

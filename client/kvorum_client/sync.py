@@ -174,9 +174,11 @@ class SyncClient:
         """See :meth:`kvorum_client.Client.finalize`."""
         return self._run(self._client.finalize(timeout_s=timeout_s))
 
-    def backup(self, write: Callable[[bytes, int], object], *, timeout_s: float | None = None) -> Backup:
+    def backup(
+        self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None
+    ) -> Backup:
         """See :meth:`kvorum_client.Client.backup`; ``write`` is called on the client's own thread."""
-        return self._run(self._client.backup(write, timeout_s=timeout_s))
+        return self._run(self._client.backup(write, stale=stale, timeout_s=timeout_s))
 
 
 class _LoopThread(threading.Thread):

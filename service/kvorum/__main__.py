@@ -181,7 +181,7 @@ def _restore(options: argparse.Namespace) -> int:
     config, _ = config_sources.load(vars(options))
     try:
         with sys.stdin.buffer if options.backup == "-" else open(options.backup, "rb") as stream:
-            identity, store = restore.stage(
+            identity, store, is_stale = restore.stage(
                 stream,
                 config,
                 bump_revision=options.bump_revision,
@@ -199,6 +199,12 @@ def _restore(options: argparse.Namespace) -> int:
         print(
             "kvorum: warning: the records of the backup do not match its state sum: the memory of the node that took "
             "it may be faulty; compare with another backup",
+            file=sys.stderr,
+        )
+    if is_stale:
+        print(
+            "kvorum: warning: no quorum confirmed this backup (consistency=stale): writes that were acknowledged "
+            "before it was taken may be missing",
             file=sys.stderr,
         )
     print(f"The backup holds {len(store)} keys; revisions continue from {store.revision}.")

@@ -275,5 +275,9 @@ class StorageAmnesiaError(StorageError):
     """The log ends before what was once durable: the node must not vote."""
 
 
+class StorageReplacedError(StorageError):
+    """The data folder was deleted or replaced while the node ran on it."""
+
+
 class SnapshotFailedError(StorageError):
     """A snapshot could not be stored for lack of room, or is not what a peer announced. The caller may go on."""

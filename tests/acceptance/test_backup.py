@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,54 @@ def test_a_backup_is_kept_from_the_terminal_and_a_closed_stdin_is_said(tmp_path:
     closed = ["bash", "-c", 'exec "$@" <&-', "bash", *command, "status", "-"]
     shown = subprocess.run(closed, capture_output=True, timeout=60, check=False)
     assert (shown.returncode, shown.stderr) == (2, b"kv: stdin is closed\n")
+
+
+def test_a_stale_backup_needs_no_quorum_and_says_what_it_is(tmp_path: Path) -> None:
+    """Just before `kvorum recover`, which cannot be undone, no backup was to be had."""
+    backup = tmp_path / "kv.backup"
+    with Cluster(tmp_path) as cluster:
+        fill(cluster)
+        cluster.converge()
+        cluster.kill("n2", "n3")
+        assert kv_at(cluster, "n1", "--timeout", "1", "snapshot", "save", str(backup)).returncode == 3
+
+        saved = kv_at(cluster, "n1", "snapshot", "save", "--stale", str(backup))
+
+        assert saved.returncode == 0, saved.stderr
+        assert b"no quorum confirmed" in saved.stderr
+        answer = cluster.request("n1", "GET", "/v1/snapshot?consistency=stale")
+        assert answer.headers["X-Kvorum-Snapshot-Consistency"] == "stale"
+        assert answer.body == backup.read_bytes()
+        shown = kv_at(cluster, "n1", "snapshot", "status", "-o", "json", str(backup))
+        assert json.loads(shown.stdout)["stale"] is True
+        assert b"no quorum confirmed" in shown.stderr
+        cluster.kill("n1")
+        shutil.rmtree(cluster.data_dir("n1"))
+
+        done = restore(cluster, "n1", "--from", str(backup))
+
+        assert done.returncode == 0, done.stderr
+        assert "holds 50 keys" in done.stdout
+        assert "no quorum confirmed this backup" in done.stderr
+
+
+def test_a_backup_does_not_wait_for_a_node_that_does_not_answer(tmp_path: Path) -> None:
+    """It tried the next endpoint after 61 s."""
+    backup = tmp_path / "kv.backup"
+    with Cluster(tmp_path) as cluster:
+        fill(cluster)
+        paused = cluster.others(cluster.leader())[0]
+        others = cluster.others(paused)
+        cluster.pause(paused)
+        saved = kv_at(cluster, paused, "snapshot", "save", str(backup), and_at=others, timeout_s=30)
+        cluster.resume(paused)
+    assert saved.returncode == 0, saved.stderr
+
+
+def kv_at(
+    cluster: Cluster, first: str, *arguments: str, and_at: Sequence[str] = (), timeout_s: float = 60
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `kv` with these endpoints, in this order."""
+    endpoints = ",".join(f"127.0.0.1:{cluster.client_ports[name]}" for name in (first, *and_at))
+    command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", endpoints, *arguments]
+    return subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)

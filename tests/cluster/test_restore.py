@@ -396,7 +396,7 @@ def test_a_backup_stays_readable_when_newer_snapshots_have_taken_its_place(tmp_p
 
 
 def test_the_identity_is_a_new_one(backup: bytes, tmp_path: Path) -> None:
-    identity, store = restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=7, replace=False)
+    identity, store, _ = restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=7, replace=False)
 
     assert identity.name == "n1"
     assert msgspec.structs.astuple(identity)[1:] not in {("", ""), ()}

@@ -40,6 +40,7 @@ class FakeBackup:
 
     sha256 = "5" * 64
     last_index = 7
+    is_stale = False
 
     def __init__(self, chunks: list[bytes | ConnectionError]) -> None:
         self.parts = chunks
@@ -110,8 +111,9 @@ class FakeNode:
         self.barriers += 1
         await self._admit(timeout_ms, leaders_only=False)
 
-    async def begin_backup(self) -> FakeBackup:
+    async def begin_backup(self, *, stale: bool = False) -> FakeBackup:
         self.backups.append(FakeBackup(self.backup_chunks))
+        self.backups[-1].is_stale = stale
         return self.backups[-1]
 
     def check_serves(self) -> None:

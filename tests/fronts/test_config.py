@@ -310,3 +310,10 @@ def test_only_hosts_that_the_configuration_names_are_known(config: Config, known
     assert hosts.knows("three.example")
     every = msgspec.structs.replace(config, hosts="*")
     assert KnownHosts(resolve(every, host_name="host")).knows("any.example")
+
+
+def test_a_stalled_disk_is_waited_for_longer_than_a_leader_keeps_leading() -> None:
+    """Storage that all nodes share may stall for a while; ten minutes by default, and never less than the step-down."""
+    assert resolve(Config(), host_name="n1").disk_stall_limit_s == 600
+    with pytest.raises(ConfigError, match="disk_stall_limit_s 5 is shorter than"):
+        resolve(Config(disk_stall_limit_s=5, save_timeout_ms=6000), host_name="n1")

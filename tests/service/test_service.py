@@ -233,6 +233,16 @@ def test_a_snapshot_is_begun_after_a_quorum_confirmed_it() -> None:
     assert len(node.backups) == 1
 
 
+def test_a_stale_snapshot_needs_no_quorum_but_a_state_that_may_be_served() -> None:
+    node = FakeNode()
+    node.error = ReadTimeoutError("no quorum")
+    assert execute(node, Snapshot(stale=True)).is_stale
+    assert node.barriers == 0
+    node.quarantined = "the state is wrong"
+    with pytest.raises(NoLeaderError):
+        execute(node, Snapshot(stale=True))
+
+
 # Errors.
 
 

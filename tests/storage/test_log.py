@@ -369,7 +369,7 @@ def test_what_a_start_creates_is_durable_before_the_first_write(
 
 def test_after_a_statement_that_failed_nothing_is_written_any_more(tmp_path: Path) -> None:
     path = tmp_path / "t.db"
-    table = Table(path, "t", 10.0)
+    table = Table(path, "t", 10.0, 10.0)
     with pytest.raises(StorageError, match="refused"):
         table.run("INSERT INTO nothing VALUES (1)")
     with pytest.raises(StorageError, match="an earlier write failed"):
@@ -383,7 +383,7 @@ def test_after_a_statement_that_failed_nothing_is_written_any_more(tmp_path: Pat
 
 
 def test_pickle_cannot_be_reached(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t.db", "t", 10.0)
+    table = Table(tmp_path / "t.db", "t", 10.0, 10.0)
     dictionary = table._dict
     for value in (1, None, "text", [b"list"], bytearray(b"x"), object()):
         with pytest.raises(TypeError):
@@ -486,6 +486,45 @@ def test_a_process_that_was_paused_does_not_take_that_for_a_slow_disk(tmp_path: 
             held.set()
             async with asyncio.timeout(30):
                 await saved.wait()
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_stalls_is_waited_for_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shared storage that stalled for 10 s ended all nodes at once."""
+    monkeypatch.setattr(log_module, "WATCHDOG_S", 0.05)
+
+    async def main() -> None:
+        held = threading.Event()
+        async with Disk(tmp_path, deadline_ms=600_000) as disk:
+            write_mark = disk.storage._write_mark
+
+            def slow(seq: int, crc: int) -> BaseException | None:
+                held.wait(60)
+                return write_mark(seq, crc)
+
+            disk.storage._write_mark = slow  # type: ignore[method-assign]
+            said, saved, checks = asyncio.Event(), asyncio.Event(), 0
+            check = disk.storage._check_deadline
+
+            def checked() -> None:
+                nonlocal checks
+                checks += 1
+                check()
+                if checks == 3:
+                    said.set()
+
+            disk.storage._check_deadline = checked  # type: ignore[method-assign]
+            disk.storage.save(Save(1, HardState(1), entries(1, 1)), saved.set)
+            async with asyncio.timeout(30):
+                await said.wait()
+                held.set()
+                await saved.wait()
+            assert disk.failures == []
+            assert caplog.text.count("has not answered") == 1
+            assert caplog.text.count("answers again") == 1
 
     asyncio.run(main())
 

@@ -16,6 +16,7 @@ from storage.support import Disk, entries, load, run, send, snapshot, take_snaps
 
 from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
 from kvorum.raft.messages import Snapshot
+from kvorum.storage import snapshot_format
 from kvorum.storage import snapshots as snapshots_module
 from kvorum.storage.files import sync_folder
 from kvorum.storage.memory import MemorySnapshots
@@ -350,6 +351,29 @@ def test_a_disk_that_fails_under_a_snapshot_ends_the_node(
     assert load(tmp_path).hard_state.current_term == 1
 
 
+def test_a_disk_that_fails_under_a_snapshot_before_the_first_save_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is met on a thread, and the storage had not seen its event loop yet: it went unheard."""
+
+    async def prepare() -> None:
+        async with Disk(tmp_path) as disk:
+            await disk.save(1, *entries(1, 9))
+
+    async def main() -> None:
+        async with Disk(tmp_path) as disk:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", fails)
+                with pytest.raises(StorageError, match="Input/output error") as caught:
+                    await asyncio.to_thread(take_snapshot, disk.storage.snapshots, 9)
+            async with asyncio.timeout(10):
+                await disk.failed.wait()
+            assert [str(error) for error in disk.failures] == [f"{tmp_path}: {caught.value}"]
+
+    asyncio.run(prepare())
+    asyncio.run(main())
+
+
 def test_a_snapshot_that_is_replaced_stays_whatever_becomes_of_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,3 +566,29 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     header[len(MAGIC) + 5] = FORMAT + 1
     with pytest.raises(StorageCorruptError, match=f"of format {FORMAT + 1}; this version supports {FORMAT}"):
         read_header(io.BytesIO(bytes(header)))
+
+
+def test_a_stale_backup_says_so_under_a_hash_of_its_own_and_a_node_skips_the_mark(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path)
+    take_snapshot(snapshots, 5, b"state")
+    with snapshots.stream(5) as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        expected_bytes = snapshot_format.stale_size_bytes(stream, size_bytes)
+        marked = b"".join(snapshot_format.marked_stale(stream, size_bytes))
+        stream.seek(0)
+        original = stream.read()
+    assert len(marked) == expected_bytes
+    found, sha256 = snapshot_format.verify(io.BytesIO(marked), len(marked))
+    assert (found, sha256) == (snapshot(5), marked[-32:].hex())
+    for data, is_stale in ((marked, True), (original, False)):
+        _, header = snapshot_format.read_header(io.BytesIO(data))
+        assert snapshot_format.is_stale(header) is is_stale
+
+
+def test_a_damaged_snapshot_does_not_become_a_stale_backup(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path)
+    take_snapshot(snapshots, 5, b"state")
+    data = bytearray(Path(snapshots.path(5)).read_bytes())
+    data[-40] ^= 1
+    with pytest.raises(StorageCorruptError, match="hash does not match"):
+        list(snapshot_format.marked_stale(io.BytesIO(bytes(data)), len(data)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random, SystemRandom
@@ -17,8 +18,9 @@ from kvorum.transport.port import PeerPort
 if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
 
-SAVE_DEADLINE_MIN_MS = 10_000
-"""A save that has no answer for this long, or 20 times save_timeout_ms, ends the process."""
+
+FOLDER_CHECK_S = 2.0
+"""How often the node looks whether its data folder is still there."""
 
 
 @asynccontextmanager
@@ -35,12 +37,20 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
     """
     supervisor, counters, threads = Supervisor(), Counters(), LoopThreads()
     async with AsyncExitStack() as stack:
-        storage = await threads.run(_open_storage, config, supervisor, counters)
+        storage = SqliteStorage(
+            config.data_dir,
+            supervisor.fail,
+            save_deadline_ms=round(1000 * config.disk_stall_limit_s),
+            counters=counters,
+            name=config.name,
+            log_memory_bytes_max=config.log_memory_bytes,
+        )
         stack.push_async_callback(threads.run, storage.close)
+        tasks = LoopTasks(supervisor)
         ports = Ports(
             supervisor=supervisor,
             clock=SystemClock(),
-            tasks=LoopTasks(supervisor),
+            tasks=tasks,
             threads=threads,
             storage=storage,
             peers=PeerPort(config, counters, _seeded()),
@@ -50,18 +60,20 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
         )
         node = await start_node(config, ports)
         stack.push_async_callback(node.close)
+        watch = tasks.spawn(_watch_folder(storage, threads), name="data folder")
+        stack.callback(watch.cancel)
         yield node
 
 
-def _open_storage(config: Config, supervisor: Supervisor, counters: Counters) -> SqliteStorage:
-    return SqliteStorage(
-        config.data_dir,
-        supervisor.fail,
-        save_deadline_ms=max(20 * config.save_timeout_ms, SAVE_DEADLINE_MIN_MS),
-        counters=counters,
-        name=config.name,
-        log_memory_bytes_max=config.log_memory_bytes,
-    )
+async def _watch_folder(storage: SqliteStorage, threads: LoopThreads) -> None:
+    """Look now and then whether the data folder is still there.
+
+    Raises:
+        StorageReplacedError: it is not.
+    """
+    while True:
+        await asyncio.sleep(FOLDER_CHECK_S)
+        await threads.run(storage.check_folder)
 
 
 def _seeded() -> Random:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from kvorum.config import Config
 from kvorum.errors import ConfigError, StorageCorruptError
@@ -24,15 +24,22 @@ from kvorum.raft.messages import Configuration, HardState, Member, Save, Snapsho
 from kvorum.storage.datadir import REPLACED, Lock, holds_data, staging
 from kvorum.storage.files import create_folder, explained
 from kvorum.storage.offline import offline
-from kvorum.storage.snapshot_format import read_header, read_payload
+from kvorum.storage.snapshot_format import is_stale, read_header, read_payload
 
 BUMP_REVISION = 1_000_000_000
 """How much further the revision goes on by default: none of a write that the backup lacks is given away again."""
 
 
-def stage(
-    stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool, running: bool = False
-) -> tuple[Identity, Store]:
+class Staged(NamedTuple):
+    """What a node will be when it starts next."""
+
+    identity: Identity
+    store: Store
+    is_stale: bool
+    """No quorum confirmed the backup."""
+
+
+def stage(stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool, running: bool = False) -> Staged:
     """Build what the node will hold, beside what its data folder holds now; return who it will be, and the state.
 
     Blocking. Nothing else changes until :func:`kvorum.storage.datadir.install_staged`.
@@ -58,14 +65,14 @@ def stage(
         if not running:
             Lock(folder).release()
     with staging(folder) as building:
-        snapshot, store = _read(stream, building)
+        snapshot, store, stale = _read(stream, building)
         store.revision += bump_revision
         identity = asyncio.run(_build(building, config, snapshot, store))
-    return identity, store
+    return Staged(identity, store, stale)
 
 
-def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
-    """Return what the backup describes, verified as a whole."""
+def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store, bool]:
+    """Return what the backup describes, verified as a whole, and whether it is stale."""
     with tempfile.TemporaryFile(dir=scratch) as file:
         # A pipe has no size, and the hash stands at the end.
         shutil.copyfileobj(stream, file)
@@ -76,7 +83,7 @@ def _read(stream: BinaryIO, scratch: Path) -> tuple[Snapshot, Store]:
             restorer = Restorer(snapshot.configuration)
             for chunk in read_payload(file, header, size_bytes):
                 restorer.feed(chunk)
-            return snapshot, restorer.finish()
+            return snapshot, restorer.finish(), is_stale(header)
         except StorageCorruptError as error:
             raise StorageCorruptError(f"this is not a valid backup ({size_bytes} bytes): {error}") from error
 

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +35,7 @@ from kvorum.node import Node
 from kvorum.service import Service
 from kvorum.storage import datadir
 from kvorum.telemetry import logs
+from kvorum.telemetry.log_output import LogOutput
 from kvorum.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -57,7 +59,15 @@ def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] 
     """
     # Files of the data folder are nobody else's business.
     os.umask(0o077)
-    logs.configure(config.name, config.log_format, config.log_level)
+    output = LogOutput(sys.stdout.fileno() if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY))
+    logs.configure(config.name, config.log_format, config.log_level, output)
+    try:
+        return _run(config, config_path, unknown_variables)
+    finally:
+        output.close()
+
+
+def _run(config: Config, config_path: str, unknown_variables: Sequence[str]) -> int:
     raise_descriptor_limit()
     if unknown_variables:
         logger.warning("Ignoring unknown environment variables: %s", ", ".join(unknown_variables))

@@ -143,6 +143,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "ms"},
         ),
     ] = 0
+    disk_stall_limit_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description="A node whose disk makes no progress for this long stops. Until then it waits and is not "
+            "ready. An error from the disk stops it at once. At least save_timeout_ms.",
+            extra={"unit": "s"},
+        ),
+    ] = 600.0
     request_timeout_ms: Annotated[
         int,
         Meta(ge=50, le=60_000, description="Maximum time that a request waits for the cluster.", extra={"unit": "ms"}),
@@ -403,6 +413,11 @@ def _check_times(config: Config) -> None:
         raise ConfigError(
             f"election_timeout_ms {config.election_timeout_ms} is less than 3 times heartbeat_ms "
             f"{config.heartbeat_ms}: a single lost heartbeat would start elections"
+        )
+    if 1000 * config.disk_stall_limit_s < (config.save_timeout_ms or config.election_timeout_ms):
+        raise ConfigError(
+            f"disk_stall_limit_s {config.disk_stall_limit_s:g} is shorter than the time after which a leader with a "
+            "slow disk steps down (save_timeout_ms, by default election_timeout_ms)"
         )
 
 

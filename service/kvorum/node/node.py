@@ -193,13 +193,16 @@ class Node:
         self.parts.turns.schedule()
         await waiter
 
-    async def begin_backup(self) -> Backup:
+    async def begin_backup(self, *, stale: bool = False) -> Backup:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
 
+        Args:
+            stale: there was no read barrier; the file shall say so.
+
         Raises:
-            OverloadedError: there is none to be had now.
+            NoLeaderError, OverloadedError: there is none to be had now.
         """
-        return await self.parts.backups.begin()
+        return await self.parts.backups.begin(stale=stale)
 
     # --- What the node says of itself ---------------------------------------------------------------------------
 

@@ -51,7 +51,11 @@ class Backup(Protocol):
 
     @property
     def sha256(self) -> str:
-        """The file's hash, 64 hex digits; also its last 32 bytes."""
+        """The file's hash, 64 hex digits; also its last 32 bytes. Empty: known at the end only (a stale backup)."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether no quorum confirmed it."""
 
     @property
     def last_index(self) -> int:
@@ -104,11 +108,11 @@ class NodePort(Protocol):
             OverloadedError: too many reads wait.
         """
 
-    async def begin_backup(self) -> Backup:
-        """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.
+    async def begin_backup(self, *, stale: bool = False) -> Backup:
+        """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`, or with ``stale``.
 
         Raises:
-            OverloadedError: there is none to be had now.
+            NoLeaderError, OverloadedError: there is none to be had now.
         """
 
     def check_serves(self) -> None:

@@ -134,10 +134,12 @@ class FinalizeUpgrade(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """A backup of everything that was acknowledged before the request, from whichever node is asked.
 
-    ``timeout_ms`` bounds the confirmation by a quorum; taking the snapshot may take longer.
+    ``timeout_ms`` bounds the confirmation by a quorum; taking the snapshot may take longer. With ``stale`` nothing is
+    confirmed: it holds what this node has applied, also without a quorum, and says so.
     """
 
     timeout_ms: int | None = None
+    stale: bool = False
 
 
 # Probes and scrapes.

@@ -292,8 +292,12 @@ class Service:
             raise self._elsewhere(error) from None
 
     async def _snapshot(self, request: Snapshot) -> Backup:
-        await self._node.read_barrier(self._bounded(request.timeout_ms))
-        return await self._node.begin_backup()
+        timeout_ms = self._bounded(request.timeout_ms)
+        if request.stale:
+            self._node.check_serves()
+        else:
+            await self._node.read_barrier(timeout_ms)
+        return await self._node.begin_backup(stale=request.stale)
 
     async def _check(self, request: CheckLiveness | CheckReadiness) -> Checks:
         node = self._node

@@ -4,6 +4,7 @@
 
     kvorum.db, -wal, -shm    the log
     mark                     a lower bound of the log's end (:mod:`kvorum.storage.high_water_mark`)
+    addresses                where peers answered last (:mod:`kvorum.transport.addresses`)
     lock                     held while a node runs
     snapshots/               see :mod:`kvorum.storage.snapshots`
     force-new-cluster        asks the node to recover when it starts next
@@ -27,15 +28,16 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kvorum.errors import StorageLockedError
-from kvorum.storage.files import FILE_MODE, FOLDER_MODE, explained, sync_folder
+from kvorum.errors import StorageLockedError, StorageReplacedError
+from kvorum.storage.files import FILE_MODE, FOLDER_MODE, check_not_world_writable, explained, sync_folder
 
 log = logging.getLogger("kvorum.storage")
 
 DATABASE = "kvorum.db"
+WRITE_AHEAD_LOG = "kvorum.db-wal"
 MARK = "mark"
 LOCK = "lock"
 SNAPSHOTS = "snapshots"
@@ -47,6 +49,8 @@ STAGED = "restored.staged"
 REPLACING = "restored"
 MOVING = "restoring"
 REPLACED = "replaced"
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 _STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, REPLACING, MOVING, REPLACED})
 """Names that no protocol moves."""
@@ -90,6 +94,48 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class OpenFiles:
+    """Files of the data folder that the node has open, remembered by inode, so that it notices when they are replaced.
+
+    A process goes on writing to files whose names were removed, and nobody will ever read what it wrote.
+
+    Args:
+        folder: the data folder.
+        names: of files in it; all of them exist.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._folder = folder
+        self._files = {name: _inode(folder / name) for name in names}
+
+    def check(self) -> None:
+        """Check that each name still leads to the same file. Blocks.
+
+        Raises:
+            StorageReplacedError: one does not.
+        """
+        for name, inode in self._files.items():
+            try:
+                found: tuple[int, int] | None = _inode(self._folder / name)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    # The name may well be right: a disk that fails is noticed by the next write.
+                    continue
+                found = None
+            if found != inode:
+                raise StorageReplacedError(
+                    f"the data folder {self._folder} was deleted or replaced while this node was running: its file "
+                    f"{name} is {'missing' if found is None else 'another one'}. What the node wrote since then is not "
+                    "in the folder. Put the folder back before the next start if you can; an empty one makes a cluster "
+                    "of one begin anew, and a node of a larger cluster join as a new member"
+                )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def holds_data(folder: Path) -> bool:
     """Tell whether the folder holds a node's data."""
     return (folder / DATABASE).exists()
@@ -100,8 +146,9 @@ def finish_interrupted(folder: Path) -> None:
 
     Raises:
         StorageLockedError: a node runs on the folder.
-        StorageError: the disk refuses; call it again.
+        StorageError: the disk refuses (call it again), or everybody may write to the folder.
     """
+    check_not_world_writable(folder)
     finish_setting_aside(folder)
     install_staged(folder)
 

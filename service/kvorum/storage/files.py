@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,22 @@ def create_folder(path: Path) -> None:
         sync_folder(level.parent)
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
+def check_not_world_writable(folder: Path) -> None:
+    """Check that not everybody may put files into a folder, if it exists.
+
+    A mount point is not checked: who mounts a volume sets its mode (0777 for an emptyDir), and decides who sees it.
+
+    Raises:
+        StorageError: everybody may.
+    """
+    with explained(f"cannot use the data folder {folder}"):
+        if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH and not os.path.ismount(folder):
+            raise StorageError(
+                f"everybody on this machine may write to the data folder {folder}, and could replace the data: "
+                f"run `chmod o-w {folder}` (a group may write to it), or use another folder"
+            )
 
 
 def create_file(path: Path) -> None:

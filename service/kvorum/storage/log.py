@@ -13,14 +13,15 @@ a chain of checksums, so nothing can be missing between two of them; the last re
 can be missing before them that a snapshot does not cover; and the mark, a file of 12 bytes, says where the log ended at
 least, so that a lost end is noticed even where SQLite itself sees a shorter but valid file.
 
-**What fails.** A statement that fails, or that does not answer in time, ends the storage: ``failed`` is called once,
-and no save is answered any more. Nothing is ever tried again: after a failed fsync the kernel may have dropped the
-pages.
+**What fails.** A statement that fails ends the storage: ``failed`` is called once, and no save is answered any more.
+Nothing is ever tried again: after a failed fsync the kernel may have dropped the pages. A disk that merely does not
+answer is waited for, for minutes: shared storage that stalls would otherwise end every node at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +37,8 @@ from kvorum.errors import (
 )
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import Entry, Load, Save
-from kvorum.storage.datadir import DATABASE, MARK, SNAPSHOTS, Lock
-from kvorum.storage.files import create_folder, explained, sync_folder
+from kvorum.storage.datadir import DATABASE, LOCK, MARK, SNAPSHOTS, WRITE_AHEAD_LOG, Lock, OpenFiles
+from kvorum.storage.files import check_not_world_writable, create_folder, explained, sync_folder
 from kvorum.storage.high_water_mark import HighWaterMark, check_high_water_mark
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
@@ -58,6 +59,8 @@ from kvorum.storage.table import Table
 from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, create_log, key_of, read_log
 from kvorum.telemetry.counters import Counters
 
+log = logging.getLogger(__name__)
+
 INSERT = f"INSERT INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
 INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  # noqa: S608
 SELECT = f"SELECT value FROM {TABLE} WHERE key BETWEEN ? AND ? ORDER BY key"  # noqa: S608
@@ -70,6 +73,8 @@ COMPACT_ROWS = 256
 COMPACT_BYTES = 4 * 1024 * 1024
 """What one statement of a compaction deletes at most: saves wait behind it."""
 CLOSE_DEADLINE_S = 10.0
+WATCHDOG_S = 5.0
+"""How often the save in flight is looked at, and after how long the log says that the disk does not answer."""
 PAUSE_S = 2.0
 """A watchdog that wakes this late was paused with its process, and says nothing of the disk."""
 
@@ -86,15 +91,18 @@ class _InFlight:
     done: Callable[[], None]
     started: float
     synced: float = 0.0
+    is_stall_logged: bool = False
 
 
 class SqliteStorage:
     """One node's data folder; implements :class:`~kvorum.storage.interface.Storage`.
 
+    Make it on the event loop that it will answer on.
+
     Args:
         data_dir: the folder; it is created if need be.
         failed: called once, on the event loop, when a write fails or takes too long.
-        save_deadline_ms: how long a save may take.
+        save_deadline_ms: how long a save, or any statement at the start, may take before the storage has failed.
         counters: where saves are counted.
         name: the node that the folder must belong to if it belongs to any; empty: any.
         log_memory_bytes_max: how much of the log's end :meth:`load` returns; None: all of it.
@@ -118,8 +126,9 @@ class SqliteStorage:
         self._snapshots = Snapshots(self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error))
         self._mark = HighWaterMark(self._folder / MARK)
         self._lock: Lock | None = None
+        self._files: OpenFiles | None = None
         self._table: Table | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = _running_loop()
         self._log = Log()
         self._last_index = 0
         self._identity: Identity | None = None
@@ -150,6 +159,7 @@ class SqliteStorage:
         try:
             with explained(f"cannot use the data folder {self._folder}"):
                 create_folder(self._folder)
+                check_not_world_writable(self._folder)
                 self._lock = Lock(self._folder)
                 self._snapshots.open()
                 log = read_log(self._folder / DATABASE, self._log_memory_bytes_max)
@@ -188,8 +198,9 @@ class SqliteStorage:
         path = self._folder / DATABASE
         if not path.exists():
             create_log(path)
-        self._table = Table(path, TABLE, CLOSE_DEADLINE_S)
+        self._table = Table(path, TABLE, self._save_deadline_s, CLOSE_DEADLINE_S)
         self._mark.open()
+        self._files = OpenFiles(self._folder, (LOCK, DATABASE, WRITE_AHEAD_LOG, MARK))
         sync_folder(self._folder)
         self._snapshots.start_from(loaded.snapshot)
         self._identity = log.identity
@@ -225,7 +236,7 @@ class SqliteStorage:
         value, crc = encode_record(record)
         self._in_flight = saving = _InFlight(record, crc, len(value), done, loop.time())
         if self._watchdog is None:
-            self._watchdog = loop.call_later(self._save_deadline_s, self._check_deadline)
+            self._watchdog = loop.call_later(min(self._save_deadline_s, WATCHDOG_S), self._check_deadline)
 
         def answered(rows: list[tuple[Any, ...]], error: BaseException | None) -> None:
             saving.synced = loop.time()
@@ -261,6 +272,8 @@ class SqliteStorage:
             self._fail(f"record {saved.record.seq} could not be written: {error}")
             return
         record = saved.record
+        if saved.is_stall_logged:
+            log.warning("The disk answers again after %.1f s", self._running_loop().time() - saved.started)
         self._log.rows.add(record, saved.size_bytes)
         self._log.last_seq, self._log.last_crc = record.seq, saved.crc
         self._last_index = record.last_index
@@ -280,9 +293,18 @@ class SqliteStorage:
         if watchdog is not None and loop.time() - watchdog.when() > PAUSE_S:
             # The whole process stood still (a paused or suspended machine), and so did the disk's answer: start anew.
             self._in_flight.started = loop.time()
-        remaining_s = self._in_flight.started + self._save_deadline_s - loop.time()
+        waited_s = loop.time() - self._in_flight.started
+        remaining_s = self._save_deadline_s - waited_s
         if remaining_s > 0:
-            self._watchdog = loop.call_later(remaining_s, self._check_deadline)
+            if waited_s >= WATCHDOG_S and not self._in_flight.is_stall_logged:
+                self._in_flight.is_stall_logged = True
+                log.warning(
+                    "The disk has not answered for %.1f s; the node stops if it does not within %.0f s (%s)",
+                    waited_s,
+                    remaining_s,
+                    self._folder,
+                )
+            self._watchdog = loop.call_later(min(remaining_s, WATCHDOG_S), self._check_deadline)
             return
         self._fail(f"the disk did not make record {self._in_flight.record.seq} durable in {self._save_deadline_s:g} s")
 
@@ -365,6 +387,15 @@ class SqliteStorage:
 
     # --- Failing and ending -------------------------------------------------------------------------------------------
 
+    def check_folder(self) -> None:
+        """Check that the files of the folder are still those that are open here. Blocks; call it now and then.
+
+        Raises:
+            StorageReplacedError: they are not.
+        """
+        if self._files is not None and not self._closed:
+            self._files.check()
+
     def close(self) -> None:
         """Wait for the save in flight and release the folder; with a disk that does not answer, keep the lock."""
         self._closed = True
@@ -396,9 +427,12 @@ class SqliteStorage:
                 self._fail(str(error))
 
     def _wake(self, callback: Callable[[BaseException | None], None], error: BaseException | None) -> None:
-        """Runs on the table's thread."""
+        """Runs on any thread."""
+        if self._loop is None:
+            # Nothing was saved through a loop yet, and whoever called is waiting for the error itself.
+            return
         try:
-            self._running_loop().call_soon_threadsafe(callback, error)
+            self._loop.call_soon_threadsafe(callback, error)
         except RuntimeError:
             # The loop has ended: nobody waits for this answer. The next start reads what is durable.
             return
@@ -416,6 +450,14 @@ class SqliteStorage:
             self._watchdog.cancel()
             self._watchdog = None
         self._failed(StorageError(f"{self._folder}: {reason}"))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop of this thread; None: the storage is made by a command that has none, or makes it later."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _entries(load: Load, values: Iterable[bytes], last_entries: Mapping[int, int]) -> tuple[Entry, ...]:

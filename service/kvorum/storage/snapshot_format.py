@@ -31,14 +31,24 @@ class Description(msgspec.Struct, frozen=True, array_like=True):
 
     format: int
     snapshot: Snapshot
+    is_stale: bool = False
+    """A backup that no quorum confirmed: writes that were acknowledged before it may be missing."""
+
+
+class _OwnDescription(msgspec.Struct, frozen=True, array_like=True):
+    """What a node writes in its own snapshots; version 0.1.0 writes no more, and skips what follows."""
+
+    format: int
+    snapshot: Snapshot
 
 
 _decoder = msgspec.msgpack.Decoder(Description)
 
 
-def encode_header(snapshot: Snapshot) -> bytes:
+def encode_header(snapshot: Snapshot, *, is_stale: bool = False) -> bytes:
     """Return what stands before the payload."""
-    description = msgspec.msgpack.encode(Description(FORMAT, snapshot))
+    described = Description(FORMAT, snapshot, is_stale=True) if is_stale else _OwnDescription(FORMAT, snapshot)
+    description = msgspec.msgpack.encode(described)
     return MAGIC + len(description).to_bytes(4, "little") + description
 
 
@@ -60,6 +70,38 @@ def read_header(stream: BinaryIO) -> tuple[Snapshot, bytes]:
     if description.format != FORMAT:
         raise StorageCorruptError(f"a snapshot file of format {description.format}; this version supports {FORMAT}")
     return description.snapshot, head + body
+
+
+def is_stale(header: bytes) -> bool:
+    """Tell whether a header that :func:`read_header` returned is that of a backup without a quorum."""
+    return _decoder.decode(header[len(MAGIC) + 4 :]).is_stale
+
+
+def stale_size_bytes(stream: BinaryIO, size_bytes: int) -> int:
+    """Return the size of what :func:`marked_stale` yields; the stream stands at its beginning before and afterwards.
+
+    Raises:
+        StorageCorruptError: this is not the beginning of a snapshot file.
+    """
+    snapshot, header = read_header(stream)
+    stream.seek(0)
+    return size_bytes - len(header) + len(encode_header(snapshot, is_stale=True))
+
+
+def marked_stale(stream: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    """Yield a whole file of ``size_bytes``, with the mark of a backup without a quorum and a hash of its own.
+
+    Raises:
+        StorageCorruptError: before the new hash: the bytes are not those that were written.
+    """
+    snapshot, header = read_header(stream)
+    marked = encode_header(snapshot, is_stale=True)
+    digest = hashlib.sha256(marked)
+    yield marked
+    for chunk in read_payload(stream, header, size_bytes):
+        digest.update(chunk)
+        yield chunk
+    yield digest.digest()
 
 
 def read_payload(stream: BinaryIO, header: bytes, size_bytes: int) -> Iterator[bytes]:

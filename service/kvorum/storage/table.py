@@ -37,14 +37,16 @@ class Table:
     Args:
         path: the file.
         name: the table.
-        deadline_s: how long a blocking call may take.
+        deadline_s: how long a statement may take that a caller waits for.
+        close_deadline_s: how long closing may take.
 
     Raises:
         StorageError: it cannot be opened, or cannot be made safe.
     """
 
-    def __init__(self, path: Path, name: str, deadline_s: float) -> None:
+    def __init__(self, path: Path, name: str, deadline_s: float, close_deadline_s: float) -> None:
         self._deadline_s = deadline_s
+        self._close_deadline_s = close_deadline_s
         self._waiting: set[_Answer] = set()
         try:
             self._dict = SqliteDict(
@@ -125,7 +127,7 @@ class Table:
         connection, self._dict.conn = self._dict.conn, None
         # Without force it would wait for ever for a thread that has died.
         connection.close(force=True)
-        connection.join(self._deadline_s)
+        connection.join(self._close_deadline_s)
         return not connection.is_alive()
 
 

@@ -17,6 +17,7 @@ import msgspec
 from kvorum.raft.messages import majority
 from kvorum.status import MemberStatus
 from kvorum.telemetry.counters import Histogram
+from kvorum.telemetry.log_output import lines_dropped
 from kvorum.telemetry.scrape import Scrape
 
 Labels = tuple[str, ...]
@@ -519,6 +520,12 @@ def _process() -> tuple[Instrument, ...]:
             "kvorum.loop.lag",
             "Lag of the event loop, measured at each Raft tick.",
             lambda s: _only(s.counters.loop_lag),
+        ),
+        _counter(
+            "kvorum.log.lines.dropped",
+            "{line}",
+            "Log lines that were dropped because nothing read the output.",
+            lambda s: _one(lines_dropped()),
         ),
         _gauge(
             "kvorum.build.info",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TextIO
+from typing import Protocol
 
 import msgspec
 
@@ -15,6 +14,19 @@ LIBRARY_INTERVAL_S = 60.0
 """A library says the same again after this long."""
 
 _encoder = msgspec.json.Encoder()
+
+
+class Stream(Protocol):
+    """Where lines go to."""
+
+    def write(self, text: str, /) -> object:
+        """Take a line."""
+
+    def flush(self) -> None:
+        """Pass on what was taken."""
+
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal."""
 
 
 class TextFormatter(logging.Formatter):
@@ -63,16 +75,15 @@ def _message(record: logging.LogRecord) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def configure(node: str, log_format: str, log_level: str, stream: TextIO | None = None) -> None:
+def configure(node: str, log_format: str, log_level: str, stream: Stream) -> None:
     """Send everything that is logged to one stream in one format, replacing what was configured before.
 
     Args:
         node: this node's name.
         log_format: ``auto`` (text on a terminal, else JSON), ``json`` or ``text``.
         log_level: the least level that is logged.
-        stream: where to; None: stdout.
+        stream: where to.
     """
-    stream = sys.stdout if stream is None else stream
     handler = logging.StreamHandler(stream)
     as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter(node))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -185,6 +186,8 @@ class Link:
             self.connected = True
             self._complaint = ""
             log.info("connected to %s at %s", self.node, self.url)
+            if peer_name := stream.get_extra_info("peername"):
+                dialling.answered(urlsplit(self.url).hostname or "", peer_name[0])
             self._open(stream)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))

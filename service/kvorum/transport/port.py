@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from random import Random
 
 import aiohttp
@@ -14,7 +15,9 @@ from aiohttp.typedefs import Handler, Middleware
 from kvorum.config import Config, KnownHosts, split_address
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import Message, NodeId
+from kvorum.resolver import Resolver, addresses_to_bind
 from kvorum.telemetry.counters import Counters
+from kvorum.transport.addresses import FILE, Addresses
 from kvorum.transport.interface import NodeHandler
 from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
@@ -41,6 +44,7 @@ class PeerPort:
         self._handler: NodeHandler | None = None
         self._server: PeerServer | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._addresses = Addresses(Path(config.data_dir) / FILE)
         self._closing = contextlib.AsyncExitStack()
         dialling = Dialling(
             lambda: self._started().identity,
@@ -50,6 +54,7 @@ class PeerPort:
             counters,
             random,
             lambda sender, messages: self._started().on_messages(sender, messages),
+            answered=self._addresses.remember,
         )
         configured = {peer.name: peer.url for peer in config.expected_members()}
         self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node), configured)
@@ -71,7 +76,9 @@ class PeerPort:
             self._session = aiohttp.ClientSession(
                 # No connection is used twice: one that a wrong DNS answer led to another node would be kept by every
                 # hello and refusal on it, and its name would not be resolved again.
-                connector=aiohttp.TCPConnector(ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(
+                    resolver=Resolver(self._addresses.get), ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
                 trace_configs=[_refusing_redirects()],
             )
@@ -87,6 +94,7 @@ class PeerPort:
         """
         config = self._config
         self._handler = handler
+        await asyncio.to_thread(self._addresses.load)
         silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         server.app.middlewares.append(_only_known(self._hosts))
@@ -95,9 +103,11 @@ class PeerPort:
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
-        site = web.TCPSite(runner, *split_address(config.listen_peer))
-        await site.start()
-        self._closing.push_async_callback(_stop_listening, site)
+        host, port = split_address(config.listen_peer)
+        for address in await addresses_to_bind(host):
+            site = web.TCPSite(runner, address, port)
+            await site.start()
+            self._closing.push_async_callback(_stop_listening, site)
 
     async def close(self) -> None:
         """Stop listening, and close every connection. Idempotent."""
@@ -107,6 +117,7 @@ class PeerPort:
         await self._transport.close()
         if self._session is not None:
             await self._session.close()
+        await self._addresses.close()
 
     # --- The others ---------------------------------------------------------------------------------------------
 

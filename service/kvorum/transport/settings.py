@@ -26,3 +26,5 @@ class Dialling(msgspec.Struct, frozen=True):
     counters: Counters
     random: Random
     on_messages: Callable[[NodeId, tuple[Message, ...]], None] = lambda _sender, _messages: None
+    answered: Callable[[str, str], None] = lambda host, address: None
+    """Called with the host of a peer's URL and the address at which the right peer answered."""

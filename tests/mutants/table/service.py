@@ -170,7 +170,7 @@ MUTANTS = (
         "backup",
         "A backup is begun without a quorum's confirmation.",
         "service.service:Service._snapshot",
-        "await self._node.read_barrier(self._bounded(request.timeout_ms))",
+        "await self._node.read_barrier(timeout_ms)",
         "pass",
     ),
     Mutant(
@@ -322,5 +322,45 @@ MUTANTS = (
         "error.errno in _FOR_NOW",
         "error.errno in _FOR_NOW[:2]",
         tests="tests/storage/test_snapshots.py",
+    ),
+    Mutant(
+        "K7",
+        "The event loop writes the log itself, and waits for whoever reads it.",
+        "telemetry.log_output:LogOutput.write",
+        """
+self._lines.append(line)
+self._bytes += len(line)
+self._changed.notify_all()
+""",
+        "self._write_all(line)",
+        tests="tests/telemetry/test_log_output.py -k nobody_reads",
+        simulated=False,
+    ),
+    Mutant(
+        "K7",
+        "Log lines that nobody reads fill the memory.",
+        "telemetry.log_output:LogOutput.write",
+        "self._bytes + len(line) > self._bytes_max",
+        "False",
+        tests="tests/telemetry/test_log_output.py -k dropped_counted",
+        simulated=False,
+    ),
+    Mutant(
+        "backups",
+        "A backup that no quorum confirmed does not say so.",
+        "storage.snapshot_format:marked_stale",
+        "encode_header(snapshot, is_stale=True)",
+        "encode_header(snapshot)",
+        tests="tests/storage/test_snapshots.py -k stale",
+        simulated=False,
+    ),
+    Mutant(
+        "backups",
+        "A damaged snapshot becomes a valid stale backup.",
+        "storage.snapshot_format:read_payload",
+        "remaining != 0 or stream.read(HASH_BYTES) != digest.digest()",
+        "remaining != 0",
+        tests="tests/storage/test_snapshots.py -k stale",
+        simulated=False,
     ),
 )

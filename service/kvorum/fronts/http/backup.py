@@ -10,7 +10,7 @@ from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.requests import Snapshot
 
-_PARAMETERS = frozenset({"timeout_ms"})
+_PARAMETERS = frozenset({"consistency", "timeout_ms"})
 
 
 class BackupHandlers:
@@ -25,10 +25,15 @@ class BackupHandlers:
 
     async def save(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/snapshot``."""
-        timeout_ms = Query(raw_query, _PARAMETERS).integer("timeout_ms", 0)
-        backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms))
+        query = Query(raw_query, _PARAMETERS)
+        timeout_ms = query.integer("timeout_ms", 0)
+        stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
+        backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms, stale))
         headers = (
             f'Content-Disposition: attachment; filename="kvorum-{backup.last_index}.snapshot"\r\n'
-            f"X-Kvorum-Snapshot-Index: {backup.last_index}\r\nX-Kvorum-Snapshot-Sha256: {backup.sha256}\r\n"
+            f"X-Kvorum-Snapshot-Index: {backup.last_index}\r\n"
+            f"X-Kvorum-Snapshot-Consistency: {'stale' if backup.is_stale else 'linearizable'}\r\n"
         )
+        if backup.sha256:
+            headers += f"X-Kvorum-Snapshot-Sha256: {backup.sha256}\r\n"
         return Response(200, content_type="application/octet-stream", headers=headers, stream=backup)

@@ -13,6 +13,7 @@ from kvorum.config import Config
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response, header
+from kvorum.resolver import Resolver
 
 FORWARDED_BY = "X-Kvorum-Forwarded-By"
 """Set on a forwarded request, which is never forwarded again: so it cannot go in circles."""
@@ -79,7 +80,9 @@ class Forwarder:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections_max, ttl_dns_cache=1, keepalive_timeout=10),
+                connector=aiohttp.TCPConnector(
+                    resolver=Resolver(), limit=self._connections_max, ttl_dns_cache=1, keepalive_timeout=10
+                ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 raise_for_status=False,

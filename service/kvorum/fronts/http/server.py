@@ -21,6 +21,7 @@ from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.request import Bodies
 from kvorum.fronts.http.response import Response
+from kvorum.resolver import addresses_to_bind
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
@@ -118,7 +119,8 @@ class ApiServer:
         host, port = split_address(address)
         # As many connections as wait are accepted at once, before any is refused.
         backlog = min(_BACKLOG, max(_BACKLOG_MIN, (descriptor_limit() - connections_max) // 2))
-        await web.TCPSite(runner, host, port, backlog=backlog).start()
+        for each in await addresses_to_bind(host):
+            await web.TCPSite(runner, each, port, backlog=backlog).start()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
