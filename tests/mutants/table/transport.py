@@ -438,7 +438,11 @@ MUTANTS = (
         "hello",
         "A wrong DNS answer lasts as long as the connection that it led to.",
         "transport.port:PeerPort._open_session",
-        "aiohttp.TCPConnector(resolver=Resolver(self._addresses.get), ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True)",
+        """
+aiohttp.TCPConnector(
+    resolver=Resolver(self._addresses.get), ttl_dns_cache=DNS_CACHE_S, limit=0, force_close=True
+)
+""",
         "aiohttp.TCPConnector(resolver=Resolver(self._addresses.get), ttl_dns_cache=DNS_CACHE_S, limit=0)",
         tests="tests/transport/test_wrong_address.py",
     ),
