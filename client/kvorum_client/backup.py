@@ -36,7 +36,7 @@ class Backup(msgspec.Struct, frozen=True):
     keys: int
     sessions: int
     time_ms: int
-    """When its last write was made (Unix, ms), by the clock of the leader of then."""
+    """The log time of its last write (Unix, ms). It may be behind the time of day: it stands still without a leader."""
     stale: bool = False
     """No quorum confirmed it: writes that were acknowledged before it was taken may be missing."""
 

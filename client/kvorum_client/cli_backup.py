@@ -55,7 +55,7 @@ async def status(client: Client, options: argparse.Namespace) -> int:
     else:
         written = datetime.fromtimestamp(backup.time_ms / 1000).astimezone().isoformat(timespec="seconds")
         rows = [
-            ["REVISION", "KEYS", "SESSIONS", "INDEX", "TERM", "LAST WRITE", "SIZE", "SHA256"],
+            ["REVISION", "KEYS", "SESSIONS", "INDEX", "TERM", "LOG TIME", "SIZE", "SHA256"],
             [*_figures(backup), written, _bytes(backup.size_bytes), backup.sha256],
         ]
         print_table(rows)

@@ -89,6 +89,7 @@ class Leading:
             cast(Any, identity),
             self.waits,
             self.clock,
+            cast(Any, SimpleNamespace(now_ms=lambda: 7)),
             cast(Any, SimpleNamespace(schedule=self._schedule)),
         )
 

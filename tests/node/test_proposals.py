@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 from node.local_cluster import TIMEOUT_MS, Put, running
-from raft.harness import ELECTION, append, leader, noop, pre_vote, vote
+from raft.harness import ELECTION, Server, append, leader, noop, pre_vote, vote
 
 from kvorum.errors import NotServingError, OutcomeUnknownError, OverloadedError
 from kvorum.kv.commands import PutResult
 from kvorum.kv.store import Store
+from kvorum.node.log_time import LogTime
 from kvorum.node.proposals import Proposals
 from kvorum.node.runtime import SystemClock
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
+
+
+def proposals(server: Server) -> Proposals:
+    """The writes of a leader whose state has a time."""
+    state, clock = State(Store()), SystemClock()
+    state.store.time_ms = 7
+    return Proposals(server.raft, state, Counters(), 100, 1 << 20, clock, LogTime(server.raft, state, clock))
 
 
 def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: Path) -> None:
@@ -59,7 +67,7 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
 
     async def scenario() -> None:
         server = leader("1", term=2, matched="bc")
-        writes = Proposals(server.raft, State(Store()), Counters(), 100, 1 << 20, SystemClock())
+        writes = proposals(server)
         lost = []
         for key in (b"3", b"4", b"5"):
             lost.append(writes.submit(Put(key, b"?"), 60.0))
@@ -83,7 +91,7 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
 def test_idle_is_when_the_last_caller_is_answered_or_gone() -> None:
     async def scenario() -> None:
         server = leader("1", term=2, matched="bc")
-        writes = Proposals(server.raft, State(Store()), Counters(), 100, 1 << 20, SystemClock())
+        writes = proposals(server)
         never_s = float("inf")
         assert writes.idle(never_s).done()
         first = writes.submit(Put(b"a", b"1"), 60.0)

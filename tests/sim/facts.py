@@ -42,6 +42,15 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
     in_term: int
 
 
+class Proposed(msgspec.Struct, frozen=True, gc=False):
+    """The last entry with a time that a leader proposed: in which term and process, when, and the log time in it."""
+
+    term: int
+    starts: int
+    at_us: int
+    time_ms: int
+
+
 class Observed:
     """What was seen of one process, to compare the next picture with."""
 
@@ -86,6 +95,9 @@ class Facts:
         self.changes: list[Change] = []
         """The membership changes that were proposed."""
         self.log: list[Applied] = []
+        self.log_time_from_ms = 0
+        """Where log time began; 0: it has not begun."""
+        self.proposed = Proposed(0, 0, 0, 0)
         self.elections = 0
         self.nodes: dict[NodeId, SimNode] = {}
         self._seen: dict[NodeId, Observed] = {}
@@ -111,6 +123,16 @@ class Facts:
         """A process started."""
         assert node.raft is not None
         self._seen[node.id] = Observed(node.raft.current_term)
+
+    def on_proposed(self, node: SimNode, payloads: Sequence[bytes]) -> None:
+        """A leader proposed entries."""
+        assert node.raft is not None
+        for data in payloads:
+            time_ms = decode_batch(data).time_ms
+            if time_ms:
+                proposed = Proposed(node.raft.current_term, node.starts, node.world.clock.now, time_ms)
+                invariants.log_time_does_not_stand_still(node, self.proposed, proposed)
+                self.proposed = proposed
 
     def on_input(self, node: SimNode) -> None:
         """A process took an input: look at what it made of it."""
@@ -231,6 +253,8 @@ class Facts:
             self.applied.append(entry)
             before = self.model.configuration
             self._log_writes(entry, self.model.apply(entry))
+            self.log_time_from_ms = self.log_time_from_ms or self.model.time_ms
+            invariants.log_time_is_no_faster_than_twice_real_time(self, node, self.model.time_ms)
             if self.model.configuration is not before:
                 invariants.a_node_that_does_not_support_the_level_is_not_added(node, self.model, before)
             self.state_hashes[entry.index] = self.model.state_hash

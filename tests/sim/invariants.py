@@ -9,13 +9,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from sim.plan import MS, S
+
 from kvorum.kv.store import Store
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
-    from sim.facts import Facts, Observed
+    from sim.facts import Facts, Observed, Proposed
     from sim.node import SimNode
 
 
@@ -373,6 +375,28 @@ def a_node_that_does_not_support_the_level_is_not_added(node: SimNode, model: St
                 "a_node_that_does_not_support_the_level_is_not_added",
                 f"{member.id} supports level {added.supported_level}, and becomes a member at {model.feature_level}",
             )
+
+
+def log_time_is_no_faster_than_twice_real_time(facts: Facts, node: SimNode, time_ms: int) -> None:
+    """Log time never runs faster than the fastest clock may: what it promises for an hour lasts about an hour (B24)."""
+    passed_ms = node.world.clock.now // MS
+    if time_ms - facts.log_time_from_ms > 2 * passed_ms:
+        raise Broken(
+            "log_time_is_no_faster_than_twice_real_time",
+            f"{time_ms - facts.log_time_from_ms} ms of log time have passed, and {passed_ms} ms of the world's",
+        )
+
+
+def log_time_does_not_stand_still(node: SimNode, before: Proposed, now: Proposed) -> None:
+    """Log time passes at least half as fast as real time while one leader writes at least once a second (B24)."""
+    if (before.term, before.starts) != (now.term, now.starts):
+        return
+    passed_ms, written_ms = min(now.at_us - before.at_us, S) // MS, now.time_ms - before.time_ms
+    if written_ms < passed_ms // 2 - 1:
+        raise Broken(
+            "log_time_does_not_stand_still",
+            f"{node.id} lets {written_ms} ms of log time pass between two entries, and {passed_ms} ms of the world's",
+        )
 
 
 def staleness_is_a_bound(facts: Facts, node: SimNode, as_of_us: int) -> None:

@@ -93,6 +93,7 @@ class ObservedRaft(Raft):
     def propose(self, payloads: Sequence[bytes]) -> tuple[int, int]:
         """Append commands."""
         proposed = super().propose(payloads)
+        self._node.observe(self._node.world.facts.on_proposed, self._node, payloads)
         self._node.on_input()
         return proposed
 

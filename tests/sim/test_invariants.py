@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sim import invariants
 from sim.clients import Client
-from sim.facts import Committed, Observed
+from sim.facts import Committed, Observed, Proposed
 from sim.invariants import Broken
 from sim.node import SimNode
 from sim.plan import Plan, S, draw_plan
@@ -20,6 +20,7 @@ from sim.world import World, identity_of
 
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.kv.store import Store
+from kvorum.node.log_time import LogTime
 from kvorum.node.reads import Reads
 from kvorum.raft import Raft, Role
 from kvorum.raft.candidate import Candidate
@@ -250,6 +251,14 @@ LIES: dict[str, Callable[[Scene], None]] = {
         s.leader, s.leader.store.applied_index + 1, s.leader.store
     ),
     "a_node_that_does_not_support_the_level_is_not_added": add_an_old_node,
+    "log_time_is_no_faster_than_twice_real_time": (
+        lambda s: invariants.log_time_is_no_faster_than_twice_real_time(
+            s.facts, s.leader, s.facts.log_time_from_ms + 4001
+        )
+    ),
+    "log_time_does_not_stand_still": lambda s: invariants.log_time_does_not_stand_still(
+        s.leader, Proposed(3, 1, 0, 7), Proposed(3, 1, S, 400)
+    ),
 }
 
 
@@ -297,6 +306,8 @@ def test_the_truth_is_no_violation(healthy: Scene) -> None:
     invariants.one_configuration_at_a_time(leader, raft, scene.seen())
     invariants.what_is_handed_over_is_applied(leader, raft)
     invariants.state_hashes_agree(leader, scene.last, leader.store.state_hash)
+    invariants.log_time_is_no_faster_than_twice_real_time(facts, leader, facts.model.time_ms)
+    invariants.log_time_does_not_stand_still(leader, Proposed(3, 1, 0, 7), Proposed(3, 1, S, 7 + 750))
 
 
 # --- Broken cores ----------------------------------------------------------------------------------------------------
@@ -373,6 +384,10 @@ def ages_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reads, "released", late)
 
 
+def writes_its_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LogTime, "now_ms", lambda self: self._clock.wall_ms())
+
+
 def trusts_what_was_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "has_committed_in_term", lambda self: True)
 
@@ -404,6 +419,11 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
     "ages from the answer": (0, ages_from_the_answer, {"staleness_is_a_bound"}),
     "applies retries again": (0, applies_retries_again, {"a_write_is_applied_once"}),
     "never campaigns": (0, never_campaigns, {"a_leader_is_elected"}),
+    "writes its wall clock": (
+        0,
+        writes_its_wall_clock,
+        {"log_time_is_no_faster_than_twice_real_time", "log_time_does_not_stand_still"},
+    ),
     # The same rule keeps a new leader from serving a read before it knows what is committed (B19).
     "trusts what an earlier leader left": (
         0,

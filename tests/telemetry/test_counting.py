@@ -35,7 +35,10 @@ class Leading:
         self.counters = Counters()
         self._index = 0
         raft = SimpleNamespace(id="n1", leader="n1", is_transferring=False, propose=self._propose)
-        self.writes = Proposals(cast(Any, raft), State(Store()), self.counters, PENDING_MAX, 1 << 20, SystemClock())
+        log_time = SimpleNamespace(is_unknown=False, now_ms=lambda: 7)
+        self.writes = Proposals(
+            cast(Any, raft), State(Store()), self.counters, PENDING_MAX, 1 << 20, SystemClock(), cast(Any, log_time)
+        )
 
     def _propose(self, _: list[bytes]) -> tuple[int, int]:
         self._index += 1

@@ -61,7 +61,10 @@ BatchCommand = Command | RaiseFeatureLevel
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One log entry's commands, in order; ``time_ms`` is the leader's wall clock (Unix, ms) when it proposed them."""
+    """One log entry's commands, in order; ``time_ms`` is the log time (Unix, ms) when the leader proposed them.
+
+    Versions before 0.2.0 write the leader's wall clock.
+    """
 
     time_ms: int
     commands: tuple[BatchCommand, ...]

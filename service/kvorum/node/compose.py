@@ -11,6 +11,7 @@ from kvorum.node.fetch import Fetcher
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
+from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
 from kvorum.node.node import Node, Parts
 from kvorum.node.peer_requests import PeerRequests
@@ -89,7 +90,10 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     # The parts ask for turns, and the driver, which is made of the parts, takes them.
     turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
-    proposals = Proposals(raft, state, counters, config.pending_max, config.batch_bytes_max, clock, ports.tracer)
+    log_time = LogTime(raft, state, clock)
+    proposals = Proposals(
+        raft, state, counters, config.pending_max, config.batch_bytes_max, clock, log_time, ports.tracer
+    )
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
     reads = Reads(
         raft,
@@ -99,7 +103,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         probe_s=config.election_timeout_ms / 1000 / PROBES_PER_ELECTION_TIMEOUT,
         first_context=random.getrandbits(40) << 21,
     )
-    levels = FeatureLevels(config, raft, state, own, waits, clock, turns)
+    levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
@@ -123,6 +127,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         integrity=integrity,
         staleness=staleness,
         levels=levels,
+        log_time=log_time,
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)

@@ -17,6 +17,7 @@ from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
+from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
 from kvorum.node.ports import Clock, Peers
 from kvorum.node.proposals import Proposals
@@ -76,6 +77,7 @@ class Driver:
         integrity: what investigates a wrong state.
         staleness: what counts how old the state may be.
         levels: what raises the feature level when it is time.
+        log_time: what passes on the leader.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -99,6 +101,7 @@ class Driver:
         integrity: Integrity,
         staleness: Staleness,
         levels: FeatureLevels,
+        log_time: LogTime,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -118,6 +121,7 @@ class Driver:
         self._integrity = integrity
         self._staleness = staleness
         self._levels = levels
+        self._log_time = log_time
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
@@ -134,6 +138,7 @@ class Driver:
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
         self._guard(self._raft.tick)
+        self._guard(self._log_time.tick)
         self._guard(self._proposals.expire)
         self._guard(self._reads.expire)
         self._guard(self._waits.expire)

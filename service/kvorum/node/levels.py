@@ -20,6 +20,7 @@ from kvorum.errors import CallerError, FeatureLevelBlockedError, NotLeaderError
 from kvorum.kv.commands import RaiseFeatureLevel, decode_batch, encode_batch
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL, LEVELS, blockers
 from kvorum.node.incarnation import ClusterIdentity
+from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
@@ -49,7 +50,8 @@ class FeatureLevels:
         state: whose level it is.
         identity: who we are, and of which cluster.
         waits: completes when the entry of a raise is applied or replaced.
-        clock: by which ``finalize_after`` passes.
+        clock: by which ``finalize_after`` passes; its wall time is where a new cluster's log time begins.
+        log_time: the time that entries carry.
         turns: the driver's.
     """
 
@@ -61,6 +63,7 @@ class FeatureLevels:
         identity: ClusterIdentity,
         waits: Waits,
         clock: Clock,
+        log_time: LogTime,
         turns: Turns,
     ) -> None:
         self._finalize_after_s = finalize_after_s(config.finalize_after)
@@ -69,6 +72,7 @@ class FeatureLevels:
         self._identity = identity
         self._waits = waits
         self._clock = clock
+        self._log_time = log_time
         self._turns = turns
         self._announced: dict[NodeId, Announcement] = {}
         self._unblocked_since_s: float | None = None
@@ -188,7 +192,8 @@ class FeatureLevels:
     def first_entries(self, configuration: Configuration, levels: Mapping[NodeId, int]) -> list[bytes]:
         """Return what a new cluster's log begins with, so that it begins at the highest level that all support."""
         highest = min((levels.get(member.id, FIRST_LEVEL) for member in configuration.members), default=FIRST_LEVEL)
-        return [self._raise(level, levels) for level in range(FIRST_LEVEL + 1, min(highest, HIGHEST_LEVEL) + 1)]
+        raised = range(FIRST_LEVEL + 1, min(highest, HIGHEST_LEVEL) + 1)
+        return [self._raise(level, levels, self._clock.wall_ms()) for level in raised]
 
     def _versions(self) -> Mapping[NodeId, int]:
         return {
@@ -205,14 +210,14 @@ class FeatureLevels:
 
     def _propose(self, level: int) -> tuple[int, int]:
         """Propose the raise. The configuration that was just checked is the one in force at the entry's index."""
-        self._proposed = self._raft.propose([self._raise(level, self._versions())])
+        self._proposed = self._raft.propose([self._raise(level, self._versions(), self._log_time.now_ms())])
         self._turns.schedule()
         log.info("raising the feature level to %d: every member supports it", level)
         return self._proposed
 
-    def _raise(self, level: int, versions: Mapping[NodeId, int]) -> bytes:
+    def _raise(self, level: int, versions: Mapping[NodeId, int], time_ms: int) -> bytes:
         command = RaiseFeatureLevel(level, dict(sorted(versions.items())), self._identity.current.cluster_id)
-        return encode_batch(self._clock.wall_ms(), [command])
+        return encode_batch(time_ms, [command])
 
 
 def _level_raised_by(entry: Entry) -> int:

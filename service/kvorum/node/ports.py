@@ -39,7 +39,7 @@ class Clock(Protocol):
         """Return seconds since an arbitrary moment, those of a suspend included; never goes back. For ages."""
 
     def wall_ms(self) -> int:
-        """Return milliseconds since 1970, as this machine believes. Only what is written into the log uses it."""
+        """Return milliseconds since 1970, as this machine believes. Only a new cluster begins with it."""
 
 
 class Timer(Protocol):

@@ -16,6 +16,7 @@ from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
+from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
 from kvorum.node.state import State
 from kvorum.raft import Raft
@@ -38,7 +39,8 @@ class Proposals:
         counters: where proposals are counted.
         pending_max: writes queued or waiting for a quorum; more are refused.
         batch_bytes_max: the most that one log entry carries.
-        clock: by which writes expire, and whose wall time entries carry.
+        clock: by which writes expire.
+        log_time: the time that entries carry.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -50,6 +52,7 @@ class Proposals:
         pending_max: int,
         batch_bytes_max: int,
         clock: Clock,
+        log_time: LogTime,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -58,6 +61,7 @@ class Proposals:
         self._pending_max = pending_max
         self._batch_bytes_max = batch_bytes_max
         self._clock = clock
+        self._log_time = log_time
         self._tracer = tracer
         self.queue: deque[tuple[Command, Waiter]] = deque()
         """Not proposed yet."""
@@ -115,13 +119,13 @@ class Proposals:
         return waiter
 
     def flush(self) -> None:
-        """Propose the queued writes; during a leadership transfer they stay in the queue."""
-        while self.queue and not self._raft.is_transferring:
+        """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""
+        while self.queue and not self._raft.is_transferring and not self._log_time.is_unknown:
             commands, waiters = self._take_batch()
             if not commands:
                 continue
             try:
-                index, term = self._raft.propose([encode_batch(self._clock.wall_ms(), commands)])
+                index, term = self._raft.propose([encode_batch(self._log_time.now_ms(), commands)])
             except CallerError as error:
                 self._refuse(waiters, error)
             else:

@@ -1,0 +1,249 @@
+"""Log time passes as the leader's monotonic clock does; a wall clock that is wrong neither moves nor stops it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from kvorum.kv import sessions
+from kvorum.kv.commands import Put, PutResult, Result, SessionRefused, decode_batch, encode_batch
+from kvorum.kv.limits import SESSION_IDLE_MS
+from kvorum.kv.store import Store
+from kvorum.node.log_time import STEP_MAX_S, LogTime
+from kvorum.node.proposals import Proposals
+from kvorum.node.state import State
+from kvorum.raft import Role
+from kvorum.raft.messages import Entry, EntryKind
+from kvorum.telemetry.counters import Counters
+
+NOW_MS = 1_800_000_000_000
+YEAR_MS = 366 * 86_400_000
+HOUR_MS = 3_600_000
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.wall = NOW_MS
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def boottime(self) -> float:
+        raise AssertionError
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+
+class Member:
+    """A member whose role a test sets, and on which what it proposes is applied when a test says so."""
+
+    def __init__(self, store: Store) -> None:
+        self.state = State(store)
+        self.clock = Clock()
+        self.raft = SimpleNamespace(
+            id="n1", leader="n1", role=Role.FOLLOWER, current_term=0, is_transferring=False, propose=self._propose
+        )
+        self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock)
+        self.writes = Proposals(cast(Any, self.raft), self.state, Counters(), 100, 1 << 20, self.clock, self.log_time)
+        self.proposed: list[bytes] = []
+
+    def _propose(self, payloads: list[bytes]) -> tuple[int, int]:
+        self.proposed += payloads
+        return self.state.store.applied_index + len(self.proposed), self.raft.current_term
+
+    def lead(self, term: int) -> None:
+        """Win an election; the first entry of the term is applied at once."""
+        self.elected(term)
+        self.apply(Entry(self.state.store.applied_index + 1, term, EntryKind.NOOP, b""))
+
+    def elected(self, term: int) -> None:
+        self.raft.role, self.raft.current_term = Role.LEADER, term
+        self.log_time.tick()
+
+    def apply(self, entry: Entry) -> list[Result]:
+        return self.state.store.apply(entry)
+
+    def write(self, client: str = "", sequence: int = 0) -> Result:
+        """Propose a put and apply it."""
+        self.writes.submit(Put(b"a", b"1", client_id=client, sequence=sequence), 60.0)
+        self.writes.flush()
+        index, term = self.state.store.applied_index + 1, self.raft.current_term
+        [result] = self.apply(Entry(index, term, EntryKind.COMMAND, self.proposed.pop()))
+        return result
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, in steps of a tick of half a second."""
+        for _ in range(int(seconds * 2)):
+            self.clock.now_s += 0.5
+            self.log_time.tick()
+
+
+@pytest.fixture
+def store() -> Store:
+    """The state of a cluster that has written at ``NOW_MS``."""
+    store = Store()
+    store.apply(Entry(1, 1, EntryKind.COMMAND, encode_batch(NOW_MS, [Put(b"a", b"0")])))
+    return store
+
+
+def run(scenario: Any) -> None:
+    """Run a scenario where futures can be made."""
+
+    async def in_a_loop() -> None:
+        scenario()
+
+    asyncio.run(in_a_loop())
+
+
+def test_log_time_begins_at_the_wall_clock_of_an_empty_cluster() -> None:
+    def scenario() -> None:
+        member = Member(Store())
+        member.lead(1)
+        member.write()
+        assert member.state.store.time_ms == NOW_MS
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("wrong_by_ms", [YEAR_MS, -YEAR_MS])
+def test_a_wall_clock_that_is_set_neither_moves_log_time_nor_stops_it(store: Store, wrong_by_ms: int) -> None:
+    def scenario() -> None:
+        member = Member(store)
+        member.lead(2)
+        member.clock.wall += wrong_by_ms
+        member.write()
+        assert store.time_ms == NOW_MS
+
+        member.pass_time(3600)
+        member.write()
+        assert store.time_ms == NOW_MS + HOUR_MS, "also while nobody writes"
+
+    run(scenario)
+
+
+def test_a_new_leader_goes_on_from_the_last_time_in_its_log(store: Store) -> None:
+    def scenario() -> None:
+        member = Member(store)
+        member.clock.wall += 2 * HOUR_MS
+        member.pass_time(3600)
+        member.lead(2)
+        member.pass_time(10)
+        member.write()
+        assert store.time_ms == NOW_MS + 10_000, "what passed before it led does not count"
+
+        # Another leader writes, and this one follows meanwhile.
+        member.raft.role, member.raft.current_term = Role.FOLLOWER, 3
+        member.apply(Entry(4, 3, EntryKind.COMMAND, encode_batch(NOW_MS + 50_000, [])))
+        member.pass_time(3600)
+        member.lead(4)
+        member.pass_time(10)
+        member.write()
+        assert store.time_ms == NOW_MS + 60_000
+
+    run(scenario)
+
+
+def test_log_time_never_falls_behind_what_the_log_already_has(store: Store) -> None:
+    """Entries of the leader before are applied after the election; they carry a later time."""
+
+    def scenario() -> None:
+        member = Member(store)
+        member.elected(2)
+        member.pass_time(1)
+        member.apply(Entry(2, 1, EntryKind.COMMAND, encode_batch(NOW_MS + 9000, [])))
+        member.write()
+        assert store.time_ms == NOW_MS + 9000
+        member.pass_time(1)
+        member.write()
+        assert store.time_ms == NOW_MS + 10_000
+
+    run(scenario)
+
+
+def test_the_time_for_which_a_leader_stood_still_hardly_counts(store: Store) -> None:
+    """What its clients sent it has waited as well; it would find their sessions gone."""
+
+    def scenario() -> None:
+        member = Member(store)
+        member.lead(2)
+        member.clock.now_s += 7200
+        member.write()
+        assert store.time_ms == NOW_MS + STEP_MAX_S * 1000
+
+    run(scenario)
+
+
+def test_a_leader_writes_nothing_before_it_knows_the_time_of_its_log() -> None:
+    """A cluster without a snapshot was started again: what its log says of the time is applied only later."""
+
+    def scenario() -> None:
+        member = Member(Store())
+        member.clock.wall += YEAR_MS
+        member.elected(2)
+        waiter = member.writes.submit(Put(b"a", b"1"), 60.0)
+        member.writes.flush()
+        assert member.proposed == []
+        assert member.log_time.now_ms() == 0
+        assert not waiter.done()
+
+        member.apply(Entry(1, 1, EntryKind.COMMAND, encode_batch(NOW_MS, [])))
+        member.writes.flush()
+        assert decode_batch(member.proposed.pop()).time_ms == NOW_MS
+
+    run(scenario)
+
+
+def test_a_follower_that_has_no_time_refuses_its_writes_instead_of_keeping_them() -> None:
+    def scenario() -> None:
+        member = Member(Store())
+        member.elected(2)
+        member.writes.submit(Put(b"a", b"1"), 60.0)
+        member.raft.role, member.raft.current_term = Role.FOLLOWER, 3
+        member.writes.flush()
+        assert not member.writes.queue
+
+    run(scenario)
+
+
+def test_a_retry_is_applied_once_after_a_leader_with_a_clock_two_hours_ahead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 1)
+
+    def scenario() -> None:
+        first = Member(store)
+        first.lead(2)
+        done = first.write("ann", 1)
+        assert isinstance(done, PutResult)
+
+        second = Member(store)
+        second.clock.wall += 2 * HOUR_MS
+        second.lead(3)
+        assert second.write("bob", 1) == SessionRefused(store.revision, "full")
+        assert second.write("ann", 1) == done
+
+    run(scenario)
+
+
+def test_a_clock_that_was_a_year_ahead_keeps_sessions_for_an_hour_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 1)
+
+    def scenario() -> None:
+        store.apply(Entry(2, 1, EntryKind.COMMAND, encode_batch(NOW_MS + YEAR_MS, [Put(b"a", b"1", -1, "ann", 1)])))
+        member = Member(store)
+        member.lead(2)
+        member.pass_time(SESSION_IDLE_MS / 1000)
+        assert member.write("bob", 1) == SessionRefused(store.revision, "full")
+        member.pass_time(1)
+        assert isinstance(member.write("bob", 1), PutResult)
+
+    run(scenario)
