@@ -444,7 +444,10 @@ def test_the_knobs_that_the_chart_sets_itself_are_real() -> None:
     names = {field.name for field in options()}
     assert set(reserved) <= names
     set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in environment(render())} - {"config"}
-    assert set_by_the_chart - {"shutdown_grace_s"} <= set(reserved)
+    # These two may be set as well: the chart takes the value, or adds it to its own.
+    assert set_by_the_chart - {"shutdown_grace_s", "hosts"} <= set(reserved)
+    own = environment(render({"config": {"hosts": "keys.example.com"}}))["KVORUM_HOSTS"].split(",")
+    assert own == [*environment(render())["KVORUM_HOSTS"].split(","), "keys.example.com"]
 
 
 def test_every_value_is_in_the_schema_and_documented() -> None:
