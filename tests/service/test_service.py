@@ -239,7 +239,7 @@ def test_a_stale_snapshot_needs_no_quorum_but_a_state_that_may_be_served() -> No
     assert execute(node, Snapshot(stale=True)).is_stale
     assert node.barriers == 0
     node.quarantined = "the state is wrong"
-    with pytest.raises(NoLeaderError):
+    with pytest.raises(NotServingError):
         execute(node, Snapshot(stale=True))
 
 

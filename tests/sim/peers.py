@@ -273,8 +273,14 @@ class SimPeers:
         return self._node.peers is self
 
     def receive(self, frame: tuple[Message, ...]) -> None:
-        """Take a frame that arrived."""
-        self.enter(self._handler.on_messages, frame[0].sender, frame)
+        """Take a frame that arrived, if a stream to this process brought it: one ends with the process that had it."""
+        self.enter(self._take, frame)
+
+    def _take(self, frame: tuple[Message, ...]) -> None:
+        sender = frame[0].sender
+        link = self._links.get(sender)
+        if sender in self._callers or (link is not None and link.peer is not None):
+            self._handler.on_messages(sender, frame)
 
     # --- Requests -----------------------------------------------------------------------------------------------
 

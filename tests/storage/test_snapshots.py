@@ -493,7 +493,8 @@ def test_where_the_log_no_longer_reaches_the_older_snapshot_the_node_stops(tmp_p
             load(tmp_path)
         assert str(caught.value) == (
             "the log begins at entry 6, and no valid snapshot covers what came before; damaged: 6; "
-            "remove the data folder to let the node rejoin as a new member"
+            "if the other members are a healthy majority, remove the data folder to let the node rejoin as a new "
+            "member; if there are none, keep it and restore a backup"
         )
 
 

@@ -153,8 +153,9 @@ def test_each_instrument_is_on_the_dashboard_or_in_an_alert() -> None:
         for instrument in all_instruments()
         if not re.search(rf"\b{prometheus_name(instrument)}(_bucket)?\b", shown)
     }
-    # These serve whoever looks closer: the dashboard shows what follows from them.
+    # These serve whoever looks closer: the dashboard shows what follows from them, or the log says it.
     assert unseen == {
+        "kvorum.log.lines.dropped",
         "kvorum.raft.healthy_voters",
         "kvorum.raft.saved.index",
         "kvorum.raft.peer.messages.received",
