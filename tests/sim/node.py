@@ -591,8 +591,10 @@ class SimNode:
 
     @property
     def holds_damage(self) -> bool:
-        """Whether a damaged value is in its memory, or in one of its snapshot files."""
+        """Whether a damaged value is in its memory, or in one of its snapshot files, or it is not decided what is."""
         files = self.disk.snapshots.files.values()
+        if self.product is not None and self.product.parts.state.may_be_wrong:
+            return True
         return self.serves_damage or any(DAMAGE * DAMAGED_BYTES in file for file in files)
 
     @property
