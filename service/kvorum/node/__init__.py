@@ -15,9 +15,8 @@ peers) and hands them to :func:`start_node`, which reads the disk, makes the par
                                                     +---> snapshots, fetch, integrity
 
 Inputs change consensus at once and ask for a turn of the driver (:mod:`~kvorum.node.turns`); the turn, at the end of
-the loop's turn, hands on everything that consensus then has to do. Whoever waits for
-consensus, waits for a future that the driver completes. Only a node that shuts down, or is not a member yet, asks the
-other nodes again and again.
+the loop's turn, hands on everything that consensus then has to do. Whoever waits for consensus waits for a future that
+the driver completes. Only a node that shuts down, or is not a member yet, asks the other nodes again and again.
 """
 
 from kvorum.node.compose import start_node

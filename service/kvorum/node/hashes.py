@@ -61,7 +61,7 @@ def is_wrong(
     """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees, else None.
 
     The chains are voted on first. Where a majority has ours, the sums over the records are: a node whose sum does not
-    count yet has no vote on them.
+    count yet has no vote on them, and without a majority of sums nothing is decided.
 
     Args:
         ours: our digest at an index.
@@ -74,13 +74,13 @@ def is_wrong(
     chain = _agreed(Counter(each.chain for each in comparable), voters)
     if chain is None or chain != ours.chain:
         return None if chain is None else True
-    sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
     if ours.records is None:
         return False
     if expected_sum is not None and any(
         each.chain == chain and each.records == expected_sum for each in others.values()
     ):
         return True
+    sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
     records = _agreed(sums, voters)
     return None if records is None else records != ours.records
 

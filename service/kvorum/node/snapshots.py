@@ -97,7 +97,7 @@ class Snapshots:
         """Begin to take a snapshot of the state as it is now, unless one is being taken; return the task.
 
         Raises:
-            SnapshotFailedError: a newer one is being installed, or the state is known to be wrong.
+            SnapshotFailedError: a newer one is being installed, or the state is wrong or suspected to be.
         """
         state, raft = self._state, self._raft
         if state.is_wrong:
