@@ -13,11 +13,13 @@ from node.local_cluster import running
 from waiting import until
 
 from kvorum.errors import FatalError, KvorumError, StorageError
-from kvorum.kv.state_hash import StateDigest
+from kvorum.kv.records import Record
+from kvorum.kv.state_hash import Mismatch, StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.node import integrity as integrity_module
 from kvorum.node.snapshots import load_store
+from kvorum.node.state import State
 from kvorum.raft import Role
 from kvorum.raft.messages import TimeoutNow
 from kvorum.storage.snapshots import Snapshots
@@ -318,3 +320,45 @@ def test_no_snapshot_is_taken_of_a_suspected_state(tmp_path: Path) -> None:
             await node.parts.snapshots.begin()
 
     asyncio.run(scenario())
+
+
+def test_a_snapshot_of_changed_memory_is_not_offered_after_a_restart(tmp_path: Path) -> None:
+    """Each member refused it, for ever, though the record that had changed was overwritten since."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            victim = cluster.others(leader)[0]
+            record = victim.store.get(b"a")
+            assert record is not None
+            victim.store._records[b"a"] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+            await victim.parts.snapshots.begin()
+            [wrong] = victim.ports.storage.snapshots.kept()
+            await cluster.put(b"a", b"2")
+            await cluster.converge()
+            name = victim.raft.id.partition("@")[0]
+            await cluster.stop(name)
+            await cluster.start(name)
+            again = cluster.nodes[name]
+            await cluster.converge()
+
+            snapshots, files = again.parts.snapshots, again.ports.storage.snapshots
+            newest = await until("another is there", snapshots.latest)
+            assert newest.sha256 != wrong.sha256
+            await until("the wrong one is gone", lambda: wrong.sha256 not in {info.sha256 for info in files.kept()})
+            await until("the members have decided", lambda: not again.parts.state.may_be_wrong)
+            assert again.store.digest == (await cluster.leader()).store.digest
+
+    asyncio.run(scenario())
+
+
+def test_no_snapshot_is_taken_of_loaded_records_before_the_members_have_decided() -> None:
+    store = Store()
+    store.mismatch = Mismatch(7, expected=5, found=2)
+
+    state = State(store)
+
+    assert state.may_be_wrong
+    assert state.expected_sum(StateDigest(2, 1, 2)) == 5

@@ -97,6 +97,8 @@ class Node:
         self.parts.membership.follow()
         self.parts.ticker.start()
         self.parts.sweeps.start()
+        if self.parts.state.suspected_shift is not None:
+            self.parts.integrity.investigate(self.parts.state.store.applied_index)
         log.info(
             "%s is up: cluster %s, term %d, log up to %d, snapshot at %d",
             self.raft.id,

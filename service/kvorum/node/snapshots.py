@@ -76,6 +76,9 @@ class Snapshots:
         """Until when a snapshot that was verified is not verified again, by last index."""
         self._distrusted: set[str] = set()
         """The hashes of snapshot files that may hold a wrong state."""
+        mismatch = state.store.mismatch
+        if mismatch is not None and (loaded := storage.snapshots.find(mismatch.index)) is not None:
+            self._distrusted.add(loaded.sha256)
         self._pins: dict[int, float] = {}
         """Until when each snapshot is kept for its readers, by last index."""
         self._is_compacting = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
+from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.hashes import StateHashes
 
@@ -25,18 +25,17 @@ class State:
         bytes_since_snapshot: of the entries that were applied since a snapshot was begun.
         current_as_of_s: everything committed by this moment of the boottime clock is applied; None: not known.
         suspected_shift: a sweep found that memory does not hold what was applied, or that the sum kept of it is wrong,
-            and nobody has decided yet which of the two. What must be added to the sum, modulo 2^128, to get the one
-            that was expected. None: there is no suspicion.
+            and nobody has decided yet which of the two; or this was found of the snapshot that was loaded at start.
+            What must be added to the sum, modulo 2^128, to get the one that was expected. None: there is no suspicion.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
     """
 
     def __init__(self, store: Store) -> None:
-        _note_mismatch(store)
         self.store = store
         self.hashes = StateHashes()
         self.bytes_since_snapshot = 0
         self.current_as_of_s: float | None = None
-        self.suspected_shift: int | None = None
+        self.suspected_shift = None if store.mismatch is None else _suspect(store.mismatch)
         self.is_wrong = False
 
     @property
@@ -51,8 +50,7 @@ class State:
         return (digest.records + self.suspected_shift) % SUM_MODULUS
 
     def replace(self, store: Store) -> None:
-        """Serve this state from now on."""
-        _note_mismatch(store)
+        """Serve this state from now on. Its records have the sum that its snapshot carries."""
         self.store = store
         self.bytes_since_snapshot = 0
         self.current_as_of_s = None
@@ -61,13 +59,13 @@ class State:
         self.hashes.applied(store.applied_index, store.digest)
 
 
-def _note_mismatch(store: Store) -> None:
-    """Log that a snapshot was taken of a state that memory had changed."""
-    if store.mismatch is not None:
-        log.critical(
-            "the snapshot at index %d does not match its state sum: computed %032x, stored %032x; "
-            "comparing state hashes with the other members will show whether its records are wrong",
-            store.mismatch.index,
-            store.mismatch.found,
-            store.mismatch.expected,
-        )
+def _suspect(mismatch: Mismatch) -> int:
+    """Log that the snapshot that was loaded is of a state that memory had changed; return the shift of its sum."""
+    log.critical(
+        "the snapshot at index %d does not match its state sum: computed %032x, stored %032x; "
+        "asking the other members whether its records are wrong",
+        mismatch.index,
+        mismatch.found,
+        mismatch.expected,
+    )
+    return (mismatch.expected - mismatch.found) % SUM_MODULUS
