@@ -117,6 +117,37 @@ def test_a_member_is_asked_for_its_status_and_whatever_else_answers_is_none() ->
     asyncio.run(scenario())
 
 
+def test_a_status_that_arrives_in_two_segments_is_read_to_its_end() -> None:
+    """Longer than one Ethernet segment, it was taken for nonsense, and the member for one that does not answer."""
+
+    async def scenario() -> None:
+        async with serving() as server, aiohttp.ClientSession() as session:
+            async with session.get(f"{server.url}/v1/cluster") as response:
+                whole = await response.read()
+            first_is_read = asyncio.Event()
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole[:100])
+                await writer.drain()
+                await first_is_read.wait()
+                writer.write(whole[100:])
+                await writer.drain()
+                writer.close()
+
+            halved = await asyncio.start_server(answer, "127.0.0.1", 0)
+            async with halved:
+                host, port = halved.sockets[0].getsockname()
+                asking = asyncio.create_task(recover._status_of(session, f"http://{host}:{port}"))
+                # Reads, if one call took what has arrived, would be over by now.
+                await asyncio.wait([asking], timeout=0.2)
+                first_is_read.set()
+                status = await asking
+            assert status is not None and status.name == server.node.config.name
+
+    asyncio.run(scenario())
+
+
 def test_the_survivor_goes_on_alone_with_all_that_it_holds(survivor: Path) -> None:
     before = read_disk(survivor)
     assert before.identity is not None

@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from kvorum.bodies import read_bounded
 from kvorum.errors import ConfigError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
@@ -162,7 +163,7 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
 async def _status_of(session: aiohttp.ClientSession, client_url: str) -> NodeStatus | None:
     try:
         async with session.get(f"{client_url.rstrip('/')}/v1/cluster", allow_redirects=False) as response:
-            return msgspec.json.decode(await response.content.read(STATUS_BYTES_MAX), type=NodeStatus)
+            return msgspec.json.decode(await read_bounded(response, STATUS_BYTES_MAX), type=NodeStatus)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         # ValueError: it is no URL, or the answer is not Kvorum's.
         return None

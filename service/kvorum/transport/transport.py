@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 import aiohttp
 from aiohttp import web
 
+from kvorum.bodies import read_bounded
 from kvorum.errors import MalformedMessageError, PeerError
 from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
@@ -198,7 +199,7 @@ class Transport:
             async with self._dialling.session().request(
                 method, url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                body = await _read_bounded(response, bytes_max)
+                body = await read_bounded(response, bytes_max)
                 if response.status == web.HTTPMethodNotAllowed.status_code:
                     raise _MethodNotAllowedError(f"{url} does not know {method}")
                 if response.status >= 300:
@@ -211,20 +212,6 @@ class Transport:
 
 class _MethodNotAllowedError(PeerError):
     """A peer of an older version, which answers this path for another method only."""
-
-
-async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """Return the body.
-
-    Raises:
-        MalformedMessageError: it is longer than ``bytes_max``.
-    """
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > bytes_max:
-            raise MalformedMessageError(f"{response.url} answers more than {bytes_max} bytes")
-    return bytes(body)
 
 
 def _report_failure(node: str, error: Exception) -> None:

@@ -388,9 +388,18 @@ MUTANTS = (
     Mutant(
         "K1",
         "A peer's answer of any length is read.",
-        "transport.transport:_read_bounded",
+        "bodies:read_bounded",
         "len(body) > bytes_max",
         "False",
+        tests="tests/transport/test_requests.py",
+    ),
+    Mutant(
+        "K2",
+        "Only the first segment of a member's status is read.",
+        "bodies:read_bounded",
+        "body += chunk",
+        "return chunk",
+        tests="tests/cluster/test_recover.py -k two_segments",
     ),
     Mutant(
         "K1",
