@@ -334,6 +334,16 @@ def test_two_leaders_of_one_term_are_an_invariant_violation() -> None:
         follower("1", term=2, leader="b").take(append("c", "a", 2, (1, 1)))
 
 
+@pytest.mark.parametrize("message", [heartbeat("z", "a", 2), append("z", "a", 2, (1, 1))])
+def test_a_stranger_that_claims_to_lead_the_term_of_another_is_refused(message: Message) -> None:
+    """Anybody who reaches the peer port can say so: it ended the leader."""
+    for server in (leader("1", term=2), follower("1", term=2, leader="b")):
+        before = server.raft.leader
+        with pytest.raises(MalformedMessageError):
+            server.take(message)
+        assert (server.raft.leader, server.raft.current_term) == (before, 2)
+
+
 def test_a_single_server_elects_itself_and_commits_when_its_disk_answers() -> None:
     """A cluster of one: its own vote and its own disk are the majority."""
     server = follower("1", voters="a")

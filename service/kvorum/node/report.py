@@ -18,6 +18,7 @@ from kvorum.node.supervisor import Supervisor
 from kvorum.node.ticker import Ticker
 from kvorum.raft import Raft, RaftStatus, Role
 from kvorum.raft.messages import Member, NodeId
+from kvorum.raft.progress import ReplicationState
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 LOOP_STALLED_S = 30.0
@@ -205,7 +206,8 @@ def _member_status(raft: RaftStatus, member: Member, said: Announcement | None) 
         peer_url=member.peer_url,
         client_url=member.client_url,
         match_index=match,
-        lag=max(raft.last_index - match, 0),
+        # Until it has answered a probe, a new leader does not know how far its log matches.
+        lag=None if replication == ReplicationState.PROBE and not match else max(raft.last_index - match, 0),
         healthy=healthy,
         replication=replication,
         version=version,

@@ -374,7 +374,8 @@ class Raft:
 
         Raises:
             InvariantViolatedError: the message contradicts what is committed: a bug, or another cluster's.
-            MalformedMessageError: its term is further ahead than elections can explain; it changed nothing.
+            MalformedMessageError: its term is further ahead than elections can explain, or it claims for a stranger to
+                lead a term that has another leader; it changed nothing.
         """
         state = self._state
         if message.recipient != self.id or message.sender == self.id:
@@ -474,10 +475,15 @@ class Raft:
         """Note that this term's leader was heard.
 
         Raises:
-            InvariantViolatedError: another server leads this term (Election Safety, section 5.2).
+            InvariantViolatedError: another member leads this term (Election Safety, section 5.2).
+            MalformedMessageError: the sender, which is no member here, cannot lead this term.
         """
         state, role = self._state, self._role
         if state.leader not in (None, leader):
+            if self.configuration.get(leader) is None:
+                raise MalformedMessageError(
+                    f"{leader}, which is no member, claims to lead term {state.current_term}; {state.leader} does"
+                )
             raise InvariantViolatedError(f"{leader} leads term {state.current_term}, and so does {state.leader}")
         if not isinstance(role, Follower) or state.leader is None:
             role = self._become_follower(state.current_term, leader)

@@ -272,6 +272,13 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "K8",
+        "A stranger that claims to lead ends the leader.",
+        "raft.raft:Raft._follow",
+        "self.configuration.get(leader) is None",
+        "False",
+    ),
+    Mutant(
         "5.2",
         "A second leader of the same term goes unnoticed.",
         "raft.raft:Raft._follow",

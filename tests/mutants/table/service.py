@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "bodies",
         "A follower reads a body that it will only redirect.",
-        "fronts.http.kv:KeyValueHandlers._check_leads",
+        "fronts.http.kv:KeyValueHandlers.put",
         "self._service.check_leads()",
         "pass",
         tests="tests/fronts/test_bodies.py",

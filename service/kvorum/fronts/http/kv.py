@@ -92,11 +92,6 @@ class KeyValueHandlers:
             headers=f'ETag: "{mod_revision}"\r\nX-Kvorum-Revision: {result.revision}\r\n',
         )
 
-    def _check_leads(self, request: BaseRequest, raw_query: str) -> None:
-        """Redirect a request whose body is not here yet before it is read, if that is all that this node can do."""
-        if not is_forwarding(self._config, request, Query(raw_query, WRITE_PARAMETERS)):
-            self._service.check_leads()
-
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``DELETE /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
