@@ -184,6 +184,30 @@ def killed_after(steps: int, act: Callable[[], object], monkeypatch: pytest.Monk
     return False
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_of_something_else_is_not_restored_into(replace: bool, backup: bytes, tmp_path: Path) -> None:
+    """A mistyped --data-dir, or the folder above those of the nodes, was emptied, and its files deleted later."""
+    folder = tmp_path / "n1"
+    for name in ("n2", "n3"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / datadir.DATABASE).write_bytes(b"precious")
+
+    with pytest.raises(ConfigError, match="is not a node's data folder: it holds 'n2', 'n3'; give an empty folder"):
+        restore.stage(io.BytesIO(backup), config_for(tmp_path), bump_revision=1, replace=replace)
+
+    assert sorted(path.name for path in folder.iterdir()) == ["n2", "n3"]
+    assert not datadir.install_staged(folder)
+
+
+def test_a_restore_into_an_empty_folder_says_nothing_of_data_that_was_moved(
+    backup: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    restored(backup, tmp_path)
+    assert "Restored a backup" in caplog.text and "moved" not in caplog.text
+    restored(backup, tmp_path)
+    assert f"the previous data was moved to {tmp_path / 'n1' / REPLACED}" in caplog.text
+
+
 def test_a_restore_that_was_killed_anywhere_is_finished_at_the_next_start(
     backup: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

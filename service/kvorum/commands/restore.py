@@ -21,7 +21,7 @@ from kvorum.identity import Identity
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Configuration, HardState, Member, Save, Snapshot
-from kvorum.storage.datadir import REPLACED, Lock, holds_data, staging
+from kvorum.storage.datadir import REPLACED, Lock, foreign_names, holds_data, staging
 from kvorum.storage.files import create_folder, explained
 from kvorum.storage.offline import offline
 from kvorum.storage.snapshot_format import is_stale, read_header, read_payload
@@ -53,7 +53,7 @@ def stage(stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool
 
     Raises:
         StorageLockedError: a node is running on the folder, and ``running`` is not set.
-        ConfigError: the folder holds data and ``replace`` is not set.
+        ConfigError: the folder holds data and ``replace`` is not set, or holds other files and no node's data.
         StorageCorruptError: the file is no backup, or is damaged.
         StorageError: the disk refuses.
     """
@@ -61,6 +61,11 @@ def stage(stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool
     if holds_data(folder) and not replace:
         raise ConfigError(f"{folder} already holds the data of a node; --replace moves that to {folder / REPLACED}")
     with explained(f"cannot restore into {folder}"):
+        if not holds_data(folder) and (foreign := foreign_names(folder)):
+            raise ConfigError(
+                f"{folder} is not a node's data folder: it holds {', '.join(map(repr, foreign[:3]))}"
+                f"{' and more' if len(foreign) > 3 else ''}; give an empty folder, or one that does not exist"
+            )
         create_folder(folder)
         if not running:
             Lock(folder).release()

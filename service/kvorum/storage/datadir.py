@@ -55,6 +55,18 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, REPLACING, MOVING, REPLACED})
 """Names that no protocol moves."""
 
+_OURS = _STAYS | {
+    DATABASE,
+    WRITE_AHEAD_LOG,
+    "kvorum.db-shm",
+    MARK,
+    "addresses",
+    SNAPSHOTS,
+    RECOVERY_REQUEST,
+    REMOVING,
+    REMOVED,
+}
+
 
 class Lock:
     """One process a folder: an flock that ends with the process, however it ends.
@@ -139,6 +151,11 @@ def _inode(path: Path) -> tuple[int, int]:
 def holds_data(folder: Path) -> bool:
     """Tell whether the folder holds a node's data."""
     return (folder / DATABASE).exists()
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Return the names in the folder that no node gives its files, ordered; none if there is no folder. Blocks."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.exists() else []
 
 
 def finish_interrupted(folder: Path) -> None:
@@ -253,7 +270,10 @@ def install_staged(folder: Path) -> bool:
         _move_all(moving, folder)
         moving.rmdir()
         sync_folder(folder)
-    log.warning("Restored a backup; the previous data was moved to %s", folder / REPLACED)
+    if any((folder / REPLACED).iterdir()):
+        log.warning("Restored a backup; the previous data was moved to %s", folder / REPLACED)
+    else:
+        log.warning("Restored a backup")
     return True
 
 

@@ -344,4 +344,12 @@ sync_folder(folder)
         "True",
         tests="tests/cluster/test_recover.py",
     ),
+    Mutant(
+        "K2",
+        "A backup is restored over files that are no node's.",
+        "commands.restore:stage",
+        "foreign := foreign_names(folder)",
+        "foreign := []",
+        tests="tests/cluster/test_restore.py -k something_else",
+    ),
 )
