@@ -260,6 +260,10 @@ async def member_promote(client: Client, options: argparse.Namespace) -> int:
 async def member_remove(client: Client, options: argparse.Namespace) -> int:
     """``kv member remove NAME``."""
     _print_members(await client.remove_member(options.name))
+    say(
+        f"{options.name} is removed; if it runs and is one of the configured peers, it is soon added again, as a new "
+        "member with an empty disk: to keep it out, stop it first"
+    )
     return 0
 
 

@@ -241,7 +241,9 @@ def test_members_and_the_leader_are_changed(capsys: pytest.CaptureFixture[str]) 
         assert "learner" in capsys.readouterr().out
         assert await kv("member", "promote", "n4") == 0
         assert "learner" not in capsys.readouterr().out
+        capsys.readouterr()
         assert await kv("member", "remove", "n4") == 0
+        assert "to keep it out, stop it first" in capsys.readouterr().err
         assert await kv("member", "remove", "n4") == 1
         assert await kv("member", "list") == 0
         assert await kv("leader", "move", "n2") == 0

@@ -77,7 +77,7 @@ def _normal(host: str) -> str:
 
 def _is_address(host: str) -> bool:
     try:
-        ipaddress.ip_address(host)
+        # A zone id can be any text.
+        return getattr(ipaddress.ip_address(host), "scope_id", None) is None
     except ValueError:
         return False
-    return True
