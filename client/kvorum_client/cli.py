@@ -448,7 +448,9 @@ def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add(
         "promote", commands.member_promote, "make a learner a voter now; the leader does it when it has caught up"
     ).add_argument("name", metavar="NAME")
-    add("remove", commands.member_remove, "remove a member; stop it first to keep it out").add_argument("name", metavar="NAME")
+    add("remove", commands.member_remove, "remove a member; stop it first to keep it out").add_argument(
+        "name", metavar="NAME"
+    )
 
 
 def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

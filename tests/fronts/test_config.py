@@ -289,7 +289,8 @@ _LOCAL = Config(peers=parse_peers("n1=one.example:9001,n2=two.example:9002"), na
             "localhost:8001 LOCALHOST. a.localhost 127.0.0.1:8001 127.9.9.9 10.0.0.7:1 [::1]:8001 [fe80::1] n1 "
             "one.example:9001 two.example",
             "evil.example evil.example:8001 localhost.evil.example 127.0.0.1.evil.example xlocalhost x.one.example "
-            "[evil.example] [fe80::1%25evil.example] [::1 a:b:c evil.example:x @ 2130706433 kv.ns.svc",
+            "[evil.example] [fe80::1%25evil.example] "
+            "[::1 a:b:c evil.example:x @ 2130706433 kv.ns.svc",
         ),
         (
             _POD,
