@@ -140,7 +140,7 @@ def test_a_write_whose_answer_was_lost_is_retried_and_applied_once() -> None:
             apply = node.propose
             lost: list[Command] = []
 
-            async def propose_and_lose_the_first_answer(command, timeout_ms):  # type: ignore[no-untyped-def]
+            async def propose_and_lose_the_first_answer(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
                 result = await apply(command, timeout_ms)
                 if not lost:
                     lost.append(command)
@@ -366,7 +366,7 @@ def test_a_session_lost_after_a_try_makes_the_outcome_unknown() -> None:
             await kv.put("k", "1")
             apply, tries = node.propose, []
 
-            async def forget_after_the_first_try(command, timeout_ms):  # type: ignore[no-untyped-def]
+            async def forget_after_the_first_try(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
                 tries.append(command)
                 if len(tries) == 1:
                     node.store = Store()

@@ -99,7 +99,7 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
             await kv.put("k", "0")
             apply, refused_id = node.propose, node.proposed[0].client_id
 
-            async def refuse_the_old_session(command: Command, timeout_ms: int) -> Result:
+            async def refuse_the_old_session(command: Command, timeout_ms: int, address: str = "") -> Result:
                 return (
                     SessionRefused(1, reason) if command.client_id == refused_id else await apply(command, timeout_ms)
                 )
@@ -119,7 +119,7 @@ def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason
             await kv.put("k", "0")
             apply, tries = node.propose, []
 
-            async def first_unknown_then_refused(command: Command, timeout_ms: int) -> Result:
+            async def first_unknown_then_refused(command: Command, timeout_ms: int, address: str = "") -> Result:
                 tries.append(command)
                 if len(tries) == 1:
                     raise ServerOutcomeUnknown("the answer is lost")
@@ -141,7 +141,7 @@ def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str)
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             tries = []
 
-            async def refuse(command: Command, timeout_ms: int) -> Result:
+            async def refuse(command: Command, timeout_ms: int, address: str = "") -> Result:
                 tries.append(command)
                 return SessionRefused(1, reason)
 
@@ -157,7 +157,7 @@ def _without_room(server: Server) -> list[Command]:
     """Have the node refuse every session, and take what comes without one; return what was asked."""
     apply, asked = server.node.propose, []
 
-    async def refuse_sessions(command: Command, timeout_ms: int) -> Result:
+    async def refuse_sessions(command: Command, timeout_ms: int, address: str = "") -> Result:
         asked.append(command)
         return await apply(command, timeout_ms) if not command.client_id else SessionRefused(0, "full")
 

@@ -72,6 +72,7 @@ class FakeNode:
         self.staleness: int | None = 0
         self.quarantined = ""
         self.proposed: list[Command] = []
+        self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
         self.calls: list[tuple[Any, ...]] = []
@@ -101,9 +102,10 @@ class FakeNode:
         if not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
-    async def propose(self, command: Command, timeout_ms: int) -> Result:
+    async def propose(self, command: Command, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
         self.proposed.append(command)
+        self.addresses.append(address)
         index = self.store.applied_index + 1
         return self.store.apply(Entry(index, 1, EntryKind.COMMAND, encode_batch(index, [command])))[0]
 

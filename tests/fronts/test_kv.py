@@ -313,6 +313,17 @@ def test_a_retried_write_is_applied_once_and_answers_the_same() -> None:
     run(scenario)
 
 
+def test_the_address_of_a_client_that_opens_a_session_is_passed_on() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c/1"})
+        await http("DELETE", "/v1/kv/k", None, {"Idempotency-Key": "d/1"})
+        await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c/2"})
+        await http("PUT", "/v1/kv/k", b"v")
+        assert http.node.addresses == ["127.0.0.1", "127.0.0.1", "", ""]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("keys", "status", "code", "outcome"),
     [

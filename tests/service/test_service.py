@@ -338,7 +338,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: Command, timeout_ms: int) -> Result:
+    async def refuse(command: Command, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)

@@ -154,6 +154,9 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, client_id: str) -> bool:
+        return client_id in self._sessions
+
     def find(self, client_id: str, sequence: int, fingerprint: int, time_ms: int) -> Session | Remembered | str:
         """Decide what becomes of a command.
 

@@ -145,6 +145,10 @@ class Store:
         """How many sessions are remembered."""
         return len(self._sessions)
 
+    def has_session(self, client_id: str) -> bool:
+        """Tell whether a session of this client is remembered."""
+        return client_id in self._sessions
+
     def get(self, key: bytes) -> Record | None:
         """Return the key's latest version, or None if the key does not exist."""
         return self._records.get(key)

@@ -158,7 +158,7 @@ class Node:
         if self.quarantined:
             raise NotServingError(self.quarantined)
 
-    async def propose(self, command: Command, timeout_ms: int) -> Result:
+    async def propose(self, command: Command, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
@@ -166,7 +166,7 @@ class Node:
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
-        waiter = self.parts.proposals.submit(command, timeout_ms / 1000)
+        waiter = self.parts.proposals.submit(command, timeout_ms / 1000, address)
         if self.ports.tracer is not None:
             self.ports.tracer.submitted(waiter)
         self.parts.turns.schedule()

@@ -32,6 +32,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Who makes a request."""
 
     name: str
+    address: str = ""
+    """Where the request came from, without a port: a client's host, or what stands in front of it. Empty: not known."""
 
 
 ANONYMOUS = Principal("anonymous")

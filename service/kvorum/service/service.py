@@ -138,11 +138,11 @@ class Service:
         authorize(principal, request)
         match request:
             case Put(key, value, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
+                return self._write(principal, commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
             case Get():
                 return self._get(request)
             case Delete(key, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
+                return self._write(principal, commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
             case GetStatus():
                 return self._status()
             case GetStateHash():
@@ -181,12 +181,14 @@ class Service:
 
     # Keys: the hot path.
 
-    async def _write(self, command: commands.Command, timeout_ms: int | None) -> PutResult | DeleteResult:
+    async def _write(
+        self, principal: Principal, command: commands.Command, timeout_ms: int | None
+    ) -> PutResult | DeleteResult:
         started = self._now()
         check_command(command)
         timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
         try:
-            result = await self._node.propose(command, timeout_ms)
+            result = await self._node.propose(command, timeout_ms, principal.address)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         self._counters.writes += 1
