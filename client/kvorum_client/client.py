@@ -21,6 +21,7 @@ from kvorum_client.errors import (
     ClientError,
     CompareFailedError,
     InvalidArgumentError,
+    NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
@@ -598,7 +599,8 @@ class Client:
             and not (call.perhaps_done or self._require_session)
         ):
             raise _SessionsFullError
-        if problem.code in _TRY_AGAIN or answer.status >= 500:
+        is_full = problem.code == "no_space" and problem.outcome == "refused"
+        if problem.code in _TRY_AGAIN or (answer.status >= 500 and not is_full):
             self._note_refusal(call, problem)
             return None
         if problem.code == "compare_failed":
@@ -610,6 +612,8 @@ class Client:
         if call.is_write and call.perhaps_done:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
+        if is_full:
+            raise NoSpaceError(call.reason, problem.reason or "", problem.limit or 0, problem.used or 0)
         raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:

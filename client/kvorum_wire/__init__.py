@@ -186,4 +186,6 @@ class Problem(Struct, frozen=True):
     staleness_ms: int | UnsetType | None = UNSET
     limit: int | UnsetType = UNSET
     """The limit that was exceeded, in the unit that ``detail`` names."""
+    used: int | UnsetType = UNSET
+    """How much of the limit was in use, in the same unit."""
     retry_after_s: int | UnsetType = UNSET

@@ -12,14 +12,16 @@ from fronts.fake_node import FakeNode, Server, make_config, serving
 from waiting import until
 
 from kvorum.errors import NoLeaderError, ReadTimeoutError
+from kvorum.errors import NoSpaceError as ServerNoSpace
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import Command
+from kvorum.kv.commands import Command, Result
 from kvorum.kv.store import Store
 from kvorum_client import (
     BackupDamagedError,
     Client,
     CompareFailedError,
     InvalidArgumentError,
+    NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     SyncClient,
@@ -282,6 +284,41 @@ def test_a_refusal_is_not_repeated() -> None:
                 await kv.put("k" * 1025, "v")
             assert (caught.value.status, caught.value.code) == (413, "too_large")
             assert sum(n for s in servers for n in s.node.counters.requests.values()) == 1
+
+    run(scenario)
+
+
+FULL = ServerNoSpace("the data takes 9 of 8 bytes", reason="quota", limit=8, used=9)
+
+
+def test_a_cluster_without_room_is_asked_once_and_says_how_full_it_is() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            servers[0].node.error = FULL
+            with pytest.raises(NoSpaceError) as caught:
+                await kv.put("k", "v")
+            error = caught.value
+            assert (error.status, error.code, error.reason) == (507, "no_space", "quota")
+            assert (error.limit, error.used, str(error)) == (8, 9, "the data takes 9 of 8 bytes")
+            assert sum(servers[0].node.counters.requests.values()) == 1
+
+    run(scenario)
+
+
+def test_no_room_after_a_try_without_an_answer_makes_the_outcome_unknown() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            apply = node.propose
+
+            async def lose_then_refuse(command: Command, timeout_ms: int, address: str = "") -> Result:
+                await apply(command, timeout_ms, address)
+                node.error = FULL
+                raise ServerOutcomeUnknown("no quorum answered in time")
+
+            node.propose = lose_then_refuse  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknownError):
+                await kv.put("k", "v")
 
     run(scenario)
 
