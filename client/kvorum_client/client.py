@@ -47,6 +47,8 @@ logger = logging.getLogger("kvorum_client")
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
+END_SESSIONS_S = 1.0
+"""How long closing a client waits for the cluster to end its sessions."""
 PROBE_S = 2.0
 """How often a node is probed that does not begin to send a backup, and how long it has to answer."""
 WARNING_INTERVAL_S = 60.0
@@ -170,14 +172,29 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. What is under way ends with an error, and so does every later call.
+        """End the sessions and close the connections. What is under way and every later call end with an error.
+
+        A session whose writes all have a known outcome makes room in the cluster for another client's. If the cluster
+        does not answer within a second, it keeps the session for an hour.
 
         Raises:
             InvalidArgumentError: this is not the event loop in which it was used; that one still runs.
         """
-        if self._loop is not None and not self._loop.is_closed():
-            self._check_loop()
-        await self._transport.close()
+        try:
+            if self._loop is not None and not self._loop.is_closed():
+                self._check_loop()
+                await self._end_sessions()
+        finally:
+            await self._transport.close()
+
+    async def _end_sessions(self) -> None:
+        deadline = time.monotonic() + END_SESSIONS_S
+        await asyncio.gather(*(self._end_session(each, deadline) for each in self._sessions.take_ended()))
+
+    async def _end_session(self, client_id: str, deadline: float) -> None:
+        # Whether it succeeds makes no difference to this client.
+        with contextlib.suppress(ClientError):
+            await self._try(_Call("DELETE", f"/v1/sessions/{client_id}", deadline))
 
     # Keys.
 

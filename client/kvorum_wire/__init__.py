@@ -55,6 +55,12 @@ class GetAnswer(Struct, frozen=True, omit_defaults=True):
     staleness_ms: int | None = None
 
 
+class SessionEnded(Struct, frozen=True):
+    """The answer to the end of a session."""
+
+    revision: int
+
+
 # The cluster.
 
 

@@ -89,7 +89,7 @@ def test_a_key_can_be_a_parameter_and_hold_any_bytes(path: str) -> None:
         target = f"{path}?key=g1/../u%ff%26+1"
         key = b"g1/../u\xff&+1"
         assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 200
-        assert http.node.proposed[0].key == key
+        assert http.node.proposed_keys[0] == key
         assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 409
         assert (await http("GET", target)).body == b"v"
         assert (await http("HEAD", target + "&consistency=stale")).status == 200
@@ -110,7 +110,7 @@ def test_a_key_of_raw_bytes_beyond_ascii_is_taken_as_it_is() -> None:
         )
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
         if answer.startswith(b"HTTP/1.1 200"):
-            assert http.node.proposed[0].key == "café".encode()
+            assert http.node.proposed_keys[0] == "café".encode()
 
     run(scenario)
 

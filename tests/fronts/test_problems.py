@@ -67,9 +67,9 @@ async def _many_deletes(http: Server) -> Answer:
 
 
 async def _sessions_full(http: Server) -> Answer:
-    from kvorum.kv.commands import Command, Result, SessionRefused
+    from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 
-    async def full(command: Command, timeout_ms: int, address: str = "") -> Result:
+    async def full(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(0, "full")
 
     http.node.propose = full  # type: ignore[method-assign]

@@ -9,14 +9,15 @@ import pytest
 from raft.harness import leader
 
 from kvorum.errors import SessionError
-from kvorum.kv.commands import Put, encode_batch
+from kvorum.kv.commands import BatchCommand, EndSession, Put, RaiseFeatureLevel, encode_batch
 from kvorum.kv.store import Store
 from kvorum.node import session_shares
 from kvorum.node.log_time import LogTime
 from kvorum.node.proposals import Proposals
 from kvorum.node.session_shares import PENDING_MAX_S, SessionShares
 from kvorum.node.state import State
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 from kvorum.telemetry.counters import Counters
 
 ROOM, FREELY, SHARE = 40, 30, 10
@@ -60,6 +61,18 @@ class Leading:
         store = self.state.store
         data = encode_batch(time_ms, [Put(b"a", b"1", client_id=client_id, sequence=1)])
         store.apply(Entry(store.applied_index + 1, 1, EntryKind.COMMAND, data))
+
+    def applied(self, *commands: BatchCommand) -> None:
+        """These commands are applied as one entry."""
+        store = self.state.store
+        store.apply(Entry(store.applied_index + 1, 1, EntryKind.COMMAND, encode_batch(7, commands)))
+
+    def raise_to_level_3(self) -> None:
+        store = self.state.store
+        members = encode_configuration(Configuration((Member("n1", True),)))
+        store.apply(Entry(store.applied_index + 1, 1, EntryKind.CONFIGURATION, members))
+        for level in (2, 3):
+            self.applied(RaiseFeatureLevel(level, {"n1": level}, "c"))
 
     def opens(self, address: str, client_id: str) -> None:
         self.shares.admit(address, client_id)
@@ -126,6 +139,17 @@ def test_a_session_that_gave_way_counts_no_more() -> None:
         it.applies(f"late-{number}", time_ms=4_000_000)
     it.clock.now_s += PENDING_MAX_S + 1
     it.shares.admit("10.0.0.1", "again")
+
+
+def test_a_session_that_was_ended_counts_no_more_at_once() -> None:
+    it = Leading()
+    it.opens_many("10.0.0.9", FREELY)
+    assert it.opens_many("10.0.0.1", ROOM) == SHARE
+    it.raise_to_level_3()
+    it.applied(EndSession("10.0.0.1-3"))
+    it.opens("10.0.0.1", "another")
+    with pytest.raises(SessionError):
+        it.opens("10.0.0.1", "more")
 
 
 def test_the_account_is_bounded() -> None:

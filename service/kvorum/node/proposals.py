@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
-from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
+from kvorum.kv.commands import ClientCommand, Delete, EndSession, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
@@ -67,7 +67,7 @@ class Proposals:
         self._log_time = log_time
         self._session_shares = session_shares
         self._tracer = tracer
-        self.queue: deque[tuple[Command, Waiter]] = deque()
+        self.queue: deque[tuple[ClientCommand, Waiter]] = deque()
         """Not proposed yet."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
@@ -105,7 +105,7 @@ class Proposals:
         if self._raft.leader != self._raft.id:
             raise NotLeaderError(self._raft.leader)
 
-    def submit(self, command: Command, timeout_s: float, address: str = "") -> Waiter:
+    def submit(self, command: ClientCommand, timeout_s: float, address: str = "") -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         ``address``: the client's, if it is known; what one address may hold of a nearly full table is limited.
@@ -118,7 +118,7 @@ class Proposals:
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        if command.sequence == 1 and address:
+        if address and not isinstance(command, EndSession) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
@@ -149,8 +149,8 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
-        commands: list[Command] = []
+    def _take_batch(self) -> tuple[list[ClientCommand], list[Waiter]]:
+        commands: list[ClientCommand] = []
         waiters: list[Waiter] = []
         size = 0
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
@@ -241,9 +241,11 @@ class Proposals:
         self._complete_idle()
 
 
-def _weight(command: Command) -> int:
+def _weight(command: ClientCommand) -> int:
     match command:
         case Put(key, value):
             return len(key) + len(value) + _COMMAND_OVERHEAD_BYTES
         case Delete(key):
             return len(key) + _COMMAND_OVERHEAD_BYTES
+        case EndSession(client_id):
+            return len(client_id) + _COMMAND_OVERHEAD_BYTES

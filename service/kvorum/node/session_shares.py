@@ -65,10 +65,11 @@ class SessionShares:
         self._of_address.setdefault(address, {})[client_id] = self._clock.monotonic()
 
     def _forget_gone(self, held: dict[str, float]) -> None:
-        has_session = self._state.store.has_session
+        store = self._state.store
         before_s = self._clock.monotonic() - PENDING_MAX_S
-        for client_id in [each for each, since_s in held.items() if since_s < before_s and not has_session(each)]:
-            self._forget(client_id)
+        for client_id, since_s in list(held.items()):
+            if not store.has_session(client_id) and (since_s < before_s or store.has_ended_session(client_id)):
+                self._forget(client_id)
 
     def _forget(self, client_id: str) -> None:
         address = self._opened.pop(client_id, None)

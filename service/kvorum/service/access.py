@@ -11,6 +11,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    EndSession,
     FinalizeUpgrade,
     Get,
     GetLeader,
@@ -47,7 +48,7 @@ def authorize(principal: Principal, request: Request) -> None:
     type error here, and an AssertionError when it is made.
     """
     match request:
-        case Put() | Delete():  # Write keys.
+        case Put() | Delete() | EndSession():  # Write keys.
             return
         case Get():  # Read keys.
             return
