@@ -17,7 +17,14 @@ from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
 from kvorum_client.cli_output import give_up, say
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, RefusedError, UnavailableError
+from kvorum_client.errors import (
+    ClientError,
+    InvalidArgumentError,
+    NoSpaceError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnavailableError,
+)
 from kvorum_client.top import ASK_TIMEOUT_S, top
 
 EXIT_DONE = 0
@@ -26,6 +33,7 @@ EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 3
 EXIT_UNKNOWN = 4
 EXIT_OUTPUT = 5
+EXIT_NO_SPACE = 6
 EXIT_INTERRUPTED = 130
 
 NO_LEADER = "there is no leader: nothing was done; a majority must be up (kv status)"
@@ -51,6 +59,7 @@ exit status:
   4  the write, the change of the members or the transfer of the leadership may or
      may not be done, now or later: look before you try again
   5  done, but the answer could not be written (a full disk, say)
+  6  refused: the cluster has no room for more data; deletes and reads go on
   130  interrupted
 
 examples:
@@ -125,6 +134,8 @@ def _carry_out(options: argparse.Namespace) -> int:
         return _fail(str(error), EXIT_UNKNOWN)
     except UnavailableError as error:
         return _fail(str(error), EXIT_UNAVAILABLE)
+    except NoSpaceError as error:
+        return _fail(str(error), EXIT_NO_SPACE)
     except (RefusedError, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:

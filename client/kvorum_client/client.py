@@ -21,6 +21,7 @@ from kvorum_client.errors import (
     ClientError,
     CompareFailedError,
     InvalidArgumentError,
+    NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
@@ -46,6 +47,8 @@ logger = logging.getLogger("kvorum_client")
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
+END_SESSIONS_S = 1.0
+"""How long closing a client waits for the cluster to end its sessions."""
 PROBE_S = 2.0
 """How often a node is probed that does not begin to send a backup, and how long it has to answer."""
 WARNING_INTERVAL_S = 60.0
@@ -169,14 +172,29 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. What is under way ends with an error, and so does every later call.
+        """End the sessions and close the connections. What is under way and every later call end with an error.
+
+        A session whose writes all have a known outcome makes room in the cluster for another client's. If the cluster
+        does not answer within a second, it keeps the session for an hour.
 
         Raises:
             InvalidArgumentError: this is not the event loop in which it was used; that one still runs.
         """
-        if self._loop is not None and not self._loop.is_closed():
-            self._check_loop()
-        await self._transport.close()
+        try:
+            if self._loop is not None and not self._loop.is_closed():
+                self._check_loop()
+                await self._end_sessions()
+        finally:
+            await self._transport.close()
+
+    async def _end_sessions(self) -> None:
+        deadline = time.monotonic() + END_SESSIONS_S
+        await asyncio.gather(*(self._end_session(each, deadline) for each in self._sessions.take_ended()))
+
+    async def _end_session(self, client_id: str, deadline: float) -> None:
+        # Whether it succeeds makes no difference to this client.
+        with contextlib.suppress(ClientError):
+            await self._try(_Call("DELETE", f"/v1/sessions/{client_id}", deadline))
 
     # Keys.
 
@@ -598,7 +616,8 @@ class Client:
             and not (call.perhaps_done or self._require_session)
         ):
             raise _SessionsFullError
-        if problem.code in _TRY_AGAIN or answer.status >= 500:
+        is_full = problem.code == "no_space" and problem.outcome == "refused"
+        if problem.code in _TRY_AGAIN or (answer.status >= 500 and not is_full):
             self._note_refusal(call, problem)
             return None
         if problem.code == "compare_failed":
@@ -610,6 +629,8 @@ class Client:
         if call.is_write and call.perhaps_done:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
+        if is_full:
+            raise NoSpaceError(call.reason, problem.reason or "", problem.limit or 0, problem.used or 0)
         raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:

@@ -6,6 +6,7 @@
     +-- InvalidArgumentError    the caller's mistake, found before anything was sent
     +-- RefusedError            the cluster said no; certainly not done
     |   +-- CompareFailedError  the key is at another revision than ``prev_revision``
+    |   +-- NoSpaceError        the cluster has no room for more data; deletes and reads go on
     +-- UnavailableError        nobody answered, or nobody leads, until the deadline; certainly not done
     +-- OutcomeUnknownError     it may be done, now or later
     +-- BackupDamagedError      a backup that is none, or not all of one
@@ -65,6 +66,23 @@ class CompareFailedError(RefusedError):
         super().__init__(409, "compare_failed", detail)
         self.mod_revision = mod_revision
         self.revision = revision
+
+
+class NoSpaceError(RefusedError):
+    """The cluster has no room for more data; nothing was done. Deletes and reads go on.
+
+    Args:
+        detail: one readable sentence.
+        reason: what is full, ``quota`` or ``disk``.
+        limit: how many bytes there may be.
+        used: how many bytes there are.
+    """
+
+    def __init__(self, detail: str, reason: str, limit: int, used: int) -> None:
+        super().__init__(507, "no_space", detail)
+        self.reason = reason
+        self.limit = limit
+        self.used = used
 
 
 class UnavailableError(ClientError):

@@ -10,6 +10,10 @@ than 256 above the highest one that reached it. Hence three rules, kept here and
   may never have arrived, in an outage for example.
 
 When that leaves no room, another session is opened: a *lane*. A lane that will never have room again is dropped.
+
+The cluster has room for a bounded number of sessions and keeps each for an hour. So a client ends those of which it
+knows the outcome of every write. The cluster refuses an ended session's id for an hour: an attempt that is still on its
+way does not open it anew.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
+
+from kvorum_client.errors import RefusedError, UnavailableError
 
 WINDOW = 200
 """How far a lane runs ahead of its oldest write in flight and of its highest answer; below the cluster's 256."""
@@ -35,6 +41,8 @@ class _Lane:
         self.answered = 0
         """The highest sequence that the cluster has answered."""
         self.in_flight: dict[int, None] = {}
+        self.is_in_doubt = False
+        """Whether the outcome of a write is not known."""
 
     @property
     def has_room(self) -> bool:
@@ -102,8 +110,22 @@ class Sessions:
                 await self._changed.wait()
         try:
             yield ticket
+        except (RefusedError, UnavailableError):
+            raise
+        except BaseException:
+            ticket.lane.is_in_doubt = True
+            raise
         finally:
             self._give_back(ticket)
+
+    def take_ended(self) -> list[str]:
+        """Return the client ids of the sessions that may be ended, and use them no more.
+
+        These are the ones without a write in flight of which the outcome of every write is known.
+        """
+        ended = [lane for lane in self._lanes if not lane.in_flight and not lane.is_in_doubt]
+        self._lanes = [lane for lane in self._lanes if lane not in ended]
+        return [lane.client_id for lane in ended]
 
     def _take(self) -> Ticket | None:
         for lane in self._lanes:

@@ -55,6 +55,12 @@ class GetAnswer(Struct, frozen=True, omit_defaults=True):
     staleness_ms: int | None = None
 
 
+class SessionEnded(Struct, frozen=True):
+    """The answer to the end of a session."""
+
+    revision: int
+
+
 # The cluster.
 
 
@@ -186,4 +192,6 @@ class Problem(Struct, frozen=True):
     staleness_ms: int | UnsetType | None = UNSET
     limit: int | UnsetType = UNSET
     """The limit that was exceeded, in the unit that ``detail`` names."""
+    used: int | UnsetType = UNSET
+    """How much of the limit was in use, in the same unit."""
     retry_after_s: int | UnsetType = UNSET

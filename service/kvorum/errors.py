@@ -17,6 +17,7 @@
     |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
+    |   +-- NoSpaceError             no room for more data: certainly not done; deletes and reads go on
     |   +-- TooStaleError            this node's data may be older than the read accepts
     |   +-- FeatureUnavailableError  the cluster's feature level is too low: certainly not done
     |   +-- FeatureLevelBlockedError a member does not support the next feature level: certainly not raised
@@ -183,6 +184,22 @@ class SessionError(CallerError):
     def __init__(self, code: str, detail: str, reason: str, revision: int) -> None:
         super().__init__(detail, reason=reason, revision=revision)
         self.code = code
+
+
+class NoSpaceError(CallerError):
+    """There is no room for more data; nothing was done. Deletes and reads go on.
+
+    Args:
+        detail: one readable sentence.
+        reason: what is full, ``quota`` or ``disk``.
+        limit: how many bytes there may be.
+        used: how many bytes there are.
+    """
+
+    code = "no_space"
+
+    def __init__(self, detail: str, *, reason: str, limit: int, used: int) -> None:
+        super().__init__(detail, reason=reason, limit=limit, used=used)
 
 
 class TooStaleError(CallerError):

@@ -24,7 +24,7 @@ from fronts.fake_node import FakeNode, Server, serving
 from waiting import until
 
 import kvorum
-from kvorum.errors import FeatureLevelBlockedError, NoLeaderError
+from kvorum.errors import FeatureLevelBlockedError, NoLeaderError, NoSpaceError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Put
 from kvorum_client import cli
@@ -132,6 +132,15 @@ def test_exit_4_for_an_unknown_outcome(capsys: pytest.CaptureFixture[str]) -> No
         server.node.error = ServerOutcomeUnknown("lost the quorum")
         assert await kv("put", "k", "v", "--timeout", "1") == 4
         assert "may or may not have been applied" in capsys.readouterr().err
+
+    run(scenario)
+
+
+def test_exit_6_without_room_for_more_data(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        server.node.error = NoSpaceError("the data takes 9 of 8 bytes", reason="quota", limit=8, used=9)
+        assert await kv("put", "k", "v") == 6
+        assert capsys.readouterr().err == "kv: the data takes 9 of 8 bytes\n"
 
     run(scenario)
 

@@ -12,14 +12,16 @@ from fronts.fake_node import FakeNode, Server, make_config, serving
 from waiting import until
 
 from kvorum.errors import NoLeaderError, ReadTimeoutError
+from kvorum.errors import NoSpaceError as ServerNoSpace
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import Command
+from kvorum.kv.commands import ClientCommand, Put, Result
 from kvorum.kv.store import Store
 from kvorum_client import (
     BackupDamagedError,
     Client,
     CompareFailedError,
     InvalidArgumentError,
+    NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     SyncClient,
@@ -84,7 +86,7 @@ def test_every_key_arrives_as_it_is(key: bytes) -> None:
     async def scenario() -> None:
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             await kv.put(key, b"v")
-            assert servers[0].node.proposed[0].key == key
+            assert servers[0].node.proposed_keys[0] == key
             record = await kv.get(key)
             assert record is not None and record.value == b"v"
 
@@ -138,9 +140,9 @@ def test_a_write_whose_answer_was_lost_is_retried_and_applied_once() -> None:
             node = servers[0].node
             await kv.put("k", "0")
             apply = node.propose
-            lost: list[Command] = []
+            lost: list[ClientCommand] = []
 
-            async def propose_and_lose_the_first_answer(command, timeout_ms):  # type: ignore[no-untyped-def]
+            async def propose_and_lose_the_first_answer(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
                 result = await apply(command, timeout_ms)
                 if not lost:
                     lost.append(command)
@@ -286,6 +288,41 @@ def test_a_refusal_is_not_repeated() -> None:
     run(scenario)
 
 
+FULL = ServerNoSpace("the data takes 9 of 8 bytes", reason="quota", limit=8, used=9)
+
+
+def test_a_cluster_without_room_is_asked_once_and_says_how_full_it_is() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            servers[0].node.error = FULL
+            with pytest.raises(NoSpaceError) as caught:
+                await kv.put("k", "v")
+            error = caught.value
+            assert (error.status, error.code, error.reason) == (507, "no_space", "quota")
+            assert (error.limit, error.used, str(error)) == (8, 9, "the data takes 9 of 8 bytes")
+            assert sum(servers[0].node.counters.requests.values()) == 1
+
+    run(scenario)
+
+
+def test_no_room_after_a_try_without_an_answer_makes_the_outcome_unknown() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            node = servers[0].node
+            apply = node.propose
+
+            async def lose_then_refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+                await apply(command, timeout_ms, address)
+                node.error = FULL
+                raise ServerOutcomeUnknown("no quorum answered in time")
+
+            node.propose = lose_then_refuse  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknownError):
+                await kv.put("k", "v")
+
+    run(scenario)
+
+
 def test_the_first_write_of_a_session_goes_alone_and_the_others_follow() -> None:
     async def scenario() -> None:
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
@@ -297,7 +334,7 @@ def test_the_first_write_of_a_session_goes_alone_and_the_others_follow() -> None
             node.gate.set()
             await asyncio.gather(*writes)
             assert {command.client_id for command in node.proposed} == {node.proposed[0].client_id}
-            assert sorted(command.sequence for command in node.proposed) == list(range(1, 51))
+            assert sorted(each.sequence for each in node.proposed if isinstance(each, Put)) == list(range(1, 51))
 
     run(scenario)
 
@@ -366,7 +403,7 @@ def test_a_session_lost_after_a_try_makes_the_outcome_unknown() -> None:
             await kv.put("k", "1")
             apply, tries = node.propose, []
 
-            async def forget_after_the_first_try(command, timeout_ms):  # type: ignore[no-untyped-def]
+            async def forget_after_the_first_try(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
                 tries.append(command)
                 if len(tries) == 1:
                     node.store = Store()

@@ -10,11 +10,12 @@ from client.test_client import cluster, run
 from fronts.fake_node import Server
 
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import Command, Put, Result, SessionRefused, encode_batch
+from kvorum.kv.commands import ClientCommand, EndSession, Put, Result, SessionRefused, encode_batch
 from kvorum.kv.limits import SESSION_WINDOW
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Entry, EntryKind
 from kvorum_client import Client, OutcomeUnknownError, RefusedError, SyncClient, UnavailableError
+from kvorum_client import client as client_module
 from kvorum_client.sessions import WINDOW, Sessions
 from kvorum_client.transport import NotSentError, Transport
 
@@ -99,7 +100,7 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
             await kv.put("k", "0")
             apply, refused_id = node.propose, node.proposed[0].client_id
 
-            async def refuse_the_old_session(command: Command, timeout_ms: int) -> Result:
+            async def refuse_the_old_session(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
                 return (
                     SessionRefused(1, reason) if command.client_id == refused_id else await apply(command, timeout_ms)
                 )
@@ -119,7 +120,7 @@ def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason
             await kv.put("k", "0")
             apply, tries = node.propose, []
 
-            async def first_unknown_then_refused(command: Command, timeout_ms: int) -> Result:
+            async def first_unknown_then_refused(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
                 tries.append(command)
                 if len(tries) == 1:
                     raise ServerOutcomeUnknown("the answer is lost")
@@ -141,7 +142,7 @@ def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str)
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             tries = []
 
-            async def refuse(command: Command, timeout_ms: int) -> Result:
+            async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
                 tries.append(command)
                 return SessionRefused(1, reason)
 
@@ -153,11 +154,11 @@ def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str)
     run(scenario)
 
 
-def _without_room(server: Server) -> list[Command]:
+def _without_room(server: Server) -> list[ClientCommand]:
     """Have the node refuse every session, and take what comes without one; return what was asked."""
     apply, asked = server.node.propose, []
 
-    async def refuse_sessions(command: Command, timeout_ms: int) -> Result:
+    async def refuse_sessions(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         asked.append(command)
         return await apply(command, timeout_ms) if not command.client_id else SessionRefused(0, "full")
 
@@ -191,5 +192,101 @@ def test_a_client_that_needs_a_session_is_refused_where_there_is_no_room(make: t
             assert (caught.value.status, caught.value.code) == (429, "sessions_full")
             assert [bool(command.client_id) for command in asked] == [True]
             await (kv.close() if make is Client else asyncio.to_thread(kv.close))
+
+    run(scenario)
+
+
+def test_a_client_that_is_closed_ends_its_sessions() -> None:
+    async def scenario() -> None:
+        async with cluster(2) as servers:
+            store = servers[0].node.store
+            servers[0].node.raise_feature_level()
+            async with Client([servers[1].url]) as kv:
+                await kv.put("k", "v")
+                with pytest.raises(RefusedError):
+                    await kv.put("k" * 1025, "v")
+                assert store.session_count == 1
+            assert store.session_count == 0
+            ended = servers[0].node.proposed[-1]
+            assert isinstance(ended, EndSession) and store.has_ended_session(ended.client_id)
+
+    run(scenario)
+
+
+def test_a_session_with_a_write_of_unknown_outcome_is_not_ended() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            node = servers[0].node
+            node.raise_feature_level()
+            async with Client([servers[0].url], timeout_s=0.3) as kv:
+                await kv.put("k", "v")
+                node.error = ServerOutcomeUnknown("no quorum answered in time")
+                with pytest.raises(OutcomeUnknownError):
+                    await kv.put("k", "w")
+                node.error = None
+            assert node.store.session_count == 1
+
+    run(scenario)
+
+
+def test_a_session_with_a_write_that_was_cancelled_is_not_ended() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with sessions.ticket(1) as first:
+            first.answered = True
+        with contextlib.suppress(asyncio.CancelledError):
+            async with sessions.ticket(1):
+                raise asyncio.CancelledError
+        assert sessions.take_ended() == []
+
+    run(scenario)
+
+
+def test_a_session_with_a_write_under_way_is_not_ended_and_an_ended_one_is_not_used_again() -> None:
+    async def scenario() -> None:
+        sessions = Sessions()
+        async with sessions.ticket(1) as first:
+            first.answered = True
+        async with sessions.ticket(1):
+            assert sessions.take_ended() == []
+        assert sessions.take_ended() == [first.lane.client_id]
+        assert sessions.take_ended() == []
+        async with sessions.ticket(1) as ticket:
+            assert ticket.opens
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_cluster_that_ends_no_session_does_not_keep_a_client_from_closing(
+    is_gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at a feature level below that of the command, or it does not answer."""
+
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            async with Client([servers[0].url]) as kv:
+                await kv.put("k", "v")
+                if is_gone:
+                    monkeypatch.setattr(client_module, "END_SESSIONS_S", 0.1)
+                    monkeypatch.setattr(Transport, "exchange", _refuse_connection)
+            assert kv._transport.is_closed
+            assert servers[0].node.store.session_count == 1
+
+    run(scenario)
+
+
+def test_the_synchronous_client_ends_its_sessions_too() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            servers[0].node.raise_feature_level()
+
+            def write() -> int:
+                with SyncClient([servers[0].url]) as kv:
+                    kv.put("k", "v")
+                    return servers[0].node.store.session_count
+
+            assert await asyncio.to_thread(write) == 1
+            assert servers[0].node.store.session_count == 0
 
     run(scenario)

@@ -21,9 +21,11 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.fronts.http import ApiServer
-from kvorum.kv.commands import Command, Result, encode_batch
+from kvorum.kv.commands import ClientCommand, Delete, Put, RaiseFeatureLevel, Result, encode_batch
+from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
 from kvorum.kv.store import Store
-from kvorum.raft.messages import Entry, EntryKind
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 from kvorum.service import Service
 from kvorum.status import Check, MemberStatus, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -71,7 +73,8 @@ class FakeNode:
         self.gate: asyncio.Event | None = None
         self.staleness: int | None = 0
         self.quarantined = ""
-        self.proposed: list[Command] = []
+        self.proposed: list[ClientCommand] = []
+        self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
         self.calls: list[tuple[Any, ...]] = []
@@ -97,15 +100,32 @@ class FakeNode:
         if leaders_only and not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
+    @property
+    def proposed_keys(self) -> list[bytes]:
+        """The keys of the writes that were proposed."""
+        return [each.key for each in self.proposed if isinstance(each, Put | Delete)]
+
+    def raise_feature_level(self) -> None:
+        """Raise the level of the state to the highest."""
+        voter = Configuration((Member("n1@00", True),))
+        self._apply(EntryKind.CONFIGURATION, encode_configuration(voter))
+        for level in SUPPORTED_LEVELS[1:]:
+            raised = RaiseFeatureLevel(level, {"n1@00": level}, "c" * 32)
+            self._apply(EntryKind.COMMAND, encode_batch(0, [raised]))
+
+    def _apply(self, kind: EntryKind, data: bytes) -> list[Result]:
+        return self.store.apply(Entry(self.store.applied_index + 1, 1, kind, data))
+
     def check_leads(self) -> None:
         if not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
-    async def propose(self, command: Command, timeout_ms: int) -> Result:
+    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
+        check_command_level(command, self.store.feature_level)
         self.proposed.append(command)
-        index = self.store.applied_index + 1
-        return self.store.apply(Entry(index, 1, EntryKind.COMMAND, encode_batch(index, [command])))[0]
+        self.addresses.append(address)
+        return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
     async def read_barrier(self, timeout_ms: int) -> None:
         self.barriers += 1

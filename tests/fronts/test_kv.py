@@ -89,7 +89,7 @@ def test_a_key_can_be_a_parameter_and_hold_any_bytes(path: str) -> None:
         target = f"{path}?key=g1/../u%ff%26+1"
         key = b"g1/../u\xff&+1"
         assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 200
-        assert http.node.proposed[0].key == key
+        assert http.node.proposed_keys[0] == key
         assert (await http("PUT", target + "&prev_revision=0", b"v")).status == 409
         assert (await http("GET", target)).body == b"v"
         assert (await http("HEAD", target + "&consistency=stale")).status == 200
@@ -110,7 +110,7 @@ def test_a_key_of_raw_bytes_beyond_ascii_is_taken_as_it_is() -> None:
         )
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
         if answer.startswith(b"HTTP/1.1 200"):
-            assert http.node.proposed[0].key == "café".encode()
+            assert http.node.proposed_keys[0] == "café".encode()
 
     run(scenario)
 
@@ -309,6 +309,17 @@ def test_a_retried_write_is_applied_once_and_answers_the_same() -> None:
         again = await http("PUT", "/v1/kv/k", b"v", headers)
         assert (first.status, first.body) == (again.status, again.body)
         assert http.node.store.revision == 1
+
+    run(scenario)
+
+
+def test_the_address_of_a_client_that_opens_a_session_is_passed_on() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c/1"})
+        await http("DELETE", "/v1/kv/k", None, {"Idempotency-Key": "d/1"})
+        await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c/2"})
+        await http("PUT", "/v1/kv/k", b"v")
+        assert http.node.addresses == ["127.0.0.1", "127.0.0.1", "", ""]
 
     run(scenario)
 

@@ -19,6 +19,7 @@ from kvorum.errors import (
     FeatureUnavailableError,
     MembershipRefusedError,
     NoLeaderError,
+    NoSpaceError,
     NotLeaderError,
     NotServingError,
     OutcomeUnknownError,
@@ -66,9 +67,9 @@ async def _many_deletes(http: Server) -> Answer:
 
 
 async def _sessions_full(http: Server) -> Answer:
-    from kvorum.kv.commands import Command, Result, SessionRefused
+    from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 
-    async def full(command: Command, timeout_ms: int) -> Result:
+    async def full(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(0, "full")
 
     http.node.propose = full  # type: ignore[method-assign]
@@ -101,8 +102,12 @@ def _delete_member(http: Server) -> Awaitable[Answer]:
     return http("DELETE", "/v1/cluster/members/n9")
 
 
-def _raise(error: CallerError, provoke: Callable[[Server], Awaitable[Answer]] = _put) -> Case:
-    return Case(error.code, provoke, error=error)
+def _raise(
+    error: CallerError,
+    provoke: Callable[[Server], Awaitable[Answer]] = _put,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+) -> Case:
+    return Case(error.code, provoke, fields, error=error)
 
 
 CASES = [
@@ -140,6 +145,10 @@ CASES = [
     Case("too_stale", _stale, {"staleness_ms": None, "limit": 1}),
     _raise(TransferFailedError("it did not move"), lambda http: http("POST", "/v1/cluster/leader")),
     _raise(OutcomeUnknownError("who knows")),
+    _raise(
+        NoSpaceError("the data takes 9 of 8 bytes", reason="quota", limit=8, used=9),
+        fields={"reason": "quota", "limit": 8, "used": 9},
+    ),
     _raise(FeatureUnavailableError("it needs level 3")),
     _raise(FeatureLevelBlockedError("n2 runs 0.1.0"), lambda http: http("POST", "/v1/cluster/finalize")),
 ]

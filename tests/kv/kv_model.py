@@ -16,12 +16,14 @@ from kvorum.kv.commands import (
     Command,
     CompareFailed,
     DeleteResult,
+    EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
     Put,
     PutResult,
     RaiseFeatureLevel,
     Result,
+    SessionEnded,
     SessionRefused,
 )
 from kvorum.kv.records import Record
@@ -43,8 +45,10 @@ class Model:
     window: int
     sessions_max: int
     idle_ms: int
+    ended_max: int
     history: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     sessions: list[ModelSession] = field(default_factory=list)
+    ended: list[tuple[str, int]] = field(default_factory=list)
     time_ms: int = 0
     members: Sequence[str] = ()
     level: int = 1
@@ -81,6 +85,8 @@ class Model:
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
         if isinstance(command, RaiseFeatureLevel):
             return self._raise(command, alone)
+        if isinstance(command, EndSession):
+            return self._end(command.client_id)
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")
@@ -117,7 +123,7 @@ class Model:
     def _session(self, client_id: str, sequence: int, what: tuple[object, ...]) -> ModelSession | Result | str:
         mine = [session for session in self.sessions if session.client_id == client_id]
         if not mine:
-            return self._open(client_id) if sequence == 1 else "unknown"
+            return self._open(client_id) if sequence == 1 and not self._was_ended(client_id) else "unknown"
         session = mine[0]
         self.sessions.remove(session)
         self.sessions.append(session)
@@ -137,9 +143,27 @@ class Model:
             if self.time_ms - self.sessions[0].last_used_ms <= self.idle_ms:
                 return "full"
             del self.sessions[0]
+        self.ended = [(each, ended_ms) for each, ended_ms in self.ended if each != client_id]
         session = ModelSession(client_id, self.time_ms)
         self.sessions.append(session)
         return session
+
+    def _was_ended(self, client_id: str) -> bool:
+        return any(each == client_id and self.time_ms - ended_ms <= self.idle_ms for each, ended_ms in self.ended)
+
+    def _end(self, client_id: str) -> Result:
+        revision, mine = len(self.history), [each for each in self.sessions if each.client_id == client_id]
+        if self.level < 3:
+            return SessionRefused(revision, "invalid")
+        if not mine:
+            return SessionEnded(revision) if self._was_ended(client_id) else SessionRefused(revision, "unknown")
+        if self.ended and self.time_ms - self.ended[0][1] > self.idle_ms:
+            del self.ended[0]
+        if len(self.ended) == self.ended_max:
+            return SessionRefused(revision, "full")
+        self.sessions.remove(mine[0])
+        self.ended.append((client_id, self.time_ms))
+        return SessionEnded(revision)
 
     def _change(self, command: Command) -> Result:
         old = self.get(command.key)

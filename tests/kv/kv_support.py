@@ -11,7 +11,17 @@ from zlib import crc32
 import hypothesis.strategies as st
 from hypothesis import settings
 
-from kvorum.kv.commands import Batch, BatchCommand, Command, Delete, Put, RaiseFeatureLevel, Result, encode_batch
+from kvorum.kv.commands import (
+    Batch,
+    BatchCommand,
+    Command,
+    Delete,
+    EndSession,
+    Put,
+    RaiseFeatureLevel,
+    Result,
+    encode_batch,
+)
 from kvorum.kv.limits import SESSION_IDLE_MS
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -20,6 +30,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 WINDOW = 4
 SESSIONS = 3
+ENDED = 2
 
 examples = settings(deadline=None, max_examples=150)
 
@@ -69,27 +80,35 @@ def commands(draw: st.DrawFn) -> Command:
 _times = st.one_of(st.integers(0, 100), st.integers(0, 6).map(lambda hours: hours * (SESSION_IDLE_MS + 1)))
 batches = st.builds(Batch, _times, st.lists(commands(), max_size=8).map(tuple))
 
-# Nobody supports level 3 here: a store that is raised to it ends the process.
+# No member supports level 4 here, so no state is raised to it.
 raises = st.builds(
     RaiseFeatureLevel,
-    st.integers(0, 3),
-    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 2)),
+    st.integers(0, 4),
+    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 3)),
     st.sampled_from([CLUSTER_ID, "another", "", "c" * 65]),
 )
-_likely_raises = st.just(raise_to(2))
+_likely_raises = st.sampled_from([raise_to(2), raise_to(3)])
+ends = st.builds(EndSession, st.sampled_from([*CLIENTS, "", "x" * 65]))
 raising_batches = st.one_of(
     st.builds(Batch, _times, st.one_of(_likely_raises, raises).map(lambda command: (command,))),
     st.builds(Batch, _times, st.lists(st.one_of(commands(), raises), max_size=4).map(tuple)),
+    st.builds(Batch, _times, st.lists(st.one_of(commands(), ends), max_size=8).map(tuple)),
 )
+raised_before = st.sampled_from([(), (2,), (2, 3), (2, 3)]).map(
+    lambda levels: [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in levels)] if levels else []
+)
+"""What a log begins with, so that short ones are at every level."""
 
 
 @contextmanager
 def small_sessions() -> Iterator[None]:
-    """A window of 4 and at most 3 sessions, so that short histories meet the bounds."""
+    """A window of 4, at most 3 sessions and 2 ended ones, so that short histories meet the bounds."""
     with ExitStack() as stack:
+        stack.enter_context(patch("kvorum.kv.sessions._FORGOTTEN_AT_ONCE", 1))
         stack.enter_context(patch("kvorum.kv.sessions.SESSION_WINDOW", WINDOW))
         for module in ("sessions", "snapshot"):
             stack.enter_context(patch(f"kvorum.kv.{module}.SESSIONS_MAX", SESSIONS))
+            stack.enter_context(patch(f"kvorum.kv.{module}.SESSIONS_ENDED_MAX", ENDED))
         yield
 
 
@@ -109,6 +128,14 @@ def store_at_level_2() -> Store:
     store.apply(configured())
     apply(store, raise_to(2))
     assert store.feature_level == 2
+    return store
+
+
+def store_at_level_3() -> Store:
+    """Return an empty store whose level was raised twice: three entries."""
+    store = store_at_level_2()
+    apply(store, raise_to(3))
+    assert store.feature_level == 3
     return store
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from kv.kv_model import Model
 from kv.kv_support import (
     CONFIGURATION,
+    ENDED,
     KEYS,
     MEMBERS,
     SESSIONS,
@@ -20,6 +21,7 @@ from kv.kv_support import (
     batches,
     entry_of,
     examples,
+    raised_before,
     raising_batches,
     restore,
     small_sessions,
@@ -51,7 +53,7 @@ def apply_items(store: Store, items: list[Batch | EntryKind]) -> list[list[Resul
 @given(st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=14))
 def test_every_answer_and_every_record_is_the_models(log: list[Batch | EntryKind]) -> None:
     with small_sessions():
-        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS)
+        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS, ENDED)
         for index, item in enumerate(log, 1):
             if isinstance(item, Batch):
                 assert store.apply(entry_of(index, item)) == model.apply(item)
@@ -68,10 +70,13 @@ _items = st.one_of(batches, batches, raising_batches, st.sampled_from([EntryKind
 
 
 @examples
-@given(st.lists(_items, max_size=16))
-def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(log: list[Batch | EntryKind]) -> None:
+@given(raised_before, st.lists(_items, max_size=16))
+def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(
+    first: list[Batch | EntryKind], log: list[Batch | EntryKind]
+) -> None:
+    log = first + log
     with small_sessions():
-        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS)
+        store, model = Store(), Model(WINDOW, SESSIONS, SESSION_IDLE_MS, ENDED)
         sweep = StateSweep(store)
         for index, item in enumerate(log, 1):
             if isinstance(item, Batch):
@@ -93,13 +98,13 @@ def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(log
 
 
 @examples
-@given(st.lists(_items, max_size=8), st.lists(_items, max_size=8))
+@given(raised_before, st.lists(_items, max_size=8), st.lists(_items, max_size=8))
 def test_a_restored_store_goes_on_as_the_first_at_every_level(
-    past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+    first: list[Batch | EntryKind], past: list[Batch | EntryKind], future: list[Batch | EntryKind]
 ) -> None:
     with small_sessions():
         store = Store()
-        apply_items(store, past)
+        apply_items(store, first + past)
 
         restored = restore(snapshot_of(store), store.configuration)
         if store.state_sum is None:

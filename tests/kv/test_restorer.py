@@ -12,7 +12,17 @@ from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, res
 
 from kvorum.errors import StorageCorruptError
 from kvorum.kv.commands import CompareFailed, Delete, Put
-from kvorum.kv.frames import FRAME_BYTES_MAX, Features, Frame, FrameWriter, Header, RecordsFrame, SessionsFrame, Trailer
+from kvorum.kv.frames import (
+    FRAME_BYTES_MAX,
+    EndedSessionsFrame,
+    Features,
+    Frame,
+    FrameWriter,
+    Header,
+    RecordsFrame,
+    SessionsFrame,
+    Trailer,
+)
 from kvorum.kv.limits import SESSION_WINDOW
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow
@@ -216,6 +226,14 @@ def _record(key: bytes = b"a", value: bytes = b"v", create: int = 1, mod: int = 
     return RecordsFrame((key,), (Record(value, create, mod, version),))
 
 
+def _ended(*ended: tuple[str, int], more: int = 0) -> EndedSessionsFrame:
+    return EndedSessionsFrame(ended, more)
+
+
+def _level_3(*frames: Frame, sessions: int = 0) -> list[Frame]:
+    return [_header(format=2, sessions=sessions), _features(3), *frames, Trailer(0, sessions)]
+
+
 _End = Trailer(0, 0)
 WELL_FORMED: dict[str, Sequence[Frame]] = {
     "nothing in it": [_header(), _End],
@@ -223,6 +241,7 @@ WELL_FORMED: dict[str, Sequence[Frame]] = {
     "a session": _session(),
     "format 2": [_header(format=2), _features(), _End],
     "format 2 with a sum": [_header(format=2), _features(state_sum=bytes(16)), _End],
+    "ended sessions": [_header(format=2), _features(3), _ended(("a", 5), ("b", 5), more=1), _ended(("c", 9)), _End],
     "a window": _session(highest=SESSION_WINDOW + 1, sequences=(2, SESSION_WINDOW + 1)),
 }
 IMPOSSIBLE: dict[str, Sequence[Frame]] = {
@@ -267,6 +286,21 @@ IMPOSSIBLE: dict[str, Sequence[Frame]] = {
     "a session wider than its window": _session(highest=SESSION_WINDOW + 1, sequences=(1, SESSION_WINDOW + 1)),
     "a session out of order": _session(highest=3, sequences=(2, 1, 3)),
     "an answer to sequence 0": _session(highest=1, sequences=(0, 1)),
+    "ended sessions below their level": [_header(format=2), _features(2), _ended(), _End],
+    "ended sessions in format 1": [_header(), _ended(), _End],
+    "no ended sessions": _level_3(),
+    "fewer ended sessions than announced": _level_3(_ended(("a", 5), more=1)),
+    "more ended sessions than announced": _level_3(_ended(("a", 5)), _ended(("b", 5))),
+    "an announcement of ended sessions that changes": _level_3(_ended(("a", 5), more=1), _ended(("b", 5), more=1)),
+    "too many ended sessions": _level_3(_ended(("a", 5), more=50_000)),
+    "no ended session, and more of them": _level_3(_ended(more=1), _ended(("a", 5))),
+    "an ended session without a name": _level_3(_ended(("", 5))),
+    "an ended session with too long a name": _level_3(_ended(("x" * 65, 5))),
+    "a session ended in the future": _level_3(_ended(("a", 10))),
+    "a session ended before time": _level_3(_ended(("a", -1))),
+    "ended sessions out of order": _level_3(_ended(("a", 5), ("b", 4))),
+    "an ended session twice": _level_3(_ended(("a", 5), ("a", 5))),
+    "an ended session that lives": _level_3(_session("a")[1], _ended(("a", 5)), sessions=1),
     "an answer twice": _session(highest=3, sequences=(1, 1, 3)),
 }
 

@@ -31,7 +31,6 @@ from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
-from kvorum.node import levels
 from kvorum.node.hashes import StateHashes, is_wrong
 from kvorum.node.levels import ANNOUNCEMENTS_MAX, FeatureLevels
 from kvorum.node.state import State
@@ -234,16 +233,17 @@ def test_a_raise_that_cannot_be_proposed_now_is_proposed_later() -> None:
 def test_manual_leaves_it_to_an_operator() -> None:
     async def scenario() -> None:
         it = Leading("manual")
-        it.all_announce()
+        it.all_announce(HIGHEST_LEVEL)
         it.levels.tick()
         it.pass_time(100 * DAY_S)
         assert it.proposed == []
 
         finalizing = asyncio.create_task(it.levels.finalize(TIMEOUT_MS))
-        await asyncio.sleep(0)
-        it.apply()
+        while not finalizing.done():
+            await asyncio.sleep(0)
+            it.apply()
 
-        assert await finalizing == 2
+        assert await finalizing == HIGHEST_LEVEL
 
     asyncio.run(scenario())
 
@@ -274,22 +274,22 @@ def test_finalize_is_the_leaders_and_does_nothing_at_the_highest_level() -> None
         with pytest.raises(FeatureLevelBlockedError, match=r"n2@1 runs 0\.1\.0"):
             await it.levels.finalize(TIMEOUT_MS)  # the leader does not know what is asked
         it.raft.role = Role.LEADER
-        it.all_announce()
+        it.all_announce(HIGHEST_LEVEL)
         it.pass_time(0)
         waiting = asyncio.create_task(it.levels.finalize(TIMEOUT_MS))
         await asyncio.sleep(0)
         assert len(it.proposed) == 1  # it waits for the raise that is under way
-        it.apply()
-        assert await waiting == 2
-        assert await it.levels.finalize(TIMEOUT_MS) == 2
+        while not waiting.done():
+            it.apply()
+            await asyncio.sleep(0)
+        assert await waiting == HIGHEST_LEVEL
+        assert await it.levels.finalize(TIMEOUT_MS) == HIGHEST_LEVEL
         assert it.proposed == []
 
     asyncio.run(scenario())
 
 
-def test_finalize_takes_no_longer_than_its_timeout_for_all_levels_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levels, "HIGHEST_LEVEL", 3)
-
+def test_finalize_takes_no_longer_than_its_timeout_for_all_levels_together() -> None:
     async def scenario() -> None:
         it = Leading("manual")
         it.all_announce(3)
@@ -335,10 +335,10 @@ def test_a_new_cluster_begins_at_level_1_unless_all_announce_more(
 def test_a_new_cluster_begins_at_the_highest_level_that_all_announce() -> None:
     async def scenario() -> None:
         it = Leading()
-        [data] = it.levels.first_entries(MEMBERS, dict.fromkeys((OURS, VOTER, LEARNER), 9))
-        [command] = decode_batch(data).commands
-        assert isinstance(command, RaiseFeatureLevel)
-        assert command.level == HIGHEST_LEVEL == 2
+        entries = it.levels.first_entries(MEMBERS, dict.fromkeys((OURS, VOTER, LEARNER), 9))
+        commands = [command for data in entries for command in decode_batch(data).commands]
+        assert [command.level for command in commands if isinstance(command, RaiseFeatureLevel)] == [2, 3]
+        assert HIGHEST_LEVEL == 3
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ from kvorum.kv.limits import SESSION_IDLE_MS
 from kvorum.kv.store import Store
 from kvorum.node.log_time import STEP_MAX_S, LogTime
 from kvorum.node.proposals import Proposals
+from kvorum.node.session_shares import SessionShares
 from kvorum.node.state import State
 from kvorum.raft import Role
 from kvorum.raft.messages import Entry, EntryKind
@@ -51,7 +52,16 @@ class Member:
             id="n1", leader="n1", role=Role.FOLLOWER, current_term=0, is_transferring=False, propose=self._propose
         )
         self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock)
-        self.writes = Proposals(cast(Any, self.raft), self.state, Counters(), 100, 1 << 20, self.clock, self.log_time)
+        self.writes = Proposals(
+            cast(Any, self.raft),
+            self.state,
+            Counters(),
+            100,
+            1 << 20,
+            self.clock,
+            self.log_time,
+            SessionShares(self.state, self.clock),
+        )
         self.proposed: list[bytes] = []
 
     def _propose(self, payloads: list[bytes]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from kvorum.kv.store import Store
 from kvorum.node.log_time import LogTime
 from kvorum.node.proposals import Proposals
 from kvorum.node.runtime import SystemClock
+from kvorum.node.session_shares import SessionShares
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
 
@@ -23,7 +24,16 @@ def proposals(server: Server) -> Proposals:
     """The writes of a leader whose state has a time."""
     state, clock = State(Store()), SystemClock()
     state.store.time_ms = 7
-    return Proposals(server.raft, state, Counters(), 100, 1 << 20, clock, LogTime(server.raft, state, clock))
+    return Proposals(
+        server.raft,
+        state,
+        Counters(),
+        100,
+        1 << 20,
+        clock,
+        LogTime(server.raft, state, clock),
+        SessionShares(state, clock),
+    )
 
 
 def test_a_write_that_expires_in_the_queue_is_refused_and_never_done(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from kvorum.errors import (
     TooStaleError,
     TransferFailedError,
 )
-from kvorum.kv.commands import Command, Result, SessionRefused
+from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 from kvorum.kv.store import Store
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal, authorize
@@ -41,6 +41,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    EndSession,
     FinalizeUpgrade,
     Get,
     GetLeader,
@@ -72,6 +73,7 @@ LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
     Put(b"k", b"v"),
     Delete(b"k"),
+    EndSession("c"),
     AddMember("n4", "http://h:1", "http://h:2"),
     PromoteMember("n3"),
     RemoveMember("n3"),
@@ -167,9 +169,18 @@ def test_access_is_checked_once_and_before_any_effect(request_: Request, monkeyp
 
 def test_access_is_checked_once_for_a_request_that_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Request] = []
+    node = _with_a_session(FakeNode())
     monkeypatch.setattr(service_module, "authorize", lambda principal, request: asked.append(request))
-    execute(FakeNode(), *REQUESTS)
+    execute(node, *REQUESTS)
     assert asked == REQUESTS
+
+
+def _with_a_session(node: FakeNode) -> FakeNode:
+    """Let the state be at the highest level, and have the session that :data:`FOR_THE_LEADER` ends."""
+    node.raise_feature_level()
+    execute(node, Put(b"k", b"v", client_id="c", sequence=1))
+    node.timeouts_ms.clear()
+    return node
 
 
 # Results.
@@ -313,6 +324,36 @@ def test_without_a_leader_nobody_is_named() -> None:
     assert caught.value.facts == {"leader": None}
 
 
+@pytest.mark.parametrize(
+    ("reason", "code", "text"),
+    [
+        ("unknown", "session_unknown", "it was never opened"),
+        ("full", "sessions_full", "too many sessions were ended within the hour"),
+    ],
+)
+def test_a_session_that_is_not_ended_says_why(
+    reason: str, code: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = FakeNode()
+
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+        return SessionRefused(3, reason)
+
+    monkeypatch.setattr(node, "propose", refuse)
+    with pytest.raises(SessionError, match=text) as caught:
+        execute(node, EndSession("c"))
+    assert (caught.value.code, caught.value.facts) == (code, {"reason": reason, "revision": 3})
+
+
+@pytest.mark.parametrize("client_id", ["", "a/b", "x" * 65])
+def test_what_is_no_client_id_ends_no_session(client_id: str) -> None:
+    node = FakeNode()
+    node.raise_feature_level()
+    with pytest.raises(InvalidRequestError):
+        execute(node, EndSession(client_id))
+    assert node.proposed == []
+
+
 @pytest.mark.parametrize("write", [Put(b"k", b"w", 7), Delete(b"k", 7)], ids=repr)
 def test_a_write_that_expects_another_revision_is_refused(write: Request) -> None:
     node = FakeNode()
@@ -338,7 +379,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: Command, timeout_ms: int) -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -417,7 +458,7 @@ def test_a_request_over_a_limit_names_the_limit(request_: Request, limit: int) -
 def test_a_client_can_shorten_the_deadline_and_not_extend_it(
     request_: Request, timeout_ms: int | None, expected_ms: int
 ) -> None:
-    node = FakeNode(make_config(request_timeout_ms=700))
+    node = _with_a_session(FakeNode(make_config(request_timeout_ms=700)))
     execute(node, msgspec.structs.replace(request_, timeout_ms=timeout_ms))
     assert node.timeouts_ms == [expected_ms]
 

@@ -16,13 +16,19 @@ from kvorum.kv.commands import (
     CompareFailed,
     Delete,
     DeleteResult,
+    EndSession,
     Put,
     PutResult,
+    SessionEnded,
     SessionRefused,
 )
 
 if TYPE_CHECKING:
     from sim.world import World
+
+END_SESSION_PER_MILLE = 150
+"""How often a client that knows the outcome of its last write ends its session, and begins another one."""
+END_ATTEMPTS_MAX = 4
 
 
 class _Call:
@@ -58,6 +64,7 @@ class Client:
         self._plan = world.plan
         self._number = number
         self._draw = Random(f"{world.plan.seed}:client:{number}")
+        self._ending = Random(f"{world.plan.seed}:client:{number}:ends")
         self._session = 0
         self._sequence = 0
         self._values = 0
@@ -258,8 +265,44 @@ class Client:
             (operation.value or "").rstrip("."),
             _outcome(operation),
         )
+        if outcome == "ok" and operation.client and not isinstance(call.command, bytes):
+            self._perhaps_end_session(call.command)
         think_us = self._draw.randrange(self._plan.think_us)
         self._world.clock.after(think_us, self._next)
+
+    # --- The end of a session -----------------------------------------------------------------------------------
+
+    def _perhaps_end_session(self, last: Command) -> None:
+        """Now and then end the session, of which ``last`` is the last write and has a known outcome."""
+        if self._ending.random() * 1000 >= END_SESSION_PER_MILLE or last.client_id != self._name:
+            return
+        self._session += 1
+        self._sequence = 0
+        nodes = list(self._world.nodes.values())
+        self._ask_to_end(last, nodes[self._ending.randrange(len(nodes))], END_ATTEMPTS_MAX)
+
+    def _ask_to_end(self, last: Command, node: SimNode, attempts: int) -> None:
+        def reply(answer: Answer) -> None:
+            if isinstance(answer.result, SessionEnded):
+                self._world.counts["sessions ended"] += 1
+                # An attempt of the last write that was late arrives now.
+                self._world.clock.after(self._ending.randrange(self._plan.think_us), self._repeat, last, node)
+            elif attempts > 1 and answer.kind != "result":
+                leader = self._world.nodes.get(answer.leader or "", node)
+                pause_us = self._ending.randrange(self._plan.think_us)
+                self._world.clock.after(pause_us, self._ask_to_end, last, leader, attempts - 1)
+
+        node.ask(EndSession(last.client_id), reply)
+
+    def _repeat(self, last: Command, node: SimNode) -> None:
+        def reply(answer: Answer) -> None:
+            if answer.kind != "result":
+                return
+            self._world.counts["late writes of an ended session"] += 1
+            if not isinstance(answer.result, SessionRefused):
+                raise Broken("an_ended_session_stays_ended", f"{last} was answered with {answer.result}")
+
+        node.ask(last, reply)
 
 
 def _outcome(operation: Operation) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from sim import invariants
 from sim.history import Applied
 
-from kvorum.kv.commands import DeleteResult, Put, PutResult, RaiseFeatureLevel, Result, decode_batch
+from kvorum.kv.commands import Delete, DeleteResult, Put, PutResult, Result, decode_batch
 from kvorum.kv.store import Store
 from kvorum.raft import Change, Role
 from kvorum.raft.messages import (
@@ -275,7 +275,7 @@ class Facts:
             return
         for command, result in zip(decode_batch(entry.data).commands, results, strict=True):
             changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
-            if not changed or isinstance(command, RaiseFeatureLevel) or result.revision <= self._revision:
+            if not changed or not isinstance(command, Put | Delete) or result.revision <= self._revision:
                 continue
             self._revision = result.revision
             key, client, sequence = command.key.decode(), command.client_id, command.sequence

@@ -34,7 +34,7 @@ from kvorum.errors import (
     StorageError,
 )
 from kvorum.identity import name_of
-from kvorum.kv.commands import Command, CompareFailed, Delete, Put, Result, SessionRefused
+from kvorum.kv.commands import ClientCommand, CompareFailed, Delete, EndSession, Put, Result, SessionRefused
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
@@ -614,7 +614,7 @@ class SimNode:
 
     # --- What it is asked ---------------------------------------------------------------------------------------
 
-    def ask(self, command: Command | bytes, reply: Reply) -> None:
+    def ask(self, command: ClientCommand | bytes, reply: Reply) -> None:
         """Take a client's request: a write, or a linearizable read of a key."""
         self.call(self._serve, command, reply)
 
@@ -623,7 +623,7 @@ class SimNode:
         if self.loop is not None and self.product is not None:
             self.loop.enter(self.loop.start_task, function, *arguments)
 
-    async def _serve(self, command: Command | bytes, reply: Reply) -> None:
+    async def _serve(self, command: ClientCommand | bytes, reply: Reply) -> None:
         product, loop = self.product, self.loop
         assert product is not None
         assert loop is not None
@@ -633,7 +633,7 @@ class SimNode:
         answer.set_result(None)
         reply(answered)
 
-    async def _answer(self, product: Node, command: Command | bytes) -> Answer:
+    async def _answer(self, product: Node, command: ClientCommand | bytes) -> Answer:
         """Put the request to the service, the one way in that every front uses."""
         assert self.loop is not None
         service, timeout_ms = Service(product, self.loop.time), self.world.timeout_us // 1000
@@ -645,6 +645,9 @@ class SimNode:
                 case Delete(key, prev_revision, client_id, sequence):
                     delete = requests.Delete(key, prev_revision, client_id, sequence, timeout_ms)
                     return Answer("result", await service.execute(ANONYMOUS, delete))
+                case EndSession(client_id):
+                    end = requests.EndSession(client_id, timeout_ms)
+                    return Answer("result", await service.execute(ANONYMOUS, end))
                 case bytes():
                     await self._look_at_staleness(service, command)
                     committed = self.world.facts.commit_index
@@ -684,7 +687,7 @@ class SimNode:
         plan = self.plan
         return 2 * (self.world.timeout_us + 4 * plan.tick_us + 10 * plan.turn_us)
 
-    def _must_have_answered(self, loop: SimLoop, answer: asyncio.Future[None], command: Command | bytes) -> None:
+    def _must_have_answered(self, loop: SimLoop, answer: asyncio.Future[None], command: ClientCommand | bytes) -> None:
         if answer.done() or loop.is_dead:
             return
         if loop.paused_until + self._patience_us() > self.world.clock.now:

@@ -37,7 +37,14 @@ class Leading:
         raft = SimpleNamespace(id="n1", leader="n1", is_transferring=False, propose=self._propose)
         log_time = SimpleNamespace(is_unknown=False, now_ms=lambda: 7)
         self.writes = Proposals(
-            cast(Any, raft), State(Store()), self.counters, PENDING_MAX, 1 << 20, SystemClock(), cast(Any, log_time)
+            cast(Any, raft),
+            State(Store()),
+            self.counters,
+            PENDING_MAX,
+            1 << 20,
+            SystemClock(),
+            cast(Any, log_time),
+            cast(Any, None),
         )
 
     def _propose(self, _: list[bytes]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Version 0.1.0, built from git by its commit, and a child process that runs its pure parts."""
+"""Earlier versions, built from git by their commits, and a child process that runs the pure parts of 0.1.0."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMIT = "a91d484"
-"""The last commit of version 0.1.0."""
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6"}
+"""Version -> a commit of it, the last one before the next version."""
 
 CHILD = """
 import sys
@@ -79,24 +79,25 @@ while True:
 
 
 @cache
-def sources() -> Path:
-    """Return a folder with the sources of 0.1.0; skip the test if the history does not have them."""
+def sources(version: str) -> Path:
+    """Return a folder with the sources of a version; skip the test if the history does not have them."""
+    commit = COMMITS[version]
     archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", COMMIT, "service", "client"],
+        ["git", "-C", str(ROOT), "archive", commit, "service", "client"],
         capture_output=True,
         check=False,
     )
     if archive.returncode:
-        pytest.skip(f"no commit {COMMIT} here (a shallow clone?): {archive.stderr.decode().strip()}")
-    folder = Path(tempfile.mkdtemp(prefix="kvorum-0.1.0-"))
+        pytest.skip(f"no commit {commit} here (a shallow clone?): {archive.stderr.decode().strip()}")
+    folder = Path(tempfile.mkdtemp(prefix=f"kvorum-{version}-"))
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     return folder
 
 
-def environment() -> dict[str, str]:
-    """Return an environment in which ``import kvorum`` finds 0.1.0."""
-    folder = sources()
+def environment(version: str) -> dict[str, str]:
+    """Return an environment in which ``import kvorum`` finds a version."""
+    folder = sources(version)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "service"), str(folder / "client")])}
 
 
@@ -143,9 +144,9 @@ class OldVersion:
 @contextmanager
 def old_version() -> Iterator[OldVersion]:
     """Run 0.1.0 beside this version."""
-    folder = str(sources())
+    folder = str(sources("0.1.0"))
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, folder], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, folder], env=environment("0.1.0"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             yield OldVersion(process)

@@ -1,4 +1,4 @@
-"""Version 0.1.0 and this one in one cluster of real processes under load: upgraded, rolled back, raised."""
+"""Earlier versions and this one in one cluster of real processes under load: upgraded, rolled back, raised."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from acceptance.processes import Answer, Cluster
-from versions.old import environment
+from versions.old import COMMITS, environment
 from waiting import eventually
 
 import kvorum
+from kvorum.kv.features import HIGHEST_LEVEL
 
 OLD = "0.1.0"
+MIDDLE = "0.2.0"
 NEW = kvorum.__version__
 FLAGS = ("--snapshot-entries", "40", "--log-retain-entries", "20", "--shutdown-grace-s", "5")
 """Small, so that an upgraded node begins with a snapshot of the old version, and a late one is sent one."""
@@ -74,7 +76,7 @@ def cluster_of(version: str, folder: Path, *flags: str) -> Iterator[Cluster]:
 
 
 def start(cluster: Cluster, name: str, version: str, *flags: str) -> None:
-    cluster.start(name, *flags, environment=environment() if version == OLD else None)
+    cluster.start(name, *flags, environment=environment(version) if version in COMMITS else None)
 
 
 def replace(cluster: Cluster, name: str, version: str) -> None:
@@ -153,6 +155,28 @@ def test_a_rollback_before_the_level_is_raised_loses_nothing(tmp_path: Path) -> 
         check(cluster, load)
 
 
+def test_a_cluster_at_the_level_of_the_version_before_is_upgraded_rolled_back_and_raised(tmp_path: Path) -> None:
+    """Nothing that the version before does not know is written below its level, snapshots included."""
+    with cluster_of(MIDDLE, tmp_path) as cluster, Load(cluster) as load:
+        before = HIGHEST_LEVEL - 1
+        eventually("a new cluster begins at its highest level", lambda: levels(cluster, *cluster.names) == {before})
+        for version in (NEW, MIDDLE, NEW):
+            load.goes_on(100)  # a snapshot is taken
+            for name in cluster.names:
+                replace(cluster, name, version)
+            assert versions(cluster) == dict.fromkeys(cluster.names, version)
+            assert levels(cluster, *cluster.names) == {before}
+            if version == NEW:
+                end = cluster.request(cluster.leader(), "DELETE", "/v1/sessions/nobody")
+                assert (end.status, end.document["code"]) == (409, "feature_unavailable")
+        raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
+        assert raised.document == {"feature_level": HIGHEST_LEVEL}
+        eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {HIGHEST_LEVEL})
+        load.goes_on(100)
+        load.__exit__()
+        check(cluster, load)
+
+
 def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refused_then(tmp_path: Path) -> None:
     with cluster_of(OLD, tmp_path) as cluster, Load(cluster) as load:
         load.goes_on()
@@ -171,8 +195,8 @@ def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refuse
         replace(cluster, last, NEW)
         load.goes_on()
         raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
-        assert raised.document == {"feature_level": 2}
-        eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {2})
+        assert raised.document == {"feature_level": HIGHEST_LEVEL}
+        eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {HIGHEST_LEVEL})
         load.goes_on(100)  # a snapshot of the new format is taken
         for name in cluster.names:
             replace(cluster, name, NEW)

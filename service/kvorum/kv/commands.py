@@ -56,7 +56,20 @@ class RaiseFeatureLevel(msgspec.Struct, frozen=True, array_like=True, forbid_unk
     """The key of the state hash from level 2 on (later raises leave that key as it is)."""
 
 
-BatchCommand = Command | RaiseFeatureLevel
+class EndSession(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="e"):
+    """End a session whose client knows the outcome of all its writes, so that another may take its place at once.
+
+    Its id stays refused for as long as an idle session would have been kept: a write that is still on its way must not
+    open the session anew and be applied a second time.
+    """
+
+    client_id: str
+
+
+ClientCommand = Command | EndSession
+"""What a client may have proposed; the rest is a node's own."""
+
+BatchCommand = ClientCommand | RaiseFeatureLevel
 """Everything that an entry may carry."""
 
 
@@ -96,15 +109,22 @@ class CompareFailed(msgspec.Struct, frozen=True, array_like=True, tag="c", gc=Fa
 class SessionRefused(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=False):
     """Nothing was done now; ``reason`` says why.
 
-    ``unknown``: no such session, and the sequence is not 1 (it expired, or never was: whether an earlier try of this
-    request was applied cannot be known). ``stale``: the sequence is below the window of remembered answers.
-    ``ahead``: more than a window above the highest sequence seen. ``mismatch``: this sequence was used by another
-    request. ``full``: too many live sessions; try later. ``invalid``: the command or its batch passes a limit of
-    :mod:`kvorum.kv.limits` (with or without a session); only a node that does not check proposes such a command.
+    ``unknown``: no such session, and the sequence is not 1, or the session was ended (it expired, or never was: whether
+    an earlier try of this request was applied cannot be known). ``stale``: the sequence is below the window of
+    remembered answers. ``ahead``: more than a window above the highest sequence seen. ``mismatch``: this sequence was
+    used by another request. ``full``: too many live sessions; try later. (Of an :class:`EndSession`: too many sessions
+    were ended within the hour.) ``invalid``: the command or its batch passes a limit of :mod:`kvorum.kv.limits` (with
+    or without a session), or comes before its feature level; only a node that does not check proposes it.
     """
 
     revision: int
     reason: str
+
+
+class SessionEnded(msgspec.Struct, frozen=True, array_like=True, tag="e", gc=False):
+    """The session is ended, now or by an earlier attempt."""
+
+    revision: int
 
 
 class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
@@ -128,13 +148,16 @@ class FeatureLevelRefused(msgspec.Struct, frozen=True, array_like=True, tag="fr"
     members: tuple[str, ...] = ()
 
 
-Result = PutResult | DeleteResult | CompareFailed | SessionRefused | FeatureLevelRaised | FeatureLevelRefused
+Result = (
+    PutResult | DeleteResult | CompareFailed | SessionRefused | SessionEnded | FeatureLevelRaised | FeatureLevelRefused
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
 _newer_decoder = msgspec.msgpack.Decoder(list[object])
 _FIELDS = {
-    str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1 for kind in (Put, Delete, RaiseFeatureLevel)
+    str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
+    for kind in (Put, Delete, RaiseFeatureLevel, EndSession)
 }
 """Tag of a command -> the length of its array."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Delete, Put, RaiseFeatureLevel
+from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, RaiseFeatureLevel
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -39,6 +39,14 @@ LEVELS = (
             "Snapshots have format 2: they carry the feature level and that sum.",
         ),
     ),
+    Level(
+        3,
+        "0.3.0",
+        (
+            "A client can end its session.",
+            "Snapshots list the sessions that were ended within the hour.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -47,6 +55,8 @@ FIRST_LEVEL = SUPPORTED_LEVELS[0]
 HIGHEST_LEVEL = SUPPORTED_LEVELS[-1]
 STATE_HASH_LEVEL = 2
 """From this level on the state hash covers changes and records (:mod:`kvorum.kv.state_hash`)."""
+END_SESSION_LEVEL = 3
+"""From this level on a session can be ended, and snapshots say which were."""
 
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
@@ -54,6 +64,7 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Delete: 1,
     # The one command that comes before its level: it is proposed when nobody blocks that level.
     RaiseFeatureLevel: 1,
+    EndSession: END_SESSION_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

@@ -2,7 +2,8 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), RecordsFrame*, SessionsFrame*, Trailer frame
+    snapshot = Header frame, Features frame (format 2), RecordsFrame*, SessionsFrame*,
+               EndedSessionsFrame+ (feature level 3), Trailer frame
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
 
 ``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
@@ -79,6 +80,14 @@ class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     sessions: tuple[SessionRow, ...]
 
 
+class EndedSessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="e"):
+    """Client ids of sessions that were ended, and when (log time, ms), in that order. The last one has 0 to come."""
+
+    ended: tuple[tuple[str, _Count], ...]
+    remaining: _Count
+    """How many come in frames after this one."""
+
+
 class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="t"):
     """The last frame: how much was written."""
 
@@ -86,7 +95,7 @@ class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     sessions: _Count
 
 
-Frame = Header | Features | RecordsFrame | SessionsFrame | Trailer
+Frame = Header | Features | RecordsFrame | SessionsFrame | EndedSessionsFrame | Trailer
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

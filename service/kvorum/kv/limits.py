@@ -27,6 +27,8 @@ SESSION_WINDOW = 256
 """Answers that a session remembers, and how far its sequences may run ahead: what a client may have in flight."""
 SESSIONS_MAX = 10_000
 """Live sessions."""
+SESSIONS_ENDED_MAX = 50_000
+"""Sessions that their clients ended within :data:`SESSION_IDLE_MS`; while there are so many, none is ended."""
 SESSION_IDLE_MS = 3_600_000
 """A session may be evicted, when there are too many, once it has been idle for longer than this (of the log's time)."""
 
@@ -54,11 +56,20 @@ def check_command(command: Command) -> None:
         _check_session(command.client_id, command.sequence)
 
 
-def _check_session(client_id: str, sequence: int) -> None:
-    if not client_id:
-        raise InvalidRequestError(f"sequence {sequence} without a client id")
+def check_client_id(client_id: str) -> None:
+    """Refuse what is no client id.
+
+    Raises:
+        InvalidRequestError: it has other characters, none, or too many.
+    """
     # These characters fit in a header as they are, and always encode (a lone surrogate would not).
     if not _CLIENT_ID.fullmatch(client_id):
         raise InvalidRequestError(f"a client id is 1 to {CLIENT_ID_CHARS_MAX} of A-Z a-z 0-9 . _ -")
+
+
+def _check_session(client_id: str, sequence: int) -> None:
+    if not client_id:
+        raise InvalidRequestError(f"sequence {sequence} without a client id")
+    check_client_id(client_id)
     if not 1 <= sequence <= INTEGER_MAX:
         raise InvalidRequestError(f"sequence {sequence} is not between 1 and 2^63-1")

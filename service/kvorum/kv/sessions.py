@@ -6,6 +6,9 @@ whose answer is remembered is not applied again. One that lies below the window 
 any more whether it was applied; to stay clear of that, a client keeps its oldest unanswered sequence less than a window
 behind its newest.
 
+A client may end its session once it knows the outcome of every write. The id of an ended session stays refused for an
+hour of the log's time, so that a write that is still on its way cannot open the session anew.
+
 Sessions are never closed by a clock. Only when there are too many does a new one take the place of the least recently
 used, and only if that has been idle for an hour of the *log's* time, which is the same on every node (B24). A client
 therefore gives up retrying, and reports an unknown outcome, well within that hour.
@@ -21,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, Command, CompareFailed, DeleteResult, Put, PutResult
-from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_MAX
+from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_ENDED_MAX, SESSIONS_MAX
 
 UNKNOWN = "unknown"
 STALE = "stale"
@@ -38,6 +41,9 @@ _PUT, _DELETE, _COMPARE_FAILED = 1, 2, 3
 _ANSWER = Struct(">QIBQQQ")
 _pack_answer = _ANSWER.pack_into
 ANSWER_BYTES = _ANSWER.size
+_FORGOTTEN_AT_ONCE = 8
+"""Ended sessions of more than an hour ago that the end of another one forgets: more than one, so that the table empties
+again, and few, so that no entry takes long to apply."""
 
 
 class SessionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,17 +148,22 @@ class Session:
 class Sessions:
     """All sessions, from the least to the most recently used in log order."""
 
-    __slots__ = ("_iterator_number", "_latest", "_preserved", "_sessions", "evicted")
+    __slots__ = ("_ended", "_iterator_number", "_latest", "_preserved", "_sessions", "evicted")
 
     def __init__(self) -> None:
         self.evicted: str | None = None  # the last session that gave way to a new one
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        """Client id -> when it ended its session (log time, ms), in the order of these times."""
         self._latest: Session | None = None  # the last in the order: it need not be moved there again
         self._iterator_number = 0
         self._preserved: dict[str, SessionRow] | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __contains__(self, client_id: str) -> bool:
+        return client_id in self._sessions
 
     def find(self, client_id: str, sequence: int, fingerprint: int, time_ms: int) -> Session | Remembered | str:
         """Decide what becomes of a command.
@@ -163,7 +174,9 @@ class Sessions:
         """
         session = self._sessions.get(client_id)
         if session is None:
-            return self._open(client_id, time_ms) if sequence == 1 else UNKNOWN
+            if sequence != 1 or self._is_ended(client_id, time_ms):
+                return UNKNOWN
+            return self._open(client_id, time_ms)
         if session is not self._latest:
             self._sessions.move_to_end(client_id)
             self._latest = session
@@ -183,6 +196,42 @@ class Sessions:
             return session
         first, result = recalled
         return result if first == fingerprint else MISMATCH
+
+    def end(self, client_id: str, time_ms: int) -> bool | str:
+        """End a session.
+
+        Returns:
+            True: it is ended. False: an earlier attempt ended it. Or the reason of a refusal: ``unknown``, ``full``.
+        """
+        session = self._sessions.get(client_id)
+        if session is None:
+            return False if self._is_ended(client_id, time_ms) else UNKNOWN
+        ended = self._ended
+        for _ in range(_FORGOTTEN_AT_ONCE):
+            if not ended or time_ms - next(iter(ended.values())) <= SESSION_IDLE_MS:
+                break
+            ended.popitem(last=False)
+        if len(ended) >= SESSIONS_ENDED_MAX:
+            return FULL
+        if session.iterator_number != self._iterator_number:
+            self._preserve(client_id, session)
+        del self._sessions[client_id]
+        if session is self._latest:
+            self._latest = None
+        ended[client_id] = time_ms
+        return True
+
+    def ended(self) -> list[tuple[str, int]]:
+        """Return the client ids of the sessions that were ended, and when, in that order."""
+        return list(self._ended.items())
+
+    def has_ended(self, client_id: str) -> bool:
+        """Tell whether this session is on the list of those that were ended."""
+        return client_id in self._ended
+
+    def restore_ended(self, client_id: str, ended_ms: int) -> None:
+        """Add an ended session from a snapshot, as the last one so far."""
+        self._ended[client_id] = ended_ms
 
     def row(self, client_id: str) -> SessionRow:
         """Return a session as it is now."""
@@ -213,10 +262,15 @@ class Sessions:
                 self._preserve(oldest_id, oldest)
             del self._sessions[oldest_id]
             self.evicted = oldest_id
+        self._ended.pop(client_id, None)
         session = Session(1, time_ms, self._iterator_number)
         self._sessions[client_id] = session
         self._latest = session
         return session
+
+    def _is_ended(self, client_id: str, time_ms: int) -> bool:
+        ended_ms = self._ended.get(client_id)
+        return ended_ms is not None and time_ms - ended_ms <= SESSION_IDLE_MS
 
     def _preserve(self, client_id: str, session: Session) -> None:
         """Note the session's state for the iterator that is open, once per iterator."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
+from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
 from kvorum.kv.frames import (
     FORMAT_OF_LEVEL_1,
     FORMAT_WITH_FEATURES,
+    EndedSessionsFrame,
     Features,
     Frame,
     FrameReader,
@@ -17,7 +18,7 @@ from kvorum.kv.frames import (
     SessionsFrame,
     Trailer,
 )
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_MAX
+from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_ENDED_MAX, SESSIONS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.snapshot_iterator import SnapshotIterator
@@ -39,6 +40,8 @@ class Restorer:
 
     __slots__ = (
         "_configuration",
+        "_ended_expected",
+        "_ended_ms",
         "_failed",
         "_features",
         "_header",
@@ -57,6 +60,9 @@ class Restorer:
         self._header: Header | None = None
         self._records: dict[bytes, Record] = {}
         self._sessions = Sessions()
+        self._ended_expected: int | None = None
+        """How many ended sessions are still to come; None: none was announced yet."""
+        self._ended_ms = 0
         self._trailer: Trailer | None = None
         self._failed = False
 
@@ -117,6 +123,8 @@ class Restorer:
             case SessionsFrame():
                 for row in frame.sessions:
                     self._take_session(row, self._header)
+            case EndedSessionsFrame():
+                self._take_ended(frame, self._header)
             case Trailer():
                 self._take_trailer(frame, self._header)
             case _:
@@ -169,8 +177,26 @@ class Restorer:
             raise StorageCorruptError("a session of the snapshot is impossible")
         self._sessions.restore(row)
 
+    def _take_ended(self, frame: EndedSessionsFrame, header: Header) -> None:
+        expected = self._ended_expected
+        if self._features is None or self._features.level < END_SESSION_LEVEL:
+            raise StorageCorruptError("the snapshot lists ended sessions below the level that has them")
+        if expected is not None and len(frame.ended) + frame.remaining != expected:
+            raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
+        if len(frame.ended) + frame.remaining > SESSIONS_ENDED_MAX or (frame.remaining and not frame.ended):
+            raise StorageCorruptError("the snapshot announces impossible ended sessions")
+        for client_id, ended_ms in frame.ended:
+            is_possible = 0 < len(client_id) <= CLIENT_ID_CHARS_MAX and self._ended_ms <= ended_ms <= header.time_ms
+            if not is_possible or client_id in self._sessions or self._sessions.has_ended(client_id):
+                raise StorageCorruptError("an ended session of the snapshot is impossible")
+            self._ended_ms = ended_ms
+            self._sessions.restore_ended(client_id, ended_ms)
+        self._ended_expected = frame.remaining
+
     def _take_trailer(self, trailer: Trailer, header: Header) -> None:
         written = (trailer.keys, trailer.sessions)
+        if self._features is not None and self._features.level >= END_SESSION_LEVEL and self._ended_expected != 0:
+            raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         # Keys and sessions are counted by what is there, so a repeated one is missed here.
         if written != (header.keys, header.sessions) or written != (len(self._records), len(self._sessions)):
             raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")

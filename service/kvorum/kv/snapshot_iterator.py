@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvorum.errors import InvariantViolatedError
+from kvorum.kv.features import END_SESSION_LEVEL
 from kvorum.kv.frames import (
     CHUNK_BYTES_MAX,
     CHUNK_KEYS_MAX,
+    EndedSessionsFrame,
     Features,
     Frame,
     FrameWriter,
@@ -41,6 +43,8 @@ class SnapshotIterator:
     __slots__ = (
         "_closed",
         "_done",
+        "_ended",
+        "_ended_written",
         "_features",
         "_keys",
         "_keys_written",
@@ -74,6 +78,8 @@ class SnapshotIterator:
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
+        self._ended_written = 0
+        self._ended = sessions.ended() if features is not None and features.level >= END_SESSION_LEVEL else None
         self._on_close = on_close
         self._writer = FrameWriter()
         self._started = False
@@ -105,6 +111,7 @@ class SnapshotIterator:
         self._closed = True
         self._keys = []
         self._session_ids = []
+        self._ended = None
         self._preserved = {}
         self._preserved_sessions = {}
         self._sessions.end_iteration()
@@ -121,6 +128,13 @@ class SnapshotIterator:
             return self._take_records(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):
             return self._take_sessions(max_keys)
+        if self._ended is not None:
+            ended = tuple(self._ended[self._ended_written : self._ended_written + max_keys])
+            self._ended_written += len(ended)
+            remaining = len(self._ended) - self._ended_written
+            if not remaining:
+                self._ended = None
+            return EndedSessionsFrame(ended, remaining)
         self._done = True
         return Trailer(self._keys_written, self._sessions_written)
 

@@ -205,6 +205,11 @@ class Changes:
         name = client_id.encode()
         self._parts.append(b"e" + len(name).to_bytes(2) + name)
 
+    def end(self, client_id: str) -> None:
+        """A session was ended by its client."""
+        name = client_id.encode()
+        self._parts.append(b"x" + len(name).to_bytes(2) + name)
+
     def configuration(self, configuration: Configuration) -> None:
         """The members changed."""
         self._parts.append(b"c" + len(configuration.members).to_bytes(4))

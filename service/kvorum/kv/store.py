@@ -16,17 +16,19 @@ from kvorum.kv.commands import (
     CompareFailed,
     Delete,
     DeleteResult,
+    EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
     Put,
     PutResult,
     RaiseFeatureLevel,
     Result,
+    SessionEnded,
     SessionRefused,
     decode_batch,
     unknown_part,
 )
-from kvorum.kv.features import FIRST_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
+from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
 from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header
 from kvorum.kv.limits import (
     BATCH_COMMANDS_MAX,
@@ -144,6 +146,14 @@ class Store:
     def session_count(self) -> int:
         """How many sessions are remembered."""
         return len(self._sessions)
+
+    def has_session(self, client_id: str) -> bool:
+        """Tell whether a session of this client is remembered."""
+        return client_id in self._sessions
+
+    def has_ended_session(self, client_id: str) -> bool:
+        """Tell whether this client ended its session, and its id is on the list of those that did."""
+        return self._sessions.has_ended(client_id)
 
     def get(self, key: bytes) -> Record | None:
         """Return the key's latest version, or None if the key does not exist."""
@@ -276,6 +286,9 @@ class Store:
             return results
         large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
         for command in commands:
+            if isinstance(command, EndSession):
+                results.append(self._end_session(command))
+                continue
             if isinstance(command, RaiseFeatureLevel):
                 results.append(self._raise_feature_level(command, is_alone=len(commands) == 1))
                 continue
@@ -316,6 +329,16 @@ class Store:
         if changes is not None:
             changes.session(client_id, 0, b"")
         return found
+
+    def _end_session(self, command: EndSession) -> SessionEnded | SessionRefused:
+        if self._changes is None or self.feature_level < END_SESSION_LEVEL:
+            return SessionRefused(self.revision, INVALID)
+        ended = self._sessions.end(command.client_id, self.time_ms)
+        if isinstance(ended, str):
+            return SessionRefused(self.revision, ended)
+        if ended:
+            self._changes.end(command.client_id)
+        return SessionEnded(self.revision)
 
     def _put(self, command: Put) -> PutResult | CompareFailed:
         key = command.key

@@ -19,6 +19,7 @@ from kvorum.node.ports import Ports
 from kvorum.node.proposals import Proposals
 from kvorum.node.reads import Reads
 from kvorum.node.report import Report
+from kvorum.node.session_shares import SessionShares
 from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots, load_store
 from kvorum.node.staleness import Staleness
@@ -92,7 +93,15 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     waits = Waits(clock)
     log_time = LogTime(raft, state, clock)
     proposals = Proposals(
-        raft, state, counters, config.pending_max, config.batch_bytes_max, clock, log_time, ports.tracer
+        raft,
+        state,
+        counters,
+        config.pending_max,
+        config.batch_bytes_max,
+        clock,
+        log_time,
+        SessionShares(state, clock),
+        ports.tracer,
     )
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
     reads = Reads(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvorum.config import Config
 from kvorum.errors import NotServingError
 from kvorum.identity import Identity
-from kvorum.kv.commands import Command, Result
+from kvorum.kv.commands import ClientCommand, Result
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
@@ -160,7 +160,7 @@ class Node:
         if self.quarantined:
             raise NotServingError(self.quarantined)
 
-    async def propose(self, command: Command, timeout_ms: int) -> Result:
+    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
@@ -168,7 +168,7 @@ class Node:
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
-        waiter = self.parts.proposals.submit(command, timeout_ms / 1000)
+        waiter = self.parts.proposals.submit(command, timeout_ms / 1000, address)
         if self.ports.tracer is not None:
             self.ports.tracer.submitted(waiter)
         self.parts.turns.schedule()

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
-from kvorum.kv.commands import Command, Delete, Put, Result, encode_batch
+from kvorum.kv.commands import ClientCommand, Delete, EndSession, Put, Result, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
+from kvorum.node.session_shares import SessionShares
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import Entry
@@ -41,6 +42,7 @@ class Proposals:
         batch_bytes_max: the most that one log entry carries.
         clock: by which writes expire.
         log_time: the time that entries carry.
+        session_shares: who may open a session.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -53,6 +55,7 @@ class Proposals:
         batch_bytes_max: int,
         clock: Clock,
         log_time: LogTime,
+        session_shares: SessionShares,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -62,8 +65,9 @@ class Proposals:
         self._batch_bytes_max = batch_bytes_max
         self._clock = clock
         self._log_time = log_time
+        self._session_shares = session_shares
         self._tracer = tracer
-        self.queue: deque[tuple[Command, Waiter]] = deque()
+        self.queue: deque[tuple[ClientCommand, Waiter]] = deque()
         """Not proposed yet."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
@@ -101,17 +105,21 @@ class Proposals:
         if self._raft.leader != self._raft.id:
             raise NotLeaderError(self._raft.leader)
 
-    def submit(self, command: Command, timeout_s: float) -> Waiter:
+    def submit(self, command: ClientCommand, timeout_s: float, address: str = "") -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
+        ``address``: the client's, if it is known; what one address may hold of a nearly full table is limited.
+
         Raises:
-            NotLeaderError, OverloadedError, FeatureUnavailableError: nothing was queued.
+            NotLeaderError, OverloadedError, FeatureUnavailableError, SessionError: nothing was queued.
         """
         self.check_leads()
         check_command_level(command, self._state.store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
+        if address and not isinstance(command, EndSession) and command.sequence == 1:
+            self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
@@ -141,8 +149,8 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[Command], list[Waiter]]:
-        commands: list[Command] = []
+    def _take_batch(self) -> tuple[list[ClientCommand], list[Waiter]]:
+        commands: list[ClientCommand] = []
         waiters: list[Waiter] = []
         size = 0
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
@@ -233,9 +241,11 @@ class Proposals:
         self._complete_idle()
 
 
-def _weight(command: Command) -> int:
+def _weight(command: ClientCommand) -> int:
     match command:
         case Put(key, value):
             return len(key) + len(value) + _COMMAND_OVERHEAD_BYTES
         case Delete(key):
             return len(key) + _COMMAND_OVERHEAD_BYTES
+        case EndSession(client_id):
+            return len(client_id) + _COMMAND_OVERHEAD_BYTES

@@ -11,6 +11,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    EndSession,
     FinalizeUpgrade,
     Get,
     GetLeader,
@@ -32,6 +33,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Who makes a request."""
 
     name: str
+    address: str = ""
+    """Where the request came from, without a port: a client's host, or what stands in front of it. Empty: not known."""
 
 
 ANONYMOUS = Principal("anonymous")
@@ -45,7 +48,7 @@ def authorize(principal: Principal, request: Request) -> None:
     type error here, and an AssertionError when it is made.
     """
     match request:
-        case Put() | Delete():  # Write keys.
+        case Put() | Delete() | EndSession():  # Write keys.
             return
         case Get():  # Read keys.
             return

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import Command, Result
+from kvorum.kv.commands import ClientCommand, Result
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
 
@@ -84,11 +84,14 @@ class NodePort(Protocol):
     def store(self) -> StoreView:
         """The applied state; a new object after a snapshot was installed."""
 
-    async def propose(self, command: Command, timeout_ms: int) -> Result:
+    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
+        ``address``: the client's; empty: not known.
+
         Raises:
-            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: certainly not done.
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, SessionError: certainly not
+                done.
             OutcomeUnknownError: it may be done, now or later.
         """
 

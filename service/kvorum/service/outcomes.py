@@ -39,6 +39,8 @@ OUTCOMES = MappingProxyType(
         "session_ahead": REFUSED,
         "session_mismatch": REFUSED,
         "sessions_full": Outcome(retry_after_s=60),
+        # The room for data: it comes back by deletes, and not by waiting.
+        "no_space": REFUSED,
         # The cluster.
         "not_leader": REFUSED,
         "no_leader": _REFUSED_FOR_NOW,

@@ -19,6 +19,7 @@ __all__ = [
     "CheckLiveness",
     "CheckReadiness",
     "Delete",
+    "EndSession",
     "FinalizeUpgrade",
     "Get",
     "GetLeader",
@@ -59,6 +60,13 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
     prev_revision: int = ANY_REVISION
     client_id: str = ""
     sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class EndSession(msgspec.Struct, frozen=True):
+    """End a session whose client knows the outcome of all its writes. Its id can be used again after an hour."""
+
+    client_id: str
     timeout_ms: int | None = None
 
 
@@ -165,6 +173,7 @@ Request = (
     Put
     | Get
     | Delete
+    | EndSession
     | GetStatus
     | GetStateHash
     | GetLeader

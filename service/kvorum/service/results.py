@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum.kv.commands import DeleteResult, PutResult
+from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
@@ -24,6 +24,7 @@ __all__ = [
     "PutResult",
     "RecordView",
     "Result",
+    "SessionEnded",
     "StateHash",
     "Version",
 ]
@@ -101,6 +102,7 @@ Result = (
     | StateHash
     | Leader
     | Members
+    | SessionEnded
     | NewLeader
     | FeatureLevel
     | Backup

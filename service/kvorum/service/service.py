@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import assert_never, overload
 
 import kvorum
@@ -19,8 +20,8 @@ from kvorum.errors import (
     TooStaleError,
 )
 from kvorum.kv import commands
-from kvorum.kv.commands import CompareFailed, FeatureLevelRaised, FeatureLevelRefused, SessionRefused
-from kvorum.kv.limits import check_command
+from kvorum.kv.commands import CompareFailed, FeatureLevelRaised, FeatureLevelRefused, SessionEnded, SessionRefused
+from kvorum.kv.limits import check_client_id, check_command
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
 from kvorum.service.node_port import NodePort
@@ -30,6 +31,7 @@ from kvorum.service.requests import (
     CheckLiveness,
     CheckReadiness,
     Delete,
+    EndSession,
     FinalizeUpgrade,
     Get,
     GetLeader,
@@ -65,6 +67,15 @@ from kvorum.service.results import (
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics of the node, and their content type."""
 
+_NOT_ENDED = MappingProxyType(
+    {
+        "unknown": "there is no such session: it was never opened, it gave way to another one, or it was ended more "
+        "than an hour ago",
+        "full": "too many sessions were ended within the hour; this one stays until it was idle for an hour",
+    }
+)
+"""Why a session was not ended: the state machine's reason -> the sentence for the client."""
+
 _METRICS_SHARED_S = 1.0
 """A rendering takes milliseconds of the event loop: a few scrapers in a tight loop would cost a leader its place."""
 
@@ -99,6 +110,8 @@ class Service:
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
     def execute(self, principal: Principal, request: GetStatus) -> Awaitable[NodeStatus]: ...
     @overload
@@ -138,11 +151,13 @@ class Service:
         authorize(principal, request)
         match request:
             case Put(key, value, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
+                return self._write(principal, commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
             case Get():
                 return self._get(request)
             case Delete(key, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
+                return self._write(principal, commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
+            case EndSession():
+                return self._end_session(request)
             case GetStatus():
                 return self._status()
             case GetStateHash():
@@ -181,12 +196,14 @@ class Service:
 
     # Keys: the hot path.
 
-    async def _write(self, command: commands.Command, timeout_ms: int | None) -> PutResult | DeleteResult:
+    async def _write(
+        self, principal: Principal, command: commands.Command, timeout_ms: int | None
+    ) -> PutResult | DeleteResult:
         started = self._now()
         check_command(command)
         timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
         try:
-            result = await self._node.propose(command, timeout_ms)
+            result = await self._node.propose(command, timeout_ms, principal.address)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         self._counters.writes += 1
@@ -197,12 +214,25 @@ class Service:
             case CompareFailed(revision, mod_revision):
                 raise CompareFailedError(revision, mod_revision, command.prev_revision)
             case SessionRefused(revision, reason):
-                code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
-                raise SessionError(code, detail, reason, revision)
-            case FeatureLevelRaised() | FeatureLevelRefused():
+                raise _session_error(revision, reason)
+            case SessionEnded() | FeatureLevelRaised() | FeatureLevelRefused():
                 raise InvariantViolatedError(f"a write was answered with {result}")
             case _:
                 assert_never(result)
+
+    async def _end_session(self, request: EndSession) -> SessionEnded:
+        check_client_id(request.client_id)
+        try:
+            result = await self._node.propose(commands.EndSession(request.client_id), self._bounded(request.timeout_ms))
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        match result:
+            case SessionEnded():
+                return result
+            case SessionRefused(revision, reason):
+                raise _session_error(revision, reason, _NOT_ENDED)
+            case _:
+                raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
     async def _get(self, request: Get) -> GetResult:
         if not request.key:
@@ -324,3 +354,9 @@ class Service:
             # There is nowhere to go; or this node has been elected since, and the client finds it leading next time.
             return NoLeaderError(str(error), leader=name or None)
         return NotLeaderError(error.leader, leader_name=name or "", leader_client_url=url)
+
+
+def _session_error(revision: int, reason: str, details: Mapping[str, str] = MappingProxyType({})) -> SessionError:
+    """Return the error for the state machine's reason; ``details`` has sentences that fit better than the usual."""
+    code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
+    return SessionError(code, details.get(reason, detail), reason, revision)

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, NotLeaderError
-from kvorum.fronts.http import kv
+from kvorum.fronts.http import kv, sessions
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
@@ -20,6 +20,7 @@ from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
+from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import bounded_timeout_ms
@@ -92,6 +93,7 @@ class Dispatcher:
         self._promote: dict[str, Route] = {}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
+            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
 

@@ -26,7 +26,7 @@ from kvorum.fronts.http.request import (
 )
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
-from kvorum.service.access import ANONYMOUS
+from kvorum.service.access import ANONYMOUS, Principal
 from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, Put
 from kvorum.service.results import GetResult, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
@@ -75,9 +75,13 @@ class KeyValueHandlers:
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
-        client_id, sequence = _session(headers) if "Idempotency-Key" in headers else ("", 0)
+        principal, client_id, sequence = ANONYMOUS, "", 0
+        if "Idempotency-Key" in headers:
+            client_id, sequence = _session(headers)
+            if sequence == 1:  # It opens a session.
+                principal = Principal(ANONYMOUS.name, request.remote or "")
         try:
-            result = await self._execute(ANONYMOUS, Put(key, value, prev_revision, client_id, sequence, timeout_ms))
+            result = await self._execute(principal, Put(key, value, prev_revision, client_id, sequence, timeout_ms))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
         except NotLeaderError:
@@ -99,9 +103,13 @@ class KeyValueHandlers:
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
-        client_id, sequence = _session(headers) if "Idempotency-Key" in headers else ("", 0)
+        principal, client_id, sequence = ANONYMOUS, "", 0
+        if "Idempotency-Key" in headers:
+            client_id, sequence = _session(headers)
+            if sequence == 1:  # It opens a session.
+                principal = Principal(ANONYMOUS.name, request.remote or "")
         try:
-            result = await self._execute(ANONYMOUS, Delete(key, prev_revision, client_id, sequence, timeout_ms))
+            result = await self._execute(principal, Delete(key, prev_revision, client_id, sequence, timeout_ms))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
         body = _encode(DeleteAnswer(result.revision, result.deleted, *_text(key))) + b"\n"

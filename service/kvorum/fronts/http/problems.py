@@ -59,6 +59,7 @@ _STATUSES = {
     "too_stale": (503, "The data of this node may be older than the read accepts"),
     "transfer_failed": (503, "There is no voter that can take the leadership"),
     "outcome_unknown": (504, "The request may or may not be done"),
+    "no_space": (507, "There is no room for more data"),
 }
 """Code -> HTTP status and title."""
 
