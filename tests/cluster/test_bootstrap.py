@@ -297,3 +297,28 @@ def test_stopping_in_the_middle_of_the_beginning_ends_in_one_cluster(tmp_path: P
             await cluster.close()
 
     asyncio.run(scenario())
+
+
+def test_the_log_says_why_nobody_answers_and_not_once_for_each_round(caplog: pytest.LogCaptureFixture) -> None:
+    """With a wrong cluster domain no name of a member exists."""
+    caplog.set_level("INFO")
+
+    class Elsewhere(FakeNode):
+        async def _hello(self, url: str) -> Hello:
+            self.asked.append(url)
+            # A reason that is another one each time is no reason for another line.
+            raise PeerError(f"{url}: there is no such name (NXDOMAIN), {len(self.asked)}")
+
+        async def sleep(self, delay_s: float) -> None:
+            if len(self.asked) > 60:
+                raise asyncio.CancelledError
+            await asyncio.sleep(0)
+
+    node = Elsewhere(3, {})
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(bootstrap(node))  # type: ignore[arg-type]
+
+    assert caplog.messages == [
+        "not in a cluster yet: kv-1, kv-2 did not answer "
+        "(http://kv-1.kv-headless:9001: there is no such name (NXDOMAIN), 2)"
+    ]

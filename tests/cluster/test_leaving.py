@@ -33,11 +33,14 @@ def with_grace(node: Node) -> Node:
     return node
 
 
-def test_waiting_to_be_removed_and_waiting_for_a_quorum_share_one_grace_period(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay_s", [0, 1])
+def test_serving_on_and_waiting_to_be_removed_and_for_a_quorum_share_one_grace_period(
+    tmp_path: Path, delay_s: int
+) -> None:
     """The kubelet's patience begins with the signal, and ends with SIGKILL."""
 
     async def scenario() -> None:
-        async with running(tmp_path) as cluster:
+        async with running(tmp_path, shutdown_delay_s=delay_s) as cluster:
             leader = await cluster.leader()
             node, gone = cluster.others(leader)
             await cluster.stop(gone.config.name)

@@ -18,7 +18,6 @@ from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import MembershipSpec, Reconciler
 from kvorum.cluster.removal import (
     RemovedError,
-    excludes,
     leads_another_cluster,
     leave_if_surplus,
     watch_for_removal,
@@ -27,6 +26,7 @@ from kvorum.commands.recover import force_new_cluster
 from kvorum.errors import StorageError, StorageLockedError
 from kvorum.identity import Identity, name_of
 from kvorum.node import Node
+from kvorum.node.hellos import excludes
 from kvorum.raft import Role
 from kvorum.storage import datadir
 from kvorum.storage.datadir import finish_setting_aside, set_aside

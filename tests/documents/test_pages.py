@@ -136,3 +136,19 @@ def test_the_pages_delete_and_kill_nothing_by_pattern(page: Path) -> None:
     assert not re.search(r"\b(pkill|killall)\b", commands)
     # An unset variable must not turn it into the removal of everything beside it.
     assert not re.search(r"\brm -r\w* [^\n]*\$(?!\{\w+:\?)", commands)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_no_page_reuses_the_defaults_of_an_older_chart(page: Path) -> None:
+    """With --reuse-values a new value of the chart is missing, and its templates fail or are wrong."""
+    commands = re.findall(r"helm upgrade kv [^`\n]*", page.read_text())
+    assert [command for command in commands if " --reuse-values" in command] == []
+
+
+def test_every_test_that_the_table_of_unusual_cases_names_exists() -> None:
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    defined = {name for source in sources for name in re.findall(r"^\s*def (\w+)\(", source, re.MULTILINE)}
+    page = (ROOT / "docs" / "operations" / "unusual-cases.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) >= 12
+    assert named <= defined

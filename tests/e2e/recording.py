@@ -6,6 +6,8 @@ import json
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +19,9 @@ from sim.linearizability import check_history
 
 POD = "recorder"
 RECORDER = Path(__file__).with_name("recorder.py")
+WRITER = Path(__file__).with_name("writer.py")
 READ_BACK_TIMEOUT_S = 120
+UNRETRIED_WRITES_MIN = 200
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -39,7 +43,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def deploy_recorder(kube: Kube, image: str) -> None:
     """Start the pod that recorders run in; on a control plane node if it can, since the others will suffer."""
-    script = kube.kubectl("create", "configmap", POD, f"--from-file={RECORDER}", "--dry-run=client", "-o", "json")
+    files = [f"--from-file={file}" for file in (RECORDER, WRITER)]
+    script = kube.kubectl("create", "configmap", POD, *files, "--dry-run=client", "-o", "json")
     kube.kubectl("apply", "-f", "-", stdin=script)
     container = {
         "name": POD,
@@ -80,6 +85,28 @@ def deploy_recorder(kube: Kube, image: str) -> None:
     kube.kubectl("delete", "pod", POD, "--ignore-not-found", "--wait", "--now")
     kube.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
     kube.kubectl("wait", "--for=condition=Ready", f"pod/{POD}", "--timeout=60s", timeout_s=70)
+
+
+@contextmanager
+def unretried_writes(kube: Kube, url: str, prefix: str) -> Iterator[list[str]]:
+    """Write through the Service on new connections while the body runs; the list then holds why writes failed."""
+    script = ["python3", "/recorder/writer.py", "--url", url, "--prefix", prefix]
+    process = subprocess.Popen(
+        kube.kubectl_command("exec", "-i", POD, "--", *script),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    failures: list[str] = []
+    try:
+        yield failures
+        output, _ = process.communicate("stop\n", timeout=60)
+    finally:
+        process.kill()
+        process.wait(10)
+    answer = json.loads(output)
+    assert answer["writes"] > UNRETRIED_WRITES_MIN, "too few writes to show anything"
+    failures += [f"after {second} s: {reason}" for second, reason in answer["failures"]]
 
 
 class Recording:

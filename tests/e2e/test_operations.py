@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from e2e.kube import eventually
-from e2e.system import System
+from e2e.recording import POD
+from e2e.system import System, is_ready
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -109,6 +110,154 @@ def test_upgrade(system: System, kept: tuple[str, str]) -> None:
     paste(system, "upgrade.md")
     system.ensure()
     assert get(system, kept[0]) == kept[1]
+
+
+def test_a_cluster_that_is_down_everywhere_is_repaired_as_its_page_says(system: System, kept: tuple[str, str]) -> None:
+    """No node accepts these options. An upgrade alone replaces one pod, which waits for the others for ever.
+
+    Not every kind enforces limits of memory, which the page takes as its example.
+    """
+    system.install(config={"heartbeat_ms": 1000})
+    for name in system.kube.pods(system.release):
+        system.kube.delete_pod(name)
+
+    def all_fail() -> bool | str:
+        pods = system.kube.pods(system.release).values()
+        counts = {
+            pod.metadata.name: sum(each.restart_count for each in pod.status.container_statuses or []) for pod in pods
+        }
+        return (len(counts) == 3 and all(counts.values())) or f"restarts {counts}"
+
+    eventually("no node starts", all_fail, 180)
+    commands = commands_of(PAGES / "does-not-start.md")
+    mended = [c.replace("resources.limits.memory=2Gi", "config.heartbeat_ms=100") for c in commands]
+    assert mended != commands
+    upgrade, delete = (next(i for i, c in enumerate(mended) if word in c) for word in ("helm upgrade", "delete pod"))
+    run_commands(system, mended[:delete], system.kube.namespace)
+    assert upgrade < delete
+
+    def one_has_the_new_value() -> bool | str:
+        pods = system.kube.pods(system.release)
+        revisions = [pod.metadata.labels["controller-revision-hash"] for pod in pods.values()]
+        return (len(pods) == 3 and len(set(revisions)) == 2) or f"revisions {revisions}"
+
+    eventually("the upgrade has replaced a pod", one_has_the_new_value, 120)
+    assert not any(is_ready(pod) for pod in system.kube.pods(system.release).values()), "an upgrade was enough"
+    run_commands(system, mended[delete:], system.kube.namespace)
+    assert get(system, kept[0]) == kept[1]
+    system.install()
+    system.wait_ready(3)
+
+
+def test_a_wrong_cluster_domain_is_named_in_the_log_and_repaired_as_the_page_says(system: System) -> None:
+    if system.release != "kv":
+        pytest.skip("the pages assume a release named kv")
+    system.ensure()
+    system.uninstall(claims=True)
+    system.histories.clear()
+    system.install(clusterDomain="cluster.wrong")
+    wrong = "kv-headless.*svc.cluster.wrong:9001/raft/v1/hello: there is no such name \\(NXDOMAIN\\)"
+
+    def says_why() -> bool | str:
+        logs = [system.kube.kubectl("logs", system.pod(i), "--tail=50", check=False) for i in range(3)]
+        return all(re.search(wrong, log) for log in logs) or logs[0][-300:]
+
+    eventually("each log names what does not exist", says_why, 120)
+    commands = commands_of(PAGES / "does-not-start.md")
+    mended = [c.replace("resources.limits.memory=2Gi", "clusterDomain=cluster.local") for c in commands]
+    assert mended != commands
+    run_commands(system, mended, system.kube.namespace)
+    system.install()
+    system.wait_ready(3)
+    system.wait_settled(3)
+
+
+def test_a_change_of_the_claims_is_refused_and_the_page_says_how(system: System, kept: tuple[str, str]) -> None:
+    before = {name: pod.metadata.uid for name, pod in system.kube.pods(system.release).items()}
+    for settings in ({"size": "16Gi"}, {"storageClass": "other"}, {"enabled": False}):
+        with pytest.raises(AssertionError, match=r"docs/operations/resize\.md"):
+            system.install(persistence=settings)
+    system.install(persistence={"size": "8192Mi"})
+    assert {name: pod.metadata.uid for name, pod in system.kube.pods(system.release).items()} == before
+
+    paste(system, "resize.md")
+
+    def size_of(ordinal: int) -> str:
+        claim = system.kube.core.read_namespaced_persistent_volume_claim(
+            f"data-{system.pod(ordinal)}", system.kube.namespace
+        )
+        return str(claim.spec.resources.requests["storage"])
+
+    assert (size_of(0), size_of(2)) == ("8Gi", "16Gi")
+    after = {name: pod.metadata.uid for name, pod in system.kube.pods(system.release).items()}
+    assert {name for name in before if after[name] != before[name]} == {system.pod(2)}, "others were restarted"
+    system.wait_settled(3)
+    assert get(system, kept[0]) == kept[1]
+    # The suite's own size again.
+    system.kube.kubectl("delete", "statefulset", system.name, "--cascade=orphan")
+    system.install()
+    system.wait_ready(3)
+
+
+def test_an_upgrade_does_not_undo_kubectl_scale(system: System, kept: tuple[str, str]) -> None:
+    system.install()
+    system.kube.scale(system.name, 1)
+    system.wait_ready(1)
+    with pytest.raises(AssertionError, match="was scaled to 1 since"):
+        system.install()
+    assert set(system.kube.pods(system.release)) == {system.pod(0)}
+    system.install(replicaCount=None)
+    assert system.kube.apps.read_namespaced_stateful_set(system.name, system.kube.namespace).spec.replicas == 1
+    # Stopped as a whole: the number of its members is not forgotten.
+    system.kube.scale(system.name, 0)
+    eventually("the pod is gone", lambda: not system.kube.pods(system.release), 120)
+    system.install(replicaCount=None)
+    members = system.kube.core.read_namespaced_config_map(f"{system.name}-cluster", system.kube.namespace)
+    assert members.data["kvorum.toml"].strip() == "replicas = 1"
+    system.kube.scale(system.name, 1)
+    system.wait_ready(1)
+    system.install(replicaCount=3)
+    system.wait_ready(3)
+    system.wait_settled(3)
+    assert get(system, kept[0]) == kept[1]
+
+
+def test_a_stale_label_of_a_leader_is_advice_that_redirects(system: System, kept: tuple[str, str]) -> None:
+    """The Role is gone, and the leadership moves: nobody can change the labels."""
+    old = system.leader()
+    service = f"http://{system.name}-leader:8001"
+
+    def labelled() -> list[str]:
+        pods = system.kube.pods(system.release).items()
+        return [name for name, pod in pods if (pod.metadata.labels or {}).get("kvorum.io/role") == "leader"]
+
+    eventually("the leader is labelled", lambda: labelled() == [old], 60)
+    role = system.kube.kubectl("get", "role", system.name, "-o", "json")
+    system.kube.kubectl("delete", "role", system.name)
+    try:
+        system.kube.exec(old, "kv", "leader", "move", system.follower())
+        new = system.leader()
+
+        def says_so() -> bool:
+            return "cannot label this pod" in system.kube.kubectl("logs", new, "--tail=50")
+
+        eventually("the new leader says so", says_so, 60)
+        assert labelled() == [old]
+        system.kube.exec(POD, "kv", "--endpoints", service, "put", "through-a-stale-label", "done")
+    finally:
+        system.kube.kubectl("apply", "-f", "-", stdin=role)
+    eventually("the labels are right again", lambda: labelled() == [new], 90)
+    # A leader asks for the number of replicas more and more rarely while it is refused.
+    for name in (new, old):
+        log = system.kube.kubectl("logs", name)
+        if "cannot read the desired replica count" in log:
+            if system.leader() != name:
+                system.kube.exec(name, "kv", "leader", "move", name)
+
+            def reads_again(name: str = name) -> bool:
+                return "can read the desired replica count again" in system.kube.kubectl("logs", name)
+
+            eventually(f"{name} reads the number of replicas again", reads_again, 60)
 
 
 def test_scale(system: System, kept: tuple[str, str]) -> None:

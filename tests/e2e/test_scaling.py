@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from e2e.kube import eventually
+from e2e.recording import unretried_writes
 from e2e.system import Scenario, System
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -51,6 +52,24 @@ def test_a_leader_that_is_scaled_in_hands_over_first(system: System) -> None:
         grow_or_shrink(system, scenario, 3)
 
 
+def test_pods_that_are_scaled_in_believe_it_at_once_and_refuse_no_connection(system: System) -> None:
+    """Two of three go together: by the configuration that they know, the one that stays has no quorum."""
+    with system.scenario("scale 3-1-3", terms_max=6) as scenario:
+        url = f"http://{system.name}.{system.kube.namespace}.svc.cluster.local:8001"
+        with unretried_writes(system.kube, url, "scaled-in") as failures:
+            scenario.fault("scale to 1", system.pod(1), system.pod(2))
+            system.kube.scale(system.name, 1)
+            # The grace period is 40 s; 4 s of it they serve on, and each removal is a few round trips.
+            eventually("one pod is left", lambda: len(system.kube.pods(system.release)) == 1, 30)
+            scenario.recovered(within_s=30)
+        lost = [failure for failure in failures if '"outcome":"refused"' not in failure]
+        assert not lost, "\n".join(lost[:20])
+        wait_for_voters(system, 1, 30)
+        system.kube.scale(system.name, 3)
+        wait_for_voters(system, 3, 120)
+        system.wait_ready(3)
+
+
 def test_a_stop_of_all_nodes_by_scaling_to_zero_loses_nothing(system: System) -> None:
     with system.scenario("scale to zero and back", terms_max=10) as scenario:
         scenario.fault("scale to zero", *system.kube.pods(system.release))
@@ -75,7 +94,7 @@ def test_without_the_api_server_the_config_map_scales(system: System) -> None:
     """kubernetesApi.enabled=false: the replica count reaches the nodes through the mounted file alone."""
     with system.scenario("scale without the API server", terms_max=10) as scenario:
         scenario.fault("upgrade", *(system.pod(ordinal) for ordinal in range(5)))
-        values = {"kubernetesApi": {"enabled": False}}
+        values = {"kubernetesApi": {"enabled": False}, "leaderService": {"enabled": False}}
         system.install(**values)
         system.kube.kubectl("rollout", "status", f"statefulset/{system.name}", "--timeout=180s", timeout_s=190)
         system.install(replicaCount=5, **values)

@@ -313,6 +313,15 @@ def test_only_hosts_that_the_configuration_names_are_known(config: Config, known
     assert KnownHosts(resolve(every, host_name="host")).knows("any.example")
 
 
+def test_a_node_that_stops_has_time_left_to_hand_over_after_it_has_served_on() -> None:
+    assert resolve(Config(), host_name="n1").shutdown_delay_s == 0
+    resolve(Config(shutdown_grace_s=0), host_name="n1")
+    resolve(Config(shutdown_delay_s=4, shutdown_grace_s=4.5), host_name="n1")
+    for grace_s in (0, 3, 4):
+        with pytest.raises(ConfigError, match="no time would be left to hand over the leadership"):
+            resolve(Config(shutdown_delay_s=4, shutdown_grace_s=grace_s), host_name="n1")
+
+
 def test_a_stalled_disk_is_waited_for_longer_than_a_leader_keeps_leading() -> None:
     """Storage that all nodes share may stall for a while; ten minutes by default, and never less than the step-down."""
     assert resolve(Config(), host_name="n1").disk_stall_limit_s == 600

@@ -277,6 +277,38 @@ def test_a_web_page_cannot_use_the_node_under_a_name_of_its_own() -> None:
     asyncio.run(main())
 
 
+def test_a_node_that_stops_serves_on_and_ends_each_connection_with_its_next_answer() -> None:
+    """A kept connection would go on to the node after every load balancer has turned away from it."""
+
+    async def main() -> None:
+        node = FakeNode()
+        server = api_of(node)
+        await server.start()
+        port = server.addresses[0][1]
+        request = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv"
+        async with asyncio.timeout(20):
+            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for reader, writer in kept:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"Connection: close" not in head
+                await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
+
+            server.close_after_answers()
+
+            for reader, writer in [*kept, await asyncio.open_connection("127.0.0.1", port)]:
+                writer.write(request)
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert answer.count(b"Connection: close\r\n") == 1
+                writer.close()
+                await writer.wait_closed()
+        assert len(node.proposed) == 7
+        await server.stop()
+
+    asyncio.run(main())
+
+
 def test_old_http_is_served_too() -> None:
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/k", b"v")

@@ -19,7 +19,7 @@ import yaml
 
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
-from kvorum.config import Config
+from kvorum.config import REPLICAS_MAX, Config
 from kvorum.config.sources import load, options
 
 ROOT = Path(__file__).parents[2]
@@ -285,9 +285,11 @@ def test_every_selector_selects_the_nodes_and_not_the_test(values: Document) -> 
 
 
 @ALL
-def test_a_disruption_budget_is_left_out_for_one_replica(values: Document) -> None:
+def test_a_disruption_budget_is_there_before_kubectl_scale_adds_nodes_and_never_holds_up_a_single_one(
+    values: Document,
+) -> None:
     documents = render(values)
-    wanted = values.get("replicaCount", 3) > 1 and values.get("podDisruptionBudget", ON)["enabled"]
+    wanted = values.get("podDisruptionBudget", ON)["enabled"]
     assert ("PodDisruptionBudget" in kinds(documents)) == wanted
     if wanted:
         assert the(documents, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
@@ -337,7 +339,8 @@ def test_the_role_allows_reading_our_own_stateful_set_and_labelling_our_own_pods
         {
             "apiGroups": [""],
             "resources": ["pods"],
-            "resourceNames": [f"{name}-{ordinal}" for ordinal in range(7)],
+            # `kubectl scale` knows no schema: a leader beyond the seventh pod must be able to say that it leads.
+            "resourceNames": [f"{name}-{ordinal}" for ordinal in range(REPLICAS_MAX)],
             "verbs": ["patch"],
         },
     ]
@@ -377,6 +380,107 @@ def test_nodes_know_the_names_of_their_services_and_those_that_the_user_adds() -
     assert names <= set(hosts)
     assert hosts[-1] == "keys.example.com"
     assert "keys.example.com" not in environment(render())["KVORUM_HOSTS"]
+
+
+@ALL
+def test_a_node_serves_on_while_kube_proxy_learns_that_it_stops_and_then_has_time_to_hand_over(
+    values: Document,
+) -> None:
+    given = environment(render(values))
+    assert float(given["KVORUM_SHUTDOWN_DELAY_S"]) == 4
+    assert float(given["KVORUM_SHUTDOWN_GRACE_S"]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("config", "delay_s"),
+    [
+        ({"shutdown_grace_s": 5}, 2.5),
+        ({"shutdown_grace_s": 0}, 0),
+        ({"shutdown_delay_s": 0}, 0),
+        ({"shutdown_delay_s": 10.5}, 10.5),
+    ],
+)
+def test_the_time_for_which_a_node_serves_on_fits_into_its_grace_period(config: Document, delay_s: float) -> None:
+    documents = render({"config": config})
+    given = environment(documents)
+    assert float(given["KVORUM_SHUTDOWN_DELAY_S"]) == delay_s
+    given["KVORUM_NAME"] = "kv-0"
+    assert loaded(given, documents).shutdown_delay_s == delay_s
+
+
+@ALL
+def test_a_version_that_dies_within_fifteen_seconds_stops_the_rollout_at_its_first_pod(values: Document) -> None:
+    """A pod that was never ready for so long is not available, and the controller waits for it."""
+    assert the(render(values), "StatefulSet")["spec"]["minReadySeconds"] == values.get("minReadySeconds", 15)
+
+
+@pytest.mark.parametrize(
+    ("resources", "request_", "limit"),
+    [
+        ({}, "1Gi", "1Gi"),
+        ({"limits": {"memory": "4Gi"}}, "4Gi", "4Gi"),
+        ({"requests": {"memory": "2Gi"}, "limits": {"memory": "4Gi"}}, "2Gi", "4Gi"),
+        ({"limits": {"memory": None}}, None, None),
+    ],
+)
+def test_a_node_asks_for_the_memory_that_it_may_use_since_others_are_evicted_first(
+    resources: Document, request_: str | None, limit: str | None
+) -> None:
+    found = pod_spec(render({"resources": resources}))["containers"][0]["resources"]
+    assert found["requests"].get("memory") == request_
+    assert (found.get("limits") or {}).get("memory") == limit
+    assert found["requests"]["cpu"] == "250m"
+
+
+def test_without_volumes_no_limit_evicts_all_nodes_at_once_and_their_disks_are_asked_for() -> None:
+    spec = pod_spec(render({"persistence": {"enabled": False, "size": "5Gi"}}))
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "data")
+    assert volume == {"name": "data", "emptyDir": {}}
+    resources = spec["containers"][0]["resources"]
+    assert resources["requests"]["ephemeral-storage"] == "5Gi"
+    assert "ephemeral-storage" not in resources["limits"]
+    with_volumes = pod_spec(render())["containers"][0]["resources"]
+    assert "ephemeral-storage" not in with_volumes["requests"]
+
+
+def test_a_release_without_volumes_is_told_what_it_loses(tmp_path: Path) -> None:
+    for enabled in (True, False):
+        values = {"persistence": {"enabled": enabled}}
+        assert ("WARNING: Nothing is stored on volumes" in notes(tmp_path, values)) is not enabled
+
+
+def notes(folder: Path, values: Document) -> str:
+    """Return what `helm install` would print; without a cluster, helm renders templates only."""
+    chart = folder / "chart"
+    if not chart.exists():
+        shutil.copytree(CHART, chart)
+        (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
+        (chart / "templates" / "notes.yaml").write_text('notes: |{{ tpl (.Files.Get "notes.txt") . | nindent 2 }}\n')
+    result = helm(
+        "template", "kv", str(chart), "--kube-version", "1.34", "--show-only", "templates/notes.yaml", values=values
+    )
+    assert result.returncode == 0, result.stderr
+    text: str = yaml.safe_load(result.stdout)["notes"]
+    return text
+
+
+CLIENTS = [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+
+
+@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
+def test_clients_outside_of_the_cluster_are_forwarded_since_they_cannot_follow_a_redirect_to_a_pod(
+    tmp_path: Path, kind: str
+) -> None:
+    exposed = {"service": {"type": kind}, "networkPolicy": {"clients": CLIENTS}}
+    documents = render(exposed)
+    assert environment(documents)["KVORUM_FORWARD"] == "true"
+    rules = the(documents, "NetworkPolicy")["spec"]["ingress"]
+    assert any(peer == CLIENTS[0] for rule in rules for peer in rule.get("from", []))
+    own = environment(render({**exposed, "config": {"forward": False}}))
+    assert own["KVORUM_FORWARD"] == "false"
+    assert "KVORUM_FORWARD" not in environment(render())
+    assert "The nodes forward writes to the leader" in notes(tmp_path, exposed)
+    assert "config.hosts" in notes(tmp_path, exposed)
 
 
 @pytest.mark.parametrize("grace_s", [40, 0.5, 30, 0])
@@ -427,6 +531,16 @@ REFUSED = {
     "a digest that is none": ({"image": {"digest": "abc"}}, "digest"),
     "a grace too short to drain": ({"terminationGracePeriodSeconds": 5}, "terminationGracePeriodSeconds"),
     "a grace that the kubelet cuts short": ({"config": {"shutdown_grace_s": 41}}, "shutdown_grace_s is 41"),
+    "an option that is misspelt": ({"config": {"electon_timeout_ms": 1000}}, "electon_timeout_ms"),
+    "an option beyond its limits": ({"config": {"election_timeout_ms": 10}}, "election_timeout_ms"),
+    "an option of another type": ({"config": {"forward": 3}}, "forward"),
+    "serving on through the whole grace": ({"config": {"shutdown_delay_s": 40}}, "shutdown_delay_s is 40"),
+    "a leader that nobody labels": (
+        {"kubernetesApi": {"enabled": False}, "leaderService": ON},
+        "leaderService.enabled needs kubernetesApi.enabled",
+    ),
+    "a load balancer that nobody may use": ({"service": {"type": "LoadBalancer"}}, "List your clients there"),
+    "the number that is there, where there is none": ({"replicaCount": None}, "set replicaCount"),
     "two monitors": ({"monitoring": {"podMonitor": ON, "serviceMonitor": ON}}, "scrape every node twice"),
 }
 
@@ -438,14 +552,17 @@ def test_wrong_values_are_refused_with_their_name(values: Document, says: str) -
     assert says in result.stderr
 
 
-def test_the_knobs_that_the_chart_sets_itself_are_real() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    reserved = schema["properties"]["config"]["propertyNames"]["not"]["enum"]
+def test_the_schema_has_every_option_of_a_node_but_those_that_the_chart_sets_itself() -> None:
+    script = _script("config_schema")
+    text = (CHART / "values.schema.json").read_text()
+    assert text == script.updated(text), "run python deploy/config_schema.py"
+    allowed = set(json.loads(text)["properties"]["config"]["properties"])
     names = {field.name for field in options()}
-    assert set(reserved) <= names
+    assert allowed <= names
+    reserved = names - allowed
     set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in environment(render())} - {"config"}
-    # These two may be set as well: the chart takes the value, or adds it to its own.
-    assert set_by_the_chart - {"shutdown_grace_s", "hosts"} <= set(reserved)
+    # These may be set as well: the chart takes the value, or adds it to its own.
+    assert set_by_the_chart - {"shutdown_grace_s", "shutdown_delay_s", "hosts"} <= reserved
     own = environment(render({"config": {"hosts": "keys.example.com"}}))["KVORUM_HOSTS"].split(",")
     assert own == [*environment(render())["KVORUM_HOSTS"].split(","), "keys.example.com"]
 
@@ -454,15 +571,15 @@ def test_every_value_is_in_the_schema_and_documented() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
-    table = _values_table()
+    table = _script("values_table")
     readme = (CHART / "README.md").read_text()
     assert readme == table.updated(readme, (CHART / "values.yaml").read_text()), "run python deploy/values_table.py"
     for key in values:
         assert re.search(rf"^\| `{key}[.`]", readme, re.MULTILINE), f"{key} is not documented"
 
 
-def _values_table() -> Any:
-    spec = importlib.util.spec_from_file_location("values_table", ROOT / "deploy" / "values_table.py")
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "deploy" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -213,6 +213,7 @@ class SimNode:
             self.product = product = await start_node(self.config, ports)
             await _first_of(told.wait(), product.run())
             deadline_s = loop.time() + product.config.shutdown_grace_s
+            await _first_of(product.serve_on(deadline_s), product.run())
             await _first_of(product.drain(deadline_s), product.run())
             await product.close()
             await asyncio.to_thread(ports.storage.close)
@@ -403,6 +404,7 @@ class SimNode:
             log_memory_bytes=plan.log_memory_bytes,
             batch_bytes_max=plan.append_bytes_max,
             shutdown_grace_s=plan.shutdown_grace_s,
+            shutdown_delay_s=plan.shutdown_delay_s,
             finalize_after="manual" if plan.finalize_after_s < 0 else f"{plan.finalize_after_s}s",
         )
 

@@ -112,6 +112,7 @@ class Plan(msgspec.Struct, frozen=True):
     retain: int = 8
     unreachable_hints: bool = False
     shutdown_grace_s: float = 2.0
+    shutdown_delay_s: float = 0.0
     sweep_us: int = 0
     """The state in memory is swept as a whole so often, besides what the product does; 0: never."""
     finalize_after_s: int = -1
@@ -200,6 +201,8 @@ def draw_plan(seed: int) -> Plan:
     plan = msgspec.structs.replace(
         plan, shutdown_grace_s=shell.choice((0.0, 0.5, 2.0, 10.0)), sweep_us=shell.randrange(300, 3000) * MS
     )
+    delay_s = Random(f"{seed}:delay").choice((0.0, 0.0, 0.3, 1.5))
+    plan = msgspec.structs.replace(plan, shutdown_delay_s=min(delay_s, plan.shutdown_grace_s))
     plan = msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
     if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
         # Below level 2 nobody could notice it.

@@ -73,6 +73,24 @@ def test_no_alert_fires_before_its_condition_has_lasted(tmp_path: Path) -> None:
     assert {case.alert for case in too_early} == {alert for alert, rule in ALERTS.items() if "for" in rule}
 
 
+def test_an_outage_of_days_is_told_until_it_ends_and_for_a_week_at_most(tmp_path: Path) -> None:
+    """Once an hour: eight days of minutes take promtool minutes."""
+    down = 'max(ALERTS{alertname="KvorumClusterDown", alertstate="firing"})'
+    expected = {"6h": True, "2d": True, "6d": True, "8d": False}
+    test = {
+        "interval": "1h",
+        "input_series": [{"series": _with_cluster('kvorum_build_info{pod="kv-0"}'), "values": "1x3 stale"}],
+        "promql_expr_test": [
+            {"expr": down, "eval_time": time, "exp_samples": [{"labels": "{}", "value": 1}] if fires else []}
+            for time, fires in expected.items()
+        ],
+    }
+    path = tmp_path / "outage.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1h", "tests": [test]}))
+    result = promtool("test", "rules", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_each_alert_has_a_case_that_fires_and_one_that_does_not(alert: str) -> None:
     assert {case.fires for case in CASES if case.alert == alert} == {True, False}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import NoReturn
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractResolver
 from bench.processes import free_ports
 
 from kvorum.transport.failures import reason_of
@@ -15,7 +18,6 @@ from kvorum.transport.failures import reason_of
     ("url", "reason"),
     [
         ("http://127.0.0.1:{port}/", "connection refused"),
-        ("http://no-such-host.invalid:{port}/", "the name cannot be resolved"),
     ],
 )
 def test_a_failed_call_is_told_without_the_words_of_the_library(url: str, reason: str) -> None:
@@ -24,6 +26,34 @@ def test_a_failed_call_is_told_without_the_words_of_the_library(url: str, reason
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
             with pytest.raises(aiohttp.ClientError) as raised:
                 await session.get(url.format(port=port))
+        assert reason_of(raised.value) == reason
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (socket.EAI_NONAME, "there is no such name (NXDOMAIN)"),
+        (socket.EAI_NODATA, "the name has no address"),
+        (socket.EAI_AGAIN, "the name server does not answer"),
+        (socket.EAI_FAIL, "the name cannot be resolved (it is broken)"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_told_apart_from_a_name_server_that_is_away(number: int, reason: str) -> None:
+    """A wrong cluster domain is for the operator, and an outage of the name server is over some day."""
+
+    class OneAnswer(AbstractResolver):
+        async def resolve(self, *_: object, **__: object) -> NoReturn:
+            raise socket.gaierror(number, "it is broken")
+
+        async def close(self) -> None:
+            return
+
+    async def scenario() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=OneAnswer())) as session:
+            with pytest.raises(aiohttp.ClientError) as raised:
+                await session.get("http://kv-0.kv-headless.default.svc.cluster.wrong:9001/")
         assert reason_of(raised.value) == reason
 
     asyncio.run(scenario())

@@ -20,9 +20,15 @@
   value: "true"
 - name: KVORUM_SHUTDOWN_GRACE_S
   value: {{ include "kv.shutdownGrace" . | quote }}
+- name: KVORUM_SHUTDOWN_DELAY_S
+  value: {{ include "kv.shutdownDelay" . | quote }}
 - name: KVORUM_HOSTS
   value: {{ include "kv.hosts" . | quote }}
-{{- range $option, $value := omit .Values.config "shutdown_grace_s" "hosts" }}
+{{- if and (include "kv.isExposed" .) (not (hasKey .Values.config "forward")) }}
+- name: KVORUM_FORWARD
+  value: "true"
+{{- end }}
+{{- range $option, $value := omit .Values.config "shutdown_grace_s" "shutdown_delay_s" "hosts" }}
 - name: KVORUM_{{ upper $option }}
   {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
   value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}

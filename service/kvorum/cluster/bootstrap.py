@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from kvorum.cluster.reconcile import MembershipSpecSource
 from kvorum.config import Config, ordinal_of, split_address
@@ -78,25 +78,28 @@ async def bootstrap(node: Node, source: MembershipSpecSource | None = None) -> N
     rounds = 0
     before = ""
     while not node.identity.cluster_id:
-        reason = await _begin(node, source)
+        failures: dict[str, str] = {}
+        reason = await _begin(node, source, failures)
         if reason is None:
             return
         if reason != before or rounds % COMPLAIN_EVERY == 0:
-            log.info("not in a cluster yet: %s", reason)
+            # One of them tells enough: a name that does not exist, a port that is closed.
+            why = next((f" ({failures[name]})" for name in sorted(failures)), "")
+            log.info("not in a cluster yet: %s%s", reason, why)
         before = reason
         rounds += 1
         await node.tasks.sleep(ASK_AGAIN_S)
 
 
-async def _begin(node: Node, source: MembershipSpecSource | None) -> str | None:
-    """Begin a cluster and return None, or return why not."""
+async def _begin(node: Node, source: MembershipSpecSource | None, failures: MutableMapping[str, str]) -> str | None:
+    """Begin a cluster and return None, or return why not; ``failures`` takes why a node did not answer, by name."""
     beyond: tuple[str, ...] = ()
     if source is not None:
         desired = await source.desired()
         if desired is None:
             return "the desired replica count is unknown"
         beyond = desired.names
-    hellos = await ask(node, beyond)
+    hellos = await ask(node, beyond, failures)
     # No await from here on: what this node says of itself now is so when it begins.
     reason = obstacle(node.config, node.hello(), hellos)
     if reason is None:
@@ -105,15 +108,27 @@ async def _begin(node: Node, source: MembershipSpecSource | None) -> str | None:
     return reason
 
 
-async def ask(node: Node, beyond: Sequence[str] = ()) -> dict[str, Hello | None]:
-    """Ask every expected member, this node included, and those ``beyond``, who they are; None where none answers."""
+async def ask(
+    node: Node, beyond: Sequence[str] = (), failures: MutableMapping[str, str] | None = None
+) -> dict[str, Hello | None]:
+    """Ask every expected member, this node included, and those ``beyond``, who they are; None where none answers.
+
+    Args:
+        node: this node.
+        beyond: names besides those of the expected members.
+        failures: takes the reason, by name, if a node does not answer.
+    """
     names = [peer.name for peer in node.config.expected_members()]
     hellos = await ask_all(
-        node.peers, {name: peer_url_of(node.config, name) for name in dict.fromkeys([*names, *beyond])}
+        node.peers,
+        {name: peer_url_of(node.config, name) for name in dict.fromkeys([*names, *beyond])},
+        failures=failures,
     )
     if hellos.get(node.config.name, True) is None:
         # Not every network lets a node reach itself. If another one answers there, it has taken our place.
         hellos[node.config.name] = node.hello()
+        if failures is not None:
+            failures.pop(node.config.name, None)
     return hellos
 
 

@@ -13,7 +13,7 @@ from kvorum.cluster.reconcile import MembershipSpec, MembershipSpecSource
 from kvorum.errors import CallerError, KvorumError
 from kvorum.identity import name_of
 from kvorum.node import Node
-from kvorum.node.hellos import ask_all
+from kvorum.node.hellos import ask_all, excludes
 from kvorum.raft import Role
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport import Hello
@@ -66,18 +66,6 @@ def leads_another_cluster(ours: Hello, leader: Hello) -> bool:
     return leader.is_leader and len(ours.members) > 1 and leader.cluster_id not in ("", ours.cluster_id)
 
 
-def excludes(ours: Hello, leader: Hello) -> bool:
-    """Tell whether this answer proves that we were removed."""
-    return (
-        leader.is_leader
-        and leader.cluster_id == ours.cluster_id
-        and leader.configuration_committed
-        and leader.configuration_index >= ours.configuration_index
-        and bool(ours.members)
-        and ours.node_id not in leader.members
-    )
-
-
 async def _ask_around(node: Node) -> list[Hello]:
     """Ask everybody we know of: the expected members, and those of our last configuration."""
     hellos = [hello for hello in (await ask(node)).values() if hello is not None]
@@ -103,16 +91,16 @@ async def leave_if_surplus(node: Node, source: MembershipSpecSource, deadline: f
         return
     log.info("%s is being scaled in: waiting to be removed from the cluster", node.config.name)
     limit = RateLimit(clock=node.clock.monotonic)
-    while _is_member(node) and node.clock.monotonic() < deadline:
+    while node.clock.monotonic() < deadline:
         try:
             await _hand_over(node, desired)
         except CallerError as error:
             if limit.allow() is not None:
                 log.warning("cannot transfer the leadership yet: %s", error)
-        if any(excludes(node.hello(), hello) for hello in await _ask_around(node)):
-            break
+        if not _is_member(node) or await node.is_removed():
+            return
         await node.tasks.sleep(ASK_S / 4)
-    log.info("%s %s a member", node.config.name, "is still" if _is_member(node) else "is no longer")
+    log.warning("%s is still a member: the leader removes it when it can", node.config.name)
 
 
 async def _hand_over(node: Node, desired: MembershipSpec) -> None:

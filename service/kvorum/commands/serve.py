@@ -150,6 +150,7 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         )
         await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
         logger.info("Stopping")
+        server.close_after_answers()
         # A new source: what the API server said a second ago may be from before the scale-in that stops us.
         await _first_of(
             node.run(), _leave(node, membership_spec_source(config, config_path, stateful_sets, node.clock.monotonic))
@@ -179,10 +180,10 @@ async def _kubernetes_api(config: Config) -> tuple[KubernetesApi | None, Statefu
 
 async def _leave(node: Node, source: MembershipSpecSource) -> None:
     """Do all that a node does between the signal and its end, within ``shutdown_grace_s``; it goes on being driven."""
-    now = node.clock.monotonic()
-    node.stopping = True
-    await leave_if_surplus(node, source, now + node.config.shutdown_grace_s / 2)
-    await node.drain(now + node.config.shutdown_grace_s)
+    deadline_s = node.clock.monotonic() + node.config.shutdown_grace_s
+    await node.serve_on(deadline_s)
+    await leave_if_surplus(node, source, (node.clock.monotonic() + deadline_s) / 2)
+    await node.drain(deadline_s)
 
 
 async def _first_of(*parts: Coroutine[None, None, object]) -> None:

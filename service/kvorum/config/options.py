@@ -161,6 +161,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=3600, description="Maximum time that a stopping node waits for the others.", extra={"unit": "s"}),
     ] = 25.0
+    shutdown_delay_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600,
+            description="Time for which a stopping node still leads and serves, while load balancers learn that it is "
+            "not ready. Its answers close their connections. Part of shutdown_grace_s, and less than that.",
+            extra={"unit": "s"},
+        ),
+    ] = 0.0
 
     # The log.
     snapshot_entries: Annotated[
@@ -418,6 +428,11 @@ def _check_times(config: Config) -> None:
         raise ConfigError(
             f"disk_stall_limit_s {config.disk_stall_limit_s:g} is shorter than the time after which a leader with a "
             "slow disk steps down (save_timeout_ms, by default election_timeout_ms)"
+        )
+    if 0 < config.shutdown_delay_s >= config.shutdown_grace_s:
+        raise ConfigError(
+            f"shutdown_delay_s {config.shutdown_delay_s:g} is not less than shutdown_grace_s "
+            f"{config.shutdown_grace_s:g}: no time would be left to hand over the leadership"
         )
 
 

@@ -141,6 +141,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
     report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor)
+    peer_requests = PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity, levels)
     parts = Parts(
         identity=own,
         raft=raft,
@@ -159,8 +160,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         ticker=ticker,
         report=report,
         backups=Backups(state, snapshots, storage.snapshots, threads),
-        shutdown=Shutdown(config, raft, membership, proposals, peers, clock, tasks),
-        peer_requests=PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity, levels),
+        shutdown=Shutdown(config, raft, membership, proposals, report, peer_requests.hello, peers, clock, tasks),
+        peer_requests=peer_requests,
     )
     return Node(config, ports, parts)
 

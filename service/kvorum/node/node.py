@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
-from kvorum.errors import NotServingError
+from kvorum.errors import NotLeaderError, NotServingError
 from kvorum.identity import Identity
 from kvorum.kv.commands import ClientCommand, Result
 from kvorum.kv.state_hash import StateDigest
@@ -125,6 +125,19 @@ class Node:
     def stopping(self, value: bool) -> None:
         self.parts.report.is_stopping = value
 
+    async def serve_on(self, deadline_s: float) -> None:
+        """Stop being ready, and lead and answer for ``shutdown_delay_s``, or until ``deadline_s`` if that is earlier.
+
+        Args:
+            deadline_s: on the monotonic clock.
+        """
+        self.stopping = True
+        await self.parts.shutdown.serve_on(deadline_s)
+
+    async def is_removed(self) -> bool:
+        """Ask the other members whether this node, which is stopping, is one no longer; it believes that for good."""
+        return await self.parts.shutdown.is_removed()
+
     async def drain(self, deadline_s: float) -> None:
         """Stop being ready, hand over the leadership, finish what is in flight; clients are still answered.
 
@@ -154,11 +167,17 @@ class Node:
 
         Raises:
             NotServingError: it may not, since its state is wrong or it is about to end; nothing was done.
+            NotLeaderError: it was removed, and another node leads; nothing was done.
         """
         if self.parts.turns.is_over:
             raise NotServingError("the node is stopping")
         if self.quarantined:
             raise NotServingError(self.quarantined)
+        removed_by = self.parts.report.removed_by
+        if removed_by is not None:
+            raise NotLeaderError(
+                removed_by.node_id, leader_name=removed_by.name, leader_client_url=removed_by.client_url
+            )
 
     async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
@@ -187,6 +206,7 @@ class Node:
 
         Raises:
             NoLeaderError, NotServingError, ReadTimeoutError, OverloadedError: it could not be confirmed in time.
+            NotLeaderError: this node was removed; the leader can answer.
         """
         self.check_serves()
         waiter = self.parts.reads.submit(timeout_ms / 1000)

@@ -20,6 +20,7 @@ from kvorum.raft import Raft, RaftStatus, Role
 from kvorum.raft.messages import Member, NodeId
 from kvorum.raft.progress import ReplicationState
 from kvorum.status import Check, MemberStatus, NodeStatus
+from kvorum.transport.interface import Hello
 
 LOOP_STALLED_S = 30.0
 """The liveness probe fails when the loop has not ticked for this long."""
@@ -43,6 +44,7 @@ class Report:
 
     Attributes:
         is_stopping: the node is about to stop, and not ready any more.
+        removed_by: the leader that has removed this node, once it has said so to a node that stops.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Report:
         supervisor: Supervisor,
     ) -> None:
         self.is_stopping = False
+        self.removed_by: Hello | None = None
         self._behind_ms = ELECTION_TIMEOUTS_BEHIND * config.election_timeout_ms
         self._identity = identity
         self._raft = raft
@@ -82,12 +85,16 @@ class Report:
 
     def leader_client_url(self) -> str | None:
         """Return the leader's client URL if a leader is known."""
+        if self.removed_by is not None:
+            return self.removed_by.client_url
         leader = self._raft.leader
         member = self._raft.configuration.get(leader) if leader else None
         return member.client_url if member else None
 
     def leader_name(self) -> str | None:
         """Return the leader's name if one is known."""
+        if self.removed_by is not None:
+            return self.removed_by.name
         leader = self._raft.leader
         return name_of(leader) if leader else None
 

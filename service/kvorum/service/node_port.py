@@ -108,6 +108,7 @@ class NodePort(Protocol):
         Raises:
             NoLeaderError, ReadTimeoutError: no quorum said so in time.
             NotServingError: the node serves nobody.
+            NotLeaderError: the node was removed; it says who leads.
             OverloadedError: too many reads wait.
         """
 
@@ -123,6 +124,7 @@ class NodePort(Protocol):
 
         Raises:
             NotServingError: it may not.
+            NotLeaderError: the node was removed; it says who leads.
         """
 
     def staleness_ms(self) -> int | None:

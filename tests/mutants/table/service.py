@@ -189,6 +189,14 @@ MUTANTS = (
         tests="tests/fronts/test_problems.py",
     ),
     Mutant(
+        "stop",
+        "Kept connections go on to a node that stops, until it closes them.",
+        "fronts.http.dispatch:Dispatcher.handle",
+        "self.close_after_answers",
+        "False",
+        tests="tests/fronts/test_http.py -k stops_serves_on",
+    ),
+    Mutant(
         "forwarding",
         "A forwarded request is forwarded again.",
         "fronts.http.forward:is_forwarding",

@@ -56,6 +56,9 @@ class Dispatcher:
         bodies: what reads the bodies of requests.
         forwarded_max: how many connections to the leader may be open at a time.
         health_only: serve the health, metrics and version paths only (the metrics port).
+
+    Attributes:
+        close_after_answers: each answer is the last of its connection.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Dispatcher:
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
+        self.close_after_answers = False
 
     def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
         self._routes |= {
@@ -157,6 +161,8 @@ class Dispatcher:
         finally:
             counters.inflight -= 1
             self._bodies.release(request)
+        if self.close_after_answers:
+            response.close = True
         response.write_timeout_s = self._config.body_timeout_s
         counters.requests[op, response.status] += 1
         counters.request_duration[op].record(perf_counter() - started)

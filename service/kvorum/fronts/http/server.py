@@ -127,6 +127,11 @@ class ApiServer:
         """Where it listens."""
         return [address[:2] for runner in self._runners for address in runner.addresses]
 
+    def close_after_answers(self) -> None:
+        """Go on answering, and end each connection with its next answer: this node is about to stop."""
+        for dispatcher in self._dispatchers:
+            dispatcher.close_after_answers = True
+
     async def stop(self) -> None:
         """Stop listening, finish what is in flight, close the connections."""
         for runner in self._runners:
