@@ -348,8 +348,8 @@ sync_folder(folder)
         "K2",
         "A backup is restored over files that are no node's.",
         "commands.restore:stage",
-        "foreign := foreign_names(folder)",
-        "foreign := []",
+        "foreign_names(folder)",
+        "[]",
         tests="tests/cluster/test_restore.py -k something_else",
     ),
 )

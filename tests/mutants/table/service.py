@@ -162,7 +162,7 @@ MUTANTS = (
     Mutant(
         "outcomes",
         "A session's reason that this version does not know is reported as certainly not done.",
-        "service.service:Service._write",
+        "service.service:_session_error",
         "('session_unknown', reason)",
         "('session_ahead', reason)",
     ),
