@@ -32,7 +32,7 @@ from kvorum_client.errors import (
     RefusedError,
     UnavailableError,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
 from kvorum_client.sync import SyncClient
 
 if not TYPE_CHECKING:
@@ -53,6 +53,7 @@ __all__ = [
     "NodeStatus",
     "OutcomeUnknownError",
     "PutResult",
+    "Quota",
     "Record",
     "RefusedError",
     "SyncClient",

@@ -56,8 +56,8 @@ exit status:
      of more than one cluster
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
-  4  the write, the change of the members or the transfer of the leadership may or
-     may not be done, now or later: look before you try again
+  4  the write, the change of the members or of the quota, or the transfer of the
+     leadership may or may not be done, now or later: look before you try again
   5  done, but the answer could not be written (a full disk, say)
   6  refused: the cluster has no room for more data; deletes and reads go on
   130  interrupted
@@ -306,6 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_group(subparsers, "member", "list, add, promote or remove members", _member_commands)
     _add_group(subparsers, "snapshot", "save or inspect a backup", _snapshot_commands)
     _add_group(subparsers, "cluster", "finalize an upgrade", _cluster_commands)
+    _add_group(subparsers, "quota", "show or set the quota on data", _quota_commands)
     _add_group(subparsers, "leader", "show or transfer the leadership", _leader_commands)
     return parser
 
@@ -485,6 +486,21 @@ def _cluster_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         commands.finalize,
         "raise the feature level to that of the new version; rolling back is impossible afterwards",
     )
+
+
+def _quota_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    show = add("get", commands.quota_get, "show the quota on data, and what is used of it")
+    change = add("set", commands.quota_set, "set the quota on data; above it puts are refused")
+    change.add_argument("quota_bytes", metavar="SIZE", type=_size, help="bytes, or for example 512MiB or 2GiB")
+    for command in (show, change):
+        command.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+
+
+def _size(text: str) -> int:
+    try:
+        return commands.size_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

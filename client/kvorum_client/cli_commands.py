@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from kvorum_client.cli_output import for_terminal, print_json, print_table, printable, say
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
-from kvorum_client.results import Member, NodeHealth, NodeStatus
+from kvorum_client.results import Member, NodeHealth, NodeStatus, Quota
 from kvorum_client.transport import base_of
 
 VALUE_BYTES_MAX = 1024 * 1024
@@ -165,7 +166,7 @@ def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None) -> list[s
     if isinstance(answer, str):
         return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
-    health = answer.quarantined or ("ok" if answer.caught_up else "behind")
+    health = answer.quarantined or ("behind" if not answer.caught_up else "no space" if answer.no_space else "ok")
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
     return [answer.state, *map(str, figures), levels, answer.version, health]
@@ -290,7 +291,45 @@ async def finalize(client: Client, options: argparse.Namespace) -> int:
     return 0
 
 
-WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move, finalize})
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"([0-9]{1,19})([A-Za-z]*)", re.ASCII)
+
+
+def size_bytes(text: str) -> int:
+    """Return the bytes that ``512MiB``, ``2GiB`` or a plain number of bytes stands for.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size: write a number of bytes, or for example 512MiB or 2GiB")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+async def quota_get(client: Client, options: argparse.Namespace) -> int:
+    """``kv quota get``."""
+    return _show_quota(await client.quota(), options)
+
+
+async def quota_set(client: Client, options: argparse.Namespace) -> int:
+    """``kv quota set SIZE``."""
+    return _show_quota(await client.set_quota(options.quota_bytes), options)
+
+
+def _show_quota(quota: Quota, options: argparse.Namespace) -> int:
+    if options.output == "json":
+        print_json(quota)
+    elif not quota.quota_bytes:
+        print(f"there is no quota yet; the data takes {quota.used_bytes} bytes")
+    else:
+        share = 100 * quota.used_bytes // quota.quota_bytes
+        full = "; puts are refused" if quota.no_space else ""
+        print(f"the data takes {quota.used_bytes} of {quota.quota_bytes} bytes ({share} %){full}")
+    return 0
+
+
+WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move, finalize, quota_set})
 """The commands that may be done, or not, when they are interrupted."""
 
 

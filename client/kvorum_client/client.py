@@ -26,7 +26,7 @@ from kvorum_client.errors import (
     RefusedError,
     UnavailableError,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
 from kvorum_client.sessions import Sessions, Ticket
 from kvorum_client.transport import (
     CLOSED,
@@ -40,7 +40,16 @@ from kvorum_client.transport import (
     base_of,
 )
 from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
-from kvorum_wire import AddMember, FeatureLevel, Leader, Members, NewLeader, Problem, TransferLeadership
+from kvorum_wire import (
+    AddMember,
+    FeatureLevel,
+    Leader,
+    Members,
+    NewLeader,
+    Problem,
+    SetQuota,
+    TransferLeadership,
+)
 
 logger = logging.getLogger("kvorum_client")
 
@@ -446,6 +455,28 @@ class Client:
         """
         call = _Call("POST", "/v1/cluster/finalize", self._deadline(timeout_s), b"", is_write=True)
         return decode_write((await self._call(call)).body, FeatureLevel).feature_level
+
+    async def quota(self, *, timeout_s: float | None = None) -> Quota:
+        """Return the quota on data and what is used of it: the leader's view if one is known, else any node's.
+
+        Raises:
+            RefusedError: no node knows a quota (before version 0.3.0).
+            UnavailableError: no node answers.
+        """
+        call = _Call("GET", "/v1/cluster/quota", self._deadline(timeout_s), waits=False)
+        return decode((await self._call(call)).body, Quota)
+
+    async def set_quota(self, quota_bytes: int, *, timeout_s: float | None = None) -> Quota:
+        """Set the quota on data and return it. It may be below what is used: puts are refused then.
+
+        Raises:
+            RefusedError: less than 1 MiB; or the feature level of the cluster is below 3.
+            UnavailableError: not set.
+            OutcomeUnknownError: it may be.
+        """
+        body = msgspec.json.encode(SetQuota(quota_bytes))
+        call = _Call("PUT", "/v1/cluster/quota", self._deadline(timeout_s), body, is_write=True)
+        return decode_write((await self._call(call)).body, Quota)
 
     async def _change_members(self, method: str, path: str, body: bytes, timeout_s: float | None) -> tuple[Member, ...]:
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum_wire import DeleteResult, MemberStatus, NodeStatus, PutResult
+from kvorum_wire import DeleteResult, MemberStatus, NodeStatus, PutResult, Quota
 
-__all__ = ["DeleteResult", "Member", "NodeHealth", "NodeStatus", "PutResult", "Record"]
+__all__ = ["DeleteResult", "Member", "NodeHealth", "NodeStatus", "PutResult", "Quota", "Record"]
 
 Member = MemberStatus
 

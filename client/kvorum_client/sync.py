@@ -15,7 +15,7 @@ from kvorum_client import forking
 from kvorum_client.backup import Backup
 from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
 from kvorum_client.errors import InvalidArgumentError, OutcomeUnknownError, UnavailableError
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Record
+from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
 from kvorum_client.transport import CLOSED, UNCLOSED
 
 T = TypeVar("T")
@@ -173,6 +173,14 @@ class SyncClient:
     def finalize(self, *, timeout_s: float | None = None) -> int:
         """See :meth:`kvorum_client.Client.finalize`."""
         return self._run(self._client.finalize(timeout_s=timeout_s))
+
+    def quota(self, *, timeout_s: float | None = None) -> Quota:
+        """See :meth:`kvorum_client.Client.quota`."""
+        return self._run(self._client.quota(timeout_s=timeout_s))
+
+    def set_quota(self, quota_bytes: int, *, timeout_s: float | None = None) -> Quota:
+        """See :meth:`kvorum_client.Client.set_quota`."""
+        return self._run(self._client.set_quota(quota_bytes, timeout_s=timeout_s))
 
     def backup(
         self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None

@@ -111,6 +111,12 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """16 hex digits; the hash of the state after ``applied_index``."""
     keys: int
     sessions: int = 0
+    used_bytes: int = 0
+    """What keys, values and sessions take, as the quota counts it."""
+    quota_bytes: int = 0
+    """The quota on data; 0: there is none (yet)."""
+    no_space: bool = False
+    """Puts are refused, since the data took more than the quota and has not yet fallen below 95 % of it."""
     members: tuple[MemberStatus, ...]
     last_contact_ms: int | None = None
     """Milliseconds since this node last heard from its leader (on a leader: from a quorum). None: never."""
@@ -122,6 +128,20 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """The feature level of the cluster, as far as this node has applied the log."""
     highest_feature_level: int = 1
     """The highest feature level that this node supports."""
+
+
+class Quota(Struct, frozen=True):
+    """The quota on data, what is used of it, and whether puts are refused. ``quota_bytes`` 0: there is none (yet)."""
+
+    quota_bytes: int
+    used_bytes: int
+    no_space: bool
+
+
+class SetQuota(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``PUT /v1/cluster/quota``."""
+
+    quota_bytes: int
 
 
 class Members(Struct, frozen=True):

@@ -319,6 +319,25 @@ def clients() -> list[Panel]:
             Query("max(kvorum_keys{$S})", "keys"),
             Query("max(kvorum_sessions{$S})", "sessions"),
         ),
+        graph(
+            "Data and quota",
+            "What keys, values and sessions take, and the quota above which puts are refused.",
+            "bytes",
+            Query("max(kvorum_data_size_bytes{$S})", "data"),
+            Query("max(kvorum_data_quota_bytes{$S})", "quota"),
+        ),
+        graph(
+            "Use of the quota",
+            "The share of the quota that the data takes; at 100 % puts are refused, and accepted again below 95 %.",
+            "percentunit",
+            Query("max(kvorum_data_size_bytes{$S}) / max(kvorum_data_quota_bytes{$S} > 0)", "used"),
+        ),
+        graph(
+            "Puts without room",
+            "Puts refused because there is no room for more data, by what is full.",
+            "wps",
+            Query(rate("kvorum_no_space_total", "reason"), "{{reason}}"),
+        ),
     ]
 
 

@@ -200,6 +200,7 @@ class NoSpaceError(CallerError):
 
     def __init__(self, detail: str, *, reason: str, limit: int, used: int) -> None:
         super().__init__(detail, reason=reason, limit=limit, used=used)
+        self.reason = reason
 
 
 class TooStaleError(CallerError):

@@ -145,6 +145,48 @@ def test_exit_6_without_room_for_more_data(capsys: pytest.CaptureFixture[str]) -
     run(scenario)
 
 
+def test_the_quota_is_shown_and_set_and_the_status_says_when_it_is_used_up(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("quota", "get") == 0
+        assert capsys.readouterr().out == "there is no quota yet; the data takes 0 bytes\n"
+        assert await kv("quota", "set", "1MiB") == 1
+        assert "feature level 3" in capsys.readouterr().err
+        server.node.raise_feature_level()
+        assert await kv("quota", "set", "1MiB") == 0
+        assert capsys.readouterr().out == "the data takes 0 of 1048576 bytes (0 %)\n"
+        assert await kv("put", "k", "v" * 500_000) == 0
+        assert await kv("put", "l", "v" * 600_000) == 0
+        capsys.readouterr()
+        assert await kv("put", "k", "v") == 6
+        assert capsys.readouterr().err.startswith("kv: the data takes 11")
+        used = server.node.store.used_bytes
+        assert await kv("quota", "get") == 0
+        assert (
+            capsys.readouterr().out
+            == f"the data takes {used} of 1048576 bytes ({used * 100 >> 20} %); puts are refused\n"
+        )
+        assert await kv("quota", "get", "-o", "json") == 0
+        assert json.loads(capsys.readouterr().out) == {"quota_bytes": 1 << 20, "used_bytes": used, "no_space": True}
+        await kv("status")
+        assert "no space" in capsys.readouterr().out
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("7", 7), ("512MiB", 512 << 20), ("2gib", 2 << 30), ("1KIB", 1024), ("3TiB", 3 << 40), ("1GB", None), ("", None),
+     ("-1", None), ("1.5GiB", None), ("MiB", None)],
+)  # fmt: skip
+def test_a_size_is_bytes_or_has_a_binary_unit(text: str, size: int | None) -> None:
+    if size is not None:
+        assert cli.build_parser().parse_args(["quota", "set", text]).quota_bytes == size
+        return
+    with pytest.raises(SystemExit) as caught:
+        cli.build_parser().parse_args(["quota", "set", "--", text])
+    assert caught.value.code == 2
+
+
 def test_the_flags_of_the_seed_still_work(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         async def seed(*arguments: str) -> int:

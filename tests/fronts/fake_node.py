@@ -21,8 +21,9 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.fronts.http import ApiServer
-from kvorum.kv.commands import ClientCommand, Delete, Put, RaiseFeatureLevel, Result, encode_batch
+from kvorum.kv.commands import ClientCommand, Delete, Put, RaiseFeatureLevel, Result, SetQuota, encode_batch
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
+from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
@@ -127,6 +128,12 @@ class FakeNode:
         self.addresses.append(address)
         return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
+    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
+        await self._admit(timeout_ms)
+        command = SetQuota(limit_bytes, OPERATOR)
+        check_command_level(command, self.store.feature_level)
+        self._apply(EntryKind.COMMAND, encode_batch(0, [command]))
+
     async def read_barrier(self, timeout_ms: int) -> None:
         self.barriers += 1
         await self._admit(timeout_ms, leaders_only=False)
@@ -203,6 +210,9 @@ class FakeNode:
             state_hash=f"{self.store.state_hash:016x}",
             keys=len(self.store),
             sessions=0,
+            used_bytes=self.store.used_bytes,
+            quota_bytes=self.store.quota.limit_bytes,
+            no_space=self.store.quota.is_full,
             members=tuple(self.members.values()),
             last_contact_ms=0,
             caught_up=True,

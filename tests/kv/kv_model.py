@@ -19,12 +19,15 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    NoSpace,
     Put,
     PutResult,
+    QuotaSet,
     RaiseFeatureLevel,
     Result,
     SessionEnded,
     SessionRefused,
+    SetQuota,
 )
 from kvorum.kv.records import Record
 
@@ -53,6 +56,17 @@ class Model:
     members: Sequence[str] = ()
     level: int = 1
     cluster_id: str = ""
+    quota: int = 0
+    configured: int = 0
+    is_full: bool = False
+
+    def used(self) -> int:
+        """Weigh everything that is kept, from nothing."""
+        records = {key: self.get(key) for key in {key for key, _ in self.history}}
+        total = sum(len(key) + len(record.value) + 288 for key, record in records.items() if record is not None)
+        for session in self.sessions:
+            total += 512 + len(session.client_id) + 37 * min(max(session.applied), self.window)
+        return total + sum(256 + len(client_id) for client_id, _ in self.ended)
 
     def state_sum(self) -> int:
         """Sum over every key that there ever was, from nothing."""
@@ -80,20 +94,29 @@ class Model:
         """Apply a batch."""
         self.time_ms = max(self.time_ms, batch.time_ms)
         alone = len(batch.commands) == 1
-        return [self._apply(command, alone) for command in batch.commands]
+        results = [self._apply(command, alone) for command in batch.commands]
+        if self.is_full:
+            self.is_full = self.used() >= self.quota * 95 // 100
+        else:
+            self.is_full = 0 < self.quota < self.used()
+        return results
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
         if isinstance(command, RaiseFeatureLevel):
             return self._raise(command, alone)
         if isinstance(command, EndSession):
             return self._end(command.client_id)
+        if isinstance(command, SetQuota):
+            return self._set_quota(command)
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")
+        if command.client_id != "" and command.sequence <= 0:
+            return SessionRefused(revision, "invalid")
+        if self.is_full and isinstance(command, Put) and self._is_new(command.client_id, command.sequence):
+            return NoSpace(revision, self.quota, self.used())
         if command.client_id == "":
             return self._change(command)
-        if command.sequence <= 0:
-            return SessionRefused(revision, "invalid")
         what = (type(command), command.key, getattr(command, "value", None), command.prev_revision)
         verdict = self._session(command.client_id, command.sequence, what)
         if isinstance(verdict, str):
@@ -102,6 +125,26 @@ class Model:
             verdict.applied[command.sequence] = (what, self._change(command))
             return verdict.applied[command.sequence][1]
         return verdict
+
+    def _is_new(self, client_id: str, sequence: int) -> bool:
+        mine = [session.applied for session in self.sessions if session.client_id == client_id]
+        if not client_id:
+            return True
+        if not mine:
+            return sequence == 1 and not self._was_ended(client_id)
+        return sequence > max(mine[0]) - self.window and sequence not in mine[0]
+
+    def _set_quota(self, command: SetQuota) -> Result:
+        revision, limit = len(self.history), command.limit_bytes
+        if self.level < 3 or not 1 <= limit < 2**63 or command.source == "nobody":
+            return SessionRefused(revision, "invalid")
+        if command.source == "operator":
+            self.quota = limit
+        elif command.source == "configuration" and limit != self.configured:
+            self.quota = self.configured = limit
+        elif command.source == "first" and self.quota == 0:
+            self.quota = max(limit, self.used() * 3 // 2)
+        return QuotaSet(revision, self.quota)
 
     def _raise(self, command: RaiseFeatureLevel, alone: bool) -> Result:
         reason, blocking = "", tuple(m for m in self.members if command.versions.get(m, -1) < command.level)

@@ -20,6 +20,7 @@ from kvorum.kv.commands import (
     Put,
     RaiseFeatureLevel,
     Result,
+    SetQuota,
     encode_batch,
 )
 from kvorum.kv.limits import SESSION_IDLE_MS
@@ -89,10 +90,15 @@ raises = st.builds(
 )
 _likely_raises = st.sampled_from([raise_to(2), raise_to(3)])
 ends = st.builds(EndSession, st.sampled_from([*CLIENTS, "", "x" * 65]))
+quotas = st.builds(
+    SetQuota,
+    st.sampled_from([0, 1, 700, 1300, 2000, 4000, 2**63 - 1, 2**63]),
+    st.sampled_from(["first", "configuration", "configuration", "operator", "nobody"]),
+)
 raising_batches = st.one_of(
     st.builds(Batch, _times, st.one_of(_likely_raises, raises).map(lambda command: (command,))),
     st.builds(Batch, _times, st.lists(st.one_of(commands(), raises), max_size=4).map(tuple)),
-    st.builds(Batch, _times, st.lists(st.one_of(commands(), ends), max_size=8).map(tuple)),
+    st.builds(Batch, _times, st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple)),
 )
 raised_before = st.sampled_from([(), (2,), (2, 3), (2, 3)]).map(
     lambda levels: [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in levels)] if levels else []
@@ -102,10 +108,11 @@ raised_before = st.sampled_from([(), (2,), (2, 3), (2, 3)]).map(
 
 @contextmanager
 def small_sessions() -> Iterator[None]:
-    """A window of 4, at most 3 sessions and 2 ended ones, so that short histories meet the bounds."""
+    """A window of 4, at most 3 sessions and 2 ended ones, and small quotas, so that short histories meet the bounds."""
     with ExitStack() as stack:
         stack.enter_context(patch("kvorum.kv.sessions._FORGOTTEN_AT_ONCE", 1))
         stack.enter_context(patch("kvorum.kv.sessions.SESSION_WINDOW", WINDOW))
+        stack.enter_context(patch("kvorum.kv.store.QUOTA_BYTES_MIN", 1))
         for module in ("sessions", "snapshot"):
             stack.enter_context(patch(f"kvorum.kv.{module}.SESSIONS_MAX", SESSIONS))
             stack.enter_context(patch(f"kvorum.kv.{module}.SESSIONS_ENDED_MAX", ENDED))

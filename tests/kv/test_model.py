@@ -35,7 +35,7 @@ from kvorum.kv.sweep import StateSweep
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Entry, EntryKind
 
-NUMBERS = ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count")
+NUMBERS = ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count", "used_bytes", "quota")
 
 
 def apply_items(store: Store, items: list[Batch | EntryKind]) -> list[list[Result]]:
@@ -86,6 +86,13 @@ def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(
                 model.members = MEMBERS if item is EntryKind.CONFIGURATION else model.members
             assert {key: store.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
             assert (store.feature_level, store.cluster_id) == (model.level, model.cluster_id)
+            assert store.used_bytes == model.used()
+            quota = store.quota
+            assert (quota.limit_bytes, quota.configured_bytes, quota.is_full) == (
+                model.quota,
+                model.configured,
+                model.is_full,
+            )
             assert store.digest.version == (1 if model.level == 1 else 2)
             assert sweep.step(max_keys=1) is None
             if model.level == 1:

@@ -19,6 +19,7 @@ from kvorum.kv.frames import (
     Frame,
     FrameWriter,
     Header,
+    QuotaFrame,
     RecordsFrame,
     SessionsFrame,
     Trailer,
@@ -231,7 +232,7 @@ def _ended(*ended: tuple[str, int], more: int = 0) -> EndedSessionsFrame:
 
 
 def _level_3(*frames: Frame, sessions: int = 0) -> list[Frame]:
-    return [_header(format=2, sessions=sessions), _features(3), *frames, Trailer(0, sessions)]
+    return [_header(format=2, sessions=sessions), _features(3), QuotaFrame(0, 0, False), *frames, Trailer(0, sessions)]
 
 
 _End = Trailer(0, 0)
@@ -241,7 +242,8 @@ WELL_FORMED: dict[str, Sequence[Frame]] = {
     "a session": _session(),
     "format 2": [_header(format=2), _features(), _End],
     "format 2 with a sum": [_header(format=2), _features(state_sum=bytes(16)), _End],
-    "ended sessions": [_header(format=2), _features(3), _ended(("a", 5), ("b", 5), more=1), _ended(("c", 9)), _End],
+    "ended sessions": _level_3(_ended(("a", 5), ("b", 5), more=1), _ended(("c", 9))),
+    "a quota": [_header(format=2), _features(3), QuotaFrame(2**63 - 1, 5, is_full=True), _ended(), _End],
     "a window": _session(highest=SESSION_WINDOW + 1, sequences=(2, SESSION_WINDOW + 1)),
 }
 IMPOSSIBLE: dict[str, Sequence[Frame]] = {
@@ -301,6 +303,13 @@ IMPOSSIBLE: dict[str, Sequence[Frame]] = {
     "ended sessions out of order": _level_3(_ended(("a", 5), ("b", 4))),
     "an ended session twice": _level_3(_ended(("a", 5), ("a", 5))),
     "an ended session that lives": _level_3(_session("a")[1], _ended(("a", 5)), sessions=1),
+    "no quota": [_header(format=2), _features(3), _ended(), _End],
+    "two quotas": _level_3(QuotaFrame(0, 0, False), _ended()),
+    "a quota below its level": [_header(format=2), _features(2), QuotaFrame(0, 0, False), _End],
+    "a quota in format 1": [_header(), QuotaFrame(0, 0, False), _End],
+    "a quota too large": [_header(format=2), _features(3), QuotaFrame(2**63, 0, False), _ended(), _End],
+    "a configured quota too large": [_header(format=2), _features(3), QuotaFrame(1, 2**63, False), _ended(), _End],
+    "a quota that is used up and is none": [_header(format=2), _features(3), QuotaFrame(0, 0, True), _ended(), _End],
     "an answer twice": _session(highest=3, sequences=(1, 1, 3)),
 }
 

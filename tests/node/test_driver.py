@@ -744,6 +744,7 @@ def a_node(storage: MemoryStorage, peers: NoPeers, *, seed: int = 1, **settings:
         peers=cast(Peers, peers),
         random=Random(seed),
         counters=Counters(),
+        memory_bytes=1 << 30,
     )
     config = Config(name="a", **settings)  # type: ignore[arg-type]
     return compose(config, identity, Loaded(identity), Store(), ports)

@@ -20,6 +20,7 @@ from kvorum.errors import (
     InvalidRequestError,
     MembershipRefusedError,
     NoLeaderError,
+    NoSpaceError,
     NotLeaderError,
     NotServingError,
     OutcomeUnknownError,
@@ -46,6 +47,7 @@ from kvorum.service.requests import (
     Get,
     GetLeader,
     GetMetrics,
+    GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
@@ -54,6 +56,7 @@ from kvorum.service.requests import (
     Put,
     RemoveMember,
     Request,
+    SetQuota,
     Snapshot,
     TransferLeadership,
 )
@@ -66,6 +69,7 @@ from kvorum.service.results import (
     Members,
     NewLeader,
     PutResult,
+    Quota,
     StateHash,
 )
 
@@ -74,6 +78,7 @@ FOR_THE_LEADER: list[Request] = [
     Put(b"k", b"v"),
     Delete(b"k"),
     EndSession("c"),
+    SetQuota(1 << 30),
     AddMember("n4", "http://h:1", "http://h:2"),
     PromoteMember("n3"),
     RemoveMember("n3"),
@@ -86,6 +91,7 @@ AT_ONCE: list[Request] = [
     GetStatus(),
     GetStateHash(),
     GetLeader(),
+    GetQuota(),
     ListMembers(),
     CheckLiveness(),
     CheckReadiness(),
@@ -322,6 +328,38 @@ def test_without_a_leader_nobody_is_named() -> None:
     with pytest.raises(NoLeaderError) as caught:
         execute(node, Put(b"k", b"v"))
     assert caught.value.facts == {"leader": None}
+
+
+def test_a_put_without_room_is_refused_and_counted_and_the_quota_says_so() -> None:
+    node = FakeNode()
+    node.raise_feature_level()
+    assert execute(node, GetQuota()) == Quota(0, 0, is_full=False)
+    assert execute(node, SetQuota(1 << 20)) == Quota(1 << 20, 0, is_full=False)
+    execute(node, Put(b"k", bytes(1 << 20)))
+    used = node.store.used_bytes
+    assert execute(node, GetQuota()) == Quota(1 << 20, used, is_full=True)
+    with pytest.raises(NoSpaceError) as caught:
+        execute(node, Put(b"k", b""))
+    assert caught.value.facts == {"reason": "quota", "limit": 1 << 20, "used": used}
+    assert node.counters.no_space == {"quota": 1}
+    assert execute(node, Delete(b"k")) == DeleteResult(2, 1)
+
+
+def test_a_put_that_the_node_refuses_for_lack_of_room_is_counted_by_what_is_full() -> None:
+    node = FakeNode()
+    node.error = NoSpaceError("the disks are full", reason="disk", limit=8, used=9)
+    with pytest.raises(NoSpaceError):
+        execute(node, Put(b"k", b""))
+    assert node.counters.no_space == {"disk": 1}
+
+
+@pytest.mark.parametrize("limit_bytes", [0, (1 << 20) - 1, 2**63, -1])
+def test_what_can_not_be_a_quota_is_not_proposed(limit_bytes: int) -> None:
+    node = FakeNode()
+    node.raise_feature_level()
+    with pytest.raises(InvalidRequestError, match="from 1,048,576"):
+        execute(node, SetQuota(limit_bytes))
+    assert node.timeouts_ms == []
 
 
 @pytest.mark.parametrize(

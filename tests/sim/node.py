@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 CLUSTER = "sim"
 PORT = 9001
 CLIENT_PORT = 8001
+MEMORY_BYTES = 64 << 20
 UNIX_MS = 1_700_000_000_000
 
 
@@ -239,6 +240,7 @@ class SimNode:
             peers=SimPeers(self, loop),
             random=Random(f"{self.plan.seed}:{self.id}:{self.starts}"),
             counters=Counters(),
+            memory_bytes=MEMORY_BYTES,
             make_raft=partial(ObservedRaft, self),
         )
 

@@ -75,6 +75,7 @@ HOLDS_MIN = {
     "KvorumLogNotCompacting": 15,
     "KvorumLoopLag": 10,
     "KvorumFileDescriptors": 5,
+    "KvorumQuota": 5,
 }
 """How many minutes a condition must last before it is told: what passes by itself wakes nobody up."""
 
@@ -392,6 +393,34 @@ CASES = (
         20,
     ),
     Case("KvorumLoopLag", False, "never", _latency("kvorum_loop_lag_seconds", "0+100x30", "0+100x30", "0.064"), 20),
+    Case(
+        "KvorumQuota",
+        True,
+        "81 %",
+        _nodes("kvorum_data_size_bytes", "81x30", "81x30") + _nodes("kvorum_data_quota_bytes", "100x30", "100x30"),
+        10,
+    ),
+    Case(
+        "KvorumQuota",
+        True,
+        "one node has not applied the last entries",
+        _nodes("kvorum_data_size_bytes", "70x30", "95x30") + _nodes("kvorum_data_quota_bytes", "100x30", "100x30"),
+        10,
+    ),
+    Case(
+        "KvorumQuota",
+        False,
+        "79 %",
+        _nodes("kvorum_data_size_bytes", "79x30", "79x30") + _nodes("kvorum_data_quota_bytes", "100x30", "100x30"),
+        20,
+    ),
+    Case(
+        "KvorumQuota",
+        False,
+        "there is none yet",
+        _nodes("kvorum_data_size_bytes", "81x30") + _nodes("kvorum_data_quota_bytes", "0x30"),
+        20,
+    ),
     Case(
         "KvorumFileDescriptors",
         True,

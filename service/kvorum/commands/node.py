@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
 from kvorum.config import Config
+from kvorum.config.resources import memory_bytes
 from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.storage.log import SqliteStorage
@@ -56,6 +57,7 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
             peers=PeerPort(config, counters, _seeded()),
             random=_seeded(),
             counters=counters,
+            memory_bytes=memory_bytes(),
             tracer=tracer,
         )
         node = await start_node(config, ports)

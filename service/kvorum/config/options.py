@@ -217,6 +217,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "bytes"},
         ),
     ] = 1 * MIB
+    quota_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**63 - 1,
+            description="Quota on the data: what keys, values and sessions may take, each with a fixed overhead. Above "
+            "it puts are refused (507 no_space). The quota is part of the replicated state: the leader proposes this "
+            "value when it is another one than the configuration said before, so give all nodes the same; `kv quota "
+            "set` changes it as well. At least 1 MiB. 0: nothing is proposed but a third of the memory of the first "
+            "leader.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 0
     pending_max: Annotated[
         int,
         Meta(
@@ -331,6 +344,8 @@ def resolve(config: Config, *, host_name: str) -> Config:
         raise ConfigError(
             f"inflight_bytes_max {config.inflight_bytes_max} is less than twice body_bytes_max {config.body_bytes_max}"
         )
+    if 0 < config.quota_bytes < MIB:
+        raise ConfigError(f"quota_bytes {config.quota_bytes} is less than 1 MiB ({MIB})")
     finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,

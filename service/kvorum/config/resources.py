@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def memory_limit_bytes() -> int | None:
             continue
         return int(text) if text.isdigit() else None
     return None
+
+
+def memory_bytes() -> int:
+    """Return the memory that the process may use: what its control group allows, and no more than there is."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory_limit_bytes() or physical, physical)
 
 
 def raise_descriptor_limit() -> int:

@@ -11,6 +11,7 @@ nothing here reads a clock, a random number or the environment, iterates over a 
     records            what the store keeps of one key
     sessions           a retried write is applied once
     limits             how large anything may be
+    quota              how much all of it may take
     store              apply(entry) -> results; get(key) -> record
     frames             the bytes of a snapshot
     snapshot_iterator  writes a snapshot while the store goes on

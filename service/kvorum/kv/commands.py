@@ -66,10 +66,21 @@ class EndSession(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     client_id: str
 
 
-ClientCommand = Command | EndSession
-"""What a client may have proposed; the rest is a node's own."""
+class SetQuota(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="q"):
+    """Set the quota on data (:mod:`kvorum.kv.quota`). It may be below what is held: then puts are refused."""
 
-BatchCommand = ClientCommand | RaiseFeatureLevel
+    limit_bytes: int
+    source: str
+    """Who proposes it: one of the sources of :mod:`kvorum.kv.quota`, which decides whether it counts."""
+
+
+ClientCommand = Command | EndSession
+"""What a client may have proposed: a change of a key, or the end of a session."""
+
+QueuedCommand = ClientCommand | SetQuota
+"""What shares an entry with other commands, while its caller waits for the result."""
+
+BatchCommand = QueuedCommand | RaiseFeatureLevel
 """Everything that an entry may carry."""
 
 
@@ -127,6 +138,21 @@ class SessionEnded(msgspec.Struct, frozen=True, array_like=True, tag="e", gc=Fal
     revision: int
 
 
+class NoSpace(msgspec.Struct, frozen=True, array_like=True, tag="n", gc=False):
+    """Nothing was done: the data takes more than the quota."""
+
+    revision: int
+    limit_bytes: int
+    used_bytes: int
+
+
+class QuotaSet(msgspec.Struct, frozen=True, array_like=True, tag="q", gc=False):
+    """The quota that is in force after the command."""
+
+    revision: int
+    limit_bytes: int
+
+
 class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
     """The feature level is ``level`` from the next entry on."""
 
@@ -149,7 +175,15 @@ class FeatureLevelRefused(msgspec.Struct, frozen=True, array_like=True, tag="fr"
 
 
 Result = (
-    PutResult | DeleteResult | CompareFailed | SessionRefused | SessionEnded | FeatureLevelRaised | FeatureLevelRefused
+    PutResult
+    | DeleteResult
+    | CompareFailed
+    | SessionRefused
+    | SessionEnded
+    | NoSpace
+    | QuotaSet
+    | FeatureLevelRaised
+    | FeatureLevelRefused
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -157,7 +191,7 @@ _decoder = msgspec.msgpack.Decoder(Batch)
 _newer_decoder = msgspec.msgpack.Decoder(list[object])
 _FIELDS = {
     str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
-    for kind in (Put, Delete, RaiseFeatureLevel, EndSession)
+    for kind in (Put, Delete, RaiseFeatureLevel, EndSession, SetQuota)
 }
 """Tag of a command -> the length of its array."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, RaiseFeatureLevel
+from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -45,6 +45,7 @@ LEVELS = (
         (
             "A client can end its session.",
             "Snapshots list the sessions that were ended within the hour.",
+            "A quota limits the data, and snapshots carry it.",
         ),
     ),
 )
@@ -57,6 +58,8 @@ STATE_HASH_LEVEL = 2
 """From this level on the state hash covers changes and records (:mod:`kvorum.kv.state_hash`)."""
 END_SESSION_LEVEL = 3
 """From this level on a session can be ended, and snapshots say which were."""
+QUOTA_LEVEL = 3
+"""From this level on there is a quota on data, and snapshots carry it."""
 
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
@@ -65,6 +68,7 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     # The one command that comes before its level: it is proposed when nobody blocks that level.
     RaiseFeatureLevel: 1,
     EndSession: END_SESSION_LEVEL,
+    SetQuota: QUOTA_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

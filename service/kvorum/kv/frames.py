@@ -2,8 +2,8 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), RecordsFrame*, SessionsFrame*,
-               EndedSessionsFrame+ (feature level 3), Trailer frame
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), RecordsFrame*,
+               SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
 
 ``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
@@ -67,6 +67,14 @@ class Features(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     """The sum over all records, 16 bytes, big-endian; empty if it did not count yet."""
 
 
+class QuotaFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="q"):
+    """The quota on data (:class:`kvorum.kv.quota.Quota`)."""
+
+    limit_bytes: _Count
+    configured_bytes: _Count
+    is_full: bool
+
+
 class RecordsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="r"):
     """Keys and, as many, their records: two columns, so that a restore needs no loop over rows."""
 
@@ -95,7 +103,7 @@ class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     sessions: _Count
 
 
-Frame = Header | Features | RecordsFrame | SessionsFrame | EndedSessionsFrame | Trailer
+Frame = Header | Features | QuotaFrame | RecordsFrame | SessionsFrame | EndedSessionsFrame | Trailer
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

@@ -32,6 +32,15 @@ SESSIONS_ENDED_MAX = 50_000
 SESSION_IDLE_MS = 3_600_000
 """A session may be evicted, when there are too many, once it has been idle for longer than this (of the log's time)."""
 
+RECORD_OVERHEAD_BYTES = 288
+"""What a key takes in memory beside the bytes of key and value, counted towards the quota (measured: 270)."""
+SESSION_OVERHEAD_BYTES = 512
+"""Likewise of a session, beside its client id and its answers (measured: 330)."""
+ENDED_SESSION_OVERHEAD_BYTES = 256
+"""Likewise of an ended session, beside its client id (measured: 180)."""
+QUOTA_BYTES_MIN = 1024 * 1024
+"""Of the quota: less is a mistake in the unit."""
+
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{CLIENT_ID_CHARS_MAX}}}")
 
 

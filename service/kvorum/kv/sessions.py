@@ -24,7 +24,14 @@ from zlib import crc32
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, Command, CompareFailed, DeleteResult, Put, PutResult
-from kvorum.kv.limits import SESSION_IDLE_MS, SESSION_WINDOW, SESSIONS_ENDED_MAX, SESSIONS_MAX
+from kvorum.kv.limits import (
+    ENDED_SESSION_OVERHEAD_BYTES,
+    SESSION_IDLE_MS,
+    SESSION_OVERHEAD_BYTES,
+    SESSION_WINDOW,
+    SESSIONS_ENDED_MAX,
+    SESSIONS_MAX,
+)
 
 UNKNOWN = "unknown"
 STALE = "stale"
@@ -146,12 +153,18 @@ class Session:
 
 
 class Sessions:
-    """All sessions, from the least to the most recently used in log order."""
+    """All sessions, from the least to the most recently used in log order.
 
-    __slots__ = ("_ended", "_iterator_number", "_latest", "_preserved", "_sessions", "evicted")
+    Attributes:
+        evicted: the last session that gave way to a new one, until somebody has taken note of it.
+        used_bytes: what all of them take, ended ones included, as the quota counts it.
+    """
+
+    __slots__ = ("_ended", "_iterator_number", "_latest", "_preserved", "_sessions", "evicted", "used_bytes")
 
     def __init__(self) -> None:
-        self.evicted: str | None = None  # the last session that gave way to a new one
+        self.used_bytes = 0
+        self.evicted: str | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._ended: OrderedDict[str, int] = OrderedDict()
         """Client id -> when it ended its session (log time, ms), in the order of these times."""
@@ -187,6 +200,8 @@ class Sessions:
         if ahead > 0:
             if ahead > SESSION_WINDOW:
                 return AHEAD
+            if session.highest < SESSION_WINDOW:
+                self.used_bytes += ANSWER_BYTES * (min(sequence, SESSION_WINDOW) - session.highest)
             session.highest = sequence
             return session
         if ahead <= -SESSION_WINDOW:
@@ -196,6 +211,18 @@ class Sessions:
             return session
         first, result = recalled
         return result if first == fingerprint else MISMATCH
+
+    def is_new(self, client_id: str, sequence: int, time_ms: int) -> bool:
+        """Tell whether a command would be applied, or refused for a reason that says that it never was.
+
+        It is not new if its answer is remembered, or if it may have been applied and forgotten.
+        """
+        session = self._sessions.get(client_id)
+        if session is None:
+            return sequence == 1 and not self._is_ended(client_id, time_ms)
+        if sequence > session.highest:
+            return True
+        return sequence > session.highest - SESSION_WINDOW and session.recall(sequence) is None
 
     def end(self, client_id: str, time_ms: int) -> bool | str:
         """End a session.
@@ -210,7 +237,8 @@ class Sessions:
         for _ in range(_FORGOTTEN_AT_ONCE):
             if not ended or time_ms - next(iter(ended.values())) <= SESSION_IDLE_MS:
                 break
-            ended.popitem(last=False)
+            forgotten_id, _ = ended.popitem(last=False)
+            self.used_bytes -= _ended_bytes(forgotten_id)
         if len(ended) >= SESSIONS_ENDED_MAX:
             return FULL
         if session.iterator_number != self._iterator_number:
@@ -219,6 +247,7 @@ class Sessions:
         if session is self._latest:
             self._latest = None
         ended[client_id] = time_ms
+        self.used_bytes += _ended_bytes(client_id) - _session_bytes(client_id, session.highest)
         return True
 
     def ended(self) -> list[tuple[str, int]]:
@@ -232,6 +261,7 @@ class Sessions:
     def restore_ended(self, client_id: str, ended_ms: int) -> None:
         """Add an ended session from a snapshot, as the last one so far."""
         self._ended[client_id] = ended_ms
+        self.used_bytes += _ended_bytes(client_id)
 
     def row(self, client_id: str) -> SessionRow:
         """Return a session as it is now."""
@@ -242,6 +272,7 @@ class Sessions:
         session = Session.restored(row, self._iterator_number)
         self._sessions[row.client_id] = session
         self._latest = session
+        self.used_bytes += _session_bytes(row.client_id, row.highest)
 
     def begin_iteration(self) -> tuple[list[str], dict[str, SessionRow]]:
         """Return all client ids in order, and a dict that gets each session's row just before its first change."""
@@ -262,7 +293,10 @@ class Sessions:
                 self._preserve(oldest_id, oldest)
             del self._sessions[oldest_id]
             self.evicted = oldest_id
-        self._ended.pop(client_id, None)
+            self.used_bytes -= _session_bytes(oldest_id, oldest.highest)
+        if self._ended.pop(client_id, None) is not None:
+            self.used_bytes -= _ended_bytes(client_id)
+        self.used_bytes += _session_bytes(client_id, 1)
         session = Session(1, time_ms, self._iterator_number)
         self._sessions[client_id] = session
         self._latest = session
@@ -277,6 +311,15 @@ class Sessions:
         session.iterator_number = self._iterator_number
         if self._preserved is not None:
             self._preserved[client_id] = session.row(client_id)
+
+
+def _session_bytes(client_id: str, highest: int) -> int:
+    """Return what a session takes: its answers by the highest sequence, whatever size its ring has on this node."""
+    return SESSION_OVERHEAD_BYTES + len(client_id) + ANSWER_BYTES * min(highest, SESSION_WINDOW)
+
+
+def _ended_bytes(client_id: str) -> int:
+    return ENDED_SESSION_OVERHEAD_BYTES + len(client_id)
 
 
 def fingerprint(command: Command) -> int:

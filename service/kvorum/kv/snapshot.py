@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, STATE_HASH_LEVEL, check_supported
+from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, QUOTA_LEVEL, STATE_HASH_LEVEL, check_supported
 from kvorum.kv.frames import (
     FORMAT_OF_LEVEL_1,
     FORMAT_WITH_FEATURES,
@@ -14,11 +14,20 @@ from kvorum.kv.frames import (
     Frame,
     FrameReader,
     Header,
+    QuotaFrame,
     RecordsFrame,
     SessionsFrame,
     Trailer,
 )
-from kvorum.kv.limits import CLIENT_ID_CHARS_MAX, CLUSTER_ID_BYTES_MAX, SESSIONS_ENDED_MAX, SESSIONS_MAX
+from kvorum.kv.limits import (
+    CLIENT_ID_CHARS_MAX,
+    CLUSTER_ID_BYTES_MAX,
+    INTEGER_MAX,
+    RECORD_OVERHEAD_BYTES,
+    SESSIONS_ENDED_MAX,
+    SESSIONS_MAX,
+)
+from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.snapshot_iterator import SnapshotIterator
@@ -45,7 +54,9 @@ class Restorer:
         "_failed",
         "_features",
         "_header",
+        "_quota",
         "_reader",
+        "_record_bytes",
         "_record_sum",
         "_records",
         "_sessions",
@@ -59,6 +70,8 @@ class Restorer:
         self._reader = FrameReader()
         self._header: Header | None = None
         self._records: dict[bytes, Record] = {}
+        self._record_bytes = 0
+        self._quota: Quota | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
         """How many ended sessions are still to come; None: none was announced yet."""
@@ -92,7 +105,14 @@ class Restorer:
         if self._reader.buffered_bytes:
             raise StorageCorruptError("the snapshot goes on after its end")
         store = Store.restored(
-            self._header, self._features, self._record_sum, self._configuration, self._records, self._sessions
+            self._header,
+            self._features,
+            self._record_sum,
+            self._configuration,
+            self._records,
+            self._record_bytes,
+            self._sessions,
+            self._quota or Quota(),
         )
         if self._record_sum is not None and self._features is not None and self._features.state_sum:
             expected = int.from_bytes(self._features.state_sum)
@@ -118,6 +138,8 @@ class Restorer:
         if self._header.format == FORMAT_WITH_FEATURES and self._features is None:
             raise StorageCorruptError("the snapshot does not say its feature level")
         match frame:
+            case QuotaFrame():
+                self._take_quota(frame)
             case RecordsFrame():
                 self._take_records(frame, self._header)
             case SessionsFrame():
@@ -154,6 +176,14 @@ class Restorer:
         if features.level >= STATE_HASH_LEVEL:
             self._record_sum = RecordSum(features.cluster_id, is_counted=True)
 
+    def _take_quota(self, frame: QuotaFrame) -> None:
+        if self._features is None or self._features.level < QUOTA_LEVEL or self._quota is not None:
+            raise StorageCorruptError("the snapshot carries a quota twice, or should not carry it")
+        limit_bytes, configured_bytes, is_full = frame.limit_bytes, frame.configured_bytes, frame.is_full
+        if max(limit_bytes, configured_bytes) > INTEGER_MAX or (is_full and not limit_bytes):
+            raise StorageCorruptError("the quota of the snapshot is impossible")
+        self._quota = Quota(limit_bytes, configured_bytes, is_full)
+
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
         if len(frame.keys) != len(frame.records):
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
@@ -163,6 +193,8 @@ class Restorer:
             if not record.create_revision <= record.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
         self._records.update(zip(frame.keys, frame.records, strict=True))
+        self._record_bytes += sum(map(len, frame.keys)) + sum([len(record.value) for record in frame.records])
+        self._record_bytes += RECORD_OVERHEAD_BYTES * len(frame.keys)
         if self._record_sum is not None:
             for key, record in zip(frame.keys, frame.records, strict=True):
                 self._record_sum.add(key, record)
@@ -197,6 +229,8 @@ class Restorer:
         written = (trailer.keys, trailer.sessions)
         if self._features is not None and self._features.level >= END_SESSION_LEVEL and self._ended_expected != 0:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
+        if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
+            raise StorageCorruptError("the snapshot does not carry its quota")
         # Keys and sessions are counted by what is there, so a repeated one is missed here.
         if written != (header.keys, header.sessions) or written != (len(self._records), len(self._sessions)):
             raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")

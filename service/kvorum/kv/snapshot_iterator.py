@@ -14,6 +14,7 @@ from kvorum.kv.frames import (
     Frame,
     FrameWriter,
     Header,
+    QuotaFrame,
     RecordsFrame,
     SessionsFrame,
     Trailer,
@@ -51,6 +52,7 @@ class SnapshotIterator:
         "_on_close",
         "_preserved",
         "_preserved_sessions",
+        "_quota",
         "_records",
         "_session_ids",
         "_sessions",
@@ -64,6 +66,7 @@ class SnapshotIterator:
         self,
         header: Header,
         features: Features | None,
+        quota: QuotaFrame | None,
         records: Mapping[bytes, Record],
         preserved: dict[bytes, Record],
         sessions: Sessions,
@@ -71,6 +74,7 @@ class SnapshotIterator:
     ) -> None:
         self.header = header
         self._features = features
+        self._quota = quota
         self._records = records
         self._preserved = preserved
         self._keys = list(records)
@@ -124,6 +128,9 @@ class SnapshotIterator:
         if self._features is not None:
             features, self._features = self._features, None
             return features
+        if self._quota is not None:
+            quota, self._quota = self._quota, None
+            return quota
         if self._keys_written < len(self._keys):
             return self._take_records(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):

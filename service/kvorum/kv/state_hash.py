@@ -31,6 +31,7 @@ from zlib import crc32
 import msgspec
 
 from kvorum.kv.commands import Result
+from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.raft.messages import Configuration, Entry
 
@@ -43,6 +44,7 @@ _pack_entry = Struct(">QQQBQQ").pack
 _pack_record = Struct(">QQQII").pack
 _pack_deletion = Struct(">QH").pack
 _pack_session = Struct(">QH").pack
+_pack_quota = Struct(">QQ?").pack
 _pack_member = Struct(">?H").pack
 
 
@@ -209,6 +211,10 @@ class Changes:
         """A session was ended by its client."""
         name = client_id.encode()
         self._parts.append(b"x" + len(name).to_bytes(2) + name)
+
+    def quota(self, quota: Quota) -> None:
+        """The quota changed, or whether the state is full."""
+        self._parts.append(b"q" + _pack_quota(quota.limit_bytes, quota.configured_bytes, quota.is_full))
 
     def configuration(self, configuration: Configuration) -> None:
         """The members changed."""

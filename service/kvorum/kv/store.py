@@ -19,24 +19,31 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    NoSpace,
     Put,
     PutResult,
+    QuotaSet,
     RaiseFeatureLevel,
     Result,
     SessionEnded,
     SessionRefused,
+    SetQuota,
     decode_batch,
     unknown_part,
 )
-from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
-from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header
+from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, QUOTA_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
+from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, QuotaFrame
 from kvorum.kv.limits import (
     BATCH_COMMANDS_MAX,
     CLIENT_ID_CHARS_MAX,
     CLUSTER_ID_BYTES_MAX,
+    INTEGER_MAX,
     KEY_BYTES_MAX,
+    QUOTA_BYTES_MIN,
+    RECORD_OVERHEAD_BYTES,
     VALUE_BYTES_MAX,
 )
+from kvorum.kv.quota import SOURCES, Quota, quota_error
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, MISMATCH, STALE, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
@@ -47,6 +54,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind
 INVALID = "invalid"
 NO_ITERATOR = -1
 """A revision below every record's, while no iterator is open: no record needs to be preserved."""
+_WRITES = (Put, Delete)
 _REFUSALS_THAT_USE_A_SESSION = (AHEAD, STALE, MISMATCH)
 
 
@@ -63,6 +71,7 @@ class Store:
         feature_level: the level in force for the next entry (:mod:`kvorum.kv.features`).
         configuration: the members at ``applied_index``; empty before the first configuration.
         cluster_id: the key of the sum over the records; empty below level 2.
+        quota: the quota on data, and whether puts are refused because of it (:mod:`kvorum.kv.quota`).
         mismatch: the restored records do not have the sum that their snapshot carries: it was taken of a state that
             memory had changed. The store is usable, and its sum is that of its records.
     """
@@ -72,6 +81,7 @@ class Store:
         "_iterator",
         "_iterator_revision",
         "_preserved",
+        "_record_bytes",
         "_records",
         "_sessions",
         "applied_index",
@@ -80,6 +90,7 @@ class Store:
         "configuration",
         "feature_level",
         "mismatch",
+        "quota",
         "revision",
         "state_hash",
         "time_ms",
@@ -95,7 +106,9 @@ class Store:
         self.configuration = Configuration()
         self.cluster_id = ""
         self.mismatch: Mismatch | None = None
+        self.quota = Quota()
         self._changes: Changes | None = None
+        self._record_bytes = 0
         self._records: dict[bytes, Record] = {}
         self._sessions = Sessions()
         self._iterator: SnapshotIterator | None = None
@@ -110,7 +123,9 @@ class Store:
         record_sum: RecordSum | None,
         configuration: Configuration,
         records: dict[bytes, Record],
+        record_bytes: int,
         sessions: Sessions,
+        quota: Quota,
     ) -> Store:
         """Return the store that a snapshot describes; the parts become its own. Use the Restorer, which verifies.
 
@@ -120,7 +135,9 @@ class Store:
             record_sum: the sum over ``records``; None at level 1.
             configuration: the members at ``header.applied_index``.
             records: the records, in the order of their creation.
+            record_bytes: what these take, as the quota counts it.
             sessions: the sessions.
+            quota: the quota on data.
         """
         store = cls()
         store.revision = header.revision
@@ -135,12 +152,28 @@ class Store:
         if record_sum is not None:
             store._changes = Changes(record_sum)
         store._records = records
+        store._record_bytes = record_bytes
         store._sessions = sessions
+        store.quota = quota
         return store
 
     def __len__(self) -> int:
         """How many keys exist."""
         return len(self._records)
+
+    @property
+    def used_bytes(self) -> int:
+        """What the state takes, as the quota counts it: the same on every node, and about what it takes in memory."""
+        return self._record_bytes + self._sessions.used_bytes
+
+    def check_room(self, command: Put) -> None:
+        """Refuse a put that would be refused for lack of room if it were applied now.
+
+        Raises:
+            NoSpaceError: the data takes more than the quota; nothing was done.
+        """
+        if self.quota.is_full and self._is_new(command):
+            raise quota_error(self.quota.limit_bytes, self.used_bytes)
 
     @property
     def session_count(self) -> int:
@@ -236,7 +269,7 @@ class Store:
         self._preserved = {}
         self._iterator_revision = self.revision
         self._iterator = SnapshotIterator(
-            header, features, self._records, self._preserved, self._sessions, self._end_snapshot
+            header, features, self._quota_frame(), self._records, self._preserved, self._sessions, self._end_snapshot
         )
         return self._iterator
 
@@ -252,6 +285,11 @@ class Store:
         return Features(
             self.feature_level, self.cluster_id, b"" if state_sum is None else state_sum.to_bytes(STATE_SUM_BYTES)
         )
+
+    def _quota_frame(self) -> QuotaFrame | None:
+        if self.feature_level < QUOTA_LEVEL:
+            return None
+        return QuotaFrame(self.quota.limit_bytes, self.quota.configured_bytes, self.quota.is_full)
 
     def _decode(self, entry: Entry) -> Batch:
         try:
@@ -285,16 +323,16 @@ class Store:
             results.extend([SessionRefused(self.revision, INVALID)] * len(commands))
             return results
         large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
+        is_full = self.quota.is_full
         for command in commands:
-            if isinstance(command, EndSession):
-                results.append(self._end_session(command))
-                continue
-            if isinstance(command, RaiseFeatureLevel):
-                results.append(self._raise_feature_level(command, is_alone=len(commands) == 1))
+            if not isinstance(command, _WRITES):
+                results.append(self._apply_rare(command, is_alone=len(commands) == 1))
                 continue
             # The limits come first: what passes one must not open a session, nor be remembered by one.
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
                 result: Result = SessionRefused(self.revision, INVALID)
+            elif is_full and isinstance(command, Put) and self._is_new(command):
+                result = NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
             elif command.client_id:
                 result = self._apply_once(command)
             elif isinstance(command, Put):
@@ -302,7 +340,28 @@ class Store:
             else:
                 result = self._delete(command)
             results.append(result)
+        if self._changes is not None and self.quota.judge(self.used_bytes):
+            self._changes.quota(self.quota)
         return results
+
+    def _apply_rare(self, command: EndSession | SetQuota | RaiseFeatureLevel, *, is_alone: bool) -> Result:
+        match command:
+            case EndSession():
+                return self._end_session(command)
+            case SetQuota():
+                return self._set_quota(command)
+            case RaiseFeatureLevel():
+                return self._raise_feature_level(command, is_alone=is_alone)
+            case _:
+                assert_never(command)
+
+    def _is_new(self, command: Put) -> bool:
+        """Tell whether a put is valid, and not the retry of one that was applied, or may have been."""
+        client_id, sequence = command.client_id, command.sequence
+        if not client_id:
+            return True
+        is_valid = len(client_id) <= CLIENT_ID_CHARS_MAX and sequence >= 1
+        return is_valid and self._sessions.is_new(client_id, sequence, self.time_ms)
 
     def _apply_once(self, command: Command) -> Result:
         """Apply a command of a session, unless it has been applied already."""
@@ -340,8 +399,17 @@ class Store:
             self._changes.end(command.client_id)
         return SessionEnded(self.revision)
 
+    def _set_quota(self, command: SetQuota) -> QuotaSet | SessionRefused:
+        is_possible = QUOTA_BYTES_MIN <= command.limit_bytes <= INTEGER_MAX and command.source in SOURCES
+        if self._changes is None or self.feature_level < QUOTA_LEVEL or not is_possible:
+            return SessionRefused(self.revision, INVALID)
+        if self.quota.set(command.limit_bytes, command.source, self.used_bytes):
+            self._changes.quota(self.quota)
+        return QuotaSet(self.revision, self.quota.limit_bytes)
+
     def _put(self, command: Put) -> PutResult | CompareFailed:
         key = command.key
+        value = command.value
         prev_revision = command.prev_revision
         old = self._records.get(key)
         if old is None:
@@ -349,6 +417,7 @@ class Store:
                 return CompareFailed(self.revision, 0)
             self.revision = revision = create_revision = self.revision + 1
             version = 1
+            self._record_bytes += len(key) + len(value) + RECORD_OVERHEAD_BYTES
         else:
             mod_revision = old.mod_revision
             if prev_revision != ANY_REVISION and prev_revision != mod_revision:
@@ -358,7 +427,8 @@ class Store:
             self.revision = revision = self.revision + 1
             create_revision = old.create_revision
             version = old.version + 1
-        self._records[key] = new = Record(command.value, create_revision, revision, version)
+            self._record_bytes += len(value) - len(old.value)
+        self._records[key] = new = Record(value, create_revision, revision, version)
         if self._changes is not None:
             self._changes.put(key, old, new)
         return PutResult(revision, create_revision, revision, version)
@@ -375,6 +445,7 @@ class Store:
             self._preserved[key] = old
         self.revision += 1
         del self._records[key]
+        self._record_bytes -= len(key) + len(old.value) + RECORD_OVERHEAD_BYTES
         if self._changes is not None:
             self._changes.delete(key, old, self.revision)
         return DeleteResult(self.revision, 1)

@@ -17,6 +17,7 @@ from kvorum.node.node import Node, Parts
 from kvorum.node.peer_requests import PeerRequests
 from kvorum.node.ports import Ports
 from kvorum.node.proposals import Proposals
+from kvorum.node.quota import QuotaProposals
 from kvorum.node.reads import Reads
 from kvorum.node.report import Report
 from kvorum.node.session_shares import SessionShares
@@ -113,6 +114,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         first_context=random.getrandbits(40) << 21,
     )
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
+    quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
@@ -136,6 +138,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         integrity=integrity,
         staleness=staleness,
         levels=levels,
+        quota=quota,
         log_time=log_time,
         tracer=ports.tracer,
     )

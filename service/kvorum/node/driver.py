@@ -21,6 +21,7 @@ from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
 from kvorum.node.ports import Clock, Peers
 from kvorum.node.proposals import Proposals
+from kvorum.node.quota import QuotaProposals
 from kvorum.node.reads import Reads
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
@@ -77,6 +78,7 @@ class Driver:
         integrity: what investigates a wrong state.
         staleness: what counts how old the state may be.
         levels: what raises the feature level when it is time.
+        quota: what proposes the quota on data.
         log_time: what passes on the leader.
         tracer: records the spans of traced writes; None: there are no traces.
     """
@@ -101,6 +103,7 @@ class Driver:
         integrity: Integrity,
         staleness: Staleness,
         levels: FeatureLevels,
+        quota: QuotaProposals,
         log_time: LogTime,
         tracer: Tracer | None = None,
     ) -> None:
@@ -121,6 +124,7 @@ class Driver:
         self._integrity = integrity
         self._staleness = staleness
         self._levels = levels
+        self._quota = quota
         self._log_time = log_time
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
@@ -144,6 +148,7 @@ class Driver:
         self._guard(self._waits.expire)
         self._guard(self._reads.probe)
         self._guard(self._levels.tick)
+        self._guard(self._quota.tick)
         # A sweep, or another state in the place of this one, may have changed it without an entry.
         self._guard(self._report_digest)
         self._turns.may_have_changed = True

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvorum.config import Config
-from kvorum.errors import NotLeaderError, NotServingError
+from kvorum.errors import InvariantViolatedError, NotLeaderError, NotServingError
 from kvorum.identity import Identity
-from kvorum.kv.commands import ClientCommand, Result
+from kvorum.kv.commands import QueuedCommand, QuotaSet, Result, SetQuota
+from kvorum.kv.quota import OPERATOR
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
@@ -179,11 +180,12 @@ class Node:
                 removed_by.node_id, leader_name=removed_by.name, leader_client_url=removed_by.client_url
             )
 
-    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         Raises:
-            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: certainly not done.
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, NoSpaceError: certainly not
+                done.
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_serves()
@@ -284,6 +286,17 @@ class Node:
         """
         self.check_serves()
         return await self.parts.levels.finalize(timeout_ms)
+
+    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
+        """Set the quota on data, from 1 MiB on; return when it is in force here.
+
+        Raises:
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not set.
+            OutcomeUnknownError: it may be.
+        """
+        result = await self.propose(SetQuota(limit_bytes, OPERATOR), timeout_ms)
+        if not isinstance(result, QuotaSet):
+            raise InvariantViolatedError(f"a quota was answered with {result}")
 
     # --- Membership ---------------------------------------------------------------------------------------------
 

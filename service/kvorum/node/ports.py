@@ -142,6 +142,7 @@ class Ports:
 
     Attributes:
         supervisor: receives every failure that must end the process, from the storage, the tasks and the driver.
+        memory_bytes: what this process may use; the first quota on data is a share of it.
         random: draws the election timeouts, the numbers of reads and the incarnation of a new disk.
         tracer: records the spans of traced requests; None: there are no traces.
         make_raft: makes the consensus server; the simulator wraps it.
@@ -156,6 +157,7 @@ class Ports:
     peers: Peers
     random: Random
     counters: Counters
+    memory_bytes: int
     tracer: Tracer | None = None
     make_raft: Callable[..., Raft] = Raft
     make_store: Callable[[], Store] = Store

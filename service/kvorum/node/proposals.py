@@ -9,12 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
-from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
-from kvorum.kv.commands import ClientCommand, Delete, EndSession, Put, Result, encode_batch
+from kvorum.errors import (
+    CallerError,
+    NoSpaceError,
+    NotLeaderError,
+    NotServingError,
+    OutcomeUnknownError,
+    OverloadedError,
+)
+from kvorum.kv.commands import Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
+from kvorum.kv.store import Store
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
@@ -67,7 +75,7 @@ class Proposals:
         self._log_time = log_time
         self._session_shares = session_shares
         self._tracer = tracer
-        self.queue: deque[tuple[ClientCommand, Waiter]] = deque()
+        self.queue: deque[tuple[QueuedCommand, Waiter]] = deque()
         """Not proposed yet."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
@@ -105,26 +113,41 @@ class Proposals:
         if self._raft.leader != self._raft.id:
             raise NotLeaderError(self._raft.leader)
 
-    def submit(self, command: ClientCommand, timeout_s: float, address: str = "") -> Waiter:
+    def submit(self, command: QueuedCommand, timeout_s: float, address: str = "") -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
 
         ``address``: the client's, if it is known; what one address may hold of a nearly full table is limited.
 
         Raises:
-            NotLeaderError, OverloadedError, FeatureUnavailableError, SessionError: nothing was queued.
+            NotLeaderError, OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: nothing was queued.
         """
         self.check_leads()
-        check_command_level(command, self._state.store.feature_level)
+        store = self._state.store
+        check_command_level(command, store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        if address and not isinstance(command, EndSession) and command.sequence == 1:
+        if store.quota.is_full and isinstance(command, Put):
+            self._check_room(store, command)
+        if address and isinstance(command, Put | Delete) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
         self.pending += 1
         return waiter
+
+    def _check_room(self, store: Store, command: Put) -> None:
+        """Refuse early what would be refused when it is applied: it shall not fill the log.
+
+        Raises:
+            NoSpaceError: nothing was queued.
+        """
+        try:
+            store.check_room(command)
+        except NoSpaceError:
+            self._counters.proposals["refused"] += 1
+            raise
 
     def flush(self) -> None:
         """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""
@@ -149,8 +172,8 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[ClientCommand], list[Waiter]]:
-        commands: list[ClientCommand] = []
+    def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter]]:
+        commands: list[QueuedCommand] = []
         waiters: list[Waiter] = []
         size = 0
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
@@ -241,7 +264,7 @@ class Proposals:
         self._complete_idle()
 
 
-def _weight(command: ClientCommand) -> int:
+def _weight(command: QueuedCommand) -> int:
     match command:
         case Put(key, value):
             return len(key) + len(value) + _COMMAND_OVERHEAD_BYTES
@@ -249,3 +272,7 @@ def _weight(command: ClientCommand) -> int:
             return len(key) + _COMMAND_OVERHEAD_BYTES
         case EndSession(client_id):
             return len(client_id) + _COMMAND_OVERHEAD_BYTES
+        case SetQuota():
+            return _COMMAND_OVERHEAD_BYTES
+        case _:
+            assert_never(command)

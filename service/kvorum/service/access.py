@@ -16,6 +16,7 @@ from kvorum.service.requests import (
     Get,
     GetLeader,
     GetMetrics,
+    GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
@@ -24,6 +25,7 @@ from kvorum.service.requests import (
     Put,
     RemoveMember,
     Request,
+    SetQuota,
     Snapshot,
     TransferLeadership,
 )
@@ -52,9 +54,9 @@ def authorize(principal: Principal, request: Request) -> None:
             return
         case Get():  # Read keys.
             return
-        case GetStatus() | GetStateHash() | GetLeader() | ListMembers():  # Look at the cluster.
+        case GetStatus() | GetStateHash() | GetLeader() | GetQuota() | ListMembers():  # Look at the cluster.
             return
-        case AddMember() | PromoteMember() | RemoveMember() | TransferLeadership():  # Change the cluster.
+        case AddMember() | PromoteMember() | RemoveMember() | TransferLeadership() | SetQuota():  # Change the cluster.
             return
         case FinalizeUpgrade():  # Change the cluster for good.
             return

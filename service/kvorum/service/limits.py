@@ -8,7 +8,7 @@ from __future__ import annotations
 from kvorum.config import is_base_url
 from kvorum.errors import InvalidRequestError
 from kvorum.identity import is_name
-from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
 
 __all__ = [
     "INTEGER_MAX",
@@ -18,6 +18,7 @@ __all__ = [
     "bounded_timeout_ms",
     "check_member_name",
     "check_member_url",
+    "check_quota",
     "check_staleness",
 ]
 
@@ -50,6 +51,16 @@ def check_staleness(consistency: str, max_staleness_ms: int | None) -> None:
         raise InvalidRequestError("max_staleness_ms needs consistency=stale: a linearizable read is never stale")
     if not 0 <= max_staleness_ms <= STALENESS_MS_MAX:
         raise InvalidRequestError(f"max_staleness_ms must be a whole number from 0 to {STALENESS_MS_MAX:,}")
+
+
+def check_quota(limit_bytes: int) -> None:
+    """Check that this can be the quota on data.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
+    if not QUOTA_BYTES_MIN <= limit_bytes <= INTEGER_MAX:
+        raise InvalidRequestError(f"the quota must be from {QUOTA_BYTES_MIN:,} (1 MiB) to {INTEGER_MAX:,} bytes")
 
 
 def check_member_name(name: str) -> None:

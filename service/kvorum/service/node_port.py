@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kvorum.config import Config
 from kvorum.kv.commands import ClientCommand, Result
+from kvorum.kv.quota import Quota
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
 
@@ -37,6 +38,14 @@ class StoreView(Protocol):
     @property
     def revision(self) -> int:
         """The cluster-wide revision."""
+
+    @property
+    def quota(self) -> Quota:
+        """The quota on data."""
+
+    @property
+    def used_bytes(self) -> int:
+        """What the state takes, as the quota counts it."""
 
     def get(self, key: bytes) -> RecordView | None:
         """Return the key's record, or None."""
@@ -100,6 +109,14 @@ class NodePort(Protocol):
 
         Raises:
             NotLeaderError: it does not lead.
+        """
+
+    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
+        """Set the quota on data, from 1 MiB on; return when it is in force here.
+
+        Raises:
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not set.
+            OutcomeUnknownError: it may be.
         """
 
     async def read_barrier(self, timeout_ms: int) -> None:

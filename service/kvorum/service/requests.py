@@ -14,7 +14,6 @@ from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
 
 __all__ = [
     "ANY_REVISION",
-    "MUST_NOT_EXIST",
     "AddMember",
     "CheckLiveness",
     "CheckReadiness",
@@ -24,14 +23,17 @@ __all__ = [
     "Get",
     "GetLeader",
     "GetMetrics",
+    "GetQuota",
     "GetStateHash",
     "GetStatus",
     "GetVersion",
     "ListMembers",
+    "MUST_NOT_EXIST",
     "PromoteMember",
     "Put",
     "RemoveMember",
     "Request",
+    "SetQuota",
     "Snapshot",
     "TransferLeadership",
 ]
@@ -139,6 +141,17 @@ class FinalizeUpgrade(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
+class GetQuota(msgspec.Struct, frozen=True):
+    """The quota on data and what is used of it, as this node has applied it."""
+
+
+class SetQuota(msgspec.Struct, frozen=True):
+    """Set the quota on data, until an operator or another configuration sets it again."""
+
+    limit_bytes: int
+    timeout_ms: int | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """A backup of everything that was acknowledged before the request, from whichever node is asked.
 
@@ -177,6 +190,8 @@ Request = (
     | GetStatus
     | GetStateHash
     | GetLeader
+    | GetQuota
+    | SetQuota
     | ListMembers
     | AddMember
     | PromoteMember

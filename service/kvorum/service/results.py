@@ -22,6 +22,7 @@ __all__ = [
     "NewLeader",
     "NodeStatus",
     "PutResult",
+    "Quota",
     "RecordView",
     "Result",
     "SessionEnded",
@@ -74,6 +75,15 @@ class FeatureLevel(msgspec.Struct, frozen=True):
     level: int
 
 
+class Quota(msgspec.Struct, frozen=True):
+    """The quota on data; 0: there is none yet."""
+
+    limit_bytes: int
+    used_bytes: int
+    is_full: bool
+    """Whether puts are refused."""
+
+
 class Checks(msgspec.Struct, frozen=True):
     """The checks of a probe."""
 
@@ -105,6 +115,7 @@ Result = (
     | SessionEnded
     | NewLeader
     | FeatureLevel
+    | Quota
     | Backup
     | Checks
     | Metrics

@@ -14,14 +14,24 @@ from kvorum.errors import (
     InvalidRequestError,
     InvariantViolatedError,
     NoLeaderError,
+    NoSpaceError,
     NotLeaderError,
     ReadTimeoutError,
     SessionError,
     TooStaleError,
 )
 from kvorum.kv import commands
-from kvorum.kv.commands import CompareFailed, FeatureLevelRaised, FeatureLevelRefused, SessionEnded, SessionRefused
+from kvorum.kv.commands import (
+    CompareFailed,
+    FeatureLevelRaised,
+    FeatureLevelRefused,
+    NoSpace,
+    QuotaSet,
+    SessionEnded,
+    SessionRefused,
+)
 from kvorum.kv.limits import check_client_id, check_command
+from kvorum.kv.quota import quota_error
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
 from kvorum.service.node_port import NodePort
@@ -36,6 +46,7 @@ from kvorum.service.requests import (
     Get,
     GetLeader,
     GetMetrics,
+    GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
@@ -44,6 +55,7 @@ from kvorum.service.requests import (
     Put,
     RemoveMember,
     Request,
+    SetQuota,
     Snapshot,
     TransferLeadership,
 )
@@ -59,6 +71,7 @@ from kvorum.service.results import (
     NewLeader,
     NodeStatus,
     PutResult,
+    Quota,
     Result,
     StateHash,
     Version,
@@ -127,6 +140,8 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: FinalizeUpgrade) -> Awaitable[FeatureLevel]: ...
     @overload
+    def execute(self, principal: Principal, request: GetQuota | SetQuota) -> Awaitable[Quota]: ...
+    @overload
     def execute(self, principal: Principal, request: Snapshot) -> Awaitable[Backup]: ...
     @overload
     def execute(self, principal: Principal, request: CheckLiveness | CheckReadiness) -> Awaitable[Checks]: ...
@@ -172,6 +187,10 @@ class Service:
                 return self._transfer_leadership(request)
             case FinalizeUpgrade(timeout_ms):
                 return self._finalize(timeout_ms)
+            case GetQuota():
+                return self._get_quota()
+            case SetQuota():
+                return self._set_quota(request)
             case Snapshot():
                 return self._snapshot(request)
             case CheckLiveness() | CheckReadiness():
@@ -206,6 +225,9 @@ class Service:
             result = await self._node.propose(command, timeout_ms, principal.address)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
+        except NoSpaceError as error:
+            self._counters.no_space[error.reason] += 1
+            raise
         self._counters.writes += 1
         self._counters.write_duration.record(self._now() - started)
         match result:
@@ -215,7 +237,10 @@ class Service:
                 raise CompareFailedError(revision, mod_revision, command.prev_revision)
             case SessionRefused(revision, reason):
                 raise _session_error(revision, reason)
-            case SessionEnded() | FeatureLevelRaised() | FeatureLevelRefused():
+            case NoSpace(_, limit_bytes, used_bytes):
+                self._counters.no_space["quota"] += 1
+                raise quota_error(limit_bytes, used_bytes)
+            case SessionEnded() | QuotaSet() | FeatureLevelRaised() | FeatureLevelRefused():
                 raise InvariantViolatedError(f"a write was answered with {result}")
             case _:
                 assert_never(result)
@@ -320,6 +345,21 @@ class Service:
             return FeatureLevel(await self._node.finalize(self._bounded(timeout_ms)))
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
+
+    async def _get_quota(self) -> Quota:
+        return self._quota()
+
+    async def _set_quota(self, request: SetQuota) -> Quota:
+        limits.check_quota(request.limit_bytes)
+        try:
+            await self._node.set_quota(request.limit_bytes, self._bounded(request.timeout_ms))
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        return self._quota()
+
+    def _quota(self) -> Quota:
+        store = self._node.store
+        return Quota(store.quota.limit_bytes, store.used_bytes, store.quota.is_full)
 
     async def _snapshot(self, request: Snapshot) -> Backup:
         timeout_ms = self._bounded(request.timeout_ms)

@@ -61,6 +61,7 @@ class Counters:
         self.write_duration = Histogram()  # end to end: from the request's arrival to its answer
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)  # (op, code)
         self.request_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
+        self.no_space: defaultdict[str, int] = defaultdict(int)  # what is full: quota, disk
         self.redirects = 0
         self.inflight = 0
         # Consensus.

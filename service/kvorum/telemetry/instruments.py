@@ -29,6 +29,7 @@ Second = TypeVar("Second", str, int)
 STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joining")
 ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
+NO_SPACE_REASONS = ("quota", "disk")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
@@ -510,6 +511,25 @@ def _state() -> tuple[Instrument, ...]:
             "{session}",
             "Client sessions whose answers are remembered, for retries.",
             lambda s: _one(s.status.sessions),
+        ),
+        _gauge(
+            "kvorum.data.size",
+            "By",
+            "What keys, values and sessions take, with a fixed overhead for each, as the quota counts it.",
+            lambda s: _one(s.status.used_bytes),
+        ),
+        _gauge(
+            "kvorum.data.quota",
+            "By",
+            "The quota on data; 0: there is none yet. Above it puts are refused.",
+            lambda s: _one(s.status.quota_bytes),
+        ),
+        _counter(
+            "kvorum.no_space",
+            "{write}",
+            "Puts refused because there is no room for more data, by what is full: quota or disk.",
+            lambda s: _by(s.counters.no_space, NO_SPACE_REASONS),
+            "reason",
         ),
     )
 

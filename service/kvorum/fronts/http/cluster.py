@@ -14,21 +14,25 @@ from kvorum.service.requests import (
     AddMember,
     FinalizeUpgrade,
     GetLeader,
+    GetQuota,
     GetStateHash,
     GetStatus,
     ListMembers,
     PromoteMember,
     RemoveMember,
+    SetQuota,
     TransferLeadership,
 )
-from kvorum.service.results import Members
+from kvorum.service.results import Members, Quota
 
 _PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 16 * 1024
 _ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004", "client_url": "http://127.0.0.1:8004"}'
 _TRANSFER_EXAMPLE = '{"target": "n2"}'
+_QUOTA_EXAMPLE = '{"quota_bytes": 1073741824}'
 _encode = msgspec.json.Encoder().encode
 _decode_add_member = msgspec.json.Decoder(wire.AddMember).decode
+_decode_quota = msgspec.json.Decoder(wire.SetQuota).decode
 _decode_transfer = msgspec.json.Decoder(wire.TransferLeadership).decode
 
 
@@ -75,6 +79,17 @@ class ClusterHandlers:
         result = await self._execute(ANONYMOUS, FinalizeUpgrade(timeout_ms))
         return _json(wire.FeatureLevel(result.level))
 
+    async def quota(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /v1/cluster/quota``."""
+        Query(raw_query, frozenset())
+        return _quota(await self._execute(ANONYMOUS, GetQuota()))
+
+    async def set_quota(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``PUT /v1/cluster/quota``; answers with the quota that is in force."""
+        timeout_ms = _timeout_ms(raw_query)
+        wanted = decode_json(await self._body(request), _decode_quota, _QUOTA_EXAMPLE)
+        return _quota(await self._execute(ANONYMOUS, SetQuota(wanted.quota_bytes, timeout_ms)))
+
     async def members(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/cluster/members``."""
         Query(raw_query, frozenset())
@@ -109,6 +124,10 @@ def _json(body: msgspec.Struct) -> Response:
 
 def _members(result: Members) -> Response:
     return _json(wire.Members(result.members))
+
+
+def _quota(result: Quota) -> Response:
+    return _json(wire.Quota(result.limit_bytes, result.used_bytes, result.is_full))
 
 
 def _timeout_ms(raw_query: str) -> int | None:

@@ -108,6 +108,7 @@ class Dispatcher:
             "/v1/cluster/leader": _read("leader", cluster.leader)
             | {"POST": Route("leader", cluster.transfer_leadership)},
             "/v1/cluster/finalize": {"POST": Route("finalize", cluster.finalize)},
+            "/v1/cluster/quota": _read("quota", cluster.quota) | {"PUT": Route("quota", cluster.set_quota)},
             "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
             "/v1/hash": _read("hash", cluster.hash),
             "/v1/snapshot": {"GET": Route("snapshot", backup.save)},
