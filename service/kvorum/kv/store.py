@@ -61,6 +61,7 @@ class Store:
             (:mod:`kvorum.kv.state_hash`).
         time_ms: the log's time: the highest ``time_ms`` of any batch so far (Unix, ms).
         feature_level: the level in force for the next entry (:mod:`kvorum.kv.features`).
+        data_bytes: the bytes of all keys and values.
         configuration: the members at ``applied_index``; empty before the first configuration.
         cluster_id: the key of the sum over the records; empty below level 2.
         mismatch: the restored records do not have the sum that their snapshot carries: it was taken of a state that
@@ -78,6 +79,7 @@ class Store:
         "applied_term",
         "cluster_id",
         "configuration",
+        "data_bytes",
         "feature_level",
         "mismatch",
         "revision",
@@ -92,6 +94,7 @@ class Store:
         self.state_hash = 0
         self.time_ms = 0
         self.feature_level = FIRST_LEVEL
+        self.data_bytes = 0
         self.configuration = Configuration()
         self.cluster_id = ""
         self.mismatch: Mismatch | None = None
@@ -135,6 +138,7 @@ class Store:
         if record_sum is not None:
             store._changes = Changes(record_sum)
         store._records = records
+        store.data_bytes = sum(len(key) + len(record.value) for key, record in records.items())
         store._sessions = sessions
         return store
 
@@ -358,6 +362,8 @@ class Store:
             self.revision = revision = self.revision + 1
             create_revision = old.create_revision
             version = old.version + 1
+            self.data_bytes -= len(key) + len(old.value)
+        self.data_bytes += len(key) + len(command.value)
         self._records[key] = new = Record(command.value, create_revision, revision, version)
         if self._changes is not None:
             self._changes.put(key, old, new)
@@ -374,6 +380,7 @@ class Store:
         if mod_revision <= self._iterator_revision:
             self._preserved[key] = old
         self.revision += 1
+        self.data_bytes -= len(key) + len(old.value)
         del self._records[key]
         if self._changes is not None:
             self._changes.delete(key, old, self.revision)

@@ -25,6 +25,7 @@ from kvorum.node.reads import Reads
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Snapshots
+from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
@@ -78,6 +79,7 @@ class Driver:
         staleness: what counts how old the state may be.
         levels: what raises the feature level when it is time.
         log_time: what passes on the leader.
+        space: what refuses puts when the disks are full.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -102,6 +104,7 @@ class Driver:
         staleness: Staleness,
         levels: FeatureLevels,
         log_time: LogTime,
+        space: DiskSpace,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -122,6 +125,7 @@ class Driver:
         self._staleness = staleness
         self._levels = levels
         self._log_time = log_time
+        self._space = space
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
@@ -139,6 +143,8 @@ class Driver:
         """Let one tick of consensus time pass."""
         self._guard(self._raft.tick)
         self._guard(self._log_time.tick)
+        self._guard(self._space.tick)
+        self._guard(self._free_log)
         self._guard(self._proposals.expire)
         self._guard(self._reads.expire)
         self._guard(self._waits.expire)
@@ -148,6 +154,12 @@ class Driver:
         self._guard(self._report_digest)
         self._turns.may_have_changed = True
         self._turns.schedule()
+
+    def _free_log(self) -> None:
+        """Take the snapshots that give a full disk room."""
+        self._snapshots.begin_if_low()
+        if self._space.is_entry_due():
+            self._proposals.advance()
 
     def on_messages(self, _: NodeId, messages: tuple[Message, ...]) -> None:
         """Take messages from a peer.
@@ -166,6 +178,7 @@ class Driver:
                 continue
             if isinstance(message, HeartbeatResponse):
                 self._round_trips.answered(message)
+                self._space.reported(message)
                 continue
             self._turns.may_have_changed = True
             if isinstance(message, Heartbeat) and message.sender == raft.leader:
