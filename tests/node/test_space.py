@@ -122,6 +122,26 @@ def test_a_member_that_does_not_answer_is_no_room_for_a_quorum() -> None:
     assert not never_heard.accepts()
 
 
+def test_what_is_no_member_is_not_heard_and_not_remembered() -> None:
+    it = Leading()
+    for number in range(100):
+        it.space.reported(HeartbeatResponse(1, f"x@{number:016d}", US, round=1, free_bytes=0))
+    it.tick(own=2 * it.needed)
+    it.now_s += 3 * it.config.election_timeout_ms / 1000
+    it.tick(own=2 * it.needed)
+    assert it.accepts()
+    assert it.space.free_bytes_of(f"x@{1:016d}") is None
+
+
+def test_silence_alone_is_no_lack_of_room() -> None:
+    it = Leading()
+    it.tick(own=2 * it.needed, b=2 * it.needed, c=2 * it.needed)
+    it.now_s += 3 * it.config.election_timeout_ms / 1000
+    it.tick(own=2 * it.needed)
+    assert it.accepts()
+    assert it.space.refusal is None
+
+
 def test_what_was_proposed_since_the_reports_counts() -> None:
     it = Leading()
     spare = 1000

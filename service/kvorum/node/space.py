@@ -139,7 +139,12 @@ class DiskSpace:
     # --- What the members say -------------------------------------------------------------------------------------
 
     def reported(self, message: HeartbeatResponse) -> None:
-        """A member answered a heartbeat."""
+        """A member answered a heartbeat; what others say counts for nothing."""
+        members = self._raft.configuration
+        if members.get(message.sender) is None:
+            return
+        if len(self._reports) > len(members.members):
+            self._reports = {node: said for node, said in self._reports.items() if members.get(node) is not None}
         free_bytes = message.free_bytes if message.free_bytes >= 0 else _ENOUGH
         self._reports[message.sender] = (free_bytes, self._clock.monotonic())
 
@@ -186,8 +191,12 @@ class DiskSpace:
         if self._led_since_s is None:
             self._led_since_s = now_s
         voters = raft.configuration.voters()
-        free = {node: self._free_bytes_now(node, now_s) for node in voters if node != raft.id}
-        free[raft.id] = _ENOUGH if own is None else own
+        own_bytes = _ENOUGH if own is None else own
+        # Silence alone is no lack of room: a leader that hears no quorum steps down for that.
+        said = (self._reports[node][0] for node in voters if node in self._reports)
+        is_any_low = own_bytes < needed or any(free_bytes < needed for free_bytes in said)
+        free = {node: self._free_bytes_now(node, now_s, is_any_low) for node in voters}
+        free[raft.id] = own_bytes
         majority = sorted((free[node] for node in voters), reverse=True)[: raft.configuration.quorum()]
         of_majority = min(majority, default=_ENOUGH)
         # The leader cannot do without its own disk: nothing is proposed that it has no room for.
@@ -203,10 +212,10 @@ class DiskSpace:
             self._recent.clear()
         self._spare_bytes = _ENOUGH
 
-    def _free_bytes_now(self, node: NodeId, now_s: float) -> int:
-        """Return what counts for a member: one that does not answer is no help to a majority."""
+    def _free_bytes_now(self, node: NodeId, now_s: float, is_any_low: bool) -> int:
+        """Return what counts for a member: where a disk is full, one that does not answer is no help to a majority."""
         free_bytes, at_s = self._reports.get(node, (_ENOUGH, self._led_since_s or now_s))
-        return free_bytes if now_s - at_s < self._patience_s else 0
+        return 0 if is_any_low and now_s - at_s >= self._patience_s else free_bytes
 
     def _recent_bytes(self, now_s: float) -> int:
         recent = self._recent
