@@ -83,6 +83,8 @@ class MemberStatus(Struct, frozen=True):
     """What the member announced to this node last; None: nothing since this node started."""
     highest_feature_level: int | None = None
     """Likewise: the highest feature level that it supports."""
+    free_bytes: int | None = None
+    """How much its disk can still store besides the reserve. Known of the node itself, and of all on the leader."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
@@ -115,7 +117,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """What keys, values and sessions take, as the quota counts it."""
     quota_bytes: int = 0
     """The quota on data; 0: there is none (yet)."""
-    no_space: bool = False
+    quota_exceeded: bool = False
     """Puts are refused, since the data took more than the quota and has not yet fallen below 95 % of it."""
     members: tuple[MemberStatus, ...]
     last_contact_ms: int | None = None
@@ -124,6 +126,8 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """A quorum has confirmed within the last two election timeouts that all committed entries are applied here."""
     quarantined: str | None = None
     """Why this node serves nothing: its state differs from the leader's at the same index."""
+    no_space: str | None = None
+    """Why this node, the leader, refuses puts: the disks of a majority are nearly full. Deletes and reads go on."""
     feature_level: int = 1
     """The feature level of the cluster, as far as this node has applied the log."""
     highest_feature_level: int = 1

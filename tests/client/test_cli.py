@@ -168,7 +168,7 @@ def test_the_quota_is_shown_and_set_and_the_status_says_when_it_is_used_up(capsy
         assert await kv("quota", "get", "-o", "json") == 0
         assert json.loads(capsys.readouterr().out) == {"quota_bytes": 1 << 20, "used_bytes": used, "no_space": True}
         await kv("status")
-        assert "no space" in capsys.readouterr().out
+        assert "the data takes more than the quota" in capsys.readouterr().out
 
     run(scenario)
 

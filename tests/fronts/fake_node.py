@@ -212,7 +212,7 @@ class FakeNode:
             sessions=0,
             used_bytes=self.store.used_bytes,
             quota_bytes=self.store.quota.limit_bytes,
-            no_space=self.store.quota.is_full,
+            quota_exceeded=self.store.quota.is_full,
             members=tuple(self.members.values()),
             last_contact_ms=0,
             caught_up=True,

@@ -61,6 +61,7 @@ class Member:
             self.clock,
             self.log_time,
             SessionShares(self.state, self.clock),
+            cast(Any, SimpleNamespace(check=lambda _: None)),
         )
         self.proposed: list[bytes] = []
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from node.local_cluster import TIMEOUT_MS, Put, running
@@ -33,6 +35,7 @@ def proposals(server: Server) -> Proposals:
         clock,
         LogTime(server.raft, state, clock),
         SessionShares(state, clock),
+        cast(Any, SimpleNamespace(check=lambda _: None)),
     )
 
 

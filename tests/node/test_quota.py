@@ -128,7 +128,15 @@ def test_a_put_without_room_is_refused_before_it_reaches_the_log() -> None:
         store, counters = store_at_level_3(), Counters()
         raft = SimpleNamespace(id="n1", leader="n1", is_transferring=False)
         writes = Proposals(
-            cast(Any, raft), State(store), counters, 100, 1 << 20, SystemClock(), cast(Any, None), cast(Any, None)
+            cast(Any, raft),
+            State(store),
+            counters,
+            100,
+            1 << 20,
+            SystemClock(),
+            cast(Any, None),
+            cast(Any, None),
+            cast(Any, SimpleNamespace(check=lambda _: None)),
         )
         put = Put(b"a", bytes(MIB), -1, "ann", 1)
         apply(store, SetQuota(MIB, OPERATOR), put)

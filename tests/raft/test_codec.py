@@ -167,9 +167,10 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
     assert {frame: decode(bytes.fromhex(frame)) for frame in frames} == {
         frame: (message,) for frame, message in frames.items()
     }
-    # Version 0.2.0 appended two fields to the heartbeat, and one to the ReadIndex.
+    # Version 0.2.0 appended two fields to the heartbeat, and one to its answer and to the ReadIndex.
     longer = {
         "9198a2686203a161a16207090000": "919aa2686203a161a1620709000001c400",
+        "9195a368627203a162a16109": "9196a368627203a162a16109ff",
         "9195a2726903a162a16107": "9196a2726903a162a16107c2",
     }
     assert [encode([message]).hex() for message in frames.values()] == [longer.get(frame, frame) for frame in frames]

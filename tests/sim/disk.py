@@ -95,6 +95,21 @@ class SimDisk(MemoryStorage):
             self._note(record, value, crc)
         return super().load()
 
+    @property
+    def log_bytes(self) -> int:
+        """How large the rows are together."""
+        return sum(map(len, self._values))
+
+    @property
+    def file_bytes(self) -> int:
+        """How large the snapshot files are together."""
+        parts = (part for _, part in self.snapshots.parts.values())
+        return sum(map(len, (*self.snapshots.files.values(), *parts)))
+
+    def size_bytes(self, save: Save) -> int:
+        """Return how large the row of a save is."""
+        return len(self._encoded(save)[1])
+
     def copy(self) -> SimDisk:
         """Return what a copy of the whole disk would hold if it were taken now, as it is after a loss of power."""
         twin = deepcopy(self)

@@ -127,6 +127,7 @@ class Facts:
     def on_proposed(self, node: SimNode, payloads: Sequence[bytes]) -> None:
         """A leader proposed entries."""
         assert node.raft is not None
+        invariants.no_put_is_proposed_for_full_disks(node, payloads)
         for data in payloads:
             time_ms = decode_batch(data).time_ms
             if time_ms:

@@ -7,10 +7,12 @@ Each looks at one event and at what was seen before, so that all of them togethe
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sim.plan import MS, S
 
+from kvorum.kv.commands import Put, decode_batch
 from kvorum.kv.store import Store
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
@@ -375,6 +377,32 @@ def a_node_that_does_not_support_the_level_is_not_added(node: SimNode, model: St
                 "a_node_that_does_not_support_the_level_is_not_added",
                 f"{member.id} supports level {added.supported_level}, and becomes a member at {model.feature_level}",
             )
+
+
+def no_put_is_proposed_for_full_disks(node: SimNode, payloads: Sequence[bytes]) -> None:
+    """Disks that are equal fill together: a put is refused while there is room for deletes.
+
+    A leader needs some time to hear of it; and what is on its way when it does finds room.
+    """
+    raft, plan, nodes = node.raft, node.plan, node.world.nodes
+    assert raft is not None
+    known_after = 4 * plan.election_timeout_ticks + 4 * plan.heartbeat_timeout_ticks
+    known_since = max(node.filled_at_tick, node.led_from_tick)
+    if all(each.room is None for each in nodes.values()) or node.ticks - known_since < known_after:
+        return
+    if not any(isinstance(command, Put) for data in payloads for command in decode_batch(data).commands):
+        return
+    voters = [nodes[voter] for voter in raft.configuration.voters() if voter in nodes]
+    full = [voter for voter in voters if voter.room is not None and _is_nearly_full(voter)]
+    if node in full or len(voters) - len(full) < raft.configuration.quorum():
+        raise Broken(
+            "no_put_is_proposed_for_full_disks",
+            f"{node.id} proposes a put, and the disks of {', '.join(voter.id for voter in full)} are full",
+        )
+
+
+def _is_nearly_full(node: SimNode) -> bool:
+    return node.room is not None and (node.free_bytes or 0) < node.room.needed_bytes // 2
 
 
 def log_time_is_no_faster_than_twice_real_time(facts: Facts, node: SimNode, time_ms: int) -> None:

@@ -62,6 +62,8 @@ class Nemesis:
                 node.no_files_until = world.clock.now + 6 * fault.duration_us
                 if fault.argument % 2:
                     node.full_until = world.clock.now + fault.duration_us
+            case "disks_fill":
+                self._fill_disks(node, fault)
             case "snapshot_damage":
                 self._crash(node, fault)
                 node.damage_newest_snapshot()
@@ -101,6 +103,17 @@ class Nemesis:
     def _crash(self, node: SimNode, fault: Fault) -> None:
         node.crash("killed", durable=fault.argument % 2)
         self._world.clock.after(fault.duration_us, node.start)
+
+    def _fill_disks(self, node: SimNode, fault: Fault) -> None:
+        """Leave little room on every disk; or on every disk but one, so that its node cannot hear it from itself."""
+        if node.product is None:
+            return
+        needed = node.product.parts.space.needed_bytes
+        left = needed * (fault.argument % 256) // 100
+        for each in self._world.nodes.values():
+            each.filled_at_tick = each.ticks
+            if fault.argument % 3 or each is not node:
+                each.fill_disk(left, needed, fault.duration_us)
 
     def _damage_state(self, node: SimNode) -> None:
         """Change a record in memory, if the others are a majority, and remain one."""

@@ -29,6 +29,7 @@ from kvorum.errors import (
     CompareFailedError,
     FatalError,
     KvorumError,
+    NoSpaceError,
     NotLeaderError,
     SessionError,
     StorageError,
@@ -39,7 +40,7 @@ from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads
-from kvorum.raft import Change
+from kvorum.raft import Change, Role
 from kvorum.raft.messages import Load, NodeId, Ready, Save
 from kvorum.service import requests
 from kvorum.service.access import ANONYMOUS
@@ -74,8 +75,20 @@ class Answer(msgspec.Struct, frozen=True):
     leader: NodeId | None = None
 
 
+class Room(msgspec.Struct, frozen=True):
+    """How much the log and the snapshot files may take while a disk is full."""
+
+    bytes_max: int
+    needed_bytes: int
+    """How much a node wanted to be left when the disk filled."""
+    scale: int
+    """A byte of the log takes so many: a simulated workload is small."""
+
+
 DAMAGE = b"#"
 """What a damaged value consists of; no client writes such a value."""
+WRITES_THAT_FILL = 10_000
+"""A log of so many bytes, about 40 writes, takes all that is to be left of a full disk."""
 DAMAGED_BYTES = 8
 """A value is at least so long."""
 
@@ -134,6 +147,12 @@ class SimNode:
         self.full_until = 0
         self.no_files_until = 0
         """A disk that has room for the log may have none for a snapshot."""
+        self.room: Room | None = None
+        """What other programs have left of the disk; None: more than enough."""
+        self.filled_at_tick = 0
+        """The last time at which some disk was filled."""
+        self.led_from_tick = 0
+        self._led_term = 0
         self.fail_next_save = False
         self.late_saves_until = 0
         self.late_tasks_until = 0
@@ -190,6 +209,7 @@ class SimNode:
         self._is_doomed = False
         self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
+        self.filled_at_tick = self.led_from_tick = self._led_term = 0
         plan = self.plan
         self.loop = loop = SimLoop(
             self.world.clock,
@@ -371,7 +391,31 @@ class SimNode:
         self.stall(0)
         self.pause(0)
         self.full_until = self.no_files_until = 0
+        self.room = None
         self.late_saves_until = self.late_tasks_until = self.cut_fetches_until = 0
+
+    def fill_disk(self, left_bytes: int, needed_bytes: int, duration_us: int) -> None:
+        """Leave so many bytes of the disk for a while."""
+        scale = max(1, needed_bytes // WRITES_THAT_FILL)
+        used = self.disk.log_bytes * scale + self.disk.file_bytes
+        self.room = room = Room(used + left_bytes, needed_bytes, scale)
+
+        def end() -> None:
+            if self.room is room:
+                self.room = None
+
+        self.world.clock.after(duration_us, end)
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What is left of the disk; None: more than enough."""
+        if self.room is None:
+            return None
+        return max(self.room.bytes_max - self.disk.log_bytes * self.room.scale - self.disk.file_bytes, 0)
+
+    def has_room(self, log_bytes: int) -> bool:
+        """Tell whether the log can grow by so much."""
+        return self.room is None or (self.free_bytes or 0) >= log_bytes * self.room.scale
 
     def pause(self, until_us: int) -> None:
         """Stop the process until then (SIGSTOP)."""
@@ -494,6 +538,8 @@ class SimNode:
         )  # fmt: skip
         if picture == self._picture:
             return
+        if raft.role is Role.LEADER and raft.current_term != self._led_term:
+            self._led_term, self.led_from_tick = raft.current_term, self.ticks
         self.observe(self.world.facts.on_input, self)
         # Kept afterwards: a picture that is refused is looked at again.
         self._picture = picture
@@ -671,6 +717,9 @@ class SimNode:
             return Answer("result", SessionRefused(error.facts["revision"], error.facts["reason"]))
         except NotLeaderError as error:
             return Answer("not_leader", leader=error.leader)
+        except NoSpaceError:
+            self.world.counts["puts refused for lack of room"] += 1
+            return Answer("refused")
         except CallerError as error:
             return Answer(OUTCOMES[error.code].effect)
 

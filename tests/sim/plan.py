@@ -48,6 +48,7 @@ FAULT_KINDS = (
     "disk_stall",
     "disk_fail",
     "disk_full",
+    "disks_fill",
     "snapshot_damage",
     "clock_jump",
     "late_saves",
@@ -64,7 +65,8 @@ FAULT_KINDS = (
     "remove",
     "replace",
 )
-"""``late_saves`` are durable long before they are answered; with ``stop_reading`` a peer's messages wait unread for a
+"""``disks_fill`` leaves little room on the disks of all nodes, or of all but one, at the same time; ``late_saves`` are
+durable long before they are answered; with ``stop_reading`` a peer's messages wait unread for a
 while; ``cut_fetches`` breaks the connection behind every other piece of a snapshot; ``port_error`` is an exception that
 nothing in the product expects; ``stop`` is a clean stop; ``state_damage`` changes a record in the memory of a
 minority."""
@@ -203,7 +205,8 @@ def draw_plan(seed: int) -> Plan:
     )
     delay_s = Random(f"{seed}:delay").choice((0.0, 0.0, 0.3, 1.5))
     plan = msgspec.structs.replace(plan, shutdown_delay_s=min(delay_s, plan.shutdown_grace_s))
-    plan = msgspec.structs.replace(plan, faults=_draw_faults(draw, plan))
+    faults = _draw_faults(draw, plan) + _draw_full_disks(Random(f"{seed}:space"), plan)
+    plan = msgspec.structs.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_us)))
     if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
         # Below level 2 nobody could notice it.
         plan = msgspec.structs.replace(plan, finalize_after_s=0, upgraded_at_us=0)
@@ -249,7 +252,7 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
 
 def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
     """Draw which kinds of faults this seed uses, how many of each, and when."""
-    kinds = [kind for kind in FAULT_KINDS if draw.random() < 0.4]
+    kinds = [kind for kind in FAULT_KINDS if kind != "disks_fill" and draw.random() < 0.4]
     busy = draw.choice((0, 3, 8, 20, 36))
     faults = []
     for _ in range(busy if kinds else 0):
@@ -268,3 +271,18 @@ def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
             )
         )
     return tuple(sorted(faults, key=lambda fault: fault.at_us))
+
+
+def _draw_full_disks(draw: Random, plan: Plan) -> tuple[Fault, ...]:
+    if draw.random() < 0.8:
+        return ()
+    return tuple(
+        Fault(
+            at_us=draw.randrange(200 * MS, plan.duration_us),
+            kind="disks_fill",
+            target=draw.randrange(7),
+            duration_us=draw.randrange(2 * S, 8 * S),
+            argument=draw.randrange(1 << 16),
+        )
+        for _ in range(draw.choice((1, 1, 2)))
+    )

@@ -96,6 +96,9 @@ class SimStorage:
         pending = node.disk.pending
         if pending and self._is_refused(pending[0]):
             return
+        if pending and not self._has_room(pending[0]):
+            node.disk.crash()
+            return
         for operation in pending:
             node.on_durable(operation)
         node.disk.close()
@@ -117,6 +120,9 @@ class SimStorage:
             clock.after(node.plan.disk_us, self._end, operation, done)
         elif self._is_refused(operation):
             return
+        elif not self._has_room(operation):
+            node.world.counts["saves that wait for room"] += 1
+            clock.after(node.plan.tick_us, self._end, operation, done)
         else:
             node.disk.complete()
             node.on_durable(operation)
@@ -125,6 +131,18 @@ class SimStorage:
                 clock.after(late_us, self._loop.enter, self._answer, operation, done)
             else:
                 self._loop.enter(self._answer, operation, done)
+
+    def _has_room(self, operation: Save | Compaction | Load) -> bool:
+        node = self._node
+        return not isinstance(operation, Save) or node.room is None or node.has_room(node.disk.size_bytes(operation))
+
+    def free_bytes(self) -> int | None:
+        """Return what is left of the disk."""
+        return self._node.free_bytes
+
+    def measure(self, wanted_bytes: int) -> None:
+        """Look at the disk: what is left of it is known anyway."""
+        self._check()
 
     def _answer(self, operation: Save | Compaction | Load, done: Callable[[], None]) -> None:
         if self._is_closed:
@@ -198,7 +216,9 @@ class SimSnapshots:
             SnapshotFailedError: there is none.
         """
         self.check()
-        if self._node.no_files_until > self._node.world.clock.now:
+        room = self._node.room
+        is_full = room is not None and (self._node.free_bytes or 0) < room.needed_bytes // 8
+        if is_full or self._node.no_files_until > self._node.world.clock.now:
             self._node.world.counts["snapshots without room"] += 1
             raise SnapshotFailedError("there is no room for a snapshot")
 

@@ -51,11 +51,14 @@ class Disk:
         name: str = "",
         deadline_ms: int = DEADLINE_MS,
         log_memory_bytes_max: int | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
         self.failures: list[StorageError] = []
         self.failed = asyncio.Event()
         self.counters = Counters()
-        self.storage = SqliteStorage(folder, self._on_failure, deadline_ms, self.counters, name, log_memory_bytes_max)
+        self.storage = SqliteStorage(
+            folder, self._on_failure, deadline_ms, self.counters, name, log_memory_bytes_max, reserve_bytes
+        )
         self.loaded = Loaded()
         self._number = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from bench.processes import free_ports, serve_arguments
-from storage.support import load
+from storage.support import Disk, entries, load
 from storage.tracing import acknowledged, command, environment, needs_strace, read_trace, run_child, strings, trace
 from storage.workload import plan
+
+from kvorum.errors import StorageError
 
 
 def check(folder: Path, seed: int, least: int, most: int) -> None:
@@ -123,32 +126,53 @@ def small_disk(folder: Path, size_kib: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True, capture_output=True)
 
 
+def remount(folder: Path) -> None:
+    """Let a small disk be large."""
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.parametrize("size_kib", [80, 320])
-def test_a_full_disk_ends_the_node_and_loses_nothing(tmp_path: Path, size_kib: int) -> None:
-    with small_disk(tmp_path / "small", size_kib) as disk:
-        status, lines = run_child(command(disk / "n1", 100_000, 5))
-        assert status == 3, lines
-        assert "full" in lines[-1] or "No space left" in lines[-1], lines[-1]
-        assert acknowledged(lines) >= 1
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        check(disk / "n1", 5, acknowledged(lines), acknowledged(lines, "begin"))
-        status, lines = run_child(command(disk / "n1", 50, 5))
-        assert status == 0, "with room again, the node goes on"
-        check(disk / "n1", 5, acknowledged(lines), acknowledged(lines))
+@pytest.mark.parametrize("size_kib", [700, 1500])
+def test_a_disk_that_is_full_without_warning_ends_the_node_and_loses_nothing(
+    tmp_path: Path, size_kib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program takes the last room after the log has looked."""
+    monkeypatch.setattr("kvorum.storage.room.Room.holds", lambda *_: True)
+
+    async def scenario(folder: Path, small: Path) -> None:
+        saved = 0
+        async with Disk(folder) as disk:
+            with pytest.raises(StorageError, match=r"full|No space left"):
+                while True:
+                    await disk.save(1, *entries(saved + 1, saved + 1, size=20_000))
+                    saved += 1
+            assert len(disk.failures) == 1
+        assert saved
+        await asyncio.to_thread(remount, small)
+        async with Disk(folder) as disk:
+            assert [entry.index for entry in disk.loaded.entries[:saved]] == list(range(1, saved + 1))
+            last = disk.loaded.entries[-1].index
+            await disk.save(1, *entries(last + 1, last + 1))
+
+    with small_disk(tmp_path / "small", size_kib) as small:
+        asyncio.run(scenario(small / "n1", small))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 @pytest.mark.parametrize("size_kib", [8, 40, 64])
-def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line(tmp_path: Path, size_kib: int) -> None:
+def test_a_node_whose_disk_is_full_at_its_start_says_so_in_one_line_and_waits(tmp_path: Path, size_kib: int) -> None:
     with small_disk(tmp_path / "small", size_kib) as disk:
         client, peer = free_ports(2)
         node = [sys.executable, "-m", "kvorum", *serve_arguments("n1", client, {"n1": peer}, disk / "n1")]
-        status, lines = run_child([*node, "--log-format=text"])
-    assert status == 4, lines
-    (error,) = [line for line in lines if " info " not in line]
-    assert "error   kvorum.commands.serve: Cannot use the storage: " in error
-    assert "full" in error or "No space left" in error or "disk I/O error" in error
+        with subprocess.Popen([*node, "--log-format=text"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            error = next((line for line in process.stdout if " error " in line), "")
+            process.send_signal(signal.SIGTERM)
+            rest = process.stdout.read()
+        assert "error   kvorum.storage.log: The disk is full" in error
+        assert "the node waits for room before it starts" in error
+        assert " error " not in rest
+        assert process.returncode == 0
 
 
 # --- Killed -----------------------------------------------------------------------------------------------------------

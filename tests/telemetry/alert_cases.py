@@ -71,6 +71,7 @@ HOLDS_MIN = {
     "KvorumSaveLatency": 10,
     "KvorumSaveLatencyCritical": 10,
     "KvorumDiskLow": 5,
+    "KvorumDisksFull": 0,
     "KvorumDiskFilling": 15,
     "KvorumLogNotCompacting": 15,
     "KvorumLoopLag": 10,
@@ -346,6 +347,8 @@ CASES = (
         _nodes("kvorum_storage_disk_free_bytes", "15x30") + _nodes("kvorum_storage_disk_size_bytes", "100x30"),
         10,
     ),
+    Case("KvorumDisksFull", True, "the leader refuses", _nodes("kvorum_storage_puts_refused", "0x30", "1x30"), 1),
+    Case("KvorumDisksFull", False, "nobody refuses", _nodes("kvorum_storage_puts_refused", "0x30", "0x30"), 1),
     Case(
         "KvorumDiskFilling",
         True,

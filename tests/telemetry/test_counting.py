@@ -45,6 +45,7 @@ class Leading:
             SystemClock(),
             cast(Any, log_time),
             cast(Any, None),
+            cast(Any, SimpleNamespace(check=lambda _: None)),
         )
 
     def _propose(self, _: list[bytes]) -> tuple[int, int]:

@@ -45,6 +45,7 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
             counters=counters,
             name=config.name,
             log_memory_bytes_max=config.log_memory_bytes,
+            reserve_bytes=config.disk_reserve_bytes,
         )
         stack.push_async_callback(threads.run, storage.close)
         tasks = LoopTasks(supervisor)

@@ -198,6 +198,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Log entries kept after a snapshot, so that a slow follower can catch up without one.",
         ),
     ] = 10_000
+    disk_reserve_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024 * MIB,
+            description="Size of a file that is deleted when the disk is full, so that the node can start and delete "
+            "keys. At most an eighth of the file system. 0: there is no such file.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 8 * MIB
     log_memory_bytes: Annotated[
         int,
         Meta(

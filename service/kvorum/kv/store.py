@@ -166,6 +166,11 @@ class Store:
         """What the state takes, as the quota counts it: the same on every node, and about what it takes in memory."""
         return self._record_bytes + self._sessions.used_bytes
 
+    @property
+    def data_bytes(self) -> int:
+        """The bytes of all keys and values."""
+        return self._record_bytes - RECORD_OVERHEAD_BYTES * len(self._records)
+
     def check_room(self, command: Put) -> None:
         """Refuse a put that would be refused for lack of room if it were applied now.
 

@@ -23,6 +23,7 @@ from kvorum.node.report import Report
 from kvorum.node.session_shares import SessionShares
 from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots, load_store
+from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.sweeps import Sweeps
@@ -93,6 +94,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
     log_time = LogTime(raft, state, clock)
+    space = DiskSpace(config, raft, state, storage, clock, tasks, threads)
     proposals = Proposals(
         raft,
         state,
@@ -102,6 +104,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         clock,
         log_time,
         SessionShares(state, clock),
+        space,
         ports.tracer,
     )
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
@@ -116,7 +119,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
-    snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters)
+    snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
     staleness = Staleness(state, clock)
@@ -140,10 +143,11 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         levels=levels,
         quota=quota,
         log_time=log_time,
+        space=space,
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor)
+    report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor, space)
     peer_requests = PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity, levels)
     parts = Parts(
         identity=own,
@@ -158,6 +162,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         integrity=integrity,
         staleness=staleness,
         levels=levels,
+        space=space,
         sweeps=Sweeps(state, integrity, tasks),
         driver=driver,
         ticker=ticker,

@@ -26,6 +26,7 @@ from kvorum.node.reads import Reads
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
 from kvorum.node.snapshots import Snapshots
+from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
@@ -80,6 +81,7 @@ class Driver:
         levels: what raises the feature level when it is time.
         quota: what proposes the quota on data.
         log_time: what passes on the leader.
+        space: what refuses puts when the disks are full.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -105,6 +107,7 @@ class Driver:
         levels: FeatureLevels,
         quota: QuotaProposals,
         log_time: LogTime,
+        space: DiskSpace,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -126,6 +129,7 @@ class Driver:
         self._levels = levels
         self._quota = quota
         self._log_time = log_time
+        self._space = space
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
@@ -143,6 +147,8 @@ class Driver:
         """Let one tick of consensus time pass."""
         self._guard(self._raft.tick)
         self._guard(self._log_time.tick)
+        self._guard(self._space.tick)
+        self._guard(self._free_log)
         self._guard(self._proposals.expire)
         self._guard(self._reads.expire)
         self._guard(self._waits.expire)
@@ -153,6 +159,12 @@ class Driver:
         self._guard(self._report_digest)
         self._turns.may_have_changed = True
         self._turns.schedule()
+
+    def _free_log(self) -> None:
+        """Take the snapshots that give a full disk room."""
+        self._snapshots.begin_if_low()
+        if self._space.is_entry_due():
+            self._proposals.advance()
 
     def on_messages(self, _: NodeId, messages: tuple[Message, ...]) -> None:
         """Take messages from a peer.
@@ -171,6 +183,7 @@ class Driver:
                 continue
             if isinstance(message, HeartbeatResponse):
                 self._round_trips.answered(message)
+                self._space.reported(message)
                 continue
             self._turns.may_have_changed = True
             if isinstance(message, Heartbeat) and message.sender == raft.leader:

@@ -27,6 +27,7 @@ from kvorum.node.reads import Reads
 from kvorum.node.report import Report
 from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots
+from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.sweeps import Sweeps
@@ -56,6 +57,7 @@ class Parts:
     integrity: Integrity
     staleness: Staleness
     levels: FeatureLevels
+    space: DiskSpace
     sweeps: Sweeps
     driver: Driver
     ticker: Ticker
@@ -98,6 +100,7 @@ class Node:
         self.parts.membership.follow()
         self.parts.ticker.start()
         self.parts.sweeps.start()
+        self.parts.space.start()
         if self.parts.state.suspected_shift is not None:
             self.parts.integrity.investigate(self.parts.state.store.applied_index)
         log.info(
@@ -153,7 +156,13 @@ class Node:
         self.parts.ticker.stop()
         self.parts.driver.halt()
         await self.peers.close()
-        for part in (self.parts.sweeps, self.parts.integrity, self.parts.fetcher, self.parts.snapshots):
+        for part in (
+            self.parts.space,
+            self.parts.sweeps,
+            self.parts.integrity,
+            self.parts.fetcher,
+            self.parts.snapshots,
+        ):
             await part.close()
 
     # --- Requests -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, assert_never
 
 from kvorum.errors import (
@@ -27,6 +28,7 @@ from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
 from kvorum.node.session_shares import SessionShares
+from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import Entry
@@ -51,6 +53,7 @@ class Proposals:
         clock: by which writes expire.
         log_time: the time that entries carry.
         session_shares: who may open a session.
+        space: whether the disks have room for a put.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -64,6 +67,7 @@ class Proposals:
         clock: Clock,
         log_time: LogTime,
         session_shares: SessionShares,
+        space: DiskSpace,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -74,6 +78,7 @@ class Proposals:
         self._clock = clock
         self._log_time = log_time
         self._session_shares = session_shares
+        self._space = space
         self._tracer = tracer
         self.queue: deque[tuple[QueuedCommand, Waiter]] = deque()
         """Not proposed yet."""
@@ -131,6 +136,12 @@ class Proposals:
             self._check_room(store, command)
         if address and isinstance(command, Put | Delete) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
+        if isinstance(command, Put):
+            try:
+                self._space.check(_weight(command))
+            except NoSpaceError:
+                self._counters.proposals["refused"] += 1
+                raise
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)
@@ -164,6 +175,12 @@ class Proposals:
                 self._proposed[index] = (term, waiters, self._clock.monotonic())
                 if self._tracer is not None:
                     self._tracer.proposed(index, term, waiters)
+
+    def advance(self) -> None:
+        """Propose an entry that changes nothing, so that a snapshot may be taken at a later index than the last."""
+        if not self._log_time.is_unknown:
+            with suppress(CallerError):
+                self._raft.propose([encode_batch(self._log_time.now_ms(), [])])
 
     def _fail_replaced(self, index: int) -> None:
         """Fail the writes proposed at this index in an earlier term: their entry was truncated and is never applied."""

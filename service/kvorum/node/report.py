@@ -12,6 +12,7 @@ from kvorum.kv.store import Store
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import Announcement, FeatureLevels
+from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
@@ -41,6 +42,7 @@ class Report:
         levels: what the members announced.
         ticker: whether the event loop runs.
         supervisor: whether the process is about to end.
+        space: what room the disks have.
 
     Attributes:
         is_stopping: the node is about to stop, and not ready any more.
@@ -58,6 +60,7 @@ class Report:
         levels: FeatureLevels,
         ticker: Ticker,
         supervisor: Supervisor,
+        space: DiskSpace,
     ) -> None:
         self.is_stopping = False
         self.removed_by: Hello | None = None
@@ -70,6 +73,7 @@ class Report:
         self._levels = levels
         self._ticker = ticker
         self._supervisor = supervisor
+        self._space = space
 
     def status(self) -> NodeStatus:
         """Return the node's own account."""
@@ -81,6 +85,8 @@ class Report:
             caught_up=self._is_caught_up(),
             quarantined=self._integrity.quarantined,
             announcement=self._levels.announcement,
+            no_space=self._space.refusal,
+            free_bytes=self._space.free_bytes_of,
         )
 
     def leader_client_url(self) -> str | None:
@@ -156,6 +162,8 @@ def node_status(
     caught_up: bool,
     quarantined: str | None,
     announcement: Callable[[NodeId], Announcement | None],
+    no_space: str | None,
+    free_bytes: Callable[[NodeId], int | None],
 ) -> NodeStatus:
     """Return the node's own account."""
     leader = raft.configuration.get(raft.leader) if raft.leader else None
@@ -182,17 +190,21 @@ def node_status(
         sessions=store.session_count,
         used_bytes=store.used_bytes,
         quota_bytes=store.quota.limit_bytes,
-        no_space=store.quota.is_full,
-        members=tuple(_member_status(raft, member, announcement(member.id)) for member in raft.configuration.members),
+        quota_exceeded=store.quota.is_full,
+        members=tuple(
+            _member_status(raft, member, announcement(member.id), free_bytes(member.id))
+            for member in raft.configuration.members
+        ),
         last_contact_ms=last_contact_ms,
         caught_up=caught_up,
         quarantined=quarantined,
+        no_space=no_space,
         feature_level=store.feature_level,
         highest_feature_level=HIGHEST_LEVEL,
     )
 
 
-def _member_status(raft: RaftStatus, member: Member, said: Announcement | None) -> MemberStatus:
+def _member_status(raft: RaftStatus, member: Member, said: Announcement | None, free_bytes: int | None) -> MemberStatus:
     version, highest_level = (None, None) if said is None else (said.version, said.highest_level)
     progress = raft.progress.get(member.id)
     if raft.role is Role.LEADER and member.id == raft.id:
@@ -208,6 +220,7 @@ def _member_status(raft: RaftStatus, member: Member, said: Announcement | None) 
             client_url=member.client_url,
             version=version,
             highest_feature_level=highest_level,
+            free_bytes=free_bytes,
         )
     return MemberStatus(
         member.id,
@@ -222,4 +235,5 @@ def _member_status(raft: RaftStatus, member: Member, said: Announcement | None) 
         replication=replication,
         version=version,
         highest_feature_level=highest_level,
+        free_bytes=free_bytes,
     )

@@ -11,6 +11,7 @@ from kvorum.kv.snapshot import Restorer
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Tasks, Threads
+from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.raft import Raft
@@ -23,6 +24,9 @@ log = logging.getLogger("kvorum.snapshot")
 
 RETRY_S = 30.0
 """After a snapshot that could not be stored, none is begun by itself for so long."""
+
+LOW_SHARE = 16
+"""A disk with too little room gets a snapshot when that frees one part in so many of what is needed."""
 
 PINS_MAX = 2
 """Snapshots that are kept only because peers read them."""
@@ -45,6 +49,7 @@ class Snapshots:
         threads: where the disk is written.
         supervisor: who knows whether the process is about to end.
         counters: where snapshots are counted.
+        space: whether the disk has little room, so that the log is to be kept short.
     """
 
     def __init__(
@@ -58,7 +63,9 @@ class Snapshots:
         threads: Threads,
         supervisor: Supervisor,
         counters: Counters,
+        space: DiskSpace,
     ) -> None:
+        self._space = space
         self._entries_due = config.snapshot_entries
         self._bytes_due = config.snapshot_bytes
         self._retain_entries = config.log_retain_entries
@@ -82,6 +89,8 @@ class Snapshots:
         self._pins: dict[int, float] = {}
         """Until when each snapshot is kept for its readers, by last index."""
         self._is_compacting = False
+        self._uncut_bytes = 1 << 62
+        """Of log between the two snapshots that are kept: it is cut when the next one is there. Not known at start."""
 
     # --- Taking -------------------------------------------------------------------------------------------------
 
@@ -90,10 +99,25 @@ class Snapshots:
         state, snapshot = self._state, self._raft.snapshot
         last = snapshot.last_index if snapshot else 0
         applied = state.store.applied_index
-        if applied - last < self._entries_due and state.bytes_since_snapshot < self._bytes_due:
+        bytes_due = min(self._bytes_due, self._space.log_bytes_due)
+        if applied - last < self._entries_due and state.bytes_since_snapshot < bytes_due:
             return
         # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
         if not state.may_be_wrong and last <= applied and self._clock.monotonic() >= self._not_before_s:
+            self.begin()
+
+    def begin_if_low(self) -> None:
+        """Begin a snapshot if that gives a disk with too little room some. Called once a tick."""
+        state, space = self._state, self._space
+        if not space.is_low or (self._task is not None and not self._task.done()):
+            return
+        freed_bytes = self._uncut_bytes + state.bytes_since_snapshot
+        freed_bytes += sum(info.size_bytes - space.state_bytes for info in self._storage.snapshots.kept())
+        if freed_bytes < space.needed_bytes // LOW_SHARE:
+            return
+        last = self._raft.snapshot.last_index if self._raft.snapshot else 0
+        is_new = state.store.applied_index > last and not state.may_be_wrong
+        if is_new and self._clock.monotonic() >= self._not_before_s:
             self.begin()
 
     def begin(self) -> asyncio.Task[None]:
@@ -110,11 +134,11 @@ class Snapshots:
         if self._task is None or self._task.done():
             if state.store.applied_index < raft.log.base_index:
                 raise SnapshotFailedError("a newer snapshot is being installed")
-            state.bytes_since_snapshot = 0
+            log_bytes, state.bytes_since_snapshot = state.bytes_since_snapshot, 0
             snapshot = raft.snapshot_at(state.store.applied_index)
             # The iterator is made now: by the time the task runs, the store may have moved on.
             iterator = state.store.begin_snapshot()
-            self._task = self._tasks.spawn(self._take(iterator, snapshot), name="snapshot")
+            self._task = self._tasks.spawn(self._take(iterator, snapshot, log_bytes), name="snapshot")
         return self._task
 
     async def ended(self) -> None:
@@ -128,17 +152,19 @@ class Snapshots:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _take(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
+    async def _take(self, iterator: SnapshotIterator, snapshot: Snapshot, log_bytes: int) -> None:
         try:
             await self._write(iterator, snapshot)
         except StorageError as error:
             # The log goes on without a snapshot; only space is lost. Try again later.
             self._not_before_s = self._clock.monotonic() + RETRY_S
+            self._state.bytes_since_snapshot += log_bytes
             log.error("snapshot at index %d failed: %s", snapshot.last_index, error)
             return
         if self._supervisor.has_failed:
             return
-        self._compact(self._raft.compact(snapshot, self._retain_entries))
+        self._uncut_bytes = log_bytes
+        self._compact(self._raft.compact(snapshot, 0 if self._space.is_tight else self._retain_entries))
 
     async def _write(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
         """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.

@@ -104,7 +104,10 @@ class Follower:
         """Answer at once: the answer says nothing about the log."""
         state = self._state
         state.log.commit_to(message.commit_index)
-        state.send(HeartbeatResponse(state.current_term, state.id, message.sender, round=message.round))
+        response = HeartbeatResponse(
+            state.current_term, state.id, message.sender, round=message.round, free_bytes=state.free_bytes
+        )
+        state.send(response)
 
     def _on_install_snapshot(self, message: InstallSnapshot) -> None:
         """Have the offered snapshot fetched, or answer at once if the log holds what it covers."""

@@ -166,9 +166,14 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
 
 
 class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):
-    """Carries back the round; says nothing about the log, so it need not wait for the disk."""
+    """Carries back the round; says nothing about the log, so it need not wait for the disk.
+
+    ``free_bytes``: how much the sender's disk can still store, for the leader's driver (-1: not known). Version 0.1.0
+    does not send it and skips it.
+    """
 
     round: Number
+    free_bytes: Annotated[int, msgspec.Meta(ge=-1, lt=INDEX_MAX)] = -1
 
 
 class ReadIndex(_Message, frozen=True, array_like=True, tag="ri", kw_only=True):

@@ -25,6 +25,7 @@ from kvorum.raft.leader import Leader
 from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
+    INDEX_MAX,
     TERM_JUMP_MAX,
     Configuration,
     Entry,
@@ -247,6 +248,10 @@ class Raft:
     def set_unfit(self, is_unfit: bool) -> None:
         """Say whether the state machine is known to be wrong: such a server neither campaigns nor goes on leading."""
         self._state.is_unfit = is_unfit
+
+    def set_free_bytes(self, free_bytes: int | None) -> None:
+        """Let the answers to heartbeats carry how much the disk can still store; None: not known."""
+        self._state.free_bytes = -1 if free_bytes is None else min(free_bytes, INDEX_MAX - 1)
 
     def snapshot_at(self, index: int) -> Snapshot:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.

@@ -72,6 +72,8 @@ class State:
         self._save_ticks = 0
         self.is_unfit = False
         """The state machine is known to be wrong: this server must not lead."""
+        self.free_bytes = -1
+        """How much the disk can still store; -1: not known. Said to the leader; means nothing here."""
         self._snapshot_to_save: Snapshot | None = None
         self._snapshot_to_restore: Snapshot | None = None
         self._fetching: Fetch | None = None

@@ -12,6 +12,7 @@ it is made safe. The layers:
 - :mod:`~kvorum.storage.snapshot_format`, :mod:`~kvorum.storage.snapshots`, :mod:`~kvorum.storage.retention`: snapshot
   files, and which of them are kept;
 - :mod:`~kvorum.storage.datadir`: the data folder: its lock, and what is set aside, restored or recovered in it;
+- :mod:`~kvorum.storage.room`: the room that is left on the disk, and a reserve for when there is none;
 - :mod:`~kvorum.storage.offline`: a folder that is changed while no node runs on it;
 - :mod:`~kvorum.storage.files`: files that are durable when a function returns;
 - :mod:`~kvorum.storage.memory`: the twin in memory, for tests and the simulator.

@@ -6,6 +6,7 @@
     mark                     a lower bound of the log's end (:mod:`kvorum.storage.high_water_mark`)
     addresses                where peers answered last (:mod:`kvorum.transport.addresses`)
     lock                     held while a node runs
+    reserve                  bytes that are given up when the disk is full (:mod:`kvorum.storage.room`)
     snapshots/               see :mod:`kvorum.storage.snapshots`
     force-new-cluster        asks the node to recover when it starts next
     removing                 says that the folder is being emptied: this member was removed
@@ -33,6 +34,7 @@ from pathlib import Path
 
 from kvorum.errors import StorageLockedError, StorageReplacedError
 from kvorum.storage.files import FILE_MODE, FOLDER_MODE, check_not_world_writable, explained, sync_folder
+from kvorum.storage.room import RESERVE
 
 log = logging.getLogger("kvorum.storage")
 
@@ -52,7 +54,7 @@ REPLACED = "replaced"
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
-_STAYS = frozenset({LOCK, "lost+found", BUILDING, STAGED, REPLACING, MOVING, REPLACED})
+_STAYS = frozenset({LOCK, RESERVE, "lost+found", BUILDING, STAGED, REPLACING, MOVING, REPLACED})
 """Names that no protocol moves."""
 
 _OURS = _STAYS | {

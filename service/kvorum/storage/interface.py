@@ -193,7 +193,10 @@ class Storage(Protocol):
         """
 
     def save(self, save: Save, done: Callable[[], None]) -> None:
-        """Make ``save`` durable in one atomic write, then call ``done`` on the event loop. At most one in flight."""
+        """Make ``save`` durable in one atomic write, then call ``done`` on the event loop. At most one in flight.
+
+        Without room for it, it waits until there is some.
+        """
 
     def load_entries(self, load: Load, done: Callable[[tuple[Entry, ...]], None]) -> None:
         """Read entries of the log back, then call ``done`` on the event loop. At most one load at a time.
@@ -206,6 +209,15 @@ class Storage(Protocol):
         """Forget log entries before ``first_index``, which a durable snapshot covers, then call ``done``.
 
         Works in slices, and saves may go on meanwhile; at most one compaction at a time. Every slice is crash-safe.
+        """
+
+    def free_bytes(self) -> int | None:
+        """Return how many bytes can still be stored besides the reserve, as far as known; None: not known."""
+
+    def measure(self, wanted_bytes: int) -> None:
+        """Look how much room is left; call it now and then. Blocking: run it in a thread.
+
+        A reserve that was given up is made again if ``wanted_bytes`` remain beside it.
         """
 
     def close(self) -> None:

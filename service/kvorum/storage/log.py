@@ -15,13 +15,16 @@ least, so that a lost end is noticed even where SQLite itself sees a shorter but
 
 **What fails.** A statement that fails ends the storage: ``failed`` is called once, and no save is answered any more.
 Nothing is ever tried again: after a failed fsync the kernel may have dropped the pages. A disk that merely does not
-answer is waited for, for minutes: shared storage that stalls would otherwise end every node at the same time.
+answer is waited for, for minutes: shared storage that stalls would otherwise end every node at the same time. So is a
+disk that is full: before anything is written, :mod:`kvorum.storage.room` says whether it fits, and what does not waits
+for as long as it takes. Only where another program takes the last room in between, a statement fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -54,9 +57,10 @@ from kvorum.storage.records import (
     make_record,
     recover,
 )
+from kvorum.storage.room import Room
 from kvorum.storage.snapshots import Snapshots
 from kvorum.storage.table import Table
-from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, create_log, key_of, read_log
+from kvorum.storage.verify import IDENTITY_KEY, TABLE, Log, create_log, key_of, read_log, unfolded_bytes
 from kvorum.telemetry.counters import Counters
 
 log = logging.getLogger(__name__)
@@ -66,12 +70,19 @@ INSERT_IDENTITY = f"INSERT OR REPLACE INTO {TABLE} (key, value) VALUES (?, ?)"  
 SELECT = f"SELECT value FROM {TABLE} WHERE key BETWEEN ? AND ? ORDER BY key"  # noqa: S608
 DELETE_BEFORE = f"DELETE FROM {TABLE} WHERE key < ?"  # noqa: S608
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+COUNT_FREE_PAGES = "PRAGMA freelist_count"
 
 CHECKPOINT_PAGES = 1000
 """How many pages (4 KiB) the write-ahead log may grow by, about, before it is folded into the database."""
 COMPACT_ROWS = 256
 COMPACT_BYTES = 4 * 1024 * 1024
 """What one statement of a compaction deletes at most: saves wait behind it."""
+CHECKPOINT_PAGES_LOW = 64
+"""The same on a disk with little room: what is not folded in yet takes its room twice."""
+LOW_BYTES = 16 * 1024 * 1024
+"""So much is little."""
+ROOM_RETRY_S = 1.0
+"""How often a write that does not fit looks whether there is room now."""
 CLOSE_DEADLINE_S = 10.0
 WATCHDOG_S = 5.0
 """How often the save in flight is looked at, and after how long the log says that the disk does not answer."""
@@ -106,6 +117,7 @@ class SqliteStorage:
         counters: where saves are counted.
         name: the node that the folder must belong to if it belongs to any; empty: any.
         log_memory_bytes_max: how much of the log's end :meth:`load` returns; None: all of it.
+        reserve_bytes: how much room is kept in reserve for a full disk; 0: none.
     """
 
     def __init__(
@@ -116,6 +128,7 @@ class SqliteStorage:
         counters: Counters,
         name: str = "",
         log_memory_bytes_max: int | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
         self._log_memory_bytes_max = log_memory_bytes_max
         self._folder = Path(data_dir)
@@ -123,7 +136,10 @@ class SqliteStorage:
         self._save_deadline_s = save_deadline_ms / 1000
         self._counters = counters
         self._name = name
-        self._snapshots = Snapshots(self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error))
+        self._room = Room(self._folder, reserve_bytes)
+        self._snapshots = Snapshots(
+            self._folder / SNAPSHOTS, lambda error: self._wake(self._snapshot_broken, error), self._room
+        )
         self._mark = HighWaterMark(self._folder / MARK)
         self._lock: Lock | None = None
         self._files: OpenFiles | None = None
@@ -136,8 +152,13 @@ class SqliteStorage:
         self._compaction: tuple[int, Callable[[], None]] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._pages = 0
+        self._free_pages = 0
+        """Pages of the database that hold nothing; the log is written to them before the file grows."""
+        self._waits_for_room = False
+        """The save in flight has not begun, since it does not fit."""
         self._dead = False
         self._closed = False
+        self._closing = threading.Event()
 
     @property
     def snapshots(self) -> Snapshots:
@@ -161,16 +182,36 @@ class SqliteStorage:
                 create_folder(self._folder)
                 check_not_world_writable(self._folder)
                 self._lock = Lock(self._folder)
+                self._await_room(0)
                 self._snapshots.open()
                 log = read_log(self._folder / DATABASE, self._log_memory_bytes_max)
                 self._check(log)
                 damaged: list[int] = []
                 loaded = recover(log.identity, log.state, self._snapshots.verified(damaged), damaged)
+                self._await_room(unfolded_bytes(self._folder / DATABASE))
                 self._open(log, loaded)
         except StorageError:
             self.close()
             raise
         return loaded
+
+    def _await_room(self, size_bytes: int) -> None:
+        """Return when there is room for so many bytes, from the reserve if need be.
+
+        Raises:
+            StorageError: the storage was closed meanwhile.
+        """
+        is_told = False
+        while not self._room.make(size_bytes):
+            if not is_told:
+                is_told = True
+                log.error(
+                    "The disk is full (%d bytes are free, %s): the node waits for room before it starts",
+                    self._room.free_bytes or 0,
+                    self._folder,
+                )
+            if self._closing.wait(ROOM_RETRY_S):
+                raise StorageError(f"cannot use the data folder {self._folder}: the disk is full")
 
     def _check(self, log: Log) -> None:
         """Compare the log with what stands beside it, and make the mark of a folder that is new."""
@@ -199,6 +240,7 @@ class SqliteStorage:
         if not path.exists():
             create_log(path)
         self._table = Table(path, TABLE, self._save_deadline_s, CLOSE_DEADLINE_S)
+        self._free_pages = self._table.run(COUNT_FREE_PAGES)[0][0]
         self._mark.open()
         self._files = OpenFiles(self._folder, (LOCK, DATABASE, WRITE_AHEAD_LOG, MARK))
         sync_folder(self._folder)
@@ -246,7 +288,86 @@ class SqliteStorage:
                 error = self._adopt(record.base.last_index)
             self._wake(self._saved, error)
 
-        self._begin(INSERT, (key_of(record.seq), value), answered)
+        self._write(len(value), partial(self._begin, INSERT, (key_of(record.seq), value), answered), is_save=True)
+
+    # --- Room ---------------------------------------------------------------------------------------------------------
+
+    def free_bytes(self) -> int | None:
+        """Return how much can be stored besides the reserve."""
+        free_bytes = self._room.unreserved_bytes
+        if free_bytes is None:
+            return None
+        # The database grows by what is not folded in yet, unless that goes to pages that are free.
+        return max(free_bytes + (self._free_pages - self._pages) * _PAGE_BYTES, 0)
+
+    def measure(self, wanted_bytes: int) -> None:
+        """Look how much room is left, and make the reserve again if ``wanted_bytes`` remain beside it."""
+        self._room.measure()
+        if not self._closed:
+            self._room.keep(wanted_bytes)
+
+    def _needed_bytes(self, size_bytes: int) -> int:
+        """Return what must be free for a write: it goes into the write-ahead log, and the database grows as much."""
+        return 2 * (size_bytes + _PAGES_PER_STATEMENT * _PAGE_BYTES) + self._pages * _PAGE_BYTES
+
+    def _write(self, size_bytes: int, begin: Callable[[], None], *, is_save: bool = False) -> None:
+        """Begin a write when there is room for it, from the reserve if need be.
+
+        With plenty of room that is at once. With little, a thread looks how much there is now: other programs may have
+        written as well since it was measured.
+        """
+        if self._room.holds(self._needed_bytes(size_bytes) + LOW_BYTES):
+            self._room.take(2 * size_bytes)
+            begin()
+            return
+        loop = self._running_loop()
+
+        def made(making: asyncio.Future[bool]) -> None:
+            if self._dead or self._closed or making.cancelled():
+                return
+            if making.result():
+                if is_save:
+                    self._has_room()
+                self._room.take(2 * size_bytes)
+                begin()
+                return
+            if is_save:
+                self._has_no_room()
+            loop.call_later(ROOM_RETRY_S, attempt)
+
+        def make(error: BaseException | None) -> None:
+            if error is not None:
+                self._checkpointed(error)
+            if not self._dead and not self._closed:
+                making = loop.run_in_executor(None, self._room.make, self._needed_bytes(size_bytes))
+                making.add_done_callback(made)
+
+        def attempt() -> None:
+            if self._pages and self._room.holds(self._pages * _PAGE_BYTES):
+                # What is not folded in yet takes its room twice.
+                self._pages = 0
+                self._begin(CHECKPOINT, (), lambda rows, error: self._wake(make, error))
+            else:
+                make(None)
+
+        attempt()
+
+    def _has_no_room(self) -> None:
+        if not self._waits_for_room:
+            self._waits_for_room = True
+            log.error(
+                "The disk is full (%d bytes are free, %s): saves wait for room, and go on by themselves",
+                self._room.free_bytes or 0,
+                self._folder,
+            )
+
+    def _has_room(self) -> None:
+        if self._in_flight is not None:
+            # The disk was not asked before.
+            self._in_flight.started = self._running_loop().time()
+        if self._waits_for_room:
+            self._waits_for_room = False
+            log.warning("The disk has room again (%s)", self._folder)
 
     def _write_mark(self, seq: int, crc: int) -> BaseException | None:
         """Runs on the table's thread: the mark's page may be under write-back, and the loop must not wait for that."""
@@ -290,8 +411,9 @@ class SqliteStorage:
         if self._in_flight is None or self._dead:
             return
         loop = self._running_loop()
-        if watchdog is not None and loop.time() - watchdog.when() > PAUSE_S:
-            # The whole process stood still (a paused or suspended machine), and so did the disk's answer: start anew.
+        if self._waits_for_room or (watchdog is not None and loop.time() - watchdog.when() > PAUSE_S):
+            # The save has not begun. Or the whole process stood still (a paused or suspended machine), and so did the
+            # disk's answer: start anew.
             self._in_flight.started = loop.time()
         waited_s = loop.time() - self._in_flight.started
         remaining_s = self._save_deadline_s - waited_s
@@ -364,17 +486,37 @@ class SqliteStorage:
         taken = self._log.rows.take(first_index, COMPACT_ROWS, COMPACT_BYTES)
         if not taken:
             self._compaction = None
-            done()
+            self._begin(
+                COUNT_FREE_PAGES, (), lambda rows, error: self._wake(partial(self._compacted, done, rows), error)
+            )
             return
         self._grew(len(taken))
-        self._begin(
-            DELETE_BEFORE, (key_of(taken[-1].seq + 1),), lambda rows, error: self._wake(self._compact_slice, error)
+        delete = partial(
+            self._begin,
+            DELETE_BEFORE,
+            (key_of(taken[-1].seq + 1),),
+            lambda rows, error: self._wake(self._compact_slice, error),
         )
+        self._write(len(taken) * _PAGE_BYTES, delete)
+
+    def _compacted(self, done: Callable[[], None], rows: list[tuple[Any, ...]], error: BaseException | None) -> None:
+        if self._dead or self._closed:
+            return
+        if error is not None:
+            self._fail(f"the free pages of the log could not be counted: {error}")
+            return
+        self._free_pages = rows[0][0]
+        done()
 
     def _grew(self, pages: int) -> None:
         """Fold the write-ahead log into the database when it has grown enough."""
         self._pages += pages + _PAGES_PER_STATEMENT
-        if self._pages >= CHECKPOINT_PAGES:
+        self._free_pages = max(self._free_pages - pages, 0)
+        is_low = self._room.free_bytes is not None and self._room.free_bytes < LOW_BYTES
+        if self._pages >= (CHECKPOINT_PAGES_LOW if is_low else CHECKPOINT_PAGES):
+            if is_low and not self._room.holds(self._pages * _PAGE_BYTES):
+                # It would fail. The next write waits for this room, too.
+                return
             self._pages = 0
             self._begin(CHECKPOINT, (), lambda rows, error: self._wake(self._checkpointed, error))
 
@@ -399,6 +541,7 @@ class SqliteStorage:
     def close(self) -> None:
         """Wait for the save in flight and release the folder; with a disk that does not answer, keep the lock."""
         self._closed = True
+        self._closing.set()
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None

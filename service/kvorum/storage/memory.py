@@ -114,6 +114,13 @@ class MemoryStorage:
             raise InvariantViolatedError("a compaction was begun while another is in progress")
         self._begin(Compaction(first_index), done)
 
+    def free_bytes(self) -> int | None:
+        """Return that it is not known how much can be stored."""
+        return None
+
+    def measure(self, wanted_bytes: int) -> None:
+        """Look at nothing: memory has room."""
+
     def close(self) -> None:
         """Make durable what is pending, as a disk does that waits for its writes; nothing is answered."""
         self.crash(len(self._pending))

@@ -27,6 +27,7 @@ from kvorum.raft.messages import Snapshot
 from kvorum.storage import retention
 from kvorum.storage.files import FILE_MODE, create_folder, explained, opened_folder, sync_folder
 from kvorum.storage.interface import SnapshotInfo
+from kvorum.storage.room import LOG_BYTES, Room
 from kvorum.storage.snapshot_format import (
     CHUNK_BYTES,
     HASH_BYTES,
@@ -63,10 +64,12 @@ class Snapshots:
         folder: where they are.
         broken: called, on any thread, when the disk refuses a write for a reason that does not go away by itself, as a
             lack of room or of descriptors does.
+        room: what is left on the disk; None: it is not asked.
     """
 
-    def __init__(self, folder: Path, broken: Callable[[StorageError], None]) -> None:
+    def __init__(self, folder: Path, broken: Callable[[StorageError], None], room: Room | None = None) -> None:
         self.folder = folder
+        self._room = room
         self._broken = broken
         self._files = threading.Lock()
         """Held while names in the folder change, and while that is synced; never taken on the event loop."""
@@ -250,6 +253,19 @@ class Snapshots:
                 superfluous = self._forget_superfluous()
             self._remove(superfluous)
 
+    def take_room(self, size_bytes: int) -> None:
+        """Check that so many bytes can be written without taking what the log needs. Blocks.
+
+        Raises:
+            OSError: they cannot.
+        """
+        if self._room is None:
+            return
+        self._room.measure()
+        if not self._room.holds(size_bytes + LOG_BYTES):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._room.take(size_bytes)
+
     def failure(self, what: str, error: OSError) -> StorageError:
         """Return what to raise when a file could not be written: only what goes away by itself spares the node."""
         if error.errno in _FOR_NOW:
@@ -340,6 +356,7 @@ class Writer:
         return self._snapshots.failure("cannot write a snapshot", error)
 
     def _append(self, chunk: bytes) -> None:
+        self._snapshots.take_room(len(chunk))
         self._file.write(chunk)
         self._size_bytes += len(chunk)
         if self._size_bytes - self._written_back >= _WRITE_BACK_BYTES:
@@ -370,6 +387,7 @@ class Receiver:
     def write(self, chunk: bytes) -> None:
         """Append bytes of the file."""
         try:
+            self._snapshots.take_room(len(chunk))
             descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY, FILE_MODE)
             try:
                 _write_all(descriptor, chunk, self._offset_bytes)

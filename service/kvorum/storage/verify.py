@@ -154,6 +154,24 @@ def read_log(path: Path, memory_bytes_max: int | None = None) -> Log:
         raise StorageCorruptError(f"{path} is damaged, or is not a log: {error}; {REJOIN}") from error
 
 
+def unfolded_bytes(path: Path) -> int:
+    """Return by how much the database of a log that was read grows when its write-ahead log is folded into it.
+
+    Raises:
+        StorageCorruptError: it cannot be read any more.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            pages, page_bytes = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+            )
+    except sqlite3.Error as error:
+        raise StorageCorruptError(f"{path} cannot be read: {error}") from error
+    return max(int(pages) * int(page_bytes) - path.stat().st_size, 0)
+
+
 def _read(connection: sqlite3.Connection, path: Path, memory_bytes_max: int | None) -> Log:
     log = Log(state=LogState(memory_bytes_max))
     tables = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()

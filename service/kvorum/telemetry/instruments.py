@@ -421,6 +421,12 @@ def _storage() -> tuple[Instrument, ...]:
             "Size of the file system that holds the data folder.",
             lambda s: _one(s.disk.size_bytes if s.disk else None),
         ),
+        _gauge(
+            "kvorum.storage.puts.refused",
+            "1",
+            "1 if this node, as the leader, refuses puts because the disks of a majority are nearly full. Else 0.",
+            lambda s: _one(int(s.status.no_space is not None)),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from kvorum.config import Config, KnownHosts, split_address
+from kvorum.connections import LimitedServer
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import Message, NodeId
 from kvorum.resolver import Resolver, addresses_to_bind
@@ -26,6 +27,9 @@ from kvorum.transport.transport import DNS_CACHE_S, Transport
 CONNECT_TIMEOUT_S = 5.0
 STREAM_SILENCE_MIN_S = 10.0
 """A stream without a frame for ten election timeouts, but at least this long, is taken for dead."""
+
+STRANGERS_MAX = 16
+"""So many connections there may be besides one of each member: short requests of members, joiners, and anybody."""
 
 
 class PeerPort:
@@ -42,6 +46,7 @@ class PeerPort:
         self._counters = counters
         self._hosts = KnownHosts(config)
         self._handler: NodeHandler | None = None
+        self._members = len(config.expected_members())
         self._server: PeerServer | None = None
         self._session: aiohttp.ClientSession | None = None
         self._addresses = Addresses(Path(config.data_dir) / FILE)
@@ -99,7 +104,7 @@ class PeerPort:
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         server.app.middlewares.append(_only_known(self._hosts))
         self._closing.push_async_callback(self._close_outgoing)
-        runner = web.AppRunner(server.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
+        runner = _Runner(server.app, lambda: self._members + STRANGERS_MAX)
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
@@ -123,6 +128,7 @@ class PeerPort:
 
     def set_members(self, urls: Mapping[NodeId, str]) -> None:
         """Keep a stream to each of these members; see :meth:`Transport.set_members`."""
+        self._members = max(len(urls) + 1, len(self._config.expected_members()))
         self._hosts.learn(urls.values())
         self._transport.set_members(urls, self._server.callers if self._server is not None else ())
 
@@ -168,6 +174,23 @@ def _refusing_redirects() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
     config.on_request_redirect.append(refuse)
     return config
+
+
+class _Runner(web.AppRunner):
+    """Serves the peer port with a limit of connections."""
+
+    def __init__(self, app: web.Application, connections_max: Callable[[], int]) -> None:
+        super().__init__(app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
+        self._connections_max = connections_max
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return LimitedServer(
+            made.request_handler,
+            connections_max=self._connections_max,
+            request_factory=made.request_factory,
+            **made._kwargs,
+        )
 
 
 async def _stop_listening(site: web.TCPSite) -> None:

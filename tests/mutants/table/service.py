@@ -318,9 +318,9 @@ MUTANTS = (
     Mutant(
         "descriptors",
         "A connection too many is refused while others are idle.",
-        "fronts.http.server:_Connection.connection_made",
-        "self._server.is_full and not self._server.close_longest_idle()",
-        "self._server.is_full",
+        "connections:LimitedConnection.connection_made",
+        "server.is_full and not server.close_longest_idle()",
+        "server.is_full",
         tests="tests/fronts/test_http.py",
     ),
     Mutant(

@@ -610,4 +610,13 @@ aiohttp.TCPConnector(
         tests="tests/acceptance/test_dns.py -k knows_no_address",
         simulated=False,
     ),
+    Mutant(
+        "K6",
+        "The peer port accepts any number of connections.",
+        "connections:LimitedServer.is_full",
+        "len(self._connections) >= self._connections_max()",
+        "False",
+        tests="tests/transport/test_connections.py",
+        simulated=False,
+    ),
 )

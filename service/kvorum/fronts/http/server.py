@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from operator import itemgetter
 from typing import Any, cast
 
 from aiohttp import web
@@ -16,6 +15,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
 from kvorum.config.resources import descriptor_limit, memory_limit_bytes
+from kvorum.connections import LimitedConnection, LimitedServer
 from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
@@ -147,13 +147,14 @@ def _inflight_bytes_max() -> int:
     return _INFLIGHT_BYTES_MAX if limit_bytes is None else min(_INFLIGHT_BYTES_MAX, limit_bytes // 8)
 
 
-class _HttpServer(web.Server):
+class _HttpServer(LimitedServer):
     """Makes a protocol per connection, and counts them."""
 
     def __init__(self, handle: Handle, counters: Counters, *, connections_max: int, **options: Any) -> None:
         super().__init__(
             # aiohttp asks of an answer what Response has, though it is not a StreamResponse.
-            cast(Any, handle),
+            handle,
+            connections_max=lambda: connections_max,
             access_log=None,
             auto_decompress=False,
             lingering_time=_LINGERING_S,
@@ -164,31 +165,8 @@ class _HttpServer(web.Server):
             **options,
         )
         self.counters = counters
-        self.connections_max = connections_max
-        self._idle: list[tuple[float, _Connection]] = []
-        """Connections that were idle when this was filled, the one that had been so longest last."""
         self.malformed_log = RateLimit()
         self.full_log = RateLimit()
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._connections) >= self.connections_max
-
-    def close_longest_idle(self) -> bool:
-        """Close the connection that has been without a request longest; return whether there was one."""
-        for is_filled in (True, False):
-            if not is_filled:
-                connections = cast("list[_Connection]", self.connections)
-                idle = ((each.idle_since_s, each) for each in connections)
-                self._idle = sorted(
-                    ((since, each) for since, each in idle if since is not None), key=itemgetter(0), reverse=True
-                )
-            while self._idle:
-                since_s, connection = self._idle.pop()
-                if connection.idle_since_s == since_s:
-                    connection.force_close()
-                    return True
-        return False
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
@@ -199,7 +177,7 @@ class _HeadTooLargeError(HttpProcessingError):
     message = "the headers are too large"
 
 
-class _Connection(RequestHandler):
+class _Connection(LimitedConnection):
     """One connection. Differs from aiohttp's in what it does with one too many, and with what is not HTTP.
 
     aiohttp bounds each header and their number, but not the head as a whole.
@@ -261,26 +239,11 @@ class _Connection(RequestHandler):
         error = _HeadTooLargeError()
         return _ErrInfo(error.code, error, error.message), EMPTY_PAYLOAD
 
-    @property
-    def idle_since_s(self) -> float | None:
-        """When it last had a request, on the loop's clock less a constant; None: it has one, or is being closed."""
-        is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
-        return self._next_keepalive_close_time if is_idle else None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._server.is_full and not self._server.close_longest_idle():
-            self._refuse(cast(asyncio.Transport, transport))
-        else:
-            super().connection_made(transport)
-
-    def _refuse(self, transport: asyncio.Transport) -> None:
-        # Without a manager, connection_lost has nothing to undo.
-        self._manager = None
-        self._force_close = True
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Answer one connection too many."""
         response = problem("overloaded", f"too many connections (limit {self._server.connections_max})", close=True)
         self._server.counters.requests["other", response.status] += 1
         transport.write(response.render())
-        transport.close()
         held_back = self._server.full_log.allow()
         if held_back is not None:
             logger.warning(

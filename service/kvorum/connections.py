@@ -1,0 +1,88 @@
+"""Listeners that hold a bounded number of connections. When one more arrives, the longest idle one is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.web import RequestHandler
+
+
+class LimitedServer(web.Server):
+    """Makes a protocol per connection, and counts them.
+
+    Args:
+        handle: what takes the requests.
+        connections_max: returns how many connections there may be.
+        options: aiohttp's.
+    """
+
+    def __init__(self, handle: Any, *, connections_max: Callable[[], int], **options: Any) -> None:
+        super().__init__(handle, **options)
+        self._connections_max = connections_max
+        self._idle: list[tuple[float, LimitedConnection]] = []
+        """Connections that were idle when this was filled, the one that had been so longest last."""
+
+    @property
+    def connections_max(self) -> int:
+        """How many connections there may be."""
+        return self._connections_max()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more is too many."""
+        return len(self._connections) >= self._connections_max()
+
+    def close_longest_idle(self) -> bool:
+        """Close the connection that has been without a request longest; return whether there was one."""
+        for is_filled in (True, False):
+            if not is_filled:
+                connections = cast("list[LimitedConnection]", self.connections)
+                idle = ((each.idle_since_s, each) for each in connections)
+                self._idle = sorted(
+                    ((since, each) for since, each in idle if since is not None), key=itemgetter(0), reverse=True
+                )
+            while self._idle:
+                since_s, connection = self._idle.pop()
+                if connection.idle_since_s == since_s:
+                    connection.force_close()
+                    return True
+        return False
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of a new connection."""
+        return LimitedConnection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+
+class LimitedConnection(RequestHandler):
+    """One connection, which is refused if it is one too many and none can be closed for it."""
+
+    __slots__ = ("_limited_server",)
+
+    def __init__(self, server: LimitedServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._limited_server = server
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """When it last had a request, on the loop's clock less a constant; None: it has one, or is being closed."""
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
+        return self._next_keepalive_close_time if is_idle else None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it."""
+        server = self._limited_server
+        if server.is_full and not server.close_longest_idle():
+            # Without a manager, connection_lost has nothing to undo.
+            self._manager = None
+            self._force_close = True
+            self.refuse(cast(asyncio.Transport, transport))
+            transport.close()
+        else:
+            super().connection_made(transport)
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Say why, before the connection is closed."""
