@@ -187,6 +187,8 @@ class Recorder:
                 answer = await response.json(content_type=None)
                 if response.status == 404 and answer.get("code") == "not_found":
                     return {"revision": answer["revision"]}
+                if response.status == 307:
+                    raise aiohttp.ClientError("a node that was removed leads its clients to the leader")
                 response.raise_for_status()
                 return {name: answer[name] for name in ("value", *RECORD_FIELDS)}
 
