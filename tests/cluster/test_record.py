@@ -450,14 +450,15 @@ def test_a_new_leader_looks_at_once() -> None:
 
 
 def test_a_cluster_that_is_not_the_recorded_one_says_so_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    api = FakeApi()
+    api, replacements = FakeApi(), FakeReplacements("c" * 32)
     keep(api, FakeNode(OLD))
 
-    keep(api, FakeNode(NEW), FakeReplacements("c" * 32), seconds=70)
+    keep(api, FakeNode(NEW), replacements, seconds=70)
 
     record = api.record()
     assert record is not None
     assert record.cluster_id == OLD
+    assert replacements.ids == {"c" * 32}, "what it replaced is not recorded"
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 2, "once a minute"
     assert OLD in errors[0]

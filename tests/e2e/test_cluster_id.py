@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -48,14 +48,17 @@ def cluster_of(system: System) -> str:
     return str(next(iter(clusters)))
 
 
-def lose_first_volume_and_scale_to_one(system: System, **values: Any) -> None:
-    """Do so at once, and let the pod come back only when its configuration says that it is alone."""
+def lose_first_volume_and_scale_to_one(
+    system: System, meanwhile: Callable[[], object] = lambda: None, **values: Any
+) -> None:
+    """Do so at once, and let the pod come back only when its configuration says that it is alone, and ``meanwhile``."""
     pod = system.pod(0)
     system.kube.kubectl("patch", "pod", pod, "--type=merge", "-p", '{"metadata":{"finalizers":["kvorum.io/held"]}}')
     try:
         system.kube.kubectl("delete", "pvc", f"data-{pod}", "--wait=false")
         system.kube.kubectl("delete", "pod", pod, "--wait=false")
         system.install(replicaCount=1, **values)
+        meanwhile()
     finally:
         system.kube.kubectl("patch", "pod", pod, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
 
@@ -177,8 +180,7 @@ def test_a_release_without_a_record_gets_one_that_lives_as_long_as_the_release_o
 def test_without_the_api_server_a_release_begins_and_its_pods_are_asked_before_another_does(system: System) -> None:
     system.uninstall(claims=True)
     system.histories.clear()
-    # The pods that stop without a quorum wait for one, here longer than the first one takes to come back.
-    values = {"kubernetesApi": {"enabled": False}, "terminationGracePeriodSeconds": 600}
+    values = {"kubernetesApi": {"enabled": False}}
     system.install(**values)
     try:
         system.wait_ready(3)
@@ -187,16 +189,23 @@ def test_without_the_api_server_a_release_begins_and_its_pods_are_asked_before_a
         cluster = cluster_of(system)
         value = str(time.time_ns())
         put(system, "guarded", value)
-        lose_first_volume_and_scale_to_one(system, **values)
+
+        def the_others_run_on() -> None:
+            """The file that the first pod will find still says one: in this mode kubectl does not change it."""
+            system.kube.scale(system.name, 3)
+            others = {system.pod(1), system.pod(2)}
+
+            def lead() -> bool:
+                statuses = system.statuses()
+                return set(statuses) == others and len({s["leader"] for s in statuses.values()} - {None}) == 1
+
+            eventually("the others have a leader", lead, 180)
+
+        lose_first_volume_and_scale_to_one(system, the_others_run_on, **values)
         no_other_cluster_begins(system, cluster)
-        assert len(system.statuses()) == 3
         system.install(**values)
-        for ordinal in (1, 2):
-            system.kube.delete_pod(system.pod(ordinal), grace_s=0)
         all_is_back(system, (value, cluster))
     finally:
-        for pod in system.kube.pods(system.release):
-            system.kube.delete_pod(pod, grace_s=0)
         system.uninstall(claims=True)
         system.histories.clear()
         system.install()
