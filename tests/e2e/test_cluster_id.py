@@ -180,7 +180,7 @@ def test_a_release_without_a_record_gets_one_that_lives_as_long_as_the_release_o
 def test_without_the_api_server_a_release_begins_and_its_pods_are_asked_before_another_does(system: System) -> None:
     system.uninstall(claims=True)
     system.histories.clear()
-    values = {"kubernetesApi": {"enabled": False}}
+    values = {"kubernetesApi": {"enabled": False}, "leaderService": {"enabled": False}}
     system.install(**values)
     try:
         system.wait_ready(3)
