@@ -27,6 +27,7 @@ SET_BY_THE_CHART = frozenset(
         "listen_peer",
         "name",
         "peers",
+        "replace_cluster_id",
         "replicas",
     }
 )

@@ -24,7 +24,7 @@
     +-- PeerError                    a peer's: refuse, count, go on
     |   +-- MalformedMessageError    bytes that do not decode to a message
     |   +-- IdentityRejectedError    another cluster, another incarnation, another name
-    +-- KubernetesError              the API server did not do what we asked; nothing depends on it
+    +-- KubernetesError              the API server did not do what we asked; a cluster that is there serves on
     +-- ConfigError                  invalid configuration: exit 2
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
@@ -254,7 +254,18 @@ class IdentityRejectedError(PeerError):
 
 
 class KubernetesError(KvorumError):
-    """The Kubernetes API server did not answer in time, refused, or answered nonsense. No promise depends on it."""
+    """The Kubernetes API server did not answer in time, refused, or answered nonsense.
+
+    A cluster that is there serves on without it; none begins, and nothing is scaled.
+
+    Args:
+        detail: what was asked, and what it answered.
+        status: of the answer; 0: there was none.
+    """
+
+    def __init__(self, detail: str, status: int = 0) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class ConfigError(KvorumError):

@@ -116,6 +116,16 @@ async def addresses_to_bind(host: str) -> list[str]:
     return [host]
 
 
+def is_own_address(address: str) -> bool:
+    """Tell whether a literal address is one of this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def _look_up(
     loop: asyncio.AbstractEventLoop, future: asyncio.Future[Sequence[AddressInfo]], host: str, family: int, flags: int
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +13,11 @@ import pytest
 from node.local_cluster import LocalCluster, Put, running
 from waiting import until
 
-from kvorum.cluster.bootstrap import bootstrap, bootstrap_order, obstacle
+from kvorum.cluster.bootstrap import BootstrapGuard, bootstrap, bootstrap_order, obstacle
 from kvorum.cluster.reconcile import MembershipSpec
+from kvorum.cluster.record import BootstrapRefusedError
 from kvorum.config import Config
-from kvorum.errors import PeerError, StorageError
+from kvorum.errors import MembershipRefusedError, PeerError, StorageError
 from kvorum.identity import Identity
 from kvorum.node import Node
 from kvorum.raft.messages import Member
@@ -107,12 +108,16 @@ class FakeNode:
         self.hellos = hellos
         self.asked: list[str] = []
         self.first: tuple[str, ...] | None = None
+        self.seconds = 1.0
+        """How long one is."""
+        self.joined = ""
+        self.is_joining = False
 
     async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+        await asyncio.sleep(delay_s * self.seconds)
 
     def hello(self, url: str = "", timeout_s: float = 0) -> Any:
-        return self._hello(url) if url else pod("kv-0", self.config.replicas)
+        return self._hello(url) if url else pod("kv-0", self.config.replicas, cluster_id=self.joined)
 
     async def _hello(self, url: str) -> Hello:
         self.asked.append(url)
@@ -122,6 +127,8 @@ class FakeNode:
         return self.hellos[name]
 
     def bootstrap(self, cluster_id: str, members: tuple[Member, ...], levels: Mapping[str, int]) -> None:
+        if self.is_joining:
+            raise MembershipRefusedError("this node is already in cluster that is calling it")
         self.identity = msgspec.structs.replace(self.identity, cluster_id=cluster_id)
         self.first = tuple(member.id for member in members)
 
@@ -141,12 +148,14 @@ class Source:
         return None if replicas is None else MembershipSpec.stateful_set("kv", replicas)
 
 
-def begun(node: FakeNode, source: Source, within_s: float = LATER) -> tuple[str, ...] | None:
+def begun(
+    node: FakeNode, source: Source, within_s: float = LATER, guard: BootstrapGuard | None = None
+) -> tuple[str, ...] | None:
     """Let the node try to begin; return the first members, or None when it did not begin in time."""
 
     async def scenario() -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(bootstrap(cast(Node, node), source), within_s)
+            await asyncio.wait_for(bootstrap(cast(Node, node), source, guard), within_s)
 
     asyncio.run(scenario())
     return node.first
@@ -186,6 +195,66 @@ def test_fewer_desired_replicas_than_expected_begin_nothing() -> None:
 
     assert begun(FakeNode(3, hellos), Source(1)) is None
     assert begun(FakeNode(3, hellos), Source(0)) is None
+
+
+# --- The guard ------------------------------------------------------------------------------------------------------
+
+
+class Guard:
+    """Refuses so many times, then permits; ``act`` is what happens to the node meanwhile."""
+
+    def __init__(self, refusals: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self.refusals = refusals
+        self.act = act
+        self.asked: list[tuple[str, Collection[str]]] = []
+
+    async def permit(self, node: str, names: Collection[str]) -> str:
+        self.asked.append((node, names))
+        if len(self.asked) <= self.refusals:
+            raise BootstrapRefusedError("this release holds another cluster")
+        self.act()
+        return "d" * 32
+
+
+def test_a_cluster_begins_under_the_id_that_the_guard_recorded() -> None:
+    node, guard = FakeNode(1, {"kv-0": pod("kv-0", 1), "kv-1": pod("kv-1", 1)}), Guard()
+
+    assert begun(node, Source(2), guard=guard) == (f"kv-0@{'1' * 16}",)
+    assert node.identity.cluster_id == "d" * 32
+    assert guard.asked == [(f"kv-0@{'1' * 16}", {"kv-0", "kv-1"})]
+
+
+def test_nothing_begins_while_the_guard_refuses_and_the_log_warns(caplog: pytest.LogCaptureFixture) -> None:
+    node, guard = FakeNode(1, {"kv-0": pod("kv-0", 1)}), Guard(refusals=50)
+    node.seconds = 0.0
+
+    assert begun(node, Source(1), 60, guard) == (f"kv-0@{'1' * 16}",)
+    assert len(guard.asked) == 51
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["not in a cluster yet: this release holds another cluster"] * 2, "now and then"
+
+
+def test_the_guard_is_not_asked_while_a_member_stands_in_the_way() -> None:
+    node, guard = FakeNode(3, {"kv-0": pod("kv-0", 3)}), Guard()
+
+    assert begun(node, Source(3), guard=guard) is None
+    assert guard.asked == []
+
+
+def test_a_node_that_joins_a_cluster_while_the_guard_is_asked_begins_none() -> None:
+    node = FakeNode(1, {"kv-0": pod("kv-0", 1)})
+
+    def joins() -> None:
+        node.joined = "e" * 32
+
+    assert begun(node, Source(1), guard=Guard(act=joins)) is None
+
+
+def test_a_node_that_is_about_to_join_a_cluster_begins_none() -> None:
+    node = FakeNode(1, {"kv-0": pod("kv-0", 1)})
+    node.is_joining = True
+
+    assert begun(node, Source(1), guard=Guard()) is None
 
 
 # --- Real nodes ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from aiohttp import web
 from waiting import until
 
 from kvorum.cluster import kubernetes
-from kvorum.cluster.kubernetes import ROLE_LABEL, KubernetesApi, RoleLabel, StatefulSet
+from kvorum.cluster.kubernetes import ROLE_LABEL, ConfigMap, KubernetesApi, RoleLabel, StatefulSet
 from kvorum.errors import KubernetesError
 from kvorum.node import Supervisor
 from kvorum.node.ports import Tasks
@@ -210,6 +210,101 @@ def test_a_token_without_an_authority_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("prod")
     with pytest.raises(KubernetesError, match="cannot read the ServiceAccount files"):
         KubernetesApi.in_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path)
+
+
+# --- The ConfigMap that records the cluster -----------------------------------------------------------------------
+
+CONFIG_MAP = {
+    "kind": "ConfigMap",
+    "apiVersion": "v1",
+    "metadata": {"name": "kv-cluster-id", "resourceVersion": "7", "uid": "u"},
+    "data": {"cluster-id": "c"},
+}
+CLAIM = {"kind": "PersistentVolumeClaim", "metadata": {"name": "data-kv-0", "uid": "c0"}}
+
+
+def call(handler: Handler, act: Callable[[KubernetesApi], Awaitable[object]]) -> object:
+    async def scenario() -> object:
+        async with api_server(handler) as api:
+            return await act(api)
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("act", "method", "path", "answer"),
+    [
+        (lambda api: api.config_map("kv-cluster-id"), "GET", "configmaps/kv-cluster-id", CONFIG_MAP),
+        (lambda api: api.create_config_map(ConfigMap({"name": "x"})), "POST", "configmaps", CONFIG_MAP),
+        (lambda api: api.update_config_map(ConfigMap({"name": "x"})), "PUT", "configmaps/x", CONFIG_MAP),
+        (lambda api: api.claim_uid("data-kv-0"), "GET", "persistentvolumeclaims/data-kv-0", CLAIM),
+    ],
+    ids=["read", "create", "update", "claim"],
+)
+def test_objects_of_our_namespace_are_read_created_and_updated(
+    act: Callable[[KubernetesApi], Awaitable[object]], method: str, path: str, answer: object
+) -> None:
+    asked = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append((request.method, request.path))
+        return web.json_response(answer, status=201 if request.method == "POST" else 200)
+
+    found = call(handler, act)
+
+    assert asked == [(method, f"/api/v1/namespaces/prod/{path}")]
+    metadata, data = {"name": "kv-cluster-id", "resourceVersion": "7", "uid": "u"}, {"cluster-id": "c"}
+    assert found in (True, "c0", ConfigMap(metadata, data))
+
+
+def test_an_update_says_of_which_version_it_is() -> None:
+    sent = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        sent.append((request.content_type, json.loads(await request.read())))
+        return web.json_response(CONFIG_MAP)
+
+    config_map = ConfigMap({"name": "kv-cluster-id", "resourceVersion": "7", "uid": "u"}, {"cluster-id": "c"})
+    assert call(handler, lambda api: api.update_config_map(config_map)) is True
+    assert sent == [("application/json", CONFIG_MAP)]
+
+
+@pytest.mark.parametrize("status", [403, 404, 409, 500])
+def test_what_is_missing_or_in_the_way_is_told_from_a_refusal(status: int) -> None:
+    refusing = answering({"message": "no"}, status)
+    reads: tuple[Callable[[KubernetesApi], Awaitable[object]], ...] = (
+        lambda api: api.config_map("kv-cluster-id"),
+        lambda api: api.claim_uid("data-kv-0"),
+    )
+    writes: tuple[Callable[[KubernetesApi], Awaitable[object]], ...] = (
+        lambda api: api.create_config_map(ConfigMap({"name": "x"})),
+        lambda api: api.update_config_map(ConfigMap({"name": "x"})),
+    )
+    for acts, telling, answer in ((reads, 404, None), (writes, 409, False)):
+        for act in acts:
+            if status == telling:
+                assert call(refusing, act) is answer
+            else:
+                with pytest.raises(KubernetesError, match=f"answers {status}: no"):
+                    call(refusing, act)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        STATEFUL_SET,
+        {**CONFIG_MAP, "metadata": {"name": "other"}},
+        {**CONFIG_MAP, "metadata": None},
+        {**CONFIG_MAP, "data": {"cluster-id": 1}},
+        [],
+        nested(100_000),
+    ],
+)
+def test_another_document_is_no_record_and_no_claim(document: object) -> None:
+    with pytest.raises(KubernetesError):
+        call(answering(document), lambda api: api.config_map("kv-cluster-id"))
+    with pytest.raises(KubernetesError):
+        call(answering(document), lambda api: api.claim_uid("data-kv-0"))
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ import yaml
 
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
+from kvorum.cluster.record import CLAIMS_MAX, record_name
 from kvorum.config import REPLICAS_MAX, Config
 from kvorum.config.sources import load, options
 
@@ -323,7 +324,7 @@ def test_the_pod_of_helm_test_reaches_the_client_port_whoever_else_may(values: D
 
 
 @ALL
-def test_the_role_allows_reading_our_own_stateful_set_and_labelling_our_own_pods_and_nothing_else(
+def test_the_role_allows_what_the_nodes_ask_of_their_own_objects_and_nothing_else(
     values: Document,
 ) -> None:
     documents = render(values)
@@ -343,9 +344,42 @@ def test_the_role_allows_reading_our_own_stateful_set_and_labelling_our_own_pods
             "resourceNames": [f"{name}-{ordinal}" for ordinal in range(REPLICAS_MAX)],
             "verbs": ["patch"],
         },
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [record_name(name)],
+            "verbs": ["get", "update"],
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["persistentvolumeclaims"],
+            "resourceNames": [f"data-{name}-{ordinal}" for ordinal in range(CLAIMS_MAX)],
+            "verbs": ["get"],
+        },
     ]
     (subject,) = the(documents, "RoleBinding")["subjects"]
     assert subject["name"] == spec["serviceAccountName"]
+
+
+def test_a_lost_cluster_is_named_in_the_file_that_pods_read_while_they_run() -> None:
+    """In the pod template it would reach the pods one after another, each waiting until the one before is ready."""
+    lost = {"replaceClusterId": "0123456789abcdef" * 2}
+    documents = render(lost)
+    assert (
+        loaded({**environment(documents), "KVORUM_NAME": "kv-0"}, documents).replace_cluster_id
+        == lost["replaceClusterId"]
+    )
+    assert the(documents, "StatefulSet") == the(render(), "StatefulSet")
+    # An image of an earlier version refuses what it does not know.
+    assert "replace_cluster_id" not in the(render(), "ConfigMap", "kv-cluster")["data"]["kvorum.toml"]
+
+
+@ALL
+def test_the_chart_does_not_manage_the_record_of_the_cluster(values: Document) -> None:
+    documents = render(values)
+    name = the(documents, "StatefulSet")["metadata"]["name"]
+    assert record_name(name) not in [document["metadata"]["name"] for document in documents]
 
 
 @pytest.mark.parametrize(
@@ -541,6 +575,8 @@ REFUSED = {
     ),
     "a load balancer that nobody may use": ({"service": {"type": "LoadBalancer"}}, "List your clients there"),
     "the number that is there, where there is none": ({"replicaCount": None}, "set replicaCount"),
+    "a cluster id that is none": ({"replaceClusterId": "kv"}, "replaceClusterId"),
+    "a lost cluster among the options": ({"config": {"replace_cluster_id": "0" * 32}}, "replace_cluster_id"),
     "two monitors": ({"monitoring": {"podMonitor": ON, "serviceMonitor": ON}}, "scrape every node twice"),
 }
 

@@ -8,19 +8,26 @@ the cluster that is there. So a lost disk never makes a second cluster, and neit
 A cluster that was scaled out may have more members than were expected at first, and all that were may have lost their
 disks. So everybody who is *desired* is asked too, and has to be empty as well; as long as nobody knows who is desired,
 nothing begins.
+
+All that can be lost: the volumes of all who are asked, while others hold the data who are not. So in Kubernetes a
+guard has the last word: a record outside of the volumes (:mod:`kvorum.cluster.record`), or, without the API server,
+everybody behind the headless Service (:mod:`kvorum.cluster.addresses`).
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from typing import Protocol
 
 from kvorum.cluster.reconcile import MembershipSpecSource
+from kvorum.cluster.record import BootstrapRefusedError
 from kvorum.config import Config, ordinal_of, split_address
+from kvorum.errors import MembershipRefusedError
 from kvorum.node import Node
 from kvorum.node.hellos import ask_all
-from kvorum.raft.messages import Member
+from kvorum.raft.messages import Member, NodeId
 from kvorum.transport import Hello
 
 log = logging.getLogger("kvorum.cluster")
@@ -28,6 +35,31 @@ log = logging.getLogger("kvorum.cluster")
 ASK_AGAIN_S = 0.25
 COMPLAIN_EVERY = 40
 """Rounds between two lines that say what we wait for."""
+REFUSED_AGAIN_S = 2.0
+"""After the guard refused: what stands in the way is not gone in a moment, and the API server has others to serve."""
+
+
+class BootstrapGuard(Protocol):
+    """Who has the last word on whether a cluster may begin."""
+
+    async def permit(self, node: NodeId, names: Collection[str]) -> str:
+        """Return the id under which ``node`` may begin a cluster. Bounded in time.
+
+        Args:
+            node: who is about to begin.
+            names: the nodes that are empty, by their own word, this one included.
+
+        Raises:
+            BootstrapRefusedError: it may not.
+        """
+
+
+class NoGuard:
+    """Outside of Kubernetes: nobody knows more than the members themselves."""
+
+    async def permit(self, node: NodeId, names: Collection[str]) -> str:
+        """Return a new id."""
+        return secrets.token_hex(16)
 
 
 def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) -> str | None:
@@ -68,31 +100,44 @@ def bootstrap_order(name: str) -> tuple[str, int, str]:
     return base, ordinal, name
 
 
-async def bootstrap(node: Node, source: MembershipSpecSource | None = None) -> None:
+async def bootstrap(
+    node: Node, source: MembershipSpecSource | None = None, guard: BootstrapGuard | None = None
+) -> None:
     """Return once this node is in a cluster: one that it began, or one whose leader called it.
 
     Args:
         node: this node.
         source: who should be a member; None: the expected members and nobody else, ever.
+        guard: who has the last word; None: nobody else.
     """
+    guard = guard or NoGuard()
     rounds = 0
     before = ""
     while not node.identity.cluster_id:
         failures: dict[str, str] = {}
-        reason = await _begin(node, source, failures)
+        try:
+            reason, level, wait_s = await _begin(node, source, guard, failures), logging.INFO, ASK_AGAIN_S
+        except BootstrapRefusedError as error:
+            reason, level, wait_s = str(error), logging.WARNING, REFUSED_AGAIN_S
         if reason is None:
             return
         if reason != before or rounds % COMPLAIN_EVERY == 0:
             # One of them tells enough: a name that does not exist, a port that is closed.
             why = next((f" ({failures[name]})" for name in sorted(failures)), "")
-            log.info("not in a cluster yet: %s%s", reason, why)
+            log.log(level, "not in a cluster yet: %s%s", reason, why)
         before = reason
         rounds += 1
-        await node.tasks.sleep(ASK_AGAIN_S)
+        await node.tasks.sleep(wait_s)
 
 
-async def _begin(node: Node, source: MembershipSpecSource | None, failures: MutableMapping[str, str]) -> str | None:
-    """Begin a cluster and return None, or return why not; ``failures`` takes why a node did not answer, by name."""
+async def _begin(
+    node: Node, source: MembershipSpecSource | None, guard: BootstrapGuard, failures: MutableMapping[str, str]
+) -> str | None:
+    """Begin a cluster and return None, or return why not; ``failures`` takes why a node did not answer, by name.
+
+    Raises:
+        BootstrapRefusedError: the guard refused.
+    """
     beyond: tuple[str, ...] = ()
     if source is not None:
         desired = await source.desired()
@@ -100,12 +145,21 @@ async def _begin(node: Node, source: MembershipSpecSource | None, failures: Muta
             return "the desired replica count is unknown"
         beyond = desired.names
     hellos = await ask(node, beyond, failures)
+    ours = node.hello()
+    reason = obstacle(node.config, ours, hellos)
+    if reason is not None:
+        return reason
+    cluster_id = await guard.permit(ours.node_id, frozenset(hellos))
     # No await from here on: what this node says of itself now is so when it begins.
     reason = obstacle(node.config, node.hello(), hellos)
-    if reason is None:
-        levels = {hello.node_id: hello.levels[1] for hello in hellos.values() if hello is not None}
-        node.bootstrap(secrets.token_hex(16), _first_members(node, hellos), levels)
-    return reason
+    if reason is not None:
+        return reason
+    levels = {hello.node_id: hello.levels[1] for hello in hellos.values() if hello is not None}
+    try:
+        node.bootstrap(cluster_id, _first_members(node, hellos), levels)
+    except MembershipRefusedError as error:
+        return str(error)
+    return None
 
 
 async def ask(

@@ -1,8 +1,9 @@
-"""The little that a node asks of the Kubernetes API server: its StatefulSet's desired replicas, its own pod's label.
+"""The little that a node asks of the Kubernetes API server.
 
-Through aiohttp, which is here anyway: the official client is synchronous, takes half a second to import and would be
-two thirds of the image. Everything has a deadline, and nothing here is needed for a promise to hold: without the API
-server the membership stays as it is.
+It asks for its StatefulSet's desired replicas, for the ConfigMap that says which cluster the release holds and for the
+claims that own it, and it labels its own pod. Through aiohttp, which is here anyway: the official client is
+synchronous, takes half a second to import and would be two thirds of the image. Everything has a deadline. Without the
+API server the membership stays as it is, and no cluster begins.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -43,6 +45,28 @@ class StatefulSet(msgspec.Struct, frozen=True):
     """Desired, not actual."""
 
 
+class ConfigMap(msgspec.Struct, frozen=True):
+    """A ConfigMap.
+
+    ``metadata`` is that of the API server's document: an update sends back what it does not change, with the
+    ``resourceVersion``, so that nobody else's update is undone.
+    """
+
+    metadata: dict[str, Any]
+    data: dict[str, str] = {}
+    kind: str = "ConfigMap"
+    api_version: str = msgspec.field(default="v1", name="apiVersion")
+
+
+class _ClaimMetadata(msgspec.Struct, frozen=True):
+    uid: str
+
+
+class _ClaimBody(msgspec.Struct, frozen=True):
+    kind: str
+    metadata: _ClaimMetadata
+
+
 class _Metadata(msgspec.Struct, frozen=True):
     name: str
     uid: str
@@ -65,6 +89,10 @@ class _StatefulSetBody(msgspec.Struct, frozen=True):
     spec: _Spec
 
 
+_KINDS = {_StatefulSetBody: "StatefulSet", ConfigMap: "ConfigMap", _ClaimBody: "PersistentVolumeClaim"}
+_Body = TypeVar("_Body", _StatefulSetBody, ConfigMap, _ClaimBody)
+
+
 class KubernetesApi:
     """The API server, as this pod's ServiceAccount sees it. An async context manager.
 
@@ -77,6 +105,7 @@ class KubernetesApi:
 
     def __init__(self, base_url: str, namespace: str, token: Callable[[], str], tls: ssl.SSLContext | None) -> None:
         self._namespace = namespace
+        self._core = f"/api/v1/namespaces/{namespace}"
         self._token = token
         connector = aiohttp.TCPConnector(limit=2, ssl=tls if tls is not None else True)
         self._session = aiohttp.ClientSession(
@@ -125,16 +154,58 @@ class KubernetesApi:
             KubernetesError: the API server does not answer in time, refuses, or answers nonsense.
         """
         path = f"/apis/apps/v1/namespaces/{self._namespace}/statefulsets/{name}"
-        body = await self._request("GET", path)
-        try:
-            parsed = msgspec.json.decode(body, type=_StatefulSetBody)
-        except (ValueError, RecursionError) as error:
-            raise KubernetesError(f"GET {path} answers no StatefulSet: {error}") from error
+        parsed = _decoded(path, await self._request("GET", path), _StatefulSetBody)
         if (parsed.kind, parsed.metadata.name) != ("StatefulSet", name):
             raise KubernetesError(f"GET {path} answers with a {parsed.kind} named {parsed.metadata.name}")
         if parsed.spec.ordinals.start:
             raise KubernetesError(f"GET {path}: the first ordinal is {parsed.spec.ordinals.start}, which must be 0")
         return StatefulSet(parsed.metadata.uid, parsed.metadata.generation, parsed.spec.replicas)
+
+    async def config_map(self, name: str) -> ConfigMap | None:
+        """Return the ConfigMap ``name`` of our namespace; None: there is none.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`.
+        """
+        path = f"{self._core}/configmaps/{name}"
+        body = await self._request_if_there("GET", path)
+        if body is None:
+            return None
+        found = _decoded(path, body, ConfigMap)
+        if (found.kind, found.metadata.get("name")) != ("ConfigMap", name):
+            raise KubernetesError(f"GET {path} answers with a {found.kind} named {found.metadata.get('name')}")
+        return found
+
+    async def create_config_map(self, config_map: ConfigMap) -> bool:
+        """Create a ConfigMap in our namespace, and never change one; return whether it was created.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`; it may be created all the same.
+        """
+        return await self._write("POST", f"{self._core}/configmaps", config_map)
+
+    async def update_config_map(self, config_map: ConfigMap) -> bool:
+        """Replace a ConfigMap of our namespace; return whether it was: it is not if somebody else changed it.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`; it may be replaced all the same.
+        """
+        return await self._write("PUT", f"{self._core}/configmaps/{config_map.metadata['name']}", config_map)
+
+    async def claim_uid(self, name: str) -> str | None:
+        """Return the uid of a PersistentVolumeClaim of our namespace; None: there is none of this name.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`.
+        """
+        path = f"{self._core}/persistentvolumeclaims/{name}"
+        body = await self._request_if_there("GET", path)
+        if body is None:
+            return None
+        found = _decoded(path, body, _ClaimBody)
+        if found.kind != "PersistentVolumeClaim":
+            raise KubernetesError(f"GET {path} answers with a {found.kind}")
+        return found.metadata.uid
 
     async def label_pod(self, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels of a pod of our namespace; None removes one.
@@ -142,9 +213,28 @@ class KubernetesApi:
         Raises:
             KubernetesError: as :meth:`stateful_set`.
         """
-        path = f"/api/v1/namespaces/{self._namespace}/pods/{name}"
+        path = f"{self._core}/pods/{name}"
         patch = msgspec.json.encode({"metadata": {"labels": dict(labels)}})
         await self._request("PATCH", path, data=patch, headers={"Content-Type": "application/merge-patch+json"})
+
+    async def _write(self, method: str, path: str, config_map: ConfigMap) -> bool:
+        """Send a ConfigMap; return False if the API server says that another one is in the way."""
+        headers = {"Content-Type": "application/json"}
+        try:
+            await self._request(method, path, data=msgspec.json.encode(config_map), headers=headers)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            return False
+        return True
+
+    async def _request_if_there(self, method: str, path: str) -> bytes | None:
+        try:
+            return await self._request(method, path)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
 
     async def _request(self, method: str, path: str, **options: Any) -> bytes:
         try:
@@ -161,11 +251,24 @@ class KubernetesApi:
                 body = await response.content.read(RESPONSE_BYTES_MAX)
                 while not response.content.at_eof() and len(body) < RESPONSE_BYTES_MAX:
                     body += await response.content.read(RESPONSE_BYTES_MAX - len(body))
-                if response.status != 200:
-                    raise KubernetesError(f"{method} {path} answers {response.status}: {_message(body)}")
+                if response.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
+                    status = response.status
+                    raise KubernetesError(f"{method} {path} answers {status}: {_message(body)}", status)
                 return body
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise KubernetesError(f"{method} {path}: {reason_of(error)}") from error
+
+
+def _decoded(path: str, body: bytes, kind: type[_Body]) -> _Body:
+    """Return what a document of the API server says.
+
+    Raises:
+        KubernetesError: it is another document.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise KubernetesError(f"GET {path} answers no {_KINDS[kind]}: {error}") from error
 
 
 def _message(body: bytes) -> str:

@@ -31,7 +31,13 @@ from kvorum.raft.messages import (
     NodeId,
     Save,
 )
-from kvorum.storage.datadir import holds_data, is_recovery_requested, withdraw_recovery_request
+from kvorum.storage.datadir import (
+    forget_place,
+    holds_data,
+    is_recovery_requested,
+    note_replaced_cluster,
+    withdraw_recovery_request,
+)
 from kvorum.storage.interface import Loaded
 from kvorum.storage.offline import offline
 from kvorum_wire import NodeStatus
@@ -68,7 +74,10 @@ def force_new_cluster(data_dir: str, *, accept_older_log: bool = True) -> Identi
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} does not hold the data of a node")
-    return asyncio.run(_force_new_cluster(data_dir, accept_older_log))
+    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log))
+    # A cluster of its own may be at home wherever it starts next.
+    forget_place(Path(data_dir))
+    return identity
 
 
 async def _force_new_cluster(data_dir: str, accept_older_log: bool) -> Identity:
@@ -76,6 +85,8 @@ async def _force_new_cluster(data_dir: str, accept_older_log: bool) -> Identity:
         if folder.loaded.identity is not None and not accept_older_log:
             await _check_no_better_log(folder.loaded.identity, folder.loaded)
         identity, save = plan(folder.loaded, data_dir)
+        if folder.loaded.identity is not None and folder.loaded.identity.cluster_id:
+            note_replaced_cluster(Path(data_dir), folder.loaded.identity.cluster_id)
         # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.
         folder.storage.write_identity(identity, replace=True)
         await folder.save(save)

@@ -21,7 +21,15 @@ from kvorum.identity import Identity
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Configuration, HardState, Member, Save, Snapshot
-from kvorum.storage.datadir import REPLACED, Lock, foreign_names, holds_data, staging
+from kvorum.storage.datadir import (
+    ANY_CLUSTER,
+    REPLACED,
+    Lock,
+    foreign_names,
+    holds_data,
+    note_replaced_cluster,
+    staging,
+)
 from kvorum.storage.files import create_folder, explained
 from kvorum.storage.offline import offline
 from kvorum.storage.snapshot_format import is_stale, read_header, read_payload
@@ -107,4 +115,6 @@ async def _build(folder: Path, config: Config, snapshot: Snapshot, store: Store)
         cut.close()
         writer.commit()
         await new.save(Save(1, HardState(snapshot.last_term, None), (), alone))
+    # The cluster that the folder belonged to, and that of the release, end with this.
+    note_replaced_cluster(folder, ANY_CLUSTER)
     return identity

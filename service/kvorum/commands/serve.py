@@ -36,6 +36,7 @@ from kvorum.service import Service
 from kvorum.storage import datadir
 from kvorum.telemetry import logs
 from kvorum.telemetry.log_output import LogOutput
+from kvorum.telemetry.logs import RateLimit
 from kvorum.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ EXIT_CONFIG = 2
 EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
 EXIT_FATAL = 5
+LOOK_AGAIN_S = 1.0
+"""Between two looks at data that belongs elsewhere."""
+ELSEWHERE_LOGGED_EVERY_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +111,7 @@ async def _serve(config: Config, config_path: str) -> int:
     stopping = _Stopping()
     logger.info("Kvorum %s starts as %s with its data in %s", kvorum.__version__, config.name, config.data_dir)
     while True:
-        await asyncio.to_thread(datadir.finish_interrupted, Path(config.data_dir))
-        await asyncio.to_thread(recover_if_requested, config.data_dir)
+        await _prepare_data(config)
         try:
             await _live(config, config_path, stopping)
         except RemovedError as error:
@@ -119,6 +122,54 @@ async def _serve(config: Config, config_path: str) -> int:
         else:
             logger.info("Stopped")
             return 0
+
+
+async def _prepare_data(config: Config) -> None:
+    """Complete what was begun with the data folder, and wait while its data belongs elsewhere.
+
+    A clone of the volumes has the identity of the original: its redirects would lead there. It must not end either, so
+    that ``kvorum recover`` and ``kvorum restore`` can be run beside it, as in a pod.
+
+    Raises:
+        StorageError: the folder cannot be used, or what was asked for could not be done.
+    """
+    folder = Path(config.data_dir)
+    limit = RateLimit(ELSEWHERE_LOGGED_EVERY_S)
+    while True:
+        await asyncio.to_thread(datadir.finish_interrupted, folder)
+        await asyncio.to_thread(recover_if_requested, config.data_dir)
+        recorded, place = await asyncio.to_thread(datadir.place_of_data, folder), config.place()
+        if not is_elsewhere(recorded, place):
+            return
+        if limit.allow() is not None:
+            logger.error(
+                "Not started: the data in %s belongs to %s, and this is %s. If it was copied on purpose, make it a "
+                "cluster of its own: run `kvorum recover --data-dir %s --force-new-cluster --at-next-start` here, for "
+                "one node only, and give the others new volumes. This node goes on by itself then",
+                config.data_dir,
+                recorded,
+                place,
+                config.data_dir,
+            )
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def is_elsewhere(recorded: str, place: str) -> bool:
+    """Tell whether data that belongs to the ``recorded`` place must not be served at this one; empty: not known."""
+    return bool(recorded and place) and recorded != place
+
+
+class _Replacements:
+    """The clusters whose place that of this data folder took."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self) -> frozenset[str]:
+        return datadir.replaced_clusters(self._folder)
+
+    def forget(self) -> None:
+        datadir.forget_replaced_clusters(self._folder)
 
 
 async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
@@ -137,6 +188,7 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         if api is not None:
             await stack.enter_async_context(api)
         node = await stack.enter_async_context(running_node(config, tracer))
+        await asyncio.to_thread(datadir.record_place, Path(config.data_dir), config.place())
         telemetry = Telemetry(node)
         stack.callback(telemetry.close)
         service = Service(node, perf_counter, telemetry.render)
@@ -146,7 +198,12 @@ async def _live(config: Config, config_path: str, stopping: _Stopping) -> None:
         logger.info("Serving clients at %s", config.advertise_client_url)
         stopping.gently = True
         cluster = join_and_reconcile(
-            node, membership_spec_source(config, config_path, stateful_sets, node.clock.monotonic), api
+            node,
+            membership_spec_source(config, config_path, stateful_sets, node.clock.monotonic),
+            api,
+            in_kubernetes=bool(config.place()) or "KUBERNETES_SERVICE_HOST" in os.environ,
+            config_path=config_path,
+            replacements=_Replacements(Path(config.data_dir)),
         )
         await _first_of(stopping.event.wait(), telemetry.run(), node.run(), cluster)
         logger.info("Stopping")

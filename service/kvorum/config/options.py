@@ -108,6 +108,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
 
+    replace_cluster_id: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description="In Kubernetes: id of a cluster whose data is lost for good. An empty cluster may begin in its "
+            "place. In the configuration file it takes effect without a restart.",
+        ),
+    ] = ""
+
     finalize_after: Annotated[
         str,
         Meta(
@@ -332,6 +341,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             return tuple(sorted(self.peers))
         host, port = split_address(self.listen_peer)
         return (PeerAddress(self.name, host, port),)
+
+    def place(self) -> str:
+        """Return the namespace and the StatefulSet that the node belongs to; empty outside of Kubernetes."""
+        # SERVICE.NAMESPACE.svc.DOMAIN
+        _, namespace, svc, *_ = (*self.discovery_dns.rstrip(".").split("."), "", "")
+        return f"{namespace}/{split_ordinal(self.name)[0]}" if namespace and svc == "svc" else ""
 
 
 def resolve(config: Config, *, host_name: str) -> Config:

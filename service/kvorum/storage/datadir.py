@@ -7,6 +7,8 @@
     addresses                where peers answered last (:mod:`kvorum.transport.addresses`)
     lock                     held while a node runs
     reserve                  bytes that are given up when the disk is full (:mod:`kvorum.storage.room`)
+    place                    the namespace and the StatefulSet that the data belongs to; only in Kubernetes
+    replaced-clusters        whose place this cluster took by recover or restore, until that is recorded in Kubernetes
     snapshots/               see :mod:`kvorum.storage.snapshots`
     force-new-cluster        asks the node to recover when it starts next
     removing                 says that the folder is being emptied: this member was removed
@@ -33,7 +35,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvorum.errors import StorageLockedError, StorageReplacedError
-from kvorum.storage.files import FILE_MODE, FOLDER_MODE, check_not_world_writable, explained, sync_folder
+from kvorum.storage.files import (
+    FILE_MODE,
+    FOLDER_MODE,
+    check_not_world_writable,
+    explained,
+    replace_file,
+    sync_folder,
+)
 from kvorum.storage.room import RESERVE
 
 log = logging.getLogger("kvorum.storage")
@@ -43,6 +52,8 @@ WRITE_AHEAD_LOG = "kvorum.db-wal"
 MARK = "mark"
 LOCK = "lock"
 SNAPSHOTS = "snapshots"
+PLACE = "place"
+REPLACED_CLUSTERS = "replaced-clusters"
 RECOVERY_REQUEST = "force-new-cluster"
 REMOVING = "removing"
 REMOVED = "removed"
@@ -51,6 +62,11 @@ STAGED = "restored.staged"
 REPLACING = "restored"
 MOVING = "restoring"
 REPLACED = "replaced"
+
+ANY_CLUSTER = "*"
+"""In ``replaced-clusters``: whichever there was."""
+_REPLACED_MAX = 64
+_FACT_BYTES_MAX = 16 * 1024
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -64,6 +80,10 @@ _OURS = _STAYS | {
     MARK,
     "addresses",
     SNAPSHOTS,
+    PLACE,
+    REPLACED_CLUSTERS,
+    f"{PLACE}.tmp",
+    f"{REPLACED_CLUSTERS}.tmp",
     RECOVERY_REQUEST,
     REMOVING,
     REMOVED,
@@ -333,3 +353,81 @@ def withdraw_recovery_request(folder: Path) -> None:
     with explained(f"cannot use {folder / RECOVERY_REQUEST}"):
         (folder / RECOVERY_REQUEST).unlink()
         sync_folder(folder)
+
+
+# --- Where the data belongs, and what it takes the place of -------------------------------------------------------
+
+
+def place_of_data(folder: Path) -> str:
+    """Return the place that the data in the folder belongs to; empty: none is recorded.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    return _read_fact(folder, PLACE)
+
+
+def record_place(folder: Path, place: str) -> None:
+    """Record the place that the data belongs to, unless one is recorded.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot write {folder / PLACE}"):
+        if place and not (folder / PLACE).exists():
+            replace_file(folder / PLACE, f"{place}\n".encode())
+
+
+def forget_place(folder: Path) -> None:
+    """Let the data belong to the place where it is started next.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    _remove_fact(folder, PLACE)
+
+
+def replaced_clusters(folder: Path) -> frozenset[str]:
+    """Return the ids of the clusters whose place this one took; ``ANY_CLUSTER`` among them: of whichever there was.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    return frozenset(_read_fact(folder, REPLACED_CLUSTERS).split())
+
+
+def note_replaced_cluster(folder: Path, cluster_id: str) -> None:
+    """Note that the folder's cluster takes the place of this one, and of those noted before.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    noted = _read_fact(folder, REPLACED_CLUSTERS).split()
+    with explained(f"cannot write {folder / REPLACED_CLUSTERS}"):
+        kept = list(dict.fromkeys([*noted, cluster_id]))[-_REPLACED_MAX:]
+        replace_file(folder / REPLACED_CLUSTERS, "".join(f"{noted}\n" for noted in kept).encode())
+
+
+def forget_replaced_clusters(folder: Path) -> None:
+    """Forget them: what took their place is recorded.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    _remove_fact(folder, REPLACED_CLUSTERS)
+
+
+def _read_fact(folder: Path, name: str) -> str:
+    with explained(f"cannot read {folder / name}"):
+        try:
+            with (folder / name).open("rb") as file:
+                return file.read(_FACT_BYTES_MAX).decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+
+def _remove_fact(folder: Path, name: str) -> None:
+    with explained(f"cannot remove {folder / name}"):
+        if (folder / name).exists():
+            (folder / name).unlink()
+            sync_folder(folder)

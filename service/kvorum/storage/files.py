@@ -76,3 +76,15 @@ def check_not_world_writable(folder: Path) -> None:
 def create_file(path: Path) -> None:
     """Create an empty file that only its owner may read, unless it is there. SQLite gives ``-wal`` the same mode."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, FILE_MODE))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file this content, durably: after a crash it has the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
