@@ -166,7 +166,7 @@ def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None) -> list[s
     if isinstance(answer, str):
         return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
-    full = answer.no_space or ("the data takes more than the quota" if answer.quota_exceeded else "")
+    full = answer.disks_full or ("the data takes more than the quota" if answer.quota_exceeded else "")
     health = answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"

@@ -126,7 +126,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """A quorum has confirmed within the last two election timeouts that all committed entries are applied here."""
     quarantined: str | None = None
     """Why this node serves nothing: its state differs from the leader's at the same index."""
-    no_space: str | None = None
+    disks_full: str | None = None
     """Why this node, the leader, refuses puts: the disks of a majority are nearly full. Deletes and reads go on."""
     feature_level: int = 1
     """The feature level of the cluster, as far as this node has applied the log."""

@@ -57,7 +57,7 @@ def _example(option: config_sources.Option) -> tuple[str, Any]:
         return ("false", False) if option.default else ("true", True)
     if option.choices:
         return option.choices[-1], option.choices[-1]
-    if option.name == "inflight_bytes_max":
+    if option.name in ("inflight_bytes_max", "quota_bytes"):
         return "4194304", 4_194_304
     if isinstance(option.default, int):
         return str(option.default + 1), option.default + 1
@@ -327,3 +327,10 @@ def test_a_stalled_disk_is_waited_for_longer_than_a_leader_keeps_leading() -> No
     assert resolve(Config(), host_name="n1").disk_stall_limit_s == 600
     with pytest.raises(ConfigError, match="disk_stall_limit_s 5 is shorter than"):
         resolve(Config(disk_stall_limit_s=5, save_timeout_ms=6000), host_name="n1")
+
+
+def test_a_quota_of_less_than_a_mebibyte_is_a_mistake_in_the_unit() -> None:
+    for size in (0, 1 << 20):
+        assert resolve(Config(name="n1", quota_bytes=size), host_name="n1").quota_bytes == size
+    with pytest.raises(ConfigError, match="quota_bytes 512 is less than 1 MiB"):
+        resolve(Config(name="n1", quota_bytes=512), host_name="n1")

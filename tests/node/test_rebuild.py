@@ -300,8 +300,8 @@ def test_a_damaged_snapshot_is_noticed_by_its_owner_and_replaced(tmp_path: Path)
             with pytest.raises(StorageError, match="hash does not match"):
                 await snapshots.chunk(index, 0, 1 << 20, 0)
 
-            await until("another takes its place", lambda: files.find(index))
-            chunk = await snapshots.chunk(index, 0, 1 << 20, 0)
+            another = await until("another takes its place", lambda: next(iter(files.kept()), None))
+            chunk = await snapshots.chunk(another.snapshot.last_index, 0, 1 << 20, 0)
             assert chunk.data != data
             assert path.with_suffix(".damaged").exists()
 
@@ -362,3 +362,42 @@ def test_no_snapshot_is_taken_of_loaded_records_before_the_members_have_decided(
 
     assert state.may_be_wrong
     assert state.expected_sum(StateDigest(2, 1, 2)) == 5
+
+
+def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(tmp_path: Path) -> None:
+    """Each member refused it, for ever: the leader whose record was overwritten since had no reason to take another."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            victim = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            record = victim.store.get(b"a")
+            assert record is not None
+            victim.store._records[b"a"] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+            files, snapshots = victim.ports.storage.snapshots, victim.parts.snapshots
+            await snapshots.begin()
+            [wrong] = files.kept()
+            await cluster.put(b"a", b"2")
+            await cluster.converge()
+            go_on = threading.Event()
+            create = files.create
+
+            def slow(*arguments: Any) -> Any:
+                go_on.wait(20)
+                return create(*arguments)
+
+            files.create = slow  # type: ignore[assignment, method-assign]
+            taking = snapshots.begin()
+            victim.parts.sweeps.step(1000)
+            go_on.set()
+            await taking
+            assert snapshots.latest() is None, "neither the one before nor the one that was being taken"
+            await until("the members have decided", lambda: not victim.parts.state.may_be_wrong)
+            assert victim.quarantined is None
+            with pytest.raises(StorageError, match="another is being taken"):
+                await snapshots.chunk(wrong.snapshot.last_index, 0, 100, None)
+            await until("another is there", snapshots.latest)
+            assert wrong.sha256 not in {info.sha256 for info in files.kept()}
+
+    asyncio.run(scenario())

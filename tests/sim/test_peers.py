@@ -16,6 +16,7 @@ from sim.world import World
 
 from kvorum.errors import PeerError, StorageCorruptError
 from kvorum.identity import Identity
+from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import HeartbeatResponse, Message, NodeId
 from kvorum.transport import Greeting, Hello, SnapshotChunk
@@ -216,7 +217,7 @@ def test_a_paused_peer_answers_when_it_goes_on(net: Net) -> None:
 def test_requests_are_answered(net: Net) -> None:
     net.connect()
 
-    announced = msgspec.structs.replace(net.b.hello(), levels=(1, 2), version="level 2")
+    announced = msgspec.structs.replace(net.b.hello(), levels=(1, HIGHEST_LEVEL), version=f"level {HIGHEST_LEVEL}")
     assert net.ask(lambda: net.a.peers.hello(net.b.url)).result() == announced
     assert net.ask(lambda: net.a.peers.state_hash("b@1", 5)).result() == StateDigest(1, 77)
     assert net.ask(lambda: net.a.peers.state_hash("b@1", 6)).result() is None

@@ -17,6 +17,7 @@ from waiting import until
 import kvorum
 from kvorum.errors import IdentityRejectedError, PeerError, StorageCorruptError
 from kvorum.identity import Identity
+from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
@@ -294,12 +295,12 @@ def test_a_header_that_is_not_utf8_is_refused_and_counted(reason: str, header: s
 @pytest.mark.parametrize(
     ("headers", "protocol", "level", "version"),
     [
-        ({}, 2, 2, kvorum.__version__),
+        ({}, 2, HIGHEST_LEVEL, kvorum.__version__),
         # What 0.1.0 sends.
         ({"X-Kvorum-Protocols": None, "X-Kvorum-Feature-Levels": None, "X-Kvorum-Version": None}, 1, 1, "0.1.0"),
         # What later versions may send.
         ({"X-Kvorum-Protocols": "1-7", "X-Kvorum-Feature-Levels": "2-9", "X-Kvorum-Version": "9.0"}, 2, 9, "9.0"),
-        ({"X-Kvorum-Protocols": "0-1", "X-Kvorum-Protocol": "0"}, 1, 2, kvorum.__version__),
+        ({"X-Kvorum-Protocols": "0-1", "X-Kvorum-Protocol": "0"}, 1, HIGHEST_LEVEL, kvorum.__version__),
     ],
 )
 def test_a_peer_of_another_version_is_taken_if_it_speaks_a_common_protocol(

@@ -81,6 +81,19 @@ class Integrity:
         if self._task is None or self._task.done():
             self._task = self._tasks.spawn(self._investigate(index), name="investigate a hash mismatch")
 
+    def suspect(self, index: int, shift: int) -> None:
+        """Memory does not hold what was applied, or the sum kept of it is wrong: find out which, at ``index``.
+
+        Whichever it is, the snapshots that were taken since do not have the sum that they carry.
+
+        Args:
+            index: what is applied.
+            shift: see :attr:`State.suspected_shift`.
+        """
+        self._state.suspected_shift = shift
+        self._snapshots.distrust_all()
+        self.investigate(index)
+
     async def close(self) -> None:
         """Stop investigating."""
         if self._task is not None:
@@ -147,8 +160,6 @@ class Integrity:
         self._proposals.stop(reason)
         self._reads.stop(reason)
         await self._snapshots.ended()
-        # One that was being taken holds the wrong state, too.
-        self._snapshots.distrust_all()
         rounds = 0
         while self._state.store is wrong:
             voters = self._raft.configuration.voters()

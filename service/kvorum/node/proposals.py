@@ -134,14 +134,14 @@ class Proposals:
             raise OverloadedError(f"{self.pending} writes are already waiting")
         if store.quota.is_full and isinstance(command, Put):
             self._check_room(store, command)
-        if address and isinstance(command, Put | Delete) and command.sequence == 1:
-            self._session_shares.admit(address, command.client_id)
         if isinstance(command, Put):
             try:
                 self._space.check(_weight(command))
             except NoSpaceError:
                 self._counters.proposals["refused"] += 1
                 raise
+        if address and isinstance(command, Put | Delete) and command.sequence == 1:
+            self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter))
         self._deadlines.add(waiter, timeout_s)

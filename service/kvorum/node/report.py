@@ -85,7 +85,7 @@ class Report:
             caught_up=self._is_caught_up(),
             quarantined=self._integrity.quarantined,
             announcement=self._levels.announcement,
-            no_space=self._space.refusal,
+            disks_full=self._space.refusal,
             free_bytes=self._space.free_bytes_of,
         )
 
@@ -162,7 +162,7 @@ def node_status(
     caught_up: bool,
     quarantined: str | None,
     announcement: Callable[[NodeId], Announcement | None],
-    no_space: str | None,
+    disks_full: str | None,
     free_bytes: Callable[[NodeId], int | None],
 ) -> NodeStatus:
     """Return the node's own account."""
@@ -198,7 +198,7 @@ def node_status(
         last_contact_ms=last_contact_ms,
         caught_up=caught_up,
         quarantined=quarantined,
-        no_space=no_space,
+        disks_full=disks_full,
         feature_level=store.feature_level,
         highest_feature_level=HIGHEST_LEVEL,
     )

@@ -83,6 +83,8 @@ class Snapshots:
         """Until when a snapshot that was verified is not verified again, by last index."""
         self._distrusted: set[str] = set()
         """The hashes of snapshot files that may hold a wrong state."""
+        self._distrusts = 0
+        """How often all snapshots were distrusted: one that was begun before the last time is not kept."""
         mismatch = state.store.mismatch
         if mismatch is not None and (loaded := storage.snapshots.find(mismatch.index)) is not None:
             self._distrusted.add(loaded.sha256)
@@ -138,7 +140,7 @@ class Snapshots:
             snapshot = raft.snapshot_at(state.store.applied_index)
             # The iterator is made now: by the time the task runs, the store may have moved on.
             iterator = state.store.begin_snapshot()
-            self._task = self._tasks.spawn(self._take(iterator, snapshot, log_bytes), name="snapshot")
+            self._task = self._tasks.spawn(self._take(iterator, snapshot, log_bytes, self._distrusts), name="snapshot")
         return self._task
 
     async def ended(self) -> None:
@@ -152,9 +154,9 @@ class Snapshots:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _take(self, iterator: SnapshotIterator, snapshot: Snapshot, log_bytes: int) -> None:
+    async def _take(self, iterator: SnapshotIterator, snapshot: Snapshot, log_bytes: int, distrusts: int) -> None:
         try:
-            await self._write(iterator, snapshot)
+            info = await self._write(iterator, snapshot)
         except StorageError as error:
             # The log goes on without a snapshot; only space is lost. Try again later.
             self._not_before_s = self._clock.monotonic() + RETRY_S
@@ -163,11 +165,20 @@ class Snapshots:
             return
         if self._supervisor.has_failed:
             return
+        if distrusts != self._distrusts:
+            self._state.bytes_since_snapshot += log_bytes
+            await self._discard(info)
+            return
+        for other in self._storage.snapshots.kept() if self._distrusted else ():
+            if other.sha256 in self._distrusted and other.sha256 != info.sha256:
+                await self._discard(other)
+        if distrusts == self._distrusts:
+            self._distrusted.clear()
         self._uncut_bytes = log_bytes
         self._compact(self._raft.compact(snapshot, 0 if self._space.is_tight else self._retain_entries))
 
-    async def _write(self, iterator: SnapshotIterator, snapshot: Snapshot) -> None:
-        """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return when it is durable.
+    async def _write(self, iterator: SnapshotIterator, snapshot: Snapshot) -> SnapshotInfo:
+        """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return it when it is durable.
 
         Raises:
             StorageError: it could not be written; nothing of it is kept.
@@ -189,8 +200,6 @@ class Snapshots:
             raise
         finally:
             iterator.close()
-        if self._distrusted:
-            await self._discard_distrusted(info)
         duration_s = self._clock.monotonic() - since
         counters.snapshots["create", "ok"] += 1
         counters.snapshot_duration["create"].record(duration_s)
@@ -201,6 +210,7 @@ class Snapshots:
             info.size_bytes,
             duration_s,
         )
+        return info
 
     def _compact(self, first_index: int) -> None:
         """Cut the durable log before ``first_index``, but only where the older of the kept snapshots still suffices."""
@@ -222,16 +232,16 @@ class Snapshots:
         return next((info for info in kept if info.sha256 not in self._distrusted), None)
 
     def distrust_all(self) -> None:
-        """Serve none of the present snapshots any more: the state is wrong. The next one to be taken replaces them."""
+        """Serve none of the present snapshots any more: the state is wrong, or may be.
+
+        The next one to be taken replaces them.
+        """
+        self._distrusts += 1
         self._distrusted |= {info.sha256 for info in self._storage.snapshots.kept()}
 
-    async def _discard_distrusted(self, taken: SnapshotInfo) -> None:
-        """Remove the snapshots of a wrong state: one of the right state is durable."""
-        for info in self._storage.snapshots.kept():
-            if info.sha256 in self._distrusted and info.sha256 != taken.sha256:
-                why = "its state may be wrong"
-                await self._threads.run(self._storage.snapshots.discard, info.snapshot.last_index, why)
-        self._distrusted.clear()
+    async def _discard(self, info: SnapshotInfo) -> None:
+        """Remove a snapshot of a wrong state."""
+        await self._threads.run(self._storage.snapshots.discard, info.snapshot.last_index, "its state may be wrong")
 
     # --- Reading ------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,6 @@ class Sweeps:
         state.hashes.applied(store.applied_index, store.digest)
         if mismatch is None:
             return
-        state.suspected_shift = (mismatch.expected - mismatch.found) % SUM_MODULUS
         log.critical(
             "the records in memory do not match their state sum: computed %032x, expected %032x, at index %d; "
             "asking the other members which of the two is right",
@@ -77,4 +76,4 @@ class Sweeps:
             mismatch.expected,
             mismatch.index,
         )
-        self._integrity.investigate(mismatch.index)
+        self._integrity.suspect(mismatch.index, (mismatch.expected - mismatch.found) % SUM_MODULUS)

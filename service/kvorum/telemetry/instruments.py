@@ -425,7 +425,7 @@ def _storage() -> tuple[Instrument, ...]:
             "kvorum.storage.puts.refused",
             "1",
             "1 if this node, as the leader, refuses puts because the disks of a majority are nearly full. Else 0.",
-            lambda s: _one(int(s.status.no_space is not None)),
+            lambda s: _one(int(s.status.disks_full is not None)),
         ),
     )
 

@@ -71,6 +71,22 @@ MUTANTS = (
     ),
     Mutant(
         "integrity",
+        "Snapshots of a state that a sweep found to be wrong are offered.",
+        "node.integrity:Integrity.suspect",
+        "self._snapshots.distrust_all()",
+        "pass",
+        tests="tests/node/test_rebuild.py -k sweep_has_found",
+    ),
+    Mutant(
+        "integrity",
+        "A snapshot that was being taken of a wrong state is kept.",
+        "node.snapshots:Snapshots._take",
+        "distrusts != self._distrusts",
+        "False",
+        tests="tests/node/test_rebuild.py",
+    ),
+    Mutant(
+        "integrity",
         "A damaged snapshot is served.",
         "node.snapshots:Snapshots._verify",
         "await run(self._storage.snapshots.verify, last_index)",
