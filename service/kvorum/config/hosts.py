@@ -42,10 +42,15 @@ class KnownHosts:
         self._suffixes: tuple[str, ...] = (".localhost",)
         if config.discovery_dns:
             # SERVICE.NAMESPACE.svc.DOMAIN: nobody outside has a name in NAMESPACE.svc.
-            _, _, namespace = _normal(config.discovery_dns).partition(".")
+            service, _, namespace = _normal(config.discovery_dns).partition(".")
             self._names.add(_normal(config.discovery_dns))
             short, svc, _ = namespace.partition(".svc.")
-            self._suffixes += (f".{namespace}", f".{short}.svc") if svc else (f".{_normal(config.discovery_dns)}",)
+            if svc:
+                # Pods of the namespace may write POD.SERVICE, and no public domain is called as a Service is.
+                self._names |= {service, f"{service}.{short}"}
+                self._suffixes += (f".{namespace}", f".{short}.svc", f".{service}", f".{service}.{short}")
+            else:
+                self._suffixes += (f".{_normal(config.discovery_dns)}",)
         self.learn((config.advertise_client_url, config.advertise_peer_url))
         self._remembered: set[str] = set()
 

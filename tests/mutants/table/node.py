@@ -570,7 +570,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "integrity",
         "A mismatch that the sweep finds is told to nobody.",
         "node.sweeps:Sweeps.step",
-        "self._integrity.investigate(mismatch.index)",
+        "self._integrity.suspect(mismatch.index, (mismatch.expected - mismatch.found) % SUM_MODULUS)",
         "pass",
         tests="tests/node/test_levels.py",
     ),
