@@ -297,7 +297,8 @@ _LOCAL = Config(peers=parse_peers("n1=one.example:9001,n2=two.example:9002"), na
             "kv kv:8001 kv.ns kv.ns.svc kv.ns.svc.cluster.local. kv-leader.ns.svc:80 kv-2.kv-headless.ns.svc "
             "kv-0.kv-headless.ns.svc.cluster.local:8001 KEYS.example.com 10.1.2.3:8001 localhost:9999 kv-1 "
             "kv-0.kv-headless:8001 kv-0.kv-headless.ns kv-headless",
-            "evil.example kv-0.other-headless kv-0.kv-headless.other kv.other kv.other.svc ns.svc.evil.example evilns.svc example.com x.keys.example.com",
+            "evil.example kv-0.other-headless kv-0.kv-headless.other "
+            "kv.other kv.other.svc ns.svc.evil.example evilns.svc example.com x.keys.example.com",
         ),
     ],
     ids=["local", "pod"],
