@@ -189,9 +189,11 @@ class Client:
         Raises:
             InvalidArgumentError: this is not the event loop in which it was used; that one still runs.
         """
+        is_in_use = self._loop is not None and not self._loop.is_closed()
+        if is_in_use:
+            self._check_loop()
         try:
-            if self._loop is not None and not self._loop.is_closed():
-                self._check_loop()
+            if is_in_use:
                 await self._end_sessions()
         finally:
             await self._transport.close()

@@ -124,9 +124,9 @@ def test_nodes_on_full_disks_start_and_delete_from_their_reserve(cluster: Cluste
 
     for name in cluster.names:
         cluster.start(name)
+    eventually("puts are refused", lambda: put(cluster, "b").status == 507, DEADLINE_S)
     for key in keys:
         delete(cluster, key)
-    assert put(cluster, "b").status == 507
     assert cluster.running() == cluster.names
     make_room(cluster)
     eventually("a put is accepted", lambda: put(cluster, "b").status == 200, DEADLINE_S)

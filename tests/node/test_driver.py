@@ -225,6 +225,43 @@ def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypat
     asyncio.run(scenario())
 
 
+class Forgetful(Source):
+    """Has another snapshot by the time that it is asked."""
+
+    async def snapshot_chunk(self, node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+        self.wanted.append(last_index)
+        await self._arrived.wait()
+        self._arrived.clear()
+        raise PeerError(f"there is no snapshot at {last_index}")
+
+
+def test_a_fetch_that_the_log_has_passed_is_not_tried_again() -> None:
+    """It went on for minutes, and what the leader offered meanwhile, which was needed, was not fetched."""
+
+    async def scenario() -> None:
+        storage, source = MemoryStorage(), Forgetful()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(1, 13))
+        driver.on_messages(
+            "b@1",
+            (AppendEntries(1, "b@1", "a@1", prev_log_index=0, prev_log_term=0, entries=entries, leader_commit=12),),
+        )
+        await until("the log has passed it", lambda: node.raft.log.commit_index == 12)
+        source.arrive()
+        for _ in range(100):
+            driver.on_messages("b@1", (offer(20, term=1),))
+            await asyncio.sleep(0.01)
+            if len(source.wanted) > 1:
+                break
+        assert source.wanted == [10, 20]
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 class HeldReceivers(MemoryStorage):
     """A disk that takes its time over each snapshot that has arrived."""
 

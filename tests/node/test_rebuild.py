@@ -398,6 +398,6 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(t
             with pytest.raises(StorageError, match="another is being taken"):
                 await snapshots.chunk(wrong.snapshot.last_index, 0, 100, None)
             await until("another is there", snapshots.latest)
-            assert wrong.sha256 not in {info.sha256 for info in files.kept()}
+            await until("the wrong one is gone", lambda: wrong.sha256 not in {info.sha256 for info in files.kept()})
 
     asyncio.run(scenario())

@@ -7,6 +7,7 @@ from io import BytesIO
 from random import Random
 from typing import TYPE_CHECKING
 
+from sim.node import PortError
 from sim.plan import MS, Fault, S
 
 from kvorum.errors import CallerError, MembershipRefusedError
@@ -128,7 +129,7 @@ class Admin:
         assert node.loop is not None
         committed, data = self._world.facts.commit_index, bytearray()
         service = Service(node.product, node.loop.time)
-        with suppress(CallerError):
+        with suppress(CallerError, PortError):  # The latter ends the node.
             backup = await service.execute(ANONYMOUS, requests.Snapshot(self._world.plan.deadline_us // MS))
             try:
                 async for chunk in backup.chunks():

@@ -136,6 +136,8 @@ class Fetcher:
         source, snapshot = fetch.source, fetch.snapshot
         since = self._clock.monotonic()
         for _ in range(TRIES):
+            if snapshot.last_index <= self._raft.log.commit_index:
+                break  # The log has passed it meanwhile; the next offer may be needed.
             pause_s = PAUSE_S
             try:
                 info = await self._download(source, snapshot)

@@ -86,6 +86,14 @@ MUTANTS = (
         tests="tests/node/test_rebuild.py",
     ),
     Mutant(
+        "K12",
+        "A fetch that the log has passed keeps out one that is needed.",
+        "node.fetch:Fetcher._run",
+        "snapshot.last_index <= self._raft.log.commit_index",
+        "False",
+        tests="tests/node/test_driver.py -k passed_is_not",
+    ),
+    Mutant(
         "integrity",
         "A damaged snapshot is served.",
         "node.snapshots:Snapshots._verify",
