@@ -23,7 +23,6 @@ from kvorum.errors import (
 from kvorum.kv.commands import Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
-from kvorum.kv.store import Store
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
@@ -132,10 +131,10 @@ class Proposals:
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        if store.quota.is_full and isinstance(command, Put):
-            self._check_room(store, command)
         if isinstance(command, Put):
             try:
+                # Refused when it is applied, it would only fill the log.
+                store.check_room(command)
                 self._space.check(_weight(command))
             except NoSpaceError:
                 self._counters.proposals["refused"] += 1
@@ -147,18 +146,6 @@ class Proposals:
         self._deadlines.add(waiter, timeout_s)
         self.pending += 1
         return waiter
-
-    def _check_room(self, store: Store, command: Put) -> None:
-        """Refuse early what would be refused when it is applied: it shall not fill the log.
-
-        Raises:
-            NoSpaceError: nothing was queued.
-        """
-        try:
-            store.check_room(command)
-        except NoSpaceError:
-            self._counters.proposals["refused"] += 1
-            raise
 
     def flush(self) -> None:
         """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""

@@ -879,7 +879,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K6",
         "Puts without room fill the log before they are refused.",
         "node.proposals:Proposals.submit",
-        "self._check_room(store, command)",
+        "store.check_room(command)",
         "pass",
         tests="tests/node/test_quota.py",
         simulated=False,
