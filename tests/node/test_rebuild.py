@@ -127,7 +127,7 @@ def test_snapshots_of_a_wrong_state_are_neither_served_nor_kept(tmp_path: Path) 
             await cluster.converge()
             victim.store.state_hash ^= 1
             await snapshots.begin()
-            newest = files.kept()[0]
+            before = files.kept()
             rebuild, go_on = victim.parts.integrity._rebuild, asyncio.Event()
 
             async def held(source: str, wrong: Store) -> bool:
@@ -138,18 +138,19 @@ def test_snapshots_of_a_wrong_state_are_neither_served_nor_kept(tmp_path: Path) 
             victim.store.state_hash ^= 1
             spoil(victim)
             await until("quarantine", lambda: victim.quarantined)
-            for index in (0, newest.snapshot.last_index):
+            for index in (0, before[0].snapshot.last_index):
                 with pytest.raises(StorageError, match="quarantine"):
                     await snapshots.chunk(index, 0, 100, 0)
             go_on.set()
             await until("it is rebuilt", lambda: victim.quarantined is None)
 
-            kept = files.kept()
-            assert [info.snapshot.last_index for info in kept] == [newest.snapshot.last_index], "all were made before"
-            assert snapshots.latest() == kept[0]
-            right = (await cluster.leader()).store
-            store = await asyncio.to_thread(load_store, files, kept[0].snapshot)
-            assert (store.applied_index, store.state_hash) == (right.applied_index, right.state_hash)
+            (kept,) = files.kept()
+            assert kept not in before, "all of those were made before"
+            assert snapshots.latest() == kept
+            index = kept.snapshot.last_index
+            store = await asyncio.to_thread(load_store, files, kept.snapshot)
+            right = (await cluster.leader()).parts.state.hashes.at(index)
+            assert (store.applied_index, store.digest) == (index, right), "what the leader had at this entry"
 
     asyncio.run(scenario())
 
