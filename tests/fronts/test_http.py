@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import socket
+import sys
 
 import pytest
 from fronts.fake_node import FakeNode, Server, api_of, make_config, run, serving
@@ -256,6 +257,51 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
         assert answer.endswith(b"\r\n\r\n5")
 
     run(scenario)
+
+
+class Watched(FakeNode):
+    """Records in which task each read runs, and in which turn of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+        self.reads: list[tuple[object, int]] = []
+
+    async def read_barrier(self, timeout_ms: int) -> None:
+        self.reads.append((asyncio.current_task(), self.turn))
+
+    async def count_turns(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.turn += 1
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="aiohttp starts the tasks of requests eagerly")
+def test_a_request_needs_no_task_of_its_own() -> None:
+    async def main() -> None:
+        async with serving(node := Watched()) as http:
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+            for _ in range(3):
+                writer.write(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+        assert len({task for task, _ in node.reads}) == 1
+
+    asyncio.run(main())
+
+
+def test_requests_that_arrived_together_are_not_answered_in_one_turn_of_the_loop() -> None:
+    async def main() -> None:
+        async with serving(node := Watched()) as http:
+            turns = asyncio.create_task(node.count_turns())
+            await http.raw(
+                50 * b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n"
+                + b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            )
+            turns.cancel()
+        assert len({turn for _, turn in node.reads}) == 51
+
+    asyncio.run(main())
 
 
 def test_a_web_page_cannot_use_the_node_under_a_name_of_its_own() -> None:

@@ -79,8 +79,8 @@ class Proposals:
         self._session_shares = session_shares
         self._space = space
         self._tracer = tracer
-        self.queue: deque[tuple[QueuedCommand, Waiter]] = deque()
-        """Not proposed yet."""
+        self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
+        """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
@@ -101,7 +101,7 @@ class Proposals:
 
     def _complete_idle(self) -> None:
         waiting = (waiter for _, waiters, _ in self._proposed.values() for waiter in waiters)
-        is_idle = all(waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))
+        is_idle = all(waiter.done() for waiter in (*(waiter for _, waiter, _ in self.queue), *waiting))
         now_s = self._clock.monotonic()
         for deadline_s, waiter in self._idle:
             if (is_idle or now_s >= deadline_s) and not waiter.done():
@@ -131,18 +131,19 @@ class Proposals:
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
+        size_bytes = _weight(command)
         if isinstance(command, Put):
             try:
                 # Refused when it is applied, it would only fill the log.
                 store.check_room(command)
-                self._space.check(_weight(command))
+                self._space.check(size_bytes)
             except NoSpaceError:
                 self._counters.proposals["refused"] += 1
                 raise
         if address and isinstance(command, Put | Delete) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
-        self.queue.append((command, waiter))
+        self.queue.append((command, waiter, size_bytes))
         self._deadlines.add(waiter, timeout_s)
         self.pending += 1
         return waiter
@@ -181,15 +182,14 @@ class Proposals:
         waiters: list[Waiter] = []
         size = 0
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
-            command, waiter = self.queue[0]
-            weight = _weight(command)
-            if commands and size + weight > self._batch_bytes_max:
+            command, waiter, size_bytes = self.queue[0]
+            if commands and size + size_bytes > self._batch_bytes_max:
                 break
             self.queue.popleft()
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self.pending -= 1
                 continue
-            size += weight
+            size += size_bytes
             commands.append(command)
             waiters.append(waiter)
         return commands, waiters
@@ -229,7 +229,7 @@ class Proposals:
         """
         expired = list(self._deadlines.expired())
         # Thousands may expire at once, with thousands in the queue.
-        queued = {waiter for _, waiter in self.queue} if expired else set()
+        queued = {waiter for _, waiter, _ in self.queue} if expired else set()
         for waiter in expired:
             if waiter in queued:
                 self._refuse(
@@ -258,7 +258,7 @@ class Proposals:
 
     def stop(self, reason: str) -> None:
         """Answer every caller: the node stops, or its state is wrong."""
-        queued = [waiter for _, waiter in self.queue]
+        queued = [waiter for _, waiter, _ in self.queue]
         self.queue.clear()
         self._refuse(queued, NotServingError(reason))
         for _, waiters, _ in self._proposed.values():
@@ -270,12 +270,12 @@ class Proposals:
 
 def _weight(command: QueuedCommand) -> int:
     match command:
-        case Put(key, value):
-            return len(key) + len(value) + _COMMAND_OVERHEAD_BYTES
-        case Delete(key):
-            return len(key) + _COMMAND_OVERHEAD_BYTES
-        case EndSession(client_id):
-            return len(client_id) + _COMMAND_OVERHEAD_BYTES
+        case Put():
+            return len(command.key) + len(command.value) + _COMMAND_OVERHEAD_BYTES
+        case Delete():
+            return len(command.key) + _COMMAND_OVERHEAD_BYTES
+        case EndSession():
+            return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
         case SetQuota():
             return _COMMAND_OVERHEAD_BYTES
         case _:

@@ -165,12 +165,16 @@ class Service:
         """
         authorize(principal, request)
         match request:
-            case Put(key, value, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(principal, commands.Put(key, value, prev_revision, client_id, sequence), timeout_ms)
+            case Put():
+                put = commands.Put(
+                    request.key, request.value, request.prev_revision, request.client_id, request.sequence
+                )
+                return self._write(principal, put, request.timeout_ms)
             case Get():
                 return self._get(request)
-            case Delete(key, prev_revision, client_id, sequence, timeout_ms):
-                return self._write(principal, commands.Delete(key, prev_revision, client_id, sequence), timeout_ms)
+            case Delete():
+                delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
+                return self._write(principal, delete, request.timeout_ms)
             case EndSession():
                 return self._end_session(request)
             case GetStatus():

@@ -690,7 +690,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K7",
         "A shutdown waits for the writes of callers that have gone.",
         "node.proposals:Proposals._complete_idle",
-        "all(waiter.done() for waiter in (*(waiter for _, waiter in self.queue), *waiting))",
+        "all(waiter.done() for waiter in (*(waiter for _, waiter, _ in self.queue), *waiting))",
         "not self.pending",
         tests="tests/node/test_proposals.py tests/node/test_outcomes.py",
     ),

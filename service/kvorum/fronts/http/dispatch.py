@@ -18,7 +18,7 @@ from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
-from kvorum.fronts.http.request import BODY, Bodies, Query, split_target
+from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.service import Service
@@ -138,7 +138,7 @@ class Dispatcher:
                     raise RefusalError("malformed_http", "Transfer-Encoding needs HTTP/1.1")
                 if not self._hosts.knows(host := headers.get(hdrs.HOST)):
                     await self._check_host(host)
-                if hdrs.ORIGIN in headers or "Sec-Fetch-Site" in headers:
+                if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
                     _check_origin(request)
                 if path.startswith(self._kv_prefix):
                     routes, name = self._kv_routes, path[len(self._kv_prefix) :]
@@ -244,7 +244,7 @@ def _check_origin(request: BaseRequest) -> None:
 
     Browsers send the origin of the page, and the page cannot prevent that.
     """
-    if request.headers.get("Sec-Fetch-Site", "") == "cross-site":
+    if request.headers.get(SEC_FETCH_SITE, "") == "cross-site":
         raise RefusalError("cross_origin", "a web page of another site may not use this node")
     if hdrs.ORIGIN not in request.headers:
         return

@@ -16,6 +16,7 @@ from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
+    IDEMPOTENCY_KEY,
     Bodies,
     Query,
     combined,
@@ -76,7 +77,7 @@ class KeyValueHandlers:
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
         principal, client_id, sequence = ANONYMOUS, "", 0
-        if "Idempotency-Key" in headers:
+        if IDEMPOTENCY_KEY in headers:
             client_id, sequence = _session(headers)
             if sequence == 1:  # It opens a session.
                 principal = Principal(ANONYMOUS.name, request.remote or "")
@@ -104,7 +105,7 @@ class KeyValueHandlers:
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
         principal, client_id, sequence = ANONYMOUS, "", 0
-        if "Idempotency-Key" in headers:
+        if IDEMPOTENCY_KEY in headers:
             client_id, sequence = _session(headers)
             if sequence == 1:  # It opens a session.
                 principal = Principal(ANONYMOUS.name, request.remote or "")
@@ -194,7 +195,7 @@ def _get_with_parameters(key: bytes, raw_query: str) -> Get:
 
 
 def _session(headers: CIMultiDictProxy[str]) -> tuple[str, int]:
-    return parse_idempotency_key(combined(headers, "Idempotency-Key") or "")
+    return parse_idempotency_key(combined(headers, IDEMPOTENCY_KEY) or "")
 
 
 def _precondition(headers: CIMultiDictProxy[str], prev_revision: int) -> int:

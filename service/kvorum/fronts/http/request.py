@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayloadError
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDictProxy, istr
 
 from kvorum.errors import InvalidRequestError, OverloadedError, TooLargeError
 from kvorum.fronts.http.problems import RefusalError
@@ -23,7 +23,8 @@ T = TypeVar("T")
 BODY = RequestKey("body", bytes)
 """Where a handler leaves the body of a request that may have to be forwarded."""
 
-_TAKEN_BYTES = RequestKey("taken_bytes", int)
+IDEMPOTENCY_KEY = istr("Idempotency-Key")
+SEC_FETCH_SITE = istr("Sec-Fetch-Site")
 
 _AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -180,6 +181,8 @@ class Bodies:
         self._budget_bytes = budget_bytes
         self._timeout_s = timeout_s
         self.used_bytes = 0
+        self._taken: dict[int, int] = {}
+        """What each request in hand has taken, by its ``id``: a request is no key of a dict."""
 
     async def read(self, request: BaseRequest, bytes_max: int) -> bytes:
         """Return the request's whole body; :meth:`release` it when the request is answered.
@@ -222,11 +225,11 @@ class Bodies:
         if self.used_bytes + size_bytes > limit_bytes:
             raise OverloadedError("the request bodies that this node reads take all the memory that they may")
         self.used_bytes += size_bytes
-        request[_TAKEN_BYTES] = size_bytes
+        self._taken[id(request)] = size_bytes
 
     def release(self, request: BaseRequest) -> None:
         """Give back what the body of an answered request took, if it took anything."""
-        self.used_bytes -= request.get(_TAKEN_BYTES, 0)
+        self.used_bytes -= self._taken.pop(id(request), 0)
 
 
 def _check_codings(headers: CIMultiDictProxy[str]) -> None:
