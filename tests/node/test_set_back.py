@@ -215,7 +215,8 @@ def test_a_node_whose_disk_was_set_back_stands_down_and_waits_for_nobody_any_mor
         node = Node()
         if has_begun:
             node.tick(1000)
-        node.participation.heard("c", [mark(1), mark(5)])
+        for _ in range(2):
+            node.participation.heard("c", [mark(1), mark(5)])
         node.participation.heard("b", [])
         node.tick(1000)
         assert not node.participation.is_active
@@ -448,10 +449,12 @@ def test_what_a_peer_acknowledged_is_said_when_it_is_called_and_survives_a_resta
         async with cluster_of(tmp_path, size=3) as cluster:
             leader = await cluster.settled()
             follower, other = cluster.others(leader)
-            for number in range(3):
-                await leader.propose(Put(b"k%d" % number, b"v"), TIMEOUT_MS)
-            # What the last save did not carry is known to the process only.
-            index = leader.raft.log.last_index - 1
+            await leader.propose(Put(b"a", b"v"), TIMEOUT_MS)
+            leader = await cluster.settled()
+            follower, other = cluster.others(leader)
+            index = leader.raft.log.last_index
+            # What the last save does not carry is known to the process only.
+            await leader.propose(Put(b"b", b"v"), TIMEOUT_MS)
             name, names = leader.identity.name, [node.identity.name for node in (follower, other)]
             await cluster.stop(*cluster.names)
             await cluster.start(name)
