@@ -390,7 +390,7 @@ def test_a_node_that_learns_late_that_its_disk_was_set_back_says_nothing_more(ha
         else:
             storage.complete()
             wire.sent.clear()
-            node.raft.step(APPENDS)
+            node.raft.step(Heartbeat(2, "b@1", "a@1", commit_index=1, round=1))
         requests.on_connected(greeting("c", PeerMark("a@1", "0", 9)))
         driver.take_turn()
         while storage.pending:

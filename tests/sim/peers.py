@@ -202,7 +202,7 @@ class SimPeers:
         node = self._node
         level = node.supported_level
         handler = self._handler
-        start, marks = handler.start, handler.marks_of(recipient)
+        start, marks = handler.start_id, handler.marks_of(recipient)
         token = node.config.bootstrap_token
         return dialling_headers(handler.identity, recipient, node.url, token, start, marks) | {
             HEADER_LEVELS: f"{FIRST_LEVEL}-{level}",

@@ -74,7 +74,7 @@ class PeerRequests:
         return self._identity.current
 
     @property
-    def start(self) -> str:
+    def start_id(self) -> str:
         """Which start of our process this is."""
         return self._participation.start
 

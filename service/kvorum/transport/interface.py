@@ -159,7 +159,7 @@ class NodeHandler(PeerHandler, Protocol):
         """Our stream to a peer broke."""
 
     @property
-    def start(self) -> str:
+    def start_id(self) -> str:
         """Which start of our process this is; up to 16 hex digits."""
 
     def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
