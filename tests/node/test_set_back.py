@@ -322,6 +322,7 @@ def a_member(wire: Wire | None = None) -> tuple[ProductNode, MemoryStorage, Wire
         peers=cast("Peers", wire),
         random=Random(1),
         counters=Counters(),
+        memory_bytes=1 << 30,
     )
     storage.save(Save(1, HardState(1), (FIRST,)), lambda: None)
     storage.complete()
