@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -131,6 +132,9 @@ class Tasks:
         self.slept += 1
         await self.naps.acquire()
 
+    def has_slept(self, times: int) -> bool:
+        return self.slept >= times
+
 
 class Node:
     """A participation and what is around it."""
@@ -141,14 +145,8 @@ class Node:
         self.tasks = Tasks()
         self.stopped: list[str] = []
         peers: Peers = self.hellos  # type: ignore[assignment]
-        self.participation = Participation(
-            self.raft,
-            loaded,
-            "5",
-            peers,
-            self.tasks,
-            self.stopped.append,  # type: ignore[arg-type]
-        )
+        tasks: Any = self.tasks
+        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append)
 
     def tick(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -242,9 +240,9 @@ def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_th
         advice: list[str] = []
         for leader, is_serving in (("", True), ("b", False), ("b", True), ("", True)):
             hellos.leader, hellos.is_serving = leader, is_serving
-            slept = tasks.slept
+            expected = tasks.slept + 1
             tasks.naps.release()
-            await until("it has asked again", lambda slept=slept: tasks.slept > slept)
+            await until("it has asked again", partial(tasks.has_slept, expected))
             advice.append(participation.why_not or "")
         empty = ["give this node an empty disk" in text for text in advice]
         assert empty == [False, False, True, False]

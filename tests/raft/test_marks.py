@@ -1,4 +1,4 @@
-"""What servers remember of each other's disks, and what a record's commit index protects (docs/decisions/0010)."""
+"""What servers remember of each other's disks, and what a record's commit index protects (docs/decisions/0012)."""
 
 from __future__ import annotations
 
