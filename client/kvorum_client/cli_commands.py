@@ -167,7 +167,7 @@ def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None) -> list[s
         return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
     full = answer.disks_full or ("the data takes more than the quota" if answer.quota_exceeded else "")
-    health = answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
+    health = answer.distrusted or answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
     return [answer.state, *map(str, figures), levels, answer.version, health]

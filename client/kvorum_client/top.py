@@ -266,7 +266,7 @@ def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:
     cpu = rate(then, now, "process_cpu_seconds_total")
     return (
         _printable(name),
-        "quarantined" if status.quarantined else status.state,
+        "quarantined" if status.quarantined else "distrusted" if status.distrusted else status.state,
         str(status.term),
         _duration(contact),
         str(status.applied_index),
@@ -285,7 +285,7 @@ def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:
 
 
 def _color(seen: Observed) -> str:
-    if seen.status is None or seen.status.quarantined:
+    if seen.status is None or seen.status.quarantined or seen.status.distrusted:
         return RED
     if seen.status.state == "leader":
         return GREEN

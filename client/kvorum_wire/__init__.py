@@ -128,6 +128,9 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """Why this node serves nothing: its state differs from the leader's at the same index."""
     disks_full: str | None = None
     """Why this node, the leader, refuses puts: the disks of a majority are nearly full. Deletes and reads go on."""
+    distrusted: str | None = None
+    """Why this node takes no part in consensus, and what to do: its disk was set back, or alone holds what is
+    committed. It serves its status, stale reads and a stale backup."""
     feature_level: int = 1
     """The feature level of the cluster, as far as this node has applied the log."""
     highest_feature_level: int = 1

@@ -28,6 +28,8 @@
     +-- ConfigError                  invalid configuration: exit 2
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
+        |   +-- DiskSetBackError     this disk lacks what it acknowledged
+        |   +-- CommitsLostError     the other members lack what is committed here
         +-- VersionTooOldError       a newer version wrote the data: start that version again
         +-- StorageError             the disk failed, or cannot be trusted
             +-- StorageLockedError   another process holds the data folder
@@ -278,6 +280,14 @@ class FatalError(KvorumError):
 
 class InvariantViolatedError(FatalError):
     """A bug: something that the protocol proves impossible has been seen."""
+
+
+class DiskSetBackError(InvariantViolatedError):
+    """This disk lacks what it acknowledged: it was set back. The node takes no part any more, but stays up."""
+
+
+class CommitsLostError(InvariantViolatedError):
+    """Other members contradict what is committed here: they lost it. The node takes no part any more, but stays up."""
 
 
 class VersionTooOldError(FatalError):

@@ -34,6 +34,7 @@ STATUS_OF_0_1_0 = {
     "last_contact_ms": None,
     "caught_up": True,
     "quarantined": None,
+    "distrusted": None,
 }
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,44 @@ def test_the_part_without_kubernetes_brings_everything_back(page: str, tmp_path:
             await scenario()
 
     asyncio.run(bounded())
+
+
+def test_a_volume_that_was_set_back_is_found_and_replaced(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reader, folder = Reader(tmp_path), tmp_path / "data"
+        look, replace = blocks_of("a-volume-was-set-back.md")
+        async with local_cluster(reader.ports, folder) as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            await reader.put("before")
+            await reader.paste("kvorum local stop n2")
+            shutil.copytree(folder / "n2", tmp_path / "copy")
+            await reader.paste("kvorum local start n2")
+            for number in range(5):
+                await reader.put(f"after-{number}")
+            await reader.paste("kvorum local kill n2")
+            shutil.rmtree(folder / "n2")
+            shutil.copytree(tmp_path / "copy", folder / "n2")
+            await reader.paste("kvorum local start n2")
+
+            async def says(text: str) -> bool:
+                return text in await reader.paste(look)
+
+            await until("it is found", lambda: says("this disk was set back"), 60)
+            await until("it says what to do", lambda: says("give this node an empty disk"), 60)
+            await reader.paste(replace)
+
+            async def rows() -> list[str]:
+                return [row.rpartition(" ")[2] for row in (await reader.paste(look)).splitlines()]
+
+            await until("it is a member again", lambda: _equals(rows, ["HEALTH", "ok", "ok", "ok"]), 60)
+            assert await reader.value("after-4") == b"v"
+
+    async def bounded() -> None:
+        async with asyncio.timeout(400):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+async def _equals(ask: Callable[[], Awaitable[list[str]]], expected: list[str]) -> bool:
+    return await ask() == expected

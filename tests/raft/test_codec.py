@@ -115,6 +115,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         state_hash=NUMBERS,
         state_hash_version=st.integers(0, 3),
         state_sum=st.binary(max_size=16),
+        saved_index=NUMBERS,
     ),
     st.builds(HeartbeatResponse, **COMMON, round=NUMBERS),
     st.builds(ReadIndex, **COMMON, context=st.integers(-(2**63), 2**63)),
@@ -167,9 +168,12 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
     assert {frame: decode(bytes.fromhex(frame)) for frame in frames} == {
         frame: (message,) for frame, message in frames.items()
     }
-    # Version 0.2.0 appended two fields to the heartbeat, and one to its answer and to the ReadIndex.
+    # Version 0.2.0 appended three fields to the heartbeat, and one to its answer, the AppendEntries and the ReadIndex.
     longer = {
-        "9198a2686203a161a16207090000": "919aa2686203a161a1620709000001c400",
+        "9198a2686203a161a16207090000": "919ba2686203a161a1620709000001c40000",
+        "9198a2616503a161a16205029294060200c403362f3294070300c403372f3304": (
+            "9199a2616503a161a16205029294060200c403362f3294070300c403372f330400"
+        ),
         "9195a368627203a162a16109": "9196a368627203a162a16109ff",
         "9195a2726903a162a16107": "9196a2726903a162a16107c2",
     }

@@ -95,9 +95,24 @@ class Admin:
         if self.scripts or leader is None or leader.raft is None or leader is node:
             return
         voters = self.settled_voters()
-        lost = any(voter in self._world.nodes and self._world.nodes[voter].is_lost for voter in voters)
+        lost = any(
+            voter in self._world.distrusted or (voter in self._world.nodes and self._world.nodes[voter].is_lost)
+            for voter in voters
+        )
         if lost or len(voters) < 3 or node.id not in voters:
             return
+        self._replace_disk(node)
+
+    def replace_distrusted(self) -> None:
+        """Do what nodes advise whose disks were set back: give each an empty one, one after the other."""
+        nodes = [self._world.nodes[node] for node in self._world.distrusted]
+        nodes = [node for node in nodes if not node.is_lost and not node.is_retired]
+        if nodes and not self.scripts:
+            self._replace_disk(nodes.pop(0))
+        if nodes:
+            self._world.clock.after(PERIOD_US, self.replace_distrusted)
+
+    def _replace_disk(self, node: SimNode) -> None:
         node.crash("its disk is lost")
         node.is_lost = True
         self._world.counts["disks lost"] += 1

@@ -306,6 +306,12 @@ def only_saved_entries_are_acknowledged(facts: Facts, node: SimNode, term: int, 
         )
 
 
+def a_node_that_takes_no_part_says_nothing(node: SimNode, message: Message) -> None:
+    """A node whose disk was set back neither votes nor acknowledges; nor does one that has not heard its peers (K4)."""
+    if node.product is not None and not node.product.parts.participation.is_active:
+        raise Broken("a_node_that_takes_no_part_says_nothing", f"{node.id} sends {message}")
+
+
 # --- Membership, snapshots, reads ----------------------------------------------------------------------------------
 
 

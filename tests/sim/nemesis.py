@@ -27,12 +27,15 @@ class Nemesis:
     def __init__(self, world: World) -> None:
         self.admin = Admin(world)
         self._world = world
+        world.replace_distrusted = self.admin.replace_distrusted
+        self._set_back: SimNode | None = None
+        """Whose disk was set back, until it is decided whether that is noticed: nothing else happens meanwhile."""
         for fault in world.plan.faults:
             world.clock.after(fault.at_us, self._strike, fault)
 
     def _strike(self, fault: Fault) -> None:
         world = self._world
-        if world.is_recovering:
+        if world.is_recovering or self._is_deciding():
             return
         node = self._target(fault)
         if node is None:
@@ -87,8 +90,7 @@ class Nemesis:
             case "disk_copy":
                 node.copy_disk()
             case "disk_set_back":
-                self._crash(node, fault)
-                node.set_disk_back()
+                self._begin_set_back(node, fault)
             case "transfer":
                 node.call(self._transfer, node)
             case _:
@@ -114,6 +116,48 @@ class Nemesis:
             each.filled_at_tick = each.ticks
             if fault.argument % 3 or each is not node:
                 each.fill_disk(left, needed, fault.duration_us)
+
+    # --- A disk that is set back ------------------------------------------------------------------------------------
+
+    def _begin_set_back(self, node: SimNode, fault: Fault) -> None:
+        """Take a machine down to give it an older disk, if it has a copy, and its peers will notice."""
+        if node.copied_at is None or (not fault.argument and not self._is_quiet(node)):
+            return
+        node.crash("killed", durable=1)
+        self._world.clock.after(fault.duration_us, self._end_set_back, node, fault)
+
+    def _end_set_back(self, node: SimNode, fault: Fault) -> None:
+        """Set the disk back, unless something has happened meanwhile; start the machine."""
+        world = self._world
+        if node.is_up or node.is_lost or node.is_retired:
+            return
+        if fault.argument or (not world.is_recovering and self._is_quiet(node)):
+            # The machine was down for minutes: nothing that it said is on its way any more.
+            world.network.forget(node.id)
+            node.set_disk_back()
+            self._set_back = None if fault.argument else node
+        node.start()
+
+    def _is_deciding(self) -> bool:
+        """Tell whether a node whose disk was set back has not yet heard what its peers remember."""
+        node = self._set_back
+        if node is None:
+            return False
+        participation = node.product.parts.participation if node.product is not None else None
+        if participation is None or not (participation.is_active or participation.is_distrusted):
+            return node.is_up
+        self._set_back = None
+        return False
+
+    def _is_quiet(self, node: SimNode) -> bool:
+        """Tell whether a majority is there without this node, undisturbed, and has been since its disk was copied."""
+        world, plan = self._world, self._world.plan
+        voters = self.admin.settled_voters()
+        others = [world.nodes[voter] for voter in voters if voter != node.id]
+        # A handshake takes a few messages; after two election timeouts nobody is waited for.
+        is_fast = 20 * (plan.latency_us + plan.jitter_us + plan.turn_us + 1) < plan.election_timeout_us
+        is_settled = node.id in voters and len(voters) >= 3 and not self.admin.scripts and plan.crash_at == 0
+        return is_fast and is_settled and all(each.is_undisturbed_since(node.copied_at or 0) for each in others)
 
     def _damage_state(self, node: SimNode) -> None:
         """Change a record in memory, if the others are a majority, and remain one."""

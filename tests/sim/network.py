@@ -32,6 +32,7 @@ class Network:
         self._draw = Random(f"{plan.seed}:network").random
         self._cuts: dict[Link, int] = {}
         self._held: dict[NodeId, int] = {}
+        self._forgotten: dict[NodeId, int] = {}
         self.is_faulty = True
         """False in the liveness phase: nothing is dropped, doubled or slow."""
 
@@ -42,12 +43,12 @@ class Network:
             return
         delay = plan.latency_us + int(draw() * plan.jitter_us)
         if not self.is_faulty:
-            self._clock.after(min(delay, plan.timely_us), self._arrive, frame)
+            self._clock.after(min(delay, plan.timely_us), self._arrive, frame, self._clock.now)
             return
         if plan.drop_per_mille or plan.duplicate_per_mille or plan.slow_per_mille:
             frame = tuple(message for message in frame if self._is_in_time(message, delay))
         if frame:
-            self._clock.after(delay, self._arrive, frame)
+            self._clock.after(delay, self._arrive, frame, self._clock.now)
 
     def _is_in_time(self, message: Message, delay: int) -> bool:
         """Return whether a message arrives with its frame; else it is lost, or comes later. Either may come twice."""
@@ -55,10 +56,12 @@ class Network:
         if plan.drop_per_mille and draw() * 1000 < plan.drop_per_mille:
             return False
         if plan.duplicate_per_mille and draw() * 1000 < plan.duplicate_per_mille:
-            self._clock.after(self._slowed(plan.latency_us + int(draw() * plan.jitter_us)), self._arrive, (message,))
+            self._clock.after(
+                self._slowed(plan.latency_us + int(draw() * plan.jitter_us)), self._arrive, (message,), self._clock.now
+            )
         slowed = self._slowed(delay)
         if slowed != delay:
-            self._clock.after(slowed, self._arrive, (message,))
+            self._clock.after(slowed, self._arrive, (message,), self._clock.now)
         return slowed == delay
 
     def _slowed(self, delay: int) -> int:
@@ -71,11 +74,17 @@ class Network:
         """Deliver nothing to this node before then: it does not read. What arrives waits, in its order."""
         self._held[recipient] = until_us
 
-    def _arrive(self, frame: Frame) -> None:
+    def _arrive(self, frame: Frame, sent_us: int) -> None:
+        if self._forgotten and sent_us <= self._forgotten.get(frame[0].sender, -1):
+            return
         if self._held and (wait_us := self._held.get(frame[0].recipient, 0) - self._clock.now) > 0:
-            self._clock.after(wait_us, self._arrive, frame)
+            self._clock.after(wait_us, self._arrive, frame, sent_us)
         elif not self._cuts or not self.is_cut(frame[0].sender, frame[0].recipient):
             self._deliver(frame)
+
+    def forget(self, sender: NodeId) -> None:
+        """Lose everything that this node has sent."""
+        self._forgotten[sender] = self._clock.now
 
     def is_cut(self, sender: NodeId, recipient: NodeId) -> bool:
         """Tell whether nothing gets from ``sender`` to ``recipient`` now."""

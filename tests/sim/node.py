@@ -139,6 +139,10 @@ class SimNode:
         self.durable = Durable()
         self.first_index = 1  # of what compaction has left on the disk
         self._copy: tuple[SimDisk, Durable, int] | None = None
+        self.copied_at: int | None = None
+        """When the copy was taken that the disk can be set back to."""
+        self.is_set_back = False
+        self._started_us = 0
         self.is_lost = False
         self.is_removed = False
         self.is_retired = False
@@ -206,6 +210,7 @@ class SimNode:
         if self.loop is not None or self.is_lost or self.is_retired:
             return
         self.starts += 1
+        self._started_us = self.world.clock.now
         self._is_doomed = False
         self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
@@ -593,6 +598,8 @@ class SimNode:
         # A process that is about to end may have stopped halfway.
         if raft is None or product is None or product.ports.supervisor.has_failed or self.world.clock.error is not None:
             return
+        if product.parts.participation.is_distrusted:
+            self.world.on_distrusted(self)
         indexes = (product.parts.state.store.applied_index, raft.log.applied_index)
         if indexes != self._indexes:
             self._indexes = indexes
@@ -607,14 +614,30 @@ class SimNode:
     def copy_disk(self) -> None:
         """Take a copy of the whole disk."""
         self._copy = (self.disk.copy(), deepcopy(self.durable), self.first_index)
+        self.copied_at = self.world.clock.now
 
     def set_disk_back(self) -> None:
         """Put the copy in the disk's place, while the process is down."""
         assert self.loop is None
         if self._copy is not None:
             self.disk, self.durable, self.first_index = self._copy
-            self._copy = None
+            self._copy = self.copied_at = None
+            self.is_set_back = True
             self.world.counts["disks set back"] += 1
+
+    def is_undisturbed_since(self, since_us: int) -> bool:
+        """Tell whether this process has run since then, and nothing is about to happen to it."""
+        now, network = self.world.clock.now, self.world.network
+        is_well = self.raft is not None and self._started_us <= since_us and not (self.armed or self.port_error)
+        is_told = self._is_told_to_stop is not None and not self._is_told_to_stop.is_set()
+        disk = max(
+            self.stalled_until, self.full_until, self.no_files_until, self.late_saves_until, self.late_tasks_until
+        )
+        paused_until = self.loop.paused_until if self.loop is not None else 0
+        is_reached = not any(
+            network.is_cut(self.id, other) or network.is_cut(other, self.id) for other in self.world.nodes
+        )
+        return is_well and is_told and is_reached and not self.fail_next_save and max(disk, paused_until) <= now
 
     def damage_newest_snapshot(self) -> None:
         """Flip a bit of the newest snapshot file, if the older one and the log can do without it (B26, B33)."""

@@ -18,6 +18,7 @@ from kvorum.raft.messages import (
     InstallSnapshotResponse,
     Message,
     NodeId,
+    PeerMark,
     Ready,
     Snapshot,
 )
@@ -48,6 +49,8 @@ class ObservedRaft(Raft):
         snapshot: Snapshot | None = None,
         entries: Sequence[Entry] = (),
         on_disk: OnDisk | None = None,
+        marks: Sequence[PeerMark] = (),
+        commit_index: int = 0,
     ) -> None:
         plan = node.plan
         config = msgspec.structs.replace(
@@ -66,6 +69,8 @@ class ObservedRaft(Raft):
             snapshot=snapshot,
             entries=entries,
             on_disk=on_disk,
+            marks=marks,
+            commit_index=commit_index,
         )
         self._node = node
         self._is_applying = False

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from sim import invariants
 from sim.loop import ProcessKilled, SimLoop
 
 from kvorum.errors import IdentityRejectedError, PeerError, StorageError
@@ -104,6 +105,9 @@ class SimPeers:
         link = self._links.get(node)
         if link is not None and link.peer is None and link.called is None:
             self._call(link)
+        elif link is not None and link.peer is not None and not link.peer._is_heard:
+            # The frame that is sent to whoever calls finds the stream broken: that process has ended.
+            self._world.clock.after(self._latency(), self.enter, self._broken, link.peer)
         self._recipients.add_stranger(node, url, takes_answers=True)
 
     def remove_stranger(self, node: NodeId) -> None:
@@ -129,6 +133,7 @@ class SimPeers:
         try:
             for message in messages:
                 node.observe(facts.on_send, node, message)
+                node.observe(invariants.a_node_that_takes_no_part_says_nothing, node, message)
                 link = self._links.get(message.recipient)
                 # Whoever calls and is not called is answered on its own stream.
                 if message.recipient in self._callers if link is None else link.peer is not None:
@@ -196,7 +201,10 @@ class SimPeers:
         """Return the headers of a call: those of the product, but for the version that this machine pretends to be."""
         node = self._node
         level = node.supported_level
-        return dialling_headers(self._handler.identity, recipient, node.url, node.config.bootstrap_token) | {
+        handler = self._handler
+        start, marks = handler.start_id, handler.marks_of(recipient)
+        token = node.config.bootstrap_token
+        return dialling_headers(handler.identity, recipient, node.url, token, start, marks) | {
             HEADER_LEVELS: f"{FIRST_LEVEL}-{level}",
             HEADER_VERSION: f"level {level}",
         }

@@ -64,16 +64,18 @@ FAULT_KINDS = (
     "add",
     "remove",
     "replace",
+    "disk_copy",
+    "disk_set_back",
 )
 """``disks_fill`` leaves little room on the disks of all nodes, or of all but one, at the same time; ``late_saves`` are
 durable long before they are answered; with ``stop_reading`` a peer's messages wait unread for a
 while; ``cut_fetches`` breaks the connection behind every other piece of a snapshot; ``port_error`` is an exception that
 nothing in the product expects; ``stop`` is a clean stop; ``state_damage`` changes a record in the memory of a
-minority."""
+minority; with ``disk_set_back`` a machine is down for a while, and its disk's whole content is then the one that
+``disk_copy`` saw. It strikes only while every peer that remembers is there, unless ``argument`` is 1."""
 
-SWITCHED_OFF = ("disk_copy", "disk_set_back")
-"""What no seed draws yet, since the product does not survive it: a disk's whole content is replaced by an older copy of
-itself."""
+SET_BACK_KINDS = ("disk_copy", "disk_set_back")
+"""These have a draw of their own."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -205,7 +207,11 @@ def draw_plan(seed: int) -> Plan:
     )
     delay_s = Random(f"{seed}:delay").choice((0.0, 0.0, 0.3, 1.5))
     plan = msgspec.structs.replace(plan, shutdown_delay_s=min(delay_s, plan.shutdown_grace_s))
-    faults = _draw_faults(draw, plan) + _draw_full_disks(Random(f"{seed}:space"), plan)
+    faults = (
+        *_draw_faults(draw, plan),
+        *_draw_full_disks(Random(f"{seed}:space"), plan),
+        *_draw_set_backs(Random(f"{seed}:set_back"), plan),
+    )
     plan = msgspec.structs.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_us)))
     if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
         # Below level 2 nobody could notice it.
@@ -252,7 +258,8 @@ def _draw_environment(draw: Random, plan: Plan) -> Plan:
 
 def _draw_faults(draw: Random, plan: Plan) -> tuple[Fault, ...]:
     """Draw which kinds of faults this seed uses, how many of each, and when."""
-    kinds = [kind for kind in FAULT_KINDS if kind != "disks_fill" and draw.random() < 0.4]
+    apart = ("disks_fill", *SET_BACK_KINDS)
+    kinds = [kind for kind in FAULT_KINDS if kind not in apart and draw.random() < 0.4]
     busy = draw.choice((0, 3, 8, 20, 36))
     faults = []
     for _ in range(busy if kinds else 0):
@@ -286,3 +293,19 @@ def _draw_full_disks(draw: Random, plan: Plan) -> tuple[Fault, ...]:
         )
         for _ in range(draw.choice((1, 1, 2)))
     )
+
+
+def _draw_set_backs(draw: Random, plan: Plan) -> list[Fault]:
+    """Draw copies of disks, and when each takes the place of the disk that it was taken of."""
+    faults: list[Fault] = []
+    if draw.random() < 0.6:
+        return faults
+    for _ in range(draw.choice((1, 2, 4, 8))):
+        target = draw.randrange(7)
+        copied_us = draw.randrange(200 * MS, plan.duration_us)
+        back_us = draw.randrange(copied_us, plan.duration_us)
+        faults.append(Fault(copied_us, "disk_copy", target))
+        faults.append(
+            Fault(back_us, "disk_set_back", target, duration_us=draw.randrange(1, 4) * plan.election_timeout_us)
+        )
+    return faults

@@ -47,7 +47,7 @@ def test_a_torn_save_is_lost_and_nothing_else_is(bytes_written: int) -> None:
 def test_damage_that_is_not_at_the_end_is_not_taken_for_a_torn_tail() -> None:
     """Bug B33."""
     disk = saved((1, 3), (4, 5))
-    disk._values[0] = disk._values[0][:-1] + b"\0"
+    disk._values[0] = disk._values[0][:-1] + bytes([disk._values[0][-1] ^ 1])
 
     with pytest.raises(StorageCorruptError):
         disk.load()

@@ -18,7 +18,7 @@ from kvorum.errors import PeerError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import HeartbeatResponse, Message, NodeId
+from kvorum.raft.messages import HeartbeatResponse, Message, NodeId, PeerMark
 from kvorum.transport import Greeting, Hello, SnapshotChunk
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class Peer:
 
     def __init__(self, net: Net, name: str, cluster_id: str = CLUSTER) -> None:
         self.identity = Identity(name, "1", cluster_id)
+        self.start_id = ""
         self.heard: list[str] = []
         self.node = net.world.add_node(self.identity.node_id)
         self.url = self.node.url
@@ -73,6 +74,9 @@ class Peer:
 
     def on_broken(self, recipient: NodeId) -> None:
         self.heard.append(f"lost {recipient}")
+
+    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
+        return ()
 
     def is_member(self, node: str) -> bool:
         return True

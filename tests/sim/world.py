@@ -12,6 +12,7 @@ from sim.clock import Clock
 from sim.disk import SimDisk
 from sim.facts import Facts
 from sim.history import Operation
+from sim.invariants import Broken
 from sim.network import Frame, Network
 from sim.node import CLUSTER, SimNode
 from sim.peers import SimPeers
@@ -54,6 +55,10 @@ class World:
         self.network = Network(plan, self.clock, self._deliver)
         self.nodes: dict[NodeId, SimNode] = {}
         self.counts: Counter[str] = Counter()
+        self.distrusted: list[NodeId] = []
+        """Members that take no part any more."""
+        self.replace_distrusted: Callable[[], None] = lambda: None
+        """What an operator does about them."""
         self.messages = 0
         self.frames = 0
         self.crash_points = 0
@@ -152,6 +157,17 @@ class World:
         for other in self.nodes.values():
             if other.peers is not None and other.peers is not peers:
                 other.peers.died(peers, self._notice_us)
+
+    def on_distrusted(self, node: SimNode) -> None:
+        """A process takes no part any more: its disk must have been set back, and the operator gives it another."""
+        if not node.is_set_back:
+            why = node.product.distrusted if node.product is not None else ""
+            self.clock.abort(Broken("only_a_disk_that_was_set_back_is_distrusted", f"{node.id}: {why}"))
+        elif node.id not in self.distrusted:
+            self.distrusted.append(node.id)
+            self.counts["disks found set back"] += 1
+            self.note(node.id, "takes no part any more")
+            self.clock.after(100 * MS, self.replace_distrusted)
 
     def on_end(self, node: SimNode) -> None:
         """A process ended."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from storage.support import IDENTITY, entries, snapshot
 
 from kvorum.errors import StorageCorruptError
 from kvorum.raft.log import OnDisk, entry_bytes
-from kvorum.raft.messages import Entry, EntryKind, HardState, Save, Snapshot
+from kvorum.raft.messages import Entry, EntryKind, HardState, PeerMark, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded
 from kvorum.storage.records import (
     LogState,
+    Record,
     decode_identity,
     decode_record,
     encode_identity,
@@ -156,3 +158,40 @@ def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
         decode_record(data)
     with pytest.raises(StorageCorruptError):
         decode_identity(data)
+
+
+MARKS = (PeerMark("n2@1", "5", 1, "n1@00", 3, 1), PeerMark("n3@1", "", 2))
+
+
+def test_the_last_record_says_what_is_known_of_other_disks_and_committed() -> None:
+    """Each record says all of it, so no compaction loses any."""
+    saves = [Save(1, HardState(1), tuple(entries(1, 4)), marks=MARKS, commit_index=3)]
+    saves.append(Save(2, HardState(2), marks=MARKS[1:], commit_index=4))
+    for first_seq, bytes_max in ((1, None), (2, None), (1, 0)):
+        state = log_of(*saves, first_seq=first_seq, bytes_max=bytes_max).bounded(bytes_max)
+        loaded = recover(IDENTITY, state, [snapshot(4)])
+        assert (loaded.marks, loaded.commit_index) == (MARKS[1:], 4)
+    loaded = recover(IDENTITY, log_of(saves[0]), [])
+    assert (loaded.marks, loaded.commit_index) == (MARKS, 3)
+
+
+class RecordOfVersion010(msgspec.Struct, frozen=True, array_like=True):
+    """What version 0.1.0 reads of a record."""
+
+    seq: int
+    prev_crc: int
+    term: int
+    vote: str | None
+    last_index: int
+    first_index: int = 0
+    entries: tuple[Entry, ...] = ()
+    base: tuple[int, int] | None = None
+
+
+def test_version_0_1_0_reads_a_record_and_is_read_and_what_it_does_not_write_accuses_nobody() -> None:
+    record = make_record(1, 0, 0, Save(1, HardState(1, "n1@00"), tuple(entries(1, 4)), marks=MARKS, commit_index=3))
+    body = encode_record(record)[0][4:]
+    old = msgspec.msgpack.decode(body, type=RecordOfVersion010)
+    assert (old.seq, old.term, old.vote, old.last_index, old.entries) == (1, 1, "n1@00", 4, record.entries)
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Record)
+    assert again == msgspec.structs.replace(record, marks=(), commit_index=0)

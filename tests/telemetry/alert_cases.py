@@ -60,6 +60,7 @@ HOLDS_MIN = {
     "KvorumIdentityRejected": 0,
     "KvorumPeerRejected": 10,
     "KvorumQuarantined": 0,
+    "KvorumDistrusted": 0,
     "KvorumProposalsFailing": 5,
     "KvorumErrorRatio": 5,
     "KvorumErrorRatioCritical": 5,
@@ -194,6 +195,8 @@ CASES = (
     ),
     Case("KvorumQuarantined", True, "one is", _nodes("kvorum_raft_quarantined", "0x30", "1x30"), 1),
     Case("KvorumQuarantined", False, "none is", _nodes("kvorum_raft_quarantined", "0x30", "0x30"), 1),
+    Case("KvorumDistrusted", True, "one is", _nodes("kvorum_raft_distrusted", "0x30", "1x30"), 1),
+    Case("KvorumDistrusted", False, "none is", _nodes("kvorum_raft_distrusted", "0x30", "0x30"), 1),
     Case(
         "KvorumProposalsFailing",
         True,

@@ -258,6 +258,7 @@ def test_no_alert_about_a_broken_promise_fires_in_a_sound_cluster(run: Run) -> N
     assert not run.fired & {
         "KvorumMultipleLeaders",
         "KvorumQuarantined",
+        "KvorumDistrusted",
         "KvorumIdentityRejected",
         "KvorumClusterDown",
         "KvorumNoLeader",

@@ -6,7 +6,8 @@ import pytest
 
 from kvorum.errors import IdentityRejectedError
 from kvorum.identity import Identity
-from kvorum.transport.handshake import check_greeting, dialling_headers
+from kvorum.raft.messages import PeerMark
+from kvorum.transport.handshake import HEADER_MARKS, HEADER_START, check_greeting, dialling_headers
 
 US = Identity("n1", "1" * 16)
 CALLER = Identity("n2", "2" * 16, "c" * 32)
@@ -20,3 +21,41 @@ def test_a_node_without_a_cluster_is_called_into_one_but_not_by_another_that_has
     with pytest.raises(IdentityRejectedError) as refused:
         check_greeting(dialling_headers(homeless, US.node_id, "http://n2", ""), US, "")
     assert refused.value.reason == "cluster"
+
+
+def test_a_caller_says_by_which_start_of_its_process_it_speaks_and_what_it_knows_of_our_disk() -> None:
+    marks = (
+        PeerMark(US.node_id, "", 3),
+        PeerMark(US.node_id, "0a" * 8, 2**61, "n2@" + "2" * 16, 2**62 - 1, 2**60),
+    )
+    headers = dialling_headers(CALLER, US.node_id, "http://n2", "", "1f", marks)
+    greeting = check_greeting(headers, US, "")
+    assert (greeting.start, greeting.marks) == ("1f", marks)
+
+
+def test_a_caller_of_version_0_1_0_remembers_nothing() -> None:
+    headers = dialling_headers(CALLER, US.node_id, "http://n2", "")
+    del headers[HEADER_START], headers[HEADER_MARKS]
+    greeting = check_greeting(headers, US, "")
+    assert (greeting.start, greeting.marks) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        (HEADER_START, "g"),
+        (HEADER_START, "1" * 17),
+        (HEADER_MARKS, "-"),
+        (HEADER_MARKS, "- 1 - 1"),
+        (HEADER_MARKS, "- x - 1 1"),
+        (HEADER_MARKS, "- 1 nobody 1 1"),
+        (HEADER_MARKS, f"- {2**62} - 1 1"),
+        (HEADER_MARKS, "- 1 - 1 1,- 1 - 1 1,- 1 - 1 1"),
+        (HEADER_MARKS, "- 1 - 1 1,"),
+    ],
+)
+def test_what_a_caller_says_of_disks_is_checked(header: str, text: str) -> None:
+    headers = dialling_headers(CALLER, US.node_id, "http://n2", "") | {header: text}
+    with pytest.raises(IdentityRejectedError) as refused:
+        check_greeting(headers, US, "")
+    assert refused.value.reason == "malformed"

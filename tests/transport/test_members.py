@@ -285,7 +285,9 @@ def test_no_redirect_of_a_peer_is_followed_when_a_stream_is_opened() -> None:
         config = resolve(Config(name="n1", listen_peer="127.0.0.1:1"), host_name="n1")
         counters = Counters()
         peers = PeerPort(config, counters, Random(1))
-        peers._handler = cast("NodeHandler", SimpleNamespace(identity=US, on_broken=lambda _: None))
+        peers._handler = cast(
+            "NodeHandler", SimpleNamespace(identity=US, start_id="", marks_of=lambda _: (), on_broken=print)
+        )
         peers._closing.push_async_callback(peers._close_outgoing)
         peers.set_members({N2: f"http://127.0.0.1:{runner.addresses[0][1]}"})
         await until("it is refused", lambda: counters.peer_failures["n2", "unreachable"] >= 2)

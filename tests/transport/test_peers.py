@@ -20,7 +20,7 @@ from kvorum.identity import Identity
 from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import encode
-from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message
+from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk, link
 from kvorum.transport.handshake import dialling_headers
@@ -50,6 +50,10 @@ class FakeNode:
         self.suspected: list[int] = []
         self.members = [CALLER.node_id]
         self.demands: list[int | None] = []
+        self.start_id = "1"
+
+    def marks_of(self, node: str) -> tuple[PeerMark, ...]:
+        return (PeerMark(node, "2", 3),)
 
     def hello(self) -> Hello:
         return Hello(self.identity.name, self.identity.incarnation, self.identity.cluster_id, (), "", "", "")

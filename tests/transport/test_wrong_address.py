@@ -42,7 +42,9 @@ async def calling() -> AsyncIterator[tuple[PeerPort, Counters]]:
     """Yield the peer port of a node that calls, and does not listen."""
     counters = Counters()
     peers = PeerPort(resolve(Config(name="n2", listen_peer="127.0.0.1:1"), host_name="n2"), counters, Random(1))
-    peers._handler = cast("NodeHandler", SimpleNamespace(identity=CALLER, on_broken=lambda _: None))
+    peers._handler = cast(
+        "NodeHandler", SimpleNamespace(identity=CALLER, start_id="", marks_of=lambda _: (), on_broken=print)
+    )
     peers._closing.push_async_callback(peers._close_outgoing)
     try:
         yield peers, counters

@@ -21,6 +21,7 @@ from kvorum.node.quota import QuotaProposals
 from kvorum.node.reads import Reads
 from kvorum.node.report import Report
 from kvorum.node.session_shares import SessionShares
+from kvorum.node.set_back import Participation
 from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots, load_store
 from kvorum.node.space import DiskSpace
@@ -87,6 +88,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         snapshot=loaded.snapshot,
         entries=loaded.entries,
         on_disk=loaded.on_disk,
+        marks=loaded.marks,
+        commit_index=loaded.commit_index,
     )
     own = ClusterIdentity(identity, storage, threads, supervisor)
     state = State(store)
@@ -108,20 +111,27 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         ports.tracer,
     )
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
+    start = random.getrandbits(40)
     reads = Reads(
         raft,
         counters,
         clock,
         state,
         probe_s=config.election_timeout_ms / 1000 / PROBES_PER_ELECTION_TIMEOUT,
-        first_context=random.getrandbits(40) << 21,
+        first_context=start << 21,
     )
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
-    integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns)
+
+    def stopped(reason: str) -> None:
+        proposals.stop(reason)
+        reads.stop(reason)
+
+    participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped)
+    integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns, participation)
     staleness = Staleness(state, clock)
     driver = Driver(
         raft,
@@ -144,11 +154,14 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         quota=quota,
         log_time=log_time,
         space=space,
+        participation=participation,
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    report = Report(config, own, raft, state, integrity, staleness, levels, ticker, supervisor, space)
-    peer_requests = PeerRequests(config, own, raft, driver, peers, report, snapshots, state, integrity, levels)
+    report = Report(config, own, raft, state, integrity, participation, staleness, levels, ticker, supervisor, space)
+    peer_requests = PeerRequests(
+        config, own, raft, driver, peers, report, snapshots, state, integrity, participation, levels
+    )
     parts = Parts(
         identity=own,
         raft=raft,
@@ -160,6 +173,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         snapshots=snapshots,
         fetcher=fetcher,
         integrity=integrity,
+        participation=participation,
         staleness=staleness,
         levels=levels,
         space=space,

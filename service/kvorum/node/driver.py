@@ -12,7 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvorum.errors import FatalError, InvariantViolatedError, MalformedMessageError
+from kvorum.errors import (
+    CommitsLostError,
+    DiskSetBackError,
+    FatalError,
+    InvariantViolatedError,
+    MalformedMessageError,
+)
 from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
@@ -25,6 +31,7 @@ from kvorum.node.quota import QuotaProposals
 from kvorum.node.reads import Reads
 from kvorum.node.role_changes import RoleChanges
 from kvorum.node.roundtrips import RoundTrips
+from kvorum.node.set_back import Participation
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
@@ -82,6 +89,7 @@ class Driver:
         quota: what proposes the quota on data.
         log_time: what passes on the leader.
         space: what refuses puts when the disks are full.
+        participation: whether consensus takes part.
         tracer: records the spans of traced writes; None: there are no traces.
     """
 
@@ -108,6 +116,7 @@ class Driver:
         quota: QuotaProposals,
         log_time: LogTime,
         space: DiskSpace,
+        participation: Participation,
         tracer: Tracer | None = None,
     ) -> None:
         self._raft = raft
@@ -130,6 +139,7 @@ class Driver:
         self._quota = quota
         self._log_time = log_time
         self._space = space
+        self._participation = participation
         self._tracer = tracer
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
@@ -145,7 +155,10 @@ class Driver:
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        self._guard(self._raft.tick)
+        if self._participation.is_active:
+            self._guard(self._raft.tick)
+        else:
+            self._guard(self._participation.tick)
         self._guard(self._log_time.tick)
         self._guard(self._space.tick)
         self._guard(self._free_log)
@@ -167,11 +180,13 @@ class Driver:
             self._proposals.advance()
 
     def on_messages(self, _: NodeId, messages: tuple[Message, ...]) -> None:
-        """Take messages from a peer.
+        """Take messages from a peer; a node that takes no part (yet) takes none.
 
         Raises:
             MalformedMessageError: consensus refuses one; it and those after it changed nothing.
         """
+        if not self._participation.is_active:
+            return
         self._guard(self._step, messages)
         self._turns.schedule()
 
@@ -214,6 +229,8 @@ class Driver:
             return
         try:
             act(*args)
+        except (DiskSetBackError, CommitsLostError) as error:
+            self._participation.contradicted(error)
         except FatalError as error:
             self._fail(error)
         except MalformedMessageError:
@@ -253,7 +270,7 @@ class Driver:
 
     def _handle(self, ready: Ready) -> None:
         # The leader's entries leave before its own disk is asked for anything (thesis 10.2.1).
-        if ready.messages:
+        if ready.messages and self._participation.is_active:
             self._peers.send(ready.messages)
             self._round_trips.sent(ready.messages)
         if ready.save is not None:
@@ -278,7 +295,7 @@ class Driver:
         if self._is_blank and self._raft.log.last_index:
             self._is_blank = False
             self._membership.follow_if_changed()
-        if messages:
+        if messages and self._participation.is_active:
             self._peers.send(messages)
         self._raft.saved(number)
         self._take_turn()

@@ -11,7 +11,14 @@ import logging
 from contextlib import suppress
 from io import BytesIO
 
-from kvorum.errors import InvariantViolatedError, PeerError, SnapshotFailedError, StorageCorruptError, StorageError
+from kvorum.errors import (
+    CommitsLostError,
+    InvariantViolatedError,
+    PeerError,
+    SnapshotFailedError,
+    StorageCorruptError,
+    StorageError,
+)
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.node.fetch import download
@@ -19,6 +26,7 @@ from kvorum.node.hashes import is_wrong
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.proposals import Proposals
 from kvorum.node.reads import Reads
+from kvorum.node.set_back import Participation
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
@@ -46,6 +54,7 @@ class Integrity:
         tasks: where it runs.
         threads: where a snapshot is decoded.
         turns: the driver's.
+        participation: what hears that another member's log contradicts what is committed here.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Integrity:
         tasks: Tasks,
         threads: Threads,
         turns: Turns,
+        participation: Participation,
     ) -> None:
         self.quarantined: str | None = None
         """Why this node serves nothing, or None."""
@@ -72,13 +82,15 @@ class Integrity:
         self._tasks = tasks
         self._threads = threads
         self._turns = turns
+        self._participation = participation
         self._task: asyncio.Task[None] | None = None
         # While states differ, each heartbeat may say so again.
         self._limit = RateLimit(clock=clock.monotonic)
 
     def investigate(self, index: int) -> None:
         """Somebody's state at ``index`` differs from ours: find out whose is wrong."""
-        if self._task is None or self._task.done():
+        # Members that applied other entries have other states, and neither is wrong.
+        if not self._participation.is_distrusted and (self._task is None or self._task.done()):
             self._task = self._tasks.spawn(self._investigate(index), name="investigate a hash mismatch")
 
     def suspect(self, index: int, shift: int) -> None:
@@ -104,6 +116,8 @@ class Integrity:
         """Ask until a majority decides: as long as nothing is decided, this node may serve a wrong state."""
         # A sweep may find something while the question before it is still being settled.
         while await self._is_undecided(index) or self._state.suspected_shift is not None:
+            if self._participation.is_distrusted:
+                return
             index = self._state.store.applied_index
             self._state.hashes.applied(index, self._state.store.digest)
             await self._tasks.sleep(RETRY_S)
@@ -161,7 +175,7 @@ class Integrity:
         self._reads.stop(reason)
         await self._snapshots.ended()
         rounds = 0
-        while self._state.store is wrong:
+        while self._state.store is wrong and not self._participation.is_distrusted:
             voters = self._raft.configuration.voters()
             right = [each for each in sources if each in voters] or [each for each in voters if each != self._raft.id]
             if right and await self._rebuild(right[rounds % len(right)], wrong):
@@ -169,6 +183,10 @@ class Integrity:
             rounds += 1
             await self._tasks.sleep(RETRY_S)
         self._state.is_wrong = False
+        if self._participation.is_distrusted:
+            self.quarantined = None
+            log.warning("%s leaves quarantine: its state is that of its own log", self._raft.id)
+            return
         self._raft.set_unfit(False)
         self._turns.schedule()
         # Our own snapshots may hold the wrong state: a right one takes their place.
@@ -178,7 +196,7 @@ class Integrity:
         log.warning("%s leaves quarantine: its state was replaced", self._raft.id)
 
     async def _rebuild(self, source: NodeId, wrong: Store) -> bool:
-        """Replace the wrong state by the member's; return whether it is replaced now."""
+        """Replace the wrong state by the member's; return whether it is replaced now, or turned out not to be wrong."""
         raft = self._raft
         try:
             # The file stays in memory: the disk must not take it for a snapshot that our log goes on from. It is not
@@ -196,7 +214,15 @@ class Integrity:
                 raise StorageCorruptError(f"the snapshot of {source} does not match its state sum")
             if self._state.store is not wrong:
                 return True
+            if raft.log.term(store.applied_index) not in (None, store.applied_term):
+                raise CommitsLostError(
+                    f"{source} applied an entry {store.applied_index} of term {store.applied_term}, yet one of term "
+                    f"{raft.log.term(store.applied_index)} is committed"
+                )
             raft.reapply_from(store.applied_index)
+        except CommitsLostError as error:
+            self._participation.contradicted(error)
+            return True
         except (PeerError, StorageError, InvariantViolatedError) as error:
             if self._limit.allow() is not None:
                 log.warning("rebuilding the state from %s failed: %s", source, error)

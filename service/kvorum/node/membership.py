@@ -152,6 +152,7 @@ class Membership:
     def follow(self) -> None:
         """Keep a stream to every member; where it is said in our configuration, at the address given there."""
         self._configuration = self._raft.configuration
+        self._raft.marks.keep({member.id for member in self._configuration.members})
         own_id = self._identity.current.node_id
         self._peers.set_members(
             {

@@ -25,6 +25,7 @@ from kvorum.node.ports import Ports
 from kvorum.node.proposals import Proposals
 from kvorum.node.reads import Reads
 from kvorum.node.report import Report
+from kvorum.node.set_back import Participation
 from kvorum.node.shutdown import Shutdown
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.space import DiskSpace
@@ -55,6 +56,7 @@ class Parts:
     snapshots: Snapshots
     fetcher: Fetcher
     integrity: Integrity
+    participation: Participation
     staleness: Staleness
     levels: FeatureLevels
     space: DiskSpace
@@ -156,13 +158,8 @@ class Node:
         self.parts.ticker.stop()
         self.parts.driver.halt()
         await self.peers.close()
-        for part in (
-            self.parts.space,
-            self.parts.sweeps,
-            self.parts.integrity,
-            self.parts.fetcher,
-            self.parts.snapshots,
-        ):
+        parts = self.parts
+        for part in (parts.space, parts.sweeps, parts.integrity, parts.participation, parts.fetcher, parts.snapshots):
             await part.close()
 
     # --- Requests -----------------------------------------------------------------------------------------------
@@ -189,6 +186,16 @@ class Node:
                 removed_by.node_id, leader_name=removed_by.name, leader_client_url=removed_by.client_url
             )
 
+    def check_takes_part(self) -> None:
+        """Check that this node may propose, and ask for the commit index.
+
+        Raises:
+            NotServingError: its state is wrong, its disk was set back, or it is about to end; nothing was done.
+        """
+        self.check_serves()
+        if self.distrusted:
+            raise NotServingError(self.distrusted)
+
     async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
@@ -197,7 +204,7 @@ class Node:
                 done.
             OutcomeUnknownError: it may be done, now or later.
         """
-        self.check_serves()
+        self.check_takes_part()
         waiter = self.parts.proposals.submit(command, timeout_ms / 1000, address)
         if self.ports.tracer is not None:
             self.ports.tracer.submitted(waiter)
@@ -219,7 +226,7 @@ class Node:
             NoLeaderError, NotServingError, ReadTimeoutError, OverloadedError: it could not be confirmed in time.
             NotLeaderError: this node was removed; the leader can answer.
         """
-        self.check_serves()
+        self.check_takes_part()
         waiter = self.parts.reads.submit(timeout_ms / 1000)
         if self.ports.tracer is not None:
             self.ports.tracer.waits("kvorum.read_barrier", waiter)
@@ -248,6 +255,11 @@ class Node:
     def quarantined(self) -> str | None:
         """Why this node serves nothing, or None."""
         return self.parts.integrity.quarantined
+
+    @property
+    def distrusted(self) -> str | None:
+        """Why this node takes no part in consensus, and what to do about its disk, or None."""
+        return self.parts.participation.why_not
 
     def hello(self) -> Hello:
         """Return what the node says of itself to anybody on the peer port."""
@@ -293,7 +305,7 @@ class Node:
             NotLeaderError, OverloadedError, FeatureLevelBlockedError: not raised.
             OutcomeUnknownError: it may be.
         """
-        self.check_serves()
+        self.check_takes_part()
         return await self.parts.levels.finalize(timeout_ms)
 
     async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:

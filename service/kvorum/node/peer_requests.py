@@ -13,10 +13,11 @@ from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
 from kvorum.node.ports import Peers
 from kvorum.node.report import Report
+from kvorum.node.set_back import Participation
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
 from kvorum.raft import Raft, Role
-from kvorum.raft.messages import NodeId
+from kvorum.raft.messages import NodeId, PeerMark
 from kvorum.transport.handshake import token_digest
 from kvorum.transport.interface import PROTOCOLS, Greeting, Hello
 
@@ -34,6 +35,7 @@ class PeerRequests:
         snapshots: what is served to members that need one.
         state: whose hashes are compared.
         integrity: what finds out whose state is wrong.
+        participation: what hears from peers what they remember of our disk.
         levels: what peers announce to.
     """
 
@@ -48,6 +50,7 @@ class PeerRequests:
         snapshots: Snapshots,
         state: State,
         integrity: Integrity,
+        participation: Participation,
         levels: FeatureLevels,
     ) -> None:
         self._config = config
@@ -57,6 +60,7 @@ class PeerRequests:
         self._peers = peers
         self._report = report
         self._state = state
+        self._participation = participation
         self._levels = levels
         # Handed on as they are.
         self.join = identity.join
@@ -68,6 +72,15 @@ class PeerRequests:
     def identity(self) -> Identity:
         """Who we are now."""
         return self._identity.current
+
+    @property
+    def start_id(self) -> str:
+        """Which start of our process this is."""
+        return self._participation.start
+
+    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
+        """Return what we know of a peer's disk."""
+        return self._raft.marks.of(node)
 
     def hello(self) -> Hello:
         """Return what we say of ourselves to anybody on the peer port."""
@@ -105,11 +118,14 @@ class PeerRequests:
         Anybody may call, and no stranger chooses where we call. Only a node that has no configuration goes where its
         caller says: it knows nobody else, and is about to take its whole state from there.
         """
+        self._raft.marks.started(greeting.sender, greeting.start)
+        self._participation.heard(greeting.sender, greeting.marks)
         self._levels.announced(greeting.sender, greeting.highest_level, greeting.version)
         self._peers.add_stranger(greeting.sender, "" if self._raft.configuration.members else greeting.peer_url)
 
     def on_disconnected(self, sender: NodeId) -> None:
         """A peer's stream to us broke."""
+        self._raft.marks.ended(sender)
         self._peers.remove_stranger(sender)
         self._driver.peer_unreachable(sender)
 

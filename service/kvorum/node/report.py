@@ -12,6 +12,7 @@ from kvorum.kv.store import Store
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import Announcement, FeatureLevels
+from kvorum.node.set_back import Participation
 from kvorum.node.space import DiskSpace
 from kvorum.node.staleness import Staleness
 from kvorum.node.state import State
@@ -38,6 +39,7 @@ class Report:
         raft: the consensus server.
         state: what is applied.
         integrity: whether that may be served.
+        participation: whether the disk can be trusted.
         staleness: how old it may be.
         levels: what the members announced.
         ticker: whether the event loop runs.
@@ -56,6 +58,7 @@ class Report:
         raft: Raft,
         state: State,
         integrity: Integrity,
+        participation: Participation,
         staleness: Staleness,
         levels: FeatureLevels,
         ticker: Ticker,
@@ -69,6 +72,7 @@ class Report:
         self._raft = raft
         self._state = state
         self._integrity = integrity
+        self._participation = participation
         self._staleness = staleness
         self._levels = levels
         self._ticker = ticker
@@ -84,6 +88,7 @@ class Report:
             last_contact_ms=self._staleness.contact_ms(),
             caught_up=self._is_caught_up(),
             quarantined=self._integrity.quarantined,
+            distrusted=self._participation.why_not,
             announcement=self._levels.announcement,
             disks_full=self._space.refusal,
             free_bytes=self._space.free_bytes_of,
@@ -114,7 +119,7 @@ class Report:
 
     def readiness(self) -> list[Check]:
         """Return the checks of ``/readyz``: this node can serve its clients, as leader or not."""
-        raft, quarantined = self._raft, self._integrity.quarantined
+        raft, quarantined, distrusted = self._raft, self._integrity.quarantined, self._participation.why_not
         member = raft.configuration.get(raft.id)
         behind = (
             "no leader, so it is unknown whether this node has caught up"
@@ -127,6 +132,7 @@ class Report:
             Check("caught-up", self._is_caught_up(), behind),
             Check("storage", not raft.is_disk_stalled, "the disk makes no progress"),
             Check("state", quarantined is None, quarantined or ""),
+            Check("disk", distrusted is None, distrusted or ""),
             Check("serving", not self.is_stopping, "the node is stopping"),
         ]
 
@@ -161,6 +167,7 @@ def node_status(
     last_contact_ms: int | None,
     caught_up: bool,
     quarantined: str | None,
+    distrusted: str | None,
     announcement: Callable[[NodeId], Announcement | None],
     disks_full: str | None,
     free_bytes: Callable[[NodeId], int | None],
@@ -199,6 +206,7 @@ def node_status(
         caught_up=caught_up,
         quarantined=quarantined,
         disks_full=disks_full,
+        distrusted=distrusted,
         feature_level=store.feature_level,
         highest_feature_level=HIGHEST_LEVEL,
     )

@@ -25,8 +25,8 @@ The shape is that of Figure 2. :mod:`~kvorum.raft.state` has what every server h
 lives as long as the role, so nothing of one leadership leaks into the next. :mod:`~kvorum.raft.raft` is the server: it
 dispatches, and makes every change of role. A learner, and a server that no configuration names yet, is a follower that
 never campaigns. The parts: :mod:`~kvorum.raft.log`, :mod:`~kvorum.raft.election`, :mod:`~kvorum.raft.progress`,
-:mod:`~kvorum.raft.reads`, :mod:`~kvorum.raft.membership`; the values: :mod:`~kvorum.raft.messages`,
-:mod:`~kvorum.raft.config`, :mod:`~kvorum.raft.status`; bytes: :mod:`~kvorum.raft.codec`.
+:mod:`~kvorum.raft.reads`, :mod:`~kvorum.raft.marks`, :mod:`~kvorum.raft.membership`; the values:
+:mod:`~kvorum.raft.messages`, :mod:`~kvorum.raft.config`, :mod:`~kvorum.raft.status`; bytes: :mod:`~kvorum.raft.codec`.
 
 Term, vote, the save in flight and the gate for outgoing messages are in one class, ``State``. A separate module for
 persistence would need copies of the term and vote, and then two places would decide what is durable.
@@ -96,6 +96,13 @@ snapshots finishes the one it began, then takes the next offer. The leader repea
 while the follower answers. A fetch helps even if its leader is gone, since a snapshot covers only committed entries,
 and is dropped if the log has passed it. After :meth:`Raft.fetch_failed`, or a restart, the next offer starts a fetch.
 
+Disks that were set back
+------------------------
+Every server remembers what the others' messages showed of their disks (:mod:`~kvorum.raft.marks`), and what it knows to
+be committed. Both ride on its saves. The driver says the first to whom it concerns, and keeps a server whose disk lacks
+something out. The second is where the commit index starts after a restart. So that followers remember their leader as
+well, its entries and heartbeats say how much of its own log is saved.
+
 Membership
 ----------
 One server at a time, through a learner (thesis chapter 4). A configuration is in force when it is appended, and is
@@ -115,7 +122,8 @@ Divergences from the paper, and why
 4. *A hint with one index and term* in place of the conflicting term and its first index: the same number of round
    trips, and one rule for both sides.
 5. *A follower that has committed more than it is sent* answers with its commit index, which matches by Leader
-   Completeness. A message that contradicts a committed entry ends the process: it proves a bug.
+   Completeness. A message that contradicts a committed entry is refused with an error of its own: other servers lost
+   that entry, and the driver takes this one out.
 6. *A refused vote in a higher term restarts the election timeout* (as in etcd; the paper: only a granted one does).
    A candidate needs a majority of pre-votes first, so one with an old log cannot hold the others back for long.
 7. *A candidate that a majority refused* becomes a follower at once, and so does a pre-candidate that grants a vote:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from kvorum.errors import InvariantViolatedError
+from kvorum.errors import CommitsLostError, DiskSetBackError
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -15,6 +15,7 @@ from kvorum.raft.messages import (
     InstallSnapshotResponse,
     LeaderMessage,
     Message,
+    NodeId,
 )
 from kvorum.raft.state import State
 from kvorum.raft.status import Role
@@ -31,6 +32,8 @@ class Follower:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._leader_saved_index = -1
+        """How much of the leader's log is known to be on its disk; a leader also voted for itself."""
 
     def on_message(self, message: LeaderMessage) -> None:
         """Take a message from the leader of this term."""
@@ -52,11 +55,12 @@ class Follower:
         match, never the log's own length.
 
         Raises:
-            InvariantViolatedError: the message contradicts a committed entry.
+            CommitsLostError: the message contradicts a committed entry.
         """
         log, entries = self._state.log, message.entries
         last_new_index = message.prev_log_index + len(entries)
-        self._check_committed(message)
+        if message.prev_log_index <= log.commit_index:
+            self._check_committed(message)
         if last_new_index <= log.commit_index:
             self._answer(message, True, log.commit_index)
             return
@@ -77,17 +81,17 @@ class Follower:
                 break
         log.commit_to(min(message.leader_commit, last_new_index))
         self._answer(message, True, last_new_index)
+        if message.saved_index > self._leader_saved_index:
+            self._note_saved(message.sender, min(message.saved_index, last_new_index))
 
     def _check_committed(self, message: AppendEntries) -> None:
         """What is committed here is in the log of every later leader (Leader Completeness, section 5.4.3)."""
         log = self._state.log
-        if message.prev_log_index > log.commit_index:
-            return
         known = [(message.prev_log_index, message.prev_log_term)]
         known += [(entry.index, entry.term) for entry in message.entries[: log.commit_index - message.prev_log_index]]
         for index, term in known:
             if log.term(index) not in (None, term):
-                raise InvariantViolatedError(
+                raise CommitsLostError(
                     f"{message.sender} has an entry {index} of term {term}, "
                     f"yet one of term {log.term(index)} is committed"
                 )
@@ -101,13 +105,30 @@ class Follower:
         state.send(response, after_save=success and index > state.log.saved_index)
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
-        """Answer at once: the answer says nothing about the log."""
+        """Answer at once: the answer says nothing about the log.
+
+        Raises:
+            DiskSetBackError: the leader knows this server to hold an entry that is not here.
+        """
         state = self._state
+        if message.commit_index > state.log.last_index:
+            raise DiskSetBackError(
+                f"{message.sender} says that this node acknowledged entry {message.commit_index} in term "
+                f"{message.term}, and the log ends at {state.log.last_index}"
+            )
         state.log.commit_to(message.commit_index)
+        if message.saved_index > self._leader_saved_index and message.commit_index > self._leader_saved_index:
+            self._note_saved(message.sender, min(message.saved_index, message.commit_index))
         response = HeartbeatResponse(
             state.current_term, state.id, message.sender, round=message.round, free_bytes=state.free_bytes
         )
         state.send(response)
+
+    def _note_saved(self, leader: NodeId, index: int) -> None:
+        """Remember that the leader's disk holds what is equal here up to ``index``."""
+        if index > self._leader_saved_index:
+            state, self._leader_saved_index = self._state, index
+            state.marks.note(leader, state.current_term, leader, index, state.log.term(index))
 
     def _on_install_snapshot(self, message: InstallSnapshot) -> None:
         """Have the offered snapshot fetched, or answer at once if the log holds what it covers."""

@@ -62,7 +62,7 @@ class Leader:
         self._uncommitted_bytes = 0
         self._track_members()
         # An entry of this term commits what came before it, and makes the commit index current (5.4.2, 8).
-        self._append(EntryKind.NOOP, [b""])
+        self._first_index = self._append(EntryKind.NOOP, [b""])
         self._broadcast_heartbeat()
 
     def _track_members(self) -> None:
@@ -202,6 +202,7 @@ class Leader:
             state_hash=state_hash,
             state_hash_version=version,
             state_sum=state_sum,
+            saved_index=self._log.saved_index,
         )
         self._send(message)
 
@@ -276,7 +277,14 @@ class Leader:
         entries = () if empty else log.slice(progress.next_index, self._config.append_bytes_max)
         progress.ticks_since_sent = 0
         message = AppendEntries(
-            self._term, self._id, node, prev_log_index=index, prev_log_term=term, entries=entries, leader_commit=commit
+            self._term,
+            self._id,
+            node,
+            prev_log_index=index,
+            prev_log_term=term,
+            entries=entries,
+            leader_commit=commit,
+            saved_index=log.saved_index,
         )
         self._send(message)
         if progress.state is ReplicationState.REPLICATE:
@@ -310,13 +318,15 @@ class Leader:
     def _on_match(self, node: NodeId, progress: Progress, index: int) -> None:
         if index > self._log.last_index:
             return  # It claims what was never sent to it: refuse to count it.
-        self._mark(progress)
+        progress.is_pending = self.is_flush_due = True
         is_news = progress.matched(index)
         if progress.state is ReplicationState.PROBE or (
             progress.state is ReplicationState.SNAPSHOT and progress.match_index >= self._log.base_index
         ):
             progress.become_replicate()
         if is_news:
+            term = self._term if index >= self._first_index else self._log.term(index)
+            self._state.marks.note(node, self._term, None, index, term)
             self.advance_commit_index()
         if node == self.transfer_target and progress.match_index == self._log.last_index:
             self._send_timeout_now(node)

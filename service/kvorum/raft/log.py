@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from kvorum.errors import InvariantViolatedError
+from kvorum.errors import CommitsLostError, InvariantViolatedError
 from kvorum.raft.messages import Entry
 
 ENTRY_OVERHEAD_BYTES = 24
@@ -51,6 +51,7 @@ class RaftLog:
         entries: contiguous, all of them durable.
         on_disk: what stands between the snapshot and ``entries``.
         memory_bytes_max: how much of the log stays in memory, if the rest is applied.
+        commit_index: what was known to be committed when the log was last written.
 
     Raises:
         InvariantViolatedError: the entries do not follow the snapshot without a gap, or their terms go back.
@@ -63,6 +64,7 @@ class RaftLog:
         entries: Iterable[Entry],
         on_disk: OnDisk | None = None,
         memory_bytes_max: int = 64 << 20,
+        commit_index: int = 0,
     ) -> None:
         self.base_index, self.base_term = snapshot_index, snapshot_term
         self.memory_base_index = snapshot_index
@@ -87,7 +89,9 @@ class RaftLog:
         self.wanted_index = 0
         """Which entry that is only on the disk somebody wants; 0: none."""
         self._set_end()
-        self.commit_index = self.applied_index = snapshot_index
+        self.applied_index = snapshot_index
+        # What the log does not hold (any more: a record says what is committed before all of it is on the disk).
+        self.commit_index = max(snapshot_index, min(commit_index, self.last_index))
         self.saved_index = self.last_index
         self._handed_index = self.last_index  # given to a save, done or in flight
         self._in_flight_index = 0  # the last index of the save in flight that is still ours
@@ -153,12 +157,10 @@ class RaftLog:
         """Forget the entries from ``index`` on: they conflict with the leader's (section 5.3).
 
         Raises:
-            InvariantViolatedError: one of them was committed (State Machine Safety, section 5.4.3).
+            CommitsLostError: one of them was committed (State Machine Safety, section 5.4.3).
         """
         if index <= self.commit_index:
-            raise InvariantViolatedError(
-                f"entry {index} conflicts with a leader's, yet {self.commit_index} is committed"
-            )
+            raise CommitsLostError(f"entry {index} conflicts with a leader's, yet {self.commit_index} is committed")
         if index <= self.memory_base_index:
             # Only after a start: which of the entries on the disk are committed is not known yet.
             self._terms = [run for run in self._terms if run[0] < index]

@@ -101,6 +101,24 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     configuration: Configuration
 
 
+class PeerMark(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A lower bound of what is on another server's disk, as that server's own messages showed it.
+
+    A disk that holds less was set back: replaced by an older copy of itself.
+    """
+
+    node: NodeId
+    start: str
+    """Which start of its process said so; empty: it runs a version that does not tell."""
+    term: Number
+    vote: NodeId | None = None
+    """For whom it voted in ``term``; None: not known."""
+    index: Number = 0
+    """An entry that it acknowledged, or saved as the leader, in ``term``; 0: none is known."""
+    index_term: Number = 0
+    """The term of that entry."""
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     term: Number
     sender: NodeId
@@ -125,12 +143,16 @@ class RequestVoteResponse(_Message, frozen=True, array_like=True, tag="rvr", kw_
 
 
 class AppendEntries(_Message, frozen=True, array_like=True, tag="ae", kw_only=True):
-    """Section 5.3. Never empty but when it probes for the place where two logs agree."""
+    """Section 5.3. Never empty but when it probes for the place where two logs agree.
+
+    ``saved_index``: how much of the leader's own log is on its disk. Version 0.1.0 does not send it, and skips it.
+    """
 
     prev_log_index: Number
     prev_log_term: Number
     entries: tuple[Entry, ...]
     leader_commit: Number
+    saved_index: Number = 0
 
 
 class AppendEntriesResponse(_Message, frozen=True, array_like=True, tag="aer", kw_only=True):
@@ -154,7 +176,8 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
     of answers to a round later than a read's arrival proves that the leader still led then (thesis 6.4).
     ``state_index`` and ``state_hash``: the leader's state hash after applying that index, for the driver (0: none).
     ``state_hash_version`` is that hash's definition, and ``state_sum`` the second part of the second one (empty: none).
-    Version 0.1.0 sends neither of the last two and skips them.
+    ``saved_index``: how much of the leader's own log is on its disk. Version 0.1.0 sends none of the last three and
+    skips them.
     """
 
     commit_index: Number
@@ -163,6 +186,7 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="hb", kw_only=True):
     state_hash: int = 0
     state_hash_version: int = 1
     state_sum: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    saved_index: Number = 0
 
 
 class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="hbr", kw_only=True):
@@ -237,6 +261,10 @@ class Save(msgspec.Struct, frozen=True):
     """Contiguous; replaces everything in the log from ``entries[0].index`` on."""
     snapshot: Snapshot | None = None
     """Adopt this snapshot: the whole log is replaced by it, then ``entries`` follow."""
+    marks: tuple[PeerMark, ...] = ()
+    """What is known of the other members' disks. They replace those of the save before, and cause no save."""
+    commit_index: int = 0
+    """What is known to be committed; the log on the disk may not reach as far yet. It causes no save."""
 
 
 class Fetch(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ from kvorum.raft.messages import (
     LeaderMessage,
     Message,
     NodeId,
+    PeerMark,
     ReadIndex,
     ReadIndexResponse,
     Ready,
@@ -57,6 +58,8 @@ class Raft:
         snapshot: the newest durable snapshot, or None.
         entries: the durable entries that follow it, but for those in ``on_disk``.
         on_disk: what is known of those between the snapshot and ``entries``.
+        marks: what was known of the other members' disks.
+        commit_index: what was known to be committed.
 
     Raises:
         InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
@@ -72,13 +75,18 @@ class Raft:
         snapshot: Snapshot | None = None,
         entries: Sequence[Entry] = (),
         on_disk: OnDisk | None = None,
+        marks: Sequence[PeerMark] = (),
+        commit_index: int = 0,
     ) -> None:
         self.config = config
-        self._state = State(config, random, hard_state or HardState(), snapshot, entries, on_disk or OnDisk())
+        self._state = State(
+            config, random, hard_state or HardState(), snapshot, entries, on_disk or OnDisk(), marks, commit_index
+        )
         self._role: Follower | Candidate | Leader = Follower(self._state)
         self.id = config.id
         self.log = self._state.log
         self.configurations = self._state.configurations
+        self.marks = self._state.marks
         self.campaign_reason = "timeout"
         """Why this server last campaigned: ``timeout``, ``disconnect`` (of the leader) or ``transfer``."""
 
@@ -253,6 +261,14 @@ class Raft:
         """Let the answers to heartbeats carry how much the disk can still store; None: not known."""
         self._state.free_bytes = -1 if free_bytes is None else min(free_bytes, INDEX_MAX - 1)
 
+    def stand_down(self) -> None:
+        """Follow nobody, and campaign no more: the disk cannot be trusted, or the others cannot.
+
+        The driver gives such a server no more messages, and sends none of its own.
+        """
+        self.set_unfit(True)
+        self._become_follower(self.current_term, None)
+
     def snapshot_at(self, index: int) -> Snapshot:
         """Describe a snapshot of the state after ``index``, which must be applied and in the log.
 
@@ -378,7 +394,9 @@ class Raft:
         """Take a message from a peer. One that is not for this server, or of an old term, changes nothing.
 
         Raises:
-            InvariantViolatedError: the message contradicts what is committed: a bug, or another cluster's.
+            CommitsLostError: the message contradicts what is committed here.
+            DiskSetBackError: this server lacks what it acknowledged.
+            InvariantViolatedError: the message proves a bug.
             MalformedMessageError: its term is further ahead than elections can explain, or it claims for a stranger to
                 lead a term that has another leader; it changed nothing.
         """
@@ -413,6 +431,8 @@ class Raft:
             case ReadIndexResponse():
                 self._on_read_index_response(message)
             case RequestVoteResponse():
+                if message.vote_granted and not message.pre_vote and self.configuration.get(message.sender) is not None:
+                    state.marks.note(message.sender, message.term, self.id)
                 if isinstance(self._role, Candidate):
                     self._role.on_request_vote_response(message)
                     self._count_votes(self._role)

@@ -10,12 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from kvorum.errors import InvariantViolatedError
+from kvorum.errors import CommitsLostError, InvariantViolatedError
 from kvorum.raft.config import RaftConfig
 from kvorum.raft.election import ElectionTimer
 from kvorum.raft.log import OnDisk, RaftLog
+from kvorum.raft.marks import PeerMarks
 from kvorum.raft.membership import Configurations
-from kvorum.raft.messages import Configuration, Entry, Fetch, HardState, Load, Message, NodeId, Ready, Save, Snapshot
+from kvorum.raft.messages import (
+    Configuration,
+    Entry,
+    Fetch,
+    HardState,
+    Load,
+    Message,
+    NodeId,
+    PeerMark,
+    Ready,
+    Save,
+    Snapshot,
+)
 from kvorum.raft.reads import OwnReads
 
 
@@ -29,6 +42,8 @@ class State:
         snapshot: the newest durable snapshot, or None.
         entries: the durable entries that follow it, but for those in ``on_disk``.
         on_disk: what is known of those between the snapshot and ``entries``.
+        marks: what was known of the other members' disks.
+        commit_index: what was known to be committed.
 
     Raises:
         InvariantViolatedError: the entries leave a gap, are ahead of the term, or carry a configuration that does not
@@ -43,6 +58,8 @@ class State:
         snapshot: Snapshot | None,
         entries: Sequence[Entry],
         on_disk: OnDisk,
+        marks: Sequence[PeerMark] = (),
+        commit_index: int = 0,
     ) -> None:
         self.config = config
         self.id = config.id
@@ -53,7 +70,7 @@ class State:
         self.snapshot = snapshot
         """The newest that the log goes on from."""
         base = snapshot or Snapshot(0, 0, Configuration())
-        self.log = RaftLog(base.last_index, base.last_term, entries, on_disk, config.log_memory_bytes_max)
+        self.log = RaftLog(base.last_index, base.last_term, entries, on_disk, config.log_memory_bytes_max, commit_index)
         if self.log.last_term > self.current_term:
             raise InvariantViolatedError(
                 f"the log is in term {self.log.last_term}, yet the term is {self.current_term}"
@@ -61,6 +78,7 @@ class State:
         self.configurations = Configurations(base.last_index, base.configuration)
         self.configurations.note(on_disk.configurations)
         self.configurations.note(entries)
+        self.marks = PeerMarks(marks)
         self.reads = OwnReads(config.heartbeat_timeout_ticks)
         self.timer = ElectionTimer(config, random)
         self._durable = hard_state
@@ -148,7 +166,10 @@ class State:
         self._save_ticks = 0
         hard_state = HardState(self.current_term, self.voted_for)
         entries = self.log.take_unsaved(self.config.save_bytes_max)
-        self._save = Save(self._save_number, hard_state, entries, self._snapshot_to_save)
+        marks = (*self.marks.past.values(), *self.marks.present.values())
+        self._save = Save(
+            self._save_number, hard_state, entries, self._snapshot_to_save, marks, commit_index=self.log.commit_index
+        )
         self._snapshot_to_save = None
         return self._save
 
@@ -164,13 +185,13 @@ class State:
         """Commit what the snapshot covers if the log holds it. Return whether it does.
 
         Raises:
-            InvariantViolatedError: the snapshot contradicts what is committed here.
+            CommitsLostError: the snapshot contradicts what is committed here.
         """
         log = self.log
         if log.matches(snapshot.last_index, snapshot.last_term):
             log.commit_to(snapshot.last_index)
         elif snapshot.last_index <= log.commit_index and log.term(snapshot.last_index) is not None:
-            raise InvariantViolatedError(
+            raise CommitsLostError(
                 f"a snapshot at {snapshot.last_index} is of term {snapshot.last_term}, "
                 f"yet an entry of term {log.term(snapshot.last_index)} is committed there"
             )

@@ -9,7 +9,7 @@ import msgspec
 
 from kvorum.identity import Identity
 from kvorum.raft.log import OnDisk
-from kvorum.raft.messages import Entry, HardState, Load, Save, Snapshot
+from kvorum.raft.messages import Entry, HardState, Load, PeerMark, Save, Snapshot
 
 __all__ = [
     "Identity",
@@ -44,6 +44,10 @@ class Loaded(msgspec.Struct, frozen=True):
     snapshot: Snapshot | None = None
     entries: tuple[Entry, ...] = ()
     on_disk: OnDisk = OnDisk()
+    marks: tuple[PeerMark, ...] = ()
+    """What was known of the other members' disks."""
+    commit_index: int = 0
+    """What was known to be committed; the log may not reach as far."""
 
 
 class SnapshotWriter(Protocol):

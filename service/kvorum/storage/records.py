@@ -16,7 +16,7 @@ import msgspec
 
 from kvorum.errors import InvariantViolatedError, StorageCorruptError, StorageForeignError
 from kvorum.raft.log import OnDisk, entry_bytes
-from kvorum.raft.messages import Entry, EntryKind, HardState, NodeId, Save, Snapshot
+from kvorum.raft.messages import Entry, EntryKind, HardState, NodeId, PeerMark, Save, Snapshot
 from kvorum.storage.interface import Identity, Loaded, SnapshotInfo
 
 FORMAT = 1
@@ -54,6 +54,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     entries: tuple[Entry, ...] = ()
     base: Base | None = None
     """The whole log is replaced by the snapshot that ends here, before ``entries`` follow."""
+    marks: tuple[PeerMark, ...] = ()
+    """:attr:`Save.marks`. Those of the last record count, so a compaction loses none. Version 0.1.0 writes neither this
+    nor the next, and skips both."""
+    commit_index: int = 0
+    """:attr:`Save.commit_index`."""
 
 
 class StoredIdentity(msgspec.Struct, frozen=True, array_like=True):
@@ -79,7 +84,18 @@ def make_record(seq: int, prev_crc: int, last_index: int, save: Save) -> Record:
         first_index = save.entries[0].index
         last_index = save.entries[-1].index
     state = save.hard_state
-    return Record(seq, prev_crc, state.current_term, state.voted_for, last_index, first_index, save.entries, base)
+    return Record(
+        seq,
+        prev_crc,
+        state.current_term,
+        state.voted_for,
+        last_index,
+        first_index,
+        save.entries,
+        base,
+        save.marks,
+        save.commit_index,
+    )
 
 
 def encode_record(record: Record) -> tuple[bytes, int]:
@@ -150,13 +166,17 @@ class LogState:
         "_terms",
         "base",
         "begins",
+        "commit_index",
         "entries",
         "hard_state",
         "last_index",
+        "marks",
     )
 
     def __init__(self, bytes_max: int | None = None) -> None:
         self.hard_state = HardState()
+        self.marks: tuple[PeerMark, ...] = ()
+        self.commit_index = 0
         self.base: Base | None = None
         self.entries: list[Entry] = []
         self.last_index = 0
@@ -189,6 +209,7 @@ class LogState:
                 f"record {record.seq} was written for a log that ends at {record.last_index}, not {self.last_index}"
             )
         self.hard_state = HardState(record.term, record.vote)
+        self.marks, self.commit_index = record.marks, record.commit_index
         self.begins = False
 
     def _adopt(self, base: Base) -> None:
@@ -276,6 +297,7 @@ class LogState:
         """Return a copy that keeps at most so many bytes of entries."""
         copy = LogState(bytes_max)
         copy.hard_state, copy.base, copy.begins = self.hard_state, self.base, self.begins
+        copy.marks, copy.commit_index = self.marks, self.commit_index
         copy.last_index, copy._is_cut = self.last_index, self._is_cut
         copy.entries, copy._bytes = list(self.entries), self._bytes
         copy._terms, copy._on_disk_index = list(self._terms), self._on_disk_index
@@ -344,13 +366,18 @@ def recover(
     """
     for snapshot in snapshots:
         if state.holds(snapshot):
-            return Loaded(identity, state.hard_state, snapshot, *state.after(snapshot.last_index))
+            return _loaded(identity, state, snapshot)
     if state.stands_alone:
-        return Loaded(identity, state.hard_state, None, *state.after(0))
+        return _loaded(identity, state, None)
     first_index = state.first_index
     begins = f"the log begins at entry {first_index}" if first_index is not None else "the log holds no entries"
     why = f"; damaged: {', '.join(map(str, damaged))}" if damaged else ""
     raise StorageCorruptError(f"{begins}, and no valid snapshot covers what came before{why}; {REJOIN}")
+
+
+def _loaded(identity: Identity | None, state: LogState, snapshot: Snapshot | None) -> Loaded:
+    entries, on_disk = state.after(snapshot.last_index if snapshot is not None else 0)
+    return Loaded(identity, state.hard_state, snapshot, entries, on_disk, state.marks, state.commit_index)
 
 
 def check_identity(stored: Identity | None, identity: Identity) -> None:

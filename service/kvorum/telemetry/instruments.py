@@ -170,6 +170,13 @@ def _consensus() -> tuple[Instrument, ...]:
             "1 if this node is in quarantine: its state differed from the majority's at the same index. Else 0.",
             lambda s: _one(int(s.status.quarantined is not None)),
         ),
+        _gauge(
+            "kvorum.raft.distrusted",
+            "1",
+            "1 if this node takes no part in consensus, because its disk was set back to an older state, or because "
+            "its disk alone still holds committed entries. Else 0.",
+            lambda s: _one(int(s.status.distrusted is not None)),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -22,7 +22,7 @@ from kvorum.identity import Identity, is_node_id, name_of
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import INDEX_MAX
+from kvorum.raft.messages import INDEX_MAX, PeerMark
 from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, URL_CHARS_MAX, VERSION_CHARS_MAX, Greeting, Hello
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
@@ -33,12 +33,22 @@ HEADER_CLUSTER = "X-Kvorum-Cluster"
 HEADER_FROM = "X-Kvorum-From"
 HEADER_TO = "X-Kvorum-To"
 HEADER_URL = "X-Kvorum-Peer-Url"
+HEADER_START = "X-Kvorum-Start"
+HEADER_MARKS = "X-Kvorum-Marks"
 HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
 _DIGEST = re.compile(
     r"(?:(?P<version>[0-9]{1,9}) )?(?P<chain>[0-9a-f]{1,16})(?(version) (?P<records>-|[0-9a-f]{1,32}))", re.ASCII
 )
 _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
+_HEX = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
+_MARK = re.compile(
+    r"(?P<start>-|[0-9a-f]{1,16}) (?P<term>[0-9]{1,19}) (?P<vote>\S{1,80}) "
+    r"(?P<index>[0-9]{1,19}) (?P<index_term>[0-9]{1,19})",
+    re.ASCII,
+)
+MARKS_MAX = 2
+"""Of the present process of a server, and of all before it."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 
@@ -47,8 +57,14 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def dialling_headers(identity: Identity, recipient: str, peer_url: str, token: str) -> dict[str, str]:
-    """Return the headers with which ``identity`` calls ``recipient`` (a member id)."""
+def dialling_headers(
+    identity: Identity, recipient: str, peer_url: str, token: str, start: str = "", marks: Sequence[PeerMark] = ()
+) -> dict[str, str]:
+    """Return the headers with which ``identity`` calls ``recipient`` (a member id).
+
+    ``start``: which start of our process this is; ``marks``: what is known of the recipient's disk. Version 0.1.0 looks
+    at neither.
+    """
     return {
         HEADER_PROTOCOL: str(PROTOCOLS[0]),
         HEADER_PROTOCOLS: f"{PROTOCOLS[0]}-{PROTOCOLS[1]}",
@@ -59,6 +75,8 @@ def dialling_headers(identity: Identity, recipient: str, peer_url: str, token: s
         HEADER_TO: recipient,
         HEADER_URL: peer_url,
         HEADER_TOKEN: token_digest(token),
+        HEADER_START: start,
+        HEADER_MARKS: ",".join(map(_mark_text, marks)),
     }
 
 
@@ -101,6 +119,8 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         min(highest, PROTOCOLS[1]),
         highest_level,
         version,
+        _start(headers, sender),
+        _marks(headers, sender, identity.node_id),
     )
 
 
@@ -138,6 +158,46 @@ def _range(headers: Mapping[str, str], name: str, default: str, sender: str) -> 
             "version", f"{sender!r} announces {name}: {text[:VERSION_CHARS_MAX]!r}, which is not a range"
         )
     return int(match[1]), int(match[2] or match[1])
+
+
+def _start(headers: Mapping[str, str], sender: str) -> str:
+    """Return which start of its process the sender speaks for; empty: it does not tell.
+
+    Raises:
+        IdentityRejectedError: it is not a number of up to 16 hex digits.
+    """
+    text = headers.get(HEADER_START, "")
+    if text and _HEX.fullmatch(text) is None:
+        raise IdentityRejectedError("malformed", f"{sender!r} announces {HEADER_START}: {text[:16]!r}")
+    return text
+
+
+def _mark_text(mark: PeerMark) -> str:
+    return f"{mark.start or '-'} {mark.term} {mark.vote or '-'} {mark.index} {mark.index_term}"
+
+
+def _marks(headers: Mapping[str, str], sender: str, recipient: str) -> tuple[PeerMark, ...]:
+    """Return what the sender knows of the recipient's disk.
+
+    Raises:
+        IdentityRejectedError: it is something else.
+    """
+    text = headers.get(HEADER_MARKS, "")
+    matches = [_MARK.fullmatch(part) for part in text.split(",", MARKS_MAX)] if text else []
+    marks: list[PeerMark] = []
+    for match in matches:
+        numbers = [parse_number(match[name]) for name in ("term", "index", "index_term")] if match else [None]
+        if (
+            len(matches) > MARKS_MAX
+            or match is None
+            or None in numbers
+            or not (match["vote"] == "-" or is_node_id(match["vote"]))
+        ):
+            raise IdentityRejectedError("malformed", f"{sender!r} announces {HEADER_MARKS}: {text[:64]!r}")
+        term, index, index_term = (number or 0 for number in numbers)
+        start, vote = ("" if match[name] == "-" else match[name] for name in ("start", "vote"))
+        marks.append(PeerMark(recipient, start, term, vote or None, index, index_term))
+    return tuple(marks)
 
 
 def decode_hello(body: bytes) -> Hello:

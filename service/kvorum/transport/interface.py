@@ -10,7 +10,7 @@ from msgspec import Meta
 from kvorum.identity import NAME_CHARS_MAX, Identity, node_id
 from kvorum.kv.features import FIRST_LEVEL
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import Message, NodeId, Number
+from kvorum.raft.messages import Message, NodeId, Number, PeerMark
 
 PROTOCOLS = (1, 2)
 """The lowest and the highest protocol that this version speaks. The highest is raised when messages change so that an
@@ -44,6 +44,10 @@ class Greeting(msgspec.Struct, frozen=True):
     """The highest feature level that it supports."""
     version: str = FIRST_VERSION
     """Its version of Kvorum."""
+    start: str = ""
+    """Which start of its process it speaks for; empty: its version does not tell."""
+    marks: tuple[PeerMark, ...] = ()
+    """What it knows of our disk."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -153,3 +157,10 @@ class NodeHandler(PeerHandler, Protocol):
 
     def on_broken(self, recipient: NodeId) -> None:
         """Our stream to a peer broke."""
+
+    @property
+    def start_id(self) -> str:
+        """Which start of our process this is; up to 16 hex digits."""
+
+    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
+        """Return what we know of a peer's disk, to be said when we call it."""

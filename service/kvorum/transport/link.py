@@ -86,8 +86,13 @@ class Link:
         self.url = url
 
     def hurry(self) -> None:
-        """The peer is there (it just called us): do not wait out the backoff."""
+        """The peer is there (it just called us): do not wait out the backoff.
+
+        Its process may be another one than that which an open stream leads to: a frame breaks such a stream at once.
+        """
         self._hurry.set()
+        if self._stream is not None:
+            self._write(self._stream, encode(()))
 
     def send(self, message: Message) -> None:
         """Queue a message for the next :meth:`flush`; drop it when the queue is full."""
@@ -171,7 +176,14 @@ class Link:
 
     async def _run_stream(self) -> None:
         dialling = self._dialling
-        headers = dialling_headers(dialling.identity(), self.node, dialling.peer_url, dialling.token)
+        headers = dialling_headers(
+            dialling.identity(),
+            self.node,
+            dialling.peer_url,
+            dialling.token,
+            dialling.start(),
+            dialling.marks_of(self.node),
+        )
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             stream = await dialling.session().ws_connect(
                 f"{self.url}/raft/v1/stream",

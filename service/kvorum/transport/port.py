@@ -60,6 +60,8 @@ class PeerPort:
             random,
             lambda sender, messages: self._started().on_messages(sender, messages),
             answered=self._addresses.remember,
+            start=lambda: self._started().start_id,
+            marks_of=lambda node: self._started().marks_of(node),
         )
         configured = {peer.name: peer.url for peer in config.expected_members()}
         self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node), configured)

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from kvorum.identity import Identity
-from kvorum.raft.messages import Message, NodeId
+from kvorum.raft.messages import Message, NodeId, PeerMark
 from kvorum.telemetry.counters import Counters
 
 
@@ -28,3 +28,7 @@ class Dialling(msgspec.Struct, frozen=True):
     on_messages: Callable[[NodeId, tuple[Message, ...]], None] = lambda _sender, _messages: None
     answered: Callable[[str, str], None] = lambda host, address: None
     """Called with the host of a peer's URL and the address at which the right peer answered."""
+    start: Callable[[], str] = lambda: ""
+    """Which start of our process this is."""
+    marks_of: Callable[[NodeId], tuple[PeerMark, ...]] = lambda _: ()
+    """What we know of a peer's disk: said whenever a stream to it is opened."""

@@ -694,4 +694,20 @@ loop.call_soon(self._saved, None)
         "pass",
         tests="tests/storage/test_room.py",
     ),
+    Mutant(
+        "K4",
+        "What is known of other disks is not read back.",
+        "storage.records:LogState.apply",
+        "self.marks, self.commit_index = record.marks, record.commit_index",
+        "pass",
+        tests="tests/storage/test_records.py",
+    ),
+    Mutant(
+        "K4",
+        "A start whose log does not fit into memory forgets what is known of other disks.",
+        "storage.records:LogState.bounded",
+        "copy.marks, copy.commit_index = self.marks, self.commit_index",
+        "pass",
+        tests="tests/storage/test_records.py",
+    ),
 )

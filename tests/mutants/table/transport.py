@@ -619,4 +619,28 @@ aiohttp.TCPConnector(
         tests="tests/transport/test_connections.py",
         simulated=False,
     ),
+    Mutant(
+        "K4",
+        "A caller does not say what it knows of the other's disk.",
+        "transport.handshake:dialling_headers",
+        "','.join(map(_mark_text, marks))",
+        "''",
+        tests="tests/transport/test_handshake.py",
+    ),
+    Mutant(
+        "K4",
+        "A caller that says nonsense of disks is let in.",
+        "transport.handshake:_start",
+        "text and _HEX.fullmatch(text) is None",
+        "False",
+        tests="tests/transport/test_handshake.py",
+    ),
+    Mutant(
+        "K4",
+        "Marks without a bound are let in.",
+        "transport.handshake:_marks",
+        "len(matches) > MARKS_MAX",
+        "False",
+        tests="tests/transport/test_handshake.py",
+    ),
 )

@@ -1,0 +1,203 @@
+"""A node whose disk was set back, or whose disk alone still holds what the others lost.
+
+An older copy in the place of a disk looks whole: its checksums are right, and it may be minutes or months old. Two
+things tell.
+
+- *Peers remember* (:mod:`kvorum.raft.marks`) what this node's disk held. They say so when they call. After a start, a
+  node neither votes nor acknowledges anything before every member has called it, or two election timeouts have passed:
+  a vote before the one peer that remembers was heard would be too early. Its consensus stands still until then. A
+  restart costs some milliseconds, and up to two election timeouts while a member is down.
+- *Records carry the commit index.* Whoever wants to replace what is committed here comes from a cluster that lost it.
+
+Such a node takes no part any more: it neither votes, nor acknowledges, nor campaigns. It stays up, says what it knows,
+and serves its status and a stale backup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+
+from kvorum.errors import DiskSetBackError, InvariantViolatedError
+from kvorum.identity import name_of
+from kvorum.node.hellos import ask_all
+from kvorum.node.ports import Peers, Tasks
+from kvorum.raft import Raft
+from kvorum.raft.messages import NodeId, PeerMark
+from kvorum.storage.interface import Loaded
+
+log = logging.getLogger("kvorum.storage")
+
+ELECTION_TIMEOUTS_WAITED = 2
+ADVISE_S = 5.0
+"""How often a node that takes no part asks whether the others have a leader."""
+
+KEEP_ALL = (
+    "No leader has a quorum without this node: keep every disk, and see "
+    "docs/operations/a-volume-was-set-back.md before anything is deleted"
+)
+EMPTY_THIS = (
+    "{leader} leads with a quorum without this node: give this node an empty disk, and it rejoins as a new member "
+    "(docs/operations/a-volume-was-set-back.md)"
+)
+KEEP_THIS = (
+    "The cluster has lost entries that were committed, and this disk still has them: do not delete it. Take a stale "
+    "backup of this node and see docs/operations/a-volume-was-set-back.md"
+)
+
+
+class DiskAtStart:
+    """What was on the disk when the process started, to be compared with what peers remember.
+
+    Args:
+        loaded: what was loaded.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        snapshot, entries = loaded.snapshot, loaded.entries
+        self._term, self._vote = loaded.hard_state.current_term, loaded.hard_state.voted_for
+        self._base_index = snapshot.last_index if snapshot is not None else 0
+        self._runs = list(loaded.on_disk.terms)
+        for entry in entries:
+            if not self._runs or self._runs[-1][1] != entry.term:
+                self._runs.append((entry.index, entry.term))
+        self._last_index = entries[-1].index if entries else max(loaded.on_disk.last_index, self._base_index)
+
+    def what_it_lacks(self, mark: PeerMark) -> str | None:
+        """Return what this disk once held and does not hold, in words, or None. A higher term proves nothing."""
+        if mark.term < self._term:
+            return None
+        if mark.term > self._term:
+            return f"it was once in term {mark.term}, and is in term {self._term}"
+        if mark.vote is not None and mark.vote != self._vote:
+            return (
+                f"it once held a vote for {mark.vote} in term {mark.term}, and holds one for {self._vote or 'nobody'}"
+            )
+        if mark.index > self._base_index and self._entry_term(mark.index) != mark.index_term:
+            return (
+                f"it once held entry {mark.index} of term {mark.index_term}, and its log of {self._last_index} entries "
+                "does not"
+            )
+        return None
+
+    def _entry_term(self, index: int) -> int | None:
+        position = bisect_right(self._runs, index, key=lambda run: run[0]) - 1
+        return self._runs[position][1] if position >= 0 and index <= self._last_index else None
+
+
+class Participation:
+    """Whether this node takes part in consensus.
+
+    Args:
+        raft: the consensus server, before its first input.
+        loaded: what was on the disk.
+        start: which start of the process this is.
+        peers: whom to ask whether there is a leader.
+        tasks: where that is asked.
+        stopped: called with the reason when this node takes no part any more.
+
+    Attributes:
+        is_active: the driver may give consensus messages and ticks, and may send what it says.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        loaded: Loaded,
+        start: str,
+        peers: Peers,
+        tasks: Tasks,
+        stopped: Callable[[str], None],
+    ) -> None:
+        self.start = start
+        self._raft = raft
+        self._disk = DiskAtStart(loaded)
+        self._peers = peers
+        self._tasks = tasks
+        self._stopped = stopped
+        self._members = {member.id for member in raft.configuration.members} - {raft.id}
+        self._unheard = set(self._members)
+        self._ticks_left = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
+        self._finding = ""
+        self._advice = ""
+        self._task: asyncio.Task[None] | None = None
+        self.is_active = not self._unheard
+
+    @property
+    def is_distrusted(self) -> bool:
+        """Whether this node takes no part any more."""
+        return bool(self._finding)
+
+    @property
+    def why_not(self) -> str | None:
+        """What was found, and what to do; None: this node takes part, or is about to."""
+        return f"{self._finding}. {self._advice}" if self._finding else None
+
+    def tick(self) -> None:
+        """Let one tick pass: whoever did not call for long enough is not waited for."""
+        if self.is_active or self._finding:
+            return
+        self._ticks_left -= 1
+        if self._ticks_left <= 0:
+            log.info("takes part without having heard %s", ", ".join(sorted(self._unheard)))
+            self.is_active = True
+
+    def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
+        """A peer called, and said what it remembers.
+
+        Only members are believed; a node that knows no members believes whoever is about to lead it.
+        """
+        if self._finding or (self._members and node not in self._members):
+            return
+        for mark in marks:
+            lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
+            if lacks is not None:
+                self._members.add(node)
+                self._stop(f"this disk was set back to an older state: {node} remembers that {lacks}")
+                return
+        self._unheard.discard(node)
+        if not self._unheard:
+            self.is_active = True
+
+    def contradicted(self, error: InvariantViolatedError) -> None:
+        """Consensus found that what a leader says contradicts this disk."""
+        if self._finding:
+            return
+        if isinstance(error, DiskSetBackError):
+            self._stop(f"this disk was set back to an older state: {error}")
+        else:
+            self._stop(f"the other members contradict what is committed here: {error}", KEEP_THIS)
+
+    async def close(self) -> None:
+        """Ask nobody any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _stop(self, finding: str, advice: str = "") -> None:
+        self._finding, self._advice = finding, advice or KEEP_ALL
+        self.is_active = False
+        self._raft.stand_down()
+        self._stopped(finding)
+        if advice:
+            self._tell()
+        else:
+            self._task = self._tasks.spawn(self._advise(), name="advise about a disk that was set back")
+
+    def _tell(self) -> None:
+        log.critical("%s takes no part any more: %s", self._raft.id, self.why_not)
+
+    async def _advise(self) -> None:
+        """Find out what the right advice is, for as long as the node is up; say what is new."""
+        told = ""
+        while True:
+            urls = {node: self._peers.url_of(node) for node in sorted(self._members)}
+            hellos = await ask_all(self._peers, urls)
+            leading = [node for node, hello in hellos.items() if hello and hello.is_leader and hello.is_serving]
+            self._advice = EMPTY_THIS.format(leader=name_of(leading[0])) if leading else KEEP_ALL
+            if self._advice != told:
+                told = self._advice
+                self._tell()
+            await self._tasks.sleep(ADVISE_S)

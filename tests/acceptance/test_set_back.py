@@ -1,0 +1,177 @@
+"""A data folder that is replaced by an older copy of itself while its node is stopped (K4)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from acceptance.processes import Cluster
+from waiting import eventually
+
+from kvorum.storage.datadir import DATABASE, WRITE_AHEAD_LOG
+
+WRITES = 50
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path, flags=("--request-timeout-ms", "2000")) as cluster:
+        yield cluster
+
+
+def copied(cluster: Cluster, name: str) -> Path:
+    """Stop a node, keep a copy of its folder, and start it again."""
+    for number in range(3):
+        cluster.put_somewhere(f"before-{number}", b"v")
+    cluster.converge()
+    cluster.stop(name)
+    copy = cluster.folder / f"{name}.copy"
+    shutil.copytree(cluster.data_dir(name), copy)
+    cluster.start(name)
+    return copy
+
+
+def put_back(cluster: Cluster, name: str, copy: Path) -> None:
+    shutil.rmtree(cluster.data_dir(name))
+    shutil.copytree(copy, cluster.data_dir(name))
+
+
+def write(cluster: Cluster, among: list[str]) -> None:
+    for number in range(WRITES):
+        cluster.put_somewhere(f"k{number}", b"v", among)
+
+
+def missing(cluster: Cluster, name: str, query: str = "") -> list[int]:
+    """Return which of the acknowledged writes are gone."""
+    statuses = {number: cluster.get(name, f"k{number}", query).status for number in range(WRITES)}
+    return [number for number, status in statuses.items() if status != 200]
+
+
+def distrust(cluster: Cluster, name: str) -> str | None:
+    status = cluster.status(name)
+    return status["distrusted"] if status is not None else None
+
+
+def check_says_so(cluster: Cluster, name: str, *expected: str) -> None:
+    """A node takes no part, says why in every place where somebody looks, and goes on serving what it has."""
+    eventually("it says so", lambda: all(part in (distrust(cluster, name) or "") for part in expected))
+    ready = cluster.request(name, "GET", "/readyz")
+    assert ready.status == 503
+    assert expected[0] in ready.body.decode()
+    assert cluster.request(name, "GET", "/livez").status == 200
+    metrics = cluster.request(name, "GET", "/metrics").body.decode()
+    assert "kvorum_raft_distrusted 1" in metrics.replace(".0", "")
+    assert expected[0] in cluster.log_file(name).read_text()
+    put = cluster.put(name, "k", b"v")
+    assert put.status == 503
+
+    def backup() -> bytes:
+        return cluster.request(name, "GET", "/v1/snapshot?consistency=stale").body
+
+    # Its state may just have been found to differ from the others'.
+    eventually("a stale backup", lambda: backup().startswith(b"KVORSNAP"))
+
+
+def test_what_one_disk_forgot_is_not_lost_while_another_remembers(tmp_path: Path) -> None:
+    """Before, 50 of 50 acknowledged writes vanished if the old copy and a node that lagged behind elected a leader."""
+    # A start waits for its peers for two election timeouts: long enough for a machine that is busy.
+    with Cluster(tmp_path, flags=("--request-timeout-ms", "2000", "--election-timeout-ms", "3000")) as cluster:
+        leader = cluster.settled()
+        old, lagging = cluster.others(leader)
+        copy = copied(cluster, old)
+        cluster.settled()
+        cluster.kill(lagging)
+        write(cluster, [old, leader])
+        cluster.kill(old, leader)
+        put_back(cluster, old, copy)
+
+        cluster.start(leader)
+        eventually("the one that remembers is up", lambda: cluster.status(leader))
+        cluster.start(old)
+        cluster.start(lagging)
+
+        check_says_so(cluster, old, "this disk was set back", "remembers that it once held entry")
+        cluster.put_somewhere("after", b"v", [lagging, leader])
+        assert missing(cluster, next(name for name in (lagging, leader) if is_leader(cluster, name))) == []
+        check_says_so(cluster, old, "this disk was set back", "give this node an empty disk")
+
+        cluster.kill(old)
+        shutil.rmtree(cluster.data_dir(old))
+        cluster.start(old)
+        eventually("it has joined again", lambda: (cluster.status(old) or {}).get("state") == "follower", 60)
+        assert distrust(cluster, old) is None
+
+
+def is_leader(cluster: Cluster, name: str) -> bool:
+    status: dict[str, Any] | None = cluster.status(name)
+    return status is not None and status["state"] == "leader"
+
+
+def test_a_disk_that_was_set_back_beside_a_live_leader_ends_no_process(cluster: Cluster) -> None:
+    """Before, it ended at every start: it was told that entries are committed that it does not have."""
+    leader = cluster.settled()
+    old = cluster.others(leader)[0]
+    copy = copied(cluster, old)
+    cluster.settled()
+    write(cluster, cluster.names)
+    cluster.converge()
+    leader = cluster.leader()
+    cluster.kill(old)
+    put_back(cluster, old, copy)
+    process = cluster.start(old)
+
+    check_says_so(cluster, old, "this disk was set back", f"{leader} leads with a quorum without this node")
+    assert process.poll() is None
+    shown = kvorum_status(cluster)
+    assert "this disk was set back" in shown
+    assert missing(cluster, leader) == []
+
+
+def kvorum_status(cluster: Cluster) -> str:
+    endpoints = ",".join(cluster.addresses.values())
+    command = [str(Path(sys.executable).with_name("kv")), "--endpoints", endpoints, "status"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def test_the_only_disk_that_holds_what_was_committed_keeps_it(cluster: Cluster) -> None:
+    """The peer that remembers comes too late: what it holds is committed, so it takes nothing in its place."""
+    leader = cluster.settled()
+    old, lagging = cluster.others(leader)
+    copy = copied(cluster, old)
+    cluster.settled()
+    holder = leader
+    cluster.kill(lagging)
+    write(cluster, [old, holder])
+    cluster.kill(old, holder)
+    put_back(cluster, old, copy)
+    cluster.start(old)
+    cluster.start(lagging)
+    cluster.put_somewhere("other", b"v", [old, lagging])
+    process = cluster.start(holder)
+
+    check_says_so(cluster, holder, "contradict what is committed here", "do not delete it")
+    assert process.poll() is None
+    # That the last write is committed was known to the process only: no later save says so. The disk holds it.
+    assert missing(cluster, holder, "?consistency=stale") in ([], [WRITES - 1])
+    cluster.kill(holder)
+    files = (DATABASE, WRITE_AHEAD_LOG)
+    assert any(f"k{WRITES - 1}".encode() in (cluster.data_dir(holder) / file).read_bytes() for file in files)
+
+
+def test_a_restart_of_all_nodes_with_whole_disks_accuses_nobody(cluster: Cluster) -> None:
+    write(cluster, cluster.names)
+    cluster.kill(*cluster.names)
+    for name in cluster.names:
+        cluster.start(name)
+
+    def leaders() -> set[str | None]:
+        return {(cluster.status(name) or {}).get("leader_name") for name in cluster.names}
+
+    eventually("all follow one leader", lambda: len(leaders()) == 1 and None not in leaders(), 120)
+    assert {name: distrust(cluster, name) for name in cluster.names} == dict.fromkeys(cluster.names)
+    assert missing(cluster, cluster.leader()) == []
