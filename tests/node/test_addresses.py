@@ -109,7 +109,11 @@ def test_only_a_member_whose_stream_is_open_changes_its_address(tmp_path: Path) 
             assert trap.streams == []
             headers = dialling_headers(member, own.node_id, url, "", client_url="http://127.0.0.1:4711")
             foreign = dialling_headers(
-                Identity(member.name, member.incarnation, "d" * 32), own.node_id, url, "", "http://127.0.0.1:4711"
+                Identity(member.name, member.incarnation, "d" * 32),
+                own.node_id,
+                url,
+                "",
+                client_url="http://127.0.0.1:4711",
             )
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 await session.ws_connect(stream_url, headers=foreign)
