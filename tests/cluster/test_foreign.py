@@ -131,7 +131,7 @@ def test_a_sighting_ends_with_the_next_answer_or_with_time(tmp_path: Path, monke
             foreign.answered("n2", "http://n2:1", "n2@2", "d" * 32)
             foreign.answered("n3", "http://n3:1", "n3@3", "e" * 32)
             assert seen_by(node) == {"n2": ("n2@2", "d" * 32), "n3": ("n3@3", "e" * 32)}
-            foreign.answered("n2", "http://n2:1", "n2@4", own)
+            foreign.answered("n2", "http://elsewhere:1", "n2@4", own)
             foreign.answered("n3", "http://n3:1", "n3@5", "")
             assert seen_by(node) == {}
             foreign.answered("n2", "http://n2:1", "n2@2", "d" * 32)

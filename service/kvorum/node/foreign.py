@@ -48,7 +48,9 @@ class ForeignPeers:
     def answered(self, name: str, url: str, node: NodeId, cluster_id: str) -> None:
         """The node that answers at the URL of the peer ``name`` says that it belongs to this cluster (empty: none)."""
         if cluster_id in ("", self._identity.current.cluster_id):
-            self._seen.pop((name, url), None)
+            # It is here: who answered wherever it was looked for before was somebody else.
+            for sighting in [sighting for sighting in self._seen if sighting[0] == name and sighting[1]]:
+                del self._seen[sighting]
         else:
             self._note(ForeignPeer(name, node, cluster_id, url))
 

@@ -1272,7 +1272,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K5",
         "A peer that has joined is still called foreign.",
         "node.foreign:ForeignPeers.answered",
-        "self._seen.pop((name, url), None)",
+        "del self._seen[sighting]",
         "pass",
         tests="tests/cluster/test_foreign.py -k sighting",
     ),
