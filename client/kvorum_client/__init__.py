@@ -31,6 +31,7 @@ from kvorum_client.errors import (
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
+    WrongClusterError,
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
 from kvorum_client.sync import SyncClient
@@ -58,4 +59,5 @@ __all__ = [
     "RefusedError",
     "SyncClient",
     "UnavailableError",
+    "WrongClusterError",
 ]

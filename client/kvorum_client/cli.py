@@ -52,8 +52,8 @@ A command that takes longer than a second says on stderr what it waits for.
 
 exit status:
   0  done
-  1  no such key, a compare that failed, or a refusal; or `kv status` found nodes
-     of more than one cluster
+  1  no such key, a compare that failed, or a refusal, also by nodes of another
+     cluster; or `kv status` found nodes of more than one cluster
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
   4  the write, the change of the members or of the quota, or the transfer of the
@@ -153,7 +153,11 @@ def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
 
 async def _run(options: argparse.Namespace) -> int:
     endpoints, are_default = _endpoints(options, os.environ)
-    async with Client(endpoints.split(","), timeout_s=getattr(options, "timeout", 10.0)) as client:
+    async with Client(
+        endpoints.split(","),
+        timeout_s=getattr(options, "timeout", 10.0),
+        cluster_id=getattr(options, "cluster_id", ""),
+    ) as client:
         run: Command = options.run
         notice = _Notice(client, options, are_default)
         timer = asyncio.get_running_loop().call_later(NOTICE_S, notice.give)
@@ -326,6 +330,13 @@ def _shared_options(run: object = None) -> argparse.ArgumentParser:
         metavar="HOST:PORT,...",
         default=argparse.SUPPRESS,
         help="client addresses of some nodes, or the name of a headless Service",
+    )
+    shared.add_argument(
+        "--cluster-id",
+        metavar="ID",
+        default=argparse.SUPPRESS,
+        help="the cluster that is meant; nodes of another one refuse (kv status -o json shows the id) [default: the "
+        "cluster of the first node that answers]",
     )
     shared.add_argument(
         "--timeout",

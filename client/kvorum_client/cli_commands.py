@@ -115,6 +115,8 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         print_table(rows)
     statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
     led = any(answer.leader_name for answer in statuses)
+    for mismatch in sorted({text for answer in statuses for text in answer.address_mismatches}):
+        say(f"addresses differ: {mismatch}")
     if clusters := _clusters(statuses):
         say(clusters)
         return 1
@@ -124,17 +126,20 @@ async def status(client: Client, options: argparse.Namespace) -> int:
 
 
 def _clusters(statuses: Sequence[NodeStatus]) -> str:
-    """Return what to do with nodes of more than one cluster; empty: they are of one."""
-    clusters: dict[str, list[str]] = {}
+    """Return what to do with nodes of more than one cluster, found here or by the nodes; empty: they are of one."""
+    clusters: dict[str, set[str]] = {}
     for answer in statuses:
         if answer.cluster_id:
-            clusters.setdefault(answer.cluster_id, []).append(answer.name)
+            clusters.setdefault(answer.cluster_id, set()).add(answer.name)
+        for peer in answer.foreign_peers:
+            clusters.setdefault(peer.cluster_id, set()).add(peer.name)
     if len(clusters) < 2:
         return ""
     found = "; ".join(f"{cluster} ({', '.join(sorted(names))})" for cluster, names in sorted(clusters.items()))
     return (
         f"these nodes belong to {len(clusters)} clusters, and no node can join another cluster: {found}. If one of "
-        "them was recovered or restored, empty the data folders of the other's nodes and start them again"
+        "them was recovered or restored, empty the data folders of the other's nodes and start them again; see "
+        "docs/operations/two-clusters.md"
     )
 
 

@@ -25,6 +25,7 @@ from kvorum_client.errors import (
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
+    WrongClusterError,
 )
 from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
 from kvorum_client.sessions import Sessions, Ticket
@@ -65,6 +66,9 @@ BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
 """A node that has not answered for this long may be no use any more: the others are asked who leads."""
+CLUSTER = "X-Kvorum-Cluster"
+"""The header in which a node says which cluster it belongs to, and a client which one it means."""
+CLUSTER_ID_CHARS_MAX = 64
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
 _TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
@@ -97,6 +101,8 @@ class _Call(msgspec.Struct):
     waits: bool = True
     """The node waits for the cluster: tell it for how long."""
     perhaps_done: bool = False
+    foreign: dict[str, str] = {}
+    """The nodes that refused since they belong to another cluster, and which one."""
     reason: str = "no node was asked in time"
 
     def target(self, timeout_s: float) -> str:
@@ -130,9 +136,11 @@ class Client:
         require_session: what a write does when the cluster has no room for another session. False: it goes on without
             one and says so in the log; it is not retried when its answer is lost. True: it is refused
             (``sessions_full``).
+        cluster_id: the cluster that is meant, 32 hex digits. Empty: the cluster of the first node that answers a call.
+            Either way the client keeps to it, and nodes of another cluster refuse its calls.
 
     Raises:
-        InvalidArgumentError: no endpoints, or a malformed one; an impossible number.
+        InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster.
     """
 
     def __init__(
@@ -142,6 +150,7 @@ class Client:
         timeout_s: float = 10.0,
         concurrent_calls_max: int = CONCURRENT_CALLS_MAX,
         require_session: bool = False,
+        cluster_id: str = "",
     ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
@@ -149,6 +158,8 @@ class Client:
         self._timeout_s = _check_timeout(timeout_s)
         self._concurrent_calls_max = concurrent_calls_max
         self._require_session = require_session
+        self.cluster_id = _check_cluster_id(cluster_id)
+        """The cluster of this client; empty until a node has answered."""
         self._warned_at = float("-inf")
         self._transport = Transport()
         self.last_failure: str | None = None
@@ -359,7 +370,7 @@ class Client:
             if self._transport.is_closed:
                 raise UnavailableError(CLOSED)
             try:
-                pieces = self._transport.download(base, call.target(silence_s), silence_s)
+                pieces = self._transport.download(base, call.target(silence_s), self._cluster_header(), silence_s)
                 async with contextlib.aclosing(self._while_alive(pieces, base)) as living:
                     async for chunk, size_bytes in living:
                         verifier.feed(chunk)
@@ -369,7 +380,8 @@ class Client:
                 call.reason = str(error)
             except DownloadDeclinedError as error:
                 self.has_heard = True
-                self._judge(call, error.answer)
+                if self._is_ours(call, error.answer):
+                    self._judge(call, error.answer)
             except DownloadInterruptedError as error:
                 raise BackupDamagedError(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
             self.last_failure = call.reason
@@ -529,6 +541,10 @@ class Client:
                 break
             answer = await self._attempt(call, base, remaining_s)
             self.has_heard = self.has_heard or answer is not None
+            if answer is not None and not self._is_ours(call, answer):
+                answer = None
+                if self._router.are_endpoints(call.foreign):
+                    break
             if answer is not None and answer.status == 307 and redirects < REDIRECTS_MAX:
                 redirects += 1
                 if self._redirected(answer, base):
@@ -544,7 +560,30 @@ class Client:
                 pause_s = min(2 * pause_s, BACKOFF_MAX_S)
         if call.is_write and call.perhaps_done:
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+        if self._router.are_endpoints(call.foreign):
+            raise WrongClusterError(call.reason, list(call.foreign.values())[-1], self.cluster_id)
         raise UnavailableError(call.reason)
+
+    def _cluster_header(self) -> dict[str, str]:
+        return {CLUSTER: self.cluster_id} if self.cluster_id else {}
+
+    def _is_ours(self, call: _Call, answer: Answer) -> bool:
+        """Tell whether a node of this client's cluster answered; the first one to answer says which that is.
+
+        A node that does not say so is of a version that does not know the header, or is no node: others judge that.
+        """
+        theirs = answer.headers.get(CLUSTER, "")
+        if theirs and not self.cluster_id and len(theirs) <= CLUSTER_ID_CHARS_MAX:
+            self.cluster_id = theirs
+        if theirs in ("", self.cluster_id):
+            call.foreign = {base: cluster for base, cluster in call.foreign.items() if base != answer.base}
+            return True
+        call.foreign = {**call.foreign, answer.base: theirs}
+        call.reason = (
+            f"{answer.base} belongs to cluster {theirs:.64}, and this client to {self.cluster_id}; if the cluster was "
+            "recovered or restored, make a new client"
+        )
+        return False
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
         """Ask one node once. None: no answer came.
@@ -575,7 +614,8 @@ class Client:
         A node that froze, or was cut off, neither answers nor hangs up; if it led, the others have elected another one
         long before the time is over.
         """
-        asking = self._transport.exchange(base, call.method, call.target(timeout_s), call.body, call.headers, timeout_s)
+        headers = {**call.headers, **self._cluster_header()}
+        asking = self._transport.exchange(base, call.method, call.target(timeout_s), call.body, headers, timeout_s)
         if call.any_node or not call.may_repeat or timeout_s <= SUSPECT_S:
             return await asking
         doubting: asyncio.Task[None] | None = None
@@ -609,7 +649,8 @@ class Client:
 
     async def _leader_according_to(self, base: str) -> str | None:
         try:
-            answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, SUSPECT_S)
+            headers = self._cluster_header()
+            answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", headers, SUSPECT_S)
             return base_of(decode(answer.body, Leader).leader_url or "") if answer.status == 200 else None
         except (NotSentError, NoAnswerError, ClientError):
             return None
@@ -680,6 +721,12 @@ class Client:
     async def _pause(self, call: _Call, pause_s: float) -> None:
         remaining_s = call.deadline - time.monotonic()
         await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
+
+
+def _check_cluster_id(cluster_id: str) -> str:
+    if cluster_id and not (len(cluster_id) <= CLUSTER_ID_CHARS_MAX and cluster_id.isascii() and cluster_id.isalnum()):
+        raise InvalidArgumentError(f"{cluster_id!r:.80} is not the id of a cluster")
+    return cluster_id
 
 
 def _check_timeout(timeout_s: float) -> float:

@@ -7,6 +7,7 @@
     +-- RefusedError            the cluster said no; certainly not done
     |   +-- CompareFailedError  the key is at another revision than ``prev_revision``
     |   +-- NoSpaceError        the cluster has no room for more data; deletes and reads go on
+    |   +-- WrongClusterError   the nodes belong to another cluster than the client's
     +-- UnavailableError        nobody answered, or nobody leads, until the deadline; certainly not done
     +-- OutcomeUnknownError     it may be done, now or later
     +-- BackupDamagedError      a backup that is none, or not all of one
@@ -83,6 +84,21 @@ class NoSpaceError(RefusedError):
         self.reason = reason
         self.limit = limit
         self.used = used
+
+
+class WrongClusterError(RefusedError):
+    """The nodes that were asked belong to another cluster than this client's; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        cluster_id: theirs, or of the last of them.
+        expected: the client's.
+    """
+
+    def __init__(self, detail: str, cluster_id: str, expected: str) -> None:
+        super().__init__(421, "wrong_cluster", detail)
+        self.cluster_id = cluster_id
+        self.expected = expected
 
 
 class UnavailableError(ClientError):

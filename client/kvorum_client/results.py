@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum_wire import DeleteResult, MemberStatus, NodeStatus, PutResult, Quota
+from kvorum_wire import DeleteResult, ForeignPeer, MemberStatus, NodeStatus, PutResult, Quota
 
-__all__ = ["DeleteResult", "Member", "NodeHealth", "NodeStatus", "PutResult", "Quota", "Record"]
+__all__ = ["DeleteResult", "ForeignPeer", "Member", "NodeHealth", "NodeStatus", "PutResult", "Quota", "Record"]
 
 Member = MemberStatus
 

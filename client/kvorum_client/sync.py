@@ -43,12 +43,14 @@ class SyncClient:
         timeout_s: float = 10.0,
         concurrent_calls_max: int = CONCURRENT_CALLS_MAX,
         require_session: bool = False,
+        cluster_id: str = "",
     ) -> None:
         self._client = Client(
             endpoints,
             timeout_s=timeout_s,
             concurrent_calls_max=concurrent_calls_max,
             require_session=require_session,
+            cluster_id=cluster_id,
         )
         self._lock = threading.Lock()
         self._closed = False

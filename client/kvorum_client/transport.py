@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -142,12 +142,15 @@ class Transport:
             # Which of the two deadlines passed first says nothing when the loop was late for both.
             raise (NoAnswerError if progress.begun else NotSentError)(_reason(base, error)) from None
 
-    async def download(self, base: str, target: str, silence_s: float) -> AsyncGenerator[tuple[bytes, int], None]:
+    async def download(
+        self, base: str, target: str, headers: Mapping[str, str], silence_s: float
+    ) -> AsyncGenerator[tuple[bytes, int], None]:
         """Get something large; yield its pieces, each with the size of the whole.
 
         Args:
             base: the node.
             target: path and query.
+            headers: of the request.
             silence_s: how long the node may say nothing.
 
         Raises:
@@ -160,7 +163,7 @@ class Transport:
         began = False
         try:
             async with self._open().request(
-                "GET", URL(base + target, encoded=True), allow_redirects=False, timeout=timeout
+                "GET", URL(base + target, encoded=True), headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 if response.status != 200:
                     raise DownloadDeclinedError(Answer(response.status, response.headers, await _read(response), base))
@@ -290,6 +293,10 @@ class Router:
             self._turn += 1
         if time.monotonic() - self._resolved_at > RESOLVE_INTERVAL_S:
             await self._resolve(within_s)
+
+    def are_endpoints(self, bases: Collection[str]) -> bool:
+        """Tell whether every endpoint is among these."""
+        return bool(self._bases) and all(base in bases for base in self._bases)
 
     @property
     def count(self) -> int:

@@ -87,6 +87,18 @@ class MemberStatus(Struct, frozen=True):
     """How much its disk can still store besides the reserve. Known of the node itself, and of all on the leader."""
 
 
+class ForeignPeer(Struct, frozen=True):
+    """A peer that the node lists, and that belongs to another cluster."""
+
+    name: str
+    """Of the peer, as the node lists it."""
+    id: str
+    """The member id of the node that answers there, or calls under this name."""
+    cluster_id: str
+    url: str = ""
+    """Where it answers; empty: it called."""
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """What one node says of itself. Indexes count log entries; ``revision`` counts changes of the store."""
 
@@ -135,6 +147,14 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """The feature level of the cluster, as far as this node has applied the log."""
     highest_feature_level: int = 1
     """The highest feature level that this node supports."""
+    peer_url: str = ""
+    """Where this node says that its peers reach it. ``members`` says what the cluster has agreed on."""
+    client_url: str = ""
+    """Likewise for clients."""
+    address_mismatches: tuple[str, ...] = ()
+    """Where a member's address, this node's own options and what the member says differ: one sentence each."""
+    foreign_peers: tuple[ForeignPeer, ...] = ()
+    """The peers in this node's list that were seen lately in another cluster."""
 
 
 class Quota(Struct, frozen=True):
@@ -221,4 +241,6 @@ class Problem(Struct, frozen=True):
     """The limit that was exceeded, in the unit that ``detail`` names."""
     used: int | UnsetType = UNSET
     """How much of the limit was in use, in the same unit."""
+    cluster_id: str | UnsetType = UNSET
+    """The cluster of the node that answered."""
     retry_after_s: int | UnsetType = UNSET

@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--at-next-start",
         action="store_true",
-        help="Recover at the next start of the node, which may be running now (as a pod). Other members are not asked.",
+        help="Recover at the next start of the node, which may be running now (as a pod). The other members are asked "
+        "then; if one of them has a more up-to-date log, the node logs that and starts without recovering.",
     )
     command.add_argument(
         "--accept-older-log",
@@ -160,7 +161,7 @@ def _config(options: argparse.Namespace) -> int:
 def _recover(options: argparse.Namespace) -> int:
     if options.at_next_start:
         try:
-            datadir.request_recovery(Path(options.data_dir))
+            datadir.request_recovery(Path(options.data_dir), accept_older_log=options.accept_older_log)
         except StorageError as error:
             raise ConfigError(str(error)) from error
         print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")

@@ -8,6 +8,7 @@
     |   +-- TooLargeError            a limit was passed: certainly not done
     |   +-- NotLeaderError           this node does not lead; says who does
     |   +-- NoLeaderError            nobody leads that we know of: certainly not done
+    |   +-- WrongClusterError        the request is for another cluster: certainly not done
     |   +-- NotServingError          this node serves nobody now: certainly not done
     |   +-- OverloadedError          a bounded queue is full: certainly not done
     |   +-- OutcomeUnknownError      it may have been applied, or may still be
@@ -26,6 +27,7 @@
     |   +-- IdentityRejectedError    another cluster, another incarnation, another name
     +-- KubernetesError              the API server did not do what we asked; a cluster that is there serves on
     +-- ConfigError                  invalid configuration: exit 2
+    |   +-- BetterLogError           another member, which answers, has a more up-to-date log than the one to recover
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
         |   +-- DiskSetBackError     this disk lacks what it acknowledged
@@ -91,12 +93,16 @@ class NotLeaderError(CallerError):
         leader: the member id of the leader if it is known.
         leader_name: its name; always there when :mod:`kvorum.service` raises this.
         leader_client_url: where clients reach it; always there when :mod:`kvorum.service` raises this.
+        cluster_id: what a request to the leader may name as its cluster; empty: its version may not understand that.
     """
 
     code = "not_leader"
 
-    def __init__(self, leader: str | None, *, leader_name: str = "", leader_client_url: str = "") -> None:
+    def __init__(
+        self, leader: str | None, *, leader_name: str = "", leader_client_url: str = "", cluster_id: str = ""
+    ) -> None:
         super().__init__(f"not the leader; the leader is {leader or 'unknown'}")
+        self.cluster_id = cluster_id
         self.leader = leader
         self.leader_name = leader_name
         self.leader_client_url = leader_client_url
@@ -106,6 +112,24 @@ class NoLeaderError(CallerError):
     """No leader is known, or it has no quorum; nothing was done."""
 
     code = "no_leader"
+
+
+class WrongClusterError(CallerError):
+    """The request names another cluster than this node's; nothing was done.
+
+    Args:
+        node: this node's name.
+        cluster_id: this node's cluster.
+        wanted: the one that the request names.
+    """
+
+    code = "wrong_cluster"
+
+    def __init__(self, node: str, cluster_id: str, wanted: str) -> None:
+        super().__init__(
+            f"{node} belongs to cluster {cluster_id}, and the request is for cluster {wanted:.64}",
+            cluster_id=cluster_id,
+        )
 
 
 class NotServingError(CallerError):
@@ -272,6 +296,10 @@ class KubernetesError(KvorumError):
 
 class ConfigError(KvorumError):
     """Contradictory or malformed configuration. The process exits with status 2."""
+
+
+class BetterLogError(ConfigError):
+    """Another member that answers has a more up-to-date log than the one that is to be recovered."""
 
 
 class FatalError(KvorumError):

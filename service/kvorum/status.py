@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvorum_wire import MemberStatus, NodeStatus
+from kvorum_wire import ForeignPeer, MemberStatus, NodeStatus
 
-__all__ = ["Check", "MemberStatus", "NodeStatus"]
+__all__ = ["Check", "ForeignPeer", "MemberStatus", "NodeStatus"]
 
 
 class Check(NamedTuple):

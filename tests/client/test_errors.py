@@ -12,13 +12,21 @@ from multiprocessing import get_context
 import pytest
 
 import kvorum_client
-from kvorum_client import ClientError, CompareFailedError, NoSpaceError, RefusedError, errors
+from kvorum_client import (
+    ClientError,
+    CompareFailedError,
+    NoSpaceError,
+    RefusedError,
+    WrongClusterError,
+    errors,
+)
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 SAMPLES = {
     RefusedError: RefusedError(413, "too_large", "the key is too long"),
     NoSpaceError: NoSpaceError("the quota is used up", "quota", 8, 9),
     CompareFailedError: CompareFailedError("the key is at revision 7", 7, 12),
+    WrongClusterError: WrongClusterError("n1 belongs to another cluster", "d" * 32, "c" * 32),
 }
 
 
@@ -42,7 +50,7 @@ def test_a_name_that_never_was_is_an_attribute_error() -> None:
 
 
 def test_every_exception_ends_in_error() -> None:
-    assert len(KINDS) == 8
+    assert len(KINDS) == 9
     assert all(kind.__name__.endswith("Error") for kind in KINDS)
 
 

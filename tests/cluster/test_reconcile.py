@@ -23,7 +23,7 @@ from kvorum.cluster.reconcile import (
 from kvorum.errors import CallerError, MembershipRefusedError, NotLeaderError, TransferFailedError
 from kvorum.identity import name_of
 from kvorum.node.ports import Clock, Tasks
-from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed
+from kvorum.raft.membership import AddLearner, Promote, Remove, changed
 from kvorum.raft.messages import Configuration, Member, NodeId
 
 URL = "http://{}.kv-headless:9001"
@@ -301,7 +301,7 @@ class FakeCluster:
             return None
         return msgspec.structs.replace(self.now, desired=desired)
 
-    async def change_membership(self, change: Change, timeout_ms: int) -> None:
+    async def change_membership(self, change: AddLearner | Promote | Remove, timeout_ms: int) -> None:
         self._refuse()
         assert self.now is not None
         self.steps.append(change)

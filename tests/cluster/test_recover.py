@@ -106,6 +106,35 @@ def test_a_survivor_is_not_recovered_while_a_member_answers_whose_log_is_more_up
     force_new_cluster(str(survivor), accept_older_log=True)
 
 
+@pytest.mark.parametrize("accept_older_log", [False, True])
+def test_a_recovery_at_the_next_start_asks_the_members_too(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, accept_older_log: bool
+) -> None:
+    """A worse disk is not recovered, and the node starts as it was: a crash loop could not be ended from a pod."""
+    loaded = read_disk(survivor)
+    assert loaded.identity is not None
+    last = loaded.entries[-1]
+    better = leader_status(
+        name="n1", cluster_id=loaded.identity.cluster_id, last_term=last.term, last_index=last.index + 1
+    )
+
+    async def status(session: object, client_url: str) -> NodeStatus | None:
+        return better
+
+    monkeypatch.setattr(recover, "_status_of", status)
+    request_recovery(survivor, accept_older_log=accept_older_log)
+
+    recover_if_requested(str(survivor))
+
+    after = read_disk(survivor)
+    assert not (survivor / REQUEST).exists()
+    assert (after.identity == loaded.identity) is not accept_older_log
+    assert after.entries[: len(loaded.entries)] == loaded.entries
+    said = [text for text in caplog.messages if "not recovered" in text]
+    assert len(said) == (0 if accept_older_log else 1)
+    assert all("n1 answers and has a more up-to-date log" in text for text in said)
+
+
 def test_a_member_is_asked_for_its_status_and_whatever_else_answers_is_none() -> None:
     async def scenario() -> None:
         async with serving() as server, aiohttp.ClientSession() as session:

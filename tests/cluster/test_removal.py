@@ -109,7 +109,7 @@ def test_a_survivor_of_a_cluster_that_was_recovered_says_what_to_do(
             try:
                 said = await until(
                     "the survivor says it",
-                    lambda: next((text for text in caplog.messages if "can never join" in text), None),
+                    lambda: next((text for text in caplog.messages if "can never join cluster" in text), None),
                 )
             finally:
                 watching.cancel()

@@ -66,6 +66,38 @@ class Reader:
             await kv.put(key, "v")
 
 
+def test_the_same_backup_on_each_node_is_mended_as_the_page_says(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reader = Reader(tmp_path)
+        see, empty, check = blocks_of("two-clusters.md")
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            await reader.put("kept")
+            await reader.paste("kv snapshot save kv.backup")
+        peers = ",".join(f"n{i}=127.0.0.1:{9000 + i}" for i in (1, 2, 3))
+        await reader.paste("rm -rf data/n*")
+        for i in (1, 2, 3):
+            addresses = f"--listen-client 127.0.0.1:{8000 + i} --listen-peer 127.0.0.1:{9000 + i}"
+            await reader.paste(
+                f"kvorum restore --name n{i} --peers {peers} {addresses} --data-dir data/n{i} --from kv.backup"
+            )
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("each says it", lambda: all(local.find(rf"^n{i} .*belong to another") for i in (1, 2, 3)), 60)
+            assert "these nodes belong to 3 clusters" in await reader.paste(see)
+        await reader.paste(empty)
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is complete again", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            assert await reader.value("kept") == b"v"
+            rows = (await reader.paste(check)).splitlines()
+            assert [row.split()[0] for row in rows] == ["NAME", "n1", "n2", "n3"]
+
+    async def bounded() -> None:
+        async with asyncio.timeout(200):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
 @pytest.mark.parametrize("page", ["back-up.md", "lose-a-majority.md"])
 def test_the_part_without_kubernetes_brings_everything_back(page: str, tmp_path: Path) -> None:
     async def scenario() -> None:

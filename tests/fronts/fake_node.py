@@ -74,6 +74,9 @@ class FakeNode:
         self.gate: asyncio.Event | None = None
         self.staleness: int | None = 0
         self.quarantined = ""
+        self.cluster = "c" * 32
+        self.leader_is_new = False
+        """The leader understands `?cluster=`."""
         self.proposed: list[ClientCommand] = []
         self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
@@ -150,6 +153,13 @@ class FakeNode:
     def staleness_ms(self) -> int | None:
         return self.staleness
 
+    @property
+    def cluster_id(self) -> str:
+        return self.cluster
+
+    def leader_checks_cluster(self) -> bool:
+        return self.leader_is_new
+
     def leader_name(self) -> str | None:
         return self.leader[0] if self.leader else None
 
@@ -191,7 +201,7 @@ class FakeNode:
 
     def status(self) -> NodeStatus:
         return NodeStatus(
-            cluster_id="c" * 32,
+            cluster_id=self.cluster,
             name=self.config.name,
             id=f"{self.config.name}@00",
             version="0",

@@ -116,6 +116,7 @@ CASES = [
     Case("invalid_request", lambda http: http("PUT", "/v1/kv/%zz", b"v")),
     Case("cross_origin", lambda http: http("PUT", "/v1/kv/k", b"v", {"Origin": "http://evil.example"})),
     Case("unknown_host", lambda http: http("GET", "/v1/kv/k", headers={"Host": "evil.example"})),
+    Case("wrong_cluster", lambda http: http("GET", "/v1/kv/k?cluster=" + "d" * 32)),
     Case("unknown_path", lambda http: http("GET", "/v2/nothing")),
     Case("not_found", _get, {"node": "n1", "revision": 0}),
     Case("method_not_allowed", lambda http: http("POST", "/v1/kv/k", b"v")),

@@ -15,6 +15,7 @@ from kvorum.commands.node import running_node
 from kvorum.config import Config, parse_peers, resolve
 from kvorum.identity import name_of
 from kvorum.kv.commands import Command, Delete, Put, PutResult, Result
+from kvorum.kv.features import QUOTA_LEVEL
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.messages import Message
@@ -102,10 +103,15 @@ class LocalCluster:
         return await until("a leader", find)
 
     async def settled(self) -> Node:
-        """Wait for a leader that every running node follows and that has heard from each of them; return it."""
+        """Wait for a leader that every running node follows and that has heard from each of them; return it.
+
+        It has nothing more of its own to propose: a new cluster's quota is set.
+        """
 
         def find() -> Node | None:
             for node in self.nodes.values():
+                if node.store.feature_level >= QUOTA_LEVEL and not node.store.quota.limit_bytes:
+                    continue
                 peers = [progress.match_index for progress in node.raft.status().progress.values()]
                 follows = all(other.raft.leader == node.raft.id for other in self.nodes.values())
                 if node.raft.role is Role.LEADER and follows and set(peers) <= {node.raft.log.last_index}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import TypeVar, cast
 
@@ -61,6 +61,9 @@ class NoPeers:
         pass
 
     def set_members(self, urls: Mapping[str, str]) -> None:
+        pass
+
+    def set_alternatives(self, node: str, urls: Sequence[str]) -> None:
         pass
 
     async def close(self) -> None:

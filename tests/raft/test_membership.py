@@ -32,7 +32,7 @@ from raft.harness import (
 )
 
 from kvorum.errors import MembershipRefusedError, NotLeaderError
-from kvorum.raft import AddLearner, Change, Promote, RaftConfig, Remove, Role, bootstrap_entry
+from kvorum.raft import AddLearner, Change, Promote, RaftConfig, Remove, Role, UpdateAddresses, bootstrap_entry
 from kvorum.raft.membership import MEMBERS_MAX, Configurations, changed, decode_configuration, encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member, Ready, Snapshot
 
@@ -71,6 +71,7 @@ def test_members_are_removed() -> None:
         (configuration(), Promote("d")),
         (configuration(), Promote("c")),
         (configuration(), Remove("d")),
+        (configuration(), UpdateAddresses("d", "http://p:1", "http://c:1")),
         (configuration("a", "b"), Remove("a")),
         (
             Configuration(tuple(Member(f"n{number:02}", True) for number in range(MEMBERS_MAX))),
@@ -81,6 +82,17 @@ def test_members_are_removed() -> None:
 def test_a_change_that_makes_no_sense_is_refused(before: Configuration, change: Change) -> None:
     with pytest.raises(MembershipRefusedError):
         changed(before, change)
+
+
+def test_a_members_addresses_change_and_nothing_else() -> None:
+    before = configuration("ab", "c")
+    for node in "abc":
+        after = changed(before, UpdateAddresses(node, "http://p:1", "http://c:1"))
+        assert (after.voters(), after.learners()) == (before.voters(), before.learners())
+        for member in after.members:
+            addresses = ("http://p:1", "http://c:1") if member.id == node else ("", "")
+            assert (member.peer_url, member.client_url) == addresses
+        assert decode_configuration(encode_configuration(after)) == after
 
 
 def test_members_are_ordered_by_id() -> None:

@@ -14,7 +14,7 @@ from kvorum.errors import CallerError, MembershipRefusedError
 from kvorum.identity import incarnation_of, name_of, node_id
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.raft import AddLearner, Change, Promote, Remove
+from kvorum.raft import AddLearner, Change, Promote, Remove, UpdateAddresses
 from kvorum.raft.messages import Member, NodeId
 from kvorum.service import requests
 from kvorum.service.access import ANONYMOUS
@@ -205,6 +205,8 @@ class Admin:
                     await product.promote_member(node, timeout_ms)
                 case Remove(node):
                     await product.remove_member(node, timeout_ms)
+                case UpdateAddresses():
+                    raise AssertionError("nobody but a member says where it is")
 
     def _is_done(self, leader: SimNode, change: Change) -> bool:
         assert leader.raft is not None
@@ -218,6 +220,8 @@ class Admin:
                 return node in members.voters() or members.get(node) is None
             case Remove(node):
                 return members.get(node) is None
+            case UpdateAddresses():
+                raise AssertionError("nobody but a member says where it is")
 
     def _done(self, change: Change) -> None:
         if change in self._world.facts.changes and isinstance(change, Remove):

@@ -91,6 +91,9 @@ class Nemesis:
                 node.copy_disk()
             case "disk_set_back":
                 self._begin_set_back(node, fault)
+            case "move":
+                self._crash(node, fault)
+                node.move()
             case "transfer":
                 node.call(self._transfer, node)
             case _:

@@ -19,7 +19,7 @@ from sim.invariants import Broken
 from sim.loop import ProcessKilled, SimLoop
 from sim.observed import ObservedRaft
 from sim.peers import SimPeers
-from sim.plan import S
+from sim.plan import Plan, S
 from sim.storage import SimStorage
 from sim.transcript import describe_entries
 
@@ -117,6 +117,10 @@ class SimClock:
         return UNIX_MS + self._node.world.clock.now // 1000 + self._node.clock_offset_ms
 
 
+def _first_voters(plan: Plan) -> tuple[str, ...]:
+    return tuple(f"n{number}" for number in range(1, plan.voters + 1))
+
+
 class SimNode:
     """A machine.
 
@@ -129,8 +133,10 @@ class SimNode:
     def __init__(self, world: World, node: NodeId, disk: SimDisk) -> None:
         self.id = node
         self.name = name_of(node)
-        self.url = f"http://{self.name}:{PORT}"
-        self.client_url = f"http://{self.name}:{CLIENT_PORT}"
+        self.host = self.name
+        self._moves = 0
+        self._listed: tuple[PeerAddress, ...] = ()
+        """The peers in the options of the process."""
         self.world = world
         self.plan = world.plan
         self.draw = Random(f"{world.plan.seed}:{node}:driver")
@@ -191,6 +197,24 @@ class SimNode:
         self._store = Store()
         self._told_role: tuple[str, int] = ("", 0)
 
+    @property
+    def url(self) -> str:
+        """Where its peer port is."""
+        return f"http://{self.host}:{PORT}"
+
+    @property
+    def client_url(self) -> str:
+        """Where its client port is."""
+        return f"http://{self.host}:{CLIENT_PORT}"
+
+    def move(self) -> None:
+        """Have another address from now on, unless no option would name it there; the process does not run."""
+        if self.loop is None and not self.is_lost and self.name in _first_voters(self.plan):
+            self._moves += 1
+            self.host = f"{self.id.replace('@', '-')}-{self._moves}"
+            self.world.counts["nodes moved"] += 1
+            self.world.note(self.id, "moves to {}", self.url)
+
     # --- Life and death -----------------------------------------------------------------------------------------
 
     @property
@@ -215,6 +239,7 @@ class SimNode:
         self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
         self.filled_at_tick = self.led_from_tick = self._led_term = 0
+        self._listed = tuple(PeerAddress(n, self.world.host_of(n), PORT) for n in _first_voters(self.plan))
         plan = self.plan
         self.loop = loop = SimLoop(
             self.world.clock,
@@ -440,10 +465,9 @@ class SimNode:
         """The configuration of the product."""
         plan = self.plan
         tick_ms = plan.tick_us // 1000
-        voters = range(1, plan.voters + 1)
         return Config(
             name=self.name,
-            peers=tuple(PeerAddress(f"n{number}", f"n{number}", PORT) for number in voters),
+            peers=self._listed,
             advertise_peer_url=self.url,
             advertise_client_url=self.client_url,
             tick_ms=tick_ms,

@@ -9,7 +9,7 @@ answered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -22,7 +22,7 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId
 from kvorum.transport import Greeting, Hello, NodeHandler, SnapshotChunk
 from kvorum.transport.handshake import HEADER_LEVELS, HEADER_VERSION, check_greeting, dialling_headers
-from kvorum.transport.recipients import Recipients
+from kvorum.transport.recipients import MemberUrls, Recipients
 
 if TYPE_CHECKING:
     from sim.node import SimNode
@@ -40,7 +40,7 @@ class _Link:
 
     def __init__(self, node: NodeId, url: str) -> None:
         self.node = node
-        self.url = url
+        self.urls = MemberUrls(url)
         self.peer: SimPeers | None = None
         """The process that our stream is open to; it may have died without our knowing it yet."""
         self.called: SimPeers | None = None
@@ -99,6 +99,12 @@ class SimPeers:
         self._check()
         self._recipients.set_members(urls, self._callers)
 
+    def set_alternatives(self, node: NodeId, urls: Sequence[str]) -> None:
+        """Try a member also at these."""
+        self._check()
+        if node in self._links:
+            self._links[node].urls.set_alternatives(urls)
+
     def add_stranger(self, node: NodeId, url: str) -> None:
         """Answer a process that calls, and call it at once."""
         self._check()
@@ -117,7 +123,8 @@ class SimPeers:
 
     def url_of(self, node: NodeId) -> str | None:
         """Return where it is reached."""
-        return self._recipients.url_of(node)
+        link = self._links.get(node)
+        return link.urls.current if link is not None else self._recipients.url_of(node)
 
     def is_connected(self, node: NodeId) -> bool:
         """Tell whether our stream to it is open, as far as we know."""
@@ -153,7 +160,7 @@ class SimPeers:
     def _ensure(self, node: NodeId, url: str) -> None:
         link = self._links.get(node)
         if link is not None:
-            link.url = url
+            link.urls.set_first(url)
             return
         self._links[node] = link = _Link(node, url)
         self._call(link)
@@ -178,8 +185,9 @@ class SimPeers:
         """A call reaches the other side, or does not."""
         if not self._is_heard or self._links.get(link.node) is not link or call != link.calls:
             return
-        peer = self._world.peers_at(link.url)
+        peer = self._world.peers_at(link.urls.current)
         if peer is None or self._is_cut(peer) or self.loop.paused_until > self._world.clock.now:
+            link.urls.failed()
             self._call_again(link)
         else:
             link.called = peer
@@ -204,7 +212,10 @@ class SimPeers:
         handler = self._handler
         start, marks = handler.start_id, handler.marks_of(recipient)
         token = node.config.bootstrap_token
-        return dialling_headers(handler.identity, recipient, node.url, token, start, marks) | {
+        headers = dialling_headers(
+            handler.identity, recipient, node.url, token, client_url=node.client_url, start=start, marks=marks
+        )
+        return headers | {
             HEADER_LEVELS: f"{FIRST_LEVEL}-{level}",
             HEADER_VERSION: f"level {level}",
         }
@@ -212,6 +223,7 @@ class SimPeers:
     def _refuse(self, caller: SimPeers, link: _Link) -> None:
         self._world.counts["calls refused"] += 1
         link.called = None
+        link.urls.failed()
         self._world.clock.after(self._latency(), caller._call_again, link)
 
     async def _join(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:

@@ -76,6 +76,9 @@ minority; with ``disk_set_back`` a machine is down for a while, and its disk's w
 
 SET_BACK_KINDS = ("disk_copy", "disk_set_back")
 """These have a draw of their own."""
+MOVE = "move"
+"""The process is killed, and starts again at another address. The options that a process starts with say where the
+first voters are then; those of a process that runs stay as they are. Drawn by itself, so that no other draw changes."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -211,6 +214,7 @@ def draw_plan(seed: int) -> Plan:
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),
         *_draw_set_backs(Random(f"{seed}:set_back"), plan),
+        *_draw_moves(Random(f"{seed}:move"), plan),
     )
     plan = msgspec.structs.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_us)))
     if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
@@ -309,3 +313,18 @@ def _draw_set_backs(draw: Random, plan: Plan) -> list[Fault]:
             Fault(back_us, "disk_set_back", target, duration_us=draw.randrange(1, 4) * plan.election_timeout_us)
         )
     return faults
+
+
+def _draw_moves(draw: Random, plan: Plan) -> tuple[Fault, ...]:
+    """Draw who moves to another address, and when; in most seeds nobody does."""
+    timeout = plan.election_timeout_ticks * plan.tick_us
+    return tuple(
+        Fault(
+            at_us=draw.randrange(200 * MS, plan.duration_us),
+            kind=MOVE,
+            target=-1 if draw.random() < 0.3 else draw.randrange(7),
+            duration_us=draw.choice((timeout // 4, timeout, 5 * timeout)),
+            argument=draw.randrange(1 << 16),
+        )
+        for _ in range(draw.choice((0, 0, 0, 1, 2, 5)))
+    )

@@ -134,6 +134,7 @@ class _Simulation:
             client.left = 0
         self._await("every_client_is_answered", lambda: all(client.is_idle for client in self._clients))
         self._await("membership_changes_end", lambda: not any(s.is_exclusive for s in self._nemesis.admin.scripts))
+        self._await("addresses_are_agreed_on", self._addresses_are_agreed_on)
         self._write_and_read()
         self._await("all_members_converge", self._has_converged)
 
@@ -178,6 +179,17 @@ class _Simulation:
             return []
         ids = [member.id for member in leader.raft.configuration.members]
         return [self._world.nodes[node] for node in ids if not self._world.nodes[node].is_lost]
+
+    def _addresses_are_agreed_on(self) -> bool:
+        """The leader's configuration says where each member is, whoever moved, and that is committed."""
+        leader = self._leader()
+        if leader is None or leader.raft is None:
+            return False
+        return leader.raft.configurations.latest_index <= leader.raft.log.commit_index and all(
+            node.is_lost or (member.peer_url, member.client_url) == (node.url, node.client_url)
+            for member in leader.raft.configuration.members
+            for node in [self._world.nodes[member.id]]
+        )
 
     def _write_and_read(self) -> None:
         """A write must succeed, and every key be readable: an acknowledged write that is gone would show now."""

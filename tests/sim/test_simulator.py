@@ -56,7 +56,7 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         "torn saves", "writes without room", "snapshots without room", "fetches resumed", "fetches cut", "port errors",
         "late tasks", "late answers of saves", "feature levels raised",
         "stale reads of a known age", "loads",
-        "stale reads of a known age", "clean stops", "states damaged", "states rebuilt", "backups",
+        "nodes moved", "clean stops", "states damaged", "states rebuilt", "backups",
         "feature levels finalized", "answers lost", "members refused for their level",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"

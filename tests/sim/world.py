@@ -112,6 +112,10 @@ class World:
             if node.loop is not None:
                 node.loop.kill()
 
+    def host_of(self, name: str) -> str:
+        """Return where the options of a process that starts now say that the peers of this name are."""
+        return next((node.host for node in reversed(self.nodes.values()) if node.name == name), name)
+
     def peers_at(self, url: str) -> SimPeers | None:
         """Return the peer port at this address, or None if no process listens there."""
         for node in self.nodes.values():

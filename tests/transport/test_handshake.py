@@ -7,7 +7,13 @@ import pytest
 from kvorum.errors import IdentityRejectedError
 from kvorum.identity import Identity
 from kvorum.raft.messages import PeerMark
-from kvorum.transport.handshake import HEADER_MARKS, HEADER_START, check_greeting, dialling_headers
+from kvorum.transport.handshake import (
+    HEADER_CLIENT_URL,
+    HEADER_MARKS,
+    HEADER_START,
+    check_greeting,
+    dialling_headers,
+)
 
 US = Identity("n1", "1" * 16)
 CALLER = Identity("n2", "2" * 16, "c" * 32)
@@ -28,7 +34,7 @@ def test_a_caller_says_by_which_start_of_its_process_it_speaks_and_what_it_knows
         PeerMark(US.node_id, "", 3),
         PeerMark(US.node_id, "0a" * 8, 2**61, "n2@" + "2" * 16, 2**62 - 1, 2**60),
     )
-    headers = dialling_headers(CALLER, US.node_id, "http://n2", "", "1f", marks)
+    headers = dialling_headers(CALLER, US.node_id, "http://n2", "", start="1f", marks=marks)
     greeting = check_greeting(headers, US, "")
     assert (greeting.start, greeting.marks) == ("1f", marks)
 
@@ -58,4 +64,17 @@ def test_what_a_caller_says_of_disks_is_checked(header: str, text: str) -> None:
     headers = dialling_headers(CALLER, US.node_id, "http://n2", "") | {header: text}
     with pytest.raises(IdentityRejectedError) as refused:
         check_greeting(headers, US, "")
+    assert refused.value.reason == "malformed"
+
+
+def test_a_caller_says_where_it_is_reached_and_an_older_one_does_not() -> None:
+    headers = dialling_headers(CALLER, US.node_id, "http://n2:9001", "", client_url="http://n2:8001")
+    greeting = check_greeting(headers, US, "")
+    assert (greeting.peer_url, greeting.client_url) == ("http://n2:9001", "http://n2:8001")
+    del headers[HEADER_CLIENT_URL]
+    assert check_greeting(headers, US, "").client_url == ""
+    for nonsense in ("ftp://n2", "http://n2:8001/path?x", "http://user@n2:1"):
+        assert check_greeting(headers | {HEADER_CLIENT_URL: nonsense}, US, "").client_url == ""
+    with pytest.raises(IdentityRejectedError) as refused:
+        check_greeting(headers | {HEADER_CLIENT_URL: "http://n2" + "2" * 600}, US, "")
     assert refused.value.reason == "malformed"

@@ -111,6 +111,38 @@ def test_the_stream_to_a_server_that_is_no_member_ends_when_it_hangs_up() -> Non
     asyncio.run(run())
 
 
+def test_a_member_is_tried_at_each_of_its_addresses_and_the_first_comes_first() -> None:
+    async def run() -> None:
+        async with dialling() as (transport, dials):
+            transport.set_members({N2: "http://first:1"})
+            transport.set_alternatives(N2, ("http://second:1", "", "http://first:1", "http://third:1"))
+            transport.set_alternatives(N3, ("http://nobody:1",))
+            await until("each is tried, and again", lambda: len(dials.urls) >= 7)
+            order = ["http://first:1", "http://second:1", "http://third:1"]
+            assert dials.urls[:7] == [*order, *order, order[0]]
+            transport.set_members({N2: "http://moved:1"})
+            transport.set_alternatives(N2, ())
+            tried = len(dials.urls)
+            await until("the new one is tried", lambda: len(dials.urls) >= tried + 2)
+            assert set(dials.urls[tried:]) == {"http://moved:1"}
+
+    asyncio.run(run())
+
+
+def test_a_member_that_is_reached_stays_where_it_is_reached() -> None:
+    async def run() -> None:
+        async with connected() as (transport, peer, _, _):
+            url = f"http://127.0.0.1:{peer.port}"
+            transport.set_members({})
+            transport.set_members({N2: "http://127.0.0.1:1"})
+            transport.set_alternatives(N2, (url,))
+            await until("its stream", lambda: transport.is_connected(N2))
+            assert transport.url_of(N2) == url
+            peer.may_read.set()
+
+    asyncio.run(run())
+
+
 def test_a_link_that_ends_of_a_bug_is_reported_and_made_anew(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,7 +212,7 @@ def test_the_next_dial_goes_to_where_the_peer_moved() -> None:
         wire = Wire()
         async with link_over(wire) as link:
             await until("a dial", lambda: wire.urls)
-            link.retarget("http://moved:2")
+            link.urls.set_first("http://moved:2")
             link.hurry()
             await until("a dial there", lambda: wire.urls[-1] == "http://moved:2/raft/v1/stream")
 

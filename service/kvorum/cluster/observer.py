@@ -12,12 +12,14 @@ from kvorum.raft.membership import AddLearner, Promote, Remove
 
 LOOK_S = 1.0
 """Between two rounds of asking who is there, on the leader."""
+LOOK_RARELY_S = 5.0
+"""On the others, which only want to know whether their peers are in another cluster."""
 OBSERVATION_VALID_S = 5.0
 """How long an answer counts."""
 
 
 class Observer:
-    """Asks around while this node leads, and shows the reconciler what it found.
+    """Asks around, shows the reconciler what it found while this node leads, and notes peers of another cluster.
 
     Args:
         node: this node.
@@ -31,25 +33,36 @@ class Observer:
     async def run(self) -> None:
         """Look around, for ever."""
         while True:
-            if self._node.raft.role is Role.LEADER:
-                await self.look()
-            await self._node.tasks.sleep(LOOK_S)
+            await self.look()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until it is time to look again; a node that begins to lead looks soon."""
+        node, waited_s = self._node, 0.0
+        while waited_s < LOOK_RARELY_S and (waited_s == 0.0 or node.raft.role is not Role.LEADER):
+            await node.tasks.sleep(LOOK_S)
+            waited_s += LOOK_S
 
     async def look(self) -> None:
         """Ask every node that is or should be a member who it is."""
         node = self._node
-        urls = {name_of(member.id): member.peer_url for member in node.raft.configuration.members}
+        urls = {
+            name_of(member.id): node.peers.url_of(member.id) or member.peer_url
+            for member in node.raft.configuration.members
+        }
         names = list(urls) + [peer.name for peer in node.config.expected_members()]
         if self._desired is not None:
             names += self._desired.names
         asked = {}
         for name in dict.fromkeys(names):
-            url = peer_url_of(node.config, name) or urls.get(name)
+            url = urls.get(name) or peer_url_of(node.config, name)
             if url and name != node.config.name:
                 asked[name] = url
         hellos = await ask_all(node.peers, asked)
         ours, now, needed_level = node.hello(), node.clock.monotonic(), node.parts.levels.needed_level()
         for name, hello in hellos.items():
+            if hello is not None:
+                node.parts.foreign.answered(name, asked[name], hello.node_id, hello.cluster_id)
             if hello is None or hello.name != name or hello.token != ours.token:
                 continue
             if hello.cluster_id not in ("", ours.cluster_id):

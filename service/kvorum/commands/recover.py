@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from kvorum.bodies import read_bounded
-from kvorum.errors import ConfigError
+from kvorum.errors import BetterLogError, ConfigError
 from kvorum.identity import Identity
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
@@ -32,6 +32,7 @@ from kvorum.raft.messages import (
     Save,
 )
 from kvorum.storage.datadir import (
+    accepts_older_log,
     forget_place,
     holds_data,
     is_recovery_requested,
@@ -66,7 +67,8 @@ def force_new_cluster(data_dir: str, *, accept_older_log: bool = True) -> Identi
         accept_older_log: do not ask the other members for the ends of their logs.
 
     Raises:
-        ConfigError: the folder holds no member of a cluster, or another member has a more up-to-date log.
+        ConfigError: the folder holds no member of a cluster.
+        BetterLogError: another member has a more up-to-date log.
         StorageError: the folder is in use, or cannot be trusted.
     """
     if not Path(data_dir).is_dir():
@@ -153,7 +155,7 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
     """Ask the other members that answer where their logs end.
 
     Raises:
-        ConfigError: one of them has a more up-to-date log.
+        BetterLogError: one of them has a more up-to-date log.
     """
     raft = _raft_of(identity.node_id, loaded)
     ours = (raft.log.last_term, raft.log.last_index)
@@ -165,7 +167,7 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
             continue
         theirs = (status.last_term, status.last_index)
         if theirs > ours:
-            raise ConfigError(
+            raise BetterLogError(
                 f"{status.name} answers and has a more up-to-date log, which ends at (term, index) {theirs}; the one "
                 f"here ends at {ours}. Recover {status.name} instead, or repeat the command with --accept-older-log"
             )
@@ -183,11 +185,19 @@ async def _status_of(session: aiohttp.ClientSession, client_url: str) -> NodeSta
 def recover_if_requested(data_dir: str) -> None:
     """Do what :func:`kvorum.storage.datadir.request_recovery` asked for, once. Blocking; before the folder is opened.
 
+    If another member that answers has a more up-to-date log, the request is withdrawn, and the node starts as it was:
+    to end instead would be a crash loop, in which nobody can withdraw it.
+
     Raises:
         ConfigError, StorageError: it could not be done; it is tried again at the next start.
     """
     folder = Path(data_dir)
     if is_recovery_requested(folder):
-        identity = force_new_cluster(data_dir)
+        try:
+            identity = force_new_cluster(data_dir, accept_older_log=accepts_older_log(folder))
+        except BetterLogError as error:
+            log.error("not recovered, starting as before: %s", error)
+            withdraw_recovery_request(folder)
+            return
         log.warning("recovered: %s is now the only member of cluster %s", identity.node_id, identity.cluster_id)
         withdraw_recovery_request(folder)

@@ -8,6 +8,7 @@ from kvorum.kv.store import Store
 from kvorum.node.backup import Backups
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
+from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
@@ -158,9 +159,24 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    report = Report(config, own, raft, state, integrity, participation, staleness, levels, ticker, supervisor, space)
+    foreign = ForeignPeers(config, own, raft, clock)
+    report = Report(
+        config, own, raft, state, integrity, participation, staleness, levels, ticker, supervisor, space, foreign
+    )
     peer_requests = PeerRequests(
-        config, own, raft, driver, peers, report, snapshots, state, integrity, participation, levels
+        config,
+        own,
+        raft,
+        driver,
+        peers,
+        report,
+        snapshots,
+        state,
+        integrity,
+        participation,
+        levels,
+        membership,
+        foreign,
     )
     parts = Parts(
         identity=own,
@@ -183,6 +199,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         report=report,
         backups=Backups(state, snapshots, storage.snapshots, threads),
         shutdown=Shutdown(config, raft, membership, proposals, report, peer_requests.hello, peers, clock, tasks),
+        foreign=foreign,
         peer_requests=peer_requests,
     )
     return Node(config, ports, parts)

@@ -168,6 +168,7 @@ class Driver:
         self._guard(self._reads.probe)
         self._guard(self._levels.tick)
         self._guard(self._quota.tick)
+        self._guard(self._membership.publish_addresses)
         # A sweep, or another state in the place of this one, may have changed it without an entry.
         self._guard(self._report_digest)
         self._turns.may_have_changed = True

@@ -1,8 +1,9 @@
 """The feature level of the cluster: what each member announces, and when the leader raises the level.
 
-A member announces the highest level that it supports when it opens its stream to this node; its last word counts, also
-while it is down. Nothing is written before every member, learners included, has announced the next level, so until then
-each of them can go back to its version. Then the level is raised by hand, or by the leader after ``finalize_after``.
+A member announces the highest level that it supports, and where it is reached, when it opens its stream to this node;
+its last word counts, also while it is down. Nothing is written before every member, learners included, has announced
+the next level, so until then each of them can go back to its version. Then the level is raised by hand, or by the
+leader after ``finalize_after``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Announcement(msgspec.Struct, frozen=True):
 
     highest_level: int
     version: str
+    peer_url: str = ""
+    """Where its peers reach it; empty: it did not say."""
+    client_url: str = ""
+    """Where its clients reach it; empty: its version does not announce it."""
 
 
 class FeatureLevels:
@@ -67,6 +72,7 @@ class FeatureLevels:
         turns: Turns,
     ) -> None:
         self._finalize_after_s = finalize_after_s(config.finalize_after)
+        self._own = Announcement(HIGHEST_LEVEL, __version__, config.advertise_peer_url, config.advertise_client_url)
         self._raft = raft
         self._state = state
         self._identity = identity
@@ -102,17 +108,19 @@ class FeatureLevels:
                 level = max(level, _level_raised_by(entry))
         return level
 
-    def announced(self, node: NodeId, highest_level: int, version: str) -> None:
-        """A node said what it supports."""
+    def announced(
+        self, node: NodeId, highest_level: int, version: str, peer_url: str = "", client_url: str = ""
+    ) -> None:
+        """A node said what it supports, and where it is reached."""
         if node not in self._announced and len(self._announced) >= ANNOUNCEMENTS_MAX:
             members = self._raft.configuration
             self._announced = {each: said for each, said in self._announced.items() if members.get(each) is not None}
-        self._announced[node] = Announcement(highest_level, version)
+        self._announced[node] = Announcement(highest_level, version, peer_url, client_url)
 
     def announcement(self, node: NodeId) -> Announcement | None:
         """Return what a node announced last; None: it has not opened a stream to this node since this one started."""
         if node == self._raft.id:
-            return Announcement(HIGHEST_LEVEL, __version__)
+            return self._own
         return self._announced.get(node)
 
     def blockers(self, level: int) -> dict[NodeId, str]:

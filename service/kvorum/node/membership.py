@@ -19,7 +19,7 @@ from kvorum.node.levels import FeatureLevels
 from kvorum.node.ports import Clock, Peers
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
-from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role
+from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role, UpdateAddresses
 from kvorum.raft.messages import Member, NodeId
 from kvorum.transport.interface import Hello
 
@@ -150,17 +150,21 @@ class Membership:
         await waiter
 
     def follow(self) -> None:
-        """Keep a stream to every member; where it is said in our configuration, at the address given there."""
+        """Keep a stream to every member.
+
+        The address in our options comes first, then the one that the cluster agreed on, then the one that the member
+        announced when it called: each may be out of date, and identity is checked wherever we call.
+        """
         self._configuration = self._raft.configuration
         self._raft.marks.keep({member.id for member in self._configuration.members})
         own_id = self._identity.current.node_id
+        others = [member for member in self._configuration.members if member.id != own_id]
         self._peers.set_members(
-            {
-                member.id: self._expected_urls.get(name_of(member.id), member.peer_url)
-                for member in self._configuration.members
-                if member.id != own_id
-            }
+            {member.id: self._expected_urls.get(name_of(member.id), member.peer_url) for member in others}
         )
+        for member in others:
+            said = self._levels.announcement(member.id)
+            self._peers.set_alternatives(member.id, (member.peer_url, said.peer_url if said is not None else ""))
 
     def follow_if_changed(self) -> None:
         """Take note of the configuration in force, once for each."""
@@ -174,6 +178,40 @@ class Membership:
                 ", ".join(f"{m.id}{'' if m.voter else ' (learner)'}" for m in configuration.members) or "none",
                 self._raft.configurations.latest_index,
             )
+
+    # --- Addresses ----------------------------------------------------------------------------------------------
+
+    def publish_addresses(self) -> None:
+        """As the leader, have the configuration say where each member is now. Called once a tick.
+
+        A member's word counts while its stream to this node is open: the handshake has checked its identity, and no
+        later word of it is on another leader's side.
+        """
+        raft = self._raft
+        if raft.role is not Role.LEADER:
+            return
+        for member in raft.configuration.members:
+            addresses = self._addresses_of(member.id)
+            if addresses is None or addresses == (member.peer_url, member.client_url):
+                continue
+            if not raft.can_change_membership:
+                return
+            raft.propose_change(UpdateAddresses(member.id, *addresses))
+            log.info(
+                "%s is now at %s for peers and %s for clients (before: %s and %s)",
+                *(member.id, *addresses, member.peer_url or "unknown", member.client_url or "unknown"),
+            )
+            self.follow()
+            return
+
+    def _addresses_of(self, node: NodeId) -> tuple[str, str] | None:
+        """Return the peer URL and the client URL that a member announces now; None: it does not."""
+        said = self._levels.announcement(node)
+        if said is None or not said.peer_url or not said.client_url:
+            return None
+        if node != self._raft.id and not self._peers.is_calling(node):
+            return None
+        return said.peer_url, said.client_url
 
     # --- The leader ---------------------------------------------------------------------------------------------
 

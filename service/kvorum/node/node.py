@@ -16,6 +16,7 @@ from kvorum.kv.store import Store
 from kvorum.node.backup import Backup, Backups
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
+from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
@@ -66,6 +67,7 @@ class Parts:
     report: Report
     backups: Backups
     shutdown: Shutdown
+    foreign: ForeignPeers
     peer_requests: PeerRequests
 
 
@@ -252,6 +254,11 @@ class Node:
         return self.parts.identity.current
 
     @property
+    def cluster_id(self) -> str:
+        """The id of this node's cluster; empty: it is in none yet."""
+        return self.parts.identity.current.cluster_id
+
+    @property
     def quarantined(self) -> str | None:
         """Why this node serves nothing, or None."""
         return self.parts.integrity.quarantined
@@ -279,6 +286,10 @@ class Node:
     def leader_client_url(self) -> str | None:
         """Return the leader's client URL if a leader is known."""
         return self.parts.report.leader_client_url()
+
+    def leader_checks_cluster(self) -> bool:
+        """Tell whether the leader understands a request that names its cluster (``?cluster=``)."""
+        return self.parts.report.leader_checks_cluster()
 
     def leader_name(self) -> str | None:
         """Return the leader's name if one is known."""

@@ -8,9 +8,11 @@ from kvorum.identity import Identity
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node.driver import Driver
+from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
+from kvorum.node.membership import Membership
 from kvorum.node.ports import Peers
 from kvorum.node.report import Report
 from kvorum.node.set_back import Participation
@@ -37,6 +39,8 @@ class PeerRequests:
         integrity: what finds out whose state is wrong.
         participation: what hears from peers what they remember of our disk.
         levels: what peers announce to.
+        membership: what calls the members where they are.
+        foreign: what hears of peers that are in another cluster.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class PeerRequests:
         integrity: Integrity,
         participation: Participation,
         levels: FeatureLevels,
+        membership: Membership,
+        foreign: ForeignPeers,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -62,11 +68,13 @@ class PeerRequests:
         self._state = state
         self._participation = participation
         self._levels = levels
+        self._membership = membership
         # Handed on as they are.
         self.join = identity.join
         self.on_messages = driver.on_messages
         self.snapshot_chunk = snapshots.chunk
         self.suspect_state = integrity.investigate
+        self.on_foreign = foreign.called
 
     @property
     def identity(self) -> Identity:
@@ -115,12 +123,16 @@ class PeerRequests:
     def on_connected(self, greeting: Greeting) -> None:
         """A peer called: answer it even if our configuration does not know it yet.
 
-        Anybody may call, and no stranger chooses where we call. Only a node that has no configuration goes where its
+        Anybody may call, and no stranger chooses where we call. A member may: it is called at the address that it
+        announces when it is not reached elsewhere. Only a node that has no configuration goes where its
         caller says: it knows nobody else, and is about to take its whole state from there.
         """
         self._raft.marks.started(greeting.sender, greeting.start)
         self._participation.heard(greeting.sender, greeting.marks)
-        self._levels.announced(greeting.sender, greeting.highest_level, greeting.version)
+        self._levels.announced(
+            greeting.sender, greeting.highest_level, greeting.version, greeting.peer_url, greeting.client_url
+        )
+        self._membership.follow()
         self._peers.add_stranger(greeting.sender, "" if self._raft.configuration.members else greeting.peer_url)
 
     def on_disconnected(self, sender: NodeId) -> None:

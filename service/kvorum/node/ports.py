@@ -9,7 +9,7 @@ virtual time included.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -93,6 +93,9 @@ class Peers(Protocol):
 
     def set_members(self, urls: Mapping[NodeId, str]) -> None:
         """Keep a stream to each of these members (id -> base URL of its peer port), and to no other for long."""
+
+    def set_alternatives(self, node: NodeId, urls: Sequence[str]) -> None:
+        """Try a member also at these URLs, when it is not reached at the one of :meth:`set_members`."""
 
     def add_stranger(self, node: NodeId, url: str) -> None:
         """Keep a way to answer a node that called and is not a member, if need be at ``url`` (empty: unknown)."""

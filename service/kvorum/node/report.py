@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import msgspec
 
 from kvorum import __version__
 from kvorum.config import Config
 from kvorum.identity import Identity, name_of
 from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.kv.store import Store
+from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import Announcement, FeatureLevels
@@ -45,6 +48,7 @@ class Report:
         ticker: whether the event loop runs.
         supervisor: whether the process is about to end.
         space: what room the disks have.
+        foreign: which peers are in another cluster.
 
     Attributes:
         is_stopping: the node is about to stop, and not ready any more.
@@ -64,9 +68,13 @@ class Report:
         ticker: Ticker,
         supervisor: Supervisor,
         space: DiskSpace,
+        foreign: ForeignPeers,
     ) -> None:
         self.is_stopping = False
         self.removed_by: Hello | None = None
+        self._config = config
+        self._expected_urls = {peer.name: peer.url for peer in config.expected_members()}
+        self._foreign = foreign
         self._behind_ms = ELECTION_TIMEOUTS_BEHIND * config.election_timeout_ms
         self._identity = identity
         self._raft = raft
@@ -81,7 +89,7 @@ class Report:
 
     def status(self) -> NodeStatus:
         """Return the node's own account."""
-        return node_status(
+        status = node_status(
             self._identity.current,
             self._raft.status(),
             self._state.store,
@@ -93,14 +101,48 @@ class Report:
             disks_full=self._space.refusal,
             free_bytes=self._space.free_bytes_of,
         )
+        return msgspec.structs.replace(
+            status,
+            leader_client_url=self.leader_client_url(),
+            peer_url=self._config.advertise_peer_url,
+            client_url=self._config.advertise_client_url,
+            address_mismatches=tuple(self._address_mismatches()),
+            foreign_peers=self._foreign.current(),
+        )
+
+    def _address_mismatches(self) -> Iterator[str]:
+        for member in self._raft.configuration.members:
+            name, said = name_of(member.id), self._levels.announcement(member.id)
+            if said is not None and said.client_url and said.client_url != member.client_url:
+                yield f"{name} serves clients at {said.client_url}, and the members list says {member.client_url}"
+            if said is not None and said.client_url and said.peer_url != member.peer_url:
+                yield f"{name} serves peers at {said.peer_url}, and the members list says {member.peer_url}"
+            expected = self._expected_urls.get(name, member.peer_url)
+            if expected != member.peer_url:
+                yield (
+                    f"the options of {self._config.name} say that {name} serves peers at {expected}, and the members "
+                    f"list says {member.peer_url}"
+                )
 
     def leader_client_url(self) -> str | None:
-        """Return the leader's client URL if a leader is known."""
+        """Return the leader's client URL if a leader is known: what it announced itself, or what the cluster knows."""
         if self.removed_by is not None:
             return self.removed_by.client_url
         leader = self._raft.leader
         member = self._raft.configuration.get(leader) if leader else None
-        return member.client_url if member else None
+        if leader is None or member is None:
+            return None
+        said = self._levels.announcement(leader)
+        return said.client_url if said is not None and said.client_url else member.client_url
+
+    def leader_checks_cluster(self) -> bool:
+        """Tell whether the leader understands a request that names its cluster (``?cluster=``).
+
+        A version that announces where its clients reach it does; others refuse the parameter.
+        """
+        leader = self._raft.leader
+        said = self._levels.announcement(leader) if leader and self.removed_by is None else None
+        return said is not None and bool(said.client_url)
 
     def leader_name(self) -> str | None:
         """Return the leader's name if one is known."""

@@ -143,7 +143,7 @@ Divergences from the paper, and why
 """
 
 from kvorum.raft.config import RaftConfig
-from kvorum.raft.membership import AddLearner, Change, Promote, Remove, bootstrap_entry
+from kvorum.raft.membership import AddLearner, Change, Promote, Remove, UpdateAddresses, bootstrap_entry
 from kvorum.raft.raft import Raft
 from kvorum.raft.status import PeerStatus, RaftStatus, Role
 
@@ -157,5 +157,6 @@ __all__ = [
     "RaftStatus",
     "Remove",
     "Role",
+    "UpdateAddresses",
     "bootstrap_entry",
 ]

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 
 from kvorum.errors import InvariantViolatedError, MembershipRefusedError, OverloadedError, TransferFailedError
 from kvorum.raft.log import entry_bytes
-from kvorum.raft.membership import AddLearner, Change, Promote, Remove, changed, encode_configuration
+from kvorum.raft.membership import (
+    AddLearner,
+    Change,
+    Promote,
+    Remove,
+    UpdateAddresses,
+    changed,
+    encode_configuration,
+)
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -134,7 +142,7 @@ class Leader:
 
     def _check_is_safe(self, change: Change, configuration: Configuration) -> None:
         match change:
-            case AddLearner():
+            case AddLearner() | UpdateAddresses():
                 return
             case Promote(node):
                 lag = self._log.last_index - self.progress[node].match_index

@@ -38,7 +38,15 @@ class Remove(msgspec.Struct, frozen=True, tag="remove"):
     id: NodeId
 
 
-Change = AddLearner | Promote | Remove
+class UpdateAddresses(msgspec.Struct, frozen=True, tag="update_addresses"):
+    """Say where a member is reached now; neither who votes nor who counts changes."""
+
+    id: NodeId
+    peer_url: str
+    client_url: str
+
+
+Change = AddLearner | Promote | Remove | UpdateAddresses
 
 _configuration_decoder = msgspec.msgpack.Decoder(Configuration)
 
@@ -88,7 +96,7 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
             if len(members) >= MEMBERS_MAX:
                 raise MembershipRefusedError(f"there are {len(members)} members already (limit {MEMBERS_MAX})")
             members[member.id] = msgspec.structs.replace(member, voter=False)
-        case Promote(node) | Remove(node) if node not in members:
+        case Promote(node) | Remove(node) | UpdateAddresses(node) if node not in members:
             raise MembershipRefusedError(f"{node} is not a member")
         case Promote(node):
             if members[node].voter:
@@ -98,6 +106,8 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
             if configuration.voters() == (node,):
                 raise MembershipRefusedError(f"{node} is the last voter")
             del members[node]
+        case UpdateAddresses(node, peer_url, client_url):
+            members[node] = msgspec.structs.replace(members[node], peer_url=peer_url, client_url=client_url)
         case _:
             assert_never(change)
     return Configuration(tuple(members[node] for node in sorted(members)))

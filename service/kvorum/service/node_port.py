@@ -93,6 +93,10 @@ class NodePort(Protocol):
     def store(self) -> StoreView:
         """The applied state; a new object after a snapshot was installed."""
 
+    @property
+    def cluster_id(self) -> str:
+        """The id of the node's cluster; empty: it is in none yet."""
+
     async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
@@ -152,6 +156,9 @@ class NodePort(Protocol):
 
     def leader_client_url(self) -> str | None:
         """Return the leader's client URL if a leader is known."""
+
+    def leader_checks_cluster(self) -> bool:
+        """Tell whether the leader understands a request that names its cluster (``?cluster=``)."""
 
     def leader_name(self) -> str | None:
         """Return the leader's name if one is known."""

@@ -44,6 +44,7 @@ OUTCOMES = MappingProxyType(
         # The cluster.
         "not_leader": REFUSED,
         "no_leader": _REFUSED_FOR_NOW,
+        "wrong_cluster": REFUSED,
         "not_serving": _REFUSED_FOR_NOW,
         "overloaded": _REFUSED_FOR_NOW,
         "read_timeout": _REFUSED_FOR_NOW,

@@ -19,6 +19,7 @@ from kvorum.errors import (
     ReadTimeoutError,
     SessionError,
     TooStaleError,
+    WrongClusterError,
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import (
@@ -217,6 +218,21 @@ class Service:
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
 
+    @property
+    def cluster_id(self) -> str:
+        """The id of the node's cluster; empty: it is in none yet."""
+        return self._node.cluster_id
+
+    def check_cluster(self, wanted: str) -> None:
+        """Check that a request which names its cluster is for this node's. A node without a cluster takes any.
+
+        Raises:
+            WrongClusterError: it is for another one.
+        """
+        cluster_id = self._node.cluster_id
+        if cluster_id and cluster_id != wanted:
+            raise WrongClusterError(self._node.config.name, cluster_id, wanted)
+
     # Keys: the hot path.
 
     async def _write(
@@ -397,7 +413,12 @@ class Service:
         if not url or url == self._node.config.advertise_client_url:
             # There is nowhere to go; or this node has been elected since, and the client finds it leading next time.
             return NoLeaderError(str(error), leader=name or None)
-        return NotLeaderError(error.leader, leader_name=name or "", leader_client_url=url)
+        return NotLeaderError(
+            error.leader,
+            leader_name=name or "",
+            leader_client_url=url,
+            cluster_id=self._node.cluster_id if self._node.leader_checks_cluster() else "",
+        )
 
 
 def _session_error(revision: int, reason: str, details: Mapping[str, str] = MappingProxyType({})) -> SessionError:

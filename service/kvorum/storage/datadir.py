@@ -55,6 +55,7 @@ SNAPSHOTS = "snapshots"
 PLACE = "place"
 REPLACED_CLUSTERS = "replaced-clusters"
 RECOVERY_REQUEST = "force-new-cluster"
+_ACCEPT_OLDER_LOG = b"accept-older-log"
 REMOVING = "removing"
 REMOVED = "removed"
 BUILDING = "restored.tmp"
@@ -319,8 +320,12 @@ def _move_all(source: Path, target: Path, *, besides: frozenset[str] = frozenset
 # --- A survivor that shall recover --------------------------------------------------------------------------------
 
 
-def request_recovery(folder: Path) -> None:
+def request_recovery(folder: Path, *, accept_older_log: bool = False) -> None:
     """Ask the node that runs on this folder to recover when it starts next.
+
+    Args:
+        folder: the node's data folder.
+        accept_older_log: also if another member has a more up-to-date log.
 
     Raises:
         StorageError: the folder is not there, or cannot be written to.
@@ -328,10 +333,22 @@ def request_recovery(folder: Path) -> None:
     with explained(f"cannot write {folder / RECOVERY_REQUEST}"):
         descriptor = os.open(folder / RECOVERY_REQUEST, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE)
         try:
+            if accept_older_log:
+                os.write(descriptor, _ACCEPT_OLDER_LOG)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         sync_folder(folder)
+
+
+def accepts_older_log(folder: Path) -> bool:
+    """Tell whether the request says that a more up-to-date log elsewhere does not matter.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with explained(f"cannot use {folder / RECOVERY_REQUEST}"), (folder / RECOVERY_REQUEST).open("rb") as file:
+        return file.read(len(_ACCEPT_OLDER_LOG)) == _ACCEPT_OLDER_LOG
 
 
 def is_recovery_requested(folder: Path) -> bool:

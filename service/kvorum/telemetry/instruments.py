@@ -165,6 +165,13 @@ def _consensus() -> tuple[Instrument, ...]:
             "reason",
         ),
         _gauge(
+            "kvorum.raft.foreign_peers",
+            "{node}",
+            "Peers in this node's list that were seen in another cluster within the last 15 s. No node changes its "
+            "cluster.",
+            lambda s: _one(len(s.status.foreign_peers)),
+        ),
+        _gauge(
             "kvorum.raft.quarantined",
             "1",
             "1 if this node is in quarantine: its state differed from the majority's at the same index. Else 0.",

@@ -35,6 +35,7 @@ HEADER_TO = "X-Kvorum-To"
 HEADER_URL = "X-Kvorum-Peer-Url"
 HEADER_START = "X-Kvorum-Start"
 HEADER_MARKS = "X-Kvorum-Marks"
+HEADER_CLIENT_URL = "X-Kvorum-Client-Url"
 HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
 _DIGEST = re.compile(
@@ -58,12 +59,19 @@ def token_digest(token: str) -> str:
 
 
 def dialling_headers(
-    identity: Identity, recipient: str, peer_url: str, token: str, start: str = "", marks: Sequence[PeerMark] = ()
+    identity: Identity,
+    recipient: str,
+    peer_url: str,
+    token: str,
+    *,
+    client_url: str = "",
+    start: str = "",
+    marks: Sequence[PeerMark] = (),
 ) -> dict[str, str]:
-    """Return the headers with which ``identity`` calls ``recipient`` (a member id).
+    """Return the headers with which ``identity``, which is reached at these URLs, calls ``recipient`` (a member id).
 
     ``start``: which start of our process this is; ``marks``: what is known of the recipient's disk. Version 0.1.0 looks
-    at neither.
+    at neither, nor at ``client_url``.
     """
     return {
         HEADER_PROTOCOL: str(PROTOCOLS[0]),
@@ -74,6 +82,7 @@ def dialling_headers(
         HEADER_FROM: identity.node_id,
         HEADER_TO: recipient,
         HEADER_URL: peer_url,
+        HEADER_CLIENT_URL: client_url,
         HEADER_TOKEN: token_digest(token),
         HEADER_START: start,
         HEADER_MARKS: ",".join(map(_mark_text, marks)),
@@ -111,6 +120,7 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
     if sender == identity.node_id:
         raise IdentityRejectedError("name", f"{sender!r} is not the id of another member")
     peer_url = _plain(headers, HEADER_URL, "", URL_CHARS_MAX, sender)
+    client_url = _plain(headers, HEADER_CLIENT_URL, "", URL_CHARS_MAX, sender)
     version = _plain(headers, HEADER_VERSION, FIRST_VERSION, VERSION_CHARS_MAX, sender)
     return Greeting(
         cluster_id,
@@ -121,6 +131,7 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         version,
         _start(headers, sender),
         _marks(headers, sender, identity.node_id),
+        client_url if is_base_url(client_url) else "",
     )
 
 

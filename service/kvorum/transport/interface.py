@@ -48,6 +48,9 @@ class Greeting(msgspec.Struct, frozen=True):
     """Which start of its process it speaks for; empty: its version does not tell."""
     marks: tuple[PeerMark, ...] = ()
     """What it knows of our disk."""
+    client_url: str = ""
+    """Where its clients reach it. Empty from versions that do not announce it; those that do understand requests that
+    name their cluster (``?cluster=``)."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -130,6 +133,9 @@ class PeerHandler(Protocol):
 
     def on_disconnected(self, sender: str) -> None:
         """A peer's stream to us broke."""
+
+    def on_foreign(self, sender: str, cluster_id: str) -> None:
+        """A caller was refused: it says that it belongs to this other cluster. Anybody may say so."""
 
     def is_member(self, node: NodeId) -> bool:
         """Tell whether a caller is a member of our configuration in force."""

@@ -20,6 +20,7 @@ from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.failures import reason_of
 from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.recipients import MemberUrls
 from kvorum.transport.settings import Dialling
 
 log = logging.getLogger("kvorum.transport")
@@ -41,6 +42,7 @@ KEEP_ALIVE_S = 2.0
 STREAM_SILENCE_MIN_S in transport/port.py)."""
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 1.0
+COMPLAINTS_MAX = 16
 
 
 class Link:
@@ -55,14 +57,15 @@ class Link:
 
     Args:
         node: the peer's member id.
-        url: the base URL of its peer port; see :meth:`retarget`.
+        url: the base URL of its peer port.
         dialling: what every link shares.
         on_broken: called with the member id when an open stream breaks.
     """
 
     def __init__(self, node: str, url: str, dialling: Dialling, on_broken: Callable[[str], None]) -> None:
         self.node = node
-        self.url = url
+        self.urls = MemberUrls(url)
+        """Where it is called. What is changed here counts from the next connection on."""
         self.connected = False
         self._name = name_of(node)
         self._dialling = dialling
@@ -78,12 +81,14 @@ class Link:
         self._unfinished: _Unfinished | Exception | None = None
         self._stuck = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._complaint = ""
+        self._complaints: dict[str, str] = {}
+        """URL -> why it was said last that the peer is not reached there."""
         self._idle = True
 
-    def retarget(self, url: str) -> None:
-        """The peer moved: the next connection goes there."""
-        self.url = url
+    @property
+    def url(self) -> str:
+        """Where the peer is, or is tried now."""
+        return self.urls.current
 
     def hurry(self) -> None:
         """The peer is there (it just called us): do not wait out the backoff.
@@ -158,6 +163,8 @@ class Link:
                 self.connected = False
                 backoff_s = BACKOFF_MIN_S
                 self._on_broken(self.node)
+            else:
+                self.urls.failed()
             # What waited for the old stream is out of date; consensus knows what to send on a new one.
             self._urgent.clear()
             self._appends.clear()
@@ -170,8 +177,10 @@ class Link:
     def _failed(self, reason: str, detail: str) -> None:
         label = self._counters.peer_label(self._name)
         self._counters.peer_failures[label, reason] += 1
-        if self._complaint != detail:
-            self._complaint = detail
+        if self._complaints.get(self.url) != detail:
+            if len(self._complaints) >= COMPLAINTS_MAX:
+                self._complaints.clear()
+            self._complaints[self.url] = detail
             log.info("cannot reach %s at %s: %s; retrying until it answers", self.node, self.url, detail)
 
     async def _run_stream(self) -> None:
@@ -181,8 +190,9 @@ class Link:
             self.node,
             dialling.peer_url,
             dialling.token,
-            dialling.start(),
-            dialling.marks_of(self.node),
+            client_url=dialling.client_url,
+            start=dialling.start(),
+            marks=dialling.marks_of(self.node),
         )
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             stream = await dialling.session().ws_connect(
@@ -196,7 +206,7 @@ class Link:
         try:
             _bound_unsent(stream)
             self.connected = True
-            self._complaint = ""
+            self._complaints.clear()
             log.info("connected to %s at %s", self.node, self.url)
             if peer_name := stream.get_extra_info("peername"):
                 dialling.answered(urlsplit(self.url).hostname or "", peer_name[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -62,6 +62,7 @@ class PeerPort:
             answered=self._addresses.remember,
             start=lambda: self._started().start_id,
             marks_of=lambda node: self._started().marks_of(node),
+            client_url=config.advertise_client_url,
         )
         configured = {peer.name: peer.url for peer in config.expected_members()}
         self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node), configured)
@@ -133,6 +134,10 @@ class PeerPort:
         self._members = max(len(urls) + 1, len(self._config.expected_members()))
         self._hosts.learn(urls.values())
         self._transport.set_members(urls, self._server.callers if self._server is not None else ())
+
+    def set_alternatives(self, node: NodeId, urls: Sequence[str]) -> None:
+        """Try a member also at these URLs; see :meth:`Transport.set_alternatives`."""
+        self._transport.set_alternatives(node, urls)
 
     def add_stranger(self, node: NodeId, url: str) -> None:
         """Keep a way to answer a node that called; see :class:`Transport`."""

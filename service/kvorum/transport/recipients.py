@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from kvorum.identity import name_of
 from kvorum.raft.messages import NodeId
 
 STRANGERS_MAX = 16
 """Servers that are not in our configuration and yet called us: candidates of a newer one, the leader of a joiner."""
+
+
+class MemberUrls:
+    """The URLs at which the peer port of one member may be, and the one to try now.
+
+    Whoever answers is asked for its identity on every connection, so one that is out of date does no harm.
+
+    Args:
+        url: the first.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._urls: tuple[str, ...] = (url,)
+        self.current = url
+
+    def set_first(self, url: str) -> None:
+        """Try this one next, and first from now on."""
+        if url != self._urls[0]:
+            self._urls = (url, *(other for other in self._urls[1:] if other != url))
+            self.current = url
+
+    def set_alternatives(self, urls: Iterable[str]) -> None:
+        """Try these after the first, in this order, instead of those that were given before."""
+        self._urls = tuple(dict.fromkeys((self._urls[0], *filter(None, urls))))
+        if self.current not in self._urls:
+            self.current = self._urls[0]
+
+    def failed(self) -> None:
+        """The current one led to nobody, or to somebody else: try the next."""
+        self.current = self._urls[(self._urls.index(self.current) + 1) % len(self._urls)]
 
 
 class Recipients:

@@ -32,3 +32,5 @@ class Dialling(msgspec.Struct, frozen=True):
     """Which start of our process this is."""
     marks_of: Callable[[NodeId], tuple[PeerMark, ...]] = lambda _: ()
     """What we know of a peer's disk: said whenever a stream to it is opened."""
+    client_url: str = ""
+    """Where our clients reach us."""

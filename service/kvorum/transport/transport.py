@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import aiohttp
 from aiohttp import web
@@ -58,12 +58,21 @@ class Transport:
         self._recipients = recipients = Recipients(self._ensure, self._drop, configured)
         # Handed on as they are.
         self.remove_stranger = recipients.remove_stranger
-        self.url_of = recipients.url_of
 
     def set_members(self, urls: Mapping[str, str], callers: Container[str] = ()) -> None:
         """Keep a stream to each of these members (:meth:`Recipients.set_members`), and figures of nobody else."""
         self._dialling.counters.keep_peers(map(name_of, urls))
         self._recipients.set_members(urls, callers)
+
+    def set_alternatives(self, node: str, urls: Sequence[str]) -> None:
+        """Try a member also at these URLs, when it is not reached at the one of :meth:`set_members`."""
+        if node in self._links:
+            self._links[node].urls.set_alternatives(urls)
+
+    def url_of(self, node: str) -> str | None:
+        """Return where a member or a stranger is reached, as far as is known."""
+        link = self._links.get(node)
+        return link.url if link is not None else self._recipients.url_of(node)
 
     def add_stranger(self, node: str, url: str, *, takes_answers: bool = False) -> None:
         """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`); dial it now."""
@@ -101,7 +110,7 @@ class Transport:
     def _ensure(self, node: str, url: str) -> None:
         link = self._links.get(node)
         if link is not None:
-            link.retarget(url)
+            link.urls.set_first(url)
             return
         self._links[node] = Link(node, url, self._dialling, self._on_broken)
         self._tasks[node] = asyncio.create_task(self._run(node), name=f"link to {node}")
@@ -115,7 +124,8 @@ class Transport:
             except Exception as error:  # noqa: BLE001 (a bug in one link must not cut a member off)
                 _report_failure(node, error)
             await asyncio.sleep(REPLACE_LINK_S)
-            self._links[node] = Link(node, link.url, self._dialling, self._on_broken)
+            self._links[node] = successor = Link(node, link.url, self._dialling, self._on_broken)
+            successor.urls = link.urls
 
     def _drop(self, node: str) -> None:
         if self._links.pop(node, None) is not None:

@@ -521,4 +521,20 @@ sync_folder(folder)
         "pass",
         tests="tests/cluster/test_places.py",
     ),
+    Mutant(
+        "K5",
+        "Only the leader looks for peers in another cluster.",
+        "cluster.observer:Observer.run",
+        "await self.look()",
+        "if self._node.raft.role is Role.LEADER:\n    await self.look()",
+        tests="tests/cluster/test_foreign.py -k follower",
+    ),
+    Mutant(
+        "K2",
+        "A recovery at the next start asks nobody.",
+        "commands.recover:recover_if_requested",
+        "accepts_older_log(folder)",
+        "True",
+        tests="tests/cluster/test_recover.py -k next_start",
+    ),
 )

@@ -1455,4 +1455,12 @@ progress = progress or Progress(1)
         "pass",
         tests="tests/raft/test_marks.py",
     ),
+    Mutant(
+        "K3",
+        "A learner whose address changes becomes a voter.",
+        "raft.membership:changed",
+        "msgspec.structs.replace(members[node], peer_url=peer_url, client_url=client_url)",
+        "Member(node, True, peer_url, client_url)",
+        tests="tests/raft/test_membership.py",
+    ),
 )

@@ -132,7 +132,7 @@ MUTANTS = (
         "K7",
         "A link that ended is never replaced.",
         "transport.transport:Transport._run",
-        "self._links[node] = Link(node, link.url, self._dialling, self._on_broken)",
+        "self._links[node] = successor = Link(node, link.url, self._dialling, self._on_broken)",
         "return",
     ),
     Mutant(
@@ -372,14 +372,14 @@ MUTANTS = (
         "K3",
         "A member that moved is called at its old address.",
         "transport.transport:Transport._ensure",
-        "link.retarget(url)",
+        "link.urls.set_first(url)",
         "pass",
     ),
     Mutant(
         "K3",
         "A member that moved is dialled at its old address.",
-        "transport.link:Link.retarget",
-        "self.url = url",
+        "transport.recipients:MemberUrls.set_first",
+        "self.current = url",
         "pass",
     ),
     Mutant(
@@ -642,5 +642,21 @@ aiohttp.TCPConnector(
         "len(matches) > MARKS_MAX",
         "False",
         tests="tests/transport/test_handshake.py",
+    ),
+    Mutant(
+        "K3",
+        "A member is not tried at its other addresses.",
+        "transport.recipients:MemberUrls.failed",
+        "self.current = self._urls[(self._urls.index(self.current) + 1) % len(self._urls)]",
+        "pass",
+        tests="tests/transport/test_members.py",
+    ),
+    Mutant(
+        "K5",
+        "Every refusal is taken for that of another cluster's node.",
+        "transport.server:PeerServer._note_foreign",
+        "error.reason == 'cluster' and is_sound",
+        "is_sound",
+        tests="tests/transport/test_peers.py -k another_cluster",
     ),
 )

@@ -34,6 +34,10 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 """Takes the request, the raw last part of its path (if the route has one) and the raw query."""
 
 _MEMBERS = "/v1/cluster/members/"
+CLUSTER = "X-Kvorum-Cluster"
+"""Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
+_CLUSTER_PARAMETER = "cluster="
+"""The same in the query, where it survives a redirect that an HTTP library follows."""
 _FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
 """The parameters of everything that may be for the leader only."""
 
@@ -100,6 +104,8 @@ class Dispatcher:
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
         self.close_after_answers = False
+        self._cluster = ("", "")
+        """The id of the cluster, and the header line that says so."""
 
     def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
         self._routes |= {
@@ -140,6 +146,10 @@ class Dispatcher:
                     await self._check_host(host)
                 if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
                     _check_origin(request)
+                if CLUSTER in headers:
+                    self._service.check_cluster(headers[CLUSTER])
+                if _CLUSTER_PARAMETER in query:
+                    query = self._without_cluster(query)
                 if path.startswith(self._kv_prefix):
                     routes, name = self._kv_routes, path[len(self._kv_prefix) :]
                 else:
@@ -165,9 +175,27 @@ class Dispatcher:
         if self.close_after_answers:
             response.close = True
         response.write_timeout_s = self._config.body_timeout_s
+        if cluster_id := self._service.cluster_id:
+            if cluster_id != self._cluster[0]:
+                self._cluster = cluster_id, header(CLUSTER, cluster_id)
+            response.headers += self._cluster[1]
         counters.requests[op, response.status] += 1
         counters.request_duration[op].record(perf_counter() - started)
         return response
+
+    def _without_cluster(self, raw_query: str) -> str:
+        """Check the cluster that a query names, and return the rest of the query.
+
+        Raises:
+            WrongClusterError: it is another one.
+        """
+        rest = []
+        for part in raw_query.split("&"):
+            if part.startswith(_CLUSTER_PARAMETER):
+                self._service.check_cluster(part.removeprefix(_CLUSTER_PARAMETER))
+            else:
+                rest.append(part)
+        return "&".join(rest)
 
     async def _check_host(self, host: str | None) -> None:
         """Refuse a request for a host that is not even a member's, see :mod:`kvorum.config.hosts`."""
@@ -199,13 +227,19 @@ class Dispatcher:
         """Redirect the client to the leader, or forward its request if it or the configuration says so."""
         leader, leader_url = error.leader_name, error.leader_client_url
         path, raw_query = split_target(request.raw_path)
+        if _CLUSTER_PARAMETER in raw_query:
+            raw_query = self._without_cluster(raw_query)
         target = path + ("?" + raw_query if raw_query else "")
         if path in {kv.PATH, kv.PREFIX}:
             _, raw_query = kv.decode_key("", raw_query)
         query = Query(raw_query, _FORWARDABLE)
         if is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
-            return await self._forwarder.forward(request, request.get(BODY, b""), leader_url, target, timeout_s)
+            return await self._forwarder.forward(
+                request, request.get(BODY, b""), leader_url, target, timeout_s, {CLUSTER: self._service.cluster_id}
+            )
+        if error.cluster_id:
+            target += ("&" if "?" in target else "?") + _CLUSTER_PARAMETER + error.cluster_id
         self._counters.redirects += 1
         return problem(
             "not_leader",

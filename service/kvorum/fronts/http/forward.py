@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import aiohttp
@@ -51,15 +52,22 @@ class Forwarder:
             self._session = None
 
     async def forward(
-        self, request: BaseRequest, body: bytes, leader_url: str, target: str, timeout_s: float
+        self,
+        request: BaseRequest,
+        body: bytes,
+        leader_url: str,
+        target: str,
+        timeout_s: float,
+        cluster: Mapping[str, str],
     ) -> Response:
-        """Forward the request and return the leader's answer.
+        """Forward the request and return the leader's answer. ``cluster`` is the header that names our cluster.
 
         Raises:
             RefusalError: ``no_leader`` (certainly not done), or ``outcome_unknown``.
         """
         headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         headers[FORWARDED_BY] = self._name
+        headers |= cluster
         try:
             async with self._open().request(
                 request.method,
@@ -69,6 +77,8 @@ class Forwarder:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s),
             ) as answer:
+                if any(answer.headers.get(name, value) != value for name, value in cluster.items()):
+                    raise RefusalError("no_leader", "the leader's address leads to another cluster; nothing was done")
                 return await self._answer(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise RefusalError("no_leader", "this node cannot reach the leader; nothing was done") from None

@@ -48,6 +48,7 @@ _STATUSES = {
     "unsupported_encoding": (415, "The encoding of the body is not supported"),
     "expectation_failed": (417, "The only supported expectation is 100-continue"),
     "unknown_host": (421, "This node is not known under this host name"),
+    "wrong_cluster": (421, "This node belongs to another cluster"),
     "session_mismatch": (422, "The sequence was used by another request"),
     "sessions_full": (429, "There are too many live sessions"),
     "head_too_large": (431, "The request line or the headers are too large"),

@@ -1,0 +1,116 @@
+"""A request that is for another cluster than the node's: refused by whoever gets it, and never done."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from fronts.fake_node import FakeNode, Server, make_config, serving
+
+from kvorum.service.outcomes import OUTCOMES, REFUSED
+
+OURS, THEIRS = "c" * 32, "d" * 32
+LEADER = "http://leader:1"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("PUT", "/v1/kv/k"),
+        ("PUT", "/v1/kv/k?prev_revision=0&"),
+        ("DELETE", "/v1/kv?key=k"),
+        ("GET", "/v1/kv/k?consistency=stale"),
+        ("POST", "/v1/cluster/leader"),
+        ("DELETE", "/v1/cluster/members/n2?timeout_ms=5"),
+        ("GET", "/v1/cluster"),
+        ("GET", "/v1/snapshot"),
+    ],
+)
+def test_a_request_that_names_another_cluster_is_refused_and_one_that_names_ours_is_not(
+    method: str, target: str
+) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            http.node.store.revision = 1
+            before = http.node.store.applied_index
+            mark = "&" if "?" in target else "?"
+            for query, headers in ((f"{mark}cluster={THEIRS}", {}), ("", {"X-Kvorum-Cluster": THEIRS})):
+                answer = await http(method, target + query, b"", headers)
+                assert (answer.status, answer.json["code"], answer.json["outcome"]) == (421, "wrong_cluster", "refused")
+                assert answer.headers["X-Kvorum-Cluster"] == answer.json["cluster_id"] == OURS
+                assert THEIRS in answer.json["detail"]
+            assert (http.node.store.applied_index, http.node.calls, http.node.barriers) == (before, [], 0)
+            answer = await http(method, f"{target}{mark}cluster={OURS}", b"", {"X-Kvorum-Cluster": OURS})
+            assert answer.status not in (400, 421), answer.body
+            assert answer.headers["X-Kvorum-Cluster"] == OURS
+
+    asyncio.run(main())
+
+
+def test_a_key_or_a_value_of_a_parameter_that_looks_like_a_cluster_is_none() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            assert (await http("PUT", f"/v1/kv?key=cluster={THEIRS}", b"v")).status == 200
+            assert (await http("GET", f"/v1/kv/cluster={THEIRS}")).body == b"v"
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_in_no_cluster_yet_says_none_and_refuses_nobody() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            http.node.cluster = ""
+            answer = await http("GET", f"/v1/cluster?cluster={THEIRS}", None, {"X-Kvorum-Cluster": THEIRS})
+            assert answer.status == 200
+            assert "X-Kvorum-Cluster" not in answer.headers
+            http.node.cluster = OURS
+            assert (await http("GET", "/v1/cluster")).headers["X-Kvorum-Cluster"] == OURS
+
+    asyncio.run(main())
+
+
+def test_a_redirect_names_the_cluster_if_the_leader_understands_that() -> None:
+    """``curl -L`` sends no header of ours. An older leader refuses a parameter that it does not know."""
+
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            http.node.follow("n2", LEADER)
+            for target in ("/v1/kv/k", "/v1/kv/k?prev_revision=3", "/v1/kv?key=k"):
+                old = await http("PUT", target, b"v")
+                assert (old.status, old.headers["Location"]) == (307, LEADER + target)
+            http.node.leader_is_new = True
+            for target in ("/v1/kv/k", "/v1/kv/k?prev_revision=3", "/v1/kv?key=k"):
+                named = f"{LEADER}{target}{'&' if '?' in target else '?'}cluster={OURS}"
+                assert (await http("PUT", target, b"v")).headers["Location"] == named
+                # The one that was redirected here by another follower names it already.
+                again = await http("PUT", named.removeprefix(LEADER), b"v")
+                assert again.headers["Location"] == named
+            http.node.leader_is_new = False
+            old = await http("PUT", f"/v1/kv/k?cluster={OURS}", b"v")
+            assert old.headers["Location"] == f"{LEADER}/v1/kv/k"
+
+    asyncio.run(main())
+
+
+def test_a_forwarded_request_is_not_done_by_another_cluster() -> None:
+    """The address of the leader is out of date, and somebody else's node answers there."""
+
+    async def main() -> None:
+        async with asyncio.timeout(20), AsyncExitStack() as stack:
+            follower: Server = await stack.enter_async_context(serving(FakeNode(make_config(name="n1"))))
+            foreign: Server = await stack.enter_async_context(serving(FakeNode(make_config(name="n2"))))
+            foreign.node.cluster = THEIRS
+            follower.node.follow("n2", foreign.url)
+            answer = await follower("PUT", "/v1/kv/k?forward=true", b"v")
+            assert (answer.status, answer.json["code"], answer.json["outcome"]) == (503, "no_leader", "refused")
+            assert answer.headers["X-Kvorum-Cluster"] == OURS
+            assert foreign.node.proposed == []
+            foreign.node.cluster = OURS
+            assert (await follower("PUT", "/v1/kv/k?forward=true", b"v")).status == 200
+
+    asyncio.run(main())
+
+
+def test_the_outcome_is_in_the_neutral_table() -> None:
+    assert OUTCOMES["wrong_cluster"] is REFUSED
