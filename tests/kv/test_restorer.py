@@ -8,7 +8,7 @@ from struct import pack
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, restore, snapshot_of
+from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, restore, snapshot_of, store_at_level_3
 
 from kvorum.errors import StorageCorruptError
 from kvorum.kv.commands import CompareFailed, Delete, Put
@@ -351,3 +351,40 @@ def test_a_name_that_is_not_utf8_is_malformed() -> None:
 
     with pytest.raises(StorageCorruptError, match="malformed"):
         restore(framed(payloads))
+
+
+def verified(data: bytes) -> Store:
+    restorer = Restorer(CONFIGURATION, keeps_records=False)
+    restorer.feed(data)
+    return restorer.finish()
+
+
+def test_a_snapshot_can_be_verified_without_keeping_its_records() -> None:
+    store = store_at_level_3()
+    apply(store, *(Put(b"k%d" % number, b"v") for number in range(5)))
+    verdict = verified(snapshot_of(store))
+    assert (len(verdict), verdict.applied_index, verdict.mismatch) == (0, store.applied_index, None)
+    assert verdict.digest == store.digest
+    with pytest.raises(StorageCorruptError, match="truncated"):
+        verified(snapshot_of(store)[:-1])
+    key, record = next(iter(store._records.items()))
+    store._records[key] = Record(b"w", record.create_revision, record.mod_revision, record.version)
+    assert verified(snapshot_of(store)).mismatch is not None
+
+
+def test_a_store_that_is_given_up_leaves_its_numbers_and_no_data() -> None:
+    store = store_at_level_3()
+    apply(store, Put(b"k", b"v", client_id="c", sequence=1))
+    left = store.give_up()
+    assert (len(store), store.session_count, store.used_bytes) == (0, 0, 0)
+    assert (len(left), left.session_count, left.get(b"k")) == (0, 0, None)
+    for name in (
+        "revision",
+        "applied_index",
+        "applied_term",
+        "time_ms",
+        "feature_level",
+        "cluster_id",
+        "configuration",
+    ):
+        assert getattr(left, name) == getattr(store, name) != getattr(Store(), name) or name == "time_ms"

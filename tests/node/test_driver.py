@@ -14,9 +14,10 @@ from node.local_cluster import Put
 from waiting import until
 
 from kvorum.config import Config
-from kvorum.errors import OutcomeUnknownError, PeerError, SnapshotFailedError
+from kvorum.errors import NotServingError, OutcomeUnknownError, PeerError, SnapshotFailedError
 from kvorum.identity import Identity
 from kvorum.kv.commands import PutResult
+from kvorum.kv.records import Record
 from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, fetch, snapshots
@@ -43,6 +44,7 @@ from kvorum.raft.messages import (
     RequestVote,
     RequestVoteResponse,
     Snapshot,
+    TimeoutNow,
 )
 from kvorum.storage.interface import Loaded, SnapshotFile, SnapshotInfo
 from kvorum.storage.memory import Compaction, MemoryReceiver, MemoryStorage, MemoryWriter
@@ -100,6 +102,76 @@ def offer(last_index: int, term: int) -> InstallSnapshot:
     return InstallSnapshot(term=term, sender="b@1", recipient="a@1", snapshot=Snapshot(last_index, 1, MEMBERS))
 
 
+class Loading:
+    """Stands in for ``load_store``: what is loaded to be served waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = threading.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def __call__(self, files: SnapshotFile, snapshot: Snapshot, *, keeps_records: bool = True) -> Store:
+        if keeps_records:
+            self.loop.call_soon_threadsafe(self.begun.set)
+            self.go_on.wait(20)
+        return load_store(files, snapshot, keeps_records=keeps_records)
+
+
+def test_a_state_is_given_up_before_the_one_that_was_fetched_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once were too much for the memory of a node that held a little more than half of it."""
+
+    async def scenario() -> None:
+        monkeypatch.setattr(fetch, "load_store", loading := Loading())
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        old = node.parts.state.store
+        old._records[b"k"] = Record(b"v", 1, 1, 1)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        source.arrive()
+        await loading.begun.wait()
+        assert (len(old), len(node.parts.state.store)) == (0, 0)
+        with pytest.raises(NotServingError, match="installing a snapshot"):
+            node.check_serves()
+        with pytest.raises(SnapshotFailedError, match="being installed"):
+            node.parts.snapshots.begin()
+        node.parts.sweeps.step(10)
+        assert node.parts.state.hashes.at(node.parts.state.store.applied_index) is None
+        # Nothing is applied to a state that is not there, and it cannot lead.
+        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(1, 13))
+        append = AppendEntries(1, "b@1", "a@1", prev_log_index=0, prev_log_term=0, entries=entries, leader_commit=12)
+        driver.on_messages("b@1", (append,))
+        while storage.pending:
+            storage.complete()
+            await asyncio.sleep(0)
+        assert node.raft.log.commit_index == 12
+        driver.on_messages("b@1", (TimeoutNow(1, "b@1", "a@1"),))
+        assert node.raft.role is Role.FOLLOWER
+        loading.go_on.set()
+        await until("what was loaded is served, and what follows it is applied", lambda: node.store.applied_index == 12)
+        assert node.parts.state.store.applied_index == 12
+        node.check_serves()
+        assert not node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_read_that_was_released_before_the_state_was_given_up_does_not_find_it_empty() -> None:
+    async def scenario() -> None:
+        node = a_node(MemoryStorage(), NoPeers())
+        barrier = asyncio.create_task(node.read_barrier(5000))
+        await until("it waits", lambda: node.parts.reads.queue)
+        node.parts.reads.queue[0].set_result(None)
+        node.parts.state.give_up()
+        with pytest.raises(NotServingError, match="installing a snapshot"):
+            await barrier
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
     """One snapshot is being saved; another, which the log has passed meanwhile, arrives and is thrown away."""
 
@@ -120,7 +192,8 @@ def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
             (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),),
         )
         source.arrive()
-        await until("it is here", lambda: node.counters.snapshots["install", "ok"] == 2)
+        await until("it is given up", lambda: node.parts.fetcher._fetch is None)
+        assert node.counters.snapshots["install", "ok"] == 1
         while storage.pending:
             storage.complete()
             await asyncio.sleep(0)
@@ -202,8 +275,8 @@ def test_a_former_leader_that_still_gives_its_snapshot_is_not_given_up() -> None
 
 
 def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: SnapshotFile, snapshot: Snapshot) -> Store:
-        store = load_store(files, snapshot)
+    def load(files: SnapshotFile, snapshot: Snapshot, *, keeps_records: bool = True) -> Store:
+        store = load_store(files, snapshot, keeps_records=keeps_records)
         if len(source.wanted) == 1:
             store.mismatch = Mismatch(snapshot.last_index, 1, 2)
         return store

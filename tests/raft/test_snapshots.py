@@ -401,6 +401,65 @@ def test_a_fetch_that_the_log_has_overtaken_is_dropped() -> None:
     assert server.terms() == "1122222223"
 
 
+def test_a_state_that_was_given_up_is_restored_even_if_the_log_has_overtaken_the_snapshot() -> None:
+    """Until then nothing is handed over, and the server neither campaigns nor obeys a TimeoutNow."""
+    server = fetching()
+    server.raft.hold_committed()
+    server.drain(append("c", "a", 3, (3, 2), commands(4, "222222" + "3"), commit=10))
+    assert (server.raft.log.commit_index, server.raft.log.applied_index) == (10, 2)
+    server.take(timeout_now("c", "a", 3))
+    server.tick(2 * ELECTION)
+    assert server.role() is Role.FOLLOWER
+    assert server.raft.fetched(SNAPSHOT)
+    ready = server.ready()
+    assert (ready.save, ready.restore, [entry.index for entry in ready.committed]) == (None, SNAPSHOT, [10])
+    assert server.terms() == "1122222223"
+    server.tick(2 * ELECTION)
+    assert server.role() is Role.PRE_CANDIDATE
+
+
+def test_an_adopted_snapshot_ends_the_wait_for_a_state() -> None:
+    server = fetching()
+    server.raft.hold_committed()
+    assert server.raft.fetched(SNAPSHOT)
+    server.ready()
+    server.save()
+    assert server.ready().restore == SNAPSHOT
+    server.drain(append("b", "a", 2, (9, 2), commands(10, "2"), commit=10))
+    assert server.raft.log.applied_index == 10
+
+
+def test_a_candidate_that_gives_up_its_state_does_not_win() -> None:
+    server = fetching()
+    server.tick(ELECTION)
+    assert server.role() is Role.PRE_CANDIDATE
+    server.raft.hold_committed()
+    assert server.take(pre_vote("b", "a", 3), pre_vote("c", "a", 3)) == NOTHING
+    assert server.role() is Role.FOLLOWER
+
+
+def test_a_leader_keeps_its_state() -> None:
+    with pytest.raises(InvariantViolatedError, match="leader"):
+        leader("1", term=2).raft.hold_committed()
+
+
+def test_a_snapshot_that_was_passed_while_it_was_saved_is_not_restored_over_a_later_one() -> None:
+    """The first is being saved when the second, which the log has overtaken, is restored."""
+    server = fetching()
+    server.raft.fetched(SNAPSHOT)
+    server.ready()
+    server.raft.step(install("b", "a", 2, NEWER))
+    server.ready()
+    server.raft.hold_committed()
+    last = NEWER.last_index
+    server.raft.step(append("b", "a", 2, (9, 2), commands(10, "2" * (last - 9)), commit=last))
+    assert server.raft.fetched(NEWER)
+    assert server.ready().restore == NEWER
+    server.save()
+    assert server.ready().restore is None
+    assert server.raft.log.applied_index >= last
+
+
 def test_a_fetched_snapshot_that_the_log_holds_commits_it() -> None:
     """Figure 13, 6: the entries came meanwhile; they are kept, with what follows them."""
     server = fetching()

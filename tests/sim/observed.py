@@ -139,10 +139,11 @@ class ObservedRaft(Raft):
         super().saved(number)
         self._node.on_input()
 
-    def fetched(self, snapshot: Snapshot) -> None:
+    def fetched(self, snapshot: Snapshot) -> bool:
         """A snapshot is here."""
-        super().fetched(snapshot)
+        is_handed_over = super().fetched(snapshot)
         self._node.on_input()
+        return is_handed_over
 
     def fetch_failed(self, snapshot: Snapshot) -> None:
         """A snapshot does not come."""

@@ -45,6 +45,7 @@ class Restorer:
 
     Args:
         configuration: the members at the snapshot's index; they are in the file's description, not in the chunks.
+        keeps_records: False: only verify; the store has no records, but says whether they contradict their sum.
     """
 
     __slots__ = (
@@ -54,6 +55,8 @@ class Restorer:
         "_failed",
         "_features",
         "_header",
+        "_keeps_records",
+        "_key_count",
         "_quota",
         "_reader",
         "_record_bytes",
@@ -63,8 +66,10 @@ class Restorer:
         "_trailer",
     )
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, *, keeps_records: bool = True) -> None:
         self._configuration = configuration
+        self._keeps_records = keeps_records
+        self._key_count = 0
         self._features: Features | None = None
         self._record_sum: RecordSum | None = None
         self._reader = FrameReader()
@@ -192,7 +197,11 @@ class Restorer:
             # The store relies on it: what is newer than a snapshot does not belong to it.
             if not record.create_revision <= record.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
-        self._records.update(zip(frame.keys, frame.records, strict=True))
+        if self._keeps_records:
+            self._records.update(zip(frame.keys, frame.records, strict=True))
+            self._key_count = len(self._records)
+        else:
+            self._key_count += len(frame.keys)
         self._record_bytes += sum(map(len, frame.keys)) + sum([len(record.value) for record in frame.records])
         self._record_bytes += RECORD_OVERHEAD_BYTES * len(frame.keys)
         if self._record_sum is not None:
@@ -231,7 +240,7 @@ class Restorer:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
             raise StorageCorruptError("the snapshot does not carry its quota")
-        # Keys and sessions are counted by what is there, so a repeated one is missed here.
-        if written != (header.keys, header.sessions) or written != (len(self._records), len(self._sessions)):
+        # Sessions, and keys that are kept, are counted by what is there, so a repeated one is missed here.
+        if written != (header.keys, header.sessions) or written != (self._key_count, len(self._sessions)):
             raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")
         self._trailer = trailer

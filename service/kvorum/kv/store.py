@@ -157,6 +157,20 @@ class Store:
         store.quota = quota
         return store
 
+    def give_up(self) -> Store:
+        """Drop all records and sessions; return a store that holds nothing and has the same numbers.
+
+        Nothing can be applied to either of them. No snapshot iterator may be open.
+        """
+        left = Store()
+        left.revision, left.time_ms, left.state_hash = self.revision, self.time_ms, self.state_hash
+        left.applied_index, left.applied_term = self.applied_index, self.applied_term
+        left.feature_level, left.cluster_id = self.feature_level, self.cluster_id
+        left.configuration, left.quota = self.configuration, self.quota
+        # Whoever still has this store must not keep what it held.
+        self._records, self._record_bytes, self._sessions, self._changes = {}, 0, Sessions(), None
+        return left
+
     def __len__(self) -> int:
         """How many keys exist."""
         return len(self._records)

@@ -125,7 +125,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
-    fetcher = Fetcher(raft, storage, peers, clock, tasks, threads, turns, counters)
+    fetcher = Fetcher(raft, state, snapshots, storage, peers, clock, tasks, threads, turns, counters)
 
     def stopped(reason: str) -> None:
         proposals.stop(reason)

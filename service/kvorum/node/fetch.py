@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageCorruptError, StorageError
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
-from kvorum.node.snapshots import load_store
+from kvorum.node.snapshots import Snapshots, load_store
+from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.raft import Raft
 from kvorum.raft.messages import Fetch, NodeId, Snapshot
@@ -56,6 +58,8 @@ class Fetcher:
 
     Args:
         raft: the consensus server, which gets the result of each fetch.
+        state: what is given up for the state that was fetched.
+        snapshots: what may be taking a snapshot of it.
         storage: where the file goes.
         peers: whom to ask.
         clock: measures time.
@@ -68,6 +72,8 @@ class Fetcher:
     def __init__(
         self,
         raft: Raft,
+        state: State,
+        snapshots: Snapshots,
         storage: Storage,
         peers: Peers,
         clock: Clock,
@@ -77,6 +83,8 @@ class Fetcher:
         counters: Counters,
     ) -> None:
         self._raft = raft
+        self._state = state
+        self._snapshots = snapshots
         self._storage = storage
         self._peers = peers
         self._clock = clock
@@ -136,12 +144,12 @@ class Fetcher:
         source, snapshot = fetch.source, fetch.snapshot
         since = self._clock.monotonic()
         for _ in range(TRIES):
-            if snapshot.last_index <= self._raft.log.commit_index:
-                break  # The log has passed it meanwhile; the next offer may be needed.
+            if self._is_overtaken(snapshot):
+                break  # The next offer may be needed.
             pause_s = PAUSE_S
             try:
                 info = await self._download(source, snapshot)
-                store = await self._load(snapshot)
+                await self._verify(snapshot)
             except (PeerError, StorageError) as error:
                 if isinstance(error, StorageError):
                     # A whole download was for nothing: the next one waits longer.
@@ -154,6 +162,14 @@ class Fetcher:
                 await self._tasks.sleep(pause_s)
                 continue
             self._pause_s = PAUSE_S
+            await self._snapshots.ended()
+            if self._is_overtaken(snapshot):
+                break
+            # From here on there is no way back: two states at once may be more than memory holds. A file that cannot be
+            # read any more, though it was verified a moment ago, ends the process.
+            self._raft.hold_committed()
+            self._state.give_up()
+            store = await self._store(load_store, self._storage.snapshots, snapshot)
             duration_s = self._clock.monotonic() - since
             self._counters.snapshots["install", "ok"] += 1
             self._counters.snapshot_duration["install"].record(duration_s)
@@ -168,28 +184,31 @@ class Fetcher:
             return
         self._give_up(fetch)
 
-    async def _load(self, snapshot: Snapshot) -> Store:
-        """Return the state of the snapshot that arrived.
+    def _is_overtaken(self, snapshot: Snapshot) -> bool:
+        """Whether the log has passed the snapshot meanwhile."""
+        return snapshot.last_index <= self._raft.log.commit_index
+
+    async def _verify(self, snapshot: Snapshot) -> None:
+        """Read the snapshot that arrived to its end.
 
         Raises:
-            StorageCorruptError: it contradicts the sum that it carries; its file is not used.
+            StorageCorruptError: it is damaged, or contradicts the sum that it carries; its file is not used.
         """
         files = self._storage.snapshots
-        store = await self._store(load_store, files, snapshot)
-        if store.mismatch is not None:
+        read = await self._store(partial(load_store, files, snapshot, keeps_records=False))
+        if read.mismatch is not None:
             why = f"the snapshot at {snapshot.last_index} does not have the sum that it carries"
             await self._store(files.discard, snapshot.last_index, why)
             raise StorageCorruptError(why)
-        return store
 
     def _fetched(self, snapshot: Snapshot, store: Store) -> None:
         if self._turns.is_over:
             return
         self._fetch = None
-        self._raft.fetched(snapshot)
-        if self._raft.snapshot is snapshot:
-            # Adopted: it takes the place of an earlier one that is not restored yet, and never will be.
+        if self._raft.fetched(snapshot):
+            # It takes the place of an earlier one that is not restored yet, and never will be.
             self._held = (snapshot, store)
+        if self._raft.snapshot is snapshot:
             self._storage.snapshots.expect(snapshot.last_index)
         self._turns.may_have_changed = True
         self._turns.schedule()

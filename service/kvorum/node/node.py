@@ -43,6 +43,9 @@ from kvorum.transport.interface import Hello
 log = logging.getLogger("kvorum.node")
 
 
+INSTALLING = "the node is installing a snapshot, and has given up its old state for it; ask again in a moment"
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a node consists of; :func:`kvorum.node.compose.compose` makes and connects them."""
@@ -182,6 +185,8 @@ class Node:
             raise NotServingError("the node is stopping")
         if self.quarantined:
             raise NotServingError(self.quarantined)
+        if self.parts.state.is_given_up:
+            raise NotServingError(INSTALLING)
         removed_by = self.parts.report.removed_by
         if removed_by is not None:
             raise NotLeaderError(
@@ -234,6 +239,9 @@ class Node:
             self.ports.tracer.waits("kvorum.read_barrier", waiter)
         self.parts.turns.schedule()
         await waiter
+        # The state may have been given up since the barrier was passed.
+        if self.parts.state.is_given_up:
+            raise NotServingError(INSTALLING)
 
     async def begin_backup(self, *, stale: bool = False) -> Backup:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.

@@ -131,6 +131,8 @@ class Snapshots:
         state, raft = self._state, self._raft
         if state.is_wrong:
             raise SnapshotFailedError("the state is in quarantine")
+        if state.is_given_up:
+            raise SnapshotFailedError("a newer snapshot is being installed")
         if state.may_be_wrong:
             raise SnapshotFailedError("the records in memory do not match their sum; the members are being asked")
         if self._task is None or self._task.done():
@@ -315,13 +317,15 @@ class Snapshots:
         self._storage.snapshots.pin(self._pins)
 
 
-def load_store(snapshots: SnapshotFile, snapshot: Snapshot) -> Store:
+def load_store(snapshots: SnapshotFile, snapshot: Snapshot, *, keeps_records: bool = True) -> Store:
     """Return the state in the durable snapshot that ``snapshot`` describes. Blocking: run it in a thread.
+
+    ``keeps_records``: False: only verify it, in little memory.
 
     Raises:
         StorageCorruptError: it is damaged.
     """
-    restorer = Restorer(snapshot.configuration)
+    restorer = Restorer(snapshot.configuration, keeps_records=keeps_records)
     for chunk in snapshots.read(snapshot.last_index):
         restorer.feed(chunk)
     return restorer.finish()

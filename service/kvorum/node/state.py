@@ -28,6 +28,8 @@ class State:
             and nobody has decided yet which of the two; or this was found of the snapshot that was loaded at start.
             What must be added to the sum, modulo 2^128, to get the one that was expected. None: there is no suspicion.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
+        is_given_up: it was dropped to make room for the state of a snapshot that is being installed: it is empty, and
+            nothing is read from it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -37,11 +39,12 @@ class State:
         self.current_as_of_s: float | None = None
         self.suspected_shift = None if store.mismatch is None else _suspect(store.mismatch)
         self.is_wrong = False
+        self.is_given_up = False
 
     @property
     def may_be_wrong(self) -> bool:
-        """Whether no snapshot may be taken: the state is wrong, or is suspected to be."""
-        return self.is_wrong or self.suspected_shift is not None
+        """Whether no snapshot may be taken: the state is wrong, or is suspected to be, or was given up."""
+        return self.is_wrong or self.is_given_up or self.suspected_shift is not None
 
     def expected_sum(self, digest: StateDigest) -> int | None:
         """Return the sum that ``digest`` would have if memory held what was applied; None: it is not suspected."""
@@ -49,9 +52,18 @@ class State:
             return None
         return (digest.records + self.suspected_shift) % SUM_MODULUS
 
+    def give_up(self) -> None:
+        """Drop it, and serve nothing until :meth:`replace`: two states may be more than memory holds."""
+        self.store = self.store.give_up()
+        self.is_given_up = True
+        self.current_as_of_s = None
+        self.suspected_shift = None
+        self.hashes.forget()
+
     def replace(self, store: Store) -> None:
         """Serve this state from now on. Its records have the sum that its snapshot carries."""
         self.store = store
+        self.is_given_up = False
         self.bytes_since_snapshot = 0
         self.current_as_of_s = None
         self.suspected_shift = None

@@ -62,7 +62,7 @@ class Sweeps:
         store = state.store
         if store is not self._store:
             self._store, self._sweep = store, StateSweep(store)
-        if state.is_wrong:
+        if state.is_wrong or state.is_given_up:
             return
         mismatch = self._sweep.step(max_keys)
         # The first pass makes the sum count: who asks for the digest of a state that stays gets it with the sum.

@@ -347,10 +347,28 @@ class Raft:
             self._role.advance_commit_index()
             self._step_down_if_removed(self._role)
 
-    def fetched(self, snapshot: Snapshot) -> None:
+    def hold_committed(self) -> None:
+        """Hand over nothing that is committed, and do not lead, until a snapshot is restored.
+
+        The state machine gives up its state for that of the snapshot that was fetched. Call :meth:`fetched` next; then
+        the snapshot is restored even if the log has passed it meanwhile.
+
+        Raises:
+            InvariantViolatedError: this server leads.
+        """
+        if isinstance(self._role, Leader):
+            raise InvariantViolatedError("a leader cannot do without its state")
+        if isinstance(self._role, Candidate):
+            self._become_follower(self._state.current_term, None)
+        self._state.is_holding = True
+
+    def fetched(self, snapshot: Snapshot) -> bool:
         """The snapshot that a Ready asked to fetch is durable here. Adopt it if it is ahead of the commit index.
 
         It helps whoever leads now: a snapshot covers only committed entries.
+
+        Returns:
+            Whether a Ready will say ``restore``, unless a later snapshot takes its place.
 
         Raises:
             InvariantViolatedError: no such fetch is under way, or the snapshot contradicts what is committed.
@@ -363,8 +381,11 @@ class Raft:
             if isinstance(self._role, Candidate):
                 self._become_follower(state.current_term, None)  # It asked for votes with the log that goes now.
             state.adopt(snapshot)
+        elif state.is_holding:
+            state.restore(snapshot)
         if isinstance(self._role, Follower):
             self._role.answer_snapshot()
+        return state.snapshot is snapshot or state.is_holding
 
     def fetch_failed(self, snapshot: Snapshot) -> None:
         """The driver gave up fetching this snapshot: the next offer starts a fetch again.

@@ -89,6 +89,7 @@ class State:
         self._save_number = 0
         self._save_ticks = 0
         self.is_unfit = False
+        self.is_holding = False
         """The state machine is known to be wrong: this server must not lead."""
         self.free_bytes = -1
         """How much the disk can still store; -1: not known. Said to the leader; means nothing here."""
@@ -121,7 +122,8 @@ class State:
     def is_electable(self) -> bool:
         """Return whether this server may campaign: a voter that is fit to lead, with a log on a disk that works."""
         is_voter = self.configurations.has_voter(self.id, self.log.commit_index)
-        return is_voter and not self.is_restoring and not self.is_disk_stalled and not self.is_unfit
+        is_fit = not self.is_unfit and not self.is_holding
+        return is_voter and not self.is_restoring and not self.is_disk_stalled and is_fit
 
     # --- Messages -------------------------------------------------------------------------------------------------
 
@@ -155,8 +157,9 @@ class State:
         save, self._save = self._save, None
         self._durable = save.hard_state
         self._is_hard_state_durable = self._durable == HardState(self.current_term, self.voted_for)
-        if save.snapshot is not None and self._snapshot_to_save is None:
-            self._snapshot_to_restore = save.snapshot
+        snapshot = save.snapshot
+        if snapshot is not None and self._snapshot_to_save is None and snapshot.last_index > self.log.applied_index:
+            self._snapshot_to_restore = snapshot
         self.log.saved()
 
     def _begin_save(self) -> Save | None:
@@ -212,6 +215,10 @@ class State:
             raise InvariantViolatedError(f"no fetch of the snapshot at {snapshot.last_index} is under way")
         self._fetching = self._fetch_to_begin = None
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """Hand the snapshot over in the place of the entries up to its end, which the log holds."""
+        self._snapshot_to_restore = snapshot
+
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the log by this snapshot; the next save carries it, and no older one will be restored."""
         self.log.restore(snapshot.last_index, snapshot.last_term)
@@ -257,7 +264,10 @@ class State:
         restore, self._snapshot_to_restore = self._snapshot_to_restore, None
         if restore is not None:
             log.applied_index = restore.last_index
-        committed = log.take_applicable(self.config.committed_bytes_max) if log.applied_index < log.commit_index else ()
+            self.is_holding = False
+        committed: tuple[Entry, ...] = ()
+        if log.applied_index < log.commit_index and not self.is_holding:
+            committed = log.take_applicable(self.config.committed_bytes_max)
         reads, refused = self.reads.take(log.applied_index)
         fetch, self._fetch_to_begin = self._fetch_to_begin, None
         load = self._begin_load() if log.wanted_index else None

@@ -6,6 +6,46 @@ from mutants.mutant import Mutant
 
 MUTANTS = (
     Mutant(
+        "45",
+        "A server without its state campaigns.",
+        "raft.state:State.is_electable",
+        "not self.is_unfit and not self.is_holding",
+        "not self.is_unfit",
+        tests="tests/raft/test_snapshots.py -k given_up",
+    ),
+    Mutant(
+        "45",
+        "A state that was given up never comes back if the log has overtaken the snapshot.",
+        "raft.raft:Raft.fetched",
+        "state.restore(snapshot)",
+        "pass",
+        tests="tests/raft/test_snapshots.py -k given_up",
+    ),
+    Mutant(
+        "45",
+        "Nothing is handed over any more after a state was given up.",
+        "raft.state:State.ready",
+        "self.is_holding = False",
+        "pass",
+        tests="tests/raft/test_snapshots.py",
+    ),
+    Mutant(
+        "45",
+        "A candidate without its state wins.",
+        "raft.raft:Raft.hold_committed",
+        "self._become_follower(self._state.current_term, None)",
+        "pass",
+        tests="tests/raft/test_snapshots.py -k gives_up",
+    ),
+    Mutant(
+        "45",
+        "A snapshot that was overtaken while it was saved is restored over a later one.",
+        "raft.state:State.saved",
+        "snapshot.last_index > self.log.applied_index",
+        "True",
+        tests="tests/raft/test_snapshots.py -k passed_while",
+    ),
+    Mutant(
         "B1",
         "A new term or vote is never saved.",
         "raft.state:State.set_hard_state",
@@ -712,8 +752,8 @@ MUTANTS = (
         "B26",
         "A snapshot is restored while a newer one waits to be saved.",
         "raft.state:State.saved",
-        "save.snapshot is not None and self._snapshot_to_save is None",
-        "save.snapshot is not None",
+        "self._snapshot_to_save is None",
+        "True",
     ),
     Mutant(
         "B26",
