@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from node.local_cluster import TIMEOUT_MS, Put
 from node.local_cluster import running as cluster_of
-from raft.harness import commands, configuration, log
+from raft.harness import append, commands, configuration, log
 from waiting import until
 
 from kvorum.commands.recover import plan
@@ -50,7 +51,7 @@ from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk
 
-LOADED = Loaded(hard_state=HardState(4, "b"), entries=log("1224"))
+LOADED = Loaded(Identity("a", "1", "c"), hard_state=HardState(4, "b"), entries=log("1224"))
 """A disk in term 4 with a vote for b, and four entries."""
 EMPTY = Loaded()
 
@@ -106,6 +107,9 @@ class Hellos:
     def __init__(self) -> None:
         self.leader = ""
         self.is_serving = True
+        self.cluster_id = "c"
+        self.node_ids: dict[str, str] = {}
+        """Who answers at an address, if it is not the one who is expected there."""
         self.asked: list[str] = []
 
     def url_of(self, node: str) -> str:
@@ -114,7 +118,13 @@ class Hellos:
     async def hello(self, url: str, timeout_s: float = 2.0) -> Hello:
         self.asked.append(url)
         is_leader = url == self.leader
-        return Hello(url, "1", "c", (), "", "", "", is_leader=is_leader, is_serving=is_leader and self.is_serving)
+        hello = SimpleNamespace(
+            node_id=self.node_ids.get(url, url),
+            cluster_id=self.cluster_id,
+            is_leader=is_leader,
+            is_serving=is_leader and self.is_serving,
+        )
+        return cast(Hello, hello)
 
 
 class Tasks:
@@ -195,6 +205,38 @@ def test_a_node_that_knows_no_members_believes_whoever_is_about_to_lead_it() -> 
         node.participation.heard("b", [mark(2, None, 4, 2)])
         assert not node.participation.is_active
         assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
+
+
+def test_a_node_that_has_come_to_know_members_believes_them_only() -> None:
+    """A stranger's one call took every node of a new cluster out of it, for good."""
+
+    async def scenario() -> None:
+        node = Node(EMPTY)
+        node.raft.step(append("b", "a", 1, (0, 0), log("1"), commit=1))
+        node.participation.heard("x", [mark(9)])
+        assert node.participation.is_active
+        node.participation.heard("c", [mark(9)])
+        assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
+
+
+@pytest.mark.parametrize("who", ["another node", "a node of another cluster"])
+def test_a_leader_of_another_cluster_at_a_members_address_is_no_reason_to_empty_the_disk(who: str) -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.hellos.leader = "b"
+        if who == "another node":
+            node.hellos.node_ids["b"] = "b@2"
+        else:
+            node.hellos.cluster_id = "d"
+        node.participation.heard("c", [mark(5)])
+        await until("it has asked", partial(node.tasks.has_slept, 1))
+        assert "keep every disk" in (node.participation.why_not or "")
         await node.participation.close()
 
     running(scenario())
@@ -283,6 +325,9 @@ class Wire:
         self.sent += messages
 
     def set_members(self, urls: Mapping[str, str]) -> None:
+        pass
+
+    def set_alternatives(self, node: str, urls: Sequence[str]) -> None:
         pass
 
     def add_stranger(self, node: str, url: str) -> None:

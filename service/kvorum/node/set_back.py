@@ -27,6 +27,7 @@ from kvorum.node.ports import Peers, Tasks
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId, PeerMark
 from kvorum.storage.interface import Loaded
+from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.storage")
 
@@ -117,8 +118,9 @@ class Participation:
         self._peers = peers
         self._tasks = tasks
         self._stopped = stopped
-        self._members = {member.id for member in raft.configuration.members} - {raft.id}
-        self._unheard = set(self._members)
+        self._cluster_id = loaded.identity.cluster_id if loaded.identity is not None else ""
+        self._accuser: NodeId | None = None
+        self._unheard = self._others()
         self._ticks_left = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
         self._finding = ""
         self._advice = ""
@@ -147,14 +149,15 @@ class Participation:
     def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
         """A peer called, and said what it remembers.
 
-        Only members are believed; a node that knows no members believes whoever is about to lead it.
+        Only those are believed that are members now; a node that knows no members believes whoever is about to lead it.
         """
-        if self._finding or (self._members and node not in self._members):
+        others = self._others()
+        if self._finding or (others and node not in others):
             return
         for mark in marks:
             lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
             if lacks is not None:
-                self._members.add(node)
+                self._accuser = node
                 self._stop(f"this disk was set back to an older state: {node} remembers that {lacks}")
                 return
         self._unheard.discard(node)
@@ -189,13 +192,22 @@ class Participation:
     def _tell(self) -> None:
         log.critical("%s takes no part any more: %s", self._raft.id, self.why_not)
 
+    def _others(self) -> set[NodeId]:
+        """Return the other members, as this node knows them now."""
+        return {member.id for member in self._raft.configuration.members} - {self._raft.id}
+
+    def _leads_ours(self, node: NodeId, hello: Hello) -> bool:
+        """Tell whether the answer at a member's address is that member's, and it leads this cluster with a quorum."""
+        is_ours = hello.node_id == node and self._cluster_id in ("", hello.cluster_id)
+        return is_ours and hello.is_leader and hello.is_serving
+
     async def _advise(self) -> None:
         """Find out what the right advice is, for as long as the node is up; say what is new."""
         told = ""
         while True:
-            urls = {node: self._peers.url_of(node) for node in sorted(self._members)}
-            hellos = await ask_all(self._peers, urls)
-            leading = [node for node, hello in hellos.items() if hello and hello.is_leader and hello.is_serving]
+            asked = self._others() | ({self._accuser} if self._accuser is not None else set())
+            hellos = await ask_all(self._peers, {node: self._peers.url_of(node) for node in sorted(asked)})
+            leading = [node for node, hello in hellos.items() if hello is not None and self._leads_ours(node, hello)]
             self._advice = EMPTY_THIS.format(leader=name_of(leading[0])) if leading else KEEP_ALL
             if self._advice != told:
                 told = self._advice
