@@ -153,6 +153,12 @@ def _ends_of_logs(statuses: Sequence[NodeStatus]) -> str:
     best = max(end for end, _ in ends)
     names = sorted(name for end, name in ends if end == best)
     logs = ", ".join(f"{name} ({term}, {index})" for (term, index), name in sorted(ends, key=lambda end: end[1]))
+    if any(answer.distrusted for answer in statuses):
+        # The disk to keep may be the one whose log ends first.
+        return (
+            f"no leader; the logs end at (term, index): {logs}; some nodes take no part: see what they say, and "
+            "docs/operations/a-volume-was-set-back.md, before you choose one or empty a disk"
+        )
     return f"no leader; the logs end at (term, index): {logs}; most up-to-date: {' and '.join(names)}"
 
 

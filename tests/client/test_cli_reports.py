@@ -216,6 +216,10 @@ def test_the_status_in_json_has_one_shape_for_nodes_dead_and_alive(capsys: pytes
             "the logs end at (term, index): n1 (4, 30), n2 (4, 30); most up-to-date: n1 and n2",
         ),
         ({"last_term": 0, "last_index": 12}, "a node of version 0.1.0 does not tell the term of its last entry"),
+        (
+            {"last_term": 5, "last_index": 12, "distrusted": "do not delete it"},
+            "n1 (4, 30), n2 (5, 12); some nodes take no part: see what they say",
+        ),
     ],
 )
 def test_without_a_leader_the_status_says_which_log_is_the_most_up_to_date(

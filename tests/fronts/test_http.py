@@ -247,6 +247,31 @@ def test_curl_is_told_to_go_on_before_it_sends_a_long_body() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nContent-Length: 1\r\n\r\na",
+        b"CONNECT localhost:1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na",
+    ],
+    ids=["h2c", "CONNECT"],
+)
+def test_what_follows_a_request_to_upgrade_is_not_taken_for_answered(first: bytes) -> None:
+    """It was dropped in silence, and the client took the answer to the next request for its own."""
+
+    async def scenario(http: Server) -> None:
+        second = b"PUT /v1/kv/b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nb"
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(first + second)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert len(STATUS_LINE.findall(answer)) == 1
+        assert b"Connection: close" in answer
+        assert b"b" not in http.node.proposed_keys
+
+    run(scenario)
+
+
 def test_requests_on_one_connection_are_answered_in_order() -> None:
     async def scenario(http: Server) -> None:
         requests = b"".join(

@@ -167,9 +167,15 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
             continue
         theirs = (status.last_term, status.last_index)
         if theirs > ours:
+            advice = (
+                f"But {status.name} takes no part: {status.distrusted}. See docs/operations/a-volume-was-set-back.md; "
+                "to go on with the log here, repeat the command with --accept-older-log"
+                if status.distrusted
+                else f"Recover {status.name} instead, or repeat the command with --accept-older-log"
+            )
             raise BetterLogError(
                 f"{status.name} answers and has a more up-to-date log, which ends at (term, index) {theirs}; the one "
-                f"here ends at {ours}. Recover {status.name} instead, or repeat the command with --accept-older-log"
+                f"here ends at {ours}. {advice}"
             )
 
 

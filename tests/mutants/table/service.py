@@ -284,6 +284,14 @@ MUTANTS = (
         tests="tests/fronts/test_http.py",
     ),
     Mutant(
+        "upgrade",
+        "What follows a request to upgrade is dropped, and the connection goes on.",
+        "fronts.http.dispatch:Dispatcher.handle",
+        "self.close_after_answers or request._message.upgrade",
+        "self.close_after_answers",
+        tests="tests/fronts/test_http.py -k upgrade",
+    ),
+    Mutant(
         "loop",
         "Requests that arrived together are answered in one turn of the loop.",
         "fronts.http.server:_InlineLoop.create_task",

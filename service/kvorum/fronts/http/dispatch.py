@@ -172,7 +172,8 @@ class Dispatcher:
         finally:
             counters.inflight -= 1
             self._bodies.release(request)
-        if self.close_after_answers:
+        if self.close_after_answers or request._message.upgrade:
+            # After a request to upgrade (h2c, CONNECT), which nobody does here, what follows is not parsed.
             response.close = True
         response.write_timeout_s = self._config.body_timeout_s
         if cluster_id := self._service.cluster_id:
