@@ -104,7 +104,7 @@ def test_a_survivor_is_not_recovered_while_a_member_answers_whose_log_is_more_up
     # It may have the later log because it lost what is here.
     elsewhere = msgspec.structs.replace(other, cluster_id="d" * 32)
     answers.extend((msgspec.structs.replace(other, distrusted="its disk was set back"), elsewhere))
-    with pytest.raises(ConfigError, match="takes no part: its disk was set back.*--accept-older-log"):
+    with pytest.raises(ConfigError, match=r"takes no part: its disk was set back.*--accept-older-log"):
         force_new_cluster(str(survivor), accept_older_log=False)
     after = read_disk(survivor)
     assert (after.identity, after.entries) == (loaded.identity, loaded.entries)

@@ -144,8 +144,9 @@ async def _prepare_data(config: Config) -> None:
         if limit.allow() is not None:
             logger.error(
                 "Not started: the data in %s belongs to %s, and this is %s. If it was copied on purpose, make it a "
-                "cluster of its own: run `kvorum recover --data-dir %s --force-new-cluster --at-next-start` here, for "
-                "one node only, and give the others new volumes. This node goes on by itself then",
+                "cluster of its own: run `kvorum recover --data-dir %s --force-new-cluster --at-next-start "
+                "--accept-older-log` here, for one node only, and give the others new volumes. This node goes on by "
+                "itself then",
                 config.data_dir,
                 recorded,
                 place,
