@@ -37,6 +37,7 @@ from kvorum.raft.messages import (
     RequestVoteResponse,
     Save,
     Snapshot,
+    TimeoutNow,
 )
 from kvorum.raft.reads import ReadRounds
 from kvorum.raft.state import State
@@ -204,7 +205,19 @@ def fill_all_disks(scene: Scene) -> None:
     invariants.no_put_is_proposed_for_full_disks(scene.leader, [encode_batch(1, [Put(b"k", b"v")])])
 
 
+def speak_without_taking_part(scene: Scene) -> None:
+    assert scene.follower.product is not None
+    participation = scene.follower.product.parts.participation
+    participation.is_active = False
+    try:
+        message = TimeoutNow(scene.raft.current_term, scene.follower.id, scene.leader.id)
+        invariants.a_node_that_takes_no_part_says_nothing(scene.follower, message)
+    finally:
+        participation.is_active = True
+
+
 LIES: dict[str, Callable[[Scene], None]] = {
+    "a_node_that_takes_no_part_says_nothing": speak_without_taking_part,
     "no_put_is_proposed_for_full_disks": fill_all_disks,
     "election_safety": lambda s: invariants.election_safety(s.facts, s.follower, s.raft),
     "leader_append_only": lambda s: invariants.leader_append_only(
