@@ -66,7 +66,7 @@ def check_says_so(cluster: Cluster, name: str, *expected: str) -> None:
     assert cluster.request(name, "GET", "/livez").status == 200
     metrics = cluster.request(name, "GET", "/metrics").body.decode()
     assert "kvorum_raft_distrusted 1" in metrics.replace(".0", "")
-    assert expected[0] in cluster.log_file(name).read_text()
+    eventually("its log says so", lambda: expected[0] in cluster.log_file(name).read_text())
     put = cluster.put(name, "k", b"v")
     assert put.status == 503
 

@@ -43,7 +43,7 @@ def test_the_transcript_does_not_change_the_run() -> None:
 
 def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
     total: Counter[str] = Counter()
-    for seed in range(100, 160):
+    for seed in range(100, 180):
         verdict = simulate(draw_plan(seed))
         total.update(verdict.counts)
         total["elections"] += verdict.elections
