@@ -342,6 +342,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         host, port = split_address(self.listen_peer)
         return (PeerAddress(self.name, host, port),)
 
+    def expected_urls(self) -> dict[str, str]:
+        """Return the base URL of the peer port of each of them, by name."""
+        return {member.name: member.url for member in self.expected_members()}
+
     def place(self) -> str:
         """Return the namespace and the StatefulSet that the node belongs to; empty outside of Kubernetes."""
         # SERVICE.NAMESPACE.svc.DOMAIN

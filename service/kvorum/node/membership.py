@@ -58,7 +58,7 @@ class Membership:
         self._waits = waits
         self._clock = clock
         self._turns = turns
-        self._expected_urls = {peer.name: peer.url for peer in config.expected_members()}
+        self._expected_urls = config.expected_urls()
         self._configuration = raft.configuration
         self._announced = raft.configuration
 

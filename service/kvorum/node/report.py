@@ -73,7 +73,7 @@ class Report:
         self.is_stopping = False
         self.removed_by: Hello | None = None
         self._config = config
-        self._expected_urls = {peer.name: peer.url for peer in config.expected_members()}
+        self._expected_urls = config.expected_urls()
         self._foreign = foreign
         self._behind_ms = ELECTION_TIMEOUTS_BEHIND * config.election_timeout_ms
         self._identity = identity

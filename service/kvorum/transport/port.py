@@ -64,7 +64,7 @@ class PeerPort:
             marks_of=lambda node: self._started().marks_of(node),
             client_url=config.advertise_client_url,
         )
-        configured = {peer.name: peer.url for peer in config.expected_members()}
+        configured = config.expected_urls()
         self._transport = transport = Transport(dialling, lambda node: self._started().on_broken(node), configured)
         # Handed on as they are.
         self.remove_stranger = transport.remove_stranger

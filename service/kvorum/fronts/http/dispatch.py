@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
+from multidict import istr
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, NotLeaderError
@@ -34,7 +35,7 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 """Takes the request, the raw last part of its path (if the route has one) and the raw query."""
 
 _MEMBERS = "/v1/cluster/members/"
-CLUSTER = "X-Kvorum-Cluster"
+CLUSTER = istr("X-Kvorum-Cluster")
 """Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
 _CLUSTER_PARAMETER = "cluster="
 """The same in the query, where it survives a redirect that an HTTP library follows."""
