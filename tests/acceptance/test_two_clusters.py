@@ -20,12 +20,16 @@ def sees(cluster: Cluster, name: str, others: set[str]) -> bool:
     return see_foreign(cluster, name) >= others
 
 
+def is_ready(cluster: Cluster, name: str) -> bool:
+    return cluster.request(name, "GET", "/readyz").status == 200
+
+
 def assert_said(cluster: Cluster, names: list[str]) -> None:
     """Each of these nodes, and `kv status` through it alone, says that the others are in other clusters."""
     for name in names:
         others = set(names) - {name}
         eventually(f"{name} sees the others", partial(sees, cluster, name, others))
-        assert cluster.request(name, "GET", "/readyz").status == 200
+        eventually(f"{name} is ready", partial(is_ready, cluster, name))
         metrics = cluster.request(name, "GET", "/metrics").body.decode()
         assert any(f"kvorum_raft_foreign_peers {count}.0" in metrics for count in (1, 2))
         assert "belong to another cluster and can never join its cluster" in cluster.log_file(name).read_text()

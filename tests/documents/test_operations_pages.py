@@ -129,14 +129,20 @@ def test_a_volume_that_was_set_back_is_found_and_replaced(tmp_path: Path) -> Non
     async def scenario() -> None:
         reader, folder = Reader(tmp_path), tmp_path / "data"
         look, replace = blocks_of("a-volume-was-set-back.md")
+
+        async def rows() -> list[str]:
+            return [row.rpartition(" ")[2] for row in (await reader.paste(look)).splitlines()]
+
         async with local_cluster(reader.ports, folder) as local:
             await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
             await reader.put("before")
             await reader.paste("kvorum local stop n2")
             shutil.copytree(folder / "n2", tmp_path / "copy")
             await reader.paste("kvorum local start n2")
+            await until("all are well again", lambda: _equals(rows, ["HEALTH", "ok", "ok", "ok"]), 60)
             for number in range(5):
                 await reader.put(f"after-{number}")
+            await until("all have that", lambda: _equals(rows, ["HEALTH", "ok", "ok", "ok"]), 60)
             await reader.paste("kvorum local kill n2")
             shutil.rmtree(folder / "n2")
             shutil.copytree(tmp_path / "copy", folder / "n2")
@@ -148,10 +154,6 @@ def test_a_volume_that_was_set_back_is_found_and_replaced(tmp_path: Path) -> Non
             await until("it is found", lambda: says("this disk was set back"), 60)
             await until("it says what to do", lambda: says("give this node an empty disk"), 60)
             await reader.paste(replace)
-
-            async def rows() -> list[str]:
-                return [row.rpartition(" ")[2] for row in (await reader.paste(look)).splitlines()]
-
             await until("it is a member again", lambda: _equals(rows, ["HEALTH", "ok", "ok", "ok"]), 60)
             assert await reader.value("after-4") == b"v"
 
