@@ -163,6 +163,43 @@ def test_the_only_disk_that_holds_what_was_committed_keeps_it(cluster: Cluster) 
     assert any(f"k{WRITES - 1}".encode() in (cluster.data_dir(holder) / file).read_bytes() for file in files)
 
 
+def test_a_fork_that_begins_in_the_same_term_passes_for_no_continuation(cluster: Cluster) -> None:
+    """An election lies between the copy and the writes, so both sides elect a leader of the same last known term.
+
+    Before, both were elected into the same term number: what one side had committed had the index and the term of what
+    the other had, the state of the disk that came late was "rebuilt", and its acknowledged writes vanished everywhere.
+    """
+    leader = cluster.settled()
+    old, lagging = cluster.others(leader)
+    for number in range(3):
+        cluster.put_somewhere(f"before-{number}", b"v")
+    cluster.converge()
+    cluster.kill(lagging)
+    cluster.stop(old)
+    copy = cluster.folder / f"{old}.copy"
+    shutil.copytree(cluster.data_dir(old), copy)
+    cluster.kill(leader)
+    for name in (old, leader):
+        cluster.start(name)
+    write(cluster, [old, leader])
+    terms = {(cluster.status(name) or {})["term"] for name in (old, leader)}
+    cluster.kill(old, leader)
+    put_back(cluster, old, copy)
+    cluster.start(old)
+    cluster.start(lagging)
+    for number in range(WRITES):
+        cluster.put_somewhere(f"other-{number}", b"v", [old, lagging])
+    assert (cluster.status(lagging) or {})["term"] not in terms
+    cluster.start(leader)
+
+    def who_keeps() -> list[str]:
+        return [name for name in (leader, lagging) if "do not delete it" in (distrust(cluster, name) or "")]
+
+    eventually("the fork is found", who_keeps)
+    assert missing(cluster, leader, "?consistency=stale") in ([], [WRITES - 1])
+    assert "quarantine" not in cluster.log_file(leader).read_text()
+
+
 def test_a_restart_of_all_nodes_with_whole_disks_accuses_nobody(cluster: Cluster) -> None:
     write(cluster, cluster.names)
     cluster.kill(*cluster.names)

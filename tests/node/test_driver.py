@@ -555,7 +555,7 @@ def test_what_waits_for_an_entry_that_a_snapshot_replaced_is_told_at_once() -> N
         last = node.raft.log.last_index
         source = Source()
         peers.snapshot_chunk = source.snapshot_chunk  # type: ignore[attr-defined]
-        node.parts.driver.on_messages("b@1", (offer(last + 5, term=9),))
+        node.parts.driver.on_messages("b@1", (offer(last + 5, term=node.raft.current_term + 1),))
         await complete(storage)
         await until("it is wanted", lambda: source.wanted)
         source.arrive()

@@ -24,7 +24,7 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node as ProductNode
 from kvorum.node import Ports, Supervisor
-from kvorum.node.compose import compose
+from kvorum.node.compose import compose, raft_config
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.node.set_back import ADVISE_S, DiskAtStart, Participation
@@ -576,3 +576,8 @@ def test_what_a_peer_says_is_attributed_to_a_process_only_while_its_stream_is_op
         await node.close()
 
     running(scenario())
+
+
+def test_nodes_campaign_for_terms_that_are_drawn() -> None:
+    """A term number that a disk forgot is hardly drawn again, so what is written in it passes for nothing else."""
+    assert raft_config(Config(name="a"), "a@1").term_step_max >= 1000

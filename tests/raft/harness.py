@@ -52,6 +52,19 @@ class Shortest(Random):
         return 0 if stop is None else start
 
 
+class Drawing(Shortest):
+    """Draws these terms, in turn, to campaign for: each so many above the present one."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.steps = list(steps)
+
+    def randint(self, a: int, b: int) -> int:
+        step = self.steps.pop(0)
+        assert a <= step <= b
+        return step
+
+
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from raft.harness import (
     HEARTBEAT,
     NOTHING,
     Cluster,
+    Drawing,
     Server,
     answer_read,
     append,
@@ -39,9 +40,18 @@ from raft.harness import (
     vote,
 )
 
-from kvorum.errors import InvariantViolatedError, MalformedMessageError
+from kvorum.errors import ConfigError, InvariantViolatedError, MalformedMessageError
 from kvorum.raft import RaftConfig, Role
-from kvorum.raft.messages import INDEX_MAX, TERM_JUMP_MAX, Configuration, HardState, Message, Ready, Snapshot
+from kvorum.raft.messages import (
+    INDEX_MAX,
+    TERM_JUMP_MAX,
+    Configuration,
+    HardState,
+    Message,
+    Ready,
+    RequestVote,
+    Snapshot,
+)
 
 # --- Section 5.1: terms ---------------------------------------------------------------------------------------------
 
@@ -86,6 +96,38 @@ def test_no_message_moves_the_term_by_more_than_elections_can_explain(
     assert not (ready := server.raft.ready()) or (ready.save is None and ready.messages == ())
     server.raft.step(msgspec.structs.replace(message, term=term + TERM_JUMP_MAX))
     assert server.raft.current_term == term + TERM_JUMP_MAX
+
+
+def test_a_campaign_is_for_a_term_that_is_drawn_once_for_each_term() -> None:
+    """A disk that was set back forgets terms: those that come after are hardly the same again."""
+    server = Server(
+        log("1"), term=1, config=RaftConfig("a", ELECTION, HEARTBEAT, term_step_max=1024), random=Drawing(700, 3, 1024)
+    )
+    asked = server.tick(ELECTION).messages
+    assert {(message.term, message.pre_vote) for message in asked if isinstance(message, RequestVote)} == {(701, True)}
+    assert server.raft.current_term == 1
+    again = server.tick(ELECTION).messages
+    assert {message.term for message in again} == {701}, "the same as long as the term is the same"
+    server.drain(pre_vote("b", "a", 701))
+    assert (server.role(), server.raft.current_term) == (Role.CANDIDATE, 701)
+    server.drain(vote("b", "a", 701))
+    assert server.role() is Role.LEADER
+    server.drain(heartbeat("c", "a", 705))
+    asked = server.tick(ELECTION).messages
+    assert {message.term for message in asked} == {705 + 1024}
+
+
+def test_a_server_told_to_campaign_enters_the_term_that_is_drawn() -> None:
+    config = RaftConfig("a", ELECTION, HEARTBEAT, term_step_max=1024)
+    server = Server(log("1"), term=1, config=config, random=Drawing(500, 1))
+    server.drain(timeout_now("b", "a", 1))
+    assert (server.role(), server.raft.current_term) == (Role.CANDIDATE, 501)
+
+
+@pytest.mark.parametrize("step", [0, -1, TERM_JUMP_MAX + 1])
+def test_a_step_of_terms_that_would_be_refused_is_no_configuration(step: int) -> None:
+    with pytest.raises(ConfigError, match="raises the term by"):
+        RaftConfig("a", term_step_max=step)
 
 
 def test_only_a_leader_takes_an_empty_server_into_an_old_cluster() -> None:

@@ -11,7 +11,7 @@ from sim.history import Applied
 
 from kvorum.kv.commands import Delete, DeleteResult, Put, PutResult, Result, decode_batch
 from kvorum.kv.store import Store
-from kvorum.raft import Change, Role
+from kvorum.raft import Change, Raft, Role
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -56,6 +56,8 @@ class Observed:
 
     def __init__(self, term: int) -> None:
         self.term = term
+        self.term_before = term
+        """The term that it was in before its present one."""
         self.commit_index = 0
         self.applied_index = 0
         self.checked_index = 0
@@ -81,8 +83,10 @@ class Facts:
         self.votes: dict[tuple[NodeId, int], NodeId] = {}
         self.pre_votes: set[tuple[NodeId, int, NodeId]] = set()
         """(who could win, in which term, by whose word)."""
-        self.told_to_campaign: set[tuple[NodeId, int]] = set()
-        """(who was told to by the leader, of which term)."""
+        self.told_to_campaign: dict[NodeId, int] = {}
+        """Whom the leader told to, and the last term in which one did."""
+        self.campaigns_for: dict[tuple[NodeId, int], int] = {}
+        """(who, for which term) -> the term from which it would enter that one."""
         self.entries: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         """(index, term) -> (the term before it, kind, data)."""
         self.committed: list[Committed] = [Committed(0, 0)]
@@ -123,6 +127,7 @@ class Facts:
         """A process started."""
         assert node.raft is not None
         self._seen[node.id] = Observed(node.raft.current_term)
+        self._on_term(node, node.raft)
 
     def on_proposed(self, node: SimNode, payloads: Sequence[bytes]) -> None:
         """A leader proposed entries."""
@@ -141,6 +146,9 @@ class Facts:
         assert raft is not None
         log = raft.log
         invariants.indexes_and_terms_never_go_back(node, raft, seen)
+        if raft.current_term != seen.term:
+            seen.term_before = seen.term
+            self._on_term(node, raft)
         seen.term, seen.commit_index, seen.applied_index = raft.current_term, log.commit_index, log.applied_index
         if raft.role is Role.LEADER:
             self._on_leader(node, seen)
@@ -148,6 +156,9 @@ class Facts:
             self._on_campaign(node, seen)
         if log.commit_index > seen.checked_index:
             self._on_commit(node, seen)
+
+    def _on_term(self, node: SimNode, raft: Raft) -> None:
+        self.campaigns_for[node.id, raft.next_term] = raft.current_term
 
     def on_tick(self, node: SimNode) -> None:
         """A tick passed for a process: does it lead, and may it still?"""
@@ -159,7 +170,7 @@ class Facts:
     def _on_campaign(self, node: SimNode, seen: Observed) -> None:
         assert node.raft is not None
         if seen.campaign_term != node.raft.current_term:
-            invariants.a_candidate_was_encouraged(self, node, node.raft)
+            invariants.a_candidate_was_encouraged(self, node, node.raft, seen)
             seen.campaign_term = node.raft.current_term
 
     def _on_leader(self, node: SimNode, seen: Observed) -> None:
@@ -218,7 +229,7 @@ class Facts:
     def on_send(self, node: SimNode, message: Message) -> None:
         """A message leaves a process."""
         if message.term > node.durable.hard_state.current_term:
-            invariants.a_revealed_term_is_durable(node, message)
+            invariants.a_revealed_term_is_durable(self, node, message)
         if isinstance(message, HeartbeatResponse):
             return
         match message:
@@ -239,7 +250,7 @@ class Facts:
             case RequestVoteResponse() if message.vote_granted:
                 self._on_vote(node, message.term, message.recipient)
             case TimeoutNow():
-                self.told_to_campaign.add((message.recipient, message.term))
+                self.told_to_campaign[message.recipient] = message.term
             case _:
                 pass
 

@@ -94,11 +94,12 @@ def state_machine_safety(facts: Facts, node: SimNode, entry: Entry) -> None:
 # --- Who leads -----------------------------------------------------------------------------------------------------
 
 
-def a_candidate_was_encouraged(facts: Facts, node: SimNode, raft: Raft) -> None:
+def a_candidate_was_encouraged(facts: Facts, node: SimNode, raft: Raft, seen: Observed) -> None:
     """Nobody enters a new term whom no quorum would elect, or the leader told to (thesis 9.6 and 3.10; bug B7)."""
     term, configuration = raft.current_term, raft.configuration
     encouraged = [v for v in configuration.voters() if v == node.id or (node.id, term, v) in facts.pre_votes]
-    if len(encouraged) < configuration.quorum() and (node.id, term - 1) not in facts.told_to_campaign:
+    is_told = seen.term_before <= facts.told_to_campaign.get(node.id, -1) < term
+    if len(encouraged) < configuration.quorum() and not is_told:
         raise Broken(
             "a_candidate_was_encouraged",
             f"{node.id} campaigns in term {term}; of {configuration.voters()} only {encouraged} would elect it",
@@ -277,11 +278,12 @@ def a_vote_is_durable(node: SimNode, term: int, candidate: NodeId) -> None:
         raise Broken("a_vote_is_durable", f"{node.id} votes for {candidate} in term {term}, but its disk has {durable}")
 
 
-def a_revealed_term_is_durable(node: SimNode, message: Message) -> None:
+def a_revealed_term_is_durable(facts: Facts, node: SimNode, message: Message) -> None:
     """A term is on disk before any message reveals it (Figure 2, persistent state; bug B3)."""
     term = message.term
     if isinstance(message, RequestVote) and message.pre_vote:
-        term -= 1  # It asks for the next term without entering it (thesis 9.6).
+        # It asks for a later term without entering it (thesis 9.6).
+        term = facts.campaigns_for[node.id, term]
     elif isinstance(message, RequestVoteResponse) and message.pre_vote and message.vote_granted:
         return  # It carries the term that was asked for.
     if term > node.durable.hard_state.current_term:

@@ -153,7 +153,7 @@ def vote_for_another(scene: Scene) -> None:
 
 def hold_back_pre_votes(scene: Scene) -> None:
     scene.facts.pre_votes.clear()
-    invariants.a_candidate_was_encouraged(scene.facts, scene.leader, scene.raft)
+    invariants.a_candidate_was_encouraged(scene.facts, scene.leader, scene.raft, truth(scene))
 
 
 def hear_nobody(scene: Scene) -> None:
@@ -257,7 +257,7 @@ LIES: dict[str, Callable[[Scene], None]] = {
     ),
     "one_vote_per_term": lambda s: invariants.one_vote_per_term(s.facts, s.leader, s.raft.current_term, "another"),
     "a_vote_is_durable": lambda s: invariants.a_vote_is_durable(s.leader, s.raft.current_term, "another"),
-    "a_revealed_term_is_durable": lambda s: invariants.a_revealed_term_is_durable(s.leader, ahead(s)),
+    "a_revealed_term_is_durable": lambda s: invariants.a_revealed_term_is_durable(s.facts, s.leader, ahead(s)),
     "only_saved_entries_are_acknowledged": lambda s: invariants.only_saved_entries_are_acknowledged(
         s.facts, s.follower, s.raft.current_term, s.follower.durable.last_index + 1
     ),
@@ -313,7 +313,7 @@ def test_an_invariant_notices_the_lie_that_is_told_to_it(name: str) -> None:
 def test_the_truth_is_no_violation(healthy: Scene) -> None:
     scene, facts, leader, raft = healthy, healthy.facts, healthy.leader, healthy.raft
     assert scene.last > 10
-    invariants.a_candidate_was_encouraged(facts, leader, raft)
+    invariants.a_candidate_was_encouraged(facts, leader, raft, scene.seen())
     invariants.a_leader_has_the_votes_of_a_quorum(facts, leader, raft)
     invariants.a_leader_that_hears_no_quorum_steps_down(leader, raft, scene.seen())
     invariants.a_leader_whose_disk_stands_still_steps_down(leader, raft)

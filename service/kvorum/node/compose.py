@@ -35,6 +35,8 @@ from kvorum.node.waits import Waits
 from kvorum.raft import RaftConfig
 from kvorum.storage.interface import Loaded
 
+TERM_STEP_MAX = 1024
+"""Elections are rare: 2^62 terms last for ever, and a step of 1,024 leaves little to chance."""
 PROBES_PER_ELECTION_TIMEOUT = 3
 """How often a node asks whether its state is current, while no client asks."""
 
@@ -215,4 +217,5 @@ def raft_config(config: Config, node: str) -> RaftConfig:
         append_bytes_max=config.batch_bytes_max,
         committed_bytes_max=config.batch_bytes_max,
         log_memory_bytes_max=config.log_memory_bytes,
+        term_step_max=TERM_STEP_MAX,
     )

@@ -25,7 +25,7 @@ class Candidate:
         for voter in state.configurations.latest.voters():
             if voter != state.id:
                 request = RequestVote(
-                    state.current_term + 1 if pre_vote else state.current_term,
+                    state.next_term if pre_vote else state.current_term,
                     state.id,
                     voter,
                     last_log_index=state.log.last_index,
@@ -38,7 +38,7 @@ class Candidate:
     def on_request_vote_response(self, message: RequestVoteResponse) -> None:
         """Count the first answer of each server. An answer to an earlier request is worth nothing."""
         is_of_next_term = message.pre_vote and message.vote_granted
-        expected = self._state.current_term + 1 if is_of_next_term else self._state.current_term
+        expected = self._state.next_term if is_of_next_term else self._state.current_term
         if message.pre_vote == self._pre_vote and message.term == expected:
             self._votes.setdefault(message.sender, message.vote_granted)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from kvorum.errors import ConfigError
-from kvorum.raft.messages import NodeId
+from kvorum.raft.messages import TERM_JUMP_MAX, NodeId
 
 
 class RaftConfig(msgspec.Struct, frozen=True):
@@ -38,6 +38,9 @@ class RaftConfig(msgspec.Struct, frozen=True):
     """Entries that are applied stay in memory up to so many bytes; older ones are read back from the disk if needed."""
     load_bytes_max: int = 4 << 20
     """Upper bound for the entries that one load reads back (or one entry)."""
+    term_step_max: int = 1
+    """A campaign raises the term by 1 to so many, drawn. Above 1, a term number that was used and forgotten (by a disk
+    that was set back) is hardly drawn again, and what two leaders wrote in it cannot pass for the same."""
     promote_lag_max: int = 64
     """A learner has caught up when it is at most this many entries behind."""
 
@@ -47,5 +50,7 @@ class RaftConfig(msgspec.Struct, frozen=True):
                 f"the election timeout ({self.election_timeout_ticks} ticks) must be longer than the heartbeat "
                 f"({self.heartbeat_timeout_ticks} ticks), which must be at least 1"
             )
+        if not 1 <= self.term_step_max <= TERM_JUMP_MAX:
+            raise ConfigError(f"a campaign raises the term by at least 1 and at most {TERM_JUMP_MAX}")
         if self.inflight_messages_max < 1 or self.inflight_bytes_max < 1:
             raise ConfigError("with an empty window nothing could ever be sent to a follower")

@@ -16,10 +16,11 @@ import msgspec
 INDEX_MAX = 2**62
 """No index, term or round reaches this; decoding refuses a larger one."""
 
-TERM_JUMP_MAX = 2**20
+TERM_JUMP_MAX = 2**30
 """No message moves a server's term by more. Otherwise one message near :data:`INDEX_MAX` would leave no term in which
-anybody could be elected. Elections raise a term by one, and pre-votes keep a server that is alone from holding any: a
-server that really falls so far behind must rejoin with an empty disk."""
+anybody could be elected. An election raises the term by ``RaftConfig.term_step_max`` at most, and pre-votes keep a
+server that is alone from holding any: a server that really falls so far behind, by a million elections, must rejoin
+with an empty disk."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=INDEX_MAX)]
 """An index, a term or a round."""

@@ -103,6 +103,11 @@ class Raft:
         return self._state.leader
 
     @property
+    def next_term(self) -> int:
+        """The term that this server would campaign for."""
+        return self._state.next_term
+
+    @property
     def current_term(self) -> int:
         """The latest term that this server has seen; it may not be durable yet."""
         return self._state.current_term
@@ -496,7 +501,7 @@ class Raft:
         """Start an election (section 5.2)."""
         if leadership_transfer:
             self.campaign_reason = "transfer"
-        self._become_follower(self._state.current_term + 1, None)
+        self._become_follower(self._state.next_term, None)
         self._state.set_hard_state(self._state.current_term, self.id)
         self._role = Candidate(self._state, pre_vote=False, leadership_transfer=leadership_transfer)
         self._count_votes(self._role)

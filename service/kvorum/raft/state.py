@@ -37,7 +37,7 @@ class State:
 
     Args:
         config: limits and timeouts.
-        random: draws the election timeouts.
+        random: draws the election timeouts, and the terms to campaign for.
         hard_state: the term and vote on disk.
         snapshot: the newest durable snapshot, or None.
         entries: the durable entries that follow it, but for those in ``on_disk``.
@@ -63,7 +63,10 @@ class State:
     ) -> None:
         self.config = config
         self.id = config.id
+        self._random = random
         self.current_term = hard_state.current_term
+        self.next_term = self._draw_next_term()
+        """The term that this server campaigns for, first with a pre-vote."""
         self.voted_for = hard_state.voted_for
         self.leader: NodeId | None = None
         """Who leads the current term, as far as this server has heard."""
@@ -110,8 +113,14 @@ class State:
         """
         if current_term != self.current_term:
             self._messages_after_save.clear()
-        self.current_term, self.voted_for = current_term, voted_for
+            self.current_term = current_term
+            self.next_term = self._draw_next_term()
+        self.voted_for = voted_for
         self._is_hard_state_durable = self._durable == HardState(current_term, voted_for)
+
+    def _draw_next_term(self) -> int:
+        step_max = self.config.term_step_max
+        return self.current_term + (1 if step_max == 1 else self._random.randint(1, step_max))
 
     def set_leader(self, leader: NodeId | None) -> None:
         """Note who leads the current term; what another leader was asked is given up."""
