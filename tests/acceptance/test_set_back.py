@@ -200,6 +200,28 @@ def test_a_fork_that_begins_in_the_same_term_passes_for_no_continuation(cluster:
     assert "quarantine" not in cluster.log_file(leader).read_text()
 
 
+def test_the_last_write_before_a_clean_stop_is_remembered(cluster: Cluster) -> None:
+    """Before, nobody's disk said that it was committed, nor who had acknowledged it: the next save would have."""
+    leader = cluster.settled()
+    old, lagging = cluster.others(leader)
+    copy = copied(cluster, old)
+    cluster.settled()
+    leader = cluster.leader()
+    holder, lagging = (leader, lagging) if leader != old else (lagging, leader)
+    cluster.kill(lagging)
+    cluster.put_somewhere("last", b"v", [old, holder])
+    for name in (old, holder):
+        cluster.stop(name)
+    put_back(cluster, old, copy)
+    for name in (old, lagging):
+        cluster.start(name)
+    cluster.put_somewhere("other", b"v", [old, lagging])
+    cluster.start(holder)
+
+    check_says_so(cluster, holder, "contradict what is committed here", "do not delete it")
+    assert cluster.get(holder, "last", "?consistency=stale").body == b"v"
+
+
 def test_a_restart_of_all_nodes_with_whole_disks_accuses_nobody(cluster: Cluster) -> None:
     write(cluster, cluster.names)
     cluster.kill(*cluster.names)

@@ -578,6 +578,11 @@ def test_what_a_peer_says_is_attributed_to_a_process_only_while_its_stream_is_op
     running(scenario())
 
 
+def test_nodes_save_what_they_remember_after_a_second_of_quiet() -> None:
+    config = Config(name="a")
+    assert raft_config(config, "a@1").quiet_save_ticks * config.tick_ms == 1000
+
+
 def test_nodes_campaign_for_terms_that_are_drawn() -> None:
     """A term number that a disk forgot is hardly drawn again, so what is written in it passes for nothing else."""
     assert raft_config(Config(name="a"), "a@1").term_step_max >= 1000

@@ -11,7 +11,7 @@ from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
 from waiting import until
 
 from kvorum.errors import NotLeaderError
-from kvorum.node import Node, shutdown
+from kvorum.node import Node, compose, shutdown
 from kvorum.raft import Role
 
 LONG_S = 60
@@ -132,5 +132,19 @@ def test_a_node_that_is_only_cut_off_is_not_removed(tmp_path: Path) -> None:
             await until("it knows no leader", lambda: lost.raft.leader is None)
 
             assert not await lost.is_removed()
+
+    asyncio.run(scenario())
+
+
+def test_a_clean_stop_saves_what_only_the_process_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last write before nobody's disk said that it is committed, and who has it: the next save would have."""
+    monkeypatch.setattr(compose, "QUIET_SAVE_MS", 1000 * LONG_S)
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await node.propose(Put(b"k", b"v"), TIMEOUT_MS)
+            await asyncio.wait_for(node.drain(deadline_s()), LONG_S)
+            assert node.raft.remember() == node.raft.saved_number
 
     asyncio.run(scenario())

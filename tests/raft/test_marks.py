@@ -7,6 +7,8 @@ from random import Random
 import msgspec
 import pytest
 from raft.harness import (
+    ELECTION,
+    HEARTBEAT,
     Server,
     append,
     appended,
@@ -28,6 +30,7 @@ from kvorum.errors import CommitsLostError, DiskSetBackError
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.marks import STARTS_MAX, PeerMarks
 from kvorum.raft.messages import AppendEntries, HardState, Heartbeat, PeerMark, Snapshot
+from kvorum.raft.state import QUIET_SAVE_BYTES
 
 
 def heard_from(server: Server) -> Server:
@@ -218,6 +221,62 @@ def test_marks_and_the_commit_index_ride_on_saves_and_cause_none() -> None:
     assert ready is not None and ready.save is not None
     assert ready.save.commit_index == index
     assert {mark.node: mark.index for mark in ready.save.marks}["b"] == index
+
+
+def quiet(quiet_save_ticks: int) -> Server:
+    """A follower of three that is told every tick, by a leader whose disk holds the same, that entry 2 is committed."""
+    config = RaftConfig("a", ELECTION, HEARTBEAT, quiet_save_ticks=quiet_save_ticks)
+    server = heard_from(Server(log("11"), term=1, config=config))
+    server.drain(heartbeat("b", "a", 1, commit=1))
+    return server
+
+
+def test_what_no_save_says_is_saved_after_a_quiet_time_and_once() -> None:
+    """The last write before it was known to be committed to this process only."""
+    server = quiet(5)
+    for _ in range(4):
+        assert server.tick().save is None
+        server.drain(heartbeat("b", "a", 1, commit=2))
+    server.raft.tick()
+    ready = server.raft.ready()
+    assert ready is not None and ready.save is not None
+    assert (ready.save.commit_index, ready.save.entries) == (2, ())
+    assert {mark.node: mark.index for mark in ready.save.marks} == {mark.node: mark.index for mark in known(server)}
+    server.raft.saved(ready.save.number)
+    for _ in range(20):
+        server.drain(heartbeat("b", "a", 1, commit=2))
+        assert server.tick().save is None, "nothing is new"
+
+
+def known(server: Server) -> tuple[PeerMark, ...]:
+    return tuple(mark for node in "bcx" for mark in marks_of(server, node))
+
+
+@pytest.mark.parametrize("ticks", [0, 9])
+def test_nothing_is_saved_before_the_quiet_time_is_over(ticks: int) -> None:
+    server = quiet(ticks)
+    for _ in range(8):
+        server.drain(heartbeat("b", "a", 1, commit=2))
+        assert server.tick().save is None
+
+
+@pytest.mark.parametrize(("free_bytes", "is_saved"), [(QUIET_SAVE_BYTES - 1, False), (QUIET_SAVE_BYTES, True)])
+def test_a_disk_that_is_nearly_full_is_left_alone(free_bytes: int, is_saved: bool) -> None:
+    server = quiet(1)
+    server.raft.set_free_bytes(free_bytes)
+    assert (server.tick().save is not None) == is_saved
+
+
+def test_a_server_that_stops_knows_which_save_says_the_last_of_it() -> None:
+    server = quiet(0)
+    said = server.raft.remember()
+    assert (said, server.raft.saved_number) == (1, 0)
+    ready = server.raft.ready()
+    assert ready is not None and ready.save is not None and ready.save.number == said
+    assert server.raft.saved_number == 0, "it is in flight"
+    server.raft.saved(ready.save.number)
+    assert server.raft.saved_number == server.raft.remember() == 1
+    assert server.raft.ready() is None
 
 
 def started_again(terms: str, *, commit: int, term: int = 2, snapshot: Snapshot | None = None) -> Raft:

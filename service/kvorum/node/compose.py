@@ -37,6 +37,7 @@ from kvorum.storage.interface import Loaded
 
 TERM_STEP_MAX = 1024
 """Elections are rare: 2^62 terms last for ever, and a step of 1,024 leaves little to chance."""
+QUIET_SAVE_MS = 1000
 PROBES_PER_ELECTION_TIMEOUT = 3
 """How often a node asks whether its state is current, while no client asks."""
 
@@ -218,4 +219,5 @@ def raft_config(config: Config, node: str) -> RaftConfig:
         committed_bytes_max=config.batch_bytes_max,
         log_memory_bytes_max=config.log_memory_bytes,
         term_step_max=TERM_STEP_MAX,
+        quiet_save_ticks=max(QUIET_SAVE_MS // config.tick_ms, 1),
     )

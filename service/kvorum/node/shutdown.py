@@ -28,6 +28,8 @@ log = logging.getLogger("kvorum.node")
 
 RETRY_S = 0.2
 HELLO_TIMEOUT_S = 1.0
+REMEMBER_S = 1.0
+REMEMBER_RETRY_S = 0.02
 REDIRECT_S = 1.0
 """How long clients that were on their way to the leader are redirected from here, at most ``shutdown_delay_s``."""
 
@@ -91,6 +93,14 @@ class Shutdown:
         if await self._wait_for_quorum_without_us(deadline_s):
             # A node that stays that long may be elected meanwhile.
             await self._hand_over(deadline_s)
+        await self._remember(deadline_s)
+
+    async def _remember(self, deadline_s: float) -> None:
+        """Save what this node knows of the others' disks: nobody else may know it."""
+        until_s = min(self._clock.monotonic() + REMEMBER_S, deadline_s)
+        number = self._raft.remember()
+        while self._raft.saved_number < number and self._clock.monotonic() < until_s:
+            await self._tasks.sleep(REMEMBER_RETRY_S)
 
     async def _hand_over(self, deadline_s: float) -> None:
         """Transfer the leadership to the most caught-up voter that is up, and let writes in flight be answered."""

@@ -22,6 +22,9 @@ class RaftConfig(msgspec.Struct, frozen=True):
     """Interval between the heartbeats of a leader."""
     save_timeout_ticks: int = 0
     """A server whose save takes this long neither leads nor campaigns; 0: the election timeout."""
+    quiet_save_ticks: int = 0
+    """After so many ticks without a save, one says what none has said yet: what is committed, and what is known of the
+    others' disks. 0: that waits for the next save."""
     append_bytes_max: int = 1 << 20
     """Upper bound for the entries of one AppendEntries (one entry is always sent, whatever its size)."""
     inflight_messages_max: int = 64

@@ -266,6 +266,21 @@ class Raft:
         """Let the answers to heartbeats carry how much the disk can still store; None: not known."""
         self._state.free_bytes = -1 if free_bytes is None else min(free_bytes, INDEX_MAX - 1)
 
+    def remember(self) -> int:
+        """Have the next Ready save what this server knows and no save says: what is committed, and of others' disks.
+
+        It would be lost with the process. Without this, the next save says it, whenever that is.
+
+        Returns:
+            The number of the save that says the last of it: compare :attr:`saved_number`.
+        """
+        return self._state.remember()
+
+    @property
+    def saved_number(self) -> int:
+        """The number of the last save that is durable."""
+        return self._state.saved_number
+
     def stand_down(self) -> None:
         """Follow nobody, and campaign no more: the disk cannot be trusted, or the others cannot.
 

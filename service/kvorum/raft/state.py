@@ -31,6 +31,9 @@ from kvorum.raft.messages import (
 )
 from kvorum.raft.reads import OwnReads
 
+QUIET_SAVE_BYTES = 1 << 20
+"""A disk with less room is left alone by saves that can wait."""
+
 
 class State:
     """The state that the roles of one server share.
@@ -91,6 +94,10 @@ class State:
         self._save: Save | None = None  # in flight
         self._save_number = 0
         self._save_ticks = 0
+        self._quiet_ticks = 0
+        self._said = self._memory()
+        """What the last save said besides term, vote and entries."""
+        self._must_say = False
         self.is_unfit = False
         self.is_holding = False
         """The state machine is known to be wrong: this server must not lead."""
@@ -148,6 +155,30 @@ class State:
     def tick(self) -> None:
         """Let one tick pass."""
         self._save_ticks += 1
+        self._quiet_ticks += 1
+        if self._quiet_ticks == self.config.quiet_save_ticks:
+            self._quiet_ticks = 0
+            if not 0 <= self.free_bytes < QUIET_SAVE_BYTES:
+                self.remember()
+
+    def remember(self) -> int:
+        """Have a save say what none has said yet: what is committed, and what is known of the others' disks.
+
+        Returns:
+            The number of the save that says the last of it.
+        """
+        if self._said != self._memory():
+            self._must_say = True
+            return self._save_number + 1
+        return self._save_number
+
+    @property
+    def saved_number(self) -> int:
+        """The number of the last save that is durable."""
+        return self._save_number - (self._save is not None)
+
+    def _memory(self) -> tuple[int, tuple[PeerMark, ...]]:
+        return self.log.commit_index, (*self.marks.past.values(), *self.marks.present.values())
 
     @property
     def is_disk_stalled(self) -> bool:
@@ -172,13 +203,18 @@ class State:
         self.log.saved()
 
     def _begin_save(self) -> Save | None:
-        if self._is_hard_state_durable and self._snapshot_to_save is None and not self.log.has_unsaved():
+        is_log_saved = self._snapshot_to_save is None and not self.log.has_unsaved()
+        if self._is_hard_state_durable and is_log_saved and not self._must_say:
             return None
         self._save_number += 1
         self._save_ticks = 0
+        self._quiet_ticks = 0
+        self._must_say = False
         hard_state = HardState(self.current_term, self.voted_for)
         entries = self.log.take_unsaved(self.config.save_bytes_max)
+        # As in _memory(): a call is worth sparing here.
         marks = (*self.marks.past.values(), *self.marks.present.values())
+        self._said = self.log.commit_index, marks
         self._save = Save(
             self._save_number, hard_state, entries, self._snapshot_to_save, marks, commit_index=self.log.commit_index
         )
