@@ -156,8 +156,8 @@ def _clusters(statuses: Sequence[NodeStatus]) -> str:
     found = "; ".join(f"{cluster} ({', '.join(sorted(names))})" for cluster, names in sorted(clusters.items()))
     return (
         f"these nodes belong to {len(clusters)} clusters, and no node can join another cluster: {found}. If one of "
-        "them was recovered or restored, empty the data folders of the other's nodes and start them again; see "
-        "docs/operations/two-clusters.md"
+        "them was recovered or restored, empty the data folders of the other's nodes and start them again. Otherwise "
+        "correct the addresses; see docs/operations/two-clusters.md"
     )
 
 

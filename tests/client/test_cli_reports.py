@@ -327,6 +327,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
             in said
         )
         assert "recovered or restored, empty the data folders" in said
+        assert "start them again. Otherwise correct the addresses; see docs/operations/two-clusters.md" in said
 
     run(scenario)
 
