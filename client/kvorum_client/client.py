@@ -149,7 +149,7 @@ class Client:
     Args:
         endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
             which stands for several addresses, is enough.
-        timeout_s: the deadline of each call that is not given one of its own.
+        timeout_s: the deadline of each call that is not given one of its own; up to a day.
         concurrent_calls_max: how many calls are in progress at once; the others wait for their turn, which counts
             towards their deadlines. Stale reads have as many turns of their own.
         require_session: what a write does when the cluster has no room for another session. False: it goes on without
@@ -159,7 +159,8 @@ class Client:
             Either way the client keeps to it, and nodes of another cluster refuse its calls.
 
     Raises:
-        InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster.
+        InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster. Every method
+            raises it too, before anything is sent, for an argument that cannot be meant.
     """
 
     def __init__(
@@ -575,7 +576,7 @@ class Client:
                 if self._redirected(answer, base):
                     continue
             elif answer is not None and answer.status != 307:
-                if call.is_write and answer.status == 404 and await self._is_peer_port(answer):
+                if call.is_write and answer.status == 404 and await self._is_peer_port(call, answer):
                     call.is_peer_port = True
                 if (done := self._judge(call, answer)) is not None:
                     return done
@@ -683,12 +684,13 @@ class Client:
         except (NotSentError, NoAnswerError, ClientError):
             return None
 
-    async def _is_peer_port(self, answer: Answer) -> bool:
+    async def _is_peer_port(self, call: _Call, answer: Answer) -> bool:
         """Tell whether a 404 that is not of a client port came from the peer port of a node of Kvorum."""
         if problem_of(answer).code != "unexpected":
             return False
+        timeout_s = max(0.001, min(call.remaining_s(), PROBE_S))
         try:
-            hello = await self._transport.exchange(answer.base, "GET", "/raft/v1/hello", b"", {}, PROBE_S)
+            hello = await self._transport.exchange(answer.base, "GET", "/raft/v1/hello", b"", {}, timeout_s)
         except (NotSentError, NoAnswerError):
             return False
         return hello.status == 200 and is_hello(hello.body)
