@@ -10,11 +10,12 @@ import io
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
+from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
 from kvorum_client.client import Client
 from kvorum_client.errors import (
@@ -26,6 +27,9 @@ from kvorum_client.errors import (
     UnavailableError,
 )
 from kvorum_client.top import ASK_TIMEOUT_S, top
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 EXIT_DONE = 0
 EXIT_NO = 1
@@ -53,7 +57,8 @@ A command that takes longer than a second says on stderr what it waits for.
 exit status:
   0  done
   1  no such key, a compare that failed, or a refusal, also by nodes of another
-     cluster; or `kv status` found nodes of more than one cluster
+     cluster; or `kv status` found nodes of another cluster than --cluster-id, or
+     of more than one, or a node that takes no part since a disk was set back
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
   4  the write, the change of the members or of the quota, or the transfer of the
@@ -100,8 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is no reason to end with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _two_dashes(build_parser().parse_args(from_go(arguments)))
+    run: object = None
     try:
+        try:
+            options = _two_dashes(build_parser().parse_args(from_go(arguments)))
+        except SystemExit:
+            # The help, or the version, is an answer as well.
+            sys.stdout.flush()
+            raise
+        run = options.run
         status = _carry_out(options)
         sys.stdout.flush()
         return status
@@ -111,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except OSError as error:
         give_up(sys.stdout)
-        done = "done, but " if options.run in commands.WRITES else ""
+        done = "done, but " if run in commands.WRITES else ""
         reason = "stdout is closed" if error.errno == errno.EBADF else error.strerror or error
         return _fail(f"{done}cannot write the output: {reason}", EXIT_OUTPUT)
 
@@ -289,9 +301,19 @@ def _usage(message: str) -> NoReturn:
     raise SystemExit(EXIT_USAGE)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that fails when the help or the version cannot be written, which argparse ignores."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="kv",
         description="Read and write a Kvorum cluster.",
         epilog=EPILOG,
@@ -336,7 +358,7 @@ def _shared_options(run: object = None) -> argparse.ArgumentParser:
         metavar="ID",
         default=argparse.SUPPRESS,
         help="the cluster that is meant; nodes of another one refuse (kv status -o json shows the id) [default: the "
-        "cluster of the first node that answers]",
+        "cluster of the first node that answers; `top` ignores it]",
     )
     shared.add_argument(
         "--timeout",
@@ -353,8 +375,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, up to 86,400, not {text!r}")
+    if not 0 < seconds <= TIMEOUT_S_MAX:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, up to {TIMEOUT_S_MAX:,}, not {text!r}")
     return seconds
 
 

@@ -45,6 +45,8 @@ def read_value(options: argparse.Namespace) -> None:
         options.value = argument.encode("utf-8", "surrogateescape")
         return
     name = "stdin" if argument == "-" else argument[1:]
+    if not name:
+        raise InvalidArgumentError("@ names no file: write @FILE, or add --literal to store the value '@'")
     if argument == "-" and sys.stdin is None:
         raise InvalidArgumentError("stdin is closed")
     try:
@@ -111,18 +113,34 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", *_LAST_COLUMNS]]
         for endpoint, answer in found.items():
             name = names.get(endpoint) or urlsplit(endpoint).netloc
-            rows.append([name, endpoint, *_status_cells(answer, leader)])
+            rows.append([name, endpoint, *_status_cells(answer, leader, client.cluster_id)])
         print_table(rows)
     statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
     led = any(answer.leader_name for answer in statuses)
     for mismatch in sorted({text for answer in statuses for text in answer.address_mismatches}):
         say(f"addresses differ: {mismatch}")
+    others = _strangers(statuses, client.cluster_id)
+    if others:
+        say(others)
     if clusters := _clusters(statuses):
         say(clusters)
+    if others or clusters:
         return 1
     if not led and (logs := _ends_of_logs(statuses)):
         say(logs)
+    if any(answer.distrusted for answer in statuses):
+        return 1
     return 0 if led else 3
+
+
+def _strangers(statuses: Sequence[NodeStatus], cluster_id: str) -> str:
+    """Return which nodes are not of the cluster that is meant; empty: none, or none is meant."""
+    found = [f"{answer.name} belongs to {answer.cluster_id}" for answer in statuses if _is_stranger(answer, cluster_id)]
+    return f"not of cluster {cluster_id}: {'; '.join(found)}" if found else ""
+
+
+def _is_stranger(answer: NodeStatus, cluster_id: str) -> bool:
+    return cluster_id not in ("", answer.cluster_id) and answer.cluster_id != ""
 
 
 def _clusters(statuses: Sequence[NodeStatus]) -> str:
@@ -138,8 +156,8 @@ def _clusters(statuses: Sequence[NodeStatus]) -> str:
     found = "; ".join(f"{cluster} ({', '.join(sorted(names))})" for cluster, names in sorted(clusters.items()))
     return (
         f"these nodes belong to {len(clusters)} clusters, and no node can join another cluster: {found}. If one of "
-        "them was recovered or restored, empty the data folders of the other's nodes and start them again; see "
-        "docs/operations/two-clusters.md"
+        "them was recovered or restored, empty the data folders of the other's nodes and start them again. Otherwise "
+        "correct the addresses; see docs/operations/two-clusters.md"
     )
 
 
@@ -173,12 +191,14 @@ def _endpoint_of(member: Member) -> str:
     return base_of(member.client_url) or member.client_url
 
 
-def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None) -> list[str]:
+def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None, cluster_id: str) -> list[str]:
     if isinstance(answer, str):
         return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
     full = answer.disks_full or ("the data takes more than the quota" if answer.quota_exceeded else "")
     health = answer.distrusted or answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
+    if _is_stranger(answer, cluster_id):
+        health = "of another cluster"
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
     return [answer.state, *map(str, figures), levels, answer.version, health]
@@ -212,13 +232,18 @@ async def _ask(client: Client, endpoints: Sequence[str], timeout_s: float) -> li
 async def health(client: Client, options: argparse.Namespace) -> int:
     """``kv health``: every node's ``/readyz``."""
     timeout_s = _probe_s(options, HEALTH_ROUNDS)
-    endpoints = list(await _ask_everybody(client, timeout_s))
+    found = await _ask_everybody(client, timeout_s)
+    endpoints = list(found)
     answers = await asyncio.gather(*(client.health(endpoint, timeout_s=timeout_s) for endpoint in endpoints))
     if options.output == "json":
         print_json(answers)
     else:
         for answer in answers:
             _print_health(answer)
+    statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
+    if others := _strangers(statuses, client.cluster_id):
+        say(others)
+        return 1
     return 0 if all(answer.ready for answer in answers) else 3
 
 

@@ -14,6 +14,13 @@ from urllib.parse import urlencode
 import msgspec
 
 from kvorum_client import forking
+from kvorum_client.arguments import (
+    check_cluster_id,
+    check_endpoints,
+    check_text,
+    check_timeout,
+    check_whole_number,
+)
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
@@ -40,7 +47,17 @@ from kvorum_client.transport import (
     Transport,
     base_of,
 )
-from kvorum_client.wire import decode, decode_write, encoded, key_path, problem_of, quote, record_of
+from kvorum_client.wire import (
+    decode,
+    decode_write,
+    encoded,
+    is_hello,
+    key_parameters,
+    key_path,
+    problem_of,
+    quote,
+    record_of,
+)
 from kvorum_wire import (
     AddMember,
     FeatureLevel,
@@ -103,6 +120,8 @@ class _Call(msgspec.Struct):
     perhaps_done: bool = False
     foreign: dict[str, str] = {}
     """The nodes that refused since they belong to another cluster, and which one."""
+    is_peer_port: bool = False
+    """The latest answer came from the peer port of a node, which takes no request of a client."""
     reason: str = "no node was asked in time"
 
     def target(self, timeout_s: float) -> str:
@@ -130,7 +149,7 @@ class Client:
     Args:
         endpoints: some nodes' client addresses, ``HOST:PORT`` or ``http://HOST:PORT``; the name of a headless Service,
             which stands for several addresses, is enough.
-        timeout_s: the deadline of each call that is not given one of its own.
+        timeout_s: the deadline of each call that is not given one of its own; up to a day.
         concurrent_calls_max: how many calls are in progress at once; the others wait for their turn, which counts
             towards their deadlines. Stale reads have as many turns of their own.
         require_session: what a write does when the cluster has no room for another session. False: it goes on without
@@ -140,7 +159,8 @@ class Client:
             Either way the client keeps to it, and nodes of another cluster refuse its calls.
 
     Raises:
-        InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster.
+        InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster. Every method
+            raises it too, before anything is sent, for an argument that cannot be meant.
     """
 
     def __init__(
@@ -152,13 +172,11 @@ class Client:
         require_session: bool = False,
         cluster_id: str = "",
     ) -> None:
-        if isinstance(endpoints, str):
-            endpoints = endpoints.split(",")
-        self._router = Router(endpoints)
-        self._timeout_s = _check_timeout(timeout_s)
+        self._router = Router(check_endpoints(endpoints))
+        self._timeout_s = check_timeout(timeout_s)
         self._concurrent_calls_max = concurrent_calls_max
         self._require_session = require_session
-        self.cluster_id = _check_cluster_id(cluster_id)
+        self.cluster_id = check_cluster_id(cluster_id)
         """The cluster of this client; empty until a node has answered."""
         self._warned_at = float("-inf")
         self._transport = Transport()
@@ -265,20 +283,23 @@ class Client:
             RefusedError, UnavailableError: there is no answer.
         """
         name = encoded(key, "the key")
-        call = _Call("GET", key_path(name), self._deadline(timeout_s))
+        call = _Call("GET", key_path(name), self._deadline(timeout_s), parameters=key_parameters(name))
         if stale or max_staleness_ms is not None:
             call.any_node = True
-            call.parameters = {"consistency": "stale"}
+            call.parameters["consistency"] = "stale"
             if max_staleness_ms is not None:
-                call.parameters["max_staleness_ms"] = str(max_staleness_ms)
+                staleness_ms = check_whole_number(max_staleness_ms, "max_staleness_ms")
+                call.parameters["max_staleness_ms"] = str(staleness_ms)
         answer = await self._call(call)
         return None if answer.status == 404 else record_of(name, answer)
 
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
     ) -> Answer:
-        parameters = {} if prev_revision is None else {"prev_revision": str(prev_revision)}
-        path, deadline = key_path(encoded(key, "the key")), self._deadline(timeout_s)
+        parameters = key_parameters(name := encoded(key, "the key"))
+        if prev_revision is not None:
+            parameters["prev_revision"] = str(check_whole_number(prev_revision, "prev_revision"))
+        path, deadline = key_path(name), self._deadline(timeout_s)
         # The turn comes before the place in a session: writes that only wait need none.
         async with self._turns.turn(deadline):
             return await self._write_in_session(method, path, body, parameters, deadline)
@@ -361,7 +382,7 @@ class Client:
             RefusedError, UnavailableError: there is none; ``write`` was not called.
             BackupDamagedError: it broke off, or is not what the node meant to send.
         """
-        silence_s = self._timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        silence_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
         parameters = {"consistency": "stale"} if stale else {}
         call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), parameters=parameters, any_node=True)
         verifier = Verifier()
@@ -437,16 +458,19 @@ class Client:
             RefusedError, UnavailableError: not done.
             OutcomeUnknownError: perhaps done; look at :meth:`members`.
         """
+        check_text(name, "the member's name")
+        check_text(peer_url, "peer_url")
+        check_text(client_url, "client_url")
         body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
 
     async def promote_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Make a learner a voter and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("POST", f"/{quote(name.encode())}/promote", b"", timeout_s)
+        return await self._change_members("POST", f"/{_member(name)}/promote", b"", timeout_s)
 
     async def remove_member(self, name: str, *, timeout_s: float | None = None) -> tuple[Member, ...]:
         """Remove a member and return the members. Errors as :meth:`add_member`."""
-        return await self._change_members("DELETE", f"/{quote(name.encode())}", b"", timeout_s)
+        return await self._change_members("DELETE", f"/{_member(name)}", b"", timeout_s)
 
     async def move_leader(self, target: str | None = None, *, timeout_s: float | None = None) -> str:
         """Hand the leadership to the target, by default to the most caught-up voter, and return the new leader's name.
@@ -455,6 +479,8 @@ class Client:
             RefusedError, UnavailableError: the leadership stays where it is.
             OutcomeUnknownError: it may have moved.
         """
+        if target is not None:
+            check_text(target, "the target")
         body = msgspec.json.encode(TransferLeadership(target))
         call = _Call("POST", "/v1/cluster/leader", self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, NewLeader).leader
@@ -488,7 +514,7 @@ class Client:
             UnavailableError: not set.
             OutcomeUnknownError: it may be.
         """
-        body = msgspec.json.encode(SetQuota(quota_bytes))
+        body = msgspec.json.encode(SetQuota(check_whole_number(quota_bytes, "quota_bytes")))
         call = _Call("PUT", "/v1/cluster/quota", self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, Quota)
 
@@ -498,7 +524,7 @@ class Client:
 
     async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
         """Ask this one node, once."""
-        base = Router([endpoint]).endpoints[0]
+        base = Router(check_endpoints([endpoint])).endpoints[0]
         try:
             timeout_s = max(0.001, deadline - time.monotonic())
             answer = await self._transport.exchange(base, "GET", target, b"", {}, timeout_s)
@@ -522,7 +548,7 @@ class Client:
 
     def _deadline(self, timeout_s: float | None) -> float:
         self._check_loop()
-        return time.monotonic() + (self._timeout_s if timeout_s is None else _check_timeout(timeout_s))
+        return time.monotonic() + (self._timeout_s if timeout_s is None else check_timeout(timeout_s))
 
     async def _call(self, call: _Call) -> Answer:
         """Make the call when its turn has come."""
@@ -549,8 +575,11 @@ class Client:
                 redirects += 1
                 if self._redirected(answer, base):
                     continue
-            elif answer is not None and answer.status != 307 and (done := self._judge(call, answer)) is not None:
-                return done
+            elif answer is not None and answer.status != 307:
+                if call.is_write and answer.status == 404 and await self._is_peer_port(call, answer):
+                    call.is_peer_port = True
+                if (done := self._judge(call, answer)) is not None:
+                    return done
             self.last_failure = call.reason
             redirects, failures = 0, failures + 1
             await self._router.failed(base, call.remaining_s())
@@ -655,6 +684,17 @@ class Client:
         except (NotSentError, NoAnswerError, ClientError):
             return None
 
+    async def _is_peer_port(self, call: _Call, answer: Answer) -> bool:
+        """Tell whether a 404 that is not of a client port came from the peer port of a node of Kvorum."""
+        if problem_of(answer).code != "unexpected":
+            return False
+        timeout_s = max(0.001, min(call.remaining_s(), PROBE_S))
+        try:
+            hello = await self._transport.exchange(answer.base, "GET", "/raft/v1/hello", b"", {}, timeout_s)
+        except (NotSentError, NoAnswerError):
+            return False
+        return hello.status == 200 and is_hello(hello.body)
+
     def _redirected(self, answer: Answer, base: str) -> bool:
         """Follow the hint to the leader. False: it leads nowhere new."""
         leader = base_of(answer.headers.get("Location", ""))
@@ -697,7 +737,7 @@ class Client:
         if problem.code == "compare_failed":
             self._note_answered(call)
             raise CompareFailedError(problem.detail, problem.mod_revision or 0, problem.revision or 0)
-        if call.is_write and problem.outcome != "refused":
+        if call.is_write and problem.outcome != "refused" and not call.is_peer_port:
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
         if call.is_write and call.perhaps_done:
@@ -723,13 +763,5 @@ class Client:
         await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
 
 
-def _check_cluster_id(cluster_id: str) -> str:
-    if cluster_id and not (len(cluster_id) <= CLUSTER_ID_CHARS_MAX and cluster_id.isascii() and cluster_id.isalnum()):
-        raise InvalidArgumentError(f"{cluster_id!r:.80} is not the id of a cluster")
-    return cluster_id
-
-
-def _check_timeout(timeout_s: float) -> float:
-    if not timeout_s > 0:
-        raise InvalidArgumentError("a timeout is a positive number of seconds")
-    return timeout_s
+def _member(name: str) -> str:
+    return quote(check_text(name, "the member's name").encode())

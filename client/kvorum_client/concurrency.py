@@ -14,7 +14,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from kvorum_client.errors import InvalidArgumentError, UnavailableError
+from kvorum_client.arguments import check_whole_number
+from kvorum_client.errors import UnavailableError
 
 
 class Turns:
@@ -24,14 +25,12 @@ class Turns:
         calls_max: how many have theirs at once.
 
     Raises:
-        InvalidArgumentError: fewer than one.
+        InvalidArgumentError: it is no whole number, or less than 1.
     """
 
     def __init__(self, calls_max: int) -> None:
-        if calls_max < 1:
-            raise InvalidArgumentError("concurrent_calls_max is at least 1")
-        self._calls_max = calls_max
-        self._semaphore = asyncio.Semaphore(calls_max)
+        self._calls_max = check_whole_number(calls_max, "concurrent_calls_max", 1)
+        self._semaphore = asyncio.Semaphore(self._calls_max)
 
     @contextlib.asynccontextmanager
     async def turn(self, deadline: float) -> AsyncIterator[None]:

@@ -14,6 +14,8 @@ from kvorum_wire import Problem
 
 T = TypeVar("T")
 
+_DOTS = (b".", b"..")
+
 
 def encoded(data: bytes | str, what: str) -> bytes:
     """Return bytes, of text its UTF-8.
@@ -39,14 +41,19 @@ def quote(data: bytes) -> str:
 
 
 def key_path(key: bytes) -> str:
-    """Return the path of a key.
+    """Return the path of a key; :func:`key_parameters` belong to it.
 
     Raises:
         InvalidArgumentError: the key is empty.
     """
     if not key:
         raise InvalidArgumentError("the key is empty")
-    return f"/v1/kv/{quote(key)}"
+    return "/v1/kv" if key in _DOTS else f"/v1/kv/{quote(key)}"
+
+
+def key_parameters(key: bytes) -> dict[str, str]:
+    """Return the key as a parameter, if whatever lies between may take it for a folder of the path."""
+    return {"key": key.decode()} if key in _DOTS else {}
 
 
 def record_of(key: bytes, answer: Answer) -> Record:
@@ -100,3 +107,20 @@ def problem_of(answer: Answer) -> Problem:
         if answer.status == 404:
             detail = f"{answer.base} is not a client port of Kvorum (is it the peer port?)"
         return Problem(code="unexpected", detail=detail)
+
+
+class _Hello(msgspec.Struct, frozen=True):
+    """What every node says at its peer port, as far as it matters here."""
+
+    name: str
+    incarnation: str
+    peer_url: str
+
+
+def is_hello(body: bytes) -> bool:
+    """Tell whether this is what a node of Kvorum says of itself at its peer port."""
+    try:
+        msgspec.json.decode(body, type=_Hello)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kvorum
 from kvorum.commands import local, recover, restore, serve
+from kvorum.config import parse_peers
 from kvorum.config import sources as config_sources
 from kvorum.errors import ConfigError, StorageError, VersionTooOldError
 from kvorum.storage import datadir
@@ -86,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-older-log",
         action="store_true",
         help="Recover although another member that answers has a more up-to-date log.",
+    )
+    command.add_argument(
+        "--peers",
+        metavar="NAME=HOST:PORT,...",
+        default=os.environ.get("KVORUM_PEERS", ""),
+        help="Where the peer ports of the other members are now, as in `serve`. They are asked there too, in addition "
+        "to the addresses that the cluster last agreed on. With --at-next-start, the node's own options count "
+        "[KVORUM_PEERS]",
     )
 
     command = _command(commands, "restore", "start a new cluster from a backup", _restore)
@@ -167,7 +176,15 @@ def _recover(options: argparse.Namespace) -> int:
         print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")
         return 0
     try:
-        identity = recover.force_new_cluster(options.data_dir, accept_older_log=options.accept_older_log)
+        peers = parse_peers(options.peers) if options.peers else ()
+    except ConfigError as error:
+        raise ConfigError(f"--peers: {error}") from None
+    try:
+        identity = recover.force_new_cluster(
+            options.data_dir,
+            accept_older_log=options.accept_older_log,
+            peer_urls={peer.name: peer.url for peer in peers},
+        )
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE

@@ -103,13 +103,38 @@ def test_exit_2_for_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--endpoints", "http://", "get", "k"], ["put", "", "v"], ["put", "k", "@/no/such/file"], ["put", "k", "@\0"]],
+    [
+        ["--endpoints", "http://", "get", "k"],
+        ["put", "", "v"],
+        ["put", "k", "@/no/such/file"],
+        ["put", "k", "@\0"],
+        ["member", "remove", ""],
+        ["leader", "move", ""],
+        ["--cluster-id", "C" * 32, "get", "k"],
+    ],
 )
 def test_exit_2_in_one_line_for_mistakes_that_only_the_client_sees(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_at_sign_without_a_file_says_how_to_store_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["put", "k", "@"]) == 2
+    assert capsys.readouterr().err == "kv: @ names no file: write @FILE, or add --literal to store the value '@'\n"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("put", "--help"), ("--version",)])
+@pytest.mark.parametrize("stdout", ["closed", "full", "gone"])
+def test_a_help_that_cannot_be_written_is_one_line_and_no_success(arguments: tuple[str, ...], stdout: str) -> None:
+    redirection = {"closed": ">&-", "full": ">/dev/full", "gone": "| exec true"}[stdout]
+    script = f"{shlex.join([sys.executable, '-m', 'kvorum_client.cli', *arguments])} {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", f"{script}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert result.returncode == (0 if stdout == "gone" else 5), result
+    assert result.stderr.count("\n") == (0 if stdout == "gone" else 1), result
 
 
 def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -> None:

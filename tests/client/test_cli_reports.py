@@ -143,7 +143,7 @@ def test_a_cluster_that_answers_gets_no_hint_to_start_one(
 def test_a_peer_port_among_the_endpoints_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         async def listens_to_peers(_: web.Request) -> web.Response:
-            raise web.HTTPNotFound
+            return web.json_response({"name": "n1", "incarnation": "0" * 16, "peer_url": "http://n1:9001"})
 
         app = web.Application()
         app.router.add_get("/raft/v1/hello", listens_to_peers)
@@ -154,11 +154,30 @@ def test_a_peer_port_among_the_endpoints_is_named(capsys: pytest.CaptureFixture[
         peer_port = f"http://127.0.0.1:{runner.addresses[0][1]}"
         says = f"{peer_port} is not a client port of Kvorum (is it the peer port?)"
         try:
-            for command, status in ((["get", "k"], 1), (["put", "k", "v"], 4), (["leader", "show"], 1)):
+            for command, status in ((["get", "k"], 1), (["put", "k", "v"], 1), (["leader", "show"], 1)):
                 assert await asyncio.to_thread(cli.main, ["--endpoints", peer_port, *command]) == status
-                assert says in capsys.readouterr().err
+                err = capsys.readouterr().err
+                assert says in err
+                assert "may or may not" not in err
             assert await asyncio.to_thread(cli.main, ["--endpoints", peer_port, "status"]) == 3
             assert "is not a client port of Kvorum" in capsys.readouterr().out
+        finally:
+            await runner.cleanup()
+
+    run(scenario)
+
+
+def test_a_404_of_what_is_no_peer_port_leaves_the_outcome_of_a_write_open(capsys: pytest.CaptureFixture[str]) -> None:
+    """A proxy may have passed the write on before it answered by itself."""
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            assert await asyncio.to_thread(cli.main, ["--endpoints", endpoint, "put", "k", "v"]) == 4
+            assert "may or may not have been applied" in capsys.readouterr().err
         finally:
             await runner.cleanup()
 
@@ -240,8 +259,47 @@ def test_without_a_leader_the_status_says_which_log_is_the_most_up_to_date(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Client, "status", status)
             code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
-        assert code == 3
+        assert code == (1 if "distrusted" in others else 3)
         assert says in capsys.readouterr().err
+
+    run(scenario)
+
+
+def test_nodes_of_another_cluster_than_the_one_that_is_meant_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        server.node.members.clear()
+        says = f"kv: not of cluster {'d' * 32}: n1 belongs to {'c' * 32}\n"
+        assert await kv("--cluster-id", "d" * 32, "status") == 1
+        output = capsys.readouterr()
+        assert output.err == says
+        assert output.out.splitlines()[1].endswith("  of another cluster")
+        assert await kv("--cluster-id", "d" * 32, "health") == 1
+        assert capsys.readouterr().err == says
+        for command in ("status", "health"):
+            assert await kv("--cluster-id", "c" * 32, command) == 0
+        assert capsys.readouterr().err == ""
+
+    run(scenario)
+
+
+def test_a_node_that_takes_no_part_fails_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        own = msgspec.structs.replace(server.node.status(), members=())
+        says = "this disk was set back to an older state"
+        answers = {
+            server.url: own,
+            "http://127.0.0.1:1": msgspec.structs.replace(own, name="n2", state="follower", distrusted=says),
+        }
+
+        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
+            assert endpoint is not None
+            return answers[endpoint]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Client, "status", status)
+            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        assert code == 1
+        assert says in capsys.readouterr().out
 
     run(scenario)
 
@@ -269,6 +327,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
             in said
         )
         assert "recovered or restored, empty the data folders" in said
+        assert "start them again. Otherwise correct the addresses; see docs/operations/two-clusters.md" in said
 
     run(scenario)
 

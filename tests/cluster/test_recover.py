@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,8 @@ from storage.support import send, take_snapshot
 from telemetry.fakes import leader_status
 from waiting import until
 
-from kvorum.commands import recover
+from kvorum.__main__ import main
+from kvorum.commands import recover, serve
 from kvorum.commands.recover import force_new_cluster, recover_if_requested
 from kvorum.errors import ConfigError, StorageError, StorageLockedError
 from kvorum.identity import Identity
@@ -29,6 +35,7 @@ from kvorum.storage.log import SqliteStorage
 from kvorum.storage.memory import MemorySnapshots
 from kvorum.storage.offline import offline
 from kvorum.telemetry.counters import Counters
+from kvorum.transport import Hello
 from kvorum_wire import NodeStatus
 
 
@@ -138,6 +145,146 @@ def test_a_recovery_at_the_next_start_asks_the_members_too(
     said = [text for text in caplog.messages if "not recovered" in text]
     assert len(said) == (0 if accept_older_log else 1)
     assert all("n1 answers and has a more up-to-date log" in text for text in said)
+
+
+class Moved:
+    """A node at a new address, both ports in one: what it says of itself, and where it is."""
+
+    def __init__(self, status: NodeStatus, port: int) -> None:
+        self.port = port
+        name, _, incarnation = status.id.partition("@")
+        url = f"http://127.0.0.1:{port}"
+        hello = Hello(name, incarnation, status.cluster_id, (), "", url, url)
+        self.answers = {"/raft/v1/hello": msgspec.json.encode(hello), "/v1/cluster": msgspec.json.encode(status)}
+
+
+@contextlib.contextmanager
+def moved(status: NodeStatus) -> Iterator[Moved]:
+    """Let a node with this status answer at an address that no configuration names; it has a thread of its own."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = node.answers.get(self.path, b"")
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        node = Moved(status, server.server_port)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield node
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ahead_of(survivor: Path, **changes: object) -> NodeStatus:
+    """Return the status of n1, of the survivor's cluster, whose log has one entry more."""
+    loaded = read_disk(survivor)
+    assert loaded.identity is not None
+    last = loaded.entries[-1]
+    status = leader_status(
+        name="n1", cluster_id=loaded.identity.cluster_id, last_term=last.term, last_index=last.index + 1
+    )
+    return msgspec.structs.replace(status, **changes)
+
+
+def silences(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines about members that did not answer."""
+    return [line for line in capsys.readouterr().err.splitlines() if "was not compared" in line]
+
+
+@pytest.mark.parametrize("name_server", [True, False], ids=["an address", "a name, without a name server"])
+def test_a_member_that_moved_is_asked_where_the_options_say_that_it_is(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name_server: bool
+) -> None:
+    """No leader has published its new address, so the configuration names the old one."""
+    host = "127.0.0.1"
+    if not name_server:
+        host = "n1.example"
+        (survivor / "addresses").write_bytes(msgspec.json.encode({host: "127.0.0.1"}))
+
+        def failing(*_: object, **__: object) -> Any:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+        monkeypatch.setattr(socket, "getaddrinfo", failing)
+    with moved(ahead_of(survivor)) as node:
+        urls = {"n1": f"http://{host}:{node.port}", "n2": "http://127.0.0.1:1"}
+        with pytest.raises(ConfigError, match="n1 answers and has a more up-to-date log"):
+            force_new_cluster(str(survivor), accept_older_log=False, peer_urls=urls)
+        assert [line.partition(" (")[0] for line in silences(capsys)] == ["n3"], "n2 is the node itself"
+
+        request_recovery(survivor)
+        before = read_disk(survivor).identity
+        recover_if_requested(str(survivor), urls)
+        assert read_disk(survivor).identity == before
+
+
+def test_every_member_that_did_not_answer_is_named(survivor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    force_new_cluster(str(survivor), accept_older_log=False, peer_urls={"n3": "http://127.0.0.1:1"})
+
+    first, third = silences(capsys)
+    assert first.startswith("n1 (http://") and "did not answer" in first
+    assert third.startswith("n3 (http://") and "http://127.0.0.1:1" in third
+    assert third.endswith(": its log was not compared")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cluster_id": "d" * 32}, {"cluster_id": ""}, {"name": "n9", "id": "n9@0123456789abcdef", "last_index": 1}],
+    ids=["another cluster", "no cluster", "another member"],
+)
+def test_a_member_at_whose_address_another_node_answers_was_not_compared(
+    survivor: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
+) -> None:
+    status = ahead_of(survivor, **changes)
+    with moved(status) as node:
+        force_new_cluster(str(survivor), accept_older_log=False, peer_urls={"n1": f"http://127.0.0.1:{node.port}"})
+
+    line = silences(capsys)[0]
+    assert line.startswith("n1 (http://")
+    assert f"{status.name} of {status.cluster_id or 'no cluster'}" in line
+    assert "is there" in line
+
+
+@pytest.mark.parametrize("by", ["--peers", "KVORUM_PEERS"])
+def test_the_command_takes_the_addresses_of_the_peers(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    command = ["recover", "--data-dir", str(survivor), "--force-new-cluster"]
+    with moved(ahead_of(survivor)) as node:
+        peers = f"n1=127.0.0.1:{node.port}"
+        if by == "--peers":
+            command += [by, peers]
+        else:
+            monkeypatch.setenv(by, peers)
+        assert main(command) == 2
+    assert "n1 answers and has a more up-to-date log" in capsys.readouterr().err
+
+
+def test_peers_that_are_no_addresses_are_refused(survivor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_disk(survivor).identity
+    assert main(["recover", "--data-dir", str(survivor), "--force-new-cluster", "--peers", "n1"]) == 2
+    assert "--peers: 'n1' is not NAME=HOST:PORT" in capsys.readouterr().err
+    assert read_disk(survivor).identity == before
+
+
+def test_a_node_that_recovers_at_its_start_asks_at_the_addresses_of_its_options(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LocalCluster(survivor.parent, 3).config("n2")
+    asked: list[object] = []
+    monkeypatch.setattr(serve, "recover_if_requested", lambda *arguments: asked.extend(arguments))
+
+    asyncio.run(serve._prepare_data(config))
+
+    assert asked == [str(survivor), config.expected_urls()]
 
 
 def test_a_member_is_asked_for_its_status_and_whatever_else_answers_is_none() -> None:

@@ -117,7 +117,7 @@ def test_a_survivor_of_a_cluster_that_was_recovered_says_what_to_do(
             assert said == (
                 f"this node belongs to cluster {before} and can never join cluster {after.cluster_id}, which "
                 f"{after.node_id} leads. If that cluster was recovered or restored, empty {tmp_path / 'n2'} and start "
-                "this node again"
+                "this node again. Otherwise correct the addresses of the peers (docs/operations/two-clusters.md)"
             )
 
     asyncio.run(scenario())

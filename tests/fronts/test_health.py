@@ -64,6 +64,15 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused_whether_checks_fail_or_n
     run(scenario)
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/readyz/leader", "/version"])
+@pytest.mark.parametrize("query", ["typo", "verbose&verbose&verbos=1"])
+def test_a_parameter_that_a_probe_does_not_know_is_refused(path: str, query: str) -> None:
+    async def scenario(http: Server) -> None:
+        assert (await http("GET", f"{path}?{query}")).status == 400
+
+    run(scenario)
+
+
 def test_one_check_can_be_asked_alone() -> None:
     async def scenario(http: Server) -> None:
         http.node.ready[0] = Check("leader", False)
@@ -77,7 +86,7 @@ def test_one_check_can_be_asked_alone() -> None:
 def test_metrics_are_what_telemetry_renders() -> None:
     async def main() -> None:
         async with asyncio.timeout(20), serving(render_metrics=lambda: (b"metric 1\n", "text/x")) as http:
-            answer = await http("GET", "/metrics?anything=goes")
+            answer = await http("GET", "/metrics?anything=goes&anything=twice")
             assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"metric 1\n", "text/x")
 
     asyncio.run(main())

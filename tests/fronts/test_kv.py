@@ -51,7 +51,6 @@ def test_any_bytes_are_a_value_and_so_are_none() -> None:
         ("a%20b", b"a b"),
         ("%00", b"\x00"),
         ("%ff%FE", b"\xff\xfe"),
-        ("%2E%2e", b".."),
         ("a%2F..%2Fb", b"a/../b"),
         (".../a..b/.c", b".../a..b/.c"),
         ("a//b/", b"a//b/"),
@@ -71,7 +70,10 @@ def test_a_key_is_decoded_exactly_once_from_the_raw_path(raw: str, key: bytes) -
     run(scenario)
 
 
-@pytest.mark.parametrize("raw", ["..", ".", "g1/../u1", "g1/./u1", "../u1", "a/..", "a/%2e%2E/b", "a/.%2e", "a/%2E"])
+@pytest.mark.parametrize(
+    "raw",
+    ["..", ".", "%2E", "%2e%2E", ".%2e", "g1/../u1", "g1/./u1", "../u1", "a/..", "a/%2e%2E/b", "a/.%2e", "a/%2E"],
+)
 def test_a_path_that_others_collapse_to_another_key_is_refused(raw: str) -> None:
     async def scenario(http: Server) -> None:
         for method in ("PUT", "GET", "DELETE"):
@@ -94,6 +96,8 @@ def test_a_key_can_be_a_parameter_and_hold_any_bytes(path: str) -> None:
         assert (await http("GET", target)).body == b"v"
         assert (await http("HEAD", target + "&consistency=stale")).status == 200
         assert (await http("DELETE", target)).json["deleted"] == 1
+        for dots in (".", "..", "%2e"):
+            assert (await http("PUT", f"{path}?key={dots}", b"v")).status == 200
         for wrong in ("", "?", "?key=", "?key", "?key=a&key=b", "?key=%f", "?key=a&typo=1"):
             assert (await http("GET", path + wrong)).status == 400
         assert (await http("GET", "/v1/kv/a?key=b")).status == 400
@@ -123,6 +127,65 @@ def test_a_key_that_is_not_utf8_is_shown_as_base64() -> None:
         get = await http("GET", "/v1/kv/%ff", headers={"Accept": "application/json"})
         assert get.json["value_base64"] == base64.b64encode(b"\xfe").decode()
         assert "value" not in get.json
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_json"),
+    [
+        ("application/json", True),
+        ("Application/JSON;charset=utf-8", True),
+        ("*/*, application/json ; q=0.001", True),
+        ("application/json;q=0", False),
+        ("application/json; Q=0.000, */*", False),
+        ("application/jsonp", False),
+        ("text/html", False),
+        ("", False),
+    ],
+)
+def test_json_is_for_those_who_accept_it(accept: str, is_json: bool) -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"value")
+        answer = await http("GET", "/v1/kv/k", headers={"Accept": accept})
+        assert (answer.headers["Content-Type"] == "application/json") is is_json
+
+    run(scenario)
+
+
+def test_a_weak_tag_does_not_match_in_a_write() -> None:
+    """RFC 9110, 13.1.1. What a proxy has changed on the way is not known to be the same any more."""
+
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"1")
+        for method in ("PUT", "DELETE"):
+            answer = await http(method, "/v1/kv/k", b"2" if method == "PUT" else None, {"If-Match": 'W/"1"'})
+            assert (answer.status, answer.json["outcome"]) == (400, "refused")
+            assert "weak" in answer.json["detail"]
+        assert (await http("GET", "/v1/kv/k")).body == b"1"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("timeout_ms", ["-1", "0", "x", "1.5", ""])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/v1/kv/k"),
+        ("GET", "/v1/kv/k"),
+        ("DELETE", "/v1/kv/k"),
+        ("POST", "/v1/cluster/leader"),
+        ("DELETE", "/v1/sessions/c"),
+        ("GET", "/v1/snapshot"),
+    ],
+)
+def test_a_timeout_that_is_none_is_refused_with_the_same_words_everywhere(
+    method: str, path: str, timeout_ms: str
+) -> None:
+    async def scenario(http: Server) -> None:
+        answer = await http(method, f"{path}?timeout_ms={timeout_ms}", b"v" if method == "PUT" else None)
+        assert answer.status == 400
+        assert answer.json["detail"] == "timeout_ms must be a whole number from 1 to 9,223,372,036,854,775,807"
 
     run(scenario)
 
@@ -204,6 +267,7 @@ def test_conditional_headers_write_only_what_was_seen() -> None:
         {"If-Match": '"1", "2"'},
         {"If-Match": "1"},
         {"If-Match": '"0"'},
+        {"If-Match": 'W/"1"'},
         {"If-None-Match": '"1"'},
         {"If-Match": '"1"', "If-None-Match": "*"},
     ],

@@ -48,6 +48,36 @@ def test_a_request_that_names_another_cluster_is_refused_and_one_that_names_ours
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "query", [f"cluster={OURS}&cluster={OURS}", f"cluster={OURS}&cluster={THEIRS}", "cluster", "cluster=", "cluster&a"]
+)
+def test_a_cluster_that_is_named_twice_or_not_at_all_is_refused(query: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            for method, path in (("PUT", "/v1/kv/k"), ("GET", "/v1/cluster"), ("GET", "/livez")):
+                answer = await http(method, f"{path}?{query}", b"v" if method == "PUT" else None)
+                assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+                assert "the parameter cluster is" in answer.json["detail"]
+            assert http.node.proposed == []
+            http.node.follow("n2", LEADER)
+            assert (await http("PUT", f"/v1/kv/k?{query}", b"v")).status == 400
+
+    asyncio.run(main())
+
+
+def test_each_header_that_names_a_cluster_counts() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), serving() as http:
+            for first, second, status in ((OURS, THEIRS, b"421"), (THEIRS, OURS, b"421"), (OURS, OURS, b"200")):
+                raw = await http.raw(
+                    b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n"
+                    + f"X-Kvorum-Cluster: {first}\r\nX-Kvorum-Cluster: {second}\r\n\r\nv".encode()
+                )
+                assert raw.split(b" ")[1] == status
+
+    asyncio.run(main())
+
+
 def test_a_key_or_a_value_of_a_parameter_that_looks_like_a_cluster_is_none() -> None:
     async def main() -> None:
         async with asyncio.timeout(20), serving() as http:

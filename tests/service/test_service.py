@@ -226,11 +226,18 @@ def test_a_change_of_members_answers_with_all_members() -> None:
     assert [member.name for member in execute(node, RemoveMember("n4")).members] == ["n1", "n2", "n3"]
 
 
-@pytest.mark.parametrize(("target", "asked", "leader"), [("n3", "n3", "n3"), (None, None, "n2"), ("", None, "n2")])
+@pytest.mark.parametrize(("target", "asked", "leader"), [("n3", "n3", "n3"), (None, None, "n2")])
 def test_the_leadership_moves_to_the_target_or_to_any_voter(target: str | None, asked: str | None, leader: str) -> None:
     node = FakeNode()
     assert execute(node, TransferLeadership(target)) == NewLeader(leader)
     assert node.calls == [("transfer", asked)]
+
+
+def test_a_transfer_to_nobody_is_a_mistake() -> None:
+    node = FakeNode()
+    with pytest.raises(InvalidRequestError, match="the target is empty"):
+        execute(node, TransferLeadership(""))
+    assert node.calls == []
 
 
 def test_an_upgrade_is_finalized_within_the_clients_time_and_answers_with_the_level() -> None:

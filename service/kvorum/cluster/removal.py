@@ -50,7 +50,8 @@ async def watch_for_removal(node: Node) -> None:
             if foreign is not None and limit.allow() is not None:
                 log.warning(
                     "this node belongs to cluster %s and can never join cluster %s, which %s leads. If that cluster "
-                    "was recovered or restored, empty %s and start this node again",
+                    "was recovered or restored, empty %s and start this node again. Otherwise correct the addresses of "
+                    "the peers (docs/operations/two-clusters.md)",
                     node.identity.cluster_id,
                     foreign.cluster_id,
                     foreign.node_id,

@@ -11,14 +11,16 @@ import asyncio
 import logging
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 import msgspec
 
 from kvorum.bodies import read_bounded
-from kvorum.errors import BetterLogError, ConfigError
-from kvorum.identity import Identity
+from kvorum.errors import BetterLogError, ConfigError, MalformedMessageError
+from kvorum.identity import Identity, name_of
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
@@ -28,9 +30,11 @@ from kvorum.raft.messages import (
     Entry,
     EntryKind,
     HardState,
+    Member,
     NodeId,
     Save,
 )
+from kvorum.resolver import Resolver
 from kvorum.storage.datadir import (
     accepts_older_log,
     forget_place,
@@ -41,6 +45,9 @@ from kvorum.storage.datadir import (
 )
 from kvorum.storage.interface import Loaded
 from kvorum.storage.offline import offline
+from kvorum.transport import Hello
+from kvorum.transport.addresses import FILE, Addresses
+from kvorum.transport.handshake import decode_hello
 from kvorum_wire import NodeStatus
 
 log = logging.getLogger("kvorum.recover")
@@ -49,8 +56,8 @@ _TERM_MAX = INDEX_MAX - TERM_JUMP_MAX
 """A log of such a term leaves hardly any for elections."""
 
 ASK_TIMEOUT_S = 2.0
-"""How long another member has to say where its log ends."""
-STATUS_BYTES_MAX = 1 << 20
+"""How long another member has for each answer: who it is, and where its log ends."""
+ANSWER_BYTES_MAX = 1 << 20
 
 WARNING = """\
 {node} becomes the only member of a new cluster that holds entries 1 to {last_index} of its log (last term {last_term}).
@@ -59,12 +66,26 @@ Anything that the other members acknowledged beyond that is lost, and they can r
 Continue only if a majority of the disks is lost for good."""
 
 
-def force_new_cluster(data_dir: str, *, accept_older_log: bool = True) -> Identity:
+class _Node(Protocol):
+    """What an answer says of the node that gave it."""
+
+    @property
+    def cluster_id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+def force_new_cluster(
+    data_dir: str, *, accept_older_log: bool = True, peer_urls: Mapping[str, str] | None = None
+) -> Identity:
     """Make the folder's node the only member of a new cluster; return its new identity. Blocking.
 
     Args:
         data_dir: the node's.
         accept_older_log: do not ask the other members for the ends of their logs.
+        peer_urls: where the options say that the peer ports of members are, by name. These are asked in addition to
+            the addresses that the log names: a member may have moved when there was no leader to publish it.
 
     Raises:
         ConfigError: the folder holds no member of a cluster.
@@ -76,16 +97,16 @@ def force_new_cluster(data_dir: str, *, accept_older_log: bool = True) -> Identi
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} does not hold the data of a node")
-    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log))
+    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log, peer_urls or {}))
     # A cluster of its own may be at home wherever it starts next.
     forget_place(Path(data_dir))
     return identity
 
 
-async def _force_new_cluster(data_dir: str, accept_older_log: bool) -> Identity:
+async def _force_new_cluster(data_dir: str, accept_older_log: bool, peer_urls: Mapping[str, str]) -> Identity:
     async with offline(data_dir) as folder:
         if folder.loaded.identity is not None and not accept_older_log:
-            await _check_no_better_log(folder.loaded.identity, folder.loaded)
+            await _check_no_better_log(folder.loaded.identity, folder.loaded, Path(data_dir), peer_urls)
         identity, save = plan(folder.loaded, data_dir)
         if folder.loaded.identity is not None and folder.loaded.identity.cluster_id:
             note_replaced_cluster(Path(data_dir), folder.loaded.identity.cluster_id)
@@ -151,20 +172,29 @@ def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
     return tuple(msgspec.structs.replace(entry, term=terms[entry.term]) for entry in loaded.entries)
 
 
-async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
-    """Ask the other members that answer where their logs end.
+async def _check_no_better_log(identity: Identity, loaded: Loaded, folder: Path, peer_urls: Mapping[str, str]) -> None:
+    """Ask the other members where their logs end, and name on stderr those that did not answer.
 
     Raises:
         BetterLogError: one of them has a more up-to-date log.
     """
     raft = _raft_of(identity.node_id, loaded)
     ours = (raft.log.last_term, raft.log.last_index)
-    others = [member for member in raft.configuration.members if member.id != identity.node_id]
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)) as session:
-        answers = await asyncio.gather(*(_status_of(session, member.client_url) for member in others))
-    for status in answers:
-        if status is None or status.cluster_id != identity.cluster_id:
-            continue
+    members = {name_of(member.id): member for member in raft.configuration.members}
+    names = sorted({*members, *peer_urls} - {identity.name})
+    addresses = Addresses(folder / FILE)
+    addresses.load()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=Resolver(addresses.get)),
+        timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
+    ) as session:
+        answers = await asyncio.gather(
+            *(_ask(session, identity.cluster_id, name, members.get(name), peer_urls.get(name)) for name in names)
+        )
+    for silence, _ in answers:
+        if silence:
+            sys.stderr.write(f"{silence}\n")
+    for status in (status for _, statuses in answers for status in statuses):
         theirs = (status.last_term, status.last_index)
         if theirs > ours:
             advice = (
@@ -179,20 +209,69 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded) -> None:
             )
 
 
+async def _ask(
+    session: aiohttp.ClientSession, cluster_id: str, name: str, member: Member | None, peer_url: str | None
+) -> tuple[str, list[NodeStatus]]:
+    """Ask one member, wherever it may be, where its log ends.
+
+    Returns:
+        In words that it did not answer, empty if it did; and every status that nodes of this cluster gave.
+    """
+    agreed_peer_url, agreed_client_url = (member.peer_url, member.client_url) if member is not None else ("", "")
+    peer_urls = _distinct(peer_url, agreed_peer_url)
+    hellos = await asyncio.gather(*(_hello_of(session, url) for url in peer_urls))
+    here = [hello.client_url for hello in hellos if hello is not None and hello.cluster_id == cluster_id]
+    client_urls = _distinct(agreed_client_url, *here)
+    statuses = await asyncio.gather(*(_status_of(session, url) for url in client_urls))
+    ours = [status for status in statuses if status is not None and status.cluster_id == cluster_id]
+    if any(status.name == name for status in ours):
+        return "", ours
+    others: list[_Node] = [node for node in (*statuses, *hellos) if node is not None]
+    found = _distinct(*(f"{node.name} of {node.cluster_id or 'no cluster'}" for node in others))
+    there = f" ({', '.join(found)} is there)" if found else ""
+    where = ", ".join(_distinct(*client_urls, *peer_urls)) or "at an unknown URL"
+    return f"{name} ({where}) did not answer{there}: its log was not compared", ours
+
+
+def _distinct(*texts: str | None) -> list[str]:
+    return list(dict.fromkeys(text for text in texts if text))
+
+
 async def _status_of(session: aiohttp.ClientSession, client_url: str) -> NodeStatus | None:
+    body = await _get(session, f"{client_url.rstrip('/')}/v1/cluster")
     try:
-        async with session.get(f"{client_url.rstrip('/')}/v1/cluster", allow_redirects=False) as response:
-            return msgspec.json.decode(await read_bounded(response, STATUS_BYTES_MAX), type=NodeStatus)
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        # ValueError: it is no URL, or the answer is not Kvorum's.
+        return msgspec.json.decode(body, type=NodeStatus)
+    except ValueError:
         return None
 
 
-def recover_if_requested(data_dir: str) -> None:
+async def _hello_of(session: aiohttp.ClientSession, peer_url: str) -> Hello | None:
+    body = await _get(session, f"{peer_url.rstrip('/')}/raft/v1/hello")
+    try:
+        return decode_hello(body)
+    except MalformedMessageError:
+        return None
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
+    """Return what answers; empty: nothing does."""
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            return await read_bounded(response, ANSWER_BYTES_MAX)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        # ValueError: it is no URL.
+        return b""
+
+
+def recover_if_requested(data_dir: str, peer_urls: Mapping[str, str] | None = None) -> None:
     """Do what :func:`kvorum.storage.datadir.request_recovery` asked for, once. Blocking; before the folder is opened.
 
     If another member that answers has a more up-to-date log, the request is withdrawn, and the node starts as it was:
     to end instead would be a crash loop, in which nobody can withdraw it.
+
+    Args:
+        data_dir: the node's.
+        peer_urls: as in :func:`force_new_cluster`.
 
     Raises:
         ConfigError, StorageError: it could not be done; it is tried again at the next start.
@@ -200,7 +279,7 @@ def recover_if_requested(data_dir: str) -> None:
     folder = Path(data_dir)
     if is_recovery_requested(folder):
         try:
-            identity = force_new_cluster(data_dir, accept_older_log=accepts_older_log(folder))
+            identity = force_new_cluster(data_dir, accept_older_log=accepts_older_log(folder), peer_urls=peer_urls)
         except BetterLogError as error:
             log.error("not recovered, starting as before: %s", error)
             withdraw_recovery_request(folder)

@@ -137,7 +137,7 @@ async def _prepare_data(config: Config) -> None:
     limit = RateLimit(ELSEWHERE_LOGGED_EVERY_S)
     while True:
         await asyncio.to_thread(datadir.finish_interrupted, folder)
-        await asyncio.to_thread(recover_if_requested, config.data_dir)
+        await asyncio.to_thread(recover_if_requested, config.data_dir, config.expected_urls())
         recorded, place = await asyncio.to_thread(datadir.place_of_data, folder), config.place()
         if not is_elsewhere(recorded, place):
             return

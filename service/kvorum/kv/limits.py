@@ -80,5 +80,10 @@ def _check_session(client_id: str, sequence: int) -> None:
     if not client_id:
         raise InvalidRequestError(f"sequence {sequence} without a client id")
     check_client_id(client_id)
+    if sequence == 1 and client_id in {".", ".."}:
+        raise InvalidRequestError(
+            "the client id is '.' or '..', which HTTP libraries remove from a path: its session "
+            "could not be ended; choose another one"
+        )
     if not 1 <= sequence <= INTEGER_MAX:
         raise InvalidRequestError(f"sequence {sequence} is not between 1 and 2^63-1")

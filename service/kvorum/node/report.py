@@ -118,7 +118,8 @@ class Report:
             if said is not None and said.client_url and said.peer_url != member.peer_url:
                 yield f"{name} serves peers at {said.peer_url}, and the members list says {member.peer_url}"
             expected = self._expected_urls.get(name, member.peer_url)
-            if expected != member.peer_url:
+            # Of this node itself it was said above where it serves.
+            if expected != member.peer_url and name != self._config.name:
                 yield (
                     f"the options of {self._config.name} say that {name} serves peers at {expected}, and the members "
                     f"list says {member.peer_url}"

@@ -355,8 +355,12 @@ class Service:
 
     async def _transfer_leadership(self, request: TransferLeadership) -> NewLeader:
         timeout_ms = self._bounded(request.timeout_ms)
+        if request.target == "":
+            raise InvalidRequestError(
+                "the target is empty: name a member, or leave it out for the most caught-up voter"
+            )
         try:
-            return NewLeader(await self._node.transfer_leadership(request.target or None, timeout_ms))
+            return NewLeader(await self._node.transfer_leadership(request.target, timeout_ms))
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
 

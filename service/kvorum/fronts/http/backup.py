@@ -26,7 +26,7 @@ class BackupHandlers:
     async def save(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/snapshot``."""
         query = Query(raw_query, _PARAMETERS)
-        timeout_ms = query.integer("timeout_ms", 0)
+        timeout_ms = query.integer("timeout_ms", 1)
         stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
         backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms, stale))
         headers = (

@@ -133,7 +133,7 @@ def _quota(result: Quota) -> Response:
 def _timeout_ms(raw_query: str) -> int | None:
     query = Query(raw_query, _PARAMETERS)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return query.integer("timeout_ms", 0)
+    return query.integer("timeout_ms", 1)
 
 
 def _member_name(raw: str) -> str:

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 from multidict import istr
 
 from kvorum.config import Config, KnownHosts
-from kvorum.errors import CallerError, NotLeaderError
+from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http import kv, sessions
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
@@ -37,7 +37,7 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr("X-Kvorum-Cluster")
 """Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
-_CLUSTER_PARAMETER = "cluster="
+_CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
 _FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
 """The parameters of everything that may be for the leader only."""
@@ -148,7 +148,8 @@ class Dispatcher:
                 if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
                     _check_origin(request)
                 if CLUSTER in headers:
-                    self._service.check_cluster(headers[CLUSTER])
+                    for wanted in headers.getall(CLUSTER):
+                        self._service.check_cluster(wanted)
                 if _CLUSTER_PARAMETER in query:
                     query = self._without_cluster(query)
                 if path.startswith(self._kv_prefix):
@@ -189,14 +190,22 @@ class Dispatcher:
         """Check the cluster that a query names, and return the rest of the query.
 
         Raises:
+            InvalidRequestError: it names none, or more than one.
             WrongClusterError: it is another one.
         """
-        rest = []
+        rest, named = [], []
         for part in raw_query.split("&"):
-            if part.startswith(_CLUSTER_PARAMETER):
-                self._service.check_cluster(part.removeprefix(_CLUSTER_PARAMETER))
+            name, _, value = part.partition("=")
+            if name == _CLUSTER_PARAMETER:
+                named.append(value)
             else:
                 rest.append(part)
+        if len(named) > 1:
+            raise InvalidRequestError("the parameter cluster is given twice")
+        for cluster_id in named:
+            if not cluster_id:
+                raise InvalidRequestError("the parameter cluster is empty: write cluster=ID")
+            self._service.check_cluster(cluster_id)
         return "&".join(rest)
 
     async def _check_host(self, host: str | None) -> None:
@@ -241,7 +250,7 @@ class Dispatcher:
                 request, request.get(BODY, b""), leader_url, target, timeout_s, {CLUSTER: self._service.cluster_id}
             )
         if error.cluster_id:
-            target += ("&" if "?" in target else "?") + _CLUSTER_PARAMETER + error.cluster_id
+            target += ("&" if "?" in target else "?") + f"{_CLUSTER_PARAMETER}={error.cluster_id}"
         self._counters.redirects += 1
         return problem(
             "not_leader",
@@ -253,7 +262,7 @@ class Dispatcher:
 
     def _forward_timeout_s(self, query: Query) -> float:
         # The leader should give up first, since it knows more about why.
-        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", 0), self._config.request_timeout_ms)
+        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", 1), self._config.request_timeout_ms)
         return 1.05 * timeout_ms / 1000
 
     def _bug(self, error: Exception) -> Response:

@@ -39,7 +39,6 @@ READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "f
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
-_ENCODED_DOTS = re.compile(r"(?:%2e){1,2}", re.IGNORECASE)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -146,8 +145,7 @@ def decode_key(raw: str, raw_query: str) -> tuple[bytes, str]:
         return _key_parameter(raw_query)
     if "." not in raw and "%" not in raw:
         return raw.encode("utf-8", "surrogateescape"), raw_query
-    # An encoded dot segment that is the whole key names no other key when it is collapsed; clients send it.
-    if _DOT_SEGMENT.search(raw) and not _ENCODED_DOTS.fullmatch(raw):
+    if _DOT_SEGMENT.search(raw):
         raise InvalidRequestError(
             "browsers, proxies and HTTP libraries collapse '.' and '..' in a path, so that it names another key: "
             "write the slashes around them as %2F, or send the key as /v1/kv?key=KEY"
@@ -179,7 +177,7 @@ def _write_parameters(raw_query: str) -> tuple[int, int | None]:
     query = Query(raw_query, WRITE_PARAMETERS)
     prev_revision = query.integer("prev_revision", 0)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", 0)
+    return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", 1)
 
 
 def _get_with_parameters(key: bytes, raw_query: str) -> Get:
@@ -190,7 +188,7 @@ def _get_with_parameters(key: bytes, raw_query: str) -> Get:
         key,
         "stale" if stale else "linearizable",
         query.integer("max_staleness_ms", 0),
-        query.integer("timeout_ms", 0),
+        query.integer("timeout_ms", 1),
     )
 
 
@@ -209,9 +207,9 @@ def _precondition(headers: CIMultiDictProxy[str], prev_revision: int) -> int:
         if none_match.strip() != "*":
             raise InvalidRequestError("If-None-Match of a write must be * (create only)")
         return MUST_NOT_EXIST
-    revisions = parse_etags(match_ or "", "If-Match")
+    revisions = parse_etags(match_ or "", "If-Match", strong=True)
     if revisions is None or len(revisions) != 1 or revisions[0] == MUST_NOT_EXIST:
-        raise InvalidRequestError('If-Match of a write must be a single "REVISION"')
+        raise InvalidRequestError('If-Match of a write must be a single "REVISION"; a weak tag, W/"...", never matches')
     return revisions[0]
 
 

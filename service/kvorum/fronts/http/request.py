@@ -28,8 +28,10 @@ SEC_FETCH_SITE = istr("Sec-Fetch-Site")
 
 _AUTHORITY = re.compile(r"\A[^/?]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ETAG = re.compile(r'(?:W/)?"([^"]*)"')
+_ETAG = re.compile(r'(W/)?"([^"]*)"')
 _ETAGS_MAX = 64
+_REFUSED = re.compile(r"q=0(?:\.0*)?")
+"""A media type of this weight is not acceptable (RFC 9110, 12.4.2)."""
 _ETAGS = re.compile(rf"{_ETAG.pattern}(?:[ \t]*,[ \t]*{_ETAG.pattern})*")
 
 
@@ -147,10 +149,11 @@ def parse_idempotency_key(text: str) -> tuple[str, int]:
     return client_id, parse_integer(sequence, "the sequence of Idempotency-Key", 1, INTEGER_MAX)
 
 
-def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
+def parse_etags(text: str, what: str, *, strong: bool = False) -> tuple[int, ...] | None:
     """Return the revisions of an ``If-Match`` or ``If-None-Match``, or None for ``*``.
 
-    A tag that is no revision of ours matches nothing and is left out.
+    A tag that is no revision of ours matches nothing and is left out. So is a weak tag if the comparison is ``strong``
+    (RFC 9110, 8.8.3.2), as that of If-Match is.
 
     Raises:
         InvalidRequestError: it is not a list of entity tags, or there are more than 64.
@@ -162,7 +165,7 @@ def parse_etags(text: str, what: str) -> tuple[int, ...] | None:
         raise InvalidRequestError(f"{what} lists more than {_ETAGS_MAX} entity tags")
     if not _ETAGS.fullmatch(text):
         raise InvalidRequestError(f'{what} is neither * nor a list of "REVISION"')
-    tags = _ETAG.findall(text)
+    tags = [tag for weak, tag in _ETAG.findall(text) if not (weak and strong)]
     return tuple(int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) <= 19)
 
 
@@ -270,5 +273,8 @@ def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:
 
 def wants_json(headers: CIMultiDictProxy[str]) -> bool:
     """Tell whether the client asked for JSON rather than for the raw value."""
-    accept = combined(headers, hdrs.ACCEPT)
-    return accept is not None and "application/json" in accept.lower()
+    for media_range in (combined(headers, hdrs.ACCEPT) or "").lower().split(","):
+        media_type, *parameters = media_range.split(";")
+        if media_type.strip() == "application/json":
+            return not any(_REFUSED.fullmatch(parameter.strip()) for parameter in parameters)
+    return False

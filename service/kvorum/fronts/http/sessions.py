@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp.web import BaseRequest
 
-from kvorum.fronts.http.request import Query
+from kvorum.fronts.http.request import Query, decode_text
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
@@ -27,8 +27,10 @@ class SessionHandlers:
         self._execute = service.execute
 
     async def end(self, request: BaseRequest, name: str, raw_query: str) -> Response:
-        """``DELETE /v1/sessions/{id}``. The characters of a client id are never encoded."""
+        """``DELETE /v1/sessions/{id}``."""
         query = Query(raw_query, _PARAMETERS)
         query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-        result = await self._execute(ANONYMOUS, EndSession(name, query.integer("timeout_ms", 0)))
+        result = await self._execute(
+            ANONYMOUS, EndSession(decode_text(name, "the client id"), query.integer("timeout_ms", 1))
+        )
         return Response(200, msgspec.json.encode(SessionEnded(result.revision)) + b"\n")
