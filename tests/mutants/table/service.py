@@ -74,6 +74,24 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "no state",
+        "A node that has applied nothing calls its quota 0.",
+        "service.service:Service._get_quota",
+        "self._node.check_serves()",
+        "pass",
+        tests="tests/node/test_join.py -k applied_nothing",
+        simulated=False,
+    ),
+    Mutant(
+        "no state",
+        "A node that knows no members calls the members none.",
+        "service.service:Service._members",
+        "if not members: ...",
+        "pass",
+        tests="tests/node/test_join.py -k applied_nothing",
+        simulated=False,
+    ),
+    Mutant(
         "deadline",
         "A client can wait longer than the node allows.",
         "service.limits:bounded_timeout_ms",
@@ -429,10 +447,10 @@ self._changed.notify_all()
     ),
     Mutant(
         "K3",
-        "A node without a cluster refuses requests that name one.",
+        "A node without a cluster answers requests that name one.",
         "service.service:Service.check_cluster",
-        "cluster_id and cluster_id != wanted",
-        "cluster_id != wanted",
+        "if not cluster_id: ...",
+        "if not cluster_id: return",
         tests="tests/fronts/test_wrong_cluster.py",
     ),
     Mutant(
