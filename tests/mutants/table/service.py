@@ -361,7 +361,7 @@ MUTANTS = (
         "descriptors",
         "A connection too many is refused while others are idle.",
         "connections:LimitedConnection.connection_made",
-        "server.is_full and not server.close_longest_idle()",
+        "server.is_full and not server.make_room()",
         "server.is_full",
         tests="tests/fronts/test_http.py",
     ),
