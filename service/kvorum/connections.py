@@ -1,4 +1,7 @@
-"""Listeners that hold a bounded number of connections. When one more arrives, the longest idle one is closed."""
+"""Listeners that hold a bounded number of connections. When one more arrives, the longest idle one is closed.
+
+A listener may give up others as well: see :meth:`LimitedServer.make_room`.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,10 @@ class LimitedServer(web.Server):
     def is_full(self) -> bool:
         """Whether one more is too many."""
         return len(self._connections) >= self._connections_max()
+
+    def make_room(self) -> bool:
+        """Close a connection for a new one; return whether there was one to close."""
+        return self.close_longest_idle()
 
     def close_longest_idle(self) -> bool:
         """Close the connection that has been without a request longest; return whether there was one."""
@@ -75,7 +82,7 @@ class LimitedConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it."""
         server = self._limited_server
-        if server.is_full and not server.close_longest_idle():
+        if server.is_full and not server.make_room():
             # Without a manager, connection_lost has nothing to undo.
             self._manager = None
             self._force_close = True

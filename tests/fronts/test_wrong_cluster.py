@@ -87,11 +87,21 @@ def test_a_key_or_a_value_of_a_parameter_that_looks_like_a_cluster_is_none() -> 
     asyncio.run(main())
 
 
-def test_a_node_that_is_in_no_cluster_yet_says_none_and_refuses_nobody() -> None:
+def test_a_node_that_is_in_no_cluster_yet_says_none_and_refuses_who_names_one() -> None:
+    """It has lost its disk, say: what it does not have is no fact of the cluster that is named."""
+
     async def main() -> None:
         async with asyncio.timeout(20), serving() as http:
             http.node.cluster = ""
-            answer = await http("GET", f"/v1/cluster?cluster={THEIRS}", None, {"X-Kvorum-Cluster": THEIRS})
+            for query, headers in ((f"?cluster={THEIRS}", {}), ("", {"X-Kvorum-Cluster": THEIRS})):
+                for path in ("/v1/kv/k", "/v1/cluster", "/v1/cluster/members", "/v1/cluster/quota"):
+                    refused = await http("GET", path + query, None, headers)
+                    assert (refused.status, refused.json["code"]) == (503, "not_serving")
+                    assert (refused.json["outcome"], refused.json["retry_after_s"]) == ("refused", 1)
+                    assert "in no cluster yet" in refused.json["detail"]
+                    assert "X-Kvorum-Cluster" not in refused.headers
+            assert http.node.barriers == 0
+            answer = await http("GET", "/v1/cluster")
             assert answer.status == 200
             assert "X-Kvorum-Cluster" not in answer.headers
             http.node.cluster = OURS

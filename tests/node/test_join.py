@@ -14,10 +14,23 @@ from waiting import until
 
 from kvorum.cluster.bootstrap import obstacle
 from kvorum.commands.node import running_node
-from kvorum.errors import IdentityRejectedError, MembershipRefusedError, StorageError
+from kvorum.errors import (
+    IdentityRejectedError,
+    MembershipRefusedError,
+    NotLeaderError,
+    NotServingError,
+    PeerError,
+    StorageError,
+)
 from kvorum.identity import Identity
 from kvorum.node import Node
+from kvorum.raft import AddLearner
+from kvorum.raft.messages import Member
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.requests import Get, GetQuota, ListMembers, Snapshot
 from kvorum.transport import Greeting
+from kvorum.transport.interface import Hello
 
 CALL = Greeting("c" * 32, "n9@" + "9" * 16, "http://127.0.0.1:1")
 
@@ -95,5 +108,61 @@ def test_a_cluster_whose_id_could_not_be_made_durable_is_not_begun(
         assert node.identity.cluster_id == ""
         node.parts.identity.begin("e" * 32)
         assert node.identity.cluster_id == "e" * 32
+
+    run(tmp_path, scenario)
+
+
+def test_a_node_that_has_applied_nothing_answers_nothing_from_its_state(tmp_path: Path) -> None:
+    """A disk was lost, and the key is on the other two. In no cluster, or called into it: there is no state to read."""
+
+    async def scenario(node: Node) -> None:
+        service = Service(node, node.clock.monotonic)
+        from_state: tuple[Get | GetQuota | Snapshot, ...] = (
+            Get(b"k", "stale"),
+            Get(b"k", "stale", max_staleness_ms=60_000),
+            GetQuota(),
+            Snapshot(stale=True),
+        )
+        for request in from_state:
+            with pytest.raises(NotServingError, match="holds no state yet"):
+                await service.execute(ANONYMOUS, request)
+        await node.parts.peer_requests.join(CALL)
+        for request in from_state:
+            with pytest.raises(NotServingError, match="holds no state yet"):
+                await service.execute(ANONYMOUS, request)
+        with pytest.raises(NotServingError, match="knows no members yet"):
+            await service.execute(ANONYMOUS, ListMembers())
+        assert service.cluster_id == CALL.cluster_id, "it is a member, and has applied nothing"
+
+    run(tmp_path, scenario)
+
+
+def test_a_node_that_has_applied_the_first_entry_serves_what_it_has(tmp_path: Path) -> None:
+    async def scenario(node: Node) -> None:
+        service = Service(node, node.clock.monotonic)
+        node.bootstrap("d" * 32, (Member(node.identity.node_id, True),))
+        await until("the beginning is applied", lambda: node.store.applied_index)
+        assert (await service.execute(ANONYMOUS, Get(b"k", "stale"))).record is None
+        assert len((await service.execute(ANONYMOUS, ListMembers())).members) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_node_that_does_not_lead_asks_nobody_to_be_a_member(tmp_path: Path) -> None:
+    """It would say of a peer port of the caller's choice whether it is open, and then only that it does not lead."""
+
+    async def scenario(node: Node) -> None:
+        asked: list[str] = []
+
+        async def hello(url: str, timeout_s: float = 2.0) -> Hello:
+            asked.append(url)
+            raise PeerError("connection refused")
+
+        node.peers.hello = hello  # type: ignore[method-assign]
+        with pytest.raises(NotLeaderError):
+            await node.add_member("n9", "http://127.0.0.1:1", "", 5000)
+        with pytest.raises(NotLeaderError):
+            await node.parts.membership.change(AddLearner(Member("n9@99", False, "http://127.0.0.1:1")), 5000)
+        assert asked == []
 
     run(tmp_path, scenario)

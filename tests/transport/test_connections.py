@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import aiohttp
 from bench.processes import free_ports
-from transport.test_peers import CALLER, SERVER, FakeNode, message
+from transport.test_peers import CALLER, CLUSTER, SERVER, FakeNode, message
 from waiting import until
 
 from kvorum.config import Config, PeerAddress
+from kvorum.identity import Identity
 from kvorum.raft.codec import encode
 from kvorum.telemetry.counters import Counters
+from kvorum.transport import SnapshotChunk
 from kvorum.transport.handshake import dialling_headers
 from kvorum.transport.port import STRANGERS_MAX, PeerPort
 
@@ -36,37 +41,120 @@ async def _idle_connections(port: int, count: int, stack: contextlib.AsyncExitSt
     return readers
 
 
-def test_idle_connections_to_the_peer_port_are_closed_for_new_ones_and_streams_are_not(tmp_path: object) -> None:
+class Served(NamedTuple):
+    """A peer port that is being served, and a session for the test's own calls."""
+
+    node: Node
+    number: int
+    session: aiohttp.ClientSession
+    stack: contextlib.AsyncExitStack
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.number}/raft/v1"
+
+    def headers(self, caller: Identity) -> dict[str, str]:
+        return dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
+
+    async def dial(self, caller: Identity = CALLER) -> aiohttp.ClientWebSocketResponse:
+        return await self.session.ws_connect(f"{self.url}/stream", headers=self.headers(caller))
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Served]:
+    number = free_ports(1)[0]
+    node = Node()
+    config = Config(
+        name="n1",
+        data_dir=str(folder),
+        listen_peer=f"127.0.0.1:{number}",
+        advertise_peer_url=f"http://127.0.0.1:{number}",
+        advertise_client_url="http://127.0.0.1:1",
+        bootstrap_token="word",
+        peers=tuple(PeerAddress(name, "127.0.0.1", number) for name in MEMBERS),
+    )
+    async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
+        port = PeerPort(config, Counters(), Random(1))
+        stack.push_async_callback(port.close)
+        await port.start(node)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Served(node, number, session, stack)
+
+
+def stranger(number: int) -> Identity:
+    return Identity(f"zz{number}", "9" * 16, CLUSTER)
+
+
+PLACES = len(MEMBERS) + STRANGERS_MAX
+
+
+def test_idle_connections_to_the_peer_port_are_closed_for_new_ones_and_streams_are_not(tmp_path: Path) -> None:
     async def scenario() -> None:
-        number = free_ports(1)[0]
-        node, counters = Node(), Counters()
-        config = Config(
-            name="n1",
-            data_dir=str(tmp_path),
-            listen_peer=f"127.0.0.1:{number}",
-            advertise_peer_url=f"http://127.0.0.1:{number}",
-            advertise_client_url="http://127.0.0.1:1",
-            bootstrap_token="word",
-            peers=tuple(PeerAddress(name, "127.0.0.1", number) for name in MEMBERS),
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            port = PeerPort(config, counters, Random(1))
-            stack.push_async_callback(port.close)
-            await port.start(node)
-            session = await stack.enter_async_context(aiohttp.ClientSession())
-            url = f"http://127.0.0.1:{number}/raft/v1"
-            stream = await session.ws_connect(
-                f"{url}/stream", headers=dialling_headers(CALLER, SERVER.node_id, "http://127.0.0.1:1", "word")
-            )
-            readers = await _idle_connections(number, 4 * STRANGERS_MAX, stack)
+        async with serving(tmp_path) as served:
+            stream = await served.dial()
+            readers = await _idle_connections(served.number, 4 * STRANGERS_MAX, served.stack)
             # The stream holds one place; each connection above the limit closed the longest idle one.
-            places = len(MEMBERS) + STRANGERS_MAX - 1
+            places = PLACES - 1
             await until("most are closed", lambda: sum(each.at_eof() for each in readers) >= len(readers) - places)
             assert not any(each.at_eof() for each in readers[-places:])
-            async with session.get(f"{url}/hello") as hello:
+            async with served.session.get(f"{served.url}/hello") as hello:
                 assert hello.status == 200
             await stream.send_bytes(encode([message()]))
-            await until("the stream still works", lambda: node.received or None)
+            await until("the stream still works", lambda: served.node.received or None)
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_displaces_the_stream_of_a_stranger_and_not_that_of_a_member(tmp_path: Path) -> None:
+    """The streams of invented members took all places, and a member that was restarted could not call."""
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as served:
+            first = await served.dial()
+            strangers = [await served.dial(stranger(number)) for number in range(PLACES - 1)]
+            served.node.members.append("n3@" + "3" * 16)
+            second = await served.dial(Identity("n3", "3" * 16, CLUSTER))
+            assert (await strangers[0].receive()).type is aiohttp.WSMsgType.CLOSED
+            for number in range(PLACES, 2 * PLACES):
+                strangers.append(await served.dial(stranger(number)))
+            for stream, sender in ((first, CALLER.node_id), (second, "n3@" + "3" * 16)):
+                served.node.received.clear()
+                await stream.send_bytes(encode([message(sender=sender)]))
+                await until("the member's stream still works", lambda: served.node.received or None)
+            assert served.node.disconnected.count(CALLER.node_id) == 0
+            for stream in (first, second, *strangers):
+                await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_displaces_a_request_that_does_not_end_when_there_is_no_stranger(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as served:
+            released = asyncio.Event()
+
+            async def held(*_: object) -> SnapshotChunk:
+                served.node.demands.append(None)
+                await released.wait()
+                return SnapshotChunk(b"s", 7, 1, "a" * 64)
+
+            served.node.snapshot_chunk = held  # type: ignore[assignment, method-assign]
+            readers = []
+            for number in range(PLACES):
+                reader, writer = await asyncio.open_connection("127.0.0.1", served.number)
+                served.stack.callback(writer.close)
+                headers = {"Host": "127.0.0.1", **served.headers(stranger(number))}
+                head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                writer.write(f"GET /raft/v1/snapshots/7 HTTP/1.1\r\n{head}\r\n".encode())
+                readers.append(reader)
+                await until("it is in hand", lambda number=number: len(served.node.demands) > number)  # type: ignore[misc]
+            stream = await served.dial()
+            await stream.send_bytes(encode([message()]))
+            await until("the member's stream works", lambda: served.node.received or None)
+            await until("the oldest request was given up", readers[0].at_eof)
+            assert not any(reader.at_eof() for reader in readers[1:])
+            released.set()
             await stream.close()
 
     asyncio.run(scenario())

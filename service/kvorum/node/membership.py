@@ -71,6 +71,7 @@ class Membership:
             NotLeaderError, MembershipRefusedError: not done.
             OutcomeUnknownError: it may be.
         """
+        self._check_leads()
         deadline_s = self._clock.monotonic() + timeout_ms / 1000
         hello = await self._greet(name, peer_url, deadline_s)
         member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
@@ -92,8 +93,7 @@ class Membership:
             UnknownMemberError: there is none.
             MembershipRefusedError: there are two incarnations.
         """
-        if self._raft.role is not Role.LEADER:
-            raise NotLeaderError(self._raft.leader)
+        self._check_leads()
         members = self._raft.configuration.members
         matches = [member.id for member in members if name in (member.id, name_of(member.id))]
         if not matches:
@@ -110,6 +110,7 @@ class Membership:
             NotLeaderError, MembershipRefusedError: not done.
             OutcomeUnknownError: it may be.
         """
+        self._check_leads()
         deadline_s = self._clock.monotonic() + timeout_ms / 1000
         if isinstance(change, AddLearner):
             member = change.member
@@ -117,6 +118,10 @@ class Membership:
             if hello.node_id != member.id:
                 raise MembershipRefusedError(f"{hello.node_id} answers at {member.peer_url}, not {member.id}")
         await self._make(change, deadline_s)
+
+    def _check_leads(self) -> None:
+        if self._raft.role is not Role.LEADER:
+            raise NotLeaderError(self._raft.leader)
 
     async def _greet(self, name: str, peer_url: str, deadline_s: float) -> Hello:
         """Return what the node that is to be added says of itself.
@@ -223,9 +228,8 @@ class Membership:
                 nothing was begun.
             OutcomeUnknownError: it left, or may still leave.
         """
+        self._check_leads()
         raft = self._raft
-        if raft.role is not Role.LEADER:
-            raise NotLeaderError(raft.leader)
         target = self.member_named(target_name) if target_name else None
         if target == raft.id:
             return name_of(target)

@@ -44,6 +44,7 @@ log = logging.getLogger("kvorum.node")
 
 
 INSTALLING = "the node is installing a snapshot, and has given up its old state for it; ask again in a moment"
+NO_STATE = "this node holds no state yet: it has applied nothing of a cluster; ask another node"
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,15 @@ class Node:
         """Check that this node may answer from its state, stale or not.
 
         Raises:
-            NotServingError: it may not, since its state is wrong or it is about to end; nothing was done.
+            NotServingError: it may not, since it has none yet, its state is wrong or it is about to end; nothing was
+                done.
             NotLeaderError: it was removed, and another node leads; nothing was done.
         """
+        self._check_works()
+        if not self.parts.state.store.applied_index:
+            raise NotServingError(NO_STATE)
+
+    def _check_works(self) -> None:
         if self.parts.turns.is_over:
             raise NotServingError("the node is stopping")
         if self.quarantined:
@@ -198,8 +205,9 @@ class Node:
 
         Raises:
             NotServingError: its state is wrong, its disk was set back, or it is about to end; nothing was done.
+            NotLeaderError: it was removed, and another node leads; nothing was done.
         """
-        self.check_serves()
+        self._check_works()
         if self.distrusted:
             raise NotServingError(self.distrusted)
 

@@ -144,7 +144,7 @@ class NodePort(Protocol):
         """Check that the node may answer from its state, stale or not.
 
         Raises:
-            NotServingError: it may not.
+            NotServingError: it may not, or it has none yet.
             NotLeaderError: the node was removed; it says who leads.
         """
 

@@ -16,6 +16,7 @@ from kvorum.errors import (
     NoLeaderError,
     NoSpaceError,
     NotLeaderError,
+    NotServingError,
     ReadTimeoutError,
     SessionError,
     TooStaleError,
@@ -224,13 +225,16 @@ class Service:
         return self._node.cluster_id
 
     def check_cluster(self, wanted: str) -> None:
-        """Check that a request which names its cluster is for this node's. A node without a cluster takes any.
+        """Check that a request which names its cluster is for this node's.
 
         Raises:
             WrongClusterError: it is for another one.
+            NotServingError: this node is in no cluster yet, and knows nothing of the one that is named.
         """
         cluster_id = self._node.cluster_id
-        if cluster_id and cluster_id != wanted:
+        if not cluster_id:
+            raise NotServingError(f"{self._node.config.name} is in no cluster yet, and the request is for one")
+        if cluster_id != wanted:
             raise WrongClusterError(self._node.config.name, cluster_id, wanted)
 
     # Keys: the hot path.
@@ -332,7 +336,10 @@ class Service:
         return Leader(self._node.leader_name(), self._node.leader_client_url())
 
     async def _members(self) -> Members:
-        return Members(self._node.status().members)
+        members = self._node.status().members
+        if not members:
+            raise NotServingError(f"{self._node.config.name} knows no members yet; ask another node")
+        return Members(members)
 
     async def _change_members(self, request: AddMember | PromoteMember | RemoveMember) -> Members:
         limits.check_member_name(request.name)
@@ -371,6 +378,7 @@ class Service:
             raise self._elsewhere(error) from None
 
     async def _get_quota(self) -> Quota:
+        self._node.check_serves()
         return self._quota()
 
     async def _set_quota(self, request: SetQuota) -> Quota:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -29,7 +30,10 @@ STREAM_SILENCE_MIN_S = 10.0
 """A stream without a frame for ten election timeouts, but at least this long, is taken for dead."""
 
 STRANGERS_MAX = 16
-"""So many connections there may be besides one of each member: short requests of members, joiners, and anybody."""
+"""So many connections there may be besides one of each member: short requests of members, joiners, and anybody.
+
+A new connection takes the place of one of these when all are taken: anybody may hold one, and a member must get in.
+"""
 
 
 class PeerPort:
@@ -107,7 +111,7 @@ class PeerPort:
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         server.app.middlewares.append(_only_known(self._hosts))
         self._closing.push_async_callback(self._close_outgoing)
-        runner = _Runner(server.app, lambda: self._members + STRANGERS_MAX)
+        runner = _Runner(server, lambda: self._members + STRANGERS_MAX)
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
@@ -183,17 +187,41 @@ def _refusing_redirects() -> aiohttp.TraceConfig:
     return config
 
 
+class _Connections(LimitedServer):
+    """The connections of the peer port. Of those that are not idle, only the streams of members keep their places.
+
+    Who calls is known when it has said so. Until then, a new connection is younger than all others.
+    """
+
+    def __init__(self, handle: Any, peers: PeerServer, **options: Any) -> None:
+        super().__init__(handle, **options)
+        self._peers = peers
+
+    def make_room(self) -> bool:
+        """Close an idle connection for a new one, or else the one that the peers miss least."""
+        if super().make_room():
+            return True
+        connection = self._peers.to_displace(self.connections)
+        if connection is None or connection.transport is None:
+            return False
+        # What is written is not waited for: nobody may be reading it.
+        connection.transport.abort()
+        return True
+
+
 class _Runner(web.AppRunner):
     """Serves the peer port with a limit of connections."""
 
-    def __init__(self, app: web.Application, connections_max: Callable[[], int]) -> None:
-        super().__init__(app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
+    def __init__(self, peers: PeerServer, connections_max: Callable[[], int]) -> None:
+        super().__init__(peers.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
+        self._peers = peers
         self._connections_max = connections_max
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return LimitedServer(
+        return _Connections(
             made.request_handler,
+            self._peers,
             connections_max=self._connections_max,
             request_factory=made.request_factory,
             **made._kwargs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, KeysView
+from collections.abc import Callable, Iterable, KeysView
 from time import monotonic
 
 import aiohttp
@@ -68,6 +68,8 @@ class PeerServer:
         self._token = token
         self._silence_s = stream_silence_s
         self._streams: dict[str, web.WebSocketResponse] = {}
+        self._connections: dict[str, web.RequestHandler] = {}
+        """Those of the streams."""
         self._answers: dict[str, asyncio.Queue[Message]] = {}
         """To those callers that take answers on their own stream."""
         self._clock = clock
@@ -93,6 +95,25 @@ class PeerServer:
     def takes_answers(self, caller: str) -> bool:
         """Tell whether this caller's stream is open, and it takes answers there."""
         return caller in self._answers
+
+    def to_displace(self, connections: Iterable[web.RequestHandler]) -> web.RequestHandler | None:
+        """Return which of these connections, from the oldest on, gives way to a new one when none of them is idle.
+
+        It is the oldest stream of a caller that is no member, or else the oldest request. None: all are streams of
+        members, or are being closed.
+        """
+        callers = {connection: caller for caller, connection in self._connections.items()}
+        request = None
+        for connection in connections:
+            if connection.transport is None or connection.transport.is_closing():
+                continue
+            caller = callers.get(connection)
+            if caller is None:
+                request = request or connection
+            elif not self._handler.is_member(caller):
+                self._warn("places", caller, f"closed the stream of {caller}, no member, for a new connection")
+                return connection
+        return request
 
     def answer(self, message: Message) -> None:
         """Send a message on the stream of its recipient, which calls us; one that does not fit is dropped."""
@@ -155,6 +176,7 @@ class PeerServer:
             return web.Response(status=503)
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
+        self._connections[greeting.sender] = request.protocol
         self._answers.pop(greeting.sender, None)
         answering = None
         if greeting.protocol >= ANSWERS_PROTOCOL:
@@ -168,7 +190,7 @@ class PeerServer:
             await self._receive(stream, greeting.sender)
         finally:
             if self._streams.get(greeting.sender) is stream:
-                del self._streams[greeting.sender]
+                del self._streams[greeting.sender], self._connections[greeting.sender]
                 self._answers.pop(greeting.sender, None)
                 self._handler.on_disconnected(greeting.sender)
             if answering is not None:

@@ -25,7 +25,7 @@ from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import bounded_timeout_ms
-from kvorum.service.requests import ListMembers
+from kvorum.service.requests import GetStatus
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 
@@ -191,7 +191,7 @@ class Dispatcher:
 
         Raises:
             InvalidRequestError: it names none, or more than one.
-            WrongClusterError: it is another one.
+            WrongClusterError, NotServingError: it is another one, or this node is in none.
         """
         rest, named = [], []
         for part in raw_query.split("&"):
@@ -210,8 +210,8 @@ class Dispatcher:
 
     async def _check_host(self, host: str | None) -> None:
         """Refuse a request for a host that is not even a member's, see :mod:`kvorum.config.hosts`."""
-        members = await self._service.execute(ANONYMOUS, ListMembers())
-        self._hosts.learn(member.client_url for member in members.members)
+        status = await self._service.execute(ANONYMOUS, GetStatus())
+        self._hosts.learn(member.client_url for member in status.members)
         if not self._hosts.knows(host):
             raise RefusalError(
                 "unknown_host",
