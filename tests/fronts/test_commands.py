@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import shlex
 import signal
@@ -28,8 +29,11 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 
 
 def free_base_port(count: int, apart: int) -> int:
-    """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher."""
-    for base in range(21_000 + os.getpid() % 2000, 30_000, count):
+    """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher.
+
+    Other tests take ports at the same time: where it looks first is drawn.
+    """
+    for base in random.sample(range(10_000, 30_000 - count - apart), k=1000):
         with contextlib.ExitStack() as stack:
             try:
                 for port in [base + i + shift for i in range(count) for shift in (0, apart)]:
