@@ -222,6 +222,30 @@ def test_the_last_write_before_a_clean_stop_is_remembered(cluster: Cluster) -> N
     assert cluster.get(holder, "last", "?consistency=stale").body == b"v"
 
 
+def test_a_compacted_fork_does_not_replace_the_only_disk_that_holds_what_was_committed(tmp_path: Path) -> None:
+    """The others offer a snapshot from behind the end of its log. Before, it was installed in silence."""
+    flags = ("--request-timeout-ms", "2000", "--snapshot-entries", "10", "--log-retain-entries", "0")
+    with Cluster(tmp_path, flags=flags) as cluster:
+        leader = cluster.settled()
+        old, lagging = cluster.others(leader)
+        copy = copied(cluster, old)
+        leader = cluster.settled()
+        holder, lagging = (leader, lagging) if leader != old else (lagging, leader)
+        cluster.kill(lagging)
+        write(cluster, [old, holder])
+        cluster.kill(old, holder)
+        put_back(cluster, old, copy)
+        cluster.start(old)
+        cluster.start(lagging)
+        for number in range(3 * WRITES):
+            cluster.put_somewhere(f"other-{number}", b"v", [old, lagging])
+        process = cluster.start(holder)
+
+        check_says_so(cluster, holder, "contradict what is committed here", "follows from an entry", "do not delete it")
+        assert process.poll() is None
+        assert missing(cluster, holder, "?consistency=stale") in ([], [WRITES - 1])
+
+
 def test_a_restart_of_all_nodes_with_whole_disks_accuses_nobody(cluster: Cluster) -> None:
     write(cluster, cluster.names)
     cluster.kill(*cluster.names)

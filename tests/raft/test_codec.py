@@ -66,6 +66,7 @@ MEMBERS = st.builds(Member, NODES, st.booleans(), st.text(max_size=3), st.text(m
 CONFIGURATIONS = st.lists(MEMBERS, max_size=4).map(lambda members: Configuration(tuple(members)))
 DATA = st.one_of(st.binary(max_size=8), CONFIGURATIONS.map(encode_configuration))
 ENTRIES = st.builds(Entry, NUMBERS, NUMBERS, st.sampled_from(EntryKind), DATA)
+TERMS = st.lists(st.tuples(NUMBERS, NUMBERS)).map(tuple)
 COMMON = {"term": NUMBERS, "sender": NODES, "recipient": NODES}
 
 
@@ -120,7 +121,11 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(HeartbeatResponse, **COMMON, round=NUMBERS),
     st.builds(ReadIndex, **COMMON, context=st.integers(-(2**63), 2**63)),
     st.builds(ReadIndexResponse, **COMMON, context=st.integers(-(2**63), 2**63), index=NUMBERS),
-    st.builds(InstallSnapshot, **COMMON, snapshot=st.builds(Snapshot, NUMBERS, NUMBERS, CONFIGURATIONS)),
+    st.builds(
+        InstallSnapshot,
+        **COMMON,
+        snapshot=st.builds(Snapshot, NUMBERS, NUMBERS, CONFIGURATIONS, TERMS),
+    ),
     st.builds(InstallSnapshotResponse, **COMMON, index=NUMBERS),
     st.builds(TimeoutNow, **COMMON),
 )
@@ -168,7 +173,8 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
     assert {frame: decode(bytes.fromhex(frame)) for frame in frames} == {
         frame: (message,) for frame, message in frames.items()
     }
-    # Version 0.2.0 appended three fields to the heartbeat, and one to its answer, the AppendEntries and the ReadIndex.
+    # Version 0.2.0 appended three fields to the heartbeat, and one to its answer, the AppendEntries and the ReadIndex;
+    # version 0.3.0 the terms to a snapshot.
     longer = {
         "9198a2686203a161a16207090000": "919ba2686203a161a1620709000001c40000",
         "9198a2616503a161a16205029294060200c403362f3294070300c403372f3304": (
@@ -176,6 +182,9 @@ def test_the_wire_format_is_that_of_version_0_1_0() -> None:
         ),
         "9195a368627203a162a16109": "9196a368627203a162a16109ff",
         "9195a2726903a162a16107": "9196a2726903a162a16107c2",
+        "9195a2697303a161a162930502919494a161c3a0a094a162c3a0a094a163c3a0a094a164c2a0a0": (
+            "9195a2697303a161a162940502919494a161c3a0a094a162c3a0a094a163c3a0a094a164c2a0a090"
+        ),
     }
     assert [encode([message]).hex() for message in frames.values()] == [longer.get(frame, frame) for frame in frames]
 

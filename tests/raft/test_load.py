@@ -154,7 +154,7 @@ def test_behind_a_snapshot_no_entry_is_kept_that_is_not_in_memory() -> None:
     log_._release_memory()
     server.raft.compact(server.raft.snapshot_at(10), 1 << 30)
     assert (log_.base_index, log_.first_index) == (10, 11)
-    assert server.raft.snapshot == Snapshot(10, 2, configuration("abc"))
+    assert server.raft.snapshot == Snapshot(10, 2, configuration("abc"), ((1, 1), (2, 2)))
 
 
 def test_an_empty_probe_is_sent_while_the_next_entry_is_only_on_the_disk() -> None:

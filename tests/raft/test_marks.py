@@ -29,7 +29,7 @@ from raft.harness import (
 from kvorum.errors import CommitsLostError, DiskSetBackError
 from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.marks import STARTS_MAX, PeerMarks
-from kvorum.raft.messages import AppendEntries, HardState, Heartbeat, PeerMark, Snapshot
+from kvorum.raft.messages import HISTORY_TERMS_MAX, AppendEntries, HardState, Heartbeat, PeerMark, Snapshot
 from kvorum.raft.state import QUIET_SAVE_BYTES
 
 
@@ -320,6 +320,57 @@ def test_what_was_committed_before_a_restart_is_not_replaced(message: AppendEntr
     with pytest.raises(CommitsLostError):
         raft.step(message)
     assert raft.log.term(3) == 1
+
+
+HISTORY = ((1, 1), (3, 2), (9, 5))
+"""Terms of another log: entry 3 is of term 2 there."""
+
+
+@pytest.mark.parametrize(
+    ("terms", "is_refused"),
+    [(HISTORY, True), (((1, 1), (4, 2), (9, 5)), False), (((4, 2), (9, 5)), False), ((), False)],
+)
+def test_a_snapshot_that_follows_from_another_log_than_what_is_committed_here_is_not_taken(
+    terms: tuple[tuple[int, int], ...], is_refused: bool
+) -> None:
+    """Its end lies behind this log's: before, it replaced the only log that still held acknowledged writes."""
+    raft = started_again("1112", commit=3)
+    offer = install("b", "a", 5, Snapshot(9, 5, configuration(), terms))
+    if is_refused:
+        with pytest.raises(CommitsLostError, match="follows from an entry 3 of term 2, yet one of term 1 is committed"):
+            raft.step(offer)
+    else:
+        raft.step(offer)
+    ready = raft.ready()
+    assert (ready is None or ready.fetch is None) == is_refused
+
+
+def test_a_snapshot_tells_the_terms_of_all_that_it_replaces() -> None:
+    server = Server(log("1122233"), term=3)
+    server.drain(heartbeat("b", "a", 3, commit=7))
+    first = server.raft.snapshot_at(4)
+    assert first.terms == ((1, 1), (3, 2))
+    server.raft.compact(first, 1)
+    assert server.raft.log.base_index == 3
+    second = server.raft.snapshot_at(7)
+    assert second.terms == ((1, 1), (3, 2), (6, 3))
+    again = started_again("1122233", commit=7, term=3, snapshot=first)
+    again.ready()
+    assert again.snapshot_at(7).terms == second.terms
+    assert [second.term_at(index) for index in range(9)] == [None, 1, 1, 2, 2, 2, 3, 3, None]
+    older = Snapshot(4, 2, configuration())
+    again = started_again("1122233", commit=7, term=3, snapshot=older)
+    again.ready()
+    assert again.snapshot_at(7).terms == ((4, 2), (6, 3)), "taken by a version that does not tell"
+
+
+def test_a_snapshot_tells_a_bounded_number_of_terms() -> None:
+    entries = [command(index, index) for index in range(1, HISTORY_TERMS_MAX + 10)]
+    server = Server(entries, term=len(entries))
+    server.drain(heartbeat("b", "a", len(entries), commit=len(entries)))
+    terms = server.raft.snapshot_at(len(entries)).terms
+    assert (len(terms), terms[-1]) == (HISTORY_TERMS_MAX, (len(entries), len(entries)))
+    assert Snapshot(9, 5, configuration(), ((4, 2),)).term_at(3) is None
 
 
 def test_what_is_not_known_to_be_committed_is_replaced() -> None:

@@ -47,8 +47,8 @@ SNAPSHOT = Snapshot(9, 2, configuration("abcd"))
 def test_a_snapshot_describes_the_last_entry_it_replaces() -> None:
     """Section 7: "the last included index ... the last included term ... [and] the latest configuration"."""
     server = follower("11223", leader="b", commit=4)
-    assert server.raft.snapshot_at(4) == Snapshot(4, 2, configuration())
-    assert server.raft.snapshot_at(2) == Snapshot(2, 1, configuration())
+    assert server.raft.snapshot_at(4) == Snapshot(4, 2, configuration(), ((1, 1), (3, 2)))
+    assert server.raft.snapshot_at(2) == Snapshot(2, 1, configuration(), ((1, 1),))
 
 
 def test_a_snapshot_has_the_configuration_as_of_its_last_index() -> None:
@@ -179,7 +179,7 @@ def test_entries_behind_the_snapshot_are_saved_and_applied_with_it() -> None:
 def test_a_log_that_holds_what_the_snapshot_covers_is_kept() -> None:
     """Figure 13, 6: "If existing log entry has same index and term ... retain log entries following it and reply"."""
     server = follower("1122233", leader="b", commit=2)
-    ready = server.take(install("b", "a", 3, Snapshot(5, 2, configuration())))
+    ready = server.take(install("b", "a", 3, Snapshot(5, 2, configuration(), ((1, 1), (2, 2)))))
     assert ready == Ready(messages=(installed("a", "b", 3, 5),), committed=commands(3, "222"))
     assert server.terms() == "1122233"
 
@@ -346,7 +346,7 @@ def test_an_offer_tells_who_leads() -> None:
 def test_an_offer_of_what_the_log_holds_is_not_fetched() -> None:
     """Figure 13, 6: the follower has the entries already; the file would tell it nothing."""
     server = follower("1122233", leader="b", commit=2)
-    ready = server.take(install("b", "a", 3, Snapshot(5, 2, configuration())))
+    ready = server.take(install("b", "a", 3, Snapshot(5, 2, configuration(), ((1, 1), (2, 2)))))
     assert (ready.fetch, ready.messages) == (None, (installed("a", "b", 3, 5),))
 
 
@@ -535,7 +535,7 @@ def test_the_leader_goes_on_offering_while_the_follower_fetches() -> None:
     cluster.fetches_arrive = False
     before = len(cluster.seen)
     cluster.tick(4 * ELECTION)
-    offered = Snapshot(3, 2, configuration())
+    offered = Snapshot(3, 2, configuration(), ((1, 1), (2, 2)))
     offers = [message for message in cluster.seen[before:] if isinstance(message, InstallSnapshot)]
     assert offers == [install("a", "c", 2, offered)] * 4
     assert cluster.fetches == [Fetch("a", offered)]
@@ -563,7 +563,7 @@ def test_a_follower_that_needs_compacted_entries_is_offered_the_snapshot() -> No
     """Section 7: "when the leader has already discarded the next log entry that it needs to send to a follower"."""
     server = compacted_leader()
     assert server.take(refused("c", "a", 2, 1, hint=(0, 0))) == Ready(
-        messages=(install("a", "c", 2, Snapshot(5, 2, configuration())),)
+        messages=(install("a", "c", 2, Snapshot(5, 2, configuration(), ((1, 1), (2, 2)))),)
     )
     assert server.raft.status().progress["c"].state is ReplicationState.SNAPSHOT
 
@@ -592,7 +592,7 @@ def test_after_the_snapshot_entries_follow() -> None:
 def test_a_snapshot_is_offered_again_if_nothing_comes_of_it() -> None:
     """The offer was lost, or the fetch failed: once an election timeout, as long as the follower answers."""
     server = compacted_leader()
-    offer = install("a", "c", 2, Snapshot(5, 2, configuration()))
+    offer = install("a", "c", 2, Snapshot(5, 2, configuration(), ((1, 1), (2, 2))))
     assert offers(server.take(refused("c", "a", 2, 1))) == [offer]
     seen: list[Message] = []
     for _ in range(2 * ELECTION):
@@ -623,7 +623,7 @@ def test_a_follower_that_was_compacted_past_again_is_offered_the_newer_snapshot(
     for _ in range(ELECTION):
         server.raft.tick()
         seen = server.drain(heard("b", "a", 2), heard("c", "a", 2))
-    assert install("a", "c", 2, Snapshot(7, 2, configuration())) in seen
+    assert install("a", "c", 2, Snapshot(7, 2, configuration(), ((1, 1), (2, 2)))) in seen
 
 
 def offers(ready: Ready) -> list[Message]:

@@ -116,6 +116,17 @@ class RaftLog:
             return self._terms[bisect_right(self._terms, index, key=_first_index) - 1][1]
         return self.base_term if index == self.base_index else None
 
+    def terms_up_to(self, index: int) -> list[tuple[int, int]]:
+        """Return (index, term) of the first entry of each term in the log, and of its first entry, up to ``index``."""
+        runs = [run for run in self._terms if run[0] <= index]
+        position, end = 0, index - self.memory_base_index
+        while position < end:
+            entry = self._entries[position]
+            if not runs or runs[-1][1] != entry.term:
+                runs.append((entry.index, entry.term))
+            position = bisect_right(self._entries, entry.term, lo=position, hi=end, key=_term)
+        return runs
+
     def matches(self, index: int, term: int) -> bool:
         """Return whether the log holds an entry of this index and term (the consistency check of section 5.3)."""
         return self.term(index) == term
@@ -327,3 +338,7 @@ class RaftLog:
 
 def _first_index(run: tuple[int, int]) -> int:
     return run[0]
+
+
+def _term(entry: Entry) -> int:
+    return entry.term

@@ -8,7 +8,9 @@ msgpack arrays: ``[tag, term, sender, recipient, ...]``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import IntEnum
+from operator import itemgetter
 from typing import Annotated
 
 import msgspec
@@ -21,6 +23,9 @@ TERM_JUMP_MAX = 2**30
 anybody could be elected. An election raises the term by ``RaftConfig.term_step_max`` at most, and pre-votes keep a
 server that is alone from holding any: a server that really falls so far behind, by a million elections, must rejoin
 with an empty disk."""
+
+HISTORY_TERMS_MAX = 256
+"""A snapshot tells so many terms of the log that it replaces, the newest."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=INDEX_MAX)]
 """An index, a term or a round."""
@@ -100,6 +105,16 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     last_index: Number
     last_term: Number
     configuration: Configuration
+    terms: tuple[tuple[Number, Number], ...] = ()
+    """(index, term) of the first entry of each term in that log, in order. The oldest may be missing; empty: version
+    0.1.0 or 0.2.0 took it."""
+
+    def term_at(self, index: int) -> int | None:
+        """Return the term of an entry that it replaces; None: not known, or it replaces no such entry."""
+        if index >= self.last_index:
+            return self.last_term if index == self.last_index else None
+        position = bisect_right(self.terms, index, key=itemgetter(0)) - 1
+        return self.terms[position][1] if position >= 0 else None
 
 
 class PeerMark(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -25,6 +25,7 @@ from kvorum.raft.leader import Leader
 from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import Change, bootstrap_entry
 from kvorum.raft.messages import (
+    HISTORY_TERMS_MAX,
     INDEX_MAX,
     TERM_JUMP_MAX,
     Configuration,
@@ -298,7 +299,19 @@ class Raft:
         term = self.log.term(index)
         if term is None or index > self.log.applied_index:
             raise InvariantViolatedError(f"no snapshot at {index}: the log is at {self.log.applied_index}")
-        return Snapshot(index, term, self.configurations.at(index))
+        return Snapshot(index, term, self.configurations.at(index), self._history(index))
+
+    def _history(self, index: int) -> tuple[tuple[int, int], ...]:
+        """Return the terms of all that was ever in this log, up to ``index``: see :attr:`Snapshot.terms`."""
+        log = self.log
+        before = self.snapshot.terms if self.snapshot is not None else ()
+        terms = [run for run in before if run[0] <= log.base_index]
+        if not terms and log.base_index:
+            terms.append((log.base_index, log.base_term))
+        for run in log.terms_up_to(index):
+            if not terms or terms[-1][1] != run[1]:
+                terms.append(run)
+        return tuple(terms[-HISTORY_TERMS_MAX:])
 
     def compact(self, snapshot: Snapshot, retain: int) -> int:
         """Forget the log before a snapshot of our own that is durable (section 7).

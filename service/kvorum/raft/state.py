@@ -243,6 +243,13 @@ class State:
                 f"a snapshot at {snapshot.last_index} is of term {snapshot.last_term}, "
                 f"yet an entry of term {log.term(snapshot.last_index)} is committed there"
             )
+        else:
+            theirs, ours = snapshot.term_at(log.commit_index), log.term(log.commit_index)
+            if theirs is not None and theirs != ours:
+                raise CommitsLostError(
+                    f"a snapshot at {snapshot.last_index} follows from an entry {log.commit_index} of term {theirs}, "
+                    f"yet one of term {ours} is committed"
+                )
         return snapshot.last_index <= log.commit_index
 
     def begin_fetch(self, fetch: Fetch) -> None:
