@@ -1,17 +1,25 @@
-"""Listeners that hold a bounded number of connections. When one more arrives, the longest idle one is closed.
+"""Listeners that hold a bounded number of connections, and answer what is not HTTP with few bytes.
 
-A listener may give up others as well: see :meth:`LimitedServer.make_room`.
+When one more connection arrives, the longest idle one is closed. A listener may give up others as well: see
+:meth:`LimitedServer.make_room`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, cast
 
-from aiohttp import web
-from aiohttp.web import RequestHandler
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+
+from kvorum.telemetry.counters import Counters
+from kvorum.telemetry.logs import RateLimit
+
+logger = logging.getLogger(__name__)
 
 
 class LimitedServer(web.Server):
@@ -19,12 +27,16 @@ class LimitedServer(web.Server):
 
     Args:
         handle: what takes the requests.
+        counters: where malformed requests are counted.
         connections_max: returns how many connections there may be.
         options: aiohttp's.
     """
 
-    def __init__(self, handle: Any, *, connections_max: Callable[[], int], **options: Any) -> None:
+    def __init__(self, handle: Any, counters: Counters, *, connections_max: Callable[[], int], **options: Any) -> None:
         super().__init__(handle, **options)
+        self.counters = counters
+        self.malformed_log = RateLimit()
+        self.bug_log = RateLimit()
         self._connections_max = connections_max
         self._idle: list[tuple[float, LimitedConnection]] = []
         """Connections that were idle when this was filled, the one that had been so longest last."""
@@ -58,6 +70,10 @@ class LimitedServer(web.Server):
                     connection.force_close()
                     return True
         return False
+
+    def malformed(self, error: HttpProcessingError) -> StreamResponse:
+        """Return the answer to what is not HTTP. It repeats nothing of it."""
+        return _LastAnswer(400, "the request is not well-formed HTTP/1.1\n")
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of a new connection."""
@@ -93,3 +109,47 @@ class LimitedConnection(RequestHandler):
 
     def refuse(self, transport: asyncio.Transport) -> None:
         """Say why, before the connection is closed."""
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> StreamResponse:
+        """Answer what is not HTTP, or what a handler failed on: with one line now and then, not one for each.
+
+        Raises:
+            ConnectionError: nobody is there to be answered, or the answer was begun.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer was begun, and cannot be taken back")
+        server = self._limited_server
+        if isinstance(exc, HttpProcessingError):
+            server.counters.malformed_requests += 1
+            held_back = server.malformed_log.allow()
+            if held_back is not None:
+                kind = type(exc).__name__
+                logger.warning(
+                    "Refused malformed HTTP: %s from %s (%d more since the last such line)",
+                    kind,
+                    request.remote,
+                    held_back,
+                )
+            return server.malformed(exc)
+        held_back = server.bug_log.allow()
+        if held_back is not None:
+            logger.error(
+                "Internal error while answering a request (%d more since the last such line)", held_back, exc_info=exc
+            )
+        return _LastAnswer(status, "a bug in Kvorum; see the log of the node\n")
+
+
+class _LastAnswer(web.Response):
+    """Ends the connection, and does not say what the listener is made of."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status=status, text=text)
+        self.force_close()
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        del self.headers[hdrs.SERVER]

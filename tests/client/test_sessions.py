@@ -10,8 +10,8 @@ from client.test_client import cluster, run
 from fronts.fake_node import Server
 
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import ClientCommand, EndSession, Put, Result, SessionRefused, encode_batch
-from kvorum.kv.limits import SESSION_WINDOW
+from kvorum.kv.commands import ClientCommand, Delete, EndSession, Put, Result, SessionRefused, encode_batch
+from kvorum.kv.limits import RECORD_OVERHEAD_BYTES, SESSION_WINDOW
 from kvorum.kv.store import Store
 from kvorum.raft.messages import Entry, EntryKind
 from kvorum_client import Client, OutcomeUnknownError, RefusedError, SyncClient, UnavailableError
@@ -177,6 +177,39 @@ def test_a_cluster_without_room_for_a_session_is_written_to_without_one_and_it_i
             assert [record.message for record in caplog.records if record.name == "kvorum_client"] == [
                 "The cluster has no room for another client session; a write without an answer is not retried"
             ]
+
+    run(scenario)
+
+
+def test_a_delete_frees_what_its_key_took_when_the_data_is_above_the_quota() -> None:
+    """As `kv delete` does: each left a session, ended or not, that took as much as a small key for an hour."""
+
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            node = servers[0].node
+            node.raise_feature_level()
+            await node.set_quota(1 << 20, 1000)
+            for key, value in ((b"a", b"1"), (b"b", b"2"), (b"large", bytes(1 << 20))):
+                await node.propose(Put(key, value), 1000)
+            assert node.store.quota.is_full
+            apply = node.propose
+
+            async def check_room(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+                if isinstance(command, Put | Delete):
+                    node.store.check_room(command)
+                return await apply(command, timeout_ms)
+
+            node.propose = check_room  # type: ignore[method-assign]
+            for name in ("a", "b"):
+                before = node.store.used_bytes
+                async with Client([servers[0].url]) as kv:
+                    assert (await kv.delete(name)).deleted == 1
+                assert before - node.store.used_bytes == RECORD_OVERHEAD_BYTES + 2
+            async with Client([servers[0].url], require_session=True) as kv:
+                with pytest.raises(RefusedError, match="above its quota") as caught:
+                    await kv.delete("large")
+                assert caught.value.code == "sessions_full"
+            assert node.store.session_count == 0
 
     run(scenario)
 

@@ -18,7 +18,7 @@ from kv.kv_support import (
     store_at_level_3,
 )
 
-from kvorum.errors import FeatureUnavailableError, NoSpaceError
+from kvorum.errors import FeatureUnavailableError, NoSpaceError, SessionError
 from kvorum.kv.commands import (
     BatchCommand,
     Delete,
@@ -141,6 +141,24 @@ def test_a_retry_gets_its_answer_and_what_may_have_been_applied_is_not_called_re
         assert isinstance(apply(store, other)[0], NoSpace)
         with pytest.raises(NoSpaceError):
             store.check_room(other)
+
+
+def test_a_delete_without_room_opens_no_session_and_goes_on_in_one_or_without() -> None:
+    """A session would take more than the delete of a small key frees, for an hour after its end."""
+    store = store_at_level_3()
+    apply(store, SetQuota(MIB, OPERATOR), Delete(b"none", -1, "bob", 1), EndSession("bob"))
+    opening, put = Delete(b"a", -1, "cid", 1), Put(b"a", bytes(MIB), -1, "ann", 1)
+    store.check_room(opening)
+    apply(store, put)
+    assert store.quota.is_full
+    with pytest.raises(SessionError, match="without a session") as caught:
+        store.check_room(opening)
+    assert (caught.value.code, caught.value.facts["reason"]) == ("sessions_full", "full")
+    # The last two go to the log, where their answers are: the write of an ended session, and that of no session.
+    for other in (Delete(b"a"), Delete(b"a", -1, "ann", 2), Delete(b"a", -1, "bob", 1), Delete(b"a", -1, "cid", 2)):
+        store.check_room(other)
+    apply(store, Delete(b"a"))
+    store.check_room(opening)
 
 
 def test_a_put_that_is_refused_leaves_its_session_as_it_was() -> None:

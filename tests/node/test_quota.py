@@ -11,7 +11,7 @@ import pytest
 from kv.kv_support import apply, store_at_level_2, store_at_level_3
 
 from kvorum.config import Config
-from kvorum.errors import NoSpaceError, OverloadedError
+from kvorum.errors import NoSpaceError, OverloadedError, SessionError
 from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, SetQuota, decode_batch
 from kvorum.kv.quota import CONFIGURATION, FIRST, OPERATOR
 from kvorum.kv.store import Store
@@ -123,21 +123,25 @@ def test_every_node_says_what_the_quota_is_and_when_puts_are_refused(caplog: pyt
     ]
 
 
+def proposals(store: Store, counters: Counters) -> Proposals:
+    """The writes of a leader whose disks have room."""
+    return Proposals(
+        cast(Any, SimpleNamespace(id="n1", leader="n1", is_transferring=False)),
+        State(store),
+        counters,
+        100,
+        1 << 20,
+        SystemClock(),
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, SimpleNamespace(check=lambda _: None)),
+    )
+
+
 def test_a_put_without_room_is_refused_before_it_reaches_the_log() -> None:
     async def scenario() -> None:
         store, counters = store_at_level_3(), Counters()
-        raft = SimpleNamespace(id="n1", leader="n1", is_transferring=False)
-        writes = Proposals(
-            cast(Any, raft),
-            State(store),
-            counters,
-            100,
-            1 << 20,
-            SystemClock(),
-            cast(Any, None),
-            cast(Any, None),
-            cast(Any, SimpleNamespace(check=lambda _: None)),
-        )
+        writes = proposals(store, counters)
         put = Put(b"a", bytes(MIB), -1, "ann", 1)
         apply(store, SetQuota(MIB, OPERATOR), put)
         with pytest.raises(NoSpaceError):
@@ -146,5 +150,23 @@ def test_a_put_without_room_is_refused_before_it_reaches_the_log() -> None:
         for command in (put, Delete(b"a"), EndSession("ann"), SetQuota(2 * MIB, OPERATOR)):
             writes.submit(command, 60.0)
         assert writes.pending == 4
+
+    asyncio.run(scenario())
+
+
+def test_deletes_with_new_client_ids_do_not_fill_what_is_full_already() -> None:
+    """Each opened a session; 2,500 of them took 2.4 times the quota, and nothing could be deleted any more."""
+
+    async def scenario() -> None:
+        store, counters = store_at_level_3(), Counters()
+        writes = proposals(store, counters)
+        apply(store, SetQuota(MIB, OPERATOR), Put(b"a", bytes(MIB), -1, "ann", 1))
+        for number in range(10):
+            with pytest.raises(SessionError):
+                writes.submit(Delete(b"none", -1, f"new-{number}", 1), 60.0)
+        assert (writes.pending, counters.proposals["refused"]) == (0, 10)
+        for command in (Delete(b"none"), Delete(b"none", -1, "ann", 2)):
+            writes.submit(command, 60.0)
+        assert writes.pending == 2
 
     asyncio.run(scenario())

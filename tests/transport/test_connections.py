@@ -45,6 +45,7 @@ class Served(NamedTuple):
     """A peer port that is being served, and a session for the test's own calls."""
 
     node: Node
+    counters: Counters
     number: int
     session: aiohttp.ClientSession
     stack: contextlib.AsyncExitStack
@@ -74,11 +75,12 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
         peers=tuple(PeerAddress(name, "127.0.0.1", number) for name in MEMBERS),
     )
     async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
-        port = PeerPort(config, Counters(), Random(1))
+        counters = Counters()
+        port = PeerPort(config, counters, Random(1))
         stack.push_async_callback(port.close)
         await port.start(node)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Served(node, number, session, stack)
+        yield Served(node, counters, number, session, stack)
 
 
 def stranger(number: int) -> Identity:

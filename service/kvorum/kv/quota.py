@@ -7,7 +7,8 @@ What is used is computed from what is kept, by constants for what an object take
 The state is full once an entry has brought what is used above the quota, and it stays full until what is used has
 fallen below 95 % of it: otherwise every delete would let one put through. It is judged after each entry, so the quota
 is exceeded by one entry at most. While the state is full, puts are refused; deletes, reads and the ends of sessions go
-on. A retry of a put that was applied gets its answer.
+on. A retry of a put that was applied gets its answer. The leader proposes no delete then that would open a session,
+which would take more than the delete of a small key frees; its client makes it without one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import assert_never
 import msgspec
 
 from kvorum import __version__
-from kvorum.errors import InvariantViolatedError, VersionTooOldError
+from kvorum.errors import InvariantViolatedError, SessionError, VersionTooOldError
 from kvorum.kv.commands import (
     ANY_REVISION,
     MUST_NOT_EXIST,
@@ -45,7 +45,7 @@ from kvorum.kv.limits import (
 )
 from kvorum.kv.quota import SOURCES, Quota, quota_error
 from kvorum.kv.records import Record
-from kvorum.kv.sessions import AHEAD, MISMATCH, STALE, Session, Sessions, fingerprint
+from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
 from kvorum.raft.membership import decode_configuration
@@ -185,14 +185,28 @@ class Store:
         """The bytes of all keys and values."""
         return self._record_bytes - RECORD_OVERHEAD_BYTES * len(self._records)
 
-    def check_room(self, command: Put) -> None:
-        """Refuse a put that would be refused for lack of room if it were applied now.
+    def check_room(self, command: Command) -> None:
+        """Refuse what the leader does not propose for lack of room: a put, or a delete that would open a session.
+
+        Such a put would be refused if it were applied now, and such a delete would be done. But the session that it
+        opens would take more than a small key frees, and for an hour after its end as well.
 
         Raises:
             NoSpaceError: the data takes more than the quota; nothing was done.
+            SessionError: the same, for a delete, which needs no room without a session; nothing was done.
         """
-        if self.quota.is_full and self._is_new(command):
+        if not self.quota.is_full or not self._is_new(command):
+            return
+        if isinstance(command, Put):
             raise quota_error(self.quota.limit_bytes, self.used_bytes)
+        if command.client_id and command.client_id not in self._sessions:
+            raise SessionError(
+                "sessions_full",
+                f"the data takes {self.used_bytes} of {self.quota.limit_bytes} bytes, above its quota, and another "
+                "session would take more: delete without a session (an idempotency key)",
+                FULL,
+                self.revision,
+            )
 
     @property
     def session_count(self) -> int:
@@ -374,8 +388,8 @@ class Store:
             case _:
                 assert_never(command)
 
-    def _is_new(self, command: Put) -> bool:
-        """Tell whether a put is valid, and not the retry of one that was applied, or may have been."""
+    def _is_new(self, command: Command) -> bool:
+        """Tell whether a write is valid, and not the retry of one that was applied, or may have been."""
         client_id, sequence = command.client_id, command.sequence
         if not client_id:
             return True

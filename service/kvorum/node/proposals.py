@@ -19,6 +19,7 @@ from kvorum.errors import (
     NotServingError,
     OutcomeUnknownError,
     OverloadedError,
+    SessionError,
 )
 from kvorum.kv.commands import Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
 from kvorum.kv.features import check_command_level
@@ -132,12 +133,13 @@ class Proposals:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         size_bytes = _weight(command)
-        if isinstance(command, Put):
+        if isinstance(command, Put | Delete):
             try:
-                # Refused when it is applied, it would only fill the log.
+                # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                self._space.check(size_bytes)
-            except NoSpaceError:
+                if isinstance(command, Put):
+                    self._space.check(size_bytes)
+            except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
                 raise
         if address and isinstance(command, Put | Delete) and command.sequence == 1:

@@ -487,7 +487,7 @@ def _clients() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.requests.malformed",
             "{request}",
-            "Requests that were not HTTP.",
+            "Requests at the client port or the peer port that were not HTTP.",
             lambda s: _one(s.counters.malformed_requests),
         ),
         _gauge(

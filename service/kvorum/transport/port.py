@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import InvalidHeader
 from aiohttp.typedefs import Handler, Middleware
 
 from kvorum.config import Config, KnownHosts, split_address
@@ -110,8 +111,9 @@ class PeerPort:
         silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         server.app.middlewares.append(_only_known(self._hosts))
+        server.app.on_response_prepare.append(_say_less)
         self._closing.push_async_callback(self._close_outgoing)
-        runner = _Runner(server, lambda: self._members + STRANGERS_MAX)
+        runner = _Runner(server, self._counters, lambda: self._members + STRANGERS_MAX)
         self._closing.push_async_callback(runner.cleanup)
         self._closing.push_async_callback(server.close)
         await runner.setup()
@@ -175,6 +177,26 @@ def _only_known(hosts: KnownHosts) -> Middleware:
     return check
 
 
+def _only_ascii(handle: Handler) -> Handler:
+    """Return what takes requests whose headers are ASCII: the library quotes others in answers that it cannot encode.
+
+    Our own headers are judged by the handshake, which counts what it refuses.
+    """
+
+    async def check(request: web.Request) -> web.StreamResponse:
+        for name, value in request.headers.items():
+            if not value.isascii() and not name.lower().startswith("x-kvorum-"):
+                raise InvalidHeader(name)
+        return await handle(request)
+
+    return check
+
+
+async def _say_less(_request: web.Request, response: web.StreamResponse) -> None:
+    """Take out of an answer what the port is made of."""
+    response.headers.popall(hdrs.SERVER, None)
+
+
 def _refusing_redirects() -> aiohttp.TraceConfig:
     """Return what makes every redirect an error: ``ws_connect`` follows them, and has no option against it."""
 
@@ -193,8 +215,8 @@ class _Connections(LimitedServer):
     Who calls is known when it has said so. Until then, a new connection is younger than all others.
     """
 
-    def __init__(self, handle: Any, peers: PeerServer, **options: Any) -> None:
-        super().__init__(handle, **options)
+    def __init__(self, handle: Handler, counters: Counters, peers: PeerServer, **options: Any) -> None:
+        super().__init__(_only_ascii(handle), counters, **options)
         self._peers = peers
 
     def make_room(self) -> bool:
@@ -212,15 +234,17 @@ class _Connections(LimitedServer):
 class _Runner(web.AppRunner):
     """Serves the peer port with a limit of connections."""
 
-    def __init__(self, peers: PeerServer, connections_max: Callable[[], int]) -> None:
+    def __init__(self, peers: PeerServer, counters: Counters, connections_max: Callable[[], int]) -> None:
         super().__init__(peers.app, access_log=None, keepalive_timeout=20, shutdown_timeout=2)
         self._peers = peers
+        self._counters = counters
         self._connections_max = connections_max
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Connections(
             made.request_handler,
+            self._counters,
             self._peers,
             connections_max=self._connections_max,
             request_factory=made.request_factory,

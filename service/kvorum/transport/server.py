@@ -170,6 +170,11 @@ class PeerServer:
         stream = web.WebSocketResponse(max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0)
         try:
             await stream.prepare(request)
+        except web.HTTPBadRequest:
+            # The library's text repeats the caller's headers.
+            refusal = web.HTTPBadRequest(text="the request opens no WebSocket\n")
+            refusal.force_close()
+            raise refusal from None
         except ConnectionError:
             # It has hung up: it was paused, or we were. Nobody reads this answer.
             self._counters.peer_failures[self._label(greeting.sender), "broken"] += 1

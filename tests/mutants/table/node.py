@@ -942,6 +942,15 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         simulated=False,
     ),
     Mutant(
+        "K8",
+        "Deletes with new client ids fill what is full already.",
+        "node.proposals:Proposals.submit",
+        "store.check_room(command)",
+        "isinstance(command, Put) and store.check_room(command)",
+        tests="tests/node/test_quota.py",
+        simulated=False,
+    ),
+    Mutant(
         "K6",
         "Puts go on until the disks are full.",
         "node.space:DiskSpace.check",

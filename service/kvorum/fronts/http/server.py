@@ -156,6 +156,7 @@ class _HttpServer(LimitedServer):
         super().__init__(
             # aiohttp asks of an answer what Response has, though it is not a StreamResponse.
             handle,
+            counters,
             connections_max=lambda: connections_max,
             access_log=None,
             auto_decompress=False,
@@ -166,9 +167,13 @@ class _HttpServer(LimitedServer):
             read_bufsize=_READ_BYTES,
             **options,
         )
-        self.counters = counters
-        self.malformed_log = RateLimit()
         self.full_log = RateLimit()
+
+    def malformed(self, error: HttpProcessingError) -> StreamResponse:
+        """Return the answer to what could not be parsed."""
+        response = _malformed(error)
+        self.counters.requests["other", response.status] += 1
+        return cast(StreamResponse, response)
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
@@ -289,28 +294,9 @@ class _Connection(LimitedConnection):
                 held_back,
             )
 
-    def handle_error(
-        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> StreamResponse:
-        """Answer what could not be parsed: a count and one line, rather than a traceback each time."""
-        response = _malformed(exc)
-        if isinstance(exc, ConnectionError):
-            # The client hung up in the middle of its body: nobody is there to be answered.
-            return cast(StreamResponse, response)
-        self._server.counters.malformed_requests += 1
-        self._server.counters.requests["other", response.status] += 1
-        held_back = self._server.malformed_log.allow()
-        if held_back is not None:
-            kind = type(exc).__name__ if exc is not None else "unknown"
-            logger.warning(
-                "Refused malformed HTTP: %s from %s (%d more since the last such line)", kind, request.remote, held_back
-            )
-        return cast(StreamResponse, response)
 
-
-def _malformed(error: BaseException | None) -> Response:
-    too_many = isinstance(error, HttpProcessingError) and error.message.startswith("Too many headers")
-    if too_many:
+def _malformed(error: HttpProcessingError) -> Response:
+    if error.message.startswith("Too many headers"):
         return problem("head_too_large", "a request has too many headers", close=True, limit=_HEADERS_MAX)
     if isinstance(error, _HeadTooLargeError):
         return problem("head_too_large", "the headers are too large together", close=True, limit=_HEAD_BYTES_MAX)
