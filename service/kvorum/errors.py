@@ -26,12 +26,13 @@
     |   +-- MalformedMessageError    bytes that do not decode to a message
     |   +-- IdentityRejectedError    another cluster, another incarnation, another name
     +-- KubernetesError              the API server did not do what we asked; a cluster that is there serves on
+    +-- ContradictionError           this disk and the other members contradict each other: the node takes no part
+    |   +-- DiskSetBackError         this disk lacks what it acknowledged
+    |   +-- CommitsLostError         the other members lack what is committed here
     +-- ConfigError                  invalid configuration: exit 2
     |   +-- BetterLogError           another member, which answers, has a more up-to-date log than the one to recover
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
-        |   +-- DiskSetBackError     this disk lacks what it acknowledged
-        |   +-- CommitsLostError     the other members lack what is committed here
         +-- VersionTooOldError       a newer version wrote the data: start that version again
         +-- StorageError             the disk failed, or cannot be trusted
             +-- StorageLockedError   another process holds the data folder
@@ -310,12 +311,16 @@ class InvariantViolatedError(FatalError):
     """A bug: something that the protocol proves impossible has been seen."""
 
 
-class DiskSetBackError(InvariantViolatedError):
-    """This disk lacks what it acknowledged: it was set back. The node takes no part any more, but stays up."""
+class ContradictionError(KvorumError):
+    """This disk and the other members contradict each other. The node takes no part any more, but stays up."""
 
 
-class CommitsLostError(InvariantViolatedError):
-    """Other members contradict what is committed here: they lost it. The node takes no part any more, but stays up."""
+class DiskSetBackError(ContradictionError):
+    """This disk lacks what it acknowledged: it was set back."""
+
+
+class CommitsLostError(ContradictionError):
+    """Other members contradict what is committed here: they lost it."""
 
 
 class VersionTooOldError(FatalError):

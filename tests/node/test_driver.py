@@ -338,6 +338,119 @@ def test_a_fetch_that_the_log_has_passed_is_not_tried_again() -> None:
     asyncio.run(scenario())
 
 
+def follows(last_index: int, *, first_index: int = 1, sender: str = "b@1", term: int = 1) -> AppendEntries:
+    """What a leader sends: these entries, all of its term and committed."""
+    entries = tuple(Entry(index, term, EntryKind.NOOP, b"") for index in range(first_index, last_index + 1))
+    return AppendEntries(
+        term,
+        sender,
+        "a@1",
+        prev_log_index=first_index - 1,
+        prev_log_term=1 if first_index > 1 else 0,
+        entries=entries,
+        leader_commit=last_index,
+    )
+
+
+CONTRADICTION = follows(5, first_index=4, sender="c@1", term=3)
+"""Other entries than those that are committed."""
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_node_that_takes_no_part_any_more_keeps_its_log_and_its_state_although_a_snapshot_arrives(
+    is_given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says "this disk still has them: do not delete it"; before, the fetch under way replaced the log on it."""
+
+    async def scenario() -> None:
+        monkeypatch.setattr(fetch, "load_store", loading := Loading())
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (follows(5),))
+        await complete(storage)
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        if is_given_up:
+            source.arrive()
+            await loading.begun.wait()
+            assert node.parts.state.is_given_up
+        driver.on_messages("c@1", (CONTRADICTION,))
+        assert "do not delete it" in (node.distrusted or "")
+        loading.go_on.set()
+        source.arrive()
+        for _ in range(20):
+            await complete(storage)
+        await until("its state is that of its log", lambda: node.store.applied_index == 5)
+        assert (node.raft.log.first_index, node.raft.log.last_index, node.raft.snapshot) == (1, 5, None)
+        assert not node.parts.state.is_given_up
+        assert not node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_fetch_begins_once_a_node_takes_no_part() -> None:
+    async def scenario() -> None:
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (follows(5),))
+        await complete(storage)
+        driver.on_messages("b@1", (offer(10, term=3), follows(5, first_index=4, term=3)))
+        await complete(storage)
+        assert node.distrusted
+        assert source.wanted == []
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_that_contradicts_what_was_committed_while_it_was_loaded_ends_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its entries came from another leader meanwhile, in another term."""
+
+    async def scenario() -> None:
+        monkeypatch.setattr(fetch, "load_store", loading := Loading())
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        source.arrive()
+        await loading.begun.wait()
+        driver.on_messages("c@1", (follows(12, sender="c@1", term=3),))
+        await complete(storage)
+        loading.go_on.set()
+        await until("it is found", lambda: node.distrusted)
+        await until("its state is that of its log", lambda: node.store.applied_index == 12)
+        assert not node.ports.supervisor.has_failed
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_whose_entries_came_meanwhile_is_given_up_though_they_are_not_known_to_be_committed() -> None:
+    """The node may lead by the time it has arrived, and a leader cannot do without its state: it ended."""
+
+    async def scenario() -> None:
+        storage, source = MemoryStorage(), Source()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        driver.on_messages("b@1", (msgspec.structs.replace(follows(12), leader_commit=1),))
+        await complete(storage)
+        source.arrive()
+        await until("the fetch has ended", lambda: node.parts.fetcher._fetch is None)
+        assert not node.parts.state.is_given_up
+        assert (node.raft.snapshot, node.raft.log.commit_index) == (None, 1)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 class HeldReceivers(MemoryStorage):
     """A disk that takes its time over each snapshot that has arrived."""
 

@@ -128,13 +128,14 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
-    fetcher = Fetcher(raft, state, snapshots, storage, peers, clock, tasks, threads, turns, counters)
 
     def stopped(reason: str) -> None:
         proposals.stop(reason)
         reads.stop(reason)
+        fetcher.stop()
 
     participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped)
+    fetcher = Fetcher(raft, state, snapshots, storage, peers, clock, tasks, threads, turns, counters, participation)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns, participation)
     staleness = Staleness(state, clock)
     driver = Driver(

@@ -13,8 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kvorum.errors import (
-    CommitsLostError,
-    DiskSetBackError,
+    ContradictionError,
     FatalError,
     InvariantViolatedError,
     MalformedMessageError,
@@ -230,7 +229,7 @@ class Driver:
             return
         try:
             act(*args)
-        except (DiskSetBackError, CommitsLostError) as error:
+        except ContradictionError as error:
             self._participation.contradicted(error)
         except FatalError as error:
             self._fail(error)
@@ -281,7 +280,7 @@ class Driver:
             self._storage.save(ready.save, done)
         if ready.load is not None:
             self._storage.load_entries(ready.load, partial(self._guard, self._loaded))
-        if ready.fetch is not None:
+        if ready.fetch is not None and self._participation.is_active:
             self._fetcher.begin(ready.fetch)
         if ready.restore is not None:
             self._restore(ready.restore)

@@ -8,9 +8,17 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageCorruptError, StorageError
+from kvorum.errors import (
+    ContradictionError,
+    InvariantViolatedError,
+    MalformedMessageError,
+    PeerError,
+    StorageCorruptError,
+    StorageError,
+)
 from kvorum.kv.store import Store
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
+from kvorum.node.set_back import Participation
 from kvorum.node.snapshots import Snapshots, load_store
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
@@ -67,6 +75,7 @@ class Fetcher:
         threads: where the disk is written.
         turns: the driver's.
         counters: where fetches are counted.
+        participation: what hears that a snapshot contradicts what is committed here.
     """
 
     def __init__(
@@ -81,7 +90,9 @@ class Fetcher:
         threads: Threads,
         turns: Turns,
         counters: Counters,
+        participation: Participation,
     ) -> None:
+        self._participation = participation
         self._raft = raft
         self._state = state
         self._snapshots = snapshots
@@ -134,6 +145,27 @@ class Fetcher:
             self._give_up(fetch)
         self._has_progressed = False
 
+    def stop(self) -> None:
+        """Fetch nothing any more: this node takes no part any more, and its log and its state are to be kept.
+
+        A state that was given up is made again from the disk.
+        """
+        if self._task is not None:
+            self._task.cancel()
+        if self._state.is_given_up and self._held is None:
+            self._task = self._tasks.spawn(self._take_back(), name="take back the state that was given up")
+
+    async def _take_back(self) -> None:
+        """Load this node's own newest snapshot, and have what follows it applied again."""
+        snapshot, store = self._raft.snapshot, Store()
+        if snapshot is not None:
+            store = await self._store(load_store, self._storage.snapshots, snapshot)
+        if self._turns.is_over:
+            return
+        self._state.replace(store)
+        self._raft.reapply_from(store.applied_index)
+        self._turns.schedule()
+
     async def close(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""
         if self._task is not None:
@@ -185,8 +217,9 @@ class Fetcher:
         self._give_up(fetch)
 
     def _is_overtaken(self, snapshot: Snapshot) -> bool:
-        """Whether the log has passed the snapshot meanwhile."""
-        return snapshot.last_index <= self._raft.log.commit_index
+        """Whether the log has what the snapshot covers by now, committed or not."""
+        log = self._raft.log
+        return snapshot.last_index <= log.commit_index or log.matches(snapshot.last_index, snapshot.last_term)
 
     async def _verify(self, snapshot: Snapshot) -> None:
         """Read the snapshot that arrived to its end.
@@ -205,7 +238,12 @@ class Fetcher:
         if self._turns.is_over:
             return
         self._fetch = None
-        if self._raft.fetched(snapshot):
+        try:
+            is_adopted = self._raft.fetched(snapshot)
+        except ContradictionError as error:
+            self._participation.contradicted(error)
+            return
+        if is_adopted:
             # It takes the place of an earlier one that is not restored yet, and never will be.
             self._held = (snapshot, store)
         if self._raft.snapshot is snapshot:

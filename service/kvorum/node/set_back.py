@@ -20,7 +20,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
-from kvorum.errors import DiskSetBackError, InvariantViolatedError
+from kvorum.errors import ContradictionError, DiskSetBackError
 from kvorum.identity import name_of
 from kvorum.node.hellos import ask_all
 from kvorum.node.ports import Peers, Tasks
@@ -164,7 +164,7 @@ class Participation:
         if not self._unheard:
             self.is_active = True
 
-    def contradicted(self, error: InvariantViolatedError) -> None:
+    def contradicted(self, error: ContradictionError) -> None:
         """Consensus found that what a leader says contradicts this disk."""
         if self._finding:
             return

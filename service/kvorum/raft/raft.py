@@ -333,12 +333,15 @@ class Raft:
     def reapply_from(self, index: int) -> None:
         """Hand over again what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
 
+        This also ends what :meth:`hold_committed` began.
+
         Raises:
             InvariantViolatedError: the log does not reach back that far.
         """
         if not self.log.base_index <= index <= self.log.applied_index:
             raise InvariantViolatedError(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
         self.log.applied_index = index
+        self._state.is_holding = False
 
     # --- Inputs -------------------------------------------------------------------------------------------------
 
@@ -404,7 +407,8 @@ class Raft:
             Whether a Ready will say ``restore``, unless a later snapshot takes its place.
 
         Raises:
-            InvariantViolatedError: no such fetch is under way, or the snapshot contradicts what is committed.
+            CommitsLostError: the snapshot contradicts what is committed here.
+            InvariantViolatedError: no such fetch is under way, or this server leads without what is committed.
         """
         state = self._state
         state.end_fetch(snapshot)

@@ -198,9 +198,15 @@ class State:
         self._durable = save.hard_state
         self._is_hard_state_durable = self._durable == HardState(self.current_term, self.voted_for)
         snapshot = save.snapshot
-        if snapshot is not None and self._snapshot_to_save is None and snapshot.last_index > self.log.applied_index:
+        if snapshot is not None and self._snapshot_to_save is None and snapshot.last_index > self._restored_index:
             self._snapshot_to_restore = snapshot
         self.log.saved()
+
+    @property
+    def _restored_index(self) -> int:
+        """What the state machine has, or will have once it has restored the snapshot that waits for that."""
+        waiting = self._snapshot_to_restore
+        return max(self.log.applied_index, waiting.last_index if waiting is not None else 0)
 
     def _begin_save(self) -> Save | None:
         is_log_saved = self._snapshot_to_save is None and not self.log.has_unsaved()

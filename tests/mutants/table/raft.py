@@ -41,7 +41,7 @@ MUTANTS = (
         "45",
         "A snapshot that was overtaken while it was saved is restored over a later one.",
         "raft.state:State.saved",
-        "snapshot.last_index > self.log.applied_index",
+        "snapshot.last_index > self._restored_index",
         "True",
         tests="tests/raft/test_snapshots.py -k passed_while",
     ),
