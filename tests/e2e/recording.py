@@ -37,7 +37,7 @@ class Verdict(msgspec.Struct, frozen=True):
     gap_at_s: float
     """When it began, from the start of the recording."""
     terms: int
-    """Terms that began while it ran, beyond the first."""
+    """Terms in which a leader was seen while it ran, beyond the first. Their numbers have gaps."""
     violations: tuple[str, ...]
 
 
@@ -255,6 +255,6 @@ def judge(lines: list[dict[str, Any]]) -> Verdict:
         seconds=(summary["stopped"] - summary["started"]) / 1e6,
         gap_ms=summary["gap_us"] // 1000,
         gap_at_s=summary["gap_at_us"] / 1e6,
-        terms=max(leaders, default=0) - min(leaders, default=0),
+        terms=max(len(leaders) - 1, 0),
         violations=tuple(violations),
     )

@@ -28,7 +28,7 @@ def lines(*more: dict[str, Any], read: dict[str, Any] = GET, **summary: Any) -> 
 
 
 def test_a_sound_history_passes() -> None:
-    verdict = judge(lines({"leader": [2, "kv-0@a", 1]}, {"leader": [3, "kv-1@b", 2]}, {"clusters": ["c"]}))
+    verdict = judge(lines({"leader": [2, "kv-0@a", 1]}, {"leader": [700, "kv-1@b", 2]}, {"clusters": ["c"]}))
     assert verdict.violations == ()
     assert verdict.terms == 1
 
