@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvorum.errors import InvariantViolatedError, MalformedMessageError, PeerError, StorageCorruptError, StorageError
 from kvorum.kv.store import Store
+from kvorum.node.loader import Loader
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
-from kvorum.node.snapshots import Snapshots, load_store
-from kvorum.node.state import State
+from kvorum.node.snapshots import load_store
 from kvorum.node.turns import Turns
 from kvorum.raft import Raft
 from kvorum.raft.messages import Fetch, NodeId, Snapshot
@@ -58,8 +58,7 @@ class Fetcher:
 
     Args:
         raft: the consensus server, which gets the result of each fetch.
-        state: what is given up for the state that was fetched.
-        snapshots: what may be taking a snapshot of it.
+        loader: what puts the state that was fetched in the place of the present one.
         storage: where the file goes.
         peers: whom to ask.
         clock: measures time.
@@ -72,8 +71,7 @@ class Fetcher:
     def __init__(
         self,
         raft: Raft,
-        state: State,
-        snapshots: Snapshots,
+        loader: Loader,
         storage: Storage,
         peers: Peers,
         clock: Clock,
@@ -83,8 +81,7 @@ class Fetcher:
         counters: Counters,
     ) -> None:
         self._raft = raft
-        self._state = state
-        self._snapshots = snapshots
+        self._loader = loader
         self._storage = storage
         self._peers = peers
         self._clock = clock
@@ -162,14 +159,11 @@ class Fetcher:
                 await self._tasks.sleep(pause_s)
                 continue
             self._pause_s = PAUSE_S
-            await self._snapshots.ended()
-            if self._is_overtaken(snapshot):
+            # A file that cannot be read any more, though it was verified a moment ago, ends the process.
+            load = partial(load_store, self._storage.snapshots, snapshot)
+            store = await self._busy(self._loader.load(load, lambda: not self._is_overtaken(snapshot)))
+            if store is None:
                 break
-            # From here on there is no way back: two states at once may be more than memory holds. A file that cannot be
-            # read any more, though it was verified a moment ago, ends the process.
-            self._raft.hold_committed()
-            self._state.give_up()
-            store = await self._store(load_store, self._storage.snapshots, snapshot)
             duration_s = self._clock.monotonic() - since
             self._counters.snapshots["install", "ok"] += 1
             self._counters.snapshot_duration["install"].record(duration_s)
@@ -195,11 +189,11 @@ class Fetcher:
             StorageCorruptError: it is damaged, or contradicts the sum that it carries; its file is not used.
         """
         files = self._storage.snapshots
-        read = await self._store(partial(load_store, files, snapshot, keeps_records=False))
-        if read.mismatch is not None:
-            why = f"the snapshot at {snapshot.last_index} does not have the sum that it carries"
-            await self._store(files.discard, snapshot.last_index, why)
-            raise StorageCorruptError(why)
+        try:
+            await self._busy(self._loader.verify(partial(load_store, files, snapshot)))
+        except StorageCorruptError as error:
+            await self._store(files.discard, snapshot.last_index, str(error))
+            raise
 
     def _fetched(self, snapshot: Snapshot, store: Store) -> None:
         if self._turns.is_over:
@@ -238,9 +232,13 @@ class Fetcher:
 
     async def _store(self, function: Callable[..., T], *arguments: object) -> T:
         """Return what the function returns in a thread."""
+        return await self._busy(self._threads.run(function, *arguments))
+
+    async def _busy(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what the work returns; the fetch is not given up meanwhile."""
         self._is_storing = True
         try:
-            result = await self._threads.run(function, *arguments)
+            result = await work
         finally:
             self._is_storing = False
         self._has_progressed = True
