@@ -32,6 +32,7 @@
         +-- InvariantViolatedError   a bug in consensus or in the state machine
         |   +-- DiskSetBackError     this disk lacks what it acknowledged
         |   +-- CommitsLostError     the other members lack what is committed here
+        +-- MemoryChangedError       memory does not hold what was applied; the disk does
         +-- VersionTooOldError       a newer version wrote the data: start that version again
         +-- StorageError             the disk failed, or cannot be trusted
             +-- StorageLockedError   another process holds the data folder
@@ -316,6 +317,10 @@ class DiskSetBackError(InvariantViolatedError):
 
 class CommitsLostError(InvariantViolatedError):
     """Other members contradict what is committed here: they lost it. The node takes no part any more, but stays up."""
+
+
+class MemoryChangedError(FatalError):
+    """Memory does not hold what was applied, and nobody else can be asked: the next start reads the disk."""
 
 
 class VersionTooOldError(FatalError):

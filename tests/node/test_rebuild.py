@@ -604,3 +604,84 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(t
             await until("the wrong one is gone", lambda: wrong.sha256 not in {info.sha256 for info in files.kept()})
 
     asyncio.run(scenario())
+
+
+def change_in_memory(node: Node, key: bytes) -> None:
+    """Let a bit of memory flip."""
+    record = node.store.get(key)
+    assert record is not None
+    node.store._records[key] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+
+
+async def ended(node: Node) -> FatalError:
+    """Sweep the state, and return what ended the node."""
+    node.parts.sweeps.step(1000)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert node.quarantined, "it serves nothing from the moment at which it is found"
+    return await asyncio.wait_for(node.ports.supervisor.wait(), 30)
+
+
+@pytest.mark.parametrize("snapshots", [0, 1, 2])
+def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_changed(
+    tmp_path: Path, snapshots: int
+) -> None:
+    """It asked the majority of the voters, which it was, and took what memory held for right."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            if snapshots:
+                await node.parts.snapshots.begin()
+            await cluster.put(b"a", b"2")
+            await cluster.put(b"b", b"3")
+            change_in_memory(node, b"a")
+            if snapshots > 1:
+                # It holds what memory held, and the sum of what was applied.
+                await node.parts.snapshots.begin()
+            await cluster.put(b"c", b"4")
+            error = await ended(node)
+            assert "only voter" in str(error)
+            with pytest.raises(NotServingError):
+                node.check_serves()
+
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = await cluster.leader()
+            await again.read_barrier(5000)
+            again.check_serves()
+            held = [record.value for key in (b"a", b"b", b"c") if (record := again.store.get(key))]
+            assert held == [b"2", b"3", b"4"]
+            again.parts.sweeps.step(1000)
+            await asyncio.sleep(0)
+            assert not again.quarantined
+
+    asyncio.run(scenario())
+
+
+def test_the_only_voter_serves_nothing_while_no_whole_state_is_on_its_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it end, since it would find the same after each start."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            change_in_memory(node, b"a")
+            await node.parts.snapshots.begin()
+            [kept] = node.ports.storage.snapshots.kept()
+            node.parts.sweeps.step(1000)
+            await until("it says what to do", lambda: "restore a backup" in caplog.text)
+            caplog.clear()
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = cluster.nodes["n1"]
+            await until("it says so again", lambda: "restore a backup" in caplog.text)
+            with pytest.raises(NotServingError, match="only voter"):
+                again.check_serves()
+            assert not again.ports.supervisor.has_failed
+            assert again.ports.storage.snapshots.kept() == (kept,), "nothing is deleted"
+
+    asyncio.run(scenario())

@@ -14,8 +14,10 @@ from functools import partial
 from kvorum.errors import (
     CommitsLostError,
     InvariantViolatedError,
+    MemoryChangedError,
     PeerError,
     SnapshotFailedError,
+    StorageCorruptError,
     StorageError,
 )
 from kvorum.node.fetch import download
@@ -25,7 +27,7 @@ from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.proposals import Proposals
 from kvorum.node.reads import Reads
 from kvorum.node.set_back import Participation
-from kvorum.node.snapshots import Snapshots, load_copy
+from kvorum.node.snapshots import Snapshots, load_copy, load_store
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.raft import Raft
@@ -128,6 +130,9 @@ class Integrity:
 
     async def _is_undecided(self, index: int) -> bool:
         raft, store = self._raft, self._state.store
+        if self._state.suspected_shift is not None and raft.configuration.voters() == (raft.id,):
+            await self._ask_the_disk(index)
+            return False
         ours, shift = self._state.hashes.at(index), self._state.suspected_shift
         if ours is None:
             return False
@@ -169,14 +174,7 @@ class Integrity:
 
     async def _replace(self, index: int, sources: list[NodeId]) -> None:
         """Serve nobody until the state is one of these members'."""
-        self.quarantined = reason = f"the state differs from the majority's at index {index}; it is being rebuilt"
-        log.critical("%s enters quarantine: %s", self._raft.id, reason)
-        self._state.is_wrong = True
-        self._raft.set_unfit(True)
-        self._snapshots.distrust_all()
-        self._proposals.stop(reason)
-        self._reads.stop(reason)
-        await self._snapshots.ended()
+        await self._quarantine(f"the state differs from the majority's at index {index}; it is being rebuilt")
         rounds = 0
         while self._is_to_be_replaced():
             voters = self._raft.configuration.voters()
@@ -198,6 +196,45 @@ class Integrity:
             await self._snapshots.begin()
         self.quarantined = None
         log.warning("%s leaves quarantine: its state was replaced", self._raft.id)
+
+    async def _quarantine(self, reason: str) -> None:
+        """Serve nobody from now on; return once no snapshot is being taken."""
+        self.quarantined = reason
+        log.critical("%s enters quarantine: %s", self._raft.id, reason)
+        self._state.is_wrong = True
+        self._raft.set_unfit(True)
+        self._snapshots.distrust_all()
+        self._proposals.stop(reason)
+        self._reads.stop(reason)
+        await self._snapshots.ended()
+
+    async def _ask_the_disk(self, index: int) -> None:
+        """Memory does not hold what was applied, or the sum kept of it is wrong, and this is the only voter.
+
+        The log is whole. So is a snapshot that has its sum, and what follows it is in the log: the next start reads
+        these. Snapshots that do not have their sum are set aside first, so that it does not begin with one of them.
+        Without a whole snapshot the node stays in quarantine: after a start it would be no wiser.
+
+        Raises:
+            MemoryChangedError: the process must end.
+        """
+        await self._quarantine(
+            f"the records in memory do not match their sum at index {index}, and this node is the only voter"
+        )
+        self._state.suspected_shift = None
+        kept, wrong = self._files.kept(), dict[int, str]()
+        for info in kept:
+            try:
+                await self._loader.verify(partial(load_store, self._files, info.snapshot))
+                break
+            except StorageCorruptError as error:
+                wrong[info.snapshot.last_index] = str(error)
+        if kept and len(wrong) == len(kept):
+            log.critical("no snapshot on the disk matches its sum: %s; restore a backup", "; ".join(wrong.values()))
+            return
+        for last_index, why in wrong.items():
+            await self._threads.run(self._files.discard, last_index, why)
+        raise MemoryChangedError(f"{self.quarantined}; the next start reads the state from the disk")
 
     def _is_to_be_replaced(self) -> bool:
         """Whether the state still has to be replaced. One that was given up has to be, whoever is distrusted."""

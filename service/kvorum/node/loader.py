@@ -9,6 +9,7 @@ from typing import Protocol
 
 from kvorum.errors import StorageCorruptError
 from kvorum.kv.store import Store
+from kvorum.node.memory import release_freed_memory
 from kvorum.node.ports import Threads
 from kvorum.node.snapshots import Snapshots
 from kvorum.node.state import State
@@ -75,4 +76,11 @@ class Loader:
             # Two states at once may be more than memory holds.
             self._raft.hold_committed()
             self._state.give_up()
-            return await self._threads.run(load)
+            return await self._threads.run(_load_into_freed_memory, load)
+
+
+def _load_into_freed_memory(load: Load) -> Store:
+    release_freed_memory()
+    store = load()
+    release_freed_memory()
+    return store
