@@ -139,7 +139,7 @@ MUTANTS = (
         "node.loader:Loader.load",
         "not is_wanted()",
         "False",
-        tests="tests/node/test_loader.py",
+        tests="tests/node/test_loader.py -k not_wanted",
     ),
     Mutant(
         "45",
