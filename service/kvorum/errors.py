@@ -33,6 +33,7 @@
     |   +-- BetterLogError           another member, which answers, has a more up-to-date log than the one to recover
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
+        +-- MemoryChangedError       memory does not hold what was applied; the disk does
         +-- VersionTooOldError       a newer version wrote the data: start that version again
         +-- StorageError             the disk failed, or cannot be trusted
             +-- StorageLockedError   another process holds the data folder
@@ -321,6 +322,10 @@ class DiskSetBackError(ContradictionError):
 
 class CommitsLostError(ContradictionError):
     """Other members contradict what is committed here: they lost it."""
+
+
+class MemoryChangedError(FatalError):
+    """Memory does not hold what was applied, and nobody else can be asked: the next start reads the disk."""
 
 
 class VersionTooOldError(FatalError):

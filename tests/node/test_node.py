@@ -23,7 +23,6 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.kv.commands import CompareFailed, PutResult
-from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.transport import Hello
@@ -234,9 +233,9 @@ def _hold_rebuilding(node: Node) -> asyncio.Event:
     go_on = asyncio.Event()
     rebuild = node.parts.integrity._rebuild
 
-    async def held(source: str, wrong: Store) -> bool:
+    async def held(source: str) -> None:
         await go_on.wait()
-        return await rebuild(source, wrong)
+        await rebuild(source)
 
     node.parts.integrity._rebuild = held  # type: ignore[method-assign]
     return go_on

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
-from node.local_cluster import running
+from node.local_cluster import LocalCluster, running
 from waiting import until
 
-from kvorum.errors import FatalError, KvorumError, StorageError
+from kvorum.errors import (
+    CommitsLostError,
+    DiskSetBackError,
+    FatalError,
+    KvorumError,
+    NotServingError,
+    PeerError,
+    StorageCorruptError,
+    StorageError,
+)
 from kvorum.kv.records import Record
+from kvorum.kv.snapshot import Restorer
 from kvorum.kv.state_hash import Mismatch, StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.node import integrity as integrity_module
-from kvorum.node.snapshots import load_store
+from kvorum.node.snapshots import load_copy, load_store
 from kvorum.node.state import State
 from kvorum.raft import Role
 from kvorum.raft.messages import TimeoutNow
+from kvorum.storage.interface import SnapshotCopy
 from kvorum.storage.snapshots import Snapshots
+from kvorum.transport.interface import SnapshotChunk
 
 
 def spoil(node: Node) -> None:
@@ -53,9 +68,9 @@ def test_a_snapshot_that_was_being_taken_of_the_wrong_state_is_not_the_newest(tm
             asked: list[str] = []
             rebuild = victim.parts.integrity._rebuild
 
-            async def recorded(source: str, wrong: Store) -> bool:
+            async def recorded(source: str) -> None:
                 asked.append(source)
-                return await rebuild(source, wrong)
+                await rebuild(source)
 
             victim.parts.integrity._rebuild = recorded  # type: ignore[method-assign]
             spoil(victim)
@@ -84,10 +99,12 @@ def test_every_member_that_is_right_is_asked_for_its_state(tmp_path: Path, monke
             await cluster.put(b"a", b"1")
             await cluster.converge()
             asked: set[str] = set()
+            rebuild = victim.parts.integrity._rebuild
 
-            async def refused(source: str, wrong: Store) -> bool:
+            async def refused(source: str) -> None:
                 asked.add(source)
-                return len(asked) > 1
+                if len(asked) > 1:
+                    await rebuild(source)
 
             victim.parts.integrity._rebuild = refused  # type: ignore[method-assign]
             spoil(victim)
@@ -102,7 +119,7 @@ def test_a_bug_in_the_investigation_ends_the_node(tmp_path: Path) -> None:
         async with running(tmp_path) as cluster:
             victim = cluster.others(await cluster.leader())[0]
 
-            async def broken(source: str, wrong: Store) -> bool:
+            async def broken(source: str) -> None:
                 raise ZeroDivisionError
 
             victim.parts.integrity._rebuild = broken  # type: ignore[method-assign]
@@ -130,9 +147,9 @@ def test_snapshots_of_a_wrong_state_are_neither_served_nor_kept(tmp_path: Path) 
             before = files.kept()
             rebuild, go_on = victim.parts.integrity._rebuild, asyncio.Event()
 
-            async def held(source: str, wrong: Store) -> bool:
+            async def held(source: str) -> None:
                 await go_on.wait()
-                return await rebuild(source, wrong)
+                await rebuild(source)
 
             victim.parts.integrity._rebuild = held  # type: ignore[method-assign]
             victim.store.state_hash ^= 1
@@ -162,8 +179,8 @@ def test_a_leader_whose_state_is_wrong_goes_and_does_not_come_back_before_it_is_
             await cluster.put(b"a", b"1")
             await cluster.converge()
 
-            async def never(source: str, wrong: Store) -> bool:
-                return False
+            async def never(source: str) -> None:
+                pass
 
             victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
             spoil(victim)
@@ -190,8 +207,8 @@ def test_a_quarantine_ends_when_consensus_installs_another_state(
             await cluster.put(b"a", b"1")
             await cluster.converge()
 
-            async def never(source: str, wrong: Store) -> bool:
-                return False
+            async def never(source: str) -> None:
+                pass
 
             victim.parts.integrity._rebuild = never  # type: ignore[method-assign]
             spoil(victim)
@@ -231,6 +248,191 @@ def test_a_verdict_on_a_state_that_was_replaced_meanwhile_counts_for_nothing(tmp
             assert victim.quarantined is None
             assert victim.store is store
             assert not victim.parts.state.is_wrong
+
+    asyncio.run(scenario())
+
+
+PIECE_BYTES = 1000
+
+
+@contextlib.asynccontextmanager
+async def with_a_wrong_member(folder: Path) -> AsyncIterator[tuple[LocalCluster, Node]]:
+    """A cluster with some data, and the member whose state is about to be wrong."""
+    async with running(folder) as cluster:
+        victim = cluster.others(await cluster.settled())[0]
+        for key in (b"a", b"b", b"c"):
+            await cluster.put(key, bytes(PIECE_BYTES))
+        await cluster.converge()
+        yield cluster, victim
+
+
+def copies(node: Node) -> list[Path]:
+    """The copies of other members' snapshots in the node's folder."""
+    return list(cast(Snapshots, node.ports.storage.snapshots).folder.glob("*copy*"))
+
+
+def test_a_wrong_state_is_given_up_before_the_right_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of them and the whole file besides were more than the memory of a node that held a third of it."""
+
+    async def scenario() -> None:
+        async with with_a_wrong_member(tmp_path) as (cluster, victim):
+            wrong, loop = victim.store, asyncio.get_running_loop()
+            loading, go_on = asyncio.Event(), threading.Event()
+            held: list[tuple[int, int]] = []
+            finish = Restorer.finish
+
+            def noted(restorer: Restorer) -> Store:
+                store = finish(restorer)
+                if len(store):
+                    held.append((len(wrong), sum(path.stat().st_size for path in copies(victim))))
+                    loop.call_soon_threadsafe(loading.set)
+                    go_on.wait(20)
+                return store
+
+            monkeypatch.setattr(Restorer, "finish", noted)
+            spoil(victim)
+            await until("it is loaded", loading.is_set)
+            [(records, size_bytes)] = held
+            assert records == 0
+            assert size_bytes > 3 * PIECE_BYTES, "it is on the disk"
+            # What is committed meanwhile is applied when the state is there.
+            await cluster.put(b"d", b"2")
+            await until("it is committed there", lambda: victim.raft.log.commit_index > wrong.applied_index)
+            assert victim.store.get(b"a") is None
+            with pytest.raises(NotServingError, match="rebuilt"):
+                victim.check_serves()
+            go_on.set()
+            await until("it is rebuilt", lambda: victim.quarantined is None)
+            await cluster.converge()
+            assert not copies(victim)
+            assert victim.store.get(b"d") is not None
+
+    asyncio.run(scenario())
+
+
+def test_a_copy_that_is_cut_off_is_removed_and_another_member_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with with_a_wrong_member(tmp_path) as (cluster, victim):
+            wrong, ask = victim.store, victim.peers.snapshot_chunk
+            cut: list[str] = []
+            seen: list[tuple[int, int]] = []
+
+            async def chunk(node: str, last_index: int, offset_bytes: int, at_least: int = 0) -> SnapshotChunk:
+                if cut and node == cut[0]:
+                    assert victim.store is wrong
+                    seen.append((len(wrong), len(copies(victim))))
+                    raise PeerError("the connection broke")
+                answer = await ask(node, last_index, offset_bytes, at_least)
+                if cut:
+                    assert not copies(victim)
+                    return answer
+                cut.append(node)
+                return msgspec.structs.replace(answer, data=answer.data[:PIECE_BYTES])
+
+            victim.peers.snapshot_chunk = chunk  # type: ignore[method-assign]
+            spoil(victim)
+            await until("it is rebuilt", lambda: victim.quarantined is None and victim.store is not wrong)
+            assert seen[0] == (3, 1), "the wrong state is still there, and one piece of a copy"
+            assert not copies(victim)
+            await cluster.converge()
+
+    asyncio.run(scenario())
+
+
+def test_a_copy_that_cannot_be_read_any_more_is_replaced_by_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is gone by then. Nothing is served, and the members' snapshots may be newer than what was applied."""
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with with_a_wrong_member(tmp_path) as (cluster, victim):
+            is_damaged = True
+
+            def load(copy: SnapshotCopy, *, keeps_records: bool = True) -> Store:
+                if keeps_records and is_damaged:
+                    raise StorageCorruptError("a file is damaged")
+                return load_copy(copy, keeps_records=keeps_records)
+
+            monkeypatch.setattr(integrity_module, "load_copy", load)
+            spoil(victim)
+            await until("the state is gone", lambda: victim.parts.state.is_given_up)
+            await cluster.put(b"d", b"2")
+            for other in cluster.others(victim):
+                await until("it is applied", lambda other=other: other.store.get(b"d"))  # type: ignore[misc]
+                await other.parts.snapshots.begin()
+            # Whatever is found meanwhile: a node without a state has to get one.
+            victim.parts.participation.contradicted(CommitsLostError("another cluster"))
+            await asyncio.sleep(0)
+            assert victim.quarantined
+            with pytest.raises(NotServingError):
+                victim.check_serves()
+            is_damaged = False
+            await until("it is over", lambda: victim.quarantined is None)
+            assert victim.store.get(b"d") is not None
+            assert not victim.parts.state.is_given_up
+            assert not copies(victim)
+
+    asyncio.run(scenario())
+
+
+def test_a_state_is_not_given_up_for_a_copy_that_the_disk_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(integrity_module, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        async with with_a_wrong_member(tmp_path) as (cluster, victim):
+            wrong = victim.store
+            files = cast(Snapshots, victim.ports.storage.snapshots)
+            take_room = files.take_room
+
+            def full(size_bytes: int) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            files.take_room = full  # type: ignore[method-assign]
+            spoil(victim)
+            await until("it says so", lambda: "No space left on device" in caplog.text)
+            assert victim.store is wrong
+            assert victim.quarantined
+            files.take_room = take_room  # type: ignore[method-assign]
+            await until("it is rebuilt", lambda: victim.quarantined is None)
+            assert not victim.ports.supervisor.has_failed
+            await cluster.converge()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("what", ["the disk was set back", "the copy contradicts the log"])
+def test_a_state_is_not_given_up_for_that_of_members_with_another_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async def scenario() -> None:
+        async with with_a_wrong_member(tmp_path) as (_, victim):
+            wrong = victim.store
+
+            def load(copy: SnapshotCopy, *, keeps_records: bool = True) -> Store:
+                store = load_copy(copy, keeps_records=keeps_records)
+                if what == "the copy contradicts the log":
+                    store.applied_term += 1
+                else:
+                    loop.call_soon_threadsafe(victim.parts.participation.contradicted, DiskSetBackError(what))
+                return store
+
+            monkeypatch.setattr(integrity_module, "load_copy", load)
+            loop = asyncio.get_running_loop()
+            spoil(victim)
+            await until("it is distrusted", lambda: victim.parts.participation.is_distrusted)
+            await until("the quarantine is over", lambda: victim.quarantined is None)
+            assert victim.store is wrong
+            assert len(wrong) == 3
+            assert not copies(victim)
 
     asyncio.run(scenario())
 
@@ -400,5 +602,86 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(t
                 await snapshots.chunk(wrong.snapshot.last_index, 0, 100, None)
             await until("another is there", snapshots.latest)
             await until("the wrong one is gone", lambda: wrong.sha256 not in {info.sha256 for info in files.kept()})
+
+    asyncio.run(scenario())
+
+
+def change_in_memory(node: Node, key: bytes) -> None:
+    """Let a bit of memory flip."""
+    record = node.store.get(key)
+    assert record is not None
+    node.store._records[key] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+
+
+async def ended(node: Node) -> FatalError:
+    """Sweep the state, and return what ended the node."""
+    node.parts.sweeps.step(1000)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert node.quarantined, "it serves nothing from the moment at which it is found"
+    return await asyncio.wait_for(node.ports.supervisor.wait(), 30)
+
+
+@pytest.mark.parametrize("snapshots", [0, 1, 2])
+def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_changed(
+    tmp_path: Path, snapshots: int
+) -> None:
+    """It asked the majority of the voters, which it was, and took what memory held for right."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            if snapshots:
+                await node.parts.snapshots.begin()
+            await cluster.put(b"a", b"2")
+            await cluster.put(b"b", b"3")
+            change_in_memory(node, b"a")
+            if snapshots > 1:
+                # It holds what memory held, and the sum of what was applied.
+                await node.parts.snapshots.begin()
+            await cluster.put(b"c", b"4")
+            error = await ended(node)
+            assert "only voter" in str(error)
+            with pytest.raises(NotServingError):
+                node.check_serves()
+
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = await cluster.leader()
+            await again.read_barrier(5000)
+            again.check_serves()
+            held = [record.value for key in (b"a", b"b", b"c") if (record := again.store.get(key))]
+            assert held == [b"2", b"3", b"4"]
+            again.parts.sweeps.step(1000)
+            await asyncio.sleep(0)
+            assert not again.quarantined
+
+    asyncio.run(scenario())
+
+
+def test_the_only_voter_serves_nothing_while_no_whole_state_is_on_its_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it end, since it would find the same after each start."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            change_in_memory(node, b"a")
+            await node.parts.snapshots.begin()
+            [kept] = node.ports.storage.snapshots.kept()
+            node.parts.sweeps.step(1000)
+            await until("it says what to do", lambda: "restore a backup" in caplog.text)
+            caplog.clear()
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = cluster.nodes["n1"]
+            await until("it says so again", lambda: "restore a backup" in caplog.text)
+            with pytest.raises(NotServingError, match="only voter"):
+                again.check_serves()
+            assert not again.ports.supervisor.has_failed
+            assert again.ports.storage.snapshots.kept() == (kept,), "nothing is deleted"
 
     asyncio.run(scenario())

@@ -132,6 +132,21 @@ def test_a_state_machine_that_is_rebuilt_is_given_its_entries_again() -> None:
             server.raft.reapply_from(index)
 
 
+def test_a_state_that_was_given_up_may_be_rebuilt_from_a_later_one_than_it_was() -> None:
+    """Until then nothing is handed over; what follows it is the next to be."""
+    server = Server(commands(1, "112"), term=2)
+    server.raft.step(append("b", "a", 2, (3, 2), (), commit=1))
+    server.ready()
+    server.raft.hold_committed()
+    server.drain(append("b", "a", 2, (3, 2), commands(4, "222"), commit=5))
+    assert (server.raft.log.applied_index, server.raft.log.commit_index) == (1, 5)
+    with pytest.raises(InvariantViolatedError):
+        server.raft.reapply_from(6)  # It is not known to be committed.
+    assert server.ready() is None or not server.ready().committed
+    server.raft.reapply_from(4)
+    assert server.ready().committed == commands(5, "2")
+
+
 # --- Installing one -------------------------------------------------------------------------------------------------
 
 

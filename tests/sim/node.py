@@ -29,6 +29,7 @@ from kvorum.errors import (
     CompareFailedError,
     FatalError,
     KvorumError,
+    MemoryChangedError,
     NoSpaceError,
     NotLeaderError,
     SessionError,
@@ -325,7 +326,8 @@ class SimNode:
             self.world.clock.abort(Broken("a_clean_stop_ends_in_time", f"{self.id} was told to stop, and goes on"))
 
     def _ended(self, error: FatalError) -> None:
-        if self._is_doomed:
+        # Only the disk of the only voter can tell which of its records are right.
+        if self._is_doomed or isinstance(error, MemoryChangedError):
             self.crash(f"ends: {error}")
             self.world.clock.after(self.plan.election_timeout_us, self.start)
         else:

@@ -7,7 +7,7 @@ full, or fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from sim.loop import ProcessKilled, SimLoop
@@ -17,6 +17,7 @@ from kvorum.raft.messages import Entry, Load, Save, Snapshot
 from kvorum.storage.interface import (
     Identity,
     Loaded,
+    SnapshotCopy,
     SnapshotInfo,
     SnapshotReceiver,
     SnapshotWriter,
@@ -278,6 +279,11 @@ class SimSnapshots:
             self._node.disk.has_damaged_part = False
         return _Receiver(self, self._node, receiver)
 
+    def copy(self, last_index: int) -> SnapshotCopy:
+        """Begin to receive a file of which only the state is used."""
+        self._node.port_called("receive")
+        return _Copy(self, self._node, self._files.copy(last_index))
+
 
 class _Writer:
     """A snapshot of the node's own."""
@@ -341,6 +347,32 @@ class _Receiver:
         except SnapshotFailedError:
             self._receiver.abort()
             raise
+
+
+class _Copy:
+    """A snapshot of another, of which only the state is used."""
+
+    def __init__(self, files: SimSnapshots, node: SimNode, copy: SnapshotCopy) -> None:
+        self._files = files
+        self._node = node
+        self._copy = copy
+
+    def write(self, chunk: bytes) -> None:
+        self._files.check_room()
+        self._copy.write(chunk)
+        self._node.crash_at("during_fetch")
+
+    def describe(self) -> Snapshot:
+        self._files.check()
+        return self._copy.describe()
+
+    def read(self) -> Iterable[bytes]:
+        self._files.check()
+        return self._copy.read()
+
+    def abort(self) -> None:
+        self._files.check()
+        self._copy.abort()
 
 
 def _nothing() -> None:

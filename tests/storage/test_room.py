@@ -208,6 +208,10 @@ def test_a_snapshot_leaves_room_to_the_log(volume: Path) -> None:
             receiver = it.storage.snapshots.receive(snapshot(5), "a" * 64)
             with pytest.raises(SnapshotFailedError):
                 receiver.write(bytes(LOG_BYTES))
+            copy = it.storage.snapshots.copy(5)
+            with pytest.raises(SnapshotFailedError):
+                copy.write(bytes(LOG_BYTES))
+            assert not list((volume / "data" / "snapshots").iterdir())
             await it.save(1, *entries(6, 6))
             assert not it.failures
 

@@ -210,6 +210,37 @@ def test_a_part_of_another_file_is_not_resumed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_copy_is_read_and_never_taken_for_a_snapshot_of_this_log(tmp_path: Path) -> None:
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    take_snapshot(snapshots, 5)
+    take_snapshot(theirs, 9, payload := os.urandom(300_000))
+    copy = snapshots.copy(9)
+    copy.write(theirs.chunk(9, 0, 100_000))
+    copy.write(theirs.chunk(9, 100_000, 1_000_000))
+    assert copy.describe() == snapshot(9)
+    assert b"".join(copy.read()) == payload
+    again = opened(tmp_path)
+    assert names(tmp_path) == [name(5)], "it does not outlast the process"
+    again.start_from(snapshot(9))
+    assert [info.snapshot for info in again.kept()] == [snapshot(5)]
+
+
+def test_a_copy_that_is_damaged_removed_or_replaced_is_not_read(tmp_path: Path) -> None:
+    snapshots, theirs = opened(tmp_path), MemorySnapshots()
+    take_snapshot(theirs, 9, bytes(300_000))
+    copy = snapshots.copy(9)
+    copy.write(theirs.chunk(9, 0, 1_000_000))
+    [path] = (tmp_path / "snapshots").iterdir()
+    damage(path)
+    with pytest.raises(StorageCorruptError, match="hash"):
+        list(copy.read())
+    snapshots.copy(10).write(b"x")
+    assert names(tmp_path) == [name(10, "snapshot").replace(".snapshot", "-copy.writing")]
+    with pytest.raises(StorageError, match="cannot read"):
+        copy.describe()
+    copy.abort()
+
+
 @pytest.mark.parametrize("case", ["bit", "short", "hash", "index", "term"])
 def test_what_arrives_must_be_what_was_announced(tmp_path: Path, case: str) -> None:
     snapshots, theirs = opened(tmp_path), MemorySnapshots()

@@ -12,6 +12,7 @@ from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
+from kvorum.node.loader import Loader
 from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
 from kvorum.node.node import Node, Parts
@@ -128,6 +129,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
+    loader = Loader(raft, state, snapshots, threads)
 
     def stopped(reason: str) -> None:
         proposals.stop(reason)
@@ -135,8 +137,22 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         fetcher.stop()
 
     participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped)
-    fetcher = Fetcher(raft, state, snapshots, storage, peers, clock, tasks, threads, turns, counters, participation)
-    integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns, participation)
+    fetcher = Fetcher(raft, state, loader, storage, peers, clock, tasks, threads, turns, counters, participation)
+    integrity = Integrity(
+        raft,
+        state,
+        proposals,
+        reads,
+        snapshots,
+        loader,
+        storage.snapshots,
+        peers,
+        clock,
+        tasks,
+        threads,
+        turns,
+        participation,
+    )
     staleness = Staleness(state, clock)
     driver = Driver(
         raft,

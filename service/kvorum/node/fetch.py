@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvorum.errors import (
     ContradictionError,
@@ -17,9 +17,10 @@ from kvorum.errors import (
     StorageError,
 )
 from kvorum.kv.store import Store
+from kvorum.node.loader import Loader
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.set_back import Participation
-from kvorum.node.snapshots import Snapshots, load_store
+from kvorum.node.snapshots import load_store
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.raft import Raft
@@ -66,8 +67,8 @@ class Fetcher:
 
     Args:
         raft: the consensus server, which gets the result of each fetch.
-        state: what is given up for the state that was fetched.
-        snapshots: what may be taking a snapshot of it.
+        state: the present one, which is made again from the disk if the one that was fetched is not taken after all.
+        loader: what puts the state that was fetched in the place of the present one.
         storage: where the file goes.
         peers: whom to ask.
         clock: measures time.
@@ -82,7 +83,7 @@ class Fetcher:
         self,
         raft: Raft,
         state: State,
-        snapshots: Snapshots,
+        loader: Loader,
         storage: Storage,
         peers: Peers,
         clock: Clock,
@@ -95,7 +96,7 @@ class Fetcher:
         self._participation = participation
         self._raft = raft
         self._state = state
-        self._snapshots = snapshots
+        self._loader = loader
         self._storage = storage
         self._peers = peers
         self._clock = clock
@@ -107,6 +108,8 @@ class Fetcher:
         """The fetch under way."""
         self._has_progressed = False
         """Something arrived since the last offer of another member."""
+        self._is_replacing = False
+        """The state was given up, or is about to be, for the one that arrived."""
         self._is_storing = False
         """A thread writes, verifies or decodes what arrived; it goes on when the task is cancelled."""
         self._pause_s = PAUSE_S
@@ -152,7 +155,7 @@ class Fetcher:
         """
         if self._task is not None:
             self._task.cancel()
-        if self._state.is_given_up and self._held is None:
+        if self._is_replacing and self._state.is_given_up:
             self._task = self._tasks.spawn(self._take_back(), name="take back the state that was given up")
 
     async def _take_back(self) -> None:
@@ -194,14 +197,19 @@ class Fetcher:
                 await self._tasks.sleep(pause_s)
                 continue
             self._pause_s = PAUSE_S
-            await self._snapshots.ended()
-            if self._is_overtaken(snapshot):
+            load = partial(load_store, self._storage.snapshots, snapshot)
+            self._is_replacing = True
+            try:
+                store = await self._busy(self._loader.load(load, lambda: not self._is_overtaken(snapshot)))
+            except StorageError as error:
+                # It was verified a moment ago. Nothing that a peer sends ends the process.
+                log.error("the snapshot at %d from %s cannot be loaded: %s", snapshot.last_index, source, error)
+                self._counters.snapshots["install", "failed"] += 1
+                await self._store(self._storage.snapshots.discard, snapshot.last_index, str(error))
+                await self._take_back()
                 break
-            # From here on there is no way back: two states at once may be more than memory holds. A file that cannot be
-            # read any more, though it was verified a moment ago, ends the process.
-            self._raft.hold_committed()
-            self._state.give_up()
-            store = await self._store(load_store, self._storage.snapshots, snapshot)
+            if store is None:
+                break
             duration_s = self._clock.monotonic() - since
             self._counters.snapshots["install", "ok"] += 1
             self._counters.snapshot_duration["install"].record(duration_s)
@@ -228,11 +236,11 @@ class Fetcher:
             StorageCorruptError: it is damaged, or contradicts the sum that it carries; its file is not used.
         """
         files = self._storage.snapshots
-        read = await self._store(partial(load_store, files, snapshot, keeps_records=False))
-        if read.mismatch is not None:
-            why = f"the snapshot at {snapshot.last_index} does not have the sum that it carries"
-            await self._store(files.discard, snapshot.last_index, why)
-            raise StorageCorruptError(why)
+        try:
+            await self._busy(self._loader.verify(partial(load_store, files, snapshot)))
+        except StorageCorruptError as error:
+            await self._store(files.discard, snapshot.last_index, str(error))
+            raise
 
     def _fetched(self, snapshot: Snapshot, store: Store) -> None:
         if self._turns.is_over:
@@ -243,6 +251,7 @@ class Fetcher:
         except ContradictionError as error:
             self._participation.contradicted(error)
             return
+        self._is_replacing = False
         if is_adopted:
             # It takes the place of an earlier one that is not restored yet, and never will be.
             self._held = (snapshot, store)
@@ -254,7 +263,7 @@ class Fetcher:
     def _give_up(self, fetch: Fetch) -> None:
         if self._turns.is_over:
             return
-        self._fetch = None
+        self._fetch, self._is_replacing = None, False
         self._raft.fetch_failed(fetch.snapshot)
         self._turns.schedule()
 
@@ -276,9 +285,13 @@ class Fetcher:
 
     async def _store(self, function: Callable[..., T], *arguments: object) -> T:
         """Return what the function returns in a thread."""
+        return await self._busy(self._threads.run(function, *arguments))
+
+    async def _busy(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what the work returns; the fetch is not given up meanwhile."""
         self._is_storing = True
         try:
-            result = await self._threads.run(function, *arguments)
+            result = await work
         finally:
             self._is_storing = False
         self._has_progressed = True

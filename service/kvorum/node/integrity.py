@@ -9,30 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from io import BytesIO
+from functools import partial
 
 from kvorum.errors import (
     CommitsLostError,
     InvariantViolatedError,
+    MemoryChangedError,
     PeerError,
     SnapshotFailedError,
     StorageCorruptError,
     StorageError,
 )
-from kvorum.kv.snapshot import Restorer
-from kvorum.kv.store import Store
 from kvorum.node.fetch import download
 from kvorum.node.hashes import is_wrong
+from kvorum.node.loader import Load, Loader
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
 from kvorum.node.proposals import Proposals
 from kvorum.node.reads import Reads
 from kvorum.node.set_back import Participation
-from kvorum.node.snapshots import Snapshots
+from kvorum.node.snapshots import Snapshots, load_copy, load_store
 from kvorum.node.state import State
 from kvorum.node.turns import Turns
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
-from kvorum.storage.snapshot_format import read_header, read_payload
+from kvorum.storage.interface import SnapshotFile
 from kvorum.telemetry.logs import RateLimit
 
 log = logging.getLogger("kvorum.state")
@@ -49,10 +49,12 @@ class Integrity:
         proposals: the writes that are not answered from a wrong state.
         reads: the reads that are not answered from it.
         snapshots: none may be taken of it.
+        loader: what puts another state in its place.
+        files: where another member's snapshot is kept until it is loaded.
         peers: whom to ask.
         clock: what limits log lines.
         tasks: where it runs.
-        threads: where a snapshot is decoded.
+        threads: where the disk is written and read.
         turns: the driver's.
         participation: what hears that another member's log contradicts what is committed here.
     """
@@ -64,6 +66,8 @@ class Integrity:
         proposals: Proposals,
         reads: Reads,
         snapshots: Snapshots,
+        loader: Loader,
+        files: SnapshotFile,
         peers: Peers,
         clock: Clock,
         tasks: Tasks,
@@ -78,6 +82,8 @@ class Integrity:
         self._proposals = proposals
         self._reads = reads
         self._snapshots = snapshots
+        self._loader = loader
+        self._files = files
         self._peers = peers
         self._tasks = tasks
         self._threads = threads
@@ -124,6 +130,9 @@ class Integrity:
 
     async def _is_undecided(self, index: int) -> bool:
         raft, store = self._raft, self._state.store
+        if self._state.suspected_shift is not None and raft.configuration.voters() == (raft.id,):
+            await self._ask_the_disk(index)
+            return False
         ours, shift = self._state.hashes.at(index), self._state.suspected_shift
         if ours is None:
             return False
@@ -165,25 +174,20 @@ class Integrity:
 
     async def _replace(self, index: int, sources: list[NodeId]) -> None:
         """Serve nobody until the state is one of these members'."""
-        self.quarantined = reason = f"the state differs from the majority's at index {index}; it is being rebuilt"
-        log.critical("%s enters quarantine: %s", self._raft.id, reason)
-        wrong = self._state.store
-        self._state.is_wrong = True
-        self._raft.set_unfit(True)
-        self._snapshots.distrust_all()
-        self._proposals.stop(reason)
-        self._reads.stop(reason)
-        await self._snapshots.ended()
+        await self._quarantine(f"the state differs from the majority's at index {index}; it is being rebuilt")
         rounds = 0
-        while self._state.store is wrong and not self._participation.is_distrusted:
+        while self._is_to_be_replaced():
             voters = self._raft.configuration.voters()
             right = [each for each in sources if each in voters] or [each for each in voters if each != self._raft.id]
-            if right and await self._rebuild(right[rounds % len(right)], wrong):
-                break
+            if right:
+                await self._rebuild(right[rounds % len(right)])
             rounds += 1
-            await self._tasks.sleep(RETRY_S)
-        self._state.is_wrong = False
+            if self._is_to_be_replaced():
+                await self._tasks.sleep(RETRY_S)
         if self._participation.is_distrusted:
+            if self._state.suspected_shift is not None:
+                return  # Whatever the others have, memory does not hold what was applied here.
+            self._state.is_wrong = False
             self.quarantined = None
             log.warning("%s leaves quarantine: its state is that of its own log", self._raft.id)
             return
@@ -195,47 +199,91 @@ class Integrity:
         self.quarantined = None
         log.warning("%s leaves quarantine: its state was replaced", self._raft.id)
 
-    async def _rebuild(self, source: NodeId, wrong: Store) -> bool:
-        """Replace the wrong state by the member's; return whether it is replaced now, or turned out not to be wrong."""
+    async def _quarantine(self, reason: str) -> None:
+        """Serve nobody from now on; return once no snapshot is being taken."""
+        self.quarantined = reason
+        log.critical("%s enters quarantine: %s", self._raft.id, reason)
+        self._state.is_wrong = True
+        self._raft.set_unfit(True)
+        self._snapshots.distrust_all()
+        self._proposals.stop(reason)
+        self._reads.stop(reason)
+        await self._snapshots.ended()
+
+    async def _ask_the_disk(self, index: int) -> None:
+        """Memory does not hold what was applied, or the sum kept of it is wrong, and this is the only voter.
+
+        The log is whole. So is a snapshot that has its sum, and what follows it is in the log: the next start reads
+        these. Snapshots that do not have their sum are set aside first, so that it does not begin with one of them.
+        Without a whole snapshot the node stays in quarantine: after a start it would be no wiser.
+
+        Raises:
+            MemoryChangedError: the process must end.
+        """
+        await self._quarantine(
+            f"the records in memory do not match their sum at index {index}, and this node is the only voter"
+        )
+        self._state.suspected_shift = None
+        kept, wrong = self._files.kept(), dict[int, str]()
+        for info in kept:
+            try:
+                await self._loader.verify(partial(load_store, self._files, info.snapshot))
+                break
+            except StorageCorruptError as error:
+                wrong[info.snapshot.last_index] = str(error)
+        if kept and len(wrong) == len(kept):
+            log.critical("no snapshot on the disk matches its sum: %s; restore a backup", "; ".join(wrong.values()))
+            return
+        for last_index, why in wrong.items():
+            await self._threads.run(self._files.discard, last_index, why)
+        raise MemoryChangedError(f"{self.quarantined}; the next start reads the state from the disk")
+
+    def _is_to_be_replaced(self) -> bool:
+        """Whether the state still has to be replaced. One that was given up has to be, whoever is distrusted."""
+        return self._state.is_wrong and (self._state.is_given_up or not self._participation.is_distrusted)
+
+    async def _rebuild(self, source: NodeId) -> None:
+        """Replace the wrong state by the member's, if that is possible now."""
         raft = self._raft
         try:
-            # The file stays in memory: the disk must not take it for a snapshot that our log goes on from. It is not
-            # older than our own newest one: one that is taken of it then becomes the newest.
+            # It is not older than our own newest one: one that is taken of it then becomes the newest.
             own = raft.snapshot.last_index if raft.snapshot is not None else 0
             first = await self._peers.snapshot_chunk(source, 0, 0, at_least=max(raft.log.base_index, own))
-            data = bytearray()
-
-            async def keep(piece: bytes) -> None:
-                data.extend(piece)
-
-            await download(self._peers, source, first, keep)
-            store = await self._threads.run(_decode, bytes(data))
-            if store.mismatch is not None:
-                raise StorageCorruptError(f"the snapshot of {source} does not match its state sum")
-            if self._state.store is not wrong:
-                return True
-            if raft.log.term(store.applied_index) not in (None, store.applied_term):
-                raise CommitsLostError(
-                    f"{source} applied an entry {store.applied_index} of term {store.applied_term}, yet one of term "
-                    f"{raft.log.term(store.applied_index)} is committed"
-                )
-            raft.reapply_from(store.applied_index)
+            copy = await self._threads.run(self._files.copy, first.last_index)
+            try:
+                await download(self._peers, source, first, partial(self._threads.finish, copy.write))
+                await self._load(source, partial(load_copy, copy))
+            finally:
+                await self._threads.finish(copy.abort)
         except CommitsLostError as error:
             self._participation.contradicted(error)
-            return True
         except (PeerError, StorageError, InvariantViolatedError) as error:
             if self._limit.allow() is not None:
                 log.warning("rebuilding the state from %s failed: %s", source, error)
-            return False
+
+    async def _load(self, source: NodeId, load: Load) -> None:
+        """Replace the wrong state by the one that ``load`` reads, unless it was replaced meanwhile.
+
+        Raises:
+            CommitsLostError: the other state contradicts what is committed here.
+            InvariantViolatedError: our log does not go on from there.
+            StorageError: the snapshot is damaged, or cannot be read.
+        """
+        raft = self._raft
+        read = await self._loader.verify(load)
+
+        def is_wanted() -> bool:
+            if raft.log.term(read.applied_index) not in (None, read.applied_term):
+                raise CommitsLostError(
+                    f"{source} applied an entry {read.applied_index} of term {read.applied_term}, yet one of term "
+                    f"{raft.log.term(read.applied_index)} is committed"
+                )
+            raft.check_reapply(read.applied_index)
+            return self._is_to_be_replaced()
+
+        store = await self._loader.load(load, is_wanted)
+        if store is None:
+            return
+        raft.reapply_from(store.applied_index)
         self._state.replace(store)
         log.warning("%s has rebuilt its state from %s", raft.id, source)
-        return True
-
-
-def _decode(data: bytes) -> Store:
-    stream = BytesIO(data)
-    snapshot, header = read_header(stream)
-    restorer = Restorer(snapshot.configuration)
-    for chunk in read_payload(stream, header, len(data)):
-        restorer.feed(chunk)
-    return restorer.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from kvorum.config import Config
 from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
@@ -15,8 +16,8 @@ from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.raft import Raft
-from kvorum.raft.messages import Snapshot
-from kvorum.storage.interface import SnapshotFile, SnapshotInfo, Storage
+from kvorum.raft.messages import Configuration, Snapshot
+from kvorum.storage.interface import SnapshotCopy, SnapshotFile, SnapshotInfo, Storage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.interface import SnapshotChunk
 
@@ -325,7 +326,20 @@ def load_store(snapshots: SnapshotFile, snapshot: Snapshot, *, keeps_records: bo
     Raises:
         StorageCorruptError: it is damaged.
     """
-    restorer = Restorer(snapshot.configuration, keeps_records=keeps_records)
-    for chunk in snapshots.read(snapshot.last_index):
+    return _restored(snapshots.read(snapshot.last_index), snapshot.configuration, keeps_records)
+
+
+def load_copy(copy: SnapshotCopy, *, keeps_records: bool = True) -> Store:
+    """Return the state in a copy of another member's snapshot; as :func:`load_store`.
+
+    Raises:
+        StorageError: it is damaged, or cannot be read.
+    """
+    return _restored(copy.read(), copy.describe().configuration, keeps_records)
+
+
+def _restored(payload: Iterable[bytes], configuration: Configuration, keeps_records: bool) -> Store:
+    restorer = Restorer(configuration, keeps_records=keeps_records)
+    for chunk in payload:
         restorer.feed(chunk)
     return restorer.finish()

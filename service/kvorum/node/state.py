@@ -28,7 +28,7 @@ class State:
             and nobody has decided yet which of the two; or this was found of the snapshot that was loaded at start.
             What must be added to the sum, modulo 2^128, to get the one that was expected. None: there is no suspicion.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
-        is_given_up: it was dropped to make room for the state of a snapshot that is being installed: it is empty, and
+        is_given_up: it was dropped to make room for the state of a snapshot that is being loaded: it is empty, and
             nothing is read from it.
     """
 
@@ -63,6 +63,7 @@ class State:
     def replace(self, store: Store) -> None:
         """Serve this state from now on. Its records have the sum that its snapshot carries."""
         self.store = store
+        self.is_wrong = False
         self.is_given_up = False
         self.bytes_since_snapshot = 0
         self.current_as_of_s = None

@@ -331,17 +331,29 @@ class Raft:
         return min(self.log.first_index, snapshot.last_index + 1)
 
     def reapply_from(self, index: int) -> None:
-        """Hand over again what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
+        """Hand over what follows ``index``: the state machine was rebuilt from a snapshot at ``index``.
 
-        This also ends what :meth:`hold_committed` began.
+        It is handed over again as far as that was done before; :meth:`hold_committed` ends.
 
         Raises:
-            InvariantViolatedError: the log does not reach back that far.
+            InvariantViolatedError: see :meth:`check_reapply`.
         """
-        if not self.log.base_index <= index <= self.log.applied_index:
-            raise InvariantViolatedError(f"cannot apply again from {index}: the log begins at {self.log.first_index}")
+        self.check_reapply(index)
         self.log.applied_index = index
         self._state.is_holding = False
+
+    def check_reapply(self, index: int) -> None:
+        """Check that what follows ``index`` can be handed over.
+
+        Raises:
+            InvariantViolatedError: the log does not reach back that far, or it is not known to be committed and durable
+                up to there.
+        """
+        log = self.log
+        if not log.base_index <= index <= max(log.applied_index, min(log.commit_index, log.saved_index)):
+            raise InvariantViolatedError(
+                f"cannot apply from {index}: the log begins at {log.first_index}, and its end is {log.applied_index}"
+            )
 
     # --- Inputs -------------------------------------------------------------------------------------------------
 
@@ -386,8 +398,9 @@ class Raft:
     def hold_committed(self) -> None:
         """Hand over nothing that is committed, and do not lead, until a snapshot is restored.
 
-        The state machine gives up its state for that of the snapshot that was fetched. Call :meth:`fetched` next; then
-        the snapshot is restored even if the log has passed it meanwhile.
+        The state machine gives up its state for that of a snapshot. If that was fetched for consensus, call
+        :meth:`fetched` next; then it is restored even if the log has passed it meanwhile. Else call
+        :meth:`reapply_from`.
 
         Raises:
             InvariantViolatedError: this server leads.

@@ -14,6 +14,7 @@ from kvorum.raft.messages import Entry, HardState, Load, PeerMark, Save, Snapsho
 __all__ = [
     "Identity",
     "Loaded",
+    "SnapshotCopy",
     "SnapshotFile",
     "SnapshotInfo",
     "SnapshotReceiver",
@@ -142,6 +143,15 @@ class SnapshotFile(Protocol):
             SnapshotFailedError: there is no room, or ``sha256`` is no hash.
         """
 
+    def copy(self, last_index: int) -> SnapshotCopy:
+        """Begin to receive a snapshot file of which only the state is used: the log never goes on from it.
+
+        There is one at a time. What is left of an earlier one is removed, also at start.
+
+        Raises:
+            SnapshotFailedError: there is no room.
+        """
+
 
 class SnapshotReceiver(Protocol):
     """A snapshot file arriving from a peer; what has arrived survives a restart."""
@@ -162,6 +172,34 @@ class SnapshotReceiver(Protocol):
 
         Raises:
             SnapshotFailedError: it does not match, or there is no room; what arrived is thrown away.
+        """
+
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+
+
+class SnapshotCopy(Protocol):
+    """A snapshot file arriving from a peer, to be read and removed."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes of the file.
+
+        Raises:
+            SnapshotFailedError: there is no room; what arrived is thrown away.
+        """
+
+    def describe(self) -> Snapshot:
+        """Return what the file says that it is.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+
+    def read(self) -> Iterable[bytes]:
+        """Yield the payload in chunks, verifying it on the way.
+
+        Raises:
+            StorageError: it cannot be read, or is damaged (at the latest after the last chunk).
         """
 
     def abort(self) -> None:

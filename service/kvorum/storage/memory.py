@@ -236,6 +236,10 @@ class MemorySnapshots:
         _, part = self.parts.setdefault(snapshot.last_index, (sha256, bytearray()))
         return MemoryReceiver(self, snapshot, part)
 
+    def copy(self, last_index: int) -> MemoryCopy:
+        """Begin to receive a file of which only the state is used."""
+        return MemoryCopy()
+
     def expect(self, last_index: int) -> None:
         """Keep the snapshot at ``last_index``: a save will adopt it."""
         self._expected = last_index
@@ -343,6 +347,31 @@ class MemoryReceiver:
     def abort(self) -> None:
         """Throw away what has arrived."""
         self._snapshots.parts.pop(self._snapshot.last_index, None)
+
+
+class MemoryCopy:
+    """A snapshot file arriving from a peer, of which only the state is used."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes of the file."""
+        self._data += chunk
+
+    def describe(self) -> Snapshot:
+        """Return the description."""
+        return read_header(io.BytesIO(self._data))[0]
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the payload, verified."""
+        stream = io.BytesIO(self._data)
+        _, header = read_header(stream)
+        yield from read_payload(stream, header, len(self._data))
+
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+        self._data.clear()
 
 
 def sealed(data: bytes) -> bytes:

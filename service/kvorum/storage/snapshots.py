@@ -4,6 +4,7 @@
 
     00000000000000001000.snapshot   complete; the number is its last index
     00000000000000001000.writing    our own, being written; removed at start
+    00000000000000001000-copy.writing  another member's, of which only the state is used; removed at start
     00000000000000001000-HASH.part  arriving from a peer; resumed after a restart
     00000000000000001000.damaged    its hash did not match; the last one is left for whoever wants to know why
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 COMPLETE = ".snapshot"
 WRITING = ".writing"
+COPY = "-copy" + WRITING
 PART = ".part"
 DAMAGED = ".damaged"
 
@@ -165,6 +167,15 @@ class Snapshots:
                 if other != path:
                     other.unlink(missing_ok=True)
             return Receiver(self, snapshot, path)
+        except OSError as error:
+            raise self.failure("cannot receive a snapshot", error) from error
+
+    def copy(self, last_index: int) -> Copy:
+        """Begin to receive a file of which only the state is used; what is left of an earlier one is removed."""
+        try:
+            for other in self.folder.glob(f"*{COPY}"):
+                other.unlink(missing_ok=True)
+            return Copy(self, self.folder / f"{last_index:020d}{COPY}")
         except OSError as error:
             raise self.failure("cannot receive a snapshot", error) from error
 
@@ -365,16 +376,15 @@ class Writer:
             self._written_back = self._size_bytes
 
 
-class Receiver:
-    """A snapshot file arriving from a peer.
+class _Arriving:
+    """A file arriving from a peer.
 
     After a failure the part is removed, which gives the log its room back. The file is open only during
-    :meth:`write`, so a receiver may simply be dropped when the sender goes away.
+    :meth:`write`, so this object may simply be dropped when the sender goes away.
     """
 
-    def __init__(self, snapshots: Snapshots, snapshot: Snapshot, path: Path) -> None:
+    def __init__(self, snapshots: Snapshots, path: Path) -> None:
         self._snapshots = snapshots
-        self._snapshot = snapshot
         self._path = path
         self._offset_bytes = path.stat().st_size if path.exists() else 0
         self._written_back = self._offset_bytes
@@ -400,6 +410,24 @@ class Receiver:
         except OSError as error:
             raise self._failure(error) from error
 
+    def abort(self) -> None:
+        """Throw away what has arrived."""
+        self._path.unlink(missing_ok=True)
+        self._offset_bytes = 0
+        self._written_back = 0
+
+    def _failure(self, error: OSError) -> StorageError:
+        self.abort()
+        return self._snapshots.failure("cannot store a snapshot from a peer", error)
+
+
+class Receiver(_Arriving):
+    """A snapshot file arriving from a peer, for the log to go on from."""
+
+    def __init__(self, snapshots: Snapshots, snapshot: Snapshot, path: Path) -> None:
+        super().__init__(snapshots, path)
+        self._snapshot = snapshot
+
     def commit(self, sha256: str) -> SnapshotInfo:
         """Verify the whole file and make it durable."""
         try:
@@ -424,15 +452,20 @@ class Receiver:
             raise self._failure(error) from error
         return info
 
-    def _failure(self, error: OSError) -> StorageError:
-        self.abort()
-        return self._snapshots.failure("cannot store a snapshot from a peer", error)
 
-    def abort(self) -> None:
-        """Throw away what has arrived."""
-        self._path.unlink(missing_ok=True)
-        self._offset_bytes = 0
-        self._written_back = 0
+class Copy(_Arriving):
+    """A snapshot file arriving from a peer, of which only the state is used."""
+
+    def describe(self) -> Snapshot:
+        """Return the description."""
+        with explained(f"cannot read {self._path}"), open(self._path, "rb") as stream:
+            return read_header(stream)[0]
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the payload in chunks; its hash is verified at the end."""
+        with explained(f"cannot read {self._path}"), open(self._path, "rb") as stream:
+            _, header = read_header(stream)
+            yield from read_payload(stream, header, os.fstat(stream.fileno()).st_size)
 
 
 def _describe(path: Path) -> SnapshotInfo:

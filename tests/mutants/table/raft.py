@@ -666,10 +666,26 @@ MUTANTS = (
     Mutant(
         "integrity",
         "Entries are applied again from where the log does not reach.",
-        "raft.raft:Raft.reapply_from",
-        "not self.log.base_index <= index <= self.log.applied_index",
+        "raft.raft:Raft.check_reapply",
+        "not log.base_index <= index <= max(log.applied_index, min(log.commit_index, log.saved_index))",
         "False",
         tests="tests/raft/test_snapshots.py",
+    ),
+    Mutant(
+        "45",
+        "A state that was given up cannot be rebuilt from a later one.",
+        "raft.raft:Raft.check_reapply",
+        "max(log.applied_index, min(log.commit_index, log.saved_index))",
+        "log.applied_index",
+        tests="tests/raft/test_snapshots.py -k later_one",
+    ),
+    Mutant(
+        "45",
+        "Nothing is handed over any more after a state was rebuilt.",
+        "raft.raft:Raft.reapply_from",
+        "self._state.is_holding = False",
+        "pass",
+        tests="tests/raft/test_snapshots.py -k later_one",
     ),
     Mutant(
         "B21",

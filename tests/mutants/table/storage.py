@@ -562,9 +562,17 @@ loop.call_soon(self._saved, None)
     Mutant(
         "B32",
         "A snapshot from a peer that found no room keeps the room that it took.",
-        "storage.snapshots:Receiver._failure",
+        "storage.snapshots:_Arriving._failure",
         "self.abort()",
         "pass",
+    ),
+    Mutant(
+        "45",
+        "Each rebuild that failed leaves its copy on the disk.",
+        "storage.snapshots:Snapshots.copy",
+        "other.unlink(missing_ok=True)",
+        "pass",
+        tests="tests/storage/test_snapshots.py -k copy",
     ),
     Mutant(
         "K1", "Damaged snapshots are never removed.", "storage.snapshots:Snapshots._set_aside", "older.unlink()", "pass"
@@ -572,7 +580,7 @@ loop.call_soon(self._saved, None)
     Mutant(
         "K1",
         "A fetch that was interrupted begins anew.",
-        "storage.snapshots:Receiver.__init__",
+        "storage.snapshots:_Arriving.__init__",
         "path.stat().st_size if path.exists() else 0",
         "0",
     ),
