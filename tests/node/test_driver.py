@@ -14,7 +14,7 @@ from node.local_cluster import Put
 from waiting import until
 
 from kvorum.config import Config
-from kvorum.errors import NotServingError, OutcomeUnknownError, PeerError, SnapshotFailedError
+from kvorum.errors import NotServingError, OutcomeUnknownError, PeerError, SnapshotFailedError, StorageCorruptError
 from kvorum.identity import Identity
 from kvorum.kv.commands import PutResult
 from kvorum.kv.records import Record
@@ -296,6 +296,41 @@ def test_a_fetched_state_that_contradicts_its_own_sum_is_not_installed(monkeypat
         assert not storage.snapshots.files
         source.arrive()
         await until("the right one is adopted", lambda: node.raft.snapshot)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_fetched_state_that_cannot_be_loaded_after_all_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passed the verification, which keeps no records; the node takes its own state back, and asks again."""
+
+    def load(files: SnapshotFile, snapshot: Snapshot, *, keeps_records: bool = True) -> Store:
+        if keeps_records and len(source.wanted) == 1:
+            raise StorageCorruptError("a key stands in it twice")
+        return load_store(files, snapshot, keeps_records=keeps_records)
+
+    monkeypatch.setattr(fetch, "load_store", load)
+    source = Source()
+
+    async def scenario() -> None:
+        storage = MemoryStorage()
+        node = a_node(storage, source)
+        driver = node.parts.driver
+        driver.on_messages("b@1", (follows(5),))
+        await complete(storage)
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted", lambda: source.wanted == [10])
+        source.arrive()
+        await until("it is given up", lambda: node.parts.fetcher._fetch is None)
+        await complete(storage)
+        await until("its state is that of its log", lambda: node.store.applied_index == 5)
+        assert node.counters.snapshots["install", "failed"] == 1
+        assert (node.raft.snapshot, storage.snapshots.files) == (None, {})
+        assert not node.ports.supervisor.has_failed
+        driver.on_messages("b@1", (offer(10, term=1),))
+        await until("it is wanted again", lambda: source.wanted == [10, 10])
+        source.arrive()
+        await until("it is adopted", lambda: node.raft.snapshot)
         await node.close()
 
     asyncio.run(scenario())

@@ -558,6 +558,26 @@ def test_a_state_that_follows_from_other_entries_is_not_replaced_by_theirs(caplo
     assert "leaves quarantine: its state is that of its own log" in caplog.text
 
 
+def test_a_state_that_memory_has_changed_stays_in_quarantine_when_its_node_takes_no_part_any_more() -> None:
+    """A sweep has found that memory does not hold what was applied: it is not the state of the node's own log."""
+
+    async def scenario() -> None:
+        node, _, _ = a_member(Source())
+        node.raft.log.commit_to(1)
+        node.parts.driver.take_turn()
+        node.parts.state.suspected_shift = 7
+        node.parts.integrity.investigate(1)
+        await until("it knows why", lambda: node.distrusted)
+        task = node.parts.integrity._task
+        assert task is not None
+        await until("the investigation is over", task.done)
+        assert node.quarantined
+        assert node.parts.state.is_wrong
+        await node.close()
+
+    running(scenario())
+
+
 def test_a_recovered_cluster_remembers_nothing_of_the_old_one() -> None:
     loaded = Loaded(
         Identity("a", "1", "c"), HardState(1), entries=(FIRST,), marks=(mark(1, "a", 1, 1),), commit_index=1

@@ -1486,4 +1486,20 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "snapshot.last_index > self.log.applied_index",
         tests="tests/raft/test_snapshots.py",
     ),
+    Mutant(
+        "integrity",
+        "A state that memory has changed is served once its node takes no part any more.",
+        "node.integrity:Integrity._replace",
+        "self._state.suspected_shift is not None",
+        "False",
+        tests="tests/node/test_set_back.py",
+    ),
+    Mutant(
+        "K8",
+        "A node that cannot load what a peer sent has no state any more.",
+        "node.fetch:Fetcher._run",
+        "await self._take_back()",
+        "pass",
+        tests="tests/node/test_driver.py",
+    ),
 )
