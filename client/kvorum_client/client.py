@@ -568,6 +568,7 @@ class Client:
             answer = await self._attempt(call, base, remaining_s)
             self.has_heard = self.has_heard or answer is not None
             if answer is not None and not self._is_ours(call, answer):
+                self._check_not_done(call, answer)
                 answer = None
                 if self._router.are_endpoints(call.foreign):
                     break
@@ -613,6 +614,17 @@ class Client:
             "recovered or restored, make a new client"
         )
         return False
+
+    def _check_not_done(self, call: _Call, answer: Answer) -> None:
+        """Check that a node of another cluster refused a write.
+
+        It does not refuse an attempt that named no cluster, as those before the first answer do.
+
+        Raises:
+            OutcomeUnknownError: the write may be done there. Making it here as well could be a second write.
+        """
+        if call.is_write and (answer.status < 300 or problem_of(answer).outcome != "refused"):
+            raise OutcomeUnknownError(f"the write may have been applied in another cluster: {call.reason}")
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
         """Ask one node once. None: no answer came.
