@@ -450,9 +450,16 @@ class Client:
         return decode((await self._call(call)).body, Members).members
 
     async def add_member(
-        self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
+        self, name: str, peer_url: str, client_url: str = "", *, timeout_s: float | None = None
     ) -> tuple[Member, ...]:
         """Add a learner and return the members.
+
+        Args:
+            name: the node's.
+            peer_url: where its peers reach it, ``http://HOST:PORT``.
+            client_url: where you expect that clients reach it; refused if the node announces another URL
+                (``advertise_client_url``). Empty: whatever it announces; nodes before version 0.3.0 refuse that.
+            timeout_s: the deadline.
 
         Raises:
             RefusedError, UnavailableError: not done.
@@ -460,7 +467,8 @@ class Client:
         """
         check_text(name, "the member's name")
         check_text(peer_url, "peer_url")
-        check_text(client_url, "client_url")
+        if client_url != "":
+            check_text(client_url, "client_url")
         body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
 

@@ -182,7 +182,8 @@ class AddMember(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     peer_url: str
-    client_url: str
+    client_url: str = ""
+    """Refused unless the node announces this URL; empty: whatever it announces. Required before version 0.3.0."""
 
 
 class Leader(Struct, frozen=True):

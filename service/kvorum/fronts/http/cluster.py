@@ -27,7 +27,7 @@ from kvorum.service.results import Members, Quota
 
 _PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 16 * 1024
-_ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004", "client_url": "http://127.0.0.1:8004"}'
+_ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004"}'
 _TRANSFER_EXAMPLE = '{"target": "n2"}'
 _QUOTA_EXAMPLE = '{"quota_bytes": 1073741824}'
 _encode = msgspec.json.Encoder().encode
