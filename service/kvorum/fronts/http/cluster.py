@@ -10,6 +10,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import (
     AddMember,
     FinalizeUpgrade,
@@ -133,7 +134,7 @@ def _quota(result: Quota) -> Response:
 def _timeout_ms(raw_query: str) -> int | None:
     query = Query(raw_query, _PARAMETERS)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return query.integer("timeout_ms", 1)
+    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
 
 
 def _member_name(raw: str) -> str:

@@ -24,7 +24,7 @@ from kvorum.fronts.http.response import Response, header
 from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import bounded_timeout_ms
+from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
 from kvorum.service.requests import GetStatus
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
@@ -262,7 +262,7 @@ class Dispatcher:
 
     def _forward_timeout_s(self, query: Query) -> float:
         # The leader should give up first, since it knows more about why.
-        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", 1), self._config.request_timeout_ms)
+        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", TIMEOUT_MS_MIN), self._config.request_timeout_ms)
         return 1.05 * timeout_ms / 1000
 
     def _bug(self, error: Exception) -> Response:
