@@ -59,6 +59,7 @@ from kvorum_client.wire import (
     record_of,
 )
 from kvorum_wire import (
+    CLUSTER_HEADER,
     AddMember,
     FeatureLevel,
     Leader,
@@ -83,8 +84,6 @@ BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
 """A node that has not answered for this long may be no use any more: the others are asked who leads."""
-CLUSTER = "X-Kvorum-Cluster"
-"""The header in which a node says which cluster it belongs to, and a client which one it means."""
 CLUSTER_ID_CHARS_MAX = 64
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
@@ -603,14 +602,14 @@ class Client:
         raise UnavailableError(call.reason)
 
     def _cluster_header(self) -> dict[str, str]:
-        return {CLUSTER: self.cluster_id} if self.cluster_id else {}
+        return {CLUSTER_HEADER: self.cluster_id} if self.cluster_id else {}
 
     def _is_ours(self, call: _Call, answer: Answer) -> bool:
         """Tell whether a node of this client's cluster answered; the first one to answer says which that is.
 
         A node that does not say so is of a version that does not know the header, or is no node: others judge that.
         """
-        theirs = answer.headers.get(CLUSTER, "")
+        theirs = answer.headers.get(CLUSTER_HEADER, "")
         if theirs and not self.cluster_id and len(theirs) <= CLUSTER_ID_CHARS_MAX:
             self.cluster_id = theirs
         if theirs in ("", self.cluster_id):

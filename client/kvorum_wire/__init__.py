@@ -1,4 +1,4 @@
-"""The JSON bodies of the HTTP API, v1: one declaration for the nodes that write them and the clients that read them.
+"""The HTTP API, v1: its JSON bodies, and a header. One declaration for the nodes and the clients.
 
 Both sides import this module, and it imports neither of them. A client of one version reads the answers of nodes of
 other versions: unknown fields are ignored, and a field that is added later has a default.
@@ -7,6 +7,9 @@ other versions: unknown fields are ignored, and a field that is added later has 
 from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
+
+CLUSTER_HEADER = "X-Kvorum-Cluster"
+"""Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
 
 # Keys.
 

@@ -28,6 +28,7 @@ from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
 from kvorum.service.requests import GetStatus
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
+from kvorum_wire import CLUSTER_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 """Takes the request, the raw last part of its path (if the route has one) and the raw query."""
 
 _MEMBERS = "/v1/cluster/members/"
-CLUSTER = istr("X-Kvorum-Cluster")
-"""Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
+CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
 _FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
