@@ -41,9 +41,16 @@ class Backup(msgspec.Struct, frozen=True):
     """No quorum confirmed it: writes that were acknowledged before it was taken may be missing."""
 
 
+class _Snapshot(msgspec.Struct, array_like=True):
+    """The first fields of several; later versions may add some."""
+
+    last_index: int
+    last_term: int
+
+
 class _Description(msgspec.Struct, array_like=True):
     format: int
-    snapshot: tuple[int, int, msgspec.Raw]
+    snapshot: _Snapshot
     stale: bool = False
 
 
@@ -96,15 +103,14 @@ class Verifier:
         body = bytes(self._head[frame + FRAME_HEADER_BYTES : frame + FRAME_HEADER_BYTES + length])
         try:
             description = msgspec.msgpack.decode(self._head[start:frame], type=_Description)
-            index, term, _ = description.snapshot
             header = msgspec.msgpack.decode(body, type=_Header)
         except msgspec.MsgspecError as error:
             raise BackupDamagedError(f"this program does not support the version of the backup: {error}") from None
         return Backup(
             self.size_bytes,
             self._tail.hex(),
-            index,
-            term,
+            description.snapshot.last_index,
+            description.snapshot.last_term,
             header.revision,
             header.keys,
             header.sessions,

@@ -489,7 +489,13 @@ def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     adding = add("add", commands.member_add, "add a learner; the leader promotes it when it has caught up")
     adding.add_argument("name", metavar="NAME")
     adding.add_argument("peer_url", metavar="PEER-URL", help="where its peers reach it: http://HOST:PORT")
-    adding.add_argument("client_url", metavar="CLIENT-URL", help="where clients reach it: http://HOST:PORT")
+    adding.add_argument(
+        "client_url",
+        metavar="CLIENT-URL",
+        nargs="?",
+        default="",
+        help="where clients reach it; refused if its advertise_client_url differs [default: what it announces]",
+    )
     add(
         "promote", commands.member_promote, "make a learner a voter now; the leader does it when it has caught up"
     ).add_argument("name", metavar="NAME")

@@ -284,7 +284,7 @@ def _print_members(members: Sequence[Member]) -> None:
 
 
 async def member_add(client: Client, options: argparse.Namespace) -> int:
-    """``kv member add NAME PEER-URL CLIENT-URL``."""
+    """``kv member add NAME PEER-URL [CLIENT-URL]``."""
     _print_members(await client.add_member(options.name, options.peer_url, options.client_url))
     return 0
 

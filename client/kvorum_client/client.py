@@ -59,6 +59,7 @@ from kvorum_client.wire import (
     record_of,
 )
 from kvorum_wire import (
+    CLUSTER_HEADER,
     AddMember,
     FeatureLevel,
     Leader,
@@ -83,8 +84,6 @@ BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
 """A node that has not answered for this long may be no use any more: the others are asked who leads."""
-CLUSTER = "X-Kvorum-Cluster"
-"""The header in which a node says which cluster it belongs to, and a client which one it means."""
 CLUSTER_ID_CHARS_MAX = 64
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
@@ -450,9 +449,16 @@ class Client:
         return decode((await self._call(call)).body, Members).members
 
     async def add_member(
-        self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
+        self, name: str, peer_url: str, client_url: str = "", *, timeout_s: float | None = None
     ) -> tuple[Member, ...]:
         """Add a learner and return the members.
+
+        Args:
+            name: the node's.
+            peer_url: where its peers reach it, ``http://HOST:PORT``.
+            client_url: where you expect that clients reach it; refused if the node announces another URL
+                (``advertise_client_url``). Empty: whatever it announces; nodes before version 0.3.0 refuse that.
+            timeout_s: the deadline.
 
         Raises:
             RefusedError, UnavailableError: not done.
@@ -460,7 +466,8 @@ class Client:
         """
         check_text(name, "the member's name")
         check_text(peer_url, "peer_url")
-        check_text(client_url, "client_url")
+        if client_url != "":
+            check_text(client_url, "client_url")
         body = msgspec.json.encode(AddMember(name, peer_url, client_url))
         return await self._change_members("POST", "", body, timeout_s)
 
@@ -568,6 +575,7 @@ class Client:
             answer = await self._attempt(call, base, remaining_s)
             self.has_heard = self.has_heard or answer is not None
             if answer is not None and not self._is_ours(call, answer):
+                self._check_not_done(call, answer)
                 answer = None
                 if self._router.are_endpoints(call.foreign):
                     break
@@ -594,14 +602,14 @@ class Client:
         raise UnavailableError(call.reason)
 
     def _cluster_header(self) -> dict[str, str]:
-        return {CLUSTER: self.cluster_id} if self.cluster_id else {}
+        return {CLUSTER_HEADER: self.cluster_id} if self.cluster_id else {}
 
     def _is_ours(self, call: _Call, answer: Answer) -> bool:
         """Tell whether a node of this client's cluster answered; the first one to answer says which that is.
 
         A node that does not say so is of a version that does not know the header, or is no node: others judge that.
         """
-        theirs = answer.headers.get(CLUSTER, "")
+        theirs = answer.headers.get(CLUSTER_HEADER, "")
         if theirs and not self.cluster_id and len(theirs) <= CLUSTER_ID_CHARS_MAX:
             self.cluster_id = theirs
         if theirs in ("", self.cluster_id):
@@ -613,6 +621,17 @@ class Client:
             "recovered or restored, make a new client"
         )
         return False
+
+    def _check_not_done(self, call: _Call, answer: Answer) -> None:
+        """Check that a node of another cluster refused a write.
+
+        It does not refuse an attempt that named no cluster, as those before the first answer do.
+
+        Raises:
+            OutcomeUnknownError: the write may be done there. Making it here as well could be a second write.
+        """
+        if call.is_write and (answer.status < 300 or problem_of(answer).outcome != "refused"):
+            raise OutcomeUnknownError(f"the write may have been applied in another cluster: {call.reason}")
 
     async def _attempt(self, call: _Call, base: str, remaining_s: float) -> Answer | None:
         """Ask one node once. None: no answer came.

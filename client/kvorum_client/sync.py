@@ -155,7 +155,7 @@ class SyncClient:
         return self._run(self._client.members(timeout_s=timeout_s))
 
     def add_member(
-        self, name: str, peer_url: str, client_url: str, *, timeout_s: float | None = None
+        self, name: str, peer_url: str, client_url: str = "", *, timeout_s: float | None = None
     ) -> tuple[Member, ...]:
         """See :meth:`kvorum_client.Client.add_member`."""
         return self._run(self._client.add_member(name, peer_url, client_url, timeout_s=timeout_s))

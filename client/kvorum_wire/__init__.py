@@ -1,4 +1,4 @@
-"""The JSON bodies of the HTTP API, v1: one declaration for the nodes that write them and the clients that read them.
+"""The HTTP API, v1: its JSON bodies, and a header. One declaration for the nodes and the clients.
 
 Both sides import this module, and it imports neither of them. A client of one version reads the answers of nodes of
 other versions: unknown fields are ignored, and a field that is added later has a default.
@@ -7,6 +7,9 @@ other versions: unknown fields are ignored, and a field that is added later has 
 from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
+
+CLUSTER_HEADER = "X-Kvorum-Cluster"
+"""Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
 
 # Keys.
 
@@ -182,7 +185,8 @@ class AddMember(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     peer_url: str
-    client_url: str
+    client_url: str = ""
+    """Refused unless the node announces this URL; empty: whatever it announces. Required before version 0.3.0."""
 
 
 class Leader(Struct, frozen=True):

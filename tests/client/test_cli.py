@@ -321,6 +321,7 @@ def test_members_and_the_leader_are_changed(capsys: pytest.CaptureFixture[str]) 
         assert await kv("member", "remove", "n4") == 0
         assert "to keep it out, stop it first" in capsys.readouterr().err
         assert await kv("member", "remove", "n4") == 1
+        assert await kv("member", "add", "n5", "http://127.0.0.1:9005") == 0
         assert await kv("member", "list") == 0
         assert await kv("leader", "move", "n2") == 0
         assert await kv("leader", "move") == 0

@@ -506,6 +506,7 @@ def test_status_health_and_members() -> None:
             assert [(m.name, m.voter) for m in added][-1] == ("n4", False)
             assert (await kv.promote_member("n4"))[-1].voter
             assert [m.name for m in await kv.remove_member("n4")] == ["n1", "n2", "n3"]
+            assert (await kv.add_member("n5", "http://127.0.0.1:9005"))[-1].name == "n5"
             with pytest.raises(RefusedError):
                 await kv.remove_member("n9")
             assert await kv.move_leader("n3") == "n3"

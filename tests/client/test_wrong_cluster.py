@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from client.test_client import cluster, elect, run
 from fronts.fake_node import Server
+from waiting import until
 
-from kvorum_client import Client, UnavailableError, WrongClusterError
+from kvorum.errors import OverloadedError
+from kvorum_client import Client, OutcomeUnknownError, UnavailableError, WrongClusterError
 
 OURS, THEIRS = "c" * 32, "d" * 32
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the client from asking others who leads while a node is silent."""
+    monkeypatch.setattr("kvorum_client.client.SUSPECT_S", 1000.0)
 
 
 @contextlib.asynccontextmanager
@@ -74,6 +83,49 @@ def test_the_right_cluster_is_found_beside_another_one() -> None:
         async with two_clusters() as (ours, other):
             async with Client([other.url, ours[0].url], cluster_id=OURS) as kv:
                 await kv.put("a", "1")
+            assert other.node.proposed == []
+            assert len(ours[0].node.proposed) == 1
+
+    run(scenario)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("write", [lambda kv: kv.put("a", "1"), lambda kv: kv.move_leader()], ids=["put", "transfer"])
+def test_a_write_that_another_cluster_did_before_the_first_answer_is_not_called_not_done(
+    write: Callable[[Client], Awaitable[object]],
+) -> None:
+    """The first attempts name no cluster yet, so a node of any cluster does them."""
+
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other), Client([other.url, ours[0].url], timeout_s=40) as kv:
+            other.node.gate = asyncio.Event()
+            writing = asyncio.ensure_future(write(kv))
+            await until("the other cluster has the write", lambda: other.node.timeouts_ms)
+            # Another call of the same client is answered by the other cluster first.
+            kv._router.leader = ours[0].url
+            await kv.get("a")
+            assert kv.cluster_id == OURS
+            other.node.gate.set()
+            with pytest.raises(OutcomeUnknownError, match=f"may have been applied.*belongs to cluster {THEIRS}"):
+                await writing
+            assert (len(other.node.proposed), len(other.node.calls)) in {(1, 0), (0, 1)}
+            assert (ours[0].node.proposed, ours[0].node.calls) == ([], [])
+
+    run(scenario)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_write_that_another_cluster_refused_before_the_first_answer_is_made_in_the_clients_own() -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other), Client([other.url, ours[0].url], timeout_s=40) as kv:
+            other.node.gate = asyncio.Event()
+            writing = asyncio.ensure_future(kv.put("a", "1"))
+            await until("the other cluster has the write", lambda: other.node.timeouts_ms)
+            kv._router.leader = ours[0].url
+            await kv.get("a")
+            other.node.error = OverloadedError("too much is in progress")
+            other.node.gate.set()
+            await writing
             assert other.node.proposed == []
             assert len(ours[0].node.proposed) == 1
 

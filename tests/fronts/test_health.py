@@ -145,6 +145,16 @@ def test_members_are_added_promoted_and_removed() -> None:
     run(scenario)
 
 
+def test_the_client_url_of_a_new_member_may_be_left_out() -> None:
+    async def scenario(http: Server) -> None:
+        for number, body in enumerate((b"}", b', "client_url": ""}'), start=4):
+            start = b'{"name": "n%d", "peer_url": "http://h:1"' % number
+            assert (await http("POST", "/v1/cluster/members", start + body)).status == 200
+            assert http.node.members[f"n{number}"].client_url == ""
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -152,7 +162,7 @@ def test_members_are_added_promoted_and_removed() -> None:
         b"{}",
         b"[]",
         b"\xff",
-        b'{"name": "n4", "peer_url": "http://h:1"}',
+        b'{"name": "n4", "client_url": "http://h:2"}',
         b'{"name": "n4", "peer_url": "http://h:1", "client_url": "http://h:2", "voter": true}',
         b'{"name": "n/4", "peer_url": "http://h:1", "client_url": "http://h:2"}',
         b'{"name": "n4", "peer_url": "ftp://h:1", "client_url": "http://h:2"}',

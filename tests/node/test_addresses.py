@@ -11,14 +11,17 @@ import aiohttp
 import msgspec
 import pytest
 from bench.processes import free_ports
-from node.local_cluster import LocalCluster, running
+from node.local_cluster import TIMEOUT_MS, LocalCluster, running
 from node.test_strangers import listening
 from waiting import until
 
 from kvorum.config import Config
+from kvorum.errors import MembershipRefusedError
 from kvorum.identity import Identity, name_of
+from kvorum.kv.features import HIGHEST_LEVEL
 from kvorum.node import Node
 from kvorum.transport.handshake import HEADER_CLIENT_URL, dialling_headers
+from kvorum.transport.interface import Hello
 
 
 class Moving(LocalCluster):
@@ -126,6 +129,31 @@ def test_only_a_member_whose_stream_is_open_changes_its_address(tmp_path: Path) 
             leader.parts.membership.publish_addresses()
             assert agreed(leader) == before
             assert leader.raft.configurations.latest_index == index
+
+    asyncio.run(scenario())
+
+
+def test_a_member_is_added_at_the_client_url_that_it_announces_and_at_no_other(tmp_path: Path) -> None:
+    """What it announces is published while its stream is open, so another URL would not last."""
+    said = "http://127.0.0.1:8002"
+    hello = Hello("n2", "2" * 16, "", (), "", "http://127.0.0.1:1", said, levels=(1, HIGHEST_LEVEL))
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            leader = await cluster.settled()
+
+            async def answer(url: str, timeout_s: float = 2.0) -> Hello:
+                return hello
+
+            leader.peers.hello = answer  # type: ignore[method-assign]
+            index = leader.raft.configurations.latest_index
+            with pytest.raises(MembershipRefusedError, match=f"{said}, not http://lb:80.*advertise_client_url"):
+                await leader.add_member("n2", hello.peer_url, "http://lb:80", TIMEOUT_MS)
+            assert leader.raft.configurations.latest_index == index
+            for given in ("", said):
+                await leader.add_member("n2", hello.peer_url, given, TIMEOUT_MS)
+                assert agreed(leader)["n2"] == (hello.peer_url, said)
+                await leader.remove_member("n2", TIMEOUT_MS)
 
     asyncio.run(scenario())
 

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from storage.support import Disk, entries, load, run, send, snapshot, take_snapshot
 
 from kvorum.errors import SnapshotFailedError, StorageCorruptError, StorageError
-from kvorum.raft.messages import Snapshot
+from kvorum.raft.messages import Configuration, Member, Snapshot
 from kvorum.storage import snapshot_format
 from kvorum.storage import snapshots as snapshots_module
 from kvorum.storage.files import sync_folder
@@ -624,3 +625,14 @@ def test_a_damaged_snapshot_does_not_become_a_stale_backup(tmp_path: Path) -> No
     data[-35] ^= 1
     with pytest.raises(StorageCorruptError, match="hash does not match"):
         list(snapshot_format.marked_stale(io.BytesIO(bytes(data)), len(data)))
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_programs_that_read_three_fields_of_a_snapshot_read_the_files_of_this_version(stale: bool) -> None:
+    """``kv`` of every version checks the backup that it saved."""
+    whole = Snapshot(7, 3, Configuration((Member("n1@00", True),)), ((1, 2), (5, 3)))
+    header = encode_header(whole, is_stale=stale)
+    description = msgspec.msgpack.decode(header[len(MAGIC) + 4 :])
+    assert description[:2] == [FORMAT, msgspec.msgpack.decode(msgspec.msgpack.encode(whole))[:3]]
+    assert read_header(io.BytesIO(header)) == (whole, header)
+    assert snapshot_format.is_stale(header) is stale

@@ -163,10 +163,10 @@ class Store:
         Nothing can be applied to either of them. No snapshot iterator may be open.
         """
         left = Store()
-        left.revision, left.time_ms, left.state_hash = self.revision, self.time_ms, self.state_hash
-        left.applied_index, left.applied_term = self.applied_index, self.applied_term
-        left.feature_level, left.cluster_id = self.feature_level, self.cluster_id
-        left.configuration, left.quota = self.configuration, self.quota
+        # By convention, the data is in the private attributes, and every other one is a number or the like.
+        for name in self.__slots__:
+            if not name.startswith("_"):
+                setattr(left, name, getattr(self, name))
         # Whoever still has this store must not keep what it held.
         self._records, self._record_bytes, self._sessions, self._changes = {}, 0, Sessions(), None
         return left

@@ -67,6 +67,9 @@ class Membership:
     async def add(self, name: str, peer_url: str, client_url: str, timeout_ms: int) -> None:
         """Add the node that answers at ``peer_url`` as a learner.
 
+        The client URL of a member is what the member announces (see :meth:`publish_addresses`). ``client_url`` may be
+        empty; a caller who expects another URL is told so.
+
         Raises:
             NotLeaderError, MembershipRefusedError: not done.
             OutcomeUnknownError: it may be.
@@ -74,7 +77,12 @@ class Membership:
         self._check_leads()
         deadline_s = self._clock.monotonic() + timeout_ms / 1000
         hello = await self._greet(name, peer_url, deadline_s)
-        member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=client_url or hello.client_url)
+        if client_url not in ("", hello.client_url):
+            raise MembershipRefusedError(
+                f"{name} says that clients reach it at {hello.client_url}, not {client_url}: set advertise_client_url "
+                f"of {name} and restart it, or leave the client URL out"
+            )
+        member = Member(hello.node_id, voter=False, peer_url=peer_url, client_url=hello.client_url)
         await self._make(AddLearner(member), deadline_s)
 
     async def promote(self, name: str, timeout_ms: int) -> None:

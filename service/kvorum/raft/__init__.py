@@ -99,9 +99,11 @@ and is dropped if the log has passed it. After :meth:`Raft.fetch_failed`, or a r
 Disks that were set back
 ------------------------
 Every server remembers what the others' messages showed of their disks (:mod:`~kvorum.raft.marks`), and what it knows to
-be committed. Both ride on its saves. The driver says the first to whom it concerns, and keeps a server whose disk lacks
-something out. The second is where the commit index starts after a restart. So that followers remember their leader as
-well, its entries and heartbeats say how much of its own log is saved.
+be committed. Its saves carry both, and after a time without a save a save of its own does. What it remembers of a
+server, the driver tells that server in the handshake. A server whose disk lacks some of it takes no part in consensus.
+What is known to be committed is where the commit index starts after a restart. So that followers remember their leader
+as well, its entries and heartbeats say how much of its own log is saved. A message that contradicts a committed entry
+is refused with an error of its own: other servers lost that entry, and the driver takes this one out.
 
 Membership
 ----------
@@ -122,8 +124,7 @@ Divergences from the paper, and why
 4. *A hint with one index and term* in place of the conflicting term and its first index: the same number of round
    trips, and one rule for both sides.
 5. *A follower that has committed more than it is sent* answers with its commit index, which matches by Leader
-   Completeness. A message that contradicts a committed entry is refused with an error of its own: other servers lost
-   that entry, and the driver takes this one out.
+   Completeness.
 6. *A refused vote in a higher term restarts the election timeout* (as in etcd; the paper: only a granted one does).
    A candidate needs a majority of pre-votes first, so one with an old log cannot hold the others back for long.
 7. *A candidate that a majority refused* becomes a follower at once, and so does a pre-candidate that grants a vote:

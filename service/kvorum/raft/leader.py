@@ -326,7 +326,7 @@ class Leader:
     def _on_match(self, node: NodeId, progress: Progress, index: int) -> None:
         if index > self._log.last_index:
             return  # It claims what was never sent to it: refuse to count it.
-        progress.is_pending = self.is_flush_due = True
+        progress.is_pending = self.is_flush_due = True  # As _mark, without a call: this runs for each acknowledgement.
         is_news = progress.matched(index)
         if progress.state is ReplicationState.PROBE or (
             progress.state is ReplicationState.SNAPSHOT and progress.match_index >= self._log.base_index

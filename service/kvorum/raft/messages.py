@@ -278,9 +278,10 @@ class Save(msgspec.Struct, frozen=True):
     snapshot: Snapshot | None = None
     """Adopt this snapshot: the whole log is replaced by it, then ``entries`` follow."""
     marks: tuple[PeerMark, ...] = ()
-    """What is known of the other members' disks. They replace those of the save before, and cause no save."""
+    """What is known of the other members' disks. They replace those of the save before. A change of them waits for the
+    next save, or for :meth:`Raft.remember`."""
     commit_index: int = 0
-    """What is known to be committed; the log on the disk may not reach as far yet. It causes no save."""
+    """What is known to be committed; the log on the disk may not reach as far yet. It waits in the same way."""
 
 
 class Fetch(msgspec.Struct, frozen=True):

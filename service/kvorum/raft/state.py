@@ -99,8 +99,9 @@ class State:
         """What the last save said besides term, vote and entries."""
         self._must_say = False
         self.is_unfit = False
-        self.is_holding = False
         """The state machine is known to be wrong: this server must not lead."""
+        self.is_holding = False
+        """The state machine was given up for a snapshot: this server hands over no entries and does not campaign."""
         self.free_bytes = -1
         """How much the disk can still store; -1: not known. Said to the leader; means nothing here."""
         self._snapshot_to_save: Snapshot | None = None

@@ -14,6 +14,7 @@ __all__ = [
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
     "STALENESS_MS_MAX",
+    "TIMEOUT_MS_MIN",
     "VALUE_BYTES_MAX",
     "bounded_timeout_ms",
     "check_member_name",
@@ -24,6 +25,8 @@ __all__ = [
 
 STALENESS_MS_MAX = 86_400_000
 """The most that a read may accept: a day."""
+TIMEOUT_MS_MIN = 1
+"""A request that may not wait at all is a mistake."""
 
 
 def bounded_timeout_ms(wanted_ms: int | None, limit_ms: int) -> int:
@@ -34,8 +37,8 @@ def bounded_timeout_ms(wanted_ms: int | None, limit_ms: int) -> int:
     """
     if wanted_ms is None:
         return limit_ms
-    if wanted_ms < 1:
-        raise InvalidRequestError(f"timeout_ms must be a whole number from 1 to {INTEGER_MAX:,}")
+    if wanted_ms < TIMEOUT_MS_MIN:
+        raise InvalidRequestError(f"timeout_ms must be a whole number from {TIMEOUT_MS_MIN} to {INTEGER_MAX:,}")
     return min(wanted_ms, limit_ms)
 
 

@@ -110,7 +110,8 @@ class AddMember(msgspec.Struct, frozen=True):
 
     name: str
     peer_url: str
-    client_url: str
+    client_url: str = ""
+    """Where the caller expects that clients reach it: refused unless the node announces this URL. Empty: no check."""
     timeout_ms: int | None = None
 
 

@@ -348,7 +348,8 @@ class Service:
             match request:
                 case AddMember(name, peer_url, client_url):
                     limits.check_member_url(peer_url, "peer_url")
-                    limits.check_member_url(client_url, "client_url")
+                    if client_url:
+                        limits.check_member_url(client_url, "client_url")
                     await self._node.add_member(name, peer_url, client_url, timeout_ms)
                 case PromoteMember(name):
                     await self._node.promote_member(name, timeout_ms)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from kvorum.errors import SnapshotFailedError, StorageCorruptError
-from kvorum.raft.messages import Snapshot
+from kvorum.raft.messages import Number, Snapshot
 
 MAGIC = b"KVORSNAP"
 FORMAT = 1
@@ -27,19 +27,15 @@ DESCRIPTION_BYTES_MAX = 1024 * 1024
 
 
 class Description(msgspec.Struct, frozen=True, array_like=True):
-    """What stands before the payload."""
+    """What stands before the payload. Version 0.1.0 writes two fields, and skips what follows."""
 
     format: int
     snapshot: Snapshot
+    """Without its terms: ``kv`` up to version 0.2.0 checks the backups that it saves, and reads three fields only."""
     is_stale: bool = False
     """A backup that no quorum confirmed: writes that were acknowledged before it may be missing."""
-
-
-class _OwnDescription(msgspec.Struct, frozen=True, array_like=True):
-    """What a node writes in its own snapshots; version 0.1.0 writes no more, and skips what follows."""
-
-    format: int
-    snapshot: Snapshot
+    terms: tuple[tuple[Number, Number], ...] = ()
+    """Those of the snapshot."""
 
 
 _decoder = msgspec.msgpack.Decoder(Description)
@@ -47,8 +43,9 @@ _decoder = msgspec.msgpack.Decoder(Description)
 
 def encode_header(snapshot: Snapshot, *, is_stale: bool = False) -> bytes:
     """Return what stands before the payload."""
-    described = Description(FORMAT, snapshot, is_stale=True) if is_stale else _OwnDescription(FORMAT, snapshot)
-    description = msgspec.msgpack.encode(described)
+    fields = [FORMAT, (snapshot.last_index, snapshot.last_term, snapshot.configuration), is_stale, snapshot.terms]
+    used = 4 if snapshot.terms else 3 if is_stale else 2
+    description = msgspec.msgpack.encode(fields[:used])
     return MAGIC + len(description).to_bytes(4, "little") + description
 
 
@@ -69,7 +66,8 @@ def read_header(stream: BinaryIO) -> tuple[Snapshot, bytes]:
         raise StorageCorruptError(f"the header of a snapshot file is damaged: {error}") from error
     if description.format != FORMAT:
         raise StorageCorruptError(f"a snapshot file of format {description.format}; this version supports {FORMAT}")
-    return description.snapshot, head + body
+    snapshot = description.snapshot
+    return Snapshot(snapshot.last_index, snapshot.last_term, snapshot.configuration, description.terms), head + body
 
 
 def is_stale(header: bytes) -> bool:

@@ -1392,6 +1392,15 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "K3",
+        "A member is added although it announces another client URL than the one that was given, which would not last.",
+        "node.membership:Membership.add",
+        "client_url not in ('', hello.client_url)",
+        "False",
+        tests="tests/node/test_addresses.py",
+        simulated=False,
+    ),
+    Mutant(
+        "K3",
         "A member is called only where the options say that it is.",
         "node.membership:Membership.follow",
         "self._peers.set_alternatives(member.id, (member.peer_url, said.peer_url if said is not None else ''))",

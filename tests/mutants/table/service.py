@@ -109,7 +109,7 @@ MUTANTS = (
         "deadline",
         "A deadline of no time at all is taken.",
         "service.limits:bounded_timeout_ms",
-        "wanted_ms < 1",
+        "wanted_ms < TIMEOUT_MS_MIN",
         "wanted_ms < 0",
     ),
     Mutant(

@@ -8,6 +8,7 @@ from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import Snapshot
 
 _PARAMETERS = frozenset({"consistency", "timeout_ms"})
@@ -26,7 +27,7 @@ class BackupHandlers:
     async def save(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/snapshot``."""
         query = Query(raw_query, _PARAMETERS)
-        timeout_ms = query.integer("timeout_ms", 1)
+        timeout_ms = query.integer("timeout_ms", TIMEOUT_MS_MIN)
         stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
         backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms, stale))
         headers = (

@@ -10,6 +10,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import (
     AddMember,
     FinalizeUpgrade,
@@ -27,7 +28,7 @@ from kvorum.service.results import Members, Quota
 
 _PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 16 * 1024
-_ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004", "client_url": "http://127.0.0.1:8004"}'
+_ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004"}'
 _TRANSFER_EXAMPLE = '{"target": "n2"}'
 _QUOTA_EXAMPLE = '{"quota_bytes": 1073741824}'
 _encode = msgspec.json.Encoder().encode
@@ -133,7 +134,7 @@ def _quota(result: Quota) -> Response:
 def _timeout_ms(raw_query: str) -> int | None:
     query = Query(raw_query, _PARAMETERS)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return query.integer("timeout_ms", 1)
+    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
 
 
 def _member_name(raw: str) -> str:

@@ -24,10 +24,11 @@ from kvorum.fronts.http.response import Response, header
 from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import bounded_timeout_ms
+from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
 from kvorum.service.requests import GetStatus
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
+from kvorum_wire import CLUSTER_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 """Takes the request, the raw last part of its path (if the route has one) and the raw query."""
 
 _MEMBERS = "/v1/cluster/members/"
-CLUSTER = istr("X-Kvorum-Cluster")
-"""Of a request: the cluster that it is for. Of an answer: the cluster of the node."""
+CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
 _FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
@@ -262,7 +262,7 @@ class Dispatcher:
 
     def _forward_timeout_s(self, query: Query) -> float:
         # The leader should give up first, since it knows more about why.
-        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", 1), self._config.request_timeout_ms)
+        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", TIMEOUT_MS_MIN), self._config.request_timeout_ms)
         return 1.05 * timeout_ms / 1000
 
     def _bug(self, error: Exception) -> Response:

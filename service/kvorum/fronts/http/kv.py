@@ -28,6 +28,7 @@ from kvorum.fronts.http.request import (
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
+from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, Put
 from kvorum.service.results import GetResult, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
@@ -177,7 +178,7 @@ def _write_parameters(raw_query: str) -> tuple[int, int | None]:
     query = Query(raw_query, WRITE_PARAMETERS)
     prev_revision = query.integer("prev_revision", 0)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", 1)
+    return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", TIMEOUT_MS_MIN)
 
 
 def _get_with_parameters(key: bytes, raw_query: str) -> Get:
@@ -188,7 +189,7 @@ def _get_with_parameters(key: bytes, raw_query: str) -> Get:
         key,
         "stale" if stale else "linearizable",
         query.integer("max_staleness_ms", 0),
-        query.integer("timeout_ms", 1),
+        query.integer("timeout_ms", TIMEOUT_MS_MIN),
     )
 
 

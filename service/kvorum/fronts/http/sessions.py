@@ -9,6 +9,7 @@ from kvorum.fronts.http.request import Query, decode_text
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import EndSession
 from kvorum_wire import SessionEnded
 
@@ -31,6 +32,6 @@ class SessionHandlers:
         query = Query(raw_query, _PARAMETERS)
         query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
         result = await self._execute(
-            ANONYMOUS, EndSession(decode_text(name, "the client id"), query.integer("timeout_ms", 1))
+            ANONYMOUS, EndSession(decode_text(name, "the client id"), query.integer("timeout_ms", TIMEOUT_MS_MIN))
         )
         return Response(200, msgspec.json.encode(SessionEnded(result.revision)) + b"\n")
