@@ -155,7 +155,8 @@ class Fetcher:
         """
         if self._task is not None:
             self._task.cancel()
-        if self._is_replacing and self._state.is_given_up:
+        # A wrong state is not taken back: what investigates it goes on until it has another.
+        if self._is_replacing and self._state.is_given_up and not self._state.is_wrong:
             self._task = self._tasks.spawn(self._take_back(), name="take back the state that was given up")
 
     async def _take_back(self) -> None:

@@ -1467,7 +1467,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "A node that takes no part any more has lost the state that it had given up for another.",
         "node.fetch:Fetcher.stop",
-        "self._is_replacing and self._state.is_given_up",
+        "self._is_replacing and self._state.is_given_up and not self._state.is_wrong",
         "False",
         tests="tests/node/test_driver.py",
     ),
