@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from waiting import until
 from kvorum.commands.recover import plan
 from kvorum.config import Config
 from kvorum.errors import CommitsLostError, DiskSetBackError, NotServingError
-from kvorum.identity import Identity
+from kvorum.identity import Identity, name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node as ProductNode
@@ -50,10 +51,12 @@ from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk
+from kvorum.transport.link import Link
 
 LOADED = Loaded(Identity("a", "1", "c"), hard_state=HardState(4, "b"), entries=log("1224"))
 """A disk in term 4 with a vote for b, and four entries."""
 EMPTY = Loaded()
+TICK_MS = 50
 
 
 def mark(term: int, vote: str | None = None, index: int = 0, index_term: int = 0, start: str = "1") -> PeerMark:
@@ -111,6 +114,10 @@ class Hellos:
         self.node_ids: dict[str, str] = {}
         """Who answers at an address, if it is not the one who is expected there."""
         self.asked: list[str] = []
+        self.connected: set[str] = set()
+
+    def is_connected(self, node: str) -> bool:
+        return node in self.connected
 
     def url_of(self, node: str) -> str:
         return node
@@ -156,7 +163,7 @@ class Node:
         self.stopped: list[str] = []
         peers: Peers = self.hellos  # type: ignore[assignment]
         tasks: Any = self.tasks
-        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append)
+        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append, TICK_MS)
 
     def tick(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -183,6 +190,25 @@ def test_a_member_that_does_not_call_is_waited_for_two_election_timeouts() -> No
     node.tick(2 * node.raft.config.election_timeout_ticks - 1)
     assert not node.participation.is_active
     node.tick(1)
+    assert node.participation.is_active
+
+
+def test_a_member_that_accepts_our_call_is_waited_for_longer_and_not_for_ever() -> None:
+    """It is there: it may be dialling an address that is out of date, or its version says what it remembers later."""
+    node = Node()
+    node.participation.heard("b", [])
+    node.hellos.connected = {"b", "c"}
+    node.tick(6000 // TICK_MS - 1)
+    assert not node.participation.is_active
+    node.tick(1)
+    assert node.participation.is_active
+
+
+def test_only_those_that_are_connected_and_unheard_are_waited_for_longer() -> None:
+    node = Node()
+    node.participation.heard("b", [])
+    node.hellos.connected = {"b"}
+    node.tick(2 * node.raft.config.election_timeout_ticks)
     assert node.participation.is_active
 
 
@@ -338,6 +364,9 @@ class Wire:
 
     def url_of(self, node: str) -> None:
         return None
+
+    def is_connected(self, node: str) -> bool:
+        return False
 
     async def close(self) -> None:
         pass
@@ -510,6 +539,40 @@ def test_what_a_peer_acknowledged_is_said_when_it_is_called_and_survives_a_resta
             await cluster.start(*names)
             await cluster.settled()
             assert [node.distrusted for node in cluster.nodes.values()] == [None] * 3
+
+    running(scenario())
+
+
+def test_a_disk_that_was_set_back_is_noticed_although_no_peer_can_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pod came back at another address: those that remember still dialled the old one when it voted."""
+
+    async def scenario() -> None:
+        async with cluster_of(tmp_path, size=3) as cluster:
+            leader = await cluster.settled()
+            name, lagging = (node.identity.name for node in cluster.others(leader))
+            await cluster.stop(name)
+            await asyncio.to_thread(shutil.copytree, tmp_path / name, tmp_path / "copy")
+            await cluster.start(name)
+            await cluster.settled()
+            await cluster.stop(lagging)
+            await cluster.put(b"a", b"v")
+            await cluster.stop(name)
+            await asyncio.to_thread(shutil.rmtree, tmp_path / name)
+            await asyncio.to_thread(shutil.copytree, tmp_path / "copy", tmp_path / name)
+            run_stream = Link._run_stream
+
+            async def dial(link: Link) -> None:
+                if name_of(link.node) == name:
+                    await asyncio.Event().wait()
+                await run_stream(link)
+
+            monkeypatch.setattr(Link, "_run_stream", dial)
+            await cluster.start(lagging, name)
+            participation = cluster.nodes[name].parts.participation
+            await until("it decides", lambda: participation.is_active or participation.is_distrusted)
+            assert "remembers that it once held entry" in (participation.why_not or "")
 
     running(scenario())
 

@@ -75,6 +75,9 @@ class Peer:
     def on_broken(self, recipient: NodeId) -> None:
         self.heard.append(f"lost {recipient}")
 
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...]) -> None:
+        pass
+
     def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
         return ()
 

@@ -16,7 +16,7 @@ from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import Message
+from kvorum.raft.messages import Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import LIBRARY_INTERVAL_S, configure
 from kvorum.transport import Greeting, Hello, SnapshotChunk
@@ -30,6 +30,11 @@ class SilentNode:
     """What the peer port asks of a node, with nothing behind it."""
 
     identity = SERVER
+    start_id = ""
+
+    def marks_of(self, node: str) -> tuple[PeerMark, ...]:
+        """Return nothing."""
+        return ()
 
     def hello(self) -> Hello:
         """Not asked here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -23,7 +23,7 @@ from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk, link
-from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.handshake import HEADER_MARKS, dialling_headers
 from kvorum.transport.server import FRAME_BYTES_MAX, PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import Transport
@@ -134,11 +134,15 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
 
 
 @asynccontextmanager
-async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
+async def transport(
+    url: str, on_marks: Callable[[str, tuple[PeerMark, ...]], None] = lambda _node, _marks: None
+) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
     counters = Counters()
     broken: list[str] = []
     session = aiohttp.ClientSession()
-    dialling = Dialling(lambda: CALLER, "http://127.0.0.1:1", "word", lambda: session, counters, Random(1))
+    dialling = Dialling(
+        lambda: CALLER, "http://127.0.0.1:1", "word", lambda: session, counters, Random(1), on_marks=on_marks
+    )
     transport = Transport(dialling, broken.append)
     transport.set_members({SERVER.node_id: url})
     try:
@@ -414,6 +418,36 @@ def test_strangers_are_answered_but_not_without_a_bound() -> None:
             assert ours.url_of("s39@x") is None
 
     asyncio.run(scenario())
+
+
+def test_who_accepts_a_stream_says_what_it_knows_of_the_callers_disk() -> None:
+    async def run() -> None:
+        async with port() as server:
+            said: list[tuple[str, tuple[PeerMark, ...]]] = []
+            async with transport(server.url, on_marks=lambda *heard: said.append(heard)):
+                await until("it was said", lambda: said)
+            assert said == [(SERVER.node_id, (PeerMark(CALLER.node_id, "2", 3),))]
+
+    asyncio.run(run())
+
+
+def test_who_accepts_a_stream_and_talks_nonsense_is_hung_up_on() -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        stream = web.WebSocketResponse()
+        stream.headers[HEADER_MARKS] = "nonsense"
+        await stream.prepare(request)
+        await stream.receive()
+        return stream
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/raft/v1/stream", stream)
+        async with serving(app) as url, transport(url) as (ours, counters, broken):
+            await until("it is given up", lambda: counters.peer_failures["n1", "malformed"])
+            assert not ours.is_connected(SERVER.node_id)
+            assert broken == []
+
+    asyncio.run(run())
 
 
 def test_what_a_peer_may_ask_for_besides() -> None:

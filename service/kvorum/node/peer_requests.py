@@ -75,6 +75,7 @@ class PeerRequests:
         self.snapshot_chunk = snapshots.chunk
         self.suspect_state = integrity.investigate
         self.on_foreign = foreign.called
+        self.on_marks = participation.heard
 
     @property
     def identity(self) -> Identity:

@@ -3,10 +3,12 @@
 An older copy in the place of a disk looks whole: its checksums are right, and it may be minutes or months old. Two
 things tell.
 
-- *Peers remember* (:mod:`kvorum.raft.marks`) what this node's disk held. They say so when they call. After a start, a
-  node neither votes nor acknowledges anything before every member has called it, or two election timeouts have passed:
-  a vote before the one peer that remembers was heard would be too early. Its consensus stands still until then. A
-  restart costs some milliseconds, and up to two election timeouts while a member is down.
+- *Peers remember* (:mod:`kvorum.raft.marks`) what this node's disk held. They say so when they call, and when they
+  accept our call. After a start, a node neither votes nor acknowledges anything before every member has said so, or two
+  election timeouts have passed: a vote before the one peer that remembers was heard would be too early. A member that
+  accepted our call and has yet to say what it remembers (its version does so only when it calls) is waited for longer.
+  Consensus stands still until then. A restart costs some milliseconds, and up to two election timeouts while a member
+  is down.
 - *Records carry the commit index.* Whoever wants to replace what is committed here comes from a cluster that lost it.
 
 Such a node takes no part any more: it neither votes, nor acknowledges, nor campaigns. It stays up, says what it knows,
@@ -32,6 +34,10 @@ from kvorum.transport.interface import Hello
 log = logging.getLogger("kvorum.storage")
 
 ELECTION_TIMEOUTS_WAITED = 2
+"""For a member of which nothing is heard."""
+CONNECTED_WAITED_S = 6.0
+"""For a member that accepted our call: it is there, and a call of its own may take this long, which is three times the
+timeout of a dial (CONNECT_TIMEOUT_S in transport/link.py)."""
 ADVISE_S = 5.0
 """How often a node that takes no part asks whether the others have a leader."""
 
@@ -98,6 +104,7 @@ class Participation:
         peers: whom to ask whether there is a leader.
         tasks: where that is asked.
         stopped: called with the reason when this node takes no part any more.
+        tick_ms: how long a tick is.
 
     Attributes:
         is_active: the driver may give consensus messages and ticks, and may send what it says.
@@ -111,6 +118,7 @@ class Participation:
         peers: Peers,
         tasks: Tasks,
         stopped: Callable[[str], None],
+        tick_ms: int,
     ) -> None:
         self.start = start
         self._raft = raft
@@ -121,7 +129,9 @@ class Participation:
         self._cluster_id = loaded.identity.cluster_id if loaded.identity is not None else ""
         self._accuser: NodeId | None = None
         self._unheard = self._others()
-        self._ticks_left = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
+        self._ticks = 0
+        self._silent_ticks = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
+        self._connected_ticks = max(self._silent_ticks, int(CONNECTED_WAITED_S * 1000) // tick_ms)
         self._finding = ""
         self._advice = ""
         self._task: asyncio.Task[None] | None = None
@@ -138,16 +148,19 @@ class Participation:
         return f"{self._finding}. {self._advice}" if self._finding else None
 
     def tick(self) -> None:
-        """Let one tick pass: whoever did not call for long enough is not waited for."""
+        """Let one tick pass: whoever said nothing for long enough is not waited for."""
         if self.is_active or self._finding:
             return
-        self._ticks_left -= 1
-        if self._ticks_left <= 0:
-            log.info("takes part without having heard %s", ", ".join(sorted(self._unheard)))
-            self.is_active = True
+        self._ticks += 1
+        if self._ticks < self._silent_ticks:
+            return
+        if self._ticks < self._connected_ticks and any(map(self._peers.is_connected, self._unheard)):
+            return
+        log.info("takes part without having heard what %s remember", ", ".join(sorted(self._unheard)))
+        self.is_active = True
 
     def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
-        """A peer called, and said what it remembers.
+        """A peer called, or accepted our call, and said what it remembers.
 
         Only those are believed that are members now; a node that knows no members believes whoever is about to lead it.
         """

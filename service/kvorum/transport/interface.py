@@ -53,6 +53,15 @@ class Greeting(msgspec.Struct, frozen=True):
     name their cluster (``?cluster=``)."""
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What the called side says when it accepts a stream, once checked."""
+
+    start: str = ""
+    """Which start of its process accepted it; empty: its version does not tell."""
+    marks: tuple[PeerMark, ...] | None = None
+    """What it knows of our disk; None: its version does not say so here, but only when it calls."""
+
+
 class Hello(msgspec.Struct, frozen=True):
     """A node's answer to ``GET /raft/v1/hello``: who it is, before anybody trusts it with anything.
 
@@ -111,6 +120,13 @@ class PeerHandler(Protocol):
     def identity(self) -> Identity:
         """Who we are now."""
 
+    @property
+    def start_id(self) -> str:
+        """Which start of our process this is; up to 16 hex digits."""
+
+    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
+        """Return what we know of a peer's disk, to be said when we call it and when it calls."""
+
     def hello(self) -> Hello:
         """Return what we say of ourselves to anybody."""
 
@@ -164,9 +180,5 @@ class NodeHandler(PeerHandler, Protocol):
     def on_broken(self, recipient: NodeId) -> None:
         """Our stream to a peer broke."""
 
-    @property
-    def start_id(self) -> str:
-        """Which start of our process this is; up to 16 hex digits."""
-
-    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
-        """Return what we know of a peer's disk, to be said when we call it."""
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...]) -> None:
+        """A peer accepted our stream, and said what it knows of our disk."""
