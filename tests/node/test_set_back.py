@@ -18,7 +18,7 @@ from raft.harness import append, commands, configuration, log
 from waiting import until
 
 from kvorum.commands.recover import plan
-from kvorum.config import Config
+from kvorum.config import Config, parse_peers
 from kvorum.errors import CommitsLostError, DiskSetBackError, NotServingError
 from kvorum.identity import Identity, name_of
 from kvorum.kv.state_hash import StateDigest
@@ -156,14 +156,14 @@ class Tasks:
 class Node:
     """A participation and what is around it."""
 
-    def __init__(self, loaded: Loaded = LOADED) -> None:
+    def __init__(self, loaded: Loaded = LOADED, expected: Sequence[str] = ()) -> None:
         self.raft = Raft(RaftConfig("a"), Random(1), hard_state=loaded.hard_state, entries=loaded.entries)
         self.hellos = Hellos()
         self.tasks = Tasks()
         self.stopped: list[str] = []
         peers: Peers = self.hellos  # type: ignore[assignment]
         tasks: Any = self.tasks
-        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append, TICK_MS)
+        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append, TICK_MS, expected)
 
     def tick(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -217,10 +217,26 @@ def test_a_node_without_members_or_alone_waits_for_nobody() -> None:
     assert Node(Loaded(hard_state=HardState(1), entries=log("1", voters="a"))).participation.is_active
 
 
-def test_whoever_is_no_member_is_neither_waited_for_nor_believed() -> None:
-    node = Node()
-    node.participation.heard("x", [mark(9)])
+def test_a_stranger_is_neither_waited_for_nor_believed() -> None:
+    node = Node(expected=["d"])
+    node.participation.heard("x@1", [mark(9)])
     assert (node.participation.is_active, node.participation.is_distrusted) == (False, False)
+
+
+@pytest.mark.parametrize("caller", ["b@2", "d@1"], ids=["who replaced a member", "who is named by the options"])
+def test_who_became_a_member_after_the_copy_is_believed_by_its_name(caller: str) -> None:
+    """A volume was replaced since the copy was taken. Its new member alone remembered the rest, and was ignored."""
+
+    async def scenario() -> None:
+        node = Node(expected=["d"])
+        node.participation.heard(caller, [])
+        node.participation.heard("c", [])
+        assert not node.participation.is_active, "the member of that name is another disk, and may remember something"
+        node.participation.heard(caller, [mark(5)])
+        assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
 
 
 def test_a_node_that_knows_no_members_believes_whoever_is_about_to_lead_it() -> None:
@@ -380,7 +396,7 @@ def greeting(name: str, *marks: PeerMark, start: str = "") -> Greeting:
     return Greeting("c", f"{name}@1", "", start=start, marks=marks)
 
 
-def a_member(wire: Wire | None = None) -> tuple[ProductNode, MemoryStorage, Wire]:
+def a_member(wire: Wire | None = None, peers: str = "") -> tuple[ProductNode, MemoryStorage, Wire]:
     """A node of three that has just started in term 1 with the first entry."""
     storage, wire, supervisor = MemoryStorage(), wire or Wire(), Supervisor()
     identity = Identity("a", "1", "c")
@@ -398,7 +414,23 @@ def a_member(wire: Wire | None = None) -> tuple[ProductNode, MemoryStorage, Wire
     )
     storage.save(Save(1, HardState(1), (FIRST,)), lambda: None)
     storage.complete()
-    return compose(Config(name="a"), identity, storage.load(), Store(), ports), storage, wire
+    return (
+        compose(Config(name="a", peers=parse_peers(peers) if peers else ()), identity, storage.load(), Store(), ports),
+        storage,
+        wire,
+    )
+
+
+def test_the_options_of_a_node_name_whom_it_believes() -> None:
+    async def scenario() -> None:
+        node, _, _ = a_member(peers="a=a:1,z=z:1")
+        node.parts.peer_requests.on_connected(greeting("x", PeerMark("a@1", "0", 9)))
+        assert not node.distrusted
+        node.parts.peer_requests.on_connected(greeting("z", PeerMark("a@1", "0", 9)))
+        assert node.distrusted
+        await node.close()
+
+    running(scenario())
 
 
 ASKS = RequestVote(term=2, sender="b@1", recipient="a@1", last_log_index=1, last_log_term=1, leadership_transfer=True)

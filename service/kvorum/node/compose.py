@@ -134,7 +134,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         proposals.stop(reason)
         reads.stop(reason)
 
-    participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped, config.tick_ms)
+    expected = [peer.name for peer in config.expected_members()]
+    participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped, config.tick_ms, expected)
     integrity = Integrity(raft, state, proposals, reads, snapshots, peers, clock, tasks, threads, turns, participation)
     staleness = Staleness(state, clock)
     driver = Driver(

@@ -105,6 +105,7 @@ class Participation:
         tasks: where that is asked.
         stopped: called with the reason when this node takes no part any more.
         tick_ms: how long a tick is.
+        expected: the names of the members that the options name.
 
     Attributes:
         is_active: the driver may give consensus messages and ticks, and may send what it says.
@@ -119,6 +120,7 @@ class Participation:
         tasks: Tasks,
         stopped: Callable[[str], None],
         tick_ms: int,
+        expected: Iterable[str] = (),
     ) -> None:
         self.start = start
         self._raft = raft
@@ -126,6 +128,7 @@ class Participation:
         self._peers = peers
         self._tasks = tasks
         self._stopped = stopped
+        self._expected = frozenset(expected)
         self._cluster_id = loaded.identity.cluster_id if loaded.identity is not None else ""
         self._accuser: NodeId | None = None
         self._unheard = self._others()
@@ -162,10 +165,11 @@ class Participation:
     def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
         """A peer called, or accepted our call, and said what it remembers.
 
-        Only those are believed that are members now; a node that knows no members believes whoever is about to lead it.
+        Those are believed that bear the name of a member or of one that the options name: the members of an old disk
+        may have been replaced since, and the id of a new one is not known here. A node that knows no members believes
+        whoever is about to lead it.
         """
-        others = self._others()
-        if self._finding or (others and node not in others):
+        if self._finding or not self._is_believed(node):
             return
         for mark in marks:
             lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
@@ -208,6 +212,10 @@ class Participation:
     def _others(self) -> set[NodeId]:
         """Return the other members, as this node knows them now."""
         return {member.id for member in self._raft.configuration.members} - {self._raft.id}
+
+    def _is_believed(self, node: NodeId) -> bool:
+        others = self._others()
+        return not others or name_of(node) in self._expected.union(map(name_of, others))
 
     def _leads_ours(self, node: NodeId, hello: Hello) -> bool:
         """Tell whether the answer at a member's address is that member's, and it leads this cluster with a quorum."""

@@ -1154,7 +1154,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "Anybody can stop a node.",
         "node.set_back:Participation.heard",
-        "self._finding or (others and node not in others)",
+        "self._finding or not self._is_believed(node)",
         "self._finding",
         tests="tests/node/test_set_back.py",
     ),
@@ -1178,8 +1178,8 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "A node whose disk was set back takes part once all its peers have called.",
         "node.set_back:Participation.heard",
-        "self._finding or (others and node not in others)",
-        "others and node not in others",
+        "self._finding or not self._is_believed(node)",
+        "not self._is_believed(node)",
         tests="tests/node/test_set_back.py",
     ),
     Mutant(
@@ -1193,9 +1193,17 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K4",
         "A node that knew no members when it started believes every stranger for as long as it runs.",
-        "node.set_back:Participation.heard",
+        "node.set_back:Participation._is_believed",
         "others = self._others()",
         "others = set()",
+        tests="tests/node/test_set_back.py",
+    ),
+    Mutant(
+        "K4",
+        "Who replaced a member after the disk was copied is not believed.",
+        "node.set_back:Participation._is_believed",
+        "name_of(node) in self._expected.union(map(name_of, others))",
+        "node in others",
         tests="tests/node/test_set_back.py",
     ),
     Mutant(
