@@ -33,6 +33,7 @@ from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
+    TERM_JUMP_MAX,
     AppendEntries,
     Configuration,
     Entry,
@@ -233,6 +234,26 @@ def test_who_became_a_member_after_the_copy_is_believed_by_its_name(caller: str)
         node.participation.heard("c", [])
         assert not node.participation.is_active, "the member of that name is another disk, and may remember something"
         node.participation.heard(caller, [mark(5)])
+        assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
+
+
+@pytest.mark.parametrize(("term", "is_believed"), [(4 + TERM_JUMP_MAX, True), (5 + TERM_JUMP_MAX, False)])
+def test_a_term_that_no_disk_of_this_cluster_can_have_seen_accuses_nobody(
+    term: int, is_believed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One header with an impossible term took a node out until it was restarted."""
+
+    async def scenario() -> None:
+        node = Node()
+        node.participation.heard("b", [mark(term)], "10.0.0.7")
+        assert node.participation.is_distrusted is is_believed
+        [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith("b at 10.0.0.7 ")
+        assert str(term) in line
+        node.participation.heard("c", [mark(5)])
         assert node.participation.is_distrusted
         await node.participation.close()
 

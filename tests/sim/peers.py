@@ -256,7 +256,7 @@ class SimPeers:
         else:
             link.peer = peer
             if marks is not None:
-                self.enter(self._handler.on_marks, link.node, marks)
+                self.enter(self._handler.on_marks, link.node, marks, link.urls.current)
 
     def died(self, peer: SimPeers, notice_us: Callable[[], int]) -> None:
         """Another process died or closed its port: its requests fail, and the streams break, once that is noticed."""

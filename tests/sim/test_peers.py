@@ -75,7 +75,7 @@ class Peer:
     def on_broken(self, recipient: NodeId) -> None:
         self.heard.append(f"lost {recipient}")
 
-    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...]) -> None:
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...], address: str) -> None:
         pass
 
     def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:

@@ -32,7 +32,7 @@ class Node(FakeNode):
     def on_broken(self, recipient: str) -> None:
         self.disconnected.append(recipient)
 
-    def on_marks(self, node: str, marks: tuple[PeerMark, ...]) -> None:
+    def on_marks(self, node: str, marks: tuple[PeerMark, ...], address: str) -> None:
         pass
 
 

@@ -135,7 +135,7 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
 
 @asynccontextmanager
 async def transport(
-    url: str, on_marks: Callable[[str, tuple[PeerMark, ...]], None] = lambda _node, _marks: None
+    url: str, on_marks: Callable[[str, tuple[PeerMark, ...], str], None] = lambda _node, _marks, _url: None
 ) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
     counters = Counters()
     broken: list[str] = []
@@ -423,10 +423,12 @@ def test_strangers_are_answered_but_not_without_a_bound() -> None:
 def test_who_accepts_a_stream_says_what_it_knows_of_the_callers_disk() -> None:
     async def run() -> None:
         async with port() as server:
-            said: list[tuple[str, tuple[PeerMark, ...]]] = []
+            said: list[tuple[str, tuple[PeerMark, ...], str]] = []
             async with transport(server.url, on_marks=lambda *heard: said.append(heard)):
                 await until("it was said", lambda: said)
-            assert said == [(SERVER.node_id, (PeerMark(CALLER.node_id, "2", 3),))]
+            assert said == [(SERVER.node_id, (PeerMark(CALLER.node_id, "2", 3),), server.url)]
+            [greeting] = server.node.connected
+            assert greeting.address == "127.0.0.1"
 
     asyncio.run(run())
 

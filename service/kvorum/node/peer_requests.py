@@ -129,7 +129,7 @@ class PeerRequests:
         caller says: it knows nobody else, and is about to take its whole state from there.
         """
         self._raft.marks.started(greeting.sender, greeting.start)
-        self._participation.heard(greeting.sender, greeting.marks)
+        self._participation.heard(greeting.sender, greeting.marks, greeting.address)
         self._levels.announced(
             greeting.sender, greeting.highest_level, greeting.version, greeting.peer_url, greeting.client_url
         )

@@ -27,7 +27,7 @@ from kvorum.identity import name_of
 from kvorum.node.hellos import ask_all
 from kvorum.node.ports import Peers, Tasks
 from kvorum.raft import Raft
-from kvorum.raft.messages import NodeId, PeerMark
+from kvorum.raft.messages import TERM_JUMP_MAX, NodeId, PeerMark
 from kvorum.storage.interface import Loaded
 from kvorum.transport.interface import Hello
 
@@ -162,8 +162,8 @@ class Participation:
         log.info("takes part without having heard what %s remember", ", ".join(sorted(self._unheard)))
         self.is_active = True
 
-    def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
-        """A peer called, or accepted our call, and said what it remembers.
+    def heard(self, node: NodeId, marks: Iterable[PeerMark], address: str = "") -> None:
+        """A peer called from this address, or accepted our call there, and said what it remembers.
 
         Those are believed that bear the name of a member or of one that the options name: the members of an old disk
         may have been replaced since, and the id of a new one is not known here. A node that knows no members believes
@@ -172,8 +172,16 @@ class Participation:
         if self._finding or not self._is_believed(node):
             return
         for mark in marks:
+            if mark.term > self._raft.current_term + TERM_JUMP_MAX:
+                log.warning(
+                    "%s at %s says that this disk was once in term %d, which is more than %d ahead of term %d: it is "
+                    "not believed, its disk or its memory may be damaged",
+                    *(node, address or "an unknown address", mark.term, TERM_JUMP_MAX, self._raft.current_term),
+                )
+                continue
             lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
             if lacks is not None:
+                log.warning("%s at %s remembers that %s", node, address or "an unknown address", lacks)
                 self._accuser = node
                 self._stop(f"this disk was set back to an older state: {node} remembers that {lacks}")
                 return

@@ -97,8 +97,10 @@ def dialling_headers(
     }
 
 
-def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -> Greeting:
-    """Return who calls. Its cluster may be one that we have yet to join: the caller of this function decides that.
+def check_greeting(headers: Mapping[str, str], identity: Identity, token: str, address: str = "") -> Greeting:
+    """Return who calls from this address.
+
+    Its cluster may be one that we have yet to join: the caller of this function decides that.
 
     Raises:
         IdentityRejectedError: no common protocol, another cluster, a call for somebody else, another token, or headers
@@ -140,6 +142,7 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         _start(headers, sender),
         _marks(headers, sender, identity.node_id),
         client_url if is_base_url(client_url) else "",
+        address,
     )
 
 

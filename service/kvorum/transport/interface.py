@@ -51,6 +51,8 @@ class Greeting(msgspec.Struct, frozen=True):
     client_url: str = ""
     """Where its clients reach it. Empty from versions that do not announce it; those that do understand requests that
     name their cluster (``?cluster=``)."""
+    address: str = ""
+    """The IP address from which it calls."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -180,5 +182,5 @@ class NodeHandler(PeerHandler, Protocol):
     def on_broken(self, recipient: NodeId) -> None:
         """Our stream to a peer broke."""
 
-    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...]) -> None:
-        """A peer accepted our stream, and said what it knows of our disk."""
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...], address: str) -> None:
+        """A peer accepted our stream at this URL, and said what it knows of our disk."""

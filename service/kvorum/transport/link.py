@@ -239,7 +239,7 @@ class Link:
                 dialling.answered(urlsplit(self.url).hostname or "", peer_name[0])
             self._open(stream)
             if answer.marks is not None:
-                dialling.on_marks(self.node, answer.marks)
+                dialling.on_marks(self.node, answer.marks, self.url)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))
                 group.create_task(self._finish(stream))

@@ -67,7 +67,7 @@ class PeerPort:
             answered=self._addresses.remember,
             start=lambda: self._started().start_id,
             marks_of=lambda node: self._started().marks_of(node),
-            on_marks=lambda node, marks: self._started().on_marks(node, marks),
+            on_marks=lambda node, marks, url: self._started().on_marks(node, marks, url),
             client_url=config.advertise_client_url,
         )
         configured = config.expected_urls()

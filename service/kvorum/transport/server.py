@@ -134,7 +134,7 @@ class PeerServer:
 
     def _check(self, request: web.Request) -> Greeting:
         try:
-            return check_greeting(request.headers, self._handler.identity, self._token)
+            return check_greeting(request.headers, self._handler.identity, self._token, request.remote or "")
         except IdentityRejectedError as error:
             self._note_foreign(error, request)
             raise self._refusal(error, request) from None

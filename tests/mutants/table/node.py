@@ -1200,6 +1200,14 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "K4",
+        "A term that nobody can have seen takes a node out.",
+        "node.set_back:Participation.heard",
+        "mark.term > self._raft.current_term + TERM_JUMP_MAX",
+        "False",
+        tests="tests/node/test_set_back.py",
+    ),
+    Mutant(
+        "K4",
         "Who replaced a member after the disk was copied is not believed.",
         "node.set_back:Participation._is_believed",
         "name_of(node) in self._expected.union(map(name_of, others))",
