@@ -111,6 +111,7 @@ class Hellos:
     def __init__(self) -> None:
         self.leader = ""
         self.is_serving = True
+        self.term = 0
         self.cluster_id = "c"
         self.node_ids: dict[str, str] = {}
         """Who answers at an address, if it is not the one who is expected there."""
@@ -130,6 +131,7 @@ class Hellos:
             node_id=self.node_ids.get(url, url),
             cluster_id=self.cluster_id,
             is_leader=is_leader,
+            term=self.term,
             is_serving=is_leader and self.is_serving,
         )
         return cast(Hello, hello)
@@ -338,24 +340,58 @@ def test_a_node_whose_disk_was_set_back_stands_down_and_waits_for_nobody_any_mor
 
 
 def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_this_node() -> None:
+    """The first leader may have led with this node, and may not know yet that it does so no more."""
+    elected_again = 3
+
     async def scenario() -> None:
         node = Node()
         participation, hellos, tasks = node.participation, node.hellos, node.tasks
+        hellos.leader, hellos.term = "b", 2
+        node.tick(1000)
         participation.heard("c", [mark(5)])
+        assert "keep every disk" in (participation.why_not or "")
         advice: list[str] = []
-        for leader, is_serving in (("", True), ("b", False), ("b", True), ("", True)):
-            hellos.leader, hellos.is_serving = leader, is_serving
+        for leader, is_serving, term in (
+            ("b", True, 2), ("", True, 2), ("b", False, 2), ("b", True, 2), ("b", True, elected_again),
+            ("b", True, elected_again), ("c", True, elected_again), ("c", True, elected_again), ("", True, 0),
+        ):  # fmt: skip
+            hellos.leader, hellos.is_serving, hellos.term = leader, is_serving, term
             expected = tasks.slept + 1
             tasks.naps.release()
             await until("it has asked again", partial(tasks.has_slept, expected))
             advice.append(participation.why_not or "")
+            node.tick(2 * node.raft.config.election_timeout_ticks + 1)
         empty = ["give this node an empty disk" in text for text in advice]
-        assert empty == [False, False, True, False]
+        assert empty == [False, False, False, False, False, True, False, True, False]
         assert ["keep every disk" in text for text in advice] == [not each for each in empty]
         assert set(hellos.asked) == {"b", "c"}
         await participation.close()
 
     running(scenario())
+
+
+def test_a_leader_that_is_asked_twice_in_a_short_time_is_no_reason_to_empty_the_disk(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.hellos.leader = "b"
+        node.participation.heard("c", [mark(5)])
+        for times in range(1, 4):
+            await until("it has asked", partial(node.tasks.has_slept, times))
+            assert "keep every disk" in (node.participation.why_not or "")
+            if times < 3:
+                node.tick(node.raft.config.election_timeout_ticks)
+                node.tasks.naps.release()
+        node.tick(1)
+        node.tasks.naps.release()
+        await until("it has asked", partial(node.tasks.has_slept, 4))
+        assert "give this node an empty disk" in (node.participation.why_not or "")
+        await node.participation.close()
+
+    running(scenario())
+    critical = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert ["keep every disk" in line for line in critical] == [True, False]
 
 
 def test_a_leader_that_shows_that_this_disk_was_set_back_is_taken_at_its_word() -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from kvorum.errors import DiskSetBackError, InvariantViolatedError
 from kvorum.identity import name_of
@@ -152,9 +152,9 @@ class Participation:
 
     def tick(self) -> None:
         """Let one tick pass: whoever said nothing for long enough is not waited for."""
+        self._ticks += 1
         if self.is_active or self._finding:
             return
-        self._ticks += 1
         if self._ticks < self._silent_ticks:
             return
         if self._ticks < self._connected_ticks and any(map(self._peers.is_connected, self._unheard)):
@@ -231,14 +231,33 @@ class Participation:
         return is_ours and hello.is_leader and hello.is_serving
 
     async def _advise(self) -> None:
-        """Find out what the right advice is, for as long as the node is up; say what is new."""
-        told = ""
+        """Find out what the right advice is, for as long as the node is up; say what is new.
+
+        A leader may have had this node in its quorum until just now, and finds out within an election timeout. So it
+        counts when it still leads, in the same term, two of them later.
+        """
+        self._tell()
+        told, first, since = self._advice, None, 0
         while True:
             asked = self._others() | ({self._accuser} if self._accuser is not None else set())
             hellos = await ask_all(self._peers, {node: self._peers.url_of(node) for node in sorted(asked)})
-            leading = [node for node, hello in hellos.items() if hello is not None and self._leads_ours(node, hello)]
-            self._advice = EMPTY_THIS.format(leader=name_of(leading[0])) if leading else KEEP_ALL
+            leader = self._leader_among(hellos)
+            if leader != first:
+                first, since = leader, self._ticks
+            is_lasting = self._ticks - since > self._silent_ticks
+            self._advice = EMPTY_THIS.format(leader=name_of(leader[1])) if leader and is_lasting else KEEP_ALL
             if self._advice != told:
                 told = self._advice
                 self._tell()
             await self._tasks.sleep(ADVISE_S)
+
+    def _leader_among(self, hellos: Mapping[NodeId, Hello | None]) -> tuple[int, NodeId] | None:
+        """Return the newest term in which one of them leads this cluster with a quorum, and who does."""
+        return max(
+            (
+                (hello.term, node)
+                for node, hello in hellos.items()
+                if hello is not None and self._leads_ours(node, hello)
+            ),
+            default=None,
+        )
