@@ -235,9 +235,17 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "B28",
+        "A node dials the members of a cluster of which nothing is durable here.",
+        "node.membership:Membership.follow",
+        "if not (self._raft.log.saved_index or self._raft.log.applied_index): ...",
+        "pass",
+        tests="tests/node/test_driver.py -k of_the_cluster_is_durable",
+    ),
+    Mutant(
+        "B28",
         "Streams do not follow the configuration in force.",
         "node.driver:Driver._note_changes",
-        "if not self._is_blank: ...",
+        "self._membership.follow_if_changed()",
         "pass",
         tests="tests/node/test_driver.py",
     ),
