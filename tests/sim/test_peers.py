@@ -95,9 +95,6 @@ class Peer:
     def state_hash_at(self, index: int) -> StateDigest | None:
         return StateDigest(1, 77) if index == 5 else None
 
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
-
     def suspect_state(self, index: int) -> None:
         self.heard.append(f"suspects {index}")
 

@@ -67,9 +67,6 @@ class SilentNode:
         """Not asked here."""
         raise NotImplementedError
 
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
-
     def suspect_state(self, index: int) -> None:
         """Not asked here."""
         raise NotImplementedError

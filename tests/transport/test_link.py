@@ -309,9 +309,6 @@ class Handler:
     def state_hash_at(self, index: int) -> StateDigest | None:
         return None
 
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
-
     def suspect_state(self, index: int) -> None:
         return
 

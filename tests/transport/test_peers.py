@@ -51,7 +51,6 @@ class FakeNode:
         self.members = [CALLER.node_id]
         self.demands: list[int | None] = []
         self.start_id = "1"
-        self.foreign: list[tuple[str, str]] = []
 
     def marks_of(self, node: str) -> tuple[PeerMark, ...]:
         return (PeerMark(node, "2", 3),)
@@ -86,9 +85,6 @@ class FakeNode:
 
     def state_hash_at(self, index: int) -> StateDigest | None:
         return DIGESTS.get(index)
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        self.foreign.append((sender, cluster_id))
 
     def suspect_state(self, index: int) -> None:
         self.suspected.append(index)
@@ -602,24 +598,3 @@ def test_a_stream_that_a_new_one_replaces_is_closed_and_its_end_is_not_the_peers
             await until("the end of the new one", lambda: it.node.disconnected == [CALLER.node_id])
 
     asyncio.run(scenario())
-
-
-def test_a_caller_of_another_cluster_is_told_apart_from_other_refusals() -> None:
-    """The node hears who it is, as long as what it says is sound."""
-
-    async def run() -> None:
-        async with port() as it:
-            refused: list[dict[str, str]] = [
-                {"cluster": "d" * 32},
-                {"cluster": ""},
-                {"cluster": "d" * 65},
-                {"cluster": "d" * 32, "from": "n2"},
-                {"to": "n9@" + "1" * 16, "cluster": "d" * 32},
-                {"token": "another", "cluster": "d" * 32},
-            ]
-            for changed in refused:
-                with pytest.raises(aiohttp.WSServerHandshakeError):
-                    await it.dial(**changed)
-            assert it.node.foreign == [(CALLER.node_id, "d" * 32)]
-
-    asyncio.run(run())

@@ -163,7 +163,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    foreign = ForeignPeers(config, own, raft, clock)
+    foreign = ForeignPeers(own, clock)
     report = Report(
         config, own, raft, state, integrity, participation, staleness, levels, ticker, supervisor, space, foreign
     )
@@ -180,7 +180,6 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         participation,
         levels,
         membership,
-        foreign,
     )
     parts = Parts(
         identity=own,

@@ -152,9 +152,6 @@ class PeerHandler(Protocol):
     def on_disconnected(self, sender: str) -> None:
         """A peer's stream to us broke."""
 
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        """A caller was refused: it says that it belongs to this other cluster. Anybody may say so."""
-
     def is_member(self, node: NodeId) -> bool:
         """Tell whether a caller is a member of our configuration in force."""
 

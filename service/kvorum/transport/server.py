@@ -13,19 +13,16 @@ import msgspec
 from aiohttp import web
 
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
-from kvorum.identity import is_node_id, name_of
-from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
+from kvorum.identity import name_of
 from kvorum.raft.codec import Frame, decode_frame, encode
 from kvorum.raft.messages import INDEX_MAX, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.handshake import (
-    HEADER_CLUSTER,
     HEADER_FROM,
     answer_headers,
     check_greeting,
     digest_text,
-    is_plain,
     parse_number,
 )
 from kvorum.transport.interface import ANSWERS_PROTOCOL, Greeting, PeerHandler
@@ -136,14 +133,7 @@ class PeerServer:
         try:
             return check_greeting(request.headers, self._handler.identity, self._token, request.remote or "")
         except IdentityRejectedError as error:
-            self._note_foreign(error, request)
             raise self._refusal(error, request) from None
-
-    def _note_foreign(self, error: IdentityRejectedError, request: web.Request) -> None:
-        sender, cluster_id = (request.headers.get(name, "") for name in (HEADER_FROM, HEADER_CLUSTER))
-        is_sound = is_node_id(sender) and cluster_id and is_plain(cluster_id, CLUSTER_ID_BYTES_MAX)
-        if error.reason == "cluster" and is_sound:
-            self._handler.on_foreign(sender, cluster_id)
 
     def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1

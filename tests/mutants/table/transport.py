@@ -759,12 +759,4 @@ aiohttp.TCPConnector(
         "pass",
         tests="tests/transport/test_members.py",
     ),
-    Mutant(
-        "K5",
-        "Every refusal is taken for that of another cluster's node.",
-        "transport.server:PeerServer._note_foreign",
-        "error.reason == 'cluster' and is_sound",
-        "is_sound",
-        tests="tests/transport/test_peers.py -k another_cluster",
-    ),
 )
