@@ -49,7 +49,7 @@ from kvorum.raft.messages import (
 from kvorum.storage.interface import Loaded, SnapshotFile, SnapshotInfo
 from kvorum.storage.memory import Compaction, MemoryReceiver, MemoryStorage, MemoryWriter
 from kvorum.telemetry.counters import Counters
-from kvorum.transport.interface import Hello, SnapshotChunk
+from kvorum.transport.interface import Greeting, Hello, SnapshotChunk
 
 M = TypeVar("M", bound=Message)
 ANSWER = HeartbeatResponse(term=1, sender="b@1", recipient="a@1", round=1)
@@ -597,6 +597,9 @@ class Recorder(NoPeers):
     def set_members(self, urls: Mapping[str, str]) -> None:
         self.members = set(urls)
 
+    def add_stranger(self, node: str, url: str) -> None:
+        pass
+
     def take(self, kind: type[M]) -> list[M]:
         """Return the messages of this kind that were sent since the last call, and forget all others."""
         sent, self.sent = self.sent, []
@@ -736,6 +739,32 @@ def test_streams_follow_the_configuration_once_something_of_the_cluster_is_durab
         await asyncio.sleep(0)
         assert peers.members == {"b@1", "c@1"}, "a configuration is in force from its append on"
         await complete(storage)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_first_save_of_a_vote", [False, True])
+def test_no_call_makes_a_node_dial_before_something_of_the_cluster_is_durable(is_first_save_of_a_vote: bool) -> None:
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = a_node(storage, peers)
+        driver, requests = node.parts.driver, node.parts.peer_requests
+        if is_first_save_of_a_vote:
+            vote = RequestVote(1, "b@1", "a@1", last_log_index=2, last_log_term=1, leadership_transfer=True)
+            driver.on_messages("b@1", (vote,))
+            await asyncio.sleep(0)
+        driver.on_messages("b@1", (first_entries(),))
+        await asyncio.sleep(0)
+        if is_first_save_of_a_vote:
+            storage.complete()
+        requests.on_connected(Greeting("c" * 32, "b@1", "http://b:1", start="7"))
+        driver.tick()
+        await asyncio.sleep(0)
+        assert storage.pending
+        assert not peers.members, "killed now, the node would have forgotten the cluster"
+        await complete(storage)
+        assert peers.members == {"b@1"}
         await node.close()
 
     asyncio.run(scenario())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ from raft.harness import append, commands, configuration, log
 from waiting import until
 
 from kvorum.commands.recover import plan
-from kvorum.config import Config
+from kvorum.config import Config, parse_peers
 from kvorum.errors import CommitsLostError, DiskSetBackError, NotServingError
-from kvorum.identity import Identity
+from kvorum.identity import Identity, name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node as ProductNode
@@ -32,6 +33,7 @@ from kvorum.raft import Raft, RaftConfig, Role
 from kvorum.raft.log import OnDisk
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
+    TERM_JUMP_MAX,
     AppendEntries,
     Configuration,
     Entry,
@@ -50,10 +52,12 @@ from kvorum.storage.interface import Loaded
 from kvorum.storage.memory import MemoryStorage
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk
+from kvorum.transport.link import Link
 
 LOADED = Loaded(Identity("a", "1", "c"), hard_state=HardState(4, "b"), entries=log("1224"))
 """A disk in term 4 with a vote for b, and four entries."""
 EMPTY = Loaded()
+TICK_MS = 50
 
 
 def mark(term: int, vote: str | None = None, index: int = 0, index_term: int = 0, start: str = "1") -> PeerMark:
@@ -107,10 +111,15 @@ class Hellos:
     def __init__(self) -> None:
         self.leader = ""
         self.is_serving = True
+        self.term = 0
         self.cluster_id = "c"
         self.node_ids: dict[str, str] = {}
         """Who answers at an address, if it is not the one who is expected there."""
         self.asked: list[str] = []
+        self.connected: set[str] = set()
+
+    def is_connected(self, node: str) -> bool:
+        return node in self.connected
 
     def url_of(self, node: str) -> str:
         return node
@@ -122,6 +131,7 @@ class Hellos:
             node_id=self.node_ids.get(url, url),
             cluster_id=self.cluster_id,
             is_leader=is_leader,
+            term=self.term,
             is_serving=is_leader and self.is_serving,
         )
         return cast(Hello, hello)
@@ -149,14 +159,14 @@ class Tasks:
 class Node:
     """A participation and what is around it."""
 
-    def __init__(self, loaded: Loaded = LOADED) -> None:
+    def __init__(self, loaded: Loaded = LOADED, expected: Sequence[str] = ()) -> None:
         self.raft = Raft(RaftConfig("a"), Random(1), hard_state=loaded.hard_state, entries=loaded.entries)
         self.hellos = Hellos()
         self.tasks = Tasks()
         self.stopped: list[str] = []
         peers: Peers = self.hellos  # type: ignore[assignment]
         tasks: Any = self.tasks
-        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append)
+        self.participation = Participation(self.raft, loaded, "5", peers, tasks, self.stopped.append, TICK_MS, expected)
 
     def tick(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -186,15 +196,70 @@ def test_a_member_that_does_not_call_is_waited_for_two_election_timeouts() -> No
     assert node.participation.is_active
 
 
+def test_a_member_that_accepts_our_call_is_waited_for_longer_and_not_for_ever() -> None:
+    """It is there: it may be dialling an address that is out of date, or its version says what it remembers later."""
+    node = Node()
+    node.participation.heard("b", [])
+    node.hellos.connected = {"b", "c"}
+    node.tick(6000 // TICK_MS - 1)
+    assert not node.participation.is_active
+    node.tick(1)
+    assert node.participation.is_active
+
+
+def test_only_those_that_are_connected_and_unheard_are_waited_for_longer() -> None:
+    node = Node()
+    node.participation.heard("b", [])
+    node.hellos.connected = {"b"}
+    node.tick(2 * node.raft.config.election_timeout_ticks)
+    assert node.participation.is_active
+
+
 def test_a_node_without_members_or_alone_waits_for_nobody() -> None:
     assert Node(EMPTY).participation.is_active
     assert Node(Loaded(hard_state=HardState(1), entries=log("1", voters="a"))).participation.is_active
 
 
-def test_whoever_is_no_member_is_neither_waited_for_nor_believed() -> None:
-    node = Node()
-    node.participation.heard("x", [mark(9)])
+def test_a_stranger_is_neither_waited_for_nor_believed() -> None:
+    node = Node(expected=["d"])
+    node.participation.heard("x@1", [mark(9)])
     assert (node.participation.is_active, node.participation.is_distrusted) == (False, False)
+
+
+@pytest.mark.parametrize("caller", ["b@2", "d@1"], ids=["who replaced a member", "who is named by the options"])
+def test_who_became_a_member_after_the_copy_is_believed_by_its_name(caller: str) -> None:
+    """A volume was replaced since the copy was taken. Its new member alone remembered the rest, and was ignored."""
+
+    async def scenario() -> None:
+        node = Node(expected=["d"])
+        node.participation.heard(caller, [])
+        node.participation.heard("c", [])
+        assert not node.participation.is_active, "the member of that name is another disk, and may remember something"
+        node.participation.heard(caller, [mark(5)])
+        assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
+
+
+@pytest.mark.parametrize(("term", "is_believed"), [(4 + TERM_JUMP_MAX, True), (5 + TERM_JUMP_MAX, False)])
+def test_a_term_that_no_disk_of_this_cluster_can_have_seen_accuses_nobody(
+    term: int, is_believed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One header with an impossible term took a node out until it was restarted."""
+
+    async def scenario() -> None:
+        node = Node()
+        node.participation.heard("b", [mark(term)], "10.0.0.7")
+        assert node.participation.is_distrusted is is_believed
+        [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith("b at 10.0.0.7 ")
+        assert str(term) in line
+        node.participation.heard("c", [mark(5)])
+        assert node.participation.is_distrusted
+        await node.participation.close()
+
+    running(scenario())
 
 
 def test_a_node_that_knows_no_members_believes_whoever_is_about_to_lead_it() -> None:
@@ -275,24 +340,58 @@ def test_a_node_whose_disk_was_set_back_stands_down_and_waits_for_nobody_any_mor
 
 
 def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_this_node() -> None:
+    """The first leader may have led with this node, and may not know yet that it does so no more."""
+    elected_again = 3
+
     async def scenario() -> None:
         node = Node()
         participation, hellos, tasks = node.participation, node.hellos, node.tasks
+        hellos.leader, hellos.term = "b", 2
+        node.tick(1000)
         participation.heard("c", [mark(5)])
+        assert "keep every disk" in (participation.why_not or "")
         advice: list[str] = []
-        for leader, is_serving in (("", True), ("b", False), ("b", True), ("", True)):
-            hellos.leader, hellos.is_serving = leader, is_serving
+        for leader, is_serving, term in (
+            ("b", True, 2), ("", True, 2), ("b", False, 2), ("b", True, 2), ("b", True, elected_again),
+            ("b", True, elected_again), ("c", True, elected_again), ("c", True, elected_again), ("", True, 0),
+        ):  # fmt: skip
+            hellos.leader, hellos.is_serving, hellos.term = leader, is_serving, term
             expected = tasks.slept + 1
             tasks.naps.release()
             await until("it has asked again", partial(tasks.has_slept, expected))
             advice.append(participation.why_not or "")
+            node.tick(2 * node.raft.config.election_timeout_ticks + 1)
         empty = ["give this node an empty disk" in text for text in advice]
-        assert empty == [False, False, True, False]
+        assert empty == [False, False, False, False, False, True, False, True, False]
         assert ["keep every disk" in text for text in advice] == [not each for each in empty]
         assert set(hellos.asked) == {"b", "c"}
         await participation.close()
 
     running(scenario())
+
+
+def test_a_leader_that_is_asked_twice_in_a_short_time_is_no_reason_to_empty_the_disk(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.hellos.leader = "b"
+        node.participation.heard("c", [mark(5)])
+        for times in range(1, 4):
+            await until("it has asked", partial(node.tasks.has_slept, times))
+            assert "keep every disk" in (node.participation.why_not or "")
+            if times < 3:
+                node.tick(node.raft.config.election_timeout_ticks)
+                node.tasks.naps.release()
+        node.tick(1)
+        node.tasks.naps.release()
+        await until("it has asked", partial(node.tasks.has_slept, 4))
+        assert "give this node an empty disk" in (node.participation.why_not or "")
+        await node.participation.close()
+
+    running(scenario())
+    critical = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert ["keep every disk" in line for line in critical] == [True, False]
 
 
 def test_a_leader_that_shows_that_this_disk_was_set_back_is_taken_at_its_word() -> None:
@@ -339,6 +438,9 @@ class Wire:
     def url_of(self, node: str) -> None:
         return None
 
+    def is_connected(self, node: str) -> bool:
+        return False
+
     async def close(self) -> None:
         pass
 
@@ -351,7 +453,7 @@ def greeting(name: str, *marks: PeerMark, start: str = "") -> Greeting:
     return Greeting("c", f"{name}@1", "", start=start, marks=marks)
 
 
-def a_member(wire: Wire | None = None) -> tuple[ProductNode, MemoryStorage, Wire]:
+def a_member(wire: Wire | None = None, peers: str = "") -> tuple[ProductNode, MemoryStorage, Wire]:
     """A node of three that has just started in term 1 with the first entry."""
     storage, wire, supervisor = MemoryStorage(), wire or Wire(), Supervisor()
     identity = Identity("a", "1", "c")
@@ -369,7 +471,23 @@ def a_member(wire: Wire | None = None) -> tuple[ProductNode, MemoryStorage, Wire
     )
     storage.save(Save(1, HardState(1), (FIRST,)), lambda: None)
     storage.complete()
-    return compose(Config(name="a"), identity, storage.load(), Store(), ports), storage, wire
+    return (
+        compose(Config(name="a", peers=parse_peers(peers) if peers else ()), identity, storage.load(), Store(), ports),
+        storage,
+        wire,
+    )
+
+
+def test_the_options_of_a_node_name_whom_it_believes() -> None:
+    async def scenario() -> None:
+        node, _, _ = a_member(peers="a=a:1,z=z:1")
+        node.parts.peer_requests.on_connected(greeting("x", PeerMark("a@1", "0", 9)))
+        assert not node.distrusted
+        node.parts.peer_requests.on_connected(greeting("z", PeerMark("a@1", "0", 9)))
+        assert node.distrusted
+        await node.close()
+
+    running(scenario())
 
 
 ASKS = RequestVote(term=2, sender="b@1", recipient="a@1", last_log_index=1, last_log_term=1, leadership_transfer=True)
@@ -510,6 +628,40 @@ def test_what_a_peer_acknowledged_is_said_when_it_is_called_and_survives_a_resta
             await cluster.start(*names)
             await cluster.settled()
             assert [node.distrusted for node in cluster.nodes.values()] == [None] * 3
+
+    running(scenario())
+
+
+def test_a_disk_that_was_set_back_is_noticed_although_no_peer_can_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pod came back at another address: those that remember still dialled the old one when it voted."""
+
+    async def scenario() -> None:
+        async with cluster_of(tmp_path, size=3) as cluster:
+            leader = await cluster.settled()
+            name, lagging = (node.identity.name for node in cluster.others(leader))
+            await cluster.stop(name)
+            await asyncio.to_thread(shutil.copytree, tmp_path / name, tmp_path / "copy")
+            await cluster.start(name)
+            await cluster.settled()
+            await cluster.stop(lagging)
+            await cluster.put(b"a", b"v")
+            await cluster.stop(name)
+            await asyncio.to_thread(shutil.rmtree, tmp_path / name)
+            await asyncio.to_thread(shutil.copytree, tmp_path / "copy", tmp_path / name)
+            run_stream = Link._run_stream
+
+            async def dial(link: Link) -> None:
+                if name_of(link.node) == name:
+                    await asyncio.Event().wait()
+                await run_stream(link)
+
+            monkeypatch.setattr(Link, "_run_stream", dial)
+            await cluster.start(lagging, name)
+            participation = cluster.nodes[name].parts.participation
+            await until("it decides", lambda: participation.is_active or participation.is_distrusted)
+            assert "remembers that it once held entry" in (participation.why_not or "")
 
     running(scenario())
 

@@ -19,7 +19,7 @@ from sim.loop import ProcessKilled, SimLoop
 from kvorum.errors import IdentityRejectedError, PeerError, StorageError
 from kvorum.kv.features import FIRST_LEVEL
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import Message, NodeId
+from kvorum.raft.messages import Message, NodeId, PeerMark
 from kvorum.transport import Greeting, Hello, NodeHandler, SnapshotChunk
 from kvorum.transport.handshake import HEADER_LEVELS, HEADER_VERSION, check_greeting, dialling_headers
 from kvorum.transport.recipients import MemberUrls, Recipients
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 SLOWEST_US = 500
 """A byte of a snapshot file may take so long: so long that faults find it on its way."""
+ANSWERS_SAY_MARKS_LEVEL = 3
+"""From this level on, a version says what it remembers of a caller's disk when it accepts the call."""
 PIECES_MAX = 6
 """A file arrives in so many pieces, or in fewer."""
 
@@ -239,10 +241,12 @@ class SimPeers:
             return
         link.called = None
         self._callers[greeting.sender] = caller
-        self._world.clock.after(self._latency(), caller._opened, link, self)
+        says = self._node.supported_level >= ANSWERS_SAY_MARKS_LEVEL
+        marks = self._handler.marks_of(greeting.sender) if says else None
+        self._world.clock.after(self._latency(), caller._opened, link, self, marks)
         self._handler.on_connected(greeting)
 
-    def _opened(self, link: _Link, peer: SimPeers) -> None:
+    def _opened(self, link: _Link, peer: SimPeers, marks: tuple[PeerMark, ...] | None) -> None:
         if not self._is_heard:
             return
         if self._links.get(link.node) is not link:
@@ -251,6 +255,8 @@ class SimPeers:
             self._call(link)
         else:
             link.peer = peer
+            if marks is not None:
+                self.enter(self._handler.on_marks, link.node, marks, link.urls.current)
 
     def died(self, peer: SimPeers, notice_us: Callable[[], int]) -> None:
         """Another process died or closed its port: its requests fail, and the streams break, once that is noticed."""

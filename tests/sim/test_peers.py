@@ -75,6 +75,9 @@ class Peer:
     def on_broken(self, recipient: NodeId) -> None:
         self.heard.append(f"lost {recipient}")
 
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...], address: str) -> None:
+        pass
+
     def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
         return ()
 
@@ -91,9 +94,6 @@ class Peer:
 
     def state_hash_at(self, index: int) -> StateDigest | None:
         return StateDigest(1, 77) if index == 5 else None
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
 
     def suspect_state(self, index: int) -> None:
         self.heard.append(f"suspects {index}")

@@ -16,7 +16,7 @@ from waiting import until
 
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
-from kvorum.raft.messages import Message
+from kvorum.raft.messages import Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import LIBRARY_INTERVAL_S, configure
 from kvorum.transport import Greeting, Hello, SnapshotChunk
@@ -30,6 +30,11 @@ class SilentNode:
     """What the peer port asks of a node, with nothing behind it."""
 
     identity = SERVER
+    start_id = ""
+
+    def marks_of(self, node: str) -> tuple[PeerMark, ...]:
+        """Return nothing."""
+        return ()
 
     def hello(self) -> Hello:
         """Not asked here."""
@@ -61,9 +66,6 @@ class SilentNode:
     def state_hash_at(self, index: int) -> StateDigest | None:
         """Not asked here."""
         raise NotImplementedError
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
 
     def suspect_state(self, index: int) -> None:
         """Not asked here."""

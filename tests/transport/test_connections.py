@@ -17,6 +17,7 @@ from waiting import until
 from kvorum.config import Config, PeerAddress
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
+from kvorum.raft.messages import PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import SnapshotChunk
 from kvorum.transport.handshake import dialling_headers
@@ -30,6 +31,9 @@ class Node(FakeNode):
 
     def on_broken(self, recipient: str) -> None:
         self.disconnected.append(recipient)
+
+    def on_marks(self, node: str, marks: tuple[PeerMark, ...], address: str) -> None:
+        pass
 
 
 async def _idle_connections(port: int, count: int, stack: contextlib.AsyncExitStack) -> list[asyncio.StreamReader]:

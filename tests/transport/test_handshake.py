@@ -11,6 +11,8 @@ from kvorum.transport.handshake import (
     HEADER_CLIENT_URL,
     HEADER_MARKS,
     HEADER_START,
+    answer_headers,
+    check_answer,
     check_greeting,
     dialling_headers,
 )
@@ -64,6 +66,23 @@ def test_what_a_caller_says_of_disks_is_checked(header: str, text: str) -> None:
     headers = dialling_headers(CALLER, US.node_id, "http://n2", "") | {header: text}
     with pytest.raises(IdentityRejectedError) as refused:
         check_greeting(headers, US, "")
+    assert refused.value.reason == "malformed"
+
+
+def test_who_accepts_a_stream_says_so_as_well_and_an_older_version_does_not() -> None:
+    marks = (PeerMark(US.node_id, "2", 3, CALLER.node_id, 7, 3),)
+    answer = check_answer(answer_headers("1f", marks), CALLER.node_id, US.node_id)
+    assert (answer.start, answer.marks) == ("1f", marks)
+    answer = check_answer(answer_headers("1f", ()), CALLER.node_id, US.node_id)
+    assert (answer.start, answer.marks) == ("1f", ())
+    answer = check_answer({}, CALLER.node_id, US.node_id)
+    assert (answer.start, answer.marks) == ("", None)
+
+
+@pytest.mark.parametrize("headers", [{HEADER_START: "g"}, {HEADER_MARKS: "- 1 - 1"}])
+def test_what_who_accepts_a_stream_says_is_checked(headers: dict[str, str]) -> None:
+    with pytest.raises(IdentityRejectedError) as refused:
+        check_answer(headers, CALLER.node_id, US.node_id)
     assert refused.value.reason == "malformed"
 
 

@@ -17,11 +17,11 @@ from waiting import until
 from kvorum.identity import Identity
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.codec import decode, encode
-from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message
+from kvorum.raft.messages import AppendEntries, Entry, EntryKind, Heartbeat, Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk
 from kvorum.transport import link as link_module
-from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.handshake import answer_headers, dialling_headers
 from kvorum.transport.server import PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import Transport
@@ -33,7 +33,8 @@ PEER = Identity("n2", "2" * 16, "c" * 32)
 class Peer:
     """Who reads what arrives, once it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str = "") -> None:
+        self.start = start
         self.frames: list[tuple[Message, ...]] = []
         self.streams: list[web.WebSocketResponse] = []
         self.may_read = asyncio.Event()
@@ -41,6 +42,8 @@ class Peer:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         stream = web.WebSocketResponse(max_msg_size=1 << 26)
+        if self.start:
+            stream.headers.update(answer_headers(self.start, ()))
         await stream.prepare(request)
         self.streams.append(stream)
         await self.may_read.wait()
@@ -54,8 +57,8 @@ class Peer:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Transport, Peer, Counters, list[str]]]:
-    peer, counters, broken = Peer(), Counters(), list[str]()
+async def connected(start: str = "") -> AsyncIterator[tuple[Transport, Peer, Counters, list[str]]]:
+    peer, counters, broken = Peer(start), Counters(), list[str]()
     app = web.Application()
     app.router.add_get("/raft/v1/stream", peer.stream)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -192,6 +195,68 @@ def test_a_peer_that_calls_while_it_is_dialled_is_dialled_again_at_once(monkeypa
     asyncio.run(run())
 
 
+def test_a_dial_to_where_the_peer_was_ends_soon_after_the_peer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing answers at the old address of a pod. The new one waits for two election timeouts only."""
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(link_module, "HURRIED_DIAL_S", 0.05)
+
+    async def run() -> None:
+        dials = 0
+
+        async def ws_connect(*_: Any, **__: Any) -> aiohttp.ClientWebSocketResponse:
+            nonlocal dials
+            dials += 1
+            await asyncio.Event().wait()
+            raise NotImplementedError
+
+        session = cast("aiohttp.ClientSession", SimpleNamespace(ws_connect=ws_connect))
+        dialling = Dialling(lambda: US, "http://us", "", lambda: session, Counters(), Random(1))
+        link = link_module.Link(PEER.node_id, "http://127.0.0.1:1", dialling, lambda _: None)
+        task = asyncio.create_task(link.run())
+        try:
+            await until("the dial to nowhere", lambda: dials == 1)
+            link.hurry("2")
+            await until("another dial", lambda: dials == 2)
+            for _ in range(10):
+                await asyncio.sleep(0.02)
+            assert dials == 2, "the next dial has its whole time"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["the answer tells the start", "only calls tell it"])
+def test_a_stream_to_a_process_that_has_ended_is_replaced_when_the_next_one_calls(
+    tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that lost its power closes nothing: its peers took the stream for open for 15 s."""
+    monkeypatch.setattr(link_module, "PING_S", 3600.0)
+
+    async def run() -> None:
+        async with connected(start="1" if tells else "") as (transport, peer, _, broken):
+            transport.add_stranger(PEER.node_id, "", start="1")
+            transport.add_stranger(PEER.node_id, "", start="1")
+            await asyncio.sleep(0)
+            peer.start = "2" if tells else ""
+            assert broken == []
+            # Its first process neither reads nor closes.
+            transport.add_stranger(PEER.node_id, "", start="2")
+            await until("another stream", lambda: len(peer.streams) == 2)
+            await until("it is open here too", lambda: transport.is_connected(PEER.node_id))
+            assert broken == [PEER.node_id]
+            for _ in range(3):
+                transport.add_stranger(PEER.node_id, "", start="2")
+                await asyncio.sleep(0)
+            peer.may_read.set()
+            transport.send([heartbeat(7)])
+            await until("a message on the new one", lambda: peer.rounds == [7])
+            assert len(peer.streams) == 2
+
+    asyncio.run(run())
+
+
 def test_a_stream_that_broke_is_opened_again_and_what_waited_is_forgotten() -> None:
     async def run() -> None:
         async with connected() as (transport, peer, _, broken):
@@ -210,6 +275,7 @@ class Handler:
     """A node that only listens."""
 
     identity = PEER
+    start_id = ""
 
     def __init__(self) -> None:
         self.disconnected: list[str] = []
@@ -226,6 +292,9 @@ class Handler:
     def on_connected(self, greeting: Greeting) -> None:
         return
 
+    def marks_of(self, node: str) -> tuple[PeerMark, ...]:
+        return ()
+
     def on_disconnected(self, sender: str) -> None:
         self.disconnected.append(sender)
 
@@ -239,9 +308,6 @@ class Handler:
 
     def state_hash_at(self, index: int) -> StateDigest | None:
         return None
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        pass
 
     def suspect_state(self, index: int) -> None:
         return

@@ -18,6 +18,8 @@ from kvorum.transport.settings import Dialling
 class BreakingStream:
     """A stream whose peer hangs up at once."""
 
+    _response = SimpleNamespace(headers=dict[str, str](), connection=None)
+
     async def receive(self) -> aiohttp.WSMessage:
         return aiohttp.WSMessage(aiohttp.WSMsgType.CLOSED, None, None)
 

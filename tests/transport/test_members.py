@@ -318,7 +318,8 @@ def test_no_redirect_of_a_peer_is_followed_when_a_stream_is_opened() -> None:
         counters = Counters()
         peers = PeerPort(config, counters, Random(1))
         peers._handler = cast(
-            "NodeHandler", SimpleNamespace(identity=US, start_id="", marks_of=lambda _: (), on_broken=print)
+            "NodeHandler",
+            SimpleNamespace(identity=US, start_id="", marks_of=lambda _: (), on_broken=print, on_marks=print),
         )
         peers._closing.push_async_callback(peers._close_outgoing)
         peers.set_members({N2: f"http://127.0.0.1:{runner.addresses[0][1]}"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -23,7 +23,7 @@ from kvorum.raft.codec import encode
 from kvorum.raft.messages import AppendEntries, Entry, EntryKind, HeartbeatResponse, Message, PeerMark
 from kvorum.telemetry.counters import Counters
 from kvorum.transport import Greeting, Hello, SnapshotChunk, link
-from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.handshake import HEADER_MARKS, dialling_headers
 from kvorum.transport.server import FRAME_BYTES_MAX, PeerServer
 from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import Transport
@@ -51,7 +51,6 @@ class FakeNode:
         self.members = [CALLER.node_id]
         self.demands: list[int | None] = []
         self.start_id = "1"
-        self.foreign: list[tuple[str, str]] = []
 
     def marks_of(self, node: str) -> tuple[PeerMark, ...]:
         return (PeerMark(node, "2", 3),)
@@ -86,9 +85,6 @@ class FakeNode:
 
     def state_hash_at(self, index: int) -> StateDigest | None:
         return DIGESTS.get(index)
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        self.foreign.append((sender, cluster_id))
 
     def suspect_state(self, index: int) -> None:
         self.suspected.append(index)
@@ -134,11 +130,15 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
 
 
 @asynccontextmanager
-async def transport(url: str) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
+async def transport(
+    url: str, on_marks: Callable[[str, tuple[PeerMark, ...], str], None] = lambda _node, _marks, _url: None
+) -> AsyncIterator[tuple[Transport, Counters, list[str]]]:
     counters = Counters()
     broken: list[str] = []
     session = aiohttp.ClientSession()
-    dialling = Dialling(lambda: CALLER, "http://127.0.0.1:1", "word", lambda: session, counters, Random(1))
+    dialling = Dialling(
+        lambda: CALLER, "http://127.0.0.1:1", "word", lambda: session, counters, Random(1), on_marks=on_marks
+    )
     transport = Transport(dialling, broken.append)
     transport.set_members({SERVER.node_id: url})
     try:
@@ -416,6 +416,38 @@ def test_strangers_are_answered_but_not_without_a_bound() -> None:
     asyncio.run(scenario())
 
 
+def test_who_accepts_a_stream_says_what_it_knows_of_the_callers_disk() -> None:
+    async def run() -> None:
+        async with port() as server:
+            said: list[tuple[str, tuple[PeerMark, ...], str]] = []
+            async with transport(server.url, on_marks=lambda *heard: said.append(heard)):
+                await until("it was said", lambda: said)
+            assert said == [(SERVER.node_id, (PeerMark(CALLER.node_id, "2", 3),), server.url)]
+            [greeting] = server.node.connected
+            assert greeting.address == "127.0.0.1"
+
+    asyncio.run(run())
+
+
+def test_who_accepts_a_stream_and_talks_nonsense_is_hung_up_on() -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        stream = web.WebSocketResponse()
+        stream.headers[HEADER_MARKS] = "nonsense"
+        await stream.prepare(request)
+        await stream.receive()
+        return stream
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/raft/v1/stream", stream)
+        async with serving(app) as url, transport(url) as (ours, counters, broken):
+            await until("it is given up", lambda: counters.peer_failures["n1", "malformed"])
+            assert not ours.is_connected(SERVER.node_id)
+            assert broken == []
+
+    asyncio.run(run())
+
+
 def test_what_a_peer_may_ask_for_besides() -> None:
     async def scenario() -> None:
         async with port() as it, transport(it.url) as (ours, _, _):
@@ -566,24 +598,3 @@ def test_a_stream_that_a_new_one_replaces_is_closed_and_its_end_is_not_the_peers
             await until("the end of the new one", lambda: it.node.disconnected == [CALLER.node_id])
 
     asyncio.run(scenario())
-
-
-def test_a_caller_of_another_cluster_is_told_apart_from_other_refusals() -> None:
-    """The node hears who it is, as long as what it says is sound."""
-
-    async def run() -> None:
-        async with port() as it:
-            refused: list[dict[str, str]] = [
-                {"cluster": "d" * 32},
-                {"cluster": ""},
-                {"cluster": "d" * 65},
-                {"cluster": "d" * 32, "from": "n2"},
-                {"to": "n9@" + "1" * 16, "cluster": "d" * 32},
-                {"token": "another", "cluster": "d" * 32},
-            ]
-            for changed in refused:
-                with pytest.raises(aiohttp.WSServerHandshakeError):
-                    await it.dial(**changed)
-            assert it.node.foreign == [(CALLER.node_id, "d" * 32)]
-
-    asyncio.run(run())

@@ -38,7 +38,11 @@ class Wire:
         if not self.is_up:
             raise aiohttp.ClientConnectionError("connection refused")
         return SimpleNamespace(
-            send_bytes=self._send_bytes, receive=self._receive, close=self._close, get_extra_info=lambda _: None
+            send_bytes=self._send_bytes,
+            receive=self._receive,
+            close=self._close,
+            get_extra_info=lambda _: None,
+            _response=SimpleNamespace(headers={}, connection=None),
         )
 
     async def _send_bytes(self, frame: bytes) -> None:

@@ -43,7 +43,8 @@ async def calling() -> AsyncIterator[tuple[PeerPort, Counters]]:
     counters = Counters()
     peers = PeerPort(resolve(Config(name="n2", listen_peer="127.0.0.1:1"), host_name="n2"), counters, Random(1))
     peers._handler = cast(
-        "NodeHandler", SimpleNamespace(identity=CALLER, start_id="", marks_of=lambda _: (), on_broken=print)
+        "NodeHandler",
+        SimpleNamespace(identity=CALLER, start_id="", marks_of=lambda _: (), on_broken=print, on_marks=print),
     )
     peers._closing.push_async_callback(peers._close_outgoing)
     try:

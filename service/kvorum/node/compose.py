@@ -136,7 +136,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         reads.stop(reason)
         fetcher.stop()
 
-    participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped)
+    expected = [peer.name for peer in config.expected_members()]
+    participation = Participation(raft, loaded, f"{start:010x}", peers, tasks, stopped, config.tick_ms, expected)
     fetcher = Fetcher(raft, state, loader, storage, peers, clock, tasks, threads, turns, counters, participation)
     integrity = Integrity(
         raft,
@@ -179,7 +180,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         tracer=ports.tracer,
     )
     ticker = Ticker(config.tick_ms, driver.tick, clock, tasks, counters)
-    foreign = ForeignPeers(config, own, raft, clock)
+    foreign = ForeignPeers(own, clock)
     report = Report(
         config, own, raft, state, integrity, participation, staleness, levels, ticker, supervisor, space, foreign
     )
@@ -196,7 +197,6 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         participation,
         levels,
         membership,
-        foreign,
     )
     parts = Parts(
         identity=own,

@@ -143,7 +143,6 @@ class Driver:
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
         self._is_transferring = False
-        # Nobody is called before something of the cluster is durable here: killed until then, we forget it.
         self._is_blank = not raft.log.last_index
 
     # --- Inputs -------------------------------------------------------------------------------------------------
@@ -292,12 +291,13 @@ class Driver:
     def _saved(self, number: int, messages: tuple[Message, ...]) -> None:
         if self._tracer is not None:
             self._tracer.saved()
-        if self._is_blank and self._raft.log.last_index:
-            self._is_blank = False
-            self._membership.follow_if_changed()
         if messages and self._participation.is_active:
             self._peers.send(messages)
         self._raft.saved(number)
+        if self._is_blank:
+            # From the first entries on, the members are called (Membership.follow).
+            self._is_blank = not self._raft.log.saved_index
+            self._turns.may_have_changed = True
         self._take_turn()
 
     def _loaded(self, entries: tuple[Entry, ...]) -> None:
@@ -343,8 +343,7 @@ class Driver:
         if self._waits.changes and (is_other_role or is_transferring != self._is_transferring):
             self._waits.changed()
         self._is_transferring = is_transferring
-        if not self._is_blank:
-            self._membership.follow_if_changed()
+        self._membership.follow_if_changed()
 
     def _report_digest(self) -> None:
         """Let the heartbeats of a leader report the state's digest."""

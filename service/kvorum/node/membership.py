@@ -167,7 +167,11 @@ class Membership:
 
         The address in our options comes first, then the one that the cluster agreed on, then the one that the member
         announced when it called: each may be out of date, and identity is checked wherever we call.
+
+        Nobody is called before something of the cluster is durable here: killed until then, we forget it.
         """
+        if not (self._raft.log.saved_index or self._raft.log.applied_index):
+            return
         self._configuration = self._raft.configuration
         self._raft.marks.keep({member.id for member in self._configuration.members})
         own_id = self._identity.current.node_id

@@ -8,7 +8,6 @@ from kvorum.identity import Identity
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.state_hash import StateDigest
 from kvorum.node.driver import Driver
-from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
@@ -40,7 +39,6 @@ class PeerRequests:
         participation: what hears from peers what they remember of our disk.
         levels: what peers announce to.
         membership: what calls the members where they are.
-        foreign: what hears of peers that are in another cluster.
     """
 
     def __init__(
@@ -57,7 +55,6 @@ class PeerRequests:
         participation: Participation,
         levels: FeatureLevels,
         membership: Membership,
-        foreign: ForeignPeers,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -74,7 +71,7 @@ class PeerRequests:
         self.on_messages = driver.on_messages
         self.snapshot_chunk = snapshots.chunk
         self.suspect_state = integrity.investigate
-        self.on_foreign = foreign.called
+        self.on_marks = participation.heard
 
     @property
     def identity(self) -> Identity:
@@ -128,7 +125,7 @@ class PeerRequests:
         caller says: it knows nobody else, and is about to take its whole state from there.
         """
         self._raft.marks.started(greeting.sender, greeting.start)
-        self._participation.heard(greeting.sender, greeting.marks)
+        self._participation.heard(greeting.sender, greeting.marks, greeting.address)
         self._levels.announced(
             greeting.sender, greeting.highest_level, greeting.version, greeting.peer_url, greeting.client_url
         )

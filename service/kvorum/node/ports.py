@@ -106,6 +106,9 @@ class Peers(Protocol):
     def is_calling(self, node: NodeId) -> bool:
         """Tell whether this node's stream to us is open."""
 
+    def is_connected(self, node: NodeId) -> bool:
+        """Tell whether our stream to this node is open."""
+
     def url_of(self, node: NodeId) -> str | None:
         """Return where a member or a stranger is reached."""
 

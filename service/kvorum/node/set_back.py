@@ -3,10 +3,12 @@
 An older copy in the place of a disk looks whole: its checksums are right, and it may be minutes or months old. Two
 things tell.
 
-- *Peers remember* (:mod:`kvorum.raft.marks`) what this node's disk held. They say so when they call. After a start, a
-  node neither votes nor acknowledges anything before every member has called it, or two election timeouts have passed:
-  a vote before the one peer that remembers was heard would be too early. Its consensus stands still until then. A
-  restart costs some milliseconds, and up to two election timeouts while a member is down.
+- *Peers remember* (:mod:`kvorum.raft.marks`) what this node's disk held. They say so when they call, and when they
+  accept our call. After a start, a node neither votes nor acknowledges anything before every member has said so, or two
+  election timeouts have passed: a vote before the one peer that remembers was heard would be too early. A member that
+  accepted our call and has yet to say what it remembers (its version does so only when it calls) is waited for longer.
+  Consensus stands still until then. A restart costs some milliseconds, and up to two election timeouts while a member
+  is down.
 - *Records carry the commit index.* Whoever wants to replace what is committed here comes from a cluster that lost it.
 
 Such a node takes no part any more: it neither votes, nor acknowledges, nor campaigns. It stays up, says what it knows,
@@ -18,20 +20,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from kvorum.errors import ContradictionError, DiskSetBackError
 from kvorum.identity import name_of
 from kvorum.node.hellos import ask_all
 from kvorum.node.ports import Peers, Tasks
 from kvorum.raft import Raft
-from kvorum.raft.messages import NodeId, PeerMark
+from kvorum.raft.messages import TERM_JUMP_MAX, NodeId, PeerMark
 from kvorum.storage.interface import Loaded
 from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.storage")
 
 ELECTION_TIMEOUTS_WAITED = 2
+"""For a member of which nothing is heard."""
+CONNECTED_WAITED_S = 6.0
+"""For a member that accepted our call: it is there, and a call of its own may take this long, which is three times the
+timeout of a dial (CONNECT_TIMEOUT_S in transport/link.py)."""
 ADVISE_S = 5.0
 """How often a node that takes no part asks whether the others have a leader."""
 
@@ -98,6 +104,8 @@ class Participation:
         peers: whom to ask whether there is a leader.
         tasks: where that is asked.
         stopped: called with the reason when this node takes no part any more.
+        tick_ms: how long a tick is.
+        expected: the names of the members that the options name.
 
     Attributes:
         is_active: the driver may give consensus messages and ticks, and may send what it says.
@@ -111,6 +119,8 @@ class Participation:
         peers: Peers,
         tasks: Tasks,
         stopped: Callable[[str], None],
+        tick_ms: int,
+        expected: Iterable[str] = (),
     ) -> None:
         self.start = start
         self._raft = raft
@@ -118,10 +128,13 @@ class Participation:
         self._peers = peers
         self._tasks = tasks
         self._stopped = stopped
+        self._expected = frozenset(expected)
         self._cluster_id = loaded.identity.cluster_id if loaded.identity is not None else ""
         self._accuser: NodeId | None = None
         self._unheard = self._others()
-        self._ticks_left = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
+        self._ticks = 0
+        self._silent_ticks = ELECTION_TIMEOUTS_WAITED * raft.config.election_timeout_ticks
+        self._connected_ticks = max(self._silent_ticks, int(CONNECTED_WAITED_S * 1000) // tick_ms)
         self._finding = ""
         self._advice = ""
         self._task: asyncio.Task[None] | None = None
@@ -138,25 +151,37 @@ class Participation:
         return f"{self._finding}. {self._advice}" if self._finding else None
 
     def tick(self) -> None:
-        """Let one tick pass: whoever did not call for long enough is not waited for."""
+        """Let one tick pass: whoever said nothing for long enough is not waited for."""
+        self._ticks += 1
         if self.is_active or self._finding:
             return
-        self._ticks_left -= 1
-        if self._ticks_left <= 0:
-            log.info("takes part without having heard %s", ", ".join(sorted(self._unheard)))
-            self.is_active = True
+        if self._ticks < self._silent_ticks:
+            return
+        if self._ticks < self._connected_ticks and any(map(self._peers.is_connected, self._unheard)):
+            return
+        log.info("takes part without having heard what %s remember", ", ".join(sorted(self._unheard)))
+        self.is_active = True
 
-    def heard(self, node: NodeId, marks: Iterable[PeerMark]) -> None:
-        """A peer called, and said what it remembers.
+    def heard(self, node: NodeId, marks: Iterable[PeerMark], address: str = "") -> None:
+        """A peer called from this address, or accepted our call there, and said what it remembers.
 
-        Only those are believed that are members now; a node that knows no members believes whoever is about to lead it.
+        Those are believed that bear the name of a member or of one that the options name: the members of an old disk
+        may have been replaced since, and the id of a new one is not known here. A node that knows no members believes
+        whoever is about to lead it.
         """
-        others = self._others()
-        if self._finding or (others and node not in others):
+        if self._finding or not self._is_believed(node):
             return
         for mark in marks:
+            if mark.term > self._raft.current_term + TERM_JUMP_MAX:
+                log.warning(
+                    "%s at %s says that this disk was once in term %d, which is more than %d ahead of term %d: it is "
+                    "not believed, its disk or its memory may be damaged",
+                    *(node, address or "an unknown address", mark.term, TERM_JUMP_MAX, self._raft.current_term),
+                )
+                continue
             lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
             if lacks is not None:
+                log.warning("%s at %s remembers that %s", node, address or "an unknown address", lacks)
                 self._accuser = node
                 self._stop(f"this disk was set back to an older state: {node} remembers that {lacks}")
                 return
@@ -196,20 +221,43 @@ class Participation:
         """Return the other members, as this node knows them now."""
         return {member.id for member in self._raft.configuration.members} - {self._raft.id}
 
+    def _is_believed(self, node: NodeId) -> bool:
+        others = self._others()
+        return not others or name_of(node) in self._expected.union(map(name_of, others))
+
     def _leads_ours(self, node: NodeId, hello: Hello) -> bool:
         """Tell whether the answer at a member's address is that member's, and it leads this cluster with a quorum."""
         is_ours = hello.node_id == node and self._cluster_id in ("", hello.cluster_id)
         return is_ours and hello.is_leader and hello.is_serving
 
     async def _advise(self) -> None:
-        """Find out what the right advice is, for as long as the node is up; say what is new."""
-        told = ""
+        """Find out what the right advice is, for as long as the node is up; say what is new.
+
+        A leader may have had this node in its quorum until just now, and finds out within an election timeout. So it
+        counts when it still leads, in the same term, two of them later.
+        """
+        self._tell()
+        told, first, since = self._advice, None, 0
         while True:
             asked = self._others() | ({self._accuser} if self._accuser is not None else set())
             hellos = await ask_all(self._peers, {node: self._peers.url_of(node) for node in sorted(asked)})
-            leading = [node for node, hello in hellos.items() if hello is not None and self._leads_ours(node, hello)]
-            self._advice = EMPTY_THIS.format(leader=name_of(leading[0])) if leading else KEEP_ALL
+            leader = self._leader_among(hellos)
+            if leader != first:
+                first, since = leader, self._ticks
+            is_lasting = self._ticks - since > self._silent_ticks
+            self._advice = EMPTY_THIS.format(leader=name_of(leader[1])) if leader and is_lasting else KEEP_ALL
             if self._advice != told:
                 told = self._advice
                 self._tell()
             await self._tasks.sleep(ADVISE_S)
+
+    def _leader_among(self, hellos: Mapping[NodeId, Hello | None]) -> tuple[int, NodeId] | None:
+        """Return the newest term in which one of them leads this cluster with a quorum, and who does."""
+        return max(
+            (
+                (hello.term, node)
+                for node, hello in hellos.items()
+                if hello is not None and self._leads_ours(node, hello)
+            ),
+            default=None,
+        )

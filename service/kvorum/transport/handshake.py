@@ -23,7 +23,15 @@ from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import INDEX_MAX, PeerMark
-from kvorum.transport.interface import FIRST_VERSION, PROTOCOLS, URL_CHARS_MAX, VERSION_CHARS_MAX, Greeting, Hello
+from kvorum.transport.interface import (
+    FIRST_VERSION,
+    PROTOCOLS,
+    URL_CHARS_MAX,
+    VERSION_CHARS_MAX,
+    Answer,
+    Greeting,
+    Hello,
+)
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
 HEADER_PROTOCOLS = "X-Kvorum-Protocols"
@@ -89,8 +97,10 @@ def dialling_headers(
     }
 
 
-def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -> Greeting:
-    """Return who calls. Its cluster may be one that we have yet to join: the caller of this function decides that.
+def check_greeting(headers: Mapping[str, str], identity: Identity, token: str, address: str = "") -> Greeting:
+    """Return who calls from this address.
+
+    Its cluster may be one that we have yet to join: the caller of this function decides that.
 
     Raises:
         IdentityRejectedError: no common protocol, another cluster, a call for somebody else, another token, or headers
@@ -132,7 +142,27 @@ def check_greeting(headers: Mapping[str, str], identity: Identity, token: str) -
         _start(headers, sender),
         _marks(headers, sender, identity.node_id),
         client_url if is_base_url(client_url) else "",
+        address,
     )
+
+
+def answer_headers(start: str, marks: Sequence[PeerMark]) -> dict[str, str]:
+    """Return what the called side says of itself when it accepts a stream.
+
+    ``start``: which start of our process this is; ``marks``: what is known of the caller's disk. Versions before 0.3.0
+    do not look at them.
+    """
+    return {HEADER_START: start, HEADER_MARKS: ",".join(map(_mark_text, marks))}
+
+
+def check_answer(headers: Mapping[str, str], sender: str, recipient: str) -> Answer:
+    """Return what ``sender``, which ``recipient`` called, says when it accepts the stream.
+
+    Raises:
+        IdentityRejectedError: the headers are malformed.
+    """
+    marks = _marks(headers, sender, recipient) if HEADER_MARKS in headers else None
+    return Answer(_start(headers, sender), marks)
 
 
 def _bytes(header: str) -> bytes:

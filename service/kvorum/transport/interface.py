@@ -51,6 +51,17 @@ class Greeting(msgspec.Struct, frozen=True):
     client_url: str = ""
     """Where its clients reach it. Empty from versions that do not announce it; those that do understand requests that
     name their cluster (``?cluster=``)."""
+    address: str = ""
+    """The IP address from which it calls."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the called side says when it accepts a stream, once checked."""
+
+    start: str = ""
+    """Which start of its process accepted it; empty: its version does not tell."""
+    marks: tuple[PeerMark, ...] | None = None
+    """What it knows of our disk; None: its version does not say so here, but only when it calls."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -111,6 +122,13 @@ class PeerHandler(Protocol):
     def identity(self) -> Identity:
         """Who we are now."""
 
+    @property
+    def start_id(self) -> str:
+        """Which start of our process this is; up to 16 hex digits."""
+
+    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
+        """Return what we know of a peer's disk, to be said when we call it and when it calls."""
+
     def hello(self) -> Hello:
         """Return what we say of ourselves to anybody."""
 
@@ -133,9 +151,6 @@ class PeerHandler(Protocol):
 
     def on_disconnected(self, sender: str) -> None:
         """A peer's stream to us broke."""
-
-    def on_foreign(self, sender: str, cluster_id: str) -> None:
-        """A caller was refused: it says that it belongs to this other cluster. Anybody may say so."""
 
     def is_member(self, node: NodeId) -> bool:
         """Tell whether a caller is a member of our configuration in force."""
@@ -164,9 +179,5 @@ class NodeHandler(PeerHandler, Protocol):
     def on_broken(self, recipient: NodeId) -> None:
         """Our stream to a peer broke."""
 
-    @property
-    def start_id(self) -> str:
-        """Which start of our process this is; up to 16 hex digits."""
-
-    def marks_of(self, node: NodeId) -> tuple[PeerMark, ...]:
-        """Return what we know of a peer's disk, to be said when we call it."""
+    def on_marks(self, node: NodeId, marks: tuple[PeerMark, ...], address: str) -> None:
+        """A peer accepted our stream at this URL, and said what it knows of our disk."""

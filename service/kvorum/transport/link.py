@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from kvorum.errors import MalformedMessageError
+from kvorum.errors import IdentityRejectedError, MalformedMessageError
 from kvorum.identity import name_of
 from kvorum.raft.codec import decode_frame, encode
 from kvorum.raft.messages import AppendEntries, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.failures import reason_of
-from kvorum.transport.handshake import dialling_headers
+from kvorum.transport.handshake import check_answer, dialling_headers
 from kvorum.transport.recipients import MemberUrls
 from kvorum.transport.settings import Dialling
 
@@ -34,6 +34,9 @@ UNSENT_BYTES_MAX = 128 << 10
 """The kernel takes no more while so much waits in it: what it has taken, nothing overtakes."""
 _TCP_NOTSENT_LOWAT = 25  # Linux; the module socket does not name it in every version of Python.
 CONNECT_TIMEOUT_S = 2.0
+HURRIED_DIAL_S = 0.5
+"""What is left to a dial when its peer calls us: the peer is there, so a dial that takes longer goes elsewhere. Both
+often dial each other at once, and a dial that is about to succeed is not to be given up."""
 SEND_TIMEOUT_S = 5.0
 PING_S = 10.0
 """A peer is pinged this often, and has half as long to answer: one that lost its power or network closes nothing."""
@@ -78,6 +81,12 @@ class Link:
         """Of the AppendEntries."""
         self._stream: aiohttp.ClientWebSocketResponse | None = None
         """The open stream, while a frame can be written to it at once."""
+        self._opened: aiohttp.ClientWebSocketResponse | None = None
+        """The open stream."""
+        self._dial: asyncio.Timeout | None = None
+        """How long the dial in progress may take."""
+        self._peer_start = ""
+        """Which start of the peer's process the stream leads to, or called last; empty: its version does not tell."""
         self._unfinished: _Unfinished | Exception | None = None
         self._stuck = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -90,13 +99,25 @@ class Link:
         """Where the peer is, or is tried now."""
         return self.urls.current
 
-    def hurry(self) -> None:
-        """The peer is there (it just called us): do not wait out the backoff.
+    def hurry(self, start: str = "") -> None:
+        """The peer is there (it just called us): do not wait out the backoff, or a dial to where it was.
 
-        Its process may be another one than that which an open stream leads to: a frame breaks such a stream at once.
+        An open stream that leads to another start of its process is aborted: a machine that lost its power or network
+        closes nothing. If the peer's version does not tell its starts, a frame breaks such a stream, unless it leads to
+        an address at which nothing answers.
+
+        Args:
+            start: which start of its process the peer called by; empty: its version does not tell.
         """
         self._hurry.set()
-        if self._stream is not None:
+        if self._dial is not None and not self._dial.expired():
+            soon = asyncio.get_running_loop().time() + HURRIED_DIAL_S
+            self._dial.reschedule(min(self._dial.when() or soon, soon))
+        is_other = bool(start and self._peer_start and start != self._peer_start)
+        self._peer_start = start or self._peer_start
+        if self._opened is not None and is_other:
+            _abort(self._opened)
+        elif self._stream is not None:
             self._write(self._stream, encode(()))
 
     def send(self, message: Message) -> None:
@@ -185,8 +206,9 @@ class Link:
 
     async def _run_stream(self) -> None:
         dialling = self._dialling
+        identity = dialling.identity()
         headers = dialling_headers(
-            dialling.identity(),
+            identity,
             self.node,
             dialling.peer_url,
             dialling.token,
@@ -194,35 +216,42 @@ class Link:
             start=dialling.start(),
             marks=dialling.marks_of(self.node),
         )
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            stream = await dialling.session().ws_connect(
-                f"{self.url}/raft/v1/stream",
-                headers=headers,
-                compress=0,
-                autoping=True,
-                heartbeat=PING_S,
-                max_msg_size=64 * 1024,
-            )
         try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S) as self._dial:
+                stream = await dialling.session().ws_connect(
+                    f"{self.url}/raft/v1/stream",
+                    headers=headers,
+                    compress=0,
+                    autoping=True,
+                    heartbeat=PING_S,
+                    max_msg_size=64 * 1024,
+                )
+        finally:
+            self._dial = None
+        try:
+            answer = check_answer(stream._response.headers, self.node, identity.node_id)
             _bound_unsent(stream)
-            self.connected = True
+            self.connected, self._opened = True, stream
+            self._peer_start = answer.start or self._peer_start
             self._complaints.clear()
             log.info("connected to %s at %s", self.node, self.url)
             if peer_name := stream.get_extra_info("peername"):
                 dialling.answered(urlsplit(self.url).hostname or "", peer_name[0])
             self._open(stream)
+            if answer.marks is not None:
+                dialling.on_marks(self.node, answer.marks, self.url)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(stream))
                 group.create_task(self._finish(stream))
                 group.create_task(self._keep_alive())
         except* _StreamBrokenError:
             pass
-        except* MalformedMessageError as errors:
+        except* (IdentityRejectedError, MalformedMessageError) as errors:
             self._failed("malformed", str(errors.exceptions[0]))
         except* (aiohttp.ClientError, OSError, TimeoutError) as errors:
             self._failed("broken", str(errors.exceptions[0]))
         finally:
-            self._stream = None
+            self._stream = self._opened = None
             self._unfinished = None
             self._stuck.clear()
             await stream.close()
@@ -290,6 +319,13 @@ def _bound_unsent(stream: aiohttp.ClientWebSocketResponse) -> None:
     connection: socket.socket | None = stream.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+
+
+def _abort(stream: aiohttp.ClientWebSocketResponse) -> None:
+    """Drop the connection of a stream. A close would wait for the answer of a peer that is gone."""
+    connection = stream._response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
 
 
 class _Unfinished:

@@ -67,6 +67,7 @@ class PeerPort:
             answered=self._addresses.remember,
             start=lambda: self._started().start_id,
             marks_of=lambda node: self._started().marks_of(node),
+            on_marks=lambda node, marks, url: self._started().on_marks(node, marks, url),
             client_url=config.advertise_client_url,
         )
         configured = config.expected_urls()
@@ -147,8 +148,10 @@ class PeerPort:
 
     def add_stranger(self, node: NodeId, url: str) -> None:
         """Keep a way to answer a node that called; see :class:`Transport`."""
-        takes_answers = self._server is not None and self._server.takes_answers(node)
-        self._transport.add_stranger(node, url, takes_answers=takes_answers)
+        takes_answers, start = False, ""
+        if self._server is not None:
+            takes_answers, start = self._server.takes_answers(node), self._server.start_of(node)
+        self._transport.add_stranger(node, url, takes_answers=takes_answers, start=start)
 
     def send(self, messages: Iterable[Message]) -> None:
         """Send messages; to one that we do not call, on the stream with which it calls us."""

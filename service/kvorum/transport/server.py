@@ -13,18 +13,16 @@ import msgspec
 from aiohttp import web
 
 from kvorum.errors import IdentityRejectedError, MalformedMessageError, StorageError
-from kvorum.identity import is_node_id, name_of
-from kvorum.kv.limits import CLUSTER_ID_BYTES_MAX
+from kvorum.identity import name_of
 from kvorum.raft.codec import Frame, decode_frame, encode
 from kvorum.raft.messages import INDEX_MAX, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.handshake import (
-    HEADER_CLUSTER,
     HEADER_FROM,
+    answer_headers,
     check_greeting,
     digest_text,
-    is_plain,
     parse_number,
 )
 from kvorum.transport.interface import ANSWERS_PROTOCOL, Greeting, PeerHandler
@@ -70,6 +68,8 @@ class PeerServer:
         self._streams: dict[str, web.WebSocketResponse] = {}
         self._connections: dict[str, web.RequestHandler] = {}
         """Those of the streams."""
+        self._starts: dict[str, str] = {}
+        """By which start of its process each of them calls."""
         self._answers: dict[str, asyncio.Queue[Message]] = {}
         """To those callers that take answers on their own stream."""
         self._clock = clock
@@ -95,6 +95,10 @@ class PeerServer:
     def takes_answers(self, caller: str) -> bool:
         """Tell whether this caller's stream is open, and it takes answers there."""
         return caller in self._answers
+
+    def start_of(self, caller: str) -> str:
+        """Return by which start of its process this caller's stream was opened; empty: it is not, or does not tell."""
+        return self._starts.get(caller, "")
 
     def to_displace(self, connections: Iterable[web.RequestHandler]) -> web.RequestHandler | None:
         """Return which of these connections, from the oldest on, gives way to a new one when none of them is idle.
@@ -127,16 +131,9 @@ class PeerServer:
 
     def _check(self, request: web.Request) -> Greeting:
         try:
-            return check_greeting(request.headers, self._handler.identity, self._token)
+            return check_greeting(request.headers, self._handler.identity, self._token, request.remote or "")
         except IdentityRejectedError as error:
-            self._note_foreign(error, request)
             raise self._refusal(error, request) from None
-
-    def _note_foreign(self, error: IdentityRejectedError, request: web.Request) -> None:
-        sender, cluster_id = (request.headers.get(name, "") for name in (HEADER_FROM, HEADER_CLUSTER))
-        is_sound = is_node_id(sender) and cluster_id and is_plain(cluster_id, CLUSTER_ID_BYTES_MAX)
-        if error.reason == "cluster" and is_sound:
-            self._handler.on_foreign(sender, cluster_id)
 
     def _refusal(self, error: IdentityRejectedError, request: web.Request) -> web.HTTPException:
         self._counters.identity_rejected[error.reason] += 1
@@ -168,6 +165,7 @@ class PeerServer:
             except IdentityRejectedError as error:
                 raise self._refusal(error, request) from None
         stream = web.WebSocketResponse(max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=2.0)
+        stream.headers.update(answer_headers(self._handler.start_id, self._handler.marks_of(greeting.sender)))
         try:
             await stream.prepare(request)
         except web.HTTPBadRequest:
@@ -182,6 +180,7 @@ class PeerServer:
         before = self._streams.get(greeting.sender)
         self._streams[greeting.sender] = stream
         self._connections[greeting.sender] = request.protocol
+        self._starts[greeting.sender] = greeting.start
         self._answers.pop(greeting.sender, None)
         answering = None
         if greeting.protocol >= ANSWERS_PROTOCOL:
@@ -195,7 +194,7 @@ class PeerServer:
             await self._receive(stream, greeting.sender)
         finally:
             if self._streams.get(greeting.sender) is stream:
-                del self._streams[greeting.sender], self._connections[greeting.sender]
+                del self._streams[greeting.sender], self._connections[greeting.sender], self._starts[greeting.sender]
                 self._answers.pop(greeting.sender, None)
                 self._handler.on_disconnected(greeting.sender)
             if answering is not None:

@@ -32,5 +32,7 @@ class Dialling(msgspec.Struct, frozen=True):
     """Which start of our process this is."""
     marks_of: Callable[[NodeId], tuple[PeerMark, ...]] = lambda _: ()
     """What we know of a peer's disk: said whenever a stream to it is opened."""
+    on_marks: Callable[[NodeId, tuple[PeerMark, ...], str], None] = lambda _node, _marks, _url: None
+    """Called with what a peer that accepts our stream at this URL knows of our disk."""
     client_url: str = ""
     """Where our clients reach us."""

@@ -74,10 +74,13 @@ class Transport:
         link = self._links.get(node)
         return link.url if link is not None else self._recipients.url_of(node)
 
-    def add_stranger(self, node: str, url: str, *, takes_answers: bool = False) -> None:
-        """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`); dial it now."""
+    def add_stranger(self, node: str, url: str, *, takes_answers: bool = False, start: str = "") -> None:
+        """A server called: keep a way to it if it is not a member (:meth:`Recipients.add_stranger`); dial it now.
+
+        ``start``: which start of its process it called by; empty: its version does not tell.
+        """
         if node in self._links:
-            self._links[node].hurry()
+            self._links[node].hurry(start)
         self._recipients.add_stranger(node, url, takes_answers=takes_answers)
 
     def is_connected(self, node: str) -> bool:
