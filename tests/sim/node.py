@@ -209,8 +209,12 @@ class SimNode:
         return f"http://{self.host}:{CLIENT_PORT}"
 
     def move(self) -> None:
-        """Have another address from now on, unless no option would name it there; the process does not run."""
-        if self.loop is None and not self.is_lost and self.name in _first_voters(self.plan):
+        """Have another address from now on, unless nobody could find it there; the process does not run.
+
+        It is found by an option that names it, and by what it calls: a node without entries knows nobody to call.
+        """
+        can_be_found = self.name in _first_voters(self.plan) and self.durable.last_index > 0
+        if self.loop is None and not self.is_lost and can_be_found:
             self._moves += 1
             self.host = f"{self.id.replace('@', '-')}-{self._moves}"
             self.world.counts["nodes moved"] += 1
