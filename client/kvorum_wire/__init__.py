@@ -96,10 +96,10 @@ class ForeignPeer(Struct, frozen=True):
     name: str
     """Of the peer, as the node lists it."""
     id: str
-    """The member id of the node that answers there, or calls under this name."""
+    """The member id of the node that answers there."""
     cluster_id: str
     url: str = ""
-    """Where it answers; empty: it called."""
+    """Where it answers."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
