@@ -752,6 +752,51 @@ def test_what_a_peer_says_is_attributed_to_a_process_only_while_its_stream_is_op
     running(scenario())
 
 
+def test_what_a_node_holds_by_now_does_not_accuse_it_whatever_process_is_said_to_have_held_it() -> None:
+    """A call in its name came between, so the leader took what this process acknowledged for that of an earlier one."""
+
+    async def scenario() -> None:
+        node, storage, _ = a_member()
+        participation = node.parts.participation
+        for peer in ("b@1", "c@1"):
+            participation.heard(peer, ())
+        node.parts.driver.on_messages("b@1", (APPENDS,))
+        await asyncio.sleep(0)
+        storage.complete()
+        assert (node.raft.current_term, node.raft.log.last_index) == (2, 2)
+        participation.heard("b@1", [PeerMark("a@1", "another", 2, None, 2, 2)])
+        assert node.distrusted is None
+        participation.heard("b@1", [PeerMark("a@1", "another", 2, None, 3, 2)])
+        assert "once held entry 3" in (node.distrusted or "") or "once in term 2" in (node.distrusted or "")
+        await node.close()
+
+    running(scenario())
+
+
+@pytest.mark.parametrize(
+    ("mark", "is_accused"),
+    [
+        (PeerMark("a@1", "another", 2, "c@1", 2, 2), True),
+        (PeerMark("a@1", "another", 3, None, 2, 2), True),
+        (PeerMark("a@1", "another", 2, None, 2, 1), True),
+    ],
+    ids=["another vote in this term", "a later term", "another entry"],
+)
+def test_what_a_node_does_not_hold_by_now_accuses_it(mark: PeerMark, is_accused: bool) -> None:
+    async def scenario() -> None:
+        node, storage, _ = a_member()
+        for peer in ("b@1", "c@1"):
+            node.parts.participation.heard(peer, ())
+        node.parts.driver.on_messages("b@1", (APPENDS,))
+        await asyncio.sleep(0)
+        storage.complete()
+        node.parts.participation.heard("b@1", [mark])
+        assert (node.distrusted is not None) == is_accused
+        await node.close()
+
+    running(scenario())
+
+
 def test_nodes_save_what_they_remember_after_a_second_of_quiet() -> None:
     config = Config(name="a")
     assert raft_config(config, "a@1").quiet_save_ticks * config.tick_ms == 1000

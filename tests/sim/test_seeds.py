@@ -93,7 +93,7 @@ def test_a_bug_that_was_found_stays_fixed(name: str) -> None:
 def test_a_bug_that_was_found_is_found_again_when_it_is_put_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put_back, check, _ = BUGS[name]
     put_back(monkeypatch)
-    violation = next((verdict.violation for verdict in runs_of(name) if verdict.violation is not None), None)
+    # It may show by another promise first, which is broken in its wake.
+    found = (verdict.violation.check for verdict in runs_of(name) if verdict.violation is not None)
 
-    assert violation is not None
-    assert violation.check == check
+    assert check in found

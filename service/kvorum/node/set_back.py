@@ -179,7 +179,8 @@ class Participation:
                     *(node, address or "an unknown address", mark.term, TERM_JUMP_MAX, self._raft.current_term),
                 )
                 continue
-            lacks = self._disk.what_it_lacks(mark) if mark.start != self.start else None
+            is_own = mark.start == self.start or self._holds(mark)
+            lacks = None if is_own else self._disk.what_it_lacks(mark)
             if lacks is not None:
                 log.warning("%s at %s remembers that %s", node, address or "an unknown address", lacks)
                 self._accuser = node
@@ -188,6 +189,19 @@ class Participation:
         self._unheard.discard(node)
         if not self._unheard:
             self.is_active = True
+
+    def _holds(self, mark: PeerMark) -> bool:
+        """Tell whether the log has by now the entry of which a mark speaks: then it is not lost.
+
+        A peer may attribute what this process has shown to another one: a call of an earlier process that arrives late,
+        or of somebody else, comes between.
+        """
+        raft = self._raft
+        if not mark.index or mark.term > raft.current_term:
+            return False
+        if mark.term == raft.current_term and mark.vote not in (None, raft.voted_for):
+            return False
+        return mark.index <= raft.log.base_index or raft.log.term(mark.index) == mark.index_term
 
     def contradicted(self, error: ContradictionError) -> None:
         """Consensus found that what a leader says contradicts this disk."""

@@ -104,6 +104,11 @@ class Raft:
         return self._state.leader
 
     @property
+    def voted_for(self) -> NodeId | None:
+        """For whom this server voted in its term."""
+        return self._state.voted_for
+
+    @property
     def next_term(self) -> int:
         """The term that this server would campaign for."""
         return self._state.next_term
