@@ -142,10 +142,13 @@ def test_a_node_that_fetches_a_snapshot_is_not_ready(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with fetching_a_snapshot(tmp_path) as (node, go_on):
             # Its leader tells it to commit no more than it is known to hold, and that is applied.
-            assert node.raft.leader is not None
             assert node.store.applied_index >= node.raft.log.commit_index
 
-            assert [check.name for check in node.readiness() if not check.ok] == ["caught-up"]
+            def fails() -> list[str]:
+                return [check.name for check in node.readiness() if not check.ok]
+
+            # On a busy machine the leader is not always heard in time; the fetch waits for this test.
+            await until("nothing else is missing", lambda: fails() == ["caught-up"])
             assert not node.hello().is_serving
             assert not node.status().caught_up
 
