@@ -1242,8 +1242,8 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "A node that acknowledged something since its start is accused when a member calls late.",
         "node.set_back:Participation.heard",
-        "mark.start != self.start",
-        "True",
+        "mark.start == self.start",
+        "False",
         tests="tests/node/test_set_back.py",
     ),
     Mutant(
@@ -1566,5 +1566,21 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "await self._take_back()",
         "pass",
         tests="tests/node/test_driver.py",
+    ),
+    Mutant(
+        "K4",
+        "What a node holds by now accuses it if a peer takes it for that of an earlier process.",
+        "node.set_back:Participation.heard",
+        "mark.start == self.start or self._holds(mark)",
+        "mark.start == self.start",
+        tests="tests/node/test_set_back.py -k by_now",
+    ),
+    Mutant(
+        "K4",
+        "A node that holds the entry, and gave another vote in that term, is not accused.",
+        "node.set_back:Participation._holds",
+        "mark.vote not in (None, raft.voted_for)",
+        "False",
+        tests="tests/node/test_set_back.py -k by_now",
     ),
 )
