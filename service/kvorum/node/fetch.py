@@ -166,8 +166,7 @@ class Fetcher:
             store = await self._store(load_store, self._storage.snapshots, snapshot)
         if self._turns.is_over:
             return
-        self._state.replace(store)
-        self._raft.reapply_from(store.applied_index)
+        self._loader.put(store)
         self._turns.schedule()
 
     async def close(self) -> None:

@@ -284,6 +284,5 @@ class Integrity:
         store = await self._loader.load(load, is_wanted)
         if store is None:
             return
-        raft.reapply_from(store.applied_index)
-        self._state.replace(store)
+        self._loader.put(store)
         log.warning("%s has rebuilt its state from %s", raft.id, source)

@@ -78,6 +78,15 @@ class Loader:
             self._state.give_up()
             return await self._threads.run(_load_into_freed_memory, load)
 
+    def put(self, store: Store) -> None:
+        """Put a state in the place of the present one, and have what follows it applied.
+
+        Raises:
+            InvariantViolatedError: our log does not go on from there; nothing was changed.
+        """
+        self._raft.reapply_from(store.applied_index)
+        self._state.replace(store)
+
 
 def _load_into_freed_memory(load: Load) -> Store:
     release_freed_memory()
