@@ -32,12 +32,13 @@ from kvorum.transport.interface import (
     Greeting,
     Hello,
 )
+from kvorum_wire import CLUSTER_HEADER
 
 HEADER_PROTOCOL = "X-Kvorum-Protocol"
 HEADER_PROTOCOLS = "X-Kvorum-Protocols"
 HEADER_LEVELS = "X-Kvorum-Feature-Levels"
 HEADER_VERSION = "X-Kvorum-Version"
-HEADER_CLUSTER = "X-Kvorum-Cluster"
+HEADER_CLUSTER = CLUSTER_HEADER
 HEADER_FROM = "X-Kvorum-From"
 HEADER_TO = "X-Kvorum-To"
 HEADER_URL = "X-Kvorum-Peer-Url"
