@@ -41,6 +41,15 @@ def put_back(cluster: Cluster, name: str, copy: Path) -> None:
     shutil.copytree(copy, cluster.data_dir(name))
 
 
+def go_on_with_the_copy(cluster: Cluster, old: str, lagging: str, copy: Path, writes: int) -> None:
+    """The old copy and a node that lagged behind elect a leader, and make other writes."""
+    put_back(cluster, old, copy)
+    cluster.start(old)
+    cluster.start(lagging)
+    for number in range(writes):
+        cluster.put_somewhere(f"other-{number}", b"v", [old, lagging])
+
+
 def write(cluster: Cluster, among: list[str]) -> None:
     for number in range(WRITES):
         cluster.put_somewhere(f"k{number}", b"v", among)
@@ -148,10 +157,7 @@ def test_the_only_disk_that_holds_what_was_committed_keeps_it(cluster: Cluster) 
     cluster.kill(lagging)
     write(cluster, [old, holder])
     cluster.kill(old, holder)
-    put_back(cluster, old, copy)
-    cluster.start(old)
-    cluster.start(lagging)
-    cluster.put_somewhere("other", b"v", [old, lagging])
+    go_on_with_the_copy(cluster, old, lagging, copy, 1)
     process = cluster.start(holder)
 
     check_says_so(cluster, holder, "contradict what is committed here", "do not delete it")
@@ -184,11 +190,7 @@ def test_a_fork_that_begins_in_the_same_term_passes_for_no_continuation(cluster:
     write(cluster, [old, leader])
     terms = {(cluster.status(name) or {})["term"] for name in (old, leader)}
     cluster.kill(old, leader)
-    put_back(cluster, old, copy)
-    cluster.start(old)
-    cluster.start(lagging)
-    for number in range(WRITES):
-        cluster.put_somewhere(f"other-{number}", b"v", [old, lagging])
+    go_on_with_the_copy(cluster, old, lagging, copy, WRITES)
     assert (cluster.status(lagging) or {})["term"] not in terms
     cluster.start(leader)
 
@@ -212,10 +214,7 @@ def test_the_last_write_before_a_clean_stop_is_remembered(cluster: Cluster) -> N
     cluster.put_somewhere("last", b"v", [old, holder])
     for name in (old, holder):
         cluster.stop(name)
-    put_back(cluster, old, copy)
-    for name in (old, lagging):
-        cluster.start(name)
-    cluster.put_somewhere("other", b"v", [old, lagging])
+    go_on_with_the_copy(cluster, old, lagging, copy, 1)
     cluster.start(holder)
 
     check_says_so(cluster, holder, "contradict what is committed here", "do not delete it")
@@ -234,11 +233,7 @@ def test_a_compacted_fork_does_not_replace_the_only_disk_that_holds_what_was_com
         cluster.kill(lagging)
         write(cluster, [old, holder])
         cluster.kill(old, holder)
-        put_back(cluster, old, copy)
-        cluster.start(old)
-        cluster.start(lagging)
-        for number in range(3 * WRITES):
-            cluster.put_somewhere(f"other-{number}", b"v", [old, lagging])
+        go_on_with_the_copy(cluster, old, lagging, copy, 3 * WRITES)
         process = cluster.start(holder)
 
         check_says_so(cluster, holder, "contradict what is committed here", "follows from an entry", "do not delete it")

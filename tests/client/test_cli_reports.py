@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -39,6 +40,18 @@ async def _shell(server_url: str, arguments: list[str], redirection: str, **envi
 
 
 # The output.
+
+
+async def status_of(answers: Mapping[str, NodeStatus]) -> int:
+    """Run ``kv status`` against endpoints that answer so; return its exit status."""
+
+    async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
+        assert endpoint is not None
+        return answers[endpoint]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "status", status)
+        return await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
 
 
 @pytest.mark.parametrize(
@@ -252,13 +265,7 @@ def test_without_a_leader_the_status_says_which_log_is_the_most_up_to_date(
         second = msgspec.structs.replace(first, name="n2", applied_index=99, **others)
         answers = {server.url: first, "http://127.0.0.1:1": second}
 
-        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
-            assert endpoint is not None
-            return answers[endpoint]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Client, "status", status)
-            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        code = await status_of(answers)
         assert code == (1 if "distrusted" in others else 3)
         assert says in capsys.readouterr().err
 
@@ -291,13 +298,7 @@ def test_a_node_that_takes_no_part_fails_the_status(capsys: pytest.CaptureFixtur
             "http://127.0.0.1:1": msgspec.structs.replace(own, name="n2", state="follower", distrusted=says),
         }
 
-        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
-            assert endpoint is not None
-            return answers[endpoint]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Client, "status", status)
-            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        code = await status_of(answers)
         assert code == 1
         assert says in capsys.readouterr().out
 
@@ -313,13 +314,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
             "http://127.0.0.1:2": msgspec.structs.replace(own, name="n3", cluster_id=""),
         }
 
-        async def status(self: Client, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
-            assert endpoint is not None
-            return answers[endpoint]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Client, "status", status)
-            code = await asyncio.to_thread(cli.main, ["--endpoints", ",".join(answers), "status"])
+        code = await status_of(answers)
         said = capsys.readouterr().err
         assert code == 1
         assert (

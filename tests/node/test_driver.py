@@ -102,6 +102,20 @@ def offer(last_index: int, term: int) -> InstallSnapshot:
     return InstallSnapshot(term=term, sender="b@1", recipient="a@1", snapshot=Snapshot(last_index, 1, MEMBERS))
 
 
+def follows(last_index: int, *, first_index: int = 1, sender: str = "b@1", term: int = 1) -> AppendEntries:
+    """What a leader sends: these entries, all of its term and committed."""
+    entries = tuple(Entry(index, term, EntryKind.NOOP, b"") for index in range(first_index, last_index + 1))
+    return AppendEntries(
+        term,
+        sender,
+        "a@1",
+        prev_log_index=first_index - 1,
+        prev_log_term=1 if first_index > 1 else 0,
+        entries=entries,
+        leader_commit=last_index,
+    )
+
+
 class Loading:
     """Stands in for ``load_store``: what is loaded to be served waits until it may go on."""
 
@@ -139,9 +153,7 @@ def test_a_state_is_given_up_before_the_one_that_was_fetched_is_loaded(monkeypat
         node.parts.sweeps.step(10)
         assert node.parts.state.hashes.at(node.parts.state.store.applied_index) is None
         # Nothing is applied to a state that is not there, and it cannot lead.
-        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(1, 13))
-        append = AppendEntries(1, "b@1", "a@1", prev_log_index=0, prev_log_term=0, entries=entries, leader_commit=12)
-        driver.on_messages("b@1", (append,))
+        driver.on_messages("b@1", (follows(12),))
         while storage.pending:
             storage.complete()
             await asyncio.sleep(0)
@@ -186,11 +198,7 @@ def test_a_fetched_state_that_is_of_no_use_takes_no_other_with_it() -> None:
         assert storage.pending, "nothing of it is durable yet"
         driver.on_messages("b@1", (offer(20, term=1),))
         await until("the second is wanted", lambda: source.wanted == [10, 20])
-        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(11, 31))
-        driver.on_messages(
-            "b@1",
-            (AppendEntries(1, "b@1", "a@1", prev_log_index=10, prev_log_term=1, entries=entries, leader_commit=30),),
-        )
+        driver.on_messages("b@1", (follows(30, first_index=11),))
         source.arrive()
         await until("it is given up", lambda: node.parts.fetcher._fetch is None)
         assert node.counters.snapshots["install", "ok"] == 1
@@ -355,11 +363,7 @@ def test_a_fetch_that_the_log_has_passed_is_not_tried_again() -> None:
         driver = node.parts.driver
         driver.on_messages("b@1", (offer(10, term=1),))
         await until("it is wanted", lambda: source.wanted == [10])
-        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(1, 13))
-        driver.on_messages(
-            "b@1",
-            (AppendEntries(1, "b@1", "a@1", prev_log_index=0, prev_log_term=0, entries=entries, leader_commit=12),),
-        )
+        driver.on_messages("b@1", (follows(12),))
         await until("the log has passed it", lambda: node.raft.log.commit_index == 12)
         source.arrive()
         for _ in range(100):
@@ -371,20 +375,6 @@ def test_a_fetch_that_the_log_has_passed_is_not_tried_again() -> None:
         await node.close()
 
     asyncio.run(scenario())
-
-
-def follows(last_index: int, *, first_index: int = 1, sender: str = "b@1", term: int = 1) -> AppendEntries:
-    """What a leader sends: these entries, all of its term and committed."""
-    entries = tuple(Entry(index, term, EntryKind.NOOP, b"") for index in range(first_index, last_index + 1))
-    return AppendEntries(
-        term,
-        sender,
-        "a@1",
-        prev_log_index=first_index - 1,
-        prev_log_term=1 if first_index > 1 else 0,
-        entries=entries,
-        leader_commit=last_index,
-    )
 
 
 CONTRADICTION = follows(5, first_index=4, sender="c@1", term=3)
@@ -904,9 +894,7 @@ def test_a_snapshot_is_of_what_is_applied_and_not_of_what_is_committed() -> None
     async def scenario() -> None:
         storage, peers = MemoryStorage(), Recorder()
         node = await follower(storage, peers)
-        entries = tuple(Entry(index, 1, EntryKind.NOOP, b"") for index in range(3, 6))
-        message = AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=entries, leader_commit=5)
-        node.parts.driver.on_messages("b@1", (message,))
+        node.parts.driver.on_messages("b@1", (follows(5, first_index=3),))
         await asyncio.sleep(0)
         assert (node.raft.log.commit_index, node.store.applied_index) == (5, 2), "the entries are not saved yet"
         await node.parts.snapshots.begin()
