@@ -31,7 +31,7 @@ run1 run2 run3: run%: setup ## Start one of three nodes in this terminal (client
 # --- Testing ------------------------------------------------------------------------------------------------------
 .PHONY: test check fix
 test: setup ## Run the tests (the quick suite; about twenty minutes on two cores)
-	@$(BIN)/python -m pytest -n 2 -m "not slow and not e2e" tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not e2e" tests
 
 check: setup ## Lint, types, layers, formatting; changes nothing
 	@$(BIN)/ruff format --check service client tests bench

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bench.processes import free_ports
+from msgspec.structs import replace
 from waiting import until
 
 from kvorum.cluster.bootstrap import bootstrap
@@ -152,4 +153,15 @@ async def running(folder: Path, size: int = 3, **options: int) -> AsyncIterator[
         yield cluster
 
 
-__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "running"]
+async def change_in_memory(node: Node, key: bytes) -> None:
+    """Let a value change in memory, though no entry says so.
+
+    From now on the state is swept only when the test says so: the sweep in the background would find it at any moment.
+    """
+    await node.parts.sweeps.close()
+    record = node.store.get(key)
+    assert record is not None
+    node.store._records[key] = replace(record, value=b"x")
+
+
+__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "change_in_memory", "running"]

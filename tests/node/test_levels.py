@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from bench.processes import free_ports
-from node.local_cluster import TIMEOUT_MS, running
+from node.local_cluster import TIMEOUT_MS, change_in_memory, running
 from waiting import until
 
 import kvorum
@@ -28,7 +28,6 @@ from kvorum.identity import Identity
 from kvorum.kv import features
 from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, decode_batch
 from kvorum.kv.features import HIGHEST_LEVEL
-from kvorum.kv.records import Record
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node.hashes import StateHashes, is_wrong
@@ -527,9 +526,7 @@ def test_memory_that_changes_under_a_follower_is_found_by_the_sweep_and_rebuilt(
             await cluster.converge()
             victim = cluster.others(leader)[0]
             for key in (b"7", b"8"):  # the second time in the state that took the first one's place
-                record = victim.store.get(key)
-                assert record is not None
-                victim.store._records[key] = Record(b"w", record.create_revision, record.mod_revision, record.version)
+                await change_in_memory(victim, key)
                 assert victim.store.state_hash == leader.store.state_hash
 
                 victim.parts.sweeps.step(1000)

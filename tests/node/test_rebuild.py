@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.local_cluster import LocalCluster, running
+from node.local_cluster import LocalCluster, change_in_memory, running
 from waiting import until
 
 from kvorum.errors import (
@@ -25,7 +25,6 @@ from kvorum.errors import (
     StorageCorruptError,
     StorageError,
 )
-from kvorum.kv.records import Record
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.state_hash import Mismatch, StateDigest
 from kvorum.kv.store import Store
@@ -534,9 +533,7 @@ def test_a_snapshot_of_changed_memory_is_not_offered_after_a_restart(tmp_path: P
             await cluster.put(b"a", b"1")
             await cluster.converge()
             victim = cluster.others(leader)[0]
-            record = victim.store.get(b"a")
-            assert record is not None
-            victim.store._records[b"a"] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+            await change_in_memory(victim, b"a")
             await victim.parts.snapshots.begin()
             [wrong] = victim.ports.storage.snapshots.kept()
             await cluster.put(b"a", b"2")
@@ -575,9 +572,7 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(t
             victim = await cluster.settled()
             await cluster.put(b"a", b"1")
             await cluster.converge()
-            record = victim.store.get(b"a")
-            assert record is not None
-            victim.store._records[b"a"] = Record(b"x", record.create_revision, record.mod_revision, record.version)
+            await change_in_memory(victim, b"a")
             files, snapshots = victim.ports.storage.snapshots, victim.parts.snapshots
             await snapshots.begin()
             [wrong] = files.kept()
@@ -606,13 +601,6 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(t
     asyncio.run(scenario())
 
 
-def change_in_memory(node: Node, key: bytes) -> None:
-    """Let a bit of memory flip."""
-    record = node.store.get(key)
-    assert record is not None
-    node.store._records[key] = Record(b"x", record.create_revision, record.mod_revision, record.version)
-
-
 async def ended(node: Node) -> FatalError:
     """Sweep the state, and return what ended the node."""
     node.parts.sweeps.step(1000)
@@ -638,7 +626,7 @@ def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_chan
                 await node.parts.snapshots.begin()
             await cluster.put(b"a", b"2")
             await cluster.put(b"b", b"3")
-            change_in_memory(node, b"a")
+            await change_in_memory(node, b"a")
             if snapshots > 1:
                 # It holds what memory held, and the sum of what was applied.
                 await node.parts.snapshots.begin()
@@ -671,7 +659,7 @@ def test_the_only_voter_serves_nothing_while_no_whole_state_is_on_its_disk(
         async with running(tmp_path, 1) as cluster:
             node = await cluster.settled()
             await cluster.put(b"a", b"1")
-            change_in_memory(node, b"a")
+            await change_in_memory(node, b"a")
             await node.parts.snapshots.begin()
             [kept] = node.ports.storage.snapshots.kept()
             node.parts.sweeps.step(1000)
