@@ -117,6 +117,10 @@ class _Call(msgspec.Struct):
     waits: bool = True
     """The node waits for the cluster: tell it for how long."""
     perhaps_done: bool = False
+    perhaps_elsewhere: bool = False
+    """It was perhaps done by an attempt that named no cluster."""
+    names_cluster: bool = False
+    """The latest attempt named the cluster of the client."""
     foreign: dict[str, str] = {}
     """The nodes that refused since they belong to another cluster, and which one."""
     is_peer_port: bool = False
@@ -139,6 +143,11 @@ class _Call(msgspec.Struct):
     def may_repeat(self) -> bool:
         return not self.is_write or self.ticket is not None
 
+    def note_unknown(self) -> None:
+        """Take note that the outcome of the latest attempt is not known."""
+        self.perhaps_done = True
+        self.perhaps_elsewhere = self.perhaps_elsewhere or not self.names_cluster
+
 
 class Client:
     """A client of one cluster; for one event loop. Use it as an asynchronous context manager, or call :meth:`close`.
@@ -154,8 +163,8 @@ class Client:
         require_session: what a write does when the cluster has no room for another session. False: it goes on without
             one and says so in the log; it is not retried when its answer is lost. True: it is refused
             (``sessions_full``).
-        cluster_id: the cluster that is meant, 32 hex digits. Empty: the cluster of the first node that answers a call.
-            Either way the client keeps to it, and nodes of another cluster refuse its calls.
+        cluster_id: the cluster that is meant, 32 hex digits. Empty: the cluster of the first node that answers; a write
+            asks for it first. Either way the client keeps to it, and nodes of another cluster refuse its calls.
 
     Raises:
         InvalidArgumentError: no endpoints, or a malformed one; an impossible number; no id of a cluster. Every method
@@ -177,6 +186,8 @@ class Client:
         self._require_session = require_session
         self.cluster_id = check_cluster_id(cluster_id)
         """The cluster of this client; empty until a node has answered."""
+        self._nameless = ""
+        """The node that was asked for its cluster last and named none."""
         self._warned_at = float("-inf")
         self._transport = Transport()
         self.last_failure: str | None = None
@@ -572,7 +583,11 @@ class Client:
                 break
             if (remaining_s := call.remaining_s()) <= 0:
                 break
-            answer = await self._attempt(call, base, remaining_s)
+            answer = None
+            if self._may_attempt(call, base):
+                answer = await self._attempt(call, base, remaining_s)
+            elif await self._learn_cluster(call, base, SUSPECT_S if failures < self._router.count else remaining_s):
+                continue
             self.has_heard = self.has_heard or answer is not None
             if answer is not None and not self._is_ours(call, answer):
                 self._check_not_done(call, answer)
@@ -601,8 +616,40 @@ class Client:
             raise WrongClusterError(call.reason, list(call.foreign.values())[-1], self.cluster_id)
         raise UnavailableError(call.reason)
 
+    @property
+    def _attempt_timeout_s(self) -> float:
+        """How long one attempt may take. A node that hangs must leave time to ask another one."""
+        return max(self._timeout_s / 4, 0.25)
+
     def _cluster_header(self) -> dict[str, str]:
         return {CLUSTER_HEADER: self.cluster_id} if self.cluster_id else {}
+
+    def _may_attempt(self, call: _Call, base: str) -> bool:
+        """Tell whether a call may be sent to this node now. A write names its cluster, unless the node names none.
+
+        Raises:
+            OutcomeUnknownError: the write may be done already, where the node did not say in which cluster.
+        """
+        if call.is_write and call.perhaps_elsewhere and self.cluster_id:
+            raise OutcomeUnknownError(f"the write may have been applied in another cluster: {call.reason}")
+        return not call.is_write or bool(self.cluster_id) or base == self._nameless
+
+    async def _learn_cluster(self, call: _Call, base: str, timeout_s: float) -> bool:
+        """Ask a node for its cluster before the first write. False: it does not answer.
+
+        A write whose answer is lost is made again at another node. That one may belong to another cluster, and takes
+        the write unless the write names its own.
+        """
+        timeout_s = min(timeout_s, call.remaining_s(), self._attempt_timeout_s)
+        try:
+            answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, timeout_s)
+        except (NotSentError, NoAnswerError) as error:
+            call.reason = str(error)
+            return False
+        self.has_heard = True
+        if self._is_ours(call, answer) and not self.cluster_id:
+            self._nameless = base
+        return True
 
     def _is_ours(self, call: _Call, answer: Answer) -> bool:
         """Tell whether a node of this client's cluster answered; the first one to answer says which that is.
@@ -625,7 +672,7 @@ class Client:
     def _check_not_done(self, call: _Call, answer: Answer) -> None:
         """Check that a node of another cluster refused a write.
 
-        It does not refuse an attempt that named no cluster, as those before the first answer do.
+        It does not refuse an attempt that named no cluster, which is sent to a node that named none when it was asked.
 
         Raises:
             OutcomeUnknownError: the write may be done there. Making it here as well could be a second write.
@@ -639,8 +686,8 @@ class Client:
         Raises:
             OutcomeUnknownError: none came, and the call may not be repeated.
         """
-        # A node that hangs must leave time to ask another one.
-        timeout_s = min(remaining_s, max(self._timeout_s / 4, 0.25))
+        timeout_s = min(remaining_s, self._attempt_timeout_s)
+        call.names_cluster = bool(self.cluster_id)
         try:
             return await self._exchange(call, base, timeout_s)
         except NotSentError as error:
@@ -651,7 +698,7 @@ class Client:
             return None
         except NoAnswerError as error:
             call.reason = str(error)
-            call.perhaps_done = True
+            call.note_unknown()
             if not call.may_repeat:
                 raise OutcomeUnknownError(f"it may or may not have been applied: {error}") from None
             return None
@@ -769,7 +816,7 @@ class Client:
     def _note_refusal(self, call: _Call, problem: Problem) -> None:
         if problem.outcome == "refused":
             return
-        call.perhaps_done = True
+        call.note_unknown()
         if not call.may_repeat:
             raise OutcomeUnknownError(f"it may or may not have been applied: {call.reason}")
 

@@ -17,6 +17,8 @@ from waiting import until
 from kvorum_client import Client, InvalidArgumentError, SyncClient
 
 UNCLOSED = "a client of Kvorum was not closed: call close(), or use it in a `with`"
+CLUSTER = "c" * 32
+"""Who knows its cluster does not ask for it before it writes."""
 PUT = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
 
 
@@ -109,7 +111,7 @@ def test_a_client_that_was_not_closed_is_named_in_one_warning_and_its_connection
         async with counting_server(connections) as endpoint:
             reported: list[object] = []
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
-            kv = Client([endpoint])
+            kv = Client([endpoint], cluster_id=CLUSTER)
             await kv.put("k", "v")
             assert len(connections) == 1
             with warnings.catch_warnings(record=True) as caught:
@@ -165,7 +167,7 @@ def test_a_synchronous_client_that_was_not_closed_is_named_in_one_warning_and_it
 
 
 def _use_and_forget(endpoint: str) -> None:
-    kv = SyncClient([endpoint])
+    kv = SyncClient([endpoint], cluster_id=CLUSTER)
     kv.put("k", "v")
     del kv
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from client.test_client import cluster, elect, run
@@ -12,7 +13,9 @@ from fronts.fake_node import Server
 from waiting import until
 
 from kvorum.errors import OverloadedError
-from kvorum_client import Client, OutcomeUnknownError, UnavailableError, WrongClusterError
+from kvorum.kv.commands import ClientCommand, Result
+from kvorum_client import Client, OutcomeUnknownError, SyncClient, UnavailableError, WrongClusterError
+from kvorum_client.transport import Answer, NoAnswerError
 
 OURS, THEIRS = "c" * 32, "d" * 32
 
@@ -89,18 +92,144 @@ def test_the_right_cluster_is_found_beside_another_one() -> None:
     run(scenario)
 
 
+def lose_first_answer(server: Server) -> None:
+    """Let the node apply its first write, and answer so late that no client waits for it."""
+    propose = server.node.propose
+
+    async def late(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+        result = await propose(command, timeout_ms, address)
+        if len(server.node.proposed) == 1:
+            await asyncio.sleep(1000.0)
+        return result
+
+    server.node.propose = late  # type: ignore[method-assign]
+
+
+async def put_with_client(endpoints: list[str]) -> None:
+    async with Client(endpoints, timeout_s=1.0) as kv:
+        await kv.put("a", "1")
+
+
+async def put_with_sync_client(endpoints: list[str]) -> None:
+    def put() -> None:
+        with SyncClient(endpoints, timeout_s=1.0) as kv:
+            kv.put("a", "1")
+
+    await asyncio.to_thread(put)
+
+
+both_clients = pytest.mark.parametrize("put", [put_with_client, put_with_sync_client])
+
+
+@both_clients
+def test_the_first_write_whose_answer_is_lost_is_not_made_in_another_cluster(
+    put: Callable[[list[str]], Awaitable[None]],
+) -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other):
+            lose_first_answer(ours[0])
+            ours[0].node.leader = None
+            with contextlib.suppress(OutcomeUnknownError):
+                await put([ours[0].url, other.url])
+            assert other.node.proposed == []
+            assert ours[0].node.proposed
+            assert ours[0].node.store.revision == 1
+
+    run(scenario)
+
+
+@both_clients
+def test_the_first_write_whose_answer_is_lost_is_repeated_in_its_own_cluster(
+    put: Callable[[list[str]], Awaitable[None]],
+) -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other):
+            lose_first_answer(ours[0])
+            await put([ours[0].url, other.url, ours[1].url])
+            assert other.node.proposed == []
+            assert len(ours[0].node.proposed) == 2
+            assert ours[0].node.store.revision == 1, "the second one is the same write"
+
+    run(scenario)
+
+
+def test_a_client_asks_for_its_cluster_once_and_not_before_it_reads() -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, _):
+            asked = ours[0].node.counters.requests
+            async with Client([ours[0].url]) as kv:
+                await kv.get("a")
+                await kv.put("a", "1")
+                assert asked["leader", 200] == 0
+            async with Client([ours[0].url]) as kv:
+                await kv.put("a", "2")
+                await kv.put("a", "3")
+                assert asked["leader", 200] == 1
+            async with Client([ours[0].url], cluster_id=OURS) as kv:
+                await kv.put("a", "4")
+                assert asked["leader", 200] == 1
+
+    run(scenario)
+
+
+def test_a_node_that_is_silent_when_it_is_asked_for_its_cluster_gets_no_write() -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other), Client([other.url, ours[0].url]) as kv:
+            exchange = kv._transport.exchange
+
+            async def cut(base: str, *arguments: Any) -> Answer:
+                if base == other.url:
+                    raise NoAnswerError(f"{base}: no answer in time")
+                return await exchange(base, *arguments)
+
+            kv._transport.exchange = cut  # type: ignore[assignment, method-assign]
+            await kv.put("a", "1")
+            assert kv.cluster_id == OURS
+            assert not any(other.node.counters.requests.values())
+
+    run(scenario)
+
+
+def test_a_node_that_names_no_cluster_is_asked_once() -> None:
+    """Nodes of version 0.1.0 name none."""
+
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            servers[0].node.cluster = ""
+            await kv.put("a", "1")
+            await kv.put("a", "2")
+            assert servers[0].node.counters.requests["leader", 200] == 1
+            assert kv.cluster_id == ""
+
+    run(scenario)
+
+
+def test_a_write_without_an_answer_from_a_node_that_names_no_cluster_is_made_in_no_other() -> None:
+    async def scenario() -> None:
+        async with two_clusters() as (ours, other):
+            ours[0].node.cluster = ""
+            lose_first_answer(ours[0])
+            async with Client([ours[0].url, other.url], timeout_s=1.0) as kv:
+                with pytest.raises(OutcomeUnknownError, match="may have been applied in another cluster"):
+                    await kv.put("a", "1")
+            assert other.node.proposed == []
+
+    run(scenario)
+
+
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("write", [lambda kv: kv.put("a", "1"), lambda kv: kv.move_leader()], ids=["put", "transfer"])
 def test_a_write_that_another_cluster_did_before_the_first_answer_is_not_called_not_done(
     write: Callable[[Client], Awaitable[object]],
 ) -> None:
-    """The first attempts name no cluster yet, so a node of any cluster does them."""
+    """A write names no cluster to a node that names none when it is asked."""
 
     async def scenario() -> None:
         async with two_clusters() as (ours, other), Client([other.url, ours[0].url], timeout_s=40) as kv:
-            other.node.gate = asyncio.Event()
+            other.node.cluster, other.node.gate = "", asyncio.Event()
             writing = asyncio.ensure_future(write(kv))
             await until("the other cluster has the write", lambda: other.node.timeouts_ms)
+            other.node.cluster = THEIRS
             # Another call of the same client is answered by the other cluster first.
             kv._router.leader = ours[0].url
             await kv.get("a")
@@ -118,9 +247,10 @@ def test_a_write_that_another_cluster_did_before_the_first_answer_is_not_called_
 def test_a_write_that_another_cluster_refused_before_the_first_answer_is_made_in_the_clients_own() -> None:
     async def scenario() -> None:
         async with two_clusters() as (ours, other), Client([other.url, ours[0].url], timeout_s=40) as kv:
-            other.node.gate = asyncio.Event()
+            other.node.cluster, other.node.gate = "", asyncio.Event()
             writing = asyncio.ensure_future(kv.put("a", "1"))
             await until("the other cluster has the write", lambda: other.node.timeouts_ms)
+            other.node.cluster = THEIRS
             kv._router.leader = ours[0].url
             await kv.get("a")
             other.node.error = OverloadedError("too much is in progress")
