@@ -267,6 +267,28 @@ def test_a_snapshot_of_a_state_that_memory_changed_is_restored_with_a_mismatch()
     assert restored.state_sum != right  # what the node holds, for the others to judge
 
 
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_snapshot_says_at_its_end_whether_its_records_have_the_sum_that_it_carries(is_changed: bool) -> None:
+    store = store_at_level_2()
+    for number in range(20):
+        apply(store, Put(b"%d" % number, b"v"))
+    swept(StateSweep(store))
+    right = store.state_sum
+    if is_changed:
+        flip(store, b"7", value=b"x")
+    iterator = store.begin_snapshot()
+    iterator.next_chunk(1)
+    # What is applied meanwhile is no part of it.
+    apply(store, Put(b"3", b"w"))
+    while iterator.next_chunk(4) is not None:
+        assert iterator.mismatch is None or iterator._done
+    if is_changed:
+        assert iterator.mismatch is not None
+        assert (iterator.mismatch.index, iterator.mismatch.expected) == (iterator.header.applied_index, right)
+    else:
+        assert iterator.mismatch is None
+
+
 def test_a_snapshot_of_a_sound_state_is_restored_without_a_mismatch() -> None:
     store = store_at_level_2()
     apply(store, Put(b"a", b"1"), Put(b"b", b"2"))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 from bench.processes import free_ports
 from msgspec.structs import replace
 from waiting import until
@@ -17,6 +18,7 @@ from kvorum.config import Config, parse_peers, resolve
 from kvorum.identity import name_of
 from kvorum.kv.commands import Command, Delete, Put, PutResult, Result
 from kvorum.kv.features import QUOTA_LEVEL
+from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.node import Node
 from kvorum.raft import Role
 from kvorum.raft.messages import Message
@@ -153,6 +155,21 @@ async def running(folder: Path, size: int = 3, **options: int) -> AsyncIterator[
         yield cluster
 
 
+@asynccontextmanager
+async def running_with_learner(folder: Path) -> AsyncIterator[tuple[LocalCluster, Node, Node]]:
+    """A cluster of one voter and one learner, which has caught up; both of them."""
+    async with running(folder, 1) as cluster:
+        voter = cluster.nodes["n1"]
+        cluster.names.append("n2")
+        cluster.ports["n2"] = free_ports(1)[0]
+        await cluster.start("n2")
+        learner = cluster.nodes["n2"]
+        await voter.add_member("n2", learner.config.advertise_peer_url, "", TIMEOUT_MS)
+        await cluster.settled()
+        await cluster.converge()
+        yield cluster, voter, learner
+
+
 async def change_in_memory(node: Node, key: bytes) -> None:
     """Let a value change in memory, though no entry says so.
 
@@ -164,4 +181,20 @@ async def change_in_memory(node: Node, key: bytes) -> None:
     node.store._records[key] = replace(record, value=b"x")
 
 
-__all__ = ["TIMEOUT_MS", "Command", "Delete", "Put", "Result", "LocalCluster", "change_in_memory", "running"]
+def keep_snapshots_of_changed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let snapshots be kept that do not have their sum, as version 0.2.0 and before kept them."""
+    monkeypatch.setattr(SnapshotIterator, "mismatch", property(lambda _: None, lambda _, mismatch: None))
+
+
+__all__ = [
+    "TIMEOUT_MS",
+    "Command",
+    "Delete",
+    "LocalCluster",
+    "Put",
+    "Result",
+    "change_in_memory",
+    "keep_snapshots_of_changed_memory",
+    "running",
+    "running_with_learner",
+]

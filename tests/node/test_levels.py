@@ -486,6 +486,29 @@ def test_one_member_that_has_the_expected_sum_shows_that_the_records_are_wrong(
     assert is_wrong(digest(), {str(at): other for at, other in enumerate(others)}, 3, expected_sum=5) is wrong
 
 
+@pytest.mark.parametrize(
+    ("others", "wrong"),
+    [
+        ([digest()], False),
+        ([digest(8)], True),  # the only voter decides what was applied
+        ([digest(records=8)], None),  # and not which of two memories changed
+        ([digest(records=None)], None),
+        ([digest(version=1)], None),
+        ([], None),
+    ],
+)
+def test_a_learner_believes_the_only_voter_about_the_chain_and_not_about_the_sum(
+    others: list[StateDigest], wrong: bool | None
+) -> None:
+    assert is_wrong(digest(), {str(at): other for at, other in enumerate(others)}, 1, is_voter=False) is wrong
+
+
+def test_a_learner_has_no_vote_among_three_voters() -> None:
+    others = {"a": digest(8), "b": digest(8), "c": digest()}
+    assert is_wrong(digest(), others, 3, is_voter=False) is True
+    assert is_wrong(digest(), {"a": digest(8), "c": digest()}, 3, is_voter=False) is None
+
+
 def test_a_leaders_report_is_compared_by_one_definition_and_as_far_as_both_have_it() -> None:
     for reported, expected in (
         (digest(), None),

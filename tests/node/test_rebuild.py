@@ -12,7 +12,13 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from node.local_cluster import LocalCluster, change_in_memory, running
+from node.local_cluster import (
+    LocalCluster,
+    change_in_memory,
+    keep_snapshots_of_changed_memory,
+    running,
+    running_with_learner,
+)
 from waiting import until
 
 from kvorum.errors import (
@@ -524,8 +530,11 @@ def test_no_snapshot_is_taken_of_a_suspected_state(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_snapshot_of_changed_memory_is_not_offered_after_a_restart(tmp_path: Path) -> None:
+def test_a_snapshot_of_changed_memory_is_not_offered_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each member refused it, for ever, though the record that had changed was overwritten since."""
+    keep_snapshots_of_changed_memory(monkeypatch)
 
     async def scenario() -> None:
         async with running(tmp_path) as cluster:
@@ -564,8 +573,11 @@ def test_no_snapshot_is_taken_of_loaded_records_before_the_members_have_decided(
     assert state.expected_sum(StateDigest(2, 1, 2)) == 5
 
 
-def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(tmp_path: Path) -> None:
+def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each member refused it, for ever: the leader whose record was overwritten since had no reason to take another."""
+    keep_snapshots_of_changed_memory(monkeypatch)
 
     async def scenario() -> None:
         async with running(tmp_path) as cluster:
@@ -612,9 +624,10 @@ async def ended(node: Node) -> FatalError:
 
 @pytest.mark.parametrize("snapshots", [0, 1, 2])
 def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_changed(
-    tmp_path: Path, snapshots: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshots: int
 ) -> None:
     """It asked the majority of the voters, which it was, and took what memory held for right."""
+    keep_snapshots_of_changed_memory(monkeypatch)
 
     async def scenario() -> None:
         async with running(tmp_path, 1) as cluster:
@@ -651,9 +664,10 @@ def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_chan
 
 
 def test_the_only_voter_serves_nothing_while_no_whole_state_is_on_its_disk(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor does it end, since it would find the same after each start."""
+    keep_snapshots_of_changed_memory(monkeypatch)
 
     async def scenario() -> None:
         async with running(tmp_path, 1) as cluster:
@@ -673,5 +687,128 @@ def test_the_only_voter_serves_nothing_while_no_whole_state_is_on_its_disk(
                 again.check_serves()
             assert not again.ports.supervisor.has_failed
             assert again.ports.storage.snapshots.kept() == (kept,), "nothing is deleted"
+
+    asyncio.run(scenario())
+
+
+async def fail_to_snapshot(node: Node) -> None:
+    """Have two snapshots taken of changed memory; none is kept."""
+    snapshots, files = node.parts.snapshots, node.ports.storage.snapshots
+    before = files.kept()
+    for _ in range(2):
+        await snapshots.begin()
+    assert files.kept() == before
+    assert node.parts.state.is_in_doubt
+
+
+def test_the_only_voter_keeps_no_snapshot_of_changed_memory(tmp_path: Path) -> None:
+    """Two of them within one pass of the sweep took the place of all that was right, and a backup was needed."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            node = await cluster.settled()
+            await cluster.put(b"a", b"1")
+            await node.parts.snapshots.begin()
+            await cluster.put(b"b", b"2")
+            await change_in_memory(node, b"a")
+            await fail_to_snapshot(node)
+            assert "only voter" in str(await ended(node))
+
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = await cluster.leader()
+            await again.read_barrier(5000)
+            held = [record.value for key in (b"a", b"b") if (record := again.store.get(key))]
+            assert held == [b"1", b"2"]
+            await again.parts.snapshots.begin()
+            assert again.ports.storage.snapshots.kept()[0].snapshot.last_index == again.store.applied_index
+
+    asyncio.run(scenario())
+
+
+def test_a_member_keeps_and_sends_no_snapshot_of_changed_memory(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.settled()
+            victim = cluster.others(leader)[0]
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            await change_in_memory(victim, b"a")
+            await fail_to_snapshot(victim)
+            with pytest.raises(StorageError, match="there is no snapshot"):
+                await victim.parts.snapshots.chunk(0, 0, 100, 0)
+            victim.parts.sweeps.step(1000)
+            await until("it is rebuilt", lambda: (record := victim.store.get(b"a")) and record.value == b"1")
+            await until("the quarantine is over", lambda: victim.quarantined is None)
+            assert victim.parts.snapshots.latest() is not None
+
+    asyncio.run(scenario())
+
+
+def value_of(node: Node, key: bytes) -> bytes | None:
+    record = node.store.get(key)
+    return record.value if record else None
+
+
+def test_a_learner_whose_memory_has_changed_takes_its_state_from_the_only_voter(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_with_learner(tmp_path) as (cluster, voter, learner):
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            right = voter.store
+            await change_in_memory(learner, b"a")
+            # The sum shows it once the record is replaced. It does not show in whose memory it was.
+            await cluster.put(b"a", b"2")
+            await until("the learner is to look at its memory", lambda: learner.parts.state.is_in_doubt)
+            assert learner.quarantined is None
+            learner.parts.sweeps.step(1000)
+            await until("it is rebuilt", lambda: learner.store.digest == right.digest)
+            await until("the quarantine is over", lambda: learner.quarantined is None)
+            voter.parts.sweeps.step(1000)
+            assert voter.store is right
+            assert not voter.parts.state.may_be_wrong
+
+    asyncio.run(scenario())
+
+
+def test_a_learner_that_applied_something_else_than_the_only_voter_is_rebuilt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_with_learner(tmp_path) as (cluster, voter, learner):
+            await cluster.put(b"a", b"1")
+            await cluster.converge()
+            right = voter.store
+            spoil(learner)
+            await until("it is rebuilt", lambda: learner.store.digest == right.digest)
+            await until("the quarantine is over", lambda: learner.quarantined is None)
+            assert voter.store is right
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("who", ["the sweep of the voter", "the learner"])
+def test_the_only_voter_reads_its_disk_and_not_the_state_of_a_learner(tmp_path: Path, who: str) -> None:
+    async def scenario() -> None:
+        async with running_with_learner(tmp_path) as (cluster, voter, learner):
+            await cluster.put(b"a", b"1")
+            await cluster.put(b"b", b"1")
+            await cluster.converge()
+            right = learner.store
+            await change_in_memory(voter, b"a")
+            if who == "the learner":
+                # The sum of the voter shows it once the record is replaced, and the learner compares it.
+                await cluster.put(b"a", b"2")
+                await until("the voter is to look at its memory", lambda: voter.parts.state.is_in_doubt)
+                assert learner.quarantined is None
+            assert "only voter" in str(await ended(voter))
+
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            again = await cluster.leader()
+            await again.read_barrier(5000)
+            assert value_of(again, b"a") == (b"2" if who == "the learner" else b"1")
+            await cluster.put(b"b", b"2")
+            await cluster.converge()
+            assert learner.store is right
+            assert (value_of(learner, b"b"), learner.quarantined, again.quarantined) == (b"2", None, None)
 
     asyncio.run(scenario())

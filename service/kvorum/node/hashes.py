@@ -56,22 +56,32 @@ class StateHashes:
 
 
 def is_wrong(
-    ours: StateDigest, others: Mapping[str, StateDigest], voters: int, expected_sum: int | None = None
+    ours: StateDigest,
+    others: Mapping[str, StateDigest],
+    voters: int,
+    expected_sum: int | None = None,
+    *,
+    is_voter: bool = True,
 ) -> bool | None:
     """Tell whether our state is wrong: True or False when a majority of ``voters`` agrees, else None.
 
     The chains are voted on first. Where a majority has ours, the sums over the records are: a node whose sum does not
     count yet has no vote on them, and without a majority of sums nothing is decided.
 
+    A learner has no vote on the chains. On the sums it counts as one voter more: the memory of the only voter may have
+    changed as well as the learner's, so neither of the two decides alone.
+
     Args:
         ours: our digest at an index.
         others: the other voters' digests at the same index, as far as they remember them.
-        voters: how many voters there are, this node included.
+        voters: how many voters there are.
         expected_sum: what our sum would be if memory held what was applied, if a sweep found that it does not. One
             other node that has it is enough: it and our own account of all changes agree.
+        is_voter: whether this node is one of them.
     """
-    comparable = [each for each in (ours, *others.values()) if each.version == ours.version]
-    chain = _agreed(Counter(each.chain for each in comparable), voters)
+    theirs = [each for each in others.values() if each.version == ours.version]
+    comparable = [ours, *theirs]
+    chain = _agreed(Counter(each.chain for each in (comparable if is_voter else theirs)), voters)
     if chain is None or chain != ours.chain:
         return None if chain is None else True
     if ours.records is None:
@@ -81,7 +91,7 @@ def is_wrong(
     ):
         return True
     sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
-    records = _agreed(sums, voters)
+    records = _agreed(sums, voters if is_voter else voters + 1)
     return None if records is None else records != ours.records
 
 

@@ -129,14 +129,17 @@ class Integrity:
             await self._tasks.sleep(RETRY_S)
 
     async def _is_undecided(self, index: int) -> bool:
-        raft, store = self._raft, self._state.store
-        if self._state.suspected_shift is not None and raft.configuration.voters() == (raft.id,):
-            await self._ask_the_disk(index)
+        raft, store, voters = self._raft, self._state.store, self._raft.configuration.voters()
+        if voters == (raft.id,):
+            if self._state.suspected_shift is not None:
+                await self._ask_the_disk(index)
+            else:
+                # A learner differs, which has no vote: only our own memory can tell.
+                self._state.is_in_doubt = True
             return False
         ours, shift = self._state.hashes.at(index), self._state.suspected_shift
         if ours is None:
             return False
-        voters = raft.configuration.voters()
         others = [voter for voter in voters if voter != raft.id]
         answers = await asyncio.gather(*(self._peers.state_hash(voter, index) for voter in others))
         if self._state.store is not store:
@@ -145,8 +148,8 @@ class Integrity:
         different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
         if self._state.suspected_shift != shift:
             return True  # A sweep has found something meanwhile.
-        count = len(voters) if raft.id in voters else len(voters) + 1
-        wrong = is_wrong(ours, theirs, count, self._state.expected_sum(ours))
+        is_voter = raft.id in voters
+        wrong = is_wrong(ours, theirs, len(voters), self._state.expected_sum(ours), is_voter=is_voter)
         if wrong is None:
             if self._limit.allow() is not None:
                 log.error(
@@ -154,6 +157,9 @@ class Integrity:
                     index,
                     sorted(theirs),
                 )
+                self._state.is_in_doubt = True
+                for voter in () if is_voter else different:
+                    await self._ask_to_investigate(voter, index)
             return True
         if wrong:
             await self._replace(index, different)
@@ -167,6 +173,9 @@ class Integrity:
         if self._limit.allow() is None:
             return
         log.error("hash mismatch: the state of %s differs from the majority's at index %d", voter, index)
+        await self._ask_to_investigate(voter, index)
+
+    async def _ask_to_investigate(self, voter: NodeId, index: int) -> None:
         try:
             await self._peers.suspect(voter, index)
         except PeerError as error:

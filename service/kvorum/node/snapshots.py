@@ -184,7 +184,7 @@ class Snapshots:
         """Write the iterator as the snapshot that ``snapshot`` describes, and close it. Return it when it is durable.
 
         Raises:
-            StorageError: it could not be written; nothing of it is kept.
+            StorageError: it could not be written, or memory does not hold what was applied; nothing of it is kept.
         """
         counters, run = self._counters, self._threads.finish
         since = self._clock.monotonic()
@@ -193,6 +193,9 @@ class Snapshots:
             try:
                 while (chunk := iterator.next_chunk()) is not None:
                     await run(writer.write, chunk)
+                if iterator.mismatch is not None:
+                    self._state.is_in_doubt = True
+                    raise SnapshotFailedError("the records in memory do not have the sum that was kept of them")
                 self._unpin_lapsed()
                 info = await run(writer.commit)
             except BaseException:

@@ -27,6 +27,7 @@ class State:
         suspected_shift: a sweep found that memory does not hold what was applied, or that the sum kept of it is wrong,
             and nobody has decided yet which of the two; or this was found of the snapshot that was loaded at start.
             What must be added to the sum, modulo 2^128, to get the one that was expected. None: there is no suspicion.
+        is_in_doubt: something says that memory may not hold what was applied: a sweep is to find out soon.
         is_wrong: it was found to differ from the majority's, and is being replaced: nothing is taken from it.
         is_given_up: it was dropped to make room for the state of a snapshot that is being loaded: it is empty, and
             nothing is read from it.
@@ -38,6 +39,7 @@ class State:
         self.bytes_since_snapshot = 0
         self.current_as_of_s: float | None = None
         self.suspected_shift = None if store.mismatch is None else _suspect(store.mismatch)
+        self.is_in_doubt = False
         self.is_wrong = False
         self.is_given_up = False
 

@@ -15,6 +15,8 @@ log = logging.getLogger("kvorum.state")
 
 PASS_S = 600.0
 """A pass over all records takes about this long, however many there are, and however large."""
+PASS_HURRIED_S = 30.0
+"""The same of a state that is in doubt."""
 PAUSE_MIN_S = 0.05
 PAUSE_MAX_S = 60.0
 
@@ -36,6 +38,7 @@ class Sweeps:
         self._tasks = tasks
         self._store = state.store
         self._sweep = StateSweep(state.store)
+        self._is_hurried = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -52,9 +55,10 @@ class Sweeps:
         pause_s = PAUSE_MIN_S
         while True:
             await self._tasks.sleep(pause_s)
-            self.step(max(SLICE_KEYS, ceil(len(self._state.store) * PAUSE_MIN_S / PASS_S)))
+            pass_s = PASS_HURRIED_S if self._state.is_in_doubt else PASS_S
+            self.step(max(SLICE_KEYS, ceil(len(self._state.store) * PAUSE_MIN_S / pass_s)))
             # A slice may end early, because of its bytes.
-            pause_s = min(max(PASS_S * self._sweep.share, PAUSE_MIN_S), PAUSE_MAX_S)
+            pause_s = min(max(pass_s * self._sweep.share, PAUSE_MIN_S), PAUSE_MAX_S)
 
     def step(self, max_keys: int) -> None:
         """Sweep the next slice of the state as it is now."""
@@ -64,7 +68,12 @@ class Sweeps:
             self._store, self._sweep = store, StateSweep(store)
         if state.is_wrong or state.is_given_up:
             return
+        if state.is_in_doubt and not self._is_hurried:
+            # What has changed may lie behind the present pass.
+            self._sweep, self._is_hurried = StateSweep(store), True
         mismatch = self._sweep.step(max_keys)
+        if self._is_hurried and self._sweep.passes:
+            self._is_hurried = state.is_in_doubt = False
         # The first pass makes the sum count: who asks for the digest of a state that stays gets it with the sum.
         state.hashes.applied(store.applied_index, store.digest)
         if mismatch is None:
