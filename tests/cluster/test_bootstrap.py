@@ -40,6 +40,12 @@ def everybody(**changes: Hello | None) -> dict[str, Hello | None]:
     return {name: changes.get(name, hello(name)) for name in NAMES}
 
 
+def listing(url: str, incarnation: str = "1" * 16) -> Hello:
+    """What n3 says in whose cluster n1 is a member at this URL."""
+    members = (f"n1@{incarnation}", f"n3@{'1' * 16}")
+    return hello("n3", cluster_id="c1", empty=False, members=members, member_urls=(url, "http://n3:9001"))
+
+
 @pytest.mark.parametrize(
     ("hellos", "because"),
     [
@@ -51,6 +57,13 @@ def everybody(**changes: Hello | None) -> dict[str, Hello | None]:
         (everybody(n2=hello("n2", expected=("n1", "n2"))), "n2 expects the members n1, n2, not n1, n2, n3"),
         (everybody(n2=hello("n2", expected=("n1", "n2", "n4"))), "n2 expects the members"),
         (everybody(n3=hello("n3", token="another")), "n3 has another bootstrap token"),
+        (
+            everybody(n2=None, n3=listing("http://10.0.0.9:9001")),
+            f"n3 lists n1@{'1' * 16} as a member of cluster c1 at http://10.0.0.9:9001, and this node serves peers at "
+            "http://n1:9001",
+        ),
+        (everybody(n3=listing("http://n1:9001")), "n3 is already in cluster c1; waiting to be added to it"),
+        (everybody(n3=listing("http://10.0.0.9:9001", "2" * 16)), "n3 is already in cluster c1; waiting to be added"),
     ],
 )
 def test_a_cluster_does_not_begin_while(hellos: dict[str, Hello | None], because: str) -> None:
@@ -111,6 +124,7 @@ class FakeNode:
         self.seconds = 1.0
         """How long one is."""
         self.joined = ""
+        self.listed_elsewhere = ""
         self.is_joining = False
 
     async def sleep(self, delay_s: float) -> None:

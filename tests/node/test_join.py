@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from node.local_cluster import LocalCluster
+from bench.processes import free_ports
+from node.local_cluster import TIMEOUT_MS, LocalCluster, running
 from waiting import until
 
 from kvorum.cluster.bootstrap import obstacle
@@ -166,3 +168,45 @@ def test_a_node_that_does_not_lead_asks_nobody_to_be_a_member(tmp_path: Path) ->
         assert asked == []
 
     run(tmp_path, scenario)
+
+
+def test_a_learner_that_moved_before_it_was_called_says_so_and_can_be_added_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The leader dials where the learner was, and the learner does not know its cluster: it said nothing useful."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, 1) as cluster:
+            leader = cluster.nodes["n1"]
+            cluster.names.append("n2")
+            cluster.ports["n2"] = free_ports(1)[0]
+            await cluster.start("n2")
+            old_url = cluster.nodes["n2"].config.advertise_peer_url
+            ask = leader.peers.hello
+
+            async def last_word(url: str, timeout_s: float = 2.0) -> Hello:
+                answer = await ask(url, timeout_s)
+                await cluster.stop("n2")
+                return answer
+
+            leader.peers.hello = last_word  # type: ignore[method-assign]
+            await leader.add_member("n2", old_url, "", TIMEOUT_MS)
+            leader.peers.hello = ask  # type: ignore[method-assign]
+
+            cluster.ports["n2"] = free_ports(1)[0]
+            await cluster.start("n2")
+            learner = cluster.nodes["n2"]
+            url = learner.config.advertise_peer_url
+            await until("it says so", lambda: f"at {old_url}, and this node serves peers at {url}" in caplog.text)
+            assert learner.status().address_mismatches == (learner.listed_elsewhere,)
+            assert "add it at its new address" in learner.listed_elsewhere
+
+            await leader.remove_member("n2", TIMEOUT_MS)
+            await leader.add_member("n2", url, "", TIMEOUT_MS)
+            await until("it is in the cluster", lambda: learner.identity.cluster_id)
+            await cluster.settled()
+            assert learner.raft.configuration.learners() == (learner.raft.id,)
+            assert learner.status().address_mismatches == ()
+
+    with caplog.at_level(logging.INFO, "kvorum.cluster"):
+        asyncio.run(scenario())

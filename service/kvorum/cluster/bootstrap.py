@@ -70,6 +70,8 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
         ours: what this node says of itself.
         hellos: what the expected members said, and whoever else should be one, by name; None: no answer.
     """
+    if elsewhere := listed_elsewhere(ours, hellos):
+        return elsewhere
     silent = sorted(name for name, hello in hellos.items() if hello is None)
     if silent:
         return f"{', '.join(silent)} did not answer"
@@ -92,6 +94,25 @@ def obstacle(config: Config, ours: Hello, hellos: Mapping[str, Hello | None]) ->
     if config.name != first:
         return f"waiting for {first} to bootstrap the cluster"
     return None
+
+
+def listed_elsewhere(ours: Hello, hellos: Mapping[str, Hello | None]) -> str:
+    """Return what to do when this node is a member already, at an address where nobody finds it; empty: it is not.
+
+    It was added, and has moved before the first call reached it. So it does not know its cluster, and cannot say there
+    where it is now.
+    """
+    for hello in hellos.values():
+        if hello is None or not hello.cluster_id or ours.cluster_id:
+            continue
+        for member, url in zip(hello.members, hello.member_urls, strict=False):
+            if member == ours.node_id and url != ours.peer_url:
+                return (
+                    f"{hello.name} lists {ours.node_id} as a member of cluster {hello.cluster_id} at {url}, and this "
+                    f"node serves peers at {ours.peer_url}. Nobody has called it yet, so start it at that address "
+                    "again, or remove this member and add it at its new address"
+                )
+    return ""
 
 
 def bootstrap_order(name: str) -> tuple[str, int, str]:
@@ -146,6 +167,7 @@ async def _begin(
         beyond = desired.names
     hellos = await ask(node, beyond, failures)
     ours = node.hello()
+    node.listed_elsewhere = listed_elsewhere(ours, hellos)
     reason = obstacle(node.config, ours, hellos)
     if reason is not None:
         return reason

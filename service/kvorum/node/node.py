@@ -137,6 +137,15 @@ class Node:
     def stopping(self, value: bool) -> None:
         self.parts.report.is_stopping = value
 
+    @property
+    def listed_elsewhere(self) -> str:
+        """Why no leader calls this node, which is in no cluster yet: it is listed at another address."""
+        return self.parts.report.listed_elsewhere
+
+    @listed_elsewhere.setter
+    def listed_elsewhere(self, value: str) -> None:
+        self.parts.report.listed_elsewhere = value
+
     async def serve_on(self, deadline_s: float) -> None:
         """Stop being ready, and lead and answer for ``shutdown_delay_s``, or until ``deadline_s`` if that is earlier.
 

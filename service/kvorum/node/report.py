@@ -52,6 +52,7 @@ class Report:
 
     Attributes:
         is_stopping: the node is about to stop, and not ready any more.
+        listed_elsewhere: why no leader calls this node, which is in no cluster yet; empty: nothing is known.
         removed_by: the leader that has removed this node, once it has said so to a node that stops.
     """
 
@@ -71,6 +72,7 @@ class Report:
         foreign: ForeignPeers,
     ) -> None:
         self.is_stopping = False
+        self.listed_elsewhere = ""
         self.removed_by: Hello | None = None
         self._config = config
         self._expected_urls = config.expected_urls()
@@ -111,6 +113,8 @@ class Report:
         )
 
     def _address_mismatches(self) -> Iterator[str]:
+        if self.listed_elsewhere and not self._identity.current.cluster_id:
+            yield self.listed_elsewhere
         for member in self._raft.configuration.members:
             name, said = name_of(member.id), self._levels.announcement(member.id)
             if said is not None and said.client_url and said.client_url != member.client_url:

@@ -29,6 +29,14 @@ MUTANTS = (
         "silent: list[str] = []",
     ),
     Mutant(
+        "K3",
+        "A node that moved before its cluster called it waits to be added, and says nothing of its old address.",
+        "cluster.bootstrap:listed_elsewhere",
+        "member == ours.node_id and url != ours.peer_url",
+        "False",
+        tests="tests/cluster/test_bootstrap.py",
+    ),
+    Mutant(
         "B30",
         "A first member that has a log, but no cluster, counts as new.",
         "cluster.bootstrap:obstacle",
