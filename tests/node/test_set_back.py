@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from node.local_cluster import TIMEOUT_MS, Put
+from node.local_cluster import TIMEOUT_MS, LocalCluster, Put
 from node.local_cluster import running as cluster_of
 from raft.harness import append, commands, configuration, log
 from waiting import until
@@ -25,6 +25,7 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
 from kvorum.node import Node as ProductNode
 from kvorum.node import Ports, Supervisor
+from kvorum.node import compose as compose_module
 from kvorum.node.compose import compose, raft_config
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
@@ -805,3 +806,50 @@ def test_nodes_save_what_they_remember_after_a_second_of_quiet() -> None:
 def test_nodes_campaign_for_terms_that_are_drawn() -> None:
     """A term number that a disk forgot is hardly drawn again, so what is written in it passes for nothing else."""
     assert raft_config(Config(name="a"), "a@1").term_step_max >= 1000
+
+
+@pytest.mark.parametrize("writes", [2, 4, 8], ids=["fewer writes", "as many writes", "more writes"])
+def test_two_histories_in_one_term_are_noticed_and_nothing_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writes: int
+) -> None:
+    """A term number that a disk forgot was drawn again: entries of both histories have the same index and term."""
+    monkeypatch.setattr(compose_module, "TERM_STEP_MAX", 1)
+
+    async def lead(cluster: LocalCluster, leader: str, follower: str) -> ProductNode:
+        """Have this node elected in the next term, and nobody else."""
+        await cluster.start(follower)
+        cluster.nodes[follower].raft.set_unfit(True)
+        await cluster.start(leader)
+        return await until(
+            "it leads", lambda: node if (node := cluster.nodes[leader]).raft.can_change_membership else None
+        )
+
+    async def scenario() -> None:
+        async with cluster_of(tmp_path, size=3) as cluster:
+            holder = (await cluster.settled()).identity.name
+            old, lagging = (node.identity.name for node in cluster.others(cluster.nodes[holder]))
+            await cluster.put(b"before", b"v")
+            await cluster.converge()
+            await cluster.stop(*cluster.names)
+            await asyncio.to_thread(shutil.copytree, tmp_path / old, tmp_path / "copy")
+
+            leader = await lead(cluster, holder, old)
+            term = leader.raft.current_term
+            for number in range(4):
+                await leader.propose(Put(b"k%d" % number, b"v"), TIMEOUT_MS)
+            await cluster.stop(old, holder)
+            await asyncio.to_thread(shutil.rmtree, tmp_path / old)
+            await asyncio.to_thread(shutil.copytree, tmp_path / "copy", tmp_path / old)
+            leader = await lead(cluster, lagging, old)
+            assert leader.raft.current_term == term, "the test shows nothing"
+            for number in range(writes):
+                await leader.propose(Put(b"other%d" % number, b"v"), TIMEOUT_MS)
+
+            await cluster.start(holder)
+            node = cluster.nodes[holder]
+            await until("it is found", lambda: node.distrusted)
+            assert "do not delete it" in (node.distrusted or "")
+            assert all(node.store.get(b"k%d" % number) for number in range(3))
+
+    running(scenario())
+    assert "enters quarantine" not in caplog.text

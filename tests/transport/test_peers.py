@@ -31,7 +31,11 @@ from kvorum.transport.transport import Transport
 CLUSTER = "c" * 32
 SERVER = Identity("n1", "1" * 16, CLUSTER)
 CALLER = Identity("n2", "2" * 16, CLUSTER)
-DIGESTS = {1: StateDigest(1, 0xABC), 2: StateDigest(2, 0xABC), 3: StateDigest(2, 2**64 - 1, 2**128 - 1)}
+DIGESTS = {
+    1: StateDigest(1, 0xABC),
+    2: StateDigest(2, 0xABC, entry=0xDEF),
+    3: StateDigest(2, 2**64 - 1, 2**128 - 1, 2**64 - 1),
+}
 
 
 def message(number: int = 1, sender: str = CALLER.node_id) -> HeartbeatResponse:

@@ -36,11 +36,13 @@ from kvorum.kv.records import Record
 from kvorum.raft.messages import Configuration, Entry
 
 STATE_SUM_BYTES = 16
+ENTRY_HASH_BYTES = 8
 _SUM_MASK = (1 << 8 * STATE_SUM_BYTES) - 1
 
 _results_encoder = msgspec.msgpack.Encoder()
 _pack_entry_of_level_1 = Struct(">QQQBQI").pack
 _pack_entry = Struct(">QQQBQQ").pack
+_pack_logged_entry = Struct(">QQB").pack
 _pack_record = Struct(">QQQII").pack
 _pack_deletion = Struct(">QH").pack
 _pack_session = Struct(">QH").pack
@@ -63,6 +65,15 @@ def next_hash_of_level_1(previous: int, entry: Entry, results: Sequence[Result])
     return int.from_bytes(digest.digest(), "big")
 
 
+def hash_of_entry(entry: Entry) -> int:
+    """Return what two nodes compare of the entries that their logs hold at the same index."""
+    digest = blake2b(
+        _pack_logged_entry(entry.index, entry.term, entry.kind), digest_size=ENTRY_HASH_BYTES, person=b"kvorum.entry"
+    )
+    digest.update(entry.data)
+    return int.from_bytes(digest.digest())
+
+
 class StateDigest(msgspec.Struct, frozen=True, gc=False):
     """What two nodes compare of their states at the same index."""
 
@@ -72,6 +83,8 @@ class StateDigest(msgspec.Struct, frozen=True, gc=False):
     """The store's ``state_hash``."""
     records: int | None = None
     """The sum over all records; None: it does not count yet, or does not exist at this level."""
+    entry: int | None = None
+    """The hash of the log's entry at that index. None: it was not asked for, is not in memory, or is not told."""
 
     def contradicts(self, other: StateDigest) -> bool:
         """Tell whether two nodes with these digests differ. What only one of them has is not compared."""

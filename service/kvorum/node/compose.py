@@ -192,7 +192,6 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         peers,
         report,
         snapshots,
-        state,
         integrity,
         participation,
         levels,

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+
+import msgspec
 
 from kvorum.errors import (
     CommitsLostError,
@@ -20,6 +23,7 @@ from kvorum.errors import (
     StorageCorruptError,
     StorageError,
 )
+from kvorum.kv.state_hash import StateDigest, hash_of_entry
 from kvorum.node.fetch import download
 from kvorum.node.hashes import is_wrong
 from kvorum.node.loader import Load, Loader
@@ -112,6 +116,11 @@ class Integrity:
         self._snapshots.distrust_all()
         self.investigate(index)
 
+    def digest_at(self, index: int) -> StateDigest | None:
+        """Return the digest of the state after applying ``index``, if it is remembered, with the hash of the entry."""
+        digest = self._state.hashes.at(index)
+        return None if digest is None else msgspec.structs.replace(digest, entry=self._entry_hash(index))
+
     async def close(self) -> None:
         """Stop investigating."""
         if self._task is not None:
@@ -150,6 +159,10 @@ class Integrity:
             return True  # A sweep has found something meanwhile.
         is_voter = raft.id in voters
         wrong = is_wrong(ours, theirs, len(voters), self._state.expected_sum(ours), is_voter=is_voter)
+        if wrong is not False and shift is None and await self._is_forked(index, ours, theirs):
+            return False
+        if self._state.store is not store or self._state.suspected_shift != shift:
+            return self._state.suspected_shift is not None
         if wrong is None:
             if self._limit.allow() is not None:
                 log.error(
@@ -168,6 +181,49 @@ class Integrity:
             for voter in different:
                 await self._tell(voter, index)
         return False
+
+    async def _is_forked(self, index: int, ours: StateDigest, theirs: Mapping[NodeId, StateDigest]) -> bool:
+        """Tell whether states differ since logs do, and take no part any more then.
+
+        Two logs hold different entries of one index and term if a disk that was set back forgot a term, and its number
+        was drawn again. Consensus cannot see that. Neither state is wrong, and ours is the state of what was committed
+        here: a rebuild would lose that everywhere.
+        """
+        for voter, digest in sorted(theirs.items()):
+            if digest.entry is None or digest.version != ours.version or digest.chain == ours.chain:
+                continue
+            fork = await self._first_difference(index, voter, digest)
+            if fork is not None:
+                self._participation.contradicted(
+                    CommitsLostError(
+                        f"{voter} applied another entry {fork} than the one that is committed here, of term "
+                        f"{self._raft.log.term(fork)}"
+                    )
+                )
+                return True
+        return False
+
+    async def _first_difference(self, index: int, voter: NodeId, digest: StateDigest) -> int | None:
+        """Return the index of the first entry since which our chain differs from a member's, if the entries differ.
+
+        None: they do not, or one of the two is not known any more. The chains differ at ``index``, where the member
+        has this digest; once they differ, they do so at every later index.
+        """
+        same = 0
+        while index - same > 1:
+            middle = (same + index) // 2
+            ours = self._state.hashes.at(middle)
+            theirs = None if ours is None else await self._peers.state_hash(voter, middle)
+            if ours is None or theirs is None or theirs.version != ours.version or theirs.chain == ours.chain:
+                same = middle
+            else:
+                index, digest = middle, theirs
+        entry = self._entry_hash(index)
+        return index if entry is not None and digest.entry is not None and entry != digest.entry else None
+
+    def _entry_hash(self, index: int) -> int | None:
+        log = self._raft.log
+        return hash_of_entry(log.slice(index, 0, index)[0]) if log.memory_base_index < index <= log.last_index else None
 
     async def _tell(self, voter: NodeId, index: int) -> None:
         if self._limit.allow() is None:

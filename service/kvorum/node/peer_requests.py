@@ -6,7 +6,6 @@ from kvorum import __version__
 from kvorum.config import Config
 from kvorum.identity import Identity
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
-from kvorum.kv.state_hash import StateDigest
 from kvorum.node.driver import Driver
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
@@ -16,7 +15,6 @@ from kvorum.node.ports import Peers
 from kvorum.node.report import Report
 from kvorum.node.set_back import Participation
 from kvorum.node.snapshots import Snapshots
-from kvorum.node.state import State
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import NodeId, PeerMark
 from kvorum.transport.handshake import token_digest
@@ -34,8 +32,7 @@ class PeerRequests:
         peers: who is answered although it is no member.
         report: whether this node is ready.
         snapshots: what is served to members that need one.
-        state: whose hashes are compared.
-        integrity: what finds out whose state is wrong.
+        integrity: what knows the hashes of the state, and finds out whose is wrong.
         participation: what hears from peers what they remember of our disk.
         levels: what peers announce to.
         membership: what calls the members where they are.
@@ -50,7 +47,6 @@ class PeerRequests:
         peers: Peers,
         report: Report,
         snapshots: Snapshots,
-        state: State,
         integrity: Integrity,
         participation: Participation,
         levels: FeatureLevels,
@@ -62,7 +58,6 @@ class PeerRequests:
         self._driver = driver
         self._peers = peers
         self._report = report
-        self._state = state
         self._participation = participation
         self._levels = levels
         self._membership = membership
@@ -70,6 +65,7 @@ class PeerRequests:
         self.join = identity.join
         self.on_messages = driver.on_messages
         self.snapshot_chunk = snapshots.chunk
+        self.state_hash_at = integrity.digest_at
         self.suspect_state = integrity.investigate
         self.on_marks = participation.heard
 
@@ -143,7 +139,3 @@ class PeerRequests:
         if not self._peers.is_calling(recipient):
             self._peers.remove_stranger(recipient)
         self._driver.peer_unreachable(recipient)
-
-    def state_hash_at(self, index: int) -> StateDigest | None:
-        """Return the digest of the state after applying ``index``, if it is remembered."""
-        return self._state.hashes.at(index)

@@ -45,6 +45,7 @@ HEADER_URL = "X-Kvorum-Peer-Url"
 HEADER_START = "X-Kvorum-Start"
 HEADER_MARKS = "X-Kvorum-Marks"
 HEADER_CLIENT_URL = "X-Kvorum-Client-Url"
+HEADER_ENTRY = "X-Kvorum-Entry"
 HEADER_TOKEN = "X-Kvorum-Token"  # noqa: S105 (a header's name)
 _FIELD_CHARS_MAX = 512
 _DIGEST = re.compile(
@@ -281,16 +282,27 @@ def digest_text(digest: StateDigest) -> str:
     return f"{digest.version} {digest.chain:016x} {records}"
 
 
-def parse_digest(text: str) -> StateDigest:
-    """Return the digest that a peer sent.
+def entry_text(digest: StateDigest) -> str:
+    """Return the hash of the entry that belongs to a digest, as peers send it beside the digest; empty: unknown.
+
+    Versions before 0.3.0 do not look at it.
+    """
+    return "" if digest.entry is None else f"{digest.entry:016x}"
+
+
+def parse_digest(text: str, entry: str = "") -> StateDigest:
+    """Return the digest that a peer sent, and beside it the hash of an entry.
 
     Raises:
         ValueError: it is none.
     """
     match = _DIGEST.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text[:64]!r} is not a digest")
+    if match is None or (entry and _HEX.fullmatch(entry) is None):
+        raise ValueError(f"{text[:64]!r}, {entry[:64]!r} is not a digest")
     records = match["records"]
     return StateDigest(
-        int(match["version"] or 1), int(match["chain"], 16), None if records in (None, "-") else int(records, 16)
+        int(match["version"] or 1),
+        int(match["chain"], 16),
+        None if records in (None, "-") else int(records, 16),
+        int(entry, 16) if entry else None,
     )

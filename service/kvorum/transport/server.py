@@ -19,10 +19,12 @@ from kvorum.raft.messages import INDEX_MAX, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 from kvorum.transport.handshake import (
+    HEADER_ENTRY,
     HEADER_FROM,
     answer_headers,
     check_greeting,
     digest_text,
+    entry_text,
     parse_number,
 )
 from kvorum.transport.interface import ANSWERS_PROTOCOL, Greeting, PeerHandler
@@ -277,7 +279,7 @@ class PeerServer:
         digest = self._handler.state_hash_at(int(request.match_info["index"]))
         if digest is None:
             raise web.HTTPNotFound(text="not remembered\n")
-        return web.Response(text=digest_text(digest))
+        return web.Response(text=digest_text(digest), headers={HEADER_ENTRY: entry_text(digest)})
 
     async def _suspect(self, request: web.Request) -> web.Response:
         self._check(request)

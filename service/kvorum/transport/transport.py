@@ -16,7 +16,7 @@ from kvorum.identity import name_of
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message
 from kvorum.transport.failures import reason_of
-from kvorum.transport.handshake import decode_hello, dialling_headers, parse_digest, parse_number
+from kvorum.transport.handshake import HEADER_ENTRY, decode_hello, dialling_headers, parse_digest, parse_number
 from kvorum.transport.interface import Hello, SnapshotChunk
 from kvorum.transport.link import Link
 from kvorum.transport.recipients import Recipients
@@ -170,8 +170,8 @@ class Transport:
     async def state_hash(self, node: str, index: int) -> StateDigest | None:
         """Ask a member for its digest after applying ``index``; None: it does not remember it, or does not answer."""
         try:
-            _, body = await self._call("GET", node, f"/raft/v1/state-hash/{index}", REQUEST_TIMEOUT_S)
-            return parse_digest(body.decode())
+            headers, body = await self._call("GET", node, f"/raft/v1/state-hash/{index}", REQUEST_TIMEOUT_S)
+            return parse_digest(body.decode(), headers.get(HEADER_ENTRY, ""))
         except (PeerError, ValueError):
             return None
 

@@ -110,6 +110,22 @@ MUTANTS = (
         tests="tests/node/test_rebuild.py -k no_snapshot_of_changed_memory",
     ),
     Mutant(
+        "K4",
+        "What one log alone holds is lost in a rebuild, since a term was drawn twice.",
+        "node.integrity:Integrity._is_undecided",
+        "wrong is not False and shift is None and await self._is_forked(index, ours, theirs)",
+        "False",
+        tests="tests/node/test_integrity.py",
+    ),
+    Mutant(
+        "K4",
+        "A state that memory has changed is taken for that of another log.",
+        "node.integrity:Integrity._first_difference",
+        "entry != digest.entry",
+        "True",
+        tests="tests/node/test_integrity.py",
+    ),
+    Mutant(
         "integrity",
         "What is in doubt is swept in its turn, and not from the beginning.",
         "node.sweeps:Sweeps.step",
