@@ -106,7 +106,7 @@ class Nemesis:
         return live[fault.target % len(live)] if live else None
 
     def _crash(self, node: SimNode, fault: Fault) -> None:
-        node.crash("killed", durable=fault.argument % 2)
+        node.crash("killed", durable=fault.argument % 2, is_off=fault.argument // 2 % 3 == 0)
         self._world.clock.after(fault.duration_us, node.start)
 
     def _fill_disks(self, node: SimNode, fault: Fault) -> None:

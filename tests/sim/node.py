@@ -150,6 +150,8 @@ class SimNode:
         """When the copy was taken that the disk can be set back to."""
         self.is_set_back = False
         self._started_us = 0
+        self.is_off = False
+        """The machine has no power: nothing answers at its address, and nothing closes its streams."""
         self.is_lost = False
         self.is_removed = False
         self.is_retired = False
@@ -238,6 +240,7 @@ class SimNode:
         """Start the process from what is on the disk."""
         if self.loop is not None or self.is_lost or self.is_retired:
             return
+        self.is_off = False
         self.starts += 1
         self._started_us = self.world.clock.now
         self._is_doomed = False
@@ -359,11 +362,19 @@ class SimNode:
             self.doom()
             raise PortError(name)
 
-    def crash(self, why: str, *, durable: int = 0) -> None:
-        """End the process at once; ``durable`` of the writes in flight have reached the disk."""
+    def crash(self, why: str, *, durable: int = 0, is_off: bool = False) -> None:
+        """End the process at once; ``durable`` of the writes in flight have reached the disk.
+
+        Args:
+            why: for the transcript.
+            durable: how many.
+            is_off: the machine has no power until the process is started again.
+        """
         if self.loop is None:
             return
-        self.world.note(self.id, "crashes ({})", why)
+        self.is_off = is_off
+        self.world.counts["machines off"] += is_off
+        self.world.note(self.id, "crashes ({}{})", why, ", its machine is off" if is_off else "")
         self.world.counts["crashes"] += 1
         pending = self.disk.pending
         for operation in pending[:durable]:

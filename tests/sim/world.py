@@ -116,12 +116,15 @@ class World:
         """Return where the options of a process that starts now say that the peers of this name are."""
         return next((node.host for node in reversed(self.nodes.values()) if node.name == name), name)
 
-    def peers_at(self, url: str) -> SimPeers | None:
-        """Return the peer port at this address, or None if no process listens there."""
+    def machine_at(self, url: str) -> SimNode | None:
+        """Return the machine that answers at this address, or None: nothing does."""
+        found = None
         for node in self.nodes.values():
-            if node.url == url and node.peers is not None:
-                return node.peers
-        return None
+            if node.url == url and not node.is_off and not (node.is_lost and node.peers is None):
+                found = node
+                if node.peers is not None:
+                    break
+        return found
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
