@@ -103,8 +103,19 @@ class Admin:
             return
         self._replace_disk(node)
 
+    def is_removing(self) -> bool:
+        """Tell whether a script has yet to remove a member whose disk is not lost."""
+        nodes = self._world.nodes
+        return any(
+            isinstance(change, Remove) and not nodes[change.id].is_lost
+            for script in self.scripts
+            for change in script.changes
+        )
+
     def replace_distrusted(self) -> None:
         """Do what nodes advise whose disks were set back: give each an empty one, one after the other."""
+        if self._world.is_forked:
+            return
         nodes = [self._world.nodes[node] for node in self._world.distrusted]
         nodes = [node for node in nodes if not node.is_lost and not node.is_retired]
         if nodes and not self.scripts:

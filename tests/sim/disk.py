@@ -36,6 +36,11 @@ class Durable:
         """The last durable index."""
         return self.base_index + len(self.terms)
 
+    @property
+    def last_term(self) -> int:
+        """The term of the last durable entry."""
+        return self.terms[-1] if self.terms else self.base_term
+
     def term(self, index: int) -> int | None:
         """Return the term at ``index``, or None where there is nothing or only a snapshot."""
         if index == self.base_index:

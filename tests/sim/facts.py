@@ -212,6 +212,8 @@ class Facts:
     def on_save(self, node: SimNode, save: Save) -> None:
         """A process asks its disk for a save."""
         invariants.a_cluster_is_durable_before_its_log(node)
+        invariants.a_node_that_takes_no_part_keeps_its_log(node, save)
+        invariants.what_is_committed_here_stays_here(node, save)
         invariants.a_committed_entry_stays_on_disk(self, node, save)
 
     def on_compact(self, node: SimNode, first_index: int) -> None:
@@ -328,3 +330,31 @@ class Facts:
         """A save became durable; perhaps the process died before it knew."""
         if save.entries:
             self._on_entries(node, node.durable.term(save.entries[0].index - 1), save.entries)
+
+
+class ForkedFacts(Facts):
+    """What is looked at when there may be two histories: each disk keeps what its own node knows to be committed.
+
+    Args:
+        facts: what was seen before.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.__dict__.update(facts.__dict__)
+        # What holds for one history need not hold for two.
+        for hook in dir(Facts):
+            if hook.startswith("on_") and hook not in ("on_save", "on_load"):
+                setattr(self, hook, _nothing)
+
+    def on_save(self, node: SimNode, save: Save) -> None:
+        """A process asks its disk for a save."""
+        invariants.a_node_that_takes_no_part_keeps_its_log(node, save)
+        invariants.what_is_committed_here_stays_here(node, save)
+
+    def on_load(self, node: SimNode, loaded: Loaded) -> None:
+        """A process read its disk."""
+        invariants.a_disk_gives_back_what_it_took(node, loaded)
+
+
+def _nothing(*_: object) -> None:
+    pass

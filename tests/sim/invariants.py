@@ -314,6 +314,40 @@ def a_node_that_takes_no_part_says_nothing(node: SimNode, message: Message) -> N
         raise Broken("a_node_that_takes_no_part_says_nothing", f"{node.id} sends {message}")
 
 
+def a_node_that_takes_no_part_keeps_its_log(node: SimNode, save: Save) -> None:
+    """A node that says "do not delete this disk" does not replace the log on it (decision 0012)."""
+    is_distrusted = node.product is not None and node.product.parts.participation.is_distrusted
+    if is_distrusted and (save.entries or save.snapshot is not None):
+        raise Broken("a_node_that_takes_no_part_keeps_its_log", f"{node.id} saves {save}")
+
+
+def what_is_committed_here_stays_here(node: SimNode, save: Save) -> None:
+    """No save takes from a disk what its own node knows to be committed, whatever others say (decision 0012)."""
+    durable, known = node.durable, node.known_commit_index
+    kept = {entry.index: entry.term for entry in save.entries}
+    first = save.entries[0].index if save.entries else durable.last_index + 1
+    if save.snapshot is not None:
+        first = durable.base_index + 1
+        kept |= {
+            index: save.snapshot.term_at(index) or durable.term(index) or 0
+            for index in range(first, save.snapshot.last_index + 1)
+        }
+    for index in range(first, min(durable.last_index, known) + 1):
+        if kept.get(index) != durable.term(index):
+            raise Broken(
+                "what_is_committed_here_stays_here",
+                f"{node.id} knows that entry {index} of term {durable.term(index)} is committed, and removes it",
+            )
+
+
+def a_disk_that_was_set_back_is_noticed_in_time(node: SimNode, peer: SimNode) -> None:
+    """A node whose disk was set back takes no part if a peer that remembers is there and can be called (K4)."""
+    raise Broken(
+        "a_disk_that_was_set_back_is_noticed_in_time",
+        f"{node.id} takes part; {peer.id} remembers what its disk lacks, and has been there since it started",
+    )
+
+
 # --- Membership, snapshots, reads ----------------------------------------------------------------------------------
 
 

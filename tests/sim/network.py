@@ -31,6 +31,8 @@ class Network:
         self._deliver = deliver
         self._draw = Random(f"{plan.seed}:network").random
         self._cuts: dict[Link, int] = {}
+        self._mended: dict[Link, int] = {}
+        """When a cut of a link ended last."""
         self._held: dict[NodeId, int] = {}
         self._forgotten: dict[NodeId, int] = {}
         self.is_faulty = True
@@ -90,6 +92,11 @@ class Network:
         """Tell whether nothing gets from ``sender`` to ``recipient`` now."""
         return self._cuts.get((sender, recipient), 0) > 0
 
+    def was_cut(self, node: NodeId, since_us: int) -> bool:
+        """Tell whether any direction of any link of a node is cut, or was since then."""
+        cuts = any(node in link and count > 0 for link, count in self._cuts.items())
+        return cuts or any(node in link and mended_us >= since_us for link, mended_us in self._mended.items())
+
     def cut(self, links: list[Link]) -> None:
         """Cut these directions of these links; cuts add up."""
         for link in links:
@@ -103,10 +110,12 @@ class Network:
                 self._cuts[link] = count
             else:
                 self._cuts.pop(link, None)
+                self._mended[link] = self._clock.now
 
     def heal(self) -> None:
         """Mend everything, and stop being faulty; whoever does not read reads soon."""
         for recipient, until_us in self._held.items():
             self._held[recipient] = min(until_us, self._clock.now + self._plan.timely_us)
+        self._mended.update(dict.fromkeys(self._cuts, self._clock.now))
         self._cuts.clear()
         self.is_faulty = False

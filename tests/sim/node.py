@@ -41,6 +41,7 @@ from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
 from kvorum.node.runtime import LoopTasks, LoopThreads
+from kvorum.node.set_back import DiskAtStart
 from kvorum.raft import Change, Role
 from kvorum.raft.messages import Load, NodeId, Ready, Save
 from kvorum.service import requests
@@ -150,6 +151,8 @@ class SimNode:
         """When the copy was taken that the disk can be set back to."""
         self.is_set_back = False
         self._started_us = 0
+        self.is_off = False
+        """The machine has no power: nothing answers at its address, and nothing closes its streams."""
         self.is_lost = False
         self.is_removed = False
         self.is_retired = False
@@ -185,6 +188,10 @@ class SimNode:
         self.peers: SimPeers | None = None
         self.raft: ObservedRaft | None = None
         self.loaded_term = 0
+        self.known_commit_index = 0
+        """What the last save that was asked for said to be committed."""
+        self.copied_members: frozenset[NodeId] = frozenset()
+        """The members that the process knew when its disk was copied."""
         self.ticks = 0
         self.saving_since: int | None = None
         """Since which tick a save is in flight, if one is."""
@@ -238,6 +245,7 @@ class SimNode:
         """Start the process from what is on the disk."""
         if self.loop is not None or self.is_lost or self.is_retired:
             return
+        self.is_off = False
         self.starts += 1
         self._started_us = self.world.clock.now
         self._is_doomed = False
@@ -359,11 +367,19 @@ class SimNode:
             self.doom()
             raise PortError(name)
 
-    def crash(self, why: str, *, durable: int = 0) -> None:
-        """End the process at once; ``durable`` of the writes in flight have reached the disk."""
+    def crash(self, why: str, *, durable: int = 0, is_off: bool = False) -> None:
+        """End the process at once; ``durable`` of the writes in flight have reached the disk.
+
+        Args:
+            why: for the transcript.
+            durable: how many.
+            is_off: the machine has no power until the process is started again.
+        """
         if self.loop is None:
             return
-        self.world.note(self.id, "crashes ({})", why)
+        self.is_off = is_off
+        self.world.counts["machines off"] += is_off
+        self.world.note(self.id, "crashes ({}{})", why, ", its machine is off" if is_off else "")
         self.world.counts["crashes"] += 1
         pending = self.disk.pending
         for operation in pending[:durable]:
@@ -546,6 +562,7 @@ class SimNode:
     def on_load(self, loaded: Loaded) -> None:
         """The process has read its disk."""
         self.loaded_term = loaded.hard_state.current_term
+        self.known_commit_index = loaded.commit_index
         self.world.note(
             self.id, "starts at term {} with log ..{}", loaded.hard_state.current_term, self.durable.last_index
         )
@@ -628,8 +645,11 @@ class SimNode:
         # A process that is about to end may have stopped halfway.
         if raft is None or product is None or product.ports.supervisor.has_failed or self.world.clock.error is not None:
             return
-        if product.parts.participation.is_distrusted:
+        participation = product.parts.participation
+        if participation.is_distrusted:
             self.world.on_distrusted(self)
+        elif self.is_set_back and participation.is_active:
+            self.world.on_taking_part(self)
         indexes = (product.parts.state.store.applied_index, raft.log.applied_index)
         if indexes != self._indexes:
             self._indexes = indexes
@@ -645,6 +665,8 @@ class SimNode:
         """Take a copy of the whole disk."""
         self._copy = (self.disk.copy(), deepcopy(self.durable), self.first_index)
         self.copied_at = self.world.clock.now
+        members = self.raft.configuration.members if self.raft is not None else ()
+        self.copied_members = frozenset(member.id for member in members)
 
     def set_disk_back(self) -> None:
         """Put the copy in the disk's place, while the process is down."""
@@ -653,21 +675,40 @@ class SimNode:
             self.disk, self.durable, self.first_index = self._copy
             self._copy = self.copied_at = None
             self.is_set_back = True
+            self.armed = None
             self.world.counts["disks set back"] += 1
 
     def is_undisturbed_since(self, since_us: int) -> bool:
-        """Tell whether this process has run since then, and nothing is about to happen to it."""
-        now, network = self.world.clock.now, self.world.network
+        """Tell whether this process has run since then, and nothing has kept it from being heard, or is about to."""
         is_well = self.raft is not None and self._started_us <= since_us and not (self.armed or self.port_error)
         is_told = self._is_told_to_stop is not None and not self._is_told_to_stop.is_set()
-        disk = max(
-            self.stalled_until, self.full_until, self.no_files_until, self.late_saves_until, self.late_tasks_until
-        )
         paused_until = self.loop.paused_until if self.loop is not None else 0
-        is_reached = not any(
-            network.is_cut(self.id, other) or network.is_cut(other, self.id) for other in self.world.nodes
-        )
-        return is_well and is_told and is_reached and not self.fail_next_save and max(disk, paused_until) <= now
+        strange = max(self.stalled_until, self.full_until, self.late_saves_until, self.late_tasks_until, paused_until)
+        is_reached = not self.world.network.was_cut(self.id, since_us)
+        return is_well and is_told and is_reached and not self.fail_next_save and strange <= since_us
+
+    @property
+    def started_us(self) -> int:
+        """When the process started."""
+        return self._started_us
+
+    def what_the_copy_lacks(self) -> DiskAtStart | None:
+        """Return what was on the disk when it was copied, if it holds less than the disk does now, and holds a log.
+
+        Terms in which nothing was voted or logged do not count: nobody could be misled.
+        """
+        if self._copy is None:
+            return None
+        disk, durable, _ = self._copy
+        now = self.durable
+        has_voted = now.hard_state.voted_for is not None and now.hard_state != durable.hard_state
+        lacks = has_voted or durable.last_index < now.last_index or durable.term(now.last_index) != now.last_term
+        return DiskAtStart(disk.load()) if lacks and durable.last_index else None
+
+    def remembers(self, node: NodeId, disk: DiskAtStart) -> bool:
+        """Tell whether this process remembers something of a node that a disk of that one lacks."""
+        marks = self.raft.marks.of(node) if self.raft is not None else ()
+        return any(disk.what_it_lacks(mark) for mark in marks)
 
     def damage_newest_snapshot(self) -> None:
         """Flip a bit of the newest snapshot file, if the older one and the log can do without it (B26, B33)."""

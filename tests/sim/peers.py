@@ -1,9 +1,19 @@
 """What one process has of the network: the port that carries its messages, and answers its requests.
 
 As between real nodes, each process calls those whose addresses it knows, and is heard by them from then on; a process
-that is not a member is answered while it calls. A stream that breaks is noticed by both sides, sooner or later, and
-called again. What a stream carries is at the mercy of :mod:`sim.network`. Requests are answered, refused, cut, or never
-answered.
+that is not a member is answered while it calls. What a stream carries is at the mercy of :mod:`sim.network`. Requests
+are answered, refused, cut, or never answered.
+
+Dials and streams last as those of :mod:`kvorum.transport` do:
+
+- A dial is refused at once by a machine whose process does not listen. Where nothing answers (a machine without power,
+  an address that nobody has any more, a link that is cut, a process that is paused) it lasts up to CONNECT_TIMEOUT_S,
+  and the kernel asks again after a second. Then there is a pause before the next dial, which doubles.
+- A process that ends closes its streams, and its peers notice that soon. A machine that loses its power closes nothing,
+  and what a cut link closes is not known beyond it. Such a stream stays half open: until the machine is there again
+  and answers the next frame with a reset, or until the ping of the calling side or the patience of the other side ends.
+- Whoever is called does not call back by itself. The product does what its ``Link.hurry`` does: it ends a pause,
+  shortens a dial, and aborts a stream to another start of that process.
 """
 
 from __future__ import annotations
@@ -15,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from sim import invariants
 from sim.loop import ProcessKilled, SimLoop
+from sim.plan import S
 
 from kvorum.errors import IdentityRejectedError, PeerError, StorageError
 from kvorum.kv.features import FIRST_LEVEL
@@ -22,6 +33,16 @@ from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import Message, NodeId, PeerMark
 from kvorum.transport import Greeting, Hello, NodeHandler, SnapshotChunk
 from kvorum.transport.handshake import HEADER_LEVELS, HEADER_VERSION, check_greeting, dialling_headers
+from kvorum.transport.link import (
+    BACKOFF_MAX_S,
+    BACKOFF_MIN_S,
+    CONNECT_TIMEOUT_S,
+    HURRIED_DIAL_S,
+    KEEP_ALIVE_S,
+    PING_S,
+)
+from kvorum.transport.port import CONNECT_TIMEOUT_S as REQUEST_CONNECT_TIMEOUT_S
+from kvorum.transport.port import STREAM_SILENCE_MIN_S
 from kvorum.transport.recipients import MemberUrls, Recipients
 
 if TYPE_CHECKING:
@@ -35,6 +56,19 @@ ANSWERS_SAY_MARKS_LEVEL = 3
 """From this level on, a version says what it remembers of a caller's disk when it accepts the call."""
 PIECES_MAX = 6
 """A file arrives in so many pieces, or in fewer."""
+RESEND_US = 1 * S
+"""A kernel asks again, or says again that a stream is closed, when nothing has answered for so long."""
+
+
+class _Stream:
+    """A dial, and then the stream that it has opened."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.peer: SimPeers | None = None
+        """The process that it has reached; it may have died without our knowing it yet."""
+        self.answered_us = 0
+        """When something was last seen of the other side."""
 
 
 class _Link:
@@ -43,12 +77,28 @@ class _Link:
     def __init__(self, node: NodeId, url: str) -> None:
         self.node = node
         self.urls = MemberUrls(url)
-        self.peer: SimPeers | None = None
-        """The process that our stream is open to; it may have died without our knowing it yet."""
-        self.called: SimPeers | None = None
-        """The process that our call has reached, until it takes or refuses the call."""
-        self.calls = 0
-        """How often it was called; only the last call counts."""
+        self.dial: _Stream | None = None
+        """The dial in progress; any other has ended."""
+        self.stream: _Stream | None = None
+        """The open stream, as far as we know."""
+        self.peer_start = ""
+        """Which start of its process the stream leads to, or called last."""
+        self.is_hurried = False
+        """It has called us since the last dial began."""
+        self.backoff_s = BACKOFF_MIN_S
+        self.pauses = 0
+        """How many pauses between dials there were; only the last one ends in a dial."""
+
+
+class _Caller:
+    """A stream that another process has opened to us."""
+
+    def __init__(self, peer: SimPeers, stream: _Stream, start: str, heard_us: int) -> None:
+        self.peer = peer
+        self.stream = stream
+        self.start = start
+        self.heard_us = heard_us
+        """When something was last heard on it."""
 
 
 class SimPeers:
@@ -68,7 +118,7 @@ class SimPeers:
         self._world = node.world
         self._recipients = Recipients(self._ensure, self._hang_up)
         self._links: dict[NodeId, _Link] = {}
-        self._callers: dict[NodeId, SimPeers] = {}
+        self._callers: dict[NodeId, _Caller] = {}
         self._answering: dict[asyncio.Future[Any], SimPeers] = {}
         """Requests of others that are being answered here."""
 
@@ -77,6 +127,7 @@ class SimPeers:
         self._check()
         self._handler = handler
         self._node.on_listening(self)
+        self._world.clock.after(int(KEEP_ALIVE_S * S), self.enter, self._look_at_streams)
 
     async def close(self) -> None:
         """Hear nobody any more, and close every stream."""
@@ -108,14 +159,11 @@ class SimPeers:
             self._links[node].urls.set_alternatives(urls)
 
     def add_stranger(self, node: NodeId, url: str) -> None:
-        """Answer a process that calls, and call it at once."""
+        """Answer a process that calls; if it is one that we call, it is there, and we hurry."""
         self._check()
-        link = self._links.get(node)
-        if link is not None and link.peer is None and link.called is None:
-            self._call(link)
-        elif link is not None and link.peer is not None and not link.peer._is_heard:
-            # The frame that is sent to whoever calls finds the stream broken: that process has ended.
-            self._world.clock.after(self._latency(), self.enter, self._broken, link.peer)
+        link, caller = self._links.get(node), self._callers.get(node)
+        if link is not None:
+            self._hurry(link, caller.start if caller is not None else "")
         self._recipients.add_stranger(node, url, takes_answers=True)
 
     def remove_stranger(self, node: NodeId) -> None:
@@ -131,7 +179,7 @@ class SimPeers:
     def is_connected(self, node: NodeId) -> bool:
         """Tell whether our stream to it is open, as far as we know."""
         link = self._links.get(node)
-        return link is not None and link.peer is not None
+        return link is not None and link.stream is not None
 
     def send(self, messages: Iterable[Message]) -> None:
         """Let messages leave, one frame for each recipient."""
@@ -143,9 +191,7 @@ class SimPeers:
             for message in messages:
                 node.observe(facts.on_send, node, message)
                 node.observe(invariants.a_node_that_takes_no_part_says_nothing, node, message)
-                link = self._links.get(message.recipient)
-                # Whoever calls and is not called is answered on its own stream.
-                if message.recipient in self._callers if link is None else link.peer is not None:
+                if self._is_carried(message.recipient):
                     frames.setdefault(message.recipient, []).append(message)
                 node.crash_at("between_sends")
         finally:
@@ -153,11 +199,29 @@ class SimPeers:
             for frame in frames.values():
                 self._world.send(tuple(frame))
 
+    def _is_carried(self, recipient: NodeId) -> bool:
+        """Tell whether a stream takes a message, and does not end in a process that is dead.
+
+        Whoever calls and is not called is answered on its own stream.
+        """
+        link = self._links.get(recipient)
+        if link is None:
+            caller = self._callers.get(recipient)
+            return caller is not None and caller.peer._is_heard
+        stream = link.stream
+        if stream is None:
+            return False
+        assert stream.peer is not None
+        if stream.peer._is_heard:
+            return True
+        self._write(link, stream)
+        return False
+
     def _check(self) -> None:
         if self.loop.is_dead:
             raise ProcessKilled
 
-    # --- Streams ------------------------------------------------------------------------------------------------
+    # --- Dials --------------------------------------------------------------------------------------------------
 
     def _ensure(self, node: NodeId, url: str) -> None:
         link = self._links.get(node)
@@ -169,43 +233,93 @@ class SimPeers:
 
     def _hang_up(self, node: NodeId) -> None:
         link = self._links.pop(node, None)
-        if link is not None and link.peer is not None:
-            self._world.clock.after(self._latency(), link.peer.enter, link.peer._disconnected, self._node.id, self)
+        if link is None:
+            return
+        for stream in (link.stream, link.dial):
+            if stream is not None:
+                self._abandon(stream)
+
+    def _hurry(self, link: _Link, start: str) -> None:
+        """It has called us: do what the product's link does."""
+        link.is_hurried = True
+        is_other = bool(start and link.peer_start and start != link.peer_start)
+        link.peer_start = start or link.peer_start
+        if link.dial is not None:
+            self._world.clock.after(int(HURRIED_DIAL_S * S), self.enter, self._time_out, link, link.dial)
+        elif link.stream is None:
+            self._call(link)
+        elif is_other:
+            self._world.counts["streams aborted"] += 1
+            self.enter(self._broken, link, link.stream)
+        else:
+            self._write(link, link.stream)
 
     def _call(self, link: _Link) -> None:
-        self._call_in(self._latency(), link)
+        link.is_hurried = False
+        link.pauses += 1
+        link.dial = dial = _Stream(link.urls.current)
+        self._world.clock.after(self._latency(), self._arrive, link, dial)
+        self._world.clock.after(int(CONNECT_TIMEOUT_S * S), self.enter, self._time_out, link, dial)
 
-    def _call_again(self, link: _Link) -> None:
-        wait_us = self._node.draw.randrange(1, 4) * self._node.plan.tick_us
-        self._call_in(self._node.timely(wait_us), link)
-
-    def _call_in(self, delay_us: int, link: _Link) -> None:
-        link.calls += 1
-        self._world.clock.after(delay_us, self._arrive, link, link.calls)
-
-    def _arrive(self, link: _Link, call: int) -> None:
-        """A call reaches the other side, or does not."""
-        if not self._is_heard or self._links.get(link.node) is not link or call != link.calls:
+    def _call_later(self, link: _Link) -> None:
+        """Call again: at once if it has called us meanwhile, else after a pause."""
+        if link.is_hurried:
+            self._call(link)
             return
-        peer = self._world.peers_at(link.urls.current)
-        if peer is None or self._is_cut(peer) or self.loop.paused_until > self._world.clock.now:
-            link.urls.failed()
-            self._call_again(link)
-        else:
-            link.called = peer
-            peer.enter(peer._accept, self, link)
+        link.pauses += 1
+        pause_us = int(link.backoff_s * S * (0.5 + self._node.draw.random()))
+        link.backoff_s = min(2 * link.backoff_s, BACKOFF_MAX_S)
+        self._world.clock.after(pause_us, self.enter, self._end_pause, link, link.pauses)
 
-    def _accept(self, caller: SimPeers, link: _Link) -> None:
+    def _end_pause(self, link: _Link, pause: int) -> None:
+        if self._links.get(link.node) is link and pause == link.pauses:
+            self._call(link)
+
+    def _time_out(self, link: _Link, dial: _Stream) -> None:
+        if link.dial is dial and self._links.get(link.node) is link:
+            self._world.counts["dials that hung"] += 1
+            self._fail(link, dial)
+
+    def _fail(self, link: _Link, dial: _Stream) -> None:
+        """A dial has failed, unless it has ended before."""
+        if link.dial is not dial or self._links.get(link.node) is not link:
+            return
+        self._abandon(dial)
+        link.dial = None
+        link.urls.failed()
+        self._call_later(link)
+
+    def _arrive(self, link: _Link, dial: _Stream) -> None:
+        """A call reaches the other side, or does not."""
+        now = self._world.clock.now
+        if not self._is_heard or link.dial is not dial or self._links.get(link.node) is not link:
+            return
+        if self.loop.paused_until > now:
+            # What is to be said when the connection is there has to be said by the process.
+            self._world.clock.after(self.loop.paused_until - now, self._arrive, link, dial)
+            return
+        machine = self._world.machine_at(dial.url)
+        if machine is None or self._is_cut(machine):
+            self._world.clock.after(RESEND_US, self._arrive, link, dial)
+        elif machine.peers is None:
+            self._world.clock.after(self._latency(), self.enter, self._fail, link, dial)
+        else:
+            dial.peer = peer = machine.peers
+            peer.enter(peer._accept, self, link, dial)
+
+    def _accept(self, caller: SimPeers, link: _Link, dial: _Stream) -> None:
+        if link.dial is not dial:
+            return  # It has hung up while this process was paused.
         ours = self._handler.identity
         try:
             greeting = check_greeting(caller._greeting(link.node), ours, self._node.config.bootstrap_token)
         except IdentityRejectedError:
-            self._refuse(caller, link)
+            self._refuse(caller, link, dial)
             return
         if ours.cluster_id:
-            self._connected(caller, link, greeting)
+            self._connected(caller, link, dial, greeting)
         else:
-            self.loop.create_task(self._join(caller, link, greeting), name="join")
+            self.loop.create_task(self._join(caller, link, dial, greeting), name="join")
 
     def _greeting(self, recipient: NodeId) -> Mapping[str, str]:
         """Return the headers of a call: those of the product, but for the version that this machine pretends to be."""
@@ -222,66 +336,138 @@ class SimPeers:
             HEADER_VERSION: f"level {level}",
         }
 
-    def _refuse(self, caller: SimPeers, link: _Link) -> None:
+    def _refuse(self, caller: SimPeers, link: _Link, dial: _Stream) -> None:
         self._world.counts["calls refused"] += 1
-        link.called = None
-        link.urls.failed()
-        self._world.clock.after(self._latency(), caller._call_again, link)
+        dial.peer = None
+        self._world.clock.after(self._latency(), caller.enter, caller._fail, link, dial)
 
-    async def _join(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
+    async def _join(self, caller: SimPeers, link: _Link, dial: _Stream, greeting: Greeting) -> None:
         try:
             await self._handler.join(greeting)
         except IdentityRejectedError:
-            self._refuse(caller, link)
+            self._refuse(caller, link, dial)
         else:
-            self._connected(caller, link, greeting)
+            self._connected(caller, link, dial, greeting)
 
-    def _connected(self, caller: SimPeers, link: _Link, greeting: Greeting) -> None:
-        if not caller._is_heard or not self._is_heard:
+    def _connected(self, caller: SimPeers, link: _Link, dial: _Stream, greeting: Greeting) -> None:
+        if not caller._is_heard or not self._is_heard or link.dial is not dial:
             return
-        link.called = None
-        self._callers[greeting.sender] = caller
+        self._callers[greeting.sender] = _Caller(caller, dial, greeting.start, self._world.clock.now)
         says = self._node.supported_level >= ANSWERS_SAY_MARKS_LEVEL
         marks = self._handler.marks_of(greeting.sender) if says else None
-        self._world.clock.after(self._latency(), caller._opened, link, self, marks)
+        start = self._handler.start_id if says else ""
+        self._world.clock.after(self._latency(), caller.enter, caller._opened, link, dial, start, marks)
         self._handler.on_connected(greeting)
 
-    def _opened(self, link: _Link, peer: SimPeers, marks: tuple[PeerMark, ...] | None) -> None:
-        if not self._is_heard:
+    def _opened(self, link: _Link, dial: _Stream, start: str, marks: tuple[PeerMark, ...] | None) -> None:
+        peer = dial.peer
+        if link.dial is not dial or self._links.get(link.node) is not link or peer is None:
             return
-        if self._links.get(link.node) is not link:
-            self._world.clock.after(self._latency(), peer.enter, peer._disconnected, self._node.id, self)
-        elif not peer._is_heard:
-            self._call(link)
-        else:
-            link.peer = peer
-            if marks is not None:
-                self.enter(self._handler.on_marks, link.node, marks, link.urls.current)
+        if self._is_cut(peer._node):
+            self._world.clock.after(RESEND_US, self.enter, self._opened, link, dial, start, marks)
+            return
+        link.dial, link.stream, dial.answered_us = None, dial, self._world.clock.now
+        link.peer_start = start or link.peer_start
+        link.backoff_s = BACKOFF_MIN_S
+        if marks is not None:
+            self._handler.on_marks(link.node, marks, dial.url)
+
+    # --- Streams ------------------------------------------------------------------------------------------------
 
     def died(self, peer: SimPeers, notice_us: Callable[[], int]) -> None:
-        """Another process died or closed its port: its requests fail, and the streams break, once that is noticed."""
+        """Another process ended or closed its port: its requests fail, and the streams break, once that is noticed.
+
+        Without power its machine closes nothing.
+        """
         for waiter, requester in list(peer._answering.items()):
             if requester is self:
                 self._world.clock.after(self._latency(), self.enter, _fail, waiter, PeerError("it hung up"))
-        for link in [link for link in self._links.values() if link.called is peer]:
-            # It died before it took the call: frozen, or while it was joining.
-            link.called = None
-            self._call_again(link)
-        is_called = [link for link in self._links.values() if link.peer is peer]
-        if is_called or self._callers.get(peer._node.id) is peer:
-            self._world.clock.after(notice_us(), self.enter, self._broken, peer)
+        if peer._node.is_off:
+            self._world.counts["streams left half open"] += self._calls(peer)
+            return
+        for link in self._links.values():
+            if link.dial is not None and link.dial.peer is peer:
+                # It died before it took the call, or we heard that it did: frozen, or while it was joining.
+                dial, dial.peer = link.dial, None
+                peer._close(self, self._fail, link, dial)
+        caller = self._callers.get(peer._node.id)
+        if self._calls(peer) or (caller is not None and caller.peer is peer):
+            self._world.clock.after(notice_us(), peer._close, self, self._closed, peer)
 
-    def _broken(self, peer: SimPeers) -> None:
+    def _close(self, peer: SimPeers, hear: Callable[..., object], *arguments: object) -> None:
+        """Our machine says that a stream is closed, until the other one has heard it; without power it says nothing."""
+        if self._node.is_off or not peer._is_heard:
+            return
+        if self._is_cut(peer._node):
+            self._world.clock.after(RESEND_US, self._close, peer, hear, *arguments)
+        else:
+            self._world.clock.after(self._latency(), peer.enter, hear, *arguments)
+
+    def _abandon(self, stream: _Stream) -> None:
+        """Close a stream of ours, or a dial."""
+        if stream.peer is not None:
+            self._close(stream.peer, stream.peer._disconnected, self._node.id, stream)
+
+    def _closed(self, peer: SimPeers) -> None:
+        """A process has ended: neither stream is open any more."""
         node = peer._node.id
-        link = self._links.get(node)
-        if link is not None and link.peer is peer:
-            link.peer = None
-            self._call(link)
-            self._handler.on_broken(node)
-        self._disconnected(node, peer)
+        link, caller = self._links.get(node), self._callers.get(node)
+        if link is not None and link.stream is not None and link.stream.peer is peer:
+            self._broken(link, link.stream)
+        if caller is not None and caller.peer is peer:
+            self._disconnected(node, caller.stream)
 
-    def _disconnected(self, sender: NodeId, peer: SimPeers) -> None:
-        if self._callers.get(sender) is peer:
+    def _write(self, link: _Link, stream: _Stream) -> None:
+        """Write a frame: the machine of a process that has ended answers it with a reset, if it is there."""
+        peer, machine = stream.peer, self._world.machine_at(stream.url)
+        if peer is not None and not peer._is_heard and machine is not None and not self._is_cut(machine):
+            self._world.clock.after(self._latency(), self.enter, self._broken, link, stream)
+
+    def _look_at_streams(self) -> None:
+        """Find out which streams are dead: by a keep-alive, by a ping that is not answered, or by silence."""
+        now, plan = self._world.clock.now, self._node.plan
+        for link in list(self._links.values()):
+            stream = link.stream
+            if stream is None or stream.peer is None:
+                continue
+            if self._is_there(stream.peer):
+                stream.answered_us = now
+            elif now - stream.answered_us >= 1.5 * PING_S * S:
+                self._world.counts["pings not answered"] += 1
+                self._broken(link, stream)
+            else:
+                self._write(link, stream)
+        silence_us = max(10 * plan.election_timeout_ticks * plan.tick_us, int(STREAM_SILENCE_MIN_S * S))
+        for sender, caller in list(self._callers.items()):
+            if self._is_there(caller.peer) and caller.peer._calls(self):
+                caller.heard_us = now
+            elif now - caller.heard_us >= silence_us:
+                self._world.counts["silent streams closed"] += 1
+                self._disconnected(sender, caller.stream)
+        self._world.clock.after(int(KEEP_ALIVE_S * S), self.enter, self._look_at_streams)
+
+    def _is_there(self, peer: SimPeers) -> bool:
+        """Tell whether another process runs, and we hear of each other."""
+        return peer._is_heard and peer.loop.paused_until <= self._world.clock.now and not self._is_cut(peer._node)
+
+    def _calls(self, peer: SimPeers) -> bool:
+        """Tell whether our stream to a process is open."""
+        link = self._links.get(peer._node.id)
+        return link is not None and link.stream is not None and link.stream.peer is peer
+
+    def _broken(self, link: _Link, stream: _Stream) -> None:
+        """A stream of ours is broken, unless we know that already."""
+        if link.stream is not stream or self._links.get(link.node) is not link:
+            return
+        link.stream = None
+        self._abandon(stream)
+        self._handler.on_broken(link.node)
+        if self._links.get(link.node) is link and link.dial is None:
+            self._call_later(link)
+
+    def _disconnected(self, sender: NodeId, stream: _Stream) -> None:
+        caller = self._callers.get(sender)
+        if caller is not None and caller.stream is stream:
             del self._callers[sender]
             self._handler.on_disconnected(sender)
 
@@ -305,7 +491,7 @@ class SimPeers:
     def _take(self, frame: tuple[Message, ...]) -> None:
         sender = frame[0].sender
         link = self._links.get(sender)
-        if sender in self._callers or (link is not None and link.peer is not None):
+        if sender in self._callers or (link is not None and link.stream is not None):
             self._handler.on_messages(sender, frame)
 
     # --- Requests -----------------------------------------------------------------------------------------------
@@ -357,7 +543,7 @@ class SimPeers:
     async def _call_member(self, node: NodeId, answer: Callable[[SimPeers], Awaitable[T]], timeout_s: float) -> T:
         url = self.url_of(node)
         if url is None and node in self._callers:
-            url = self._callers[node]._node.url  # As a member would say.
+            url = self._callers[node].peer._node.url  # As a member would say.
         if url is None:
             raise PeerError(f"no address of {node} is known")
         return await self._request(url, node, answer, timeout_s)
@@ -377,9 +563,13 @@ class SimPeers:
     ) -> None:
         if not self._is_heard or waiter.done():
             return
-        peer = self._world.peers_at(url)
-        if peer is None or self._is_cut(peer) or self._is_lost() or node not in ("", peer._node.id):
+        machine = self._world.machine_at(url)
+        peer = machine.peers if machine is not None else None
+        if machine is None or self._is_cut(machine):
+            wait_us = int(REQUEST_CONNECT_TIMEOUT_S * S)
+        else:
             wait_us = self._node.timely(self._node.draw.randrange(self._node.plan.election_timeout_us))
+        if machine is None or peer is None or self._is_cut(machine) or self._is_lost() or node not in ("", machine.id):
             self._world.clock.after(wait_us, self.enter, _fail, waiter, PeerError(f"{url} cannot be reached"))
             return
         peer._answering[waiter] = self
@@ -410,8 +600,8 @@ class SimPeers:
         plan = self._node.plan
         return self._node.timely(plan.latency_us + int(self._node.draw.random() * plan.jitter_us))
 
-    def _is_cut(self, peer: SimPeers) -> bool:
-        network, ours, theirs = self._world.network, self._node.id, peer._node.id
+    def _is_cut(self, machine: SimNode) -> bool:
+        network, ours, theirs = self._world.network, self._node.id, machine.id
         return network.is_cut(ours, theirs) or network.is_cut(theirs, ours)
 
     def _is_lost(self) -> bool:

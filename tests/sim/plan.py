@@ -72,10 +72,16 @@ durable long before they are answered; with ``stop_reading`` a peer's messages w
 while; ``cut_fetches`` breaks the connection behind every other piece of a snapshot; ``port_error`` is an exception that
 nothing in the product expects; ``stop`` is a clean stop; ``state_damage`` changes a record in the memory of a
 minority; with ``disk_set_back`` a machine is down for a while, and its disk's whole content is then the one that
-``disk_copy`` saw. It strikes only while every peer that remembers is there, unless ``argument`` is 1."""
+``disk_copy`` saw (see :meth:`sim.nemesis.Nemesis._may_be_set_back` for when)."""
 
 SET_BACK_KINDS = ("disk_copy", "disk_set_back")
 """These have a draw of their own."""
+SET_BACK_ANYHOW, SET_BACK_OFF, SET_BACK_MOVES, SET_BACK_LATE = 1, 2, 4, 8
+"""Bits of the argument of ``disk_set_back``: it strikes although nobody is up who remembers; the machine loses its
+power, not only its process; the disk comes back at another address; and whoever remembers is cut off until late. How
+late, the bits above say (see :data:`SET_BACK_LATE_MAX`)."""
+SET_BACK_LATE_MAX = 16
+"""It is late by a quarter of the longest election timeout, and by fewer quarters than this more."""
 MOVE = "move"
 """The process is killed, and starts again at another address. The options that a process starts with say where the
 first voters are then; those of a process that runs stay as they are. Drawn by itself, so that no other draw changes."""
@@ -310,7 +316,17 @@ def _draw_set_backs(draw: Random, plan: Plan) -> list[Fault]:
         back_us = draw.randrange(copied_us, plan.duration_us)
         faults.append(Fault(copied_us, "disk_copy", target))
         faults.append(
-            Fault(back_us, "disk_set_back", target, duration_us=draw.randrange(1, 4) * plan.election_timeout_us)
+            Fault(
+                back_us,
+                "disk_set_back",
+                target,
+                duration_us=draw.randrange(1, 4) * plan.election_timeout_us,
+                argument=draw.choice((0, 0, SET_BACK_ANYHOW))
+                | draw.choice((0, SET_BACK_OFF))
+                | draw.choice((0, 0, SET_BACK_MOVES))
+                | draw.choice((0, 0, SET_BACK_LATE))
+                | draw.randrange(SET_BACK_LATE_MAX) * 2 * SET_BACK_LATE,
+            )
         )
     return faults
 

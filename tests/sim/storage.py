@@ -67,6 +67,7 @@ class SimStorage:
         node.crash_at("before_save")
         node.port_called("save")
         node.observe(node.world.facts.on_save, node, save)
+        node.known_commit_index = save.commit_index
         node.disk.save(save, _nothing)
         node.saving_since = node.ticks
         self._schedule(save, done)

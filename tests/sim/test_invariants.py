@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sim import invariants
+from sim import invariants, peers
 from sim.clients import Client
 from sim.facts import Committed, Observed, Proposed
 from sim.invariants import Broken
@@ -21,6 +21,8 @@ from sim.world import World, identity_of
 from kvorum.kv.commands import Delete, Put, encode_batch
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.kv.store import Store
+from kvorum.node import set_back
+from kvorum.node.fetch import Fetcher
 from kvorum.node.log_time import LogTime
 from kvorum.node.reads import Reads
 from kvorum.raft import Raft, Role
@@ -216,7 +218,34 @@ def speak_without_taking_part(scene: Scene) -> None:
         participation.is_active = True
 
 
+def save_without_taking_part(scene: Scene) -> None:
+    assert scene.follower.product is not None
+    durable, participation = scene.follower.durable, scene.follower.product.parts.participation
+    invariants.a_node_that_takes_no_part_keeps_its_log(scene.follower, Save(0, durable.hard_state, (scene.entry(),)))
+    participation._finding = "this disk alone has what was committed"
+    invariants.a_node_that_takes_no_part_keeps_its_log(scene.follower, Save(0, durable.hard_state))
+    invariants.a_node_that_takes_no_part_keeps_its_log(scene.follower, Save(0, durable.hard_state, (scene.entry(),)))
+
+
+def replace_what_is_committed_here(scene: Scene) -> None:
+    node, hard_state = scene.follower, scene.follower.durable.hard_state
+    node.known_commit_index = 5
+    after = Entry(6, 99, EntryKind.NOOP, b"")
+    invariants.what_is_committed_here_stays_here(node, Save(0, hard_state, (after,)))
+    true = Snapshot(scene.last, scene.entry().term, scene.raft.configuration)
+    invariants.what_is_committed_here_stays_here(node, Save(0, hard_state, snapshot=true))
+    another = msgspec.structs.replace(true, terms=((1, 99),))
+    with pytest.raises(Broken):
+        invariants.what_is_committed_here_stays_here(node, Save(0, hard_state, snapshot=another))
+    invariants.what_is_committed_here_stays_here(node, Save(0, hard_state, (msgspec.structs.replace(after, index=5),)))
+
+
 LIES: dict[str, Callable[[Scene], None]] = {
+    "a_node_that_takes_no_part_keeps_its_log": save_without_taking_part,
+    "what_is_committed_here_stays_here": replace_what_is_committed_here,
+    "a_disk_that_was_set_back_is_noticed_in_time": lambda s: invariants.a_disk_that_was_set_back_is_noticed_in_time(
+        s.follower, s.leader
+    ),
     "a_node_that_takes_no_part_says_nothing": speak_without_taking_part,
     "no_put_is_proposed_for_full_disks": fill_all_disks,
     "election_safety": lambda s: invariants.election_safety(s.facts, s.follower, s.raft),
@@ -419,6 +448,16 @@ def trusts_what_was_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "has_committed_in_term", lambda self: True)
 
 
+def stops_no_fetch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fetcher, "stop", lambda self: None)
+
+
+def waits_for_one_that_calls_only(patch: pytest.MonkeyPatch) -> None:
+    """What peers remember is not said when they are called, and a node waits for two election timeouts only."""
+    patch.setattr(peers, "ANSWERS_SAY_MARKS_LEVEL", 99)
+    patch.setattr(set_back, "CONNECTED_WAITED_S", 0.0)
+
+
 STALE_READS = {
     "a_read_waits_until_its_index_is_applied",
     "the_order_respects_real_time",
@@ -450,6 +489,12 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
         0,
         writes_its_wall_clock,
         {"log_time_is_no_faster_than_twice_real_time", "log_time_does_not_stand_still"},
+    ),
+    "stops no fetch when it takes no part": (100, stops_no_fetch, {"a_node_that_takes_no_part_keeps_its_log"}),
+    "is heard only when a peer calls": (
+        0,
+        waits_for_one_that_calls_only,
+        {"a_disk_that_was_set_back_is_noticed_in_time"},
     ),
     # The same rule keeps a new leader from serving a read before it knows what is committed (B19).
     "trusts what an earlier leader left": (

@@ -101,3 +101,15 @@ def test_a_split_makes_two_sides() -> None:
     assert cut("split", argument=0b00011) == {(a, b) for a in side for b in other} | {
         (b, a) for a in side for b in other
     }
+
+
+def test_a_cut_is_remembered_when_it_is_mended() -> None:
+    network = World(Plan(seed=1)).network
+    network.cut([("n1", "n2"), ("n1", "n2")])
+    network.mend([("n1", "n2")])
+    assert network.was_cut("n2", 5)
+    network.mend([("n1", "n2")])
+
+    assert network.was_cut("n2", 0)
+    assert not network.was_cut("n2", 5)
+    assert not network.was_cut("n3", 0)

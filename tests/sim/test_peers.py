@@ -39,6 +39,7 @@ class Peer:
         """Start a process."""
         if self.node.is_up:
             self.node.crash("the test takes its place")
+        self.node.is_off = False
         self.node.loop = loop = SimLoop(self.node.world.clock, on_error=self.node.world.clock.abort)
         self.peers = SimPeers(self.node, loop)
         loop.create_task(self.peers.start(self))
@@ -47,8 +48,11 @@ class Peer:
 
     def kill(self) -> None:
         """End it."""
-        self.node.is_lost = True
         self.node.crash("killed")
+
+    def lose_power(self) -> None:
+        """Let the machine end without a word."""
+        self.node.crash("loses its power", is_off=True)
 
     # --- The handler ------------------------------------------------------------------------------------------------
 
@@ -192,12 +196,162 @@ def test_a_peer_that_dies_is_lost_and_called_again_when_it_is_back(net: Net) -> 
     net.b.node.crash("killed")
     net.wait(5 * S)
     net.b.start()
-    net.wait()
+    net.wait(2 * S)
     net.say(1)
     net.wait()
 
     assert net.a.heard == ["lost b@1"]
     assert net.b.heard == ["a@1 calls", "a@1 calls", "a@1 says 1"]
+
+
+def test_a_machine_whose_process_does_not_listen_refuses_a_dial_at_once(net: Net) -> None:
+    net.b.kill()
+    net.connect(40 * MS)
+    net.b.start()
+    net.wait(300 * MS)
+
+    assert net.b.heard == ["a@1 calls"]
+    assert net.world.counts["dials that hung"] == 0
+
+
+def test_a_dial_hangs_where_nothing_answers_and_ends_after_its_time_out(net: Net) -> None:
+    net.b.lose_power()
+    net.connect(1900 * MS)
+    assert net.world.counts["dials that hung"] == 0
+    net.wait(200 * MS)
+    assert net.world.counts["dials that hung"] == 1
+    net.b.start()
+    net.wait(1 * S)
+
+    assert net.b.heard == ["a@1 calls"]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_dial_is_heard_a_second_later_by_a_machine_that_came_in_time(net: Net, is_cut: bool) -> None:
+    if is_cut:
+        net.world.network.cut(net.links())
+    else:
+        net.b.lose_power()
+    net.connect(900 * MS)
+    if is_cut:
+        net.world.network.mend(net.links())
+    else:
+        net.b.start()
+    net.wait(90 * MS)
+    assert net.b.heard == []
+    net.wait(20 * MS)
+
+    assert net.b.heard == ["a@1 calls"]
+    assert net.world.counts["dials that hung"] == 0
+
+
+def test_a_dial_to_a_paused_process_ends_and_is_not_taken_later(net: Net) -> None:
+    net.b.node.pause(net.world.clock.now + 2050 * MS)
+    net.connect(2040 * MS)
+    assert net.world.counts["dials that hung"] == 1
+    assert net.b.heard == []
+    net.wait(3 * S)
+
+    assert net.b.heard == ["a@1 calls"]
+
+
+def test_whoever_is_called_dials_on_for_half_a_second_where_nothing_answers_and_then_elsewhere(net: Net) -> None:
+    net.b.peers.set_members({"a@1": "http://nowhere:9001"})
+    net.b.peers.set_alternatives("a@1", [net.a.url])
+    net.wait(100 * MS)
+    net.connect(450 * MS)
+    assert net.b.heard == ["a@1 calls"]
+    assert not net.b.peers.is_connected("a@1"), "nobody is connected because it was called"
+    net.wait(100 * MS)
+
+    assert net.b.peers.is_connected("a@1")
+
+
+def test_whoever_is_called_waits_for_no_other_dial(net: Net) -> None:
+    net.a.kill()
+    net.b.peers.set_members({"a@1": net.a.url})
+    net.wait(10 * S)
+    net.a.start()
+    net.connect(10 * MS)
+
+    assert net.b.peers.is_connected("a@1")
+
+
+def test_a_stream_to_a_machine_without_power_stays_half_open_until_its_ping(net: Net) -> None:
+    net.connect()
+    net.b.lose_power()
+    net.say(1)
+    net.wait(12 * S)
+    assert net.a.peers.is_connected("b@1")
+    net.wait(6 * S)
+
+    assert net.a.heard == ["lost b@1"]
+    assert not net.a.peers.is_connected("b@1")
+
+
+def test_a_stream_of_a_machine_without_power_is_taken_for_open_until_it_was_silent_for_long(net: Net) -> None:
+    net.connect()
+    net.a.lose_power()
+    net.wait(9 * S)
+    assert net.b.peers.is_calling("a@1")
+    net.wait(5 * S)
+
+    assert net.b.heard == ["a@1 calls", "a@1 hung up"]
+
+
+def test_a_half_open_stream_carries_nothing_and_breaks_when_the_machine_is_there_again(net: Net) -> None:
+    net.connect()
+    net.b.lose_power()
+    net.wait(3 * S)
+    net.b.start()
+    assert net.a.peers.is_connected("b@1")
+    net.say(1)
+    net.wait(10 * MS)
+    assert net.a.heard == ["lost b@1"]
+    net.wait()
+    net.say(2)
+    net.wait()
+
+    assert net.b.heard == ["a@1 calls", "a@1 calls", "a@1 says 2"]
+
+
+def test_a_stream_to_another_start_of_a_process_is_aborted_when_that_calls(net: Net) -> None:
+    net.a.start_id = "1"
+    net.b.peers.set_members({"a@1": net.a.url})
+    net.connect()
+    net.a.lose_power()
+    net.wait(100 * MS)
+    net.a.start_id = "2"
+    net.a.start()
+    net.connect(10 * MS)
+
+    assert net.b.heard == ["a@1 calls", "a@1 calls", "lost a@1"]
+    assert net.world.counts["streams aborted"] == 1
+    assert net.b.peers.is_connected("a@1")
+
+
+def test_what_a_cut_link_closes_is_known_when_it_is_mended(net: Net) -> None:
+    net.connect()
+    net.world.network.cut(net.links())
+    net.b.kill()
+    net.wait(5 * S)
+    assert net.a.heard == []
+    net.world.network.mend(net.links())
+    net.wait(3 * S)
+
+    assert net.a.heard == ["lost b@1"]
+
+
+@pytest.mark.parametrize(("paused_s", "heard"), [(4, []), (20, ["lost b@1"])])
+def test_a_paused_process_keeps_its_streams_for_as_long_as_a_ping_waits(
+    net: Net, paused_s: int, heard: list[str]
+) -> None:
+    net.connect()
+    net.b.node.pause(net.world.clock.now + paused_s * S)
+    net.wait(25 * S)
+
+    assert net.a.heard == heard
+    assert net.a.peers.is_connected("b@1")
 
 
 def test_a_peer_that_stops_reading_reads_everything_later(net: Net) -> None:

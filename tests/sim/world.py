@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 from sim.clock import Clock
 from sim.disk import SimDisk
-from sim.facts import Facts
+from sim.facts import Facts, ForkedFacts
 from sim.history import Operation
 from sim.invariants import Broken
 from sim.network import Frame, Network
@@ -51,7 +51,11 @@ class World:
     def __init__(self, plan: Plan, transcript: Callable[[str], None] | None = None) -> None:
         self.plan = plan
         self.clock = Clock()
-        self.facts = Facts()
+        self.facts: Facts = Facts()
+        self.is_forked = False
+        """There may be two histories, and that is no bug of ours."""
+        self.on_taking_part: Callable[[SimNode], None] = lambda _: None
+        """Told in each turn of a process whose disk was set back, and which takes part."""
         self.network = Network(plan, self.clock, self._deliver)
         self.nodes: dict[NodeId, SimNode] = {}
         self.counts: Counter[str] = Counter()
@@ -116,12 +120,15 @@ class World:
         """Return where the options of a process that starts now say that the peers of this name are."""
         return next((node.host for node in reversed(self.nodes.values()) if node.name == name), name)
 
-    def peers_at(self, url: str) -> SimPeers | None:
-        """Return the peer port at this address, or None if no process listens there."""
+    def machine_at(self, url: str) -> SimNode | None:
+        """Return the machine that answers at this address, or None: nothing does."""
+        found = None
         for node in self.nodes.values():
-            if node.url == url and node.peers is not None:
-                return node.peers
-        return None
+            if node.url == url and not node.is_off and not (node.is_lost and node.peers is None):
+                found = node
+                if node.peers is not None:
+                    break
+        return found
 
     # --- Messages -----------------------------------------------------------------------------------------------
 
@@ -162,9 +169,30 @@ class World:
             if other.peers is not None and other.peers is not peers:
                 other.peers.died(peers, self._notice_us)
 
+    def fork(self, why: str) -> None:
+        """A disk that was set back takes part, and nobody could tell it in time: now there may be two histories.
+
+        What is still promised is that no disk loses what its node knows to be committed.
+        """
+        if not self.is_forked:
+            self.is_forked = True
+            self.counts["forks"] += 1
+            self.note("", "there may be two histories from now on: {}", why)
+            self.facts = ForkedFacts(self.facts)
+
     def on_distrusted(self, node: SimNode) -> None:
-        """A process takes no part any more: its disk must have been set back, and the operator gives it another."""
-        if not node.is_set_back:
+        """A process takes no part any more: its disk must have been set back, and the operator gives it another.
+
+        Where there may be two histories, every disk is kept.
+        """
+        if self.is_forked:
+            if node.id not in self.distrusted:
+                self.distrusted.append(node.id)
+                self.counts["nodes that keep their disks"] += 1
+                if node.product is not None and node.product.parts.fetcher._fetch is not None:
+                    self.counts["nodes that keep their disks during a fetch"] += 1
+                self.note(node.id, "takes no part any more, and keeps its disk")
+        elif not node.is_set_back:
             why = node.product.distrusted if node.product is not None else ""
             self.clock.abort(Broken("only_a_disk_that_was_set_back_is_distrusted", f"{node.id}: {why}"))
         elif node.id not in self.distrusted:

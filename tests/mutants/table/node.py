@@ -1569,6 +1569,14 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "K4",
+        "A fetch under way goes on when its node takes no part any more, as a simulation shows.",
+        "node.fetch:Fetcher.stop",
+        "self._task.cancel()",
+        "pass",
+        tests="tests/sim/test_set_back.py -k during_a_fetch",
+    ),
+    Mutant(
+        "K4",
         "A fetch begins although the node takes no part any more.",
         "node.driver:Driver._handle",
         "ready.fetch is not None and self._participation.is_active",
