@@ -255,6 +255,18 @@ def test_a_released_read_is_released_once() -> None:
     assert server.take(answer_read("b", "a", 1, 7, 1)) == NOTHING
 
 
+def test_a_second_answer_releases_no_read_that_was_asked_for_since() -> None:
+    """Stale reads: the leader proved that it leads before they were asked for (B21)."""
+    server = follower("1", leader="b", commit=1)
+    server.raft.read_index(7)
+    server.drain()
+    server.drain(answer_read("b", "a", 1, 7, 1))
+    server.raft.read_index(8)
+    server.ready()
+    assert server.take(answer_read("b", "a", 1, 7, 1)) == NOTHING
+    assert server.take(answer_read("b", "a", 1, 8, 1)) == Ready(reads=(Read(8, 1),))
+
+
 def test_a_follower_asks_again_until_it_is_answered() -> None:
     """The question or the answer may be lost."""
     server = follower("1", leader="b", commit=1)

@@ -218,9 +218,10 @@ def test_an_old_snapshot_undoes_nothing() -> None:
 
 def test_a_snapshot_that_contradicts_what_is_committed_is_refused() -> None:
     """5.4.3, State Machine Safety: two servers would have applied different entries at one index."""
-    server = follower("112", leader="b", commit=3)
-    with pytest.raises(CommitsLostError):
-        server.raft.step(install("b", "a", 2, Snapshot(3, 1, configuration())))
+    for index, term in ((3, 1), (2, 2)):  # at what was committed last, and before it
+        server = follower("112", leader="b", commit=3)
+        with pytest.raises(CommitsLostError, match=f"yet an entry of term {3 - term} is committed there"):
+            server.raft.step(install("b", "a", 2, Snapshot(index, term, configuration())))
 
 
 def test_a_snapshot_older_than_the_log_undoes_nothing() -> None:
