@@ -23,7 +23,7 @@ from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.state_hash import Mismatch, RecordSum
 
-CHUNK_KEYS = 512
+CHUNK_KEYS = 256
 """Keys in a chunk unless asked otherwise: less than a millisecond of work."""
 CHUNK_BYTES = 256 * 1024
 """Bytes in a chunk unless asked otherwise."""

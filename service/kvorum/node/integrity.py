@@ -151,18 +151,16 @@ class Integrity:
             return False
         others = [voter for voter in voters if voter != raft.id]
         answers = await asyncio.gather(*(self._peers.state_hash(voter, index) for voter in others))
-        if self._state.store is not store:
-            return False  # What was asked about is not served any more.
         theirs = {voter: answer for voter, answer in zip(others, answers, strict=True) if answer is not None}
-        different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
-        if self._state.suspected_shift != shift:
-            return True  # A sweep has found something meanwhile.
         is_voter = raft.id in voters
         wrong = is_wrong(ours, theirs, len(voters), self._state.expected_sum(ours), is_voter=is_voter)
         if wrong is not False and shift is None and await self._is_forked(index, ours, theirs):
             return False
-        if self._state.store is not store or self._state.suspected_shift != shift:
-            return self._state.suspected_shift is not None
+        if self._state.store is not store:
+            return False  # What was asked about is not served any more.
+        different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
+        if self._state.suspected_shift != shift:
+            return True  # A sweep has found something meanwhile.
         if wrong is None:
             if self._limit.allow() is not None:
                 log.error(
