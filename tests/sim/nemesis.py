@@ -94,7 +94,7 @@ class Nemesis:
                 world.network.hold(node.id, world.clock.now + fault.duration_us)
             case "cut_fetches":
                 for each in world.nodes.values():
-                    each.cut_fetches_until = world.clock.now + 12 * fault.duration_us
+                    each.cut_fetches_until = world.clock.now + 36 * fault.duration_us
             case "port_error":
                 node.port_error = PORT_ERRORS[fault.argument % len(PORT_ERRORS)]
             case "stop":

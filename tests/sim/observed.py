@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvorum.raft import Change, Raft, RaftConfig
+from kvorum.raft import Change, Raft, RaftConfig, Role
 from kvorum.raft.log import OnDisk
 from kvorum.raft.messages import (
     AppendEntriesResponse,
@@ -148,6 +148,7 @@ class ObservedRaft(Raft):
     def fetch_failed(self, snapshot: Snapshot) -> None:
         """A snapshot does not come."""
         self._node.world.counts["fetches given up"] += 1
+        self._node.world.counts["fetches that end at a leader"] += self.role is Role.LEADER
         super().fetch_failed(snapshot)
         self._node.on_input()
 

@@ -51,6 +51,8 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         assert total[f"fault {kind}"] >= 3, f"{kind} never happens: {total}"
     for what in (
         "disks set back", "disks found set back",
+        "set back while others were disturbed", "set back over a change of members", "peers that remember and are late",
+        "machines off", "dials that hung", "streams left half open", "streams aborted",
         "crashes", "restores", "snapshots", "transfers", "disks lost", "membership AddLearner", "membership Promote",
         "membership Remove", "snapshots damaged", "leaders asked to remove themselves", "write unknown", "elections",
         "torn saves", "writes without room", "snapshots without room", "fetches resumed", "fetches cut", "port errors",
