@@ -329,8 +329,6 @@ class LogState:
         A snapshot that a peer has sent but that no record adopts is not held: its file came first, then a crash.
         """
         last_index, last_term = snapshot.last_index, snapshot.last_term
-        if last_index > self.last_index:
-            return False
         first_index = self.first_index
         if self.base is not None and last_index == self.base.last_index:
             return last_term == self.base.last_term and first_index in (None, last_index + 1)

@@ -158,13 +158,6 @@ MUTANTS = (
     ),
     Mutant(
         "B26",
-        "A snapshot that arrived, but that no record adopted, is loaded.",
-        "storage.records:LogState.holds",
-        "last_index > self.last_index",
-        "False",
-    ),
-    Mutant(
-        "B26",
         "A snapshot of another term than the log's is loaded.",
         "storage.records:LogState.holds",
         "self.term(last_index) == last_term",
