@@ -2,7 +2,7 @@
 
 The layers, each of which imports only those below it (``pyproject.toml`` enforces it)::
 
-    __main__                      composition root: configuration, signals, exit codes
+    __main__, cli                 composition root: configuration, signals, exit codes
     api | cluster | telemetry     HTTP, Kubernetes, metrics
     node                          the driver: the one module that knows the others
     storage | transport | kv      the disk, the peers, the replicated state
