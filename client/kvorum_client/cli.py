@@ -17,7 +17,7 @@ from kvorum_client import cli_backup
 from kvorum_client import cli_commands as commands
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
-from kvorum_client.client import Client
+from kvorum_client.client import BACKUP_SILENCE_S, Client
 from kvorum_client.errors import (
     ClientError,
     InvalidArgumentError,
@@ -27,6 +27,7 @@ from kvorum_client.errors import (
     UnavailableError,
 )
 from kvorum_client.top import ASK_TIMEOUT_S, top
+from kvorum_client.transport import parse_endpoint
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -41,6 +42,7 @@ EXIT_NO_SPACE = 6
 EXIT_INTERRUPTED = 130
 
 NO_LEADER = "there is no leader: nothing was done; a majority must be up (kv status)"
+OR_STALE = "; add --stale to save what one node has applied, which may lack acknowledged writes"
 NOTICE_S = 1.0
 """How long a command is silent before it says what it waits for."""
 LOCAL_ENDPOINTS = "127.0.0.1:8001,127.0.0.1:8002,127.0.0.1:8003"
@@ -81,14 +83,13 @@ Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
 _DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     commands.status: commands.PROBE_TIMEOUT_S * commands.STATUS_ROUNDS,
     commands.health: commands.PROBE_TIMEOUT_S * commands.HEALTH_ROUNDS,
-    cli_backup.save: cli_backup.SILENCE_S,
 }
 _PROBES = "deadline for the whole command, at most {0:g} [default {0:g}]"
 _TIMEOUT_HELPS: Mapping[object, str] = {
     commands.status: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.status]),
     commands.health: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.health]),
-    cli_backup.save: "how long to look for a node that gives a backup, and how long that node may be silent "
-    f"[default {cli_backup.SILENCE_S:g}]",
+    cli_backup.save: "how long to look for a node that gives a backup, and to wait for a quorum to confirm it; the "
+    f"node may then be silent for {BACKUP_SILENCE_S:g} s, or this long if it is more [default 10]",
     cli_backup.status: "ignored: it asks no node",
     top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
 }
@@ -134,12 +135,11 @@ def _carry_out(options: argparse.Namespace) -> int:
     Raises:
         OSError: it is done, but the answer cannot be written.
     """
-    is_under_way = False
+    sent = _Sent()
     try:
         if options.run is commands.put:
             commands.read_value(options)
-        is_under_way = options.run in commands.WRITES
-        return asyncio.run(_run(options))
+        return asyncio.run(_run(options, sent))
     except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
     except OutcomeUnknownError as error:
@@ -151,7 +151,9 @@ def _carry_out(options: argparse.Namespace) -> int:
     except (RefusedError, ClientError) as error:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
-        doubt = "; it may or may not have been applied" if is_under_way else ""
+        doubt = ""
+        if options.run in commands.WRITES:
+            doubt = "; it may or may not have been applied" if sent.writes else "; nothing was done"
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
 
 
@@ -163,7 +165,13 @@ def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
-async def _run(options: argparse.Namespace) -> int:
+class _Sent:
+    """What a command that is interrupted has sent."""
+
+    writes = 0
+
+
+async def _run(options: argparse.Namespace, sent: _Sent) -> int:
     endpoints, are_default = _endpoints(options, os.environ)
     async with Client(
         endpoints.split(","),
@@ -177,16 +185,18 @@ async def _run(options: argparse.Namespace) -> int:
             status = await run(client, options)
         except UnavailableError as error:
             reason = NO_LEADER if client.lacks_leader else f"{error}"
-            raise UnavailableError(f"{reason}{notice.hint()}") from None
+            stale = OR_STALE if run is cli_backup.save and client.has_heard and not options.stale else ""
+            raise UnavailableError(f"{reason}{stale}{notice.hint()}") from None
         finally:
             timer.cancel()
+            sent.writes = client.writes_perhaps_sent
         if status == EXIT_UNAVAILABLE and (hint := notice.hint()):
             say(f"no node answers{hint}")
         return status
 
 
 class _Notice:
-    """Says what a command waits for, and once how to start a cluster where nothing answers.
+    """Says what a command waits for, and how to start a cluster where nothing answers.
 
     Args:
         client: its client.
@@ -198,25 +208,27 @@ class _Notice:
         self._client = client
         self._options = options
         self._are_default = are_default
-        self._hinted = False
 
     def give(self) -> None:
         """Say what the command is waiting for."""
         run, reason = self._options.run, self._client.last_failure
-        if run in (top, cli_backup.status) or (run is cli_backup.save and reason is None):
-            # It shows what it does, or asks nobody; and a backup that is on its way has its own progress.
+        is_arriving = run is cli_backup.save and self._client.has_heard and reason is None
+        if run in (top, cli_backup.status) or is_arriving:
+            # It shows what it does, or asks nobody; and a backup that arrives has its own progress.
             return
         timeout_s = getattr(self._options, "timeout", _DEFAULT_TIMEOUTS_S.get(run, 10.0))
         if run in (commands.status, commands.health):
             timeout_s = min(timeout_s, _DEFAULT_TIMEOUTS_S[run])
         reason = reason or f"no answer yet from {', '.join(self._client.endpoints)}"
-        say(f"still waiting, for up to {timeout_s:g} s: {reason}{self.hint()}")
+        what = ""
+        if run is cli_backup.save:
+            what = f" for a node{'' if self._options.stale else ' and a quorum'}, then for the backup"
+        say(f"still waiting, for up to {timeout_s:g} s{what}: {reason}{self.hint()}")
 
     def hint(self) -> str:
-        """Return what to do if there seems to be no cluster, to append to a message; empty the second time."""
-        if self._hinted or not self._are_default or self._client.has_heard:
+        """Return what to do if there seems to be no cluster, to append to a message."""
+        if not self._are_default or self._client.has_heard:
             return ""
-        self._hinted = True
         return "; start a cluster with `kvorum local`, or name its nodes with --endpoints"
 
 
@@ -302,7 +314,19 @@ def _usage(message: str) -> NoReturn:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that fails when the help or the version cannot be written, which argparse ignores."""
+    """A parser that names what it does not know with the usage of the subcommand.
+
+    It fails when the help or the version cannot be written, which argparse ignores.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # argparse has the outermost parser complain of what a subcommand does not know.
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is sys.stdout:
@@ -392,6 +416,17 @@ def _frames(text: str) -> int:
     return _whole_number(text, "a whole number of frames")
 
 
+def _base_url(text: str) -> str:
+    """Return ``http://HOST:PORT``, of which HOST:PORT alone is given often."""
+    url = text if "://" in text else f"http://{text}"
+    try:
+        if urlsplit(parse_endpoint(url)).netloc == urlsplit(url).netloc:
+            return url
+    except InvalidArgumentError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be HOST:PORT or http://HOST:PORT, not {text!r}")
+
+
 def _whole_number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be {what} from 0 to {2**63 - 1:,}, not {text!r}")
@@ -429,6 +464,10 @@ def _add_group(
     fill(lambda name, run, summary: _add(inner, name, run, summary))
 
 
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[default table]")
+
+
 def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     put = add("put", commands.put, "set a key")
     put.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
@@ -445,13 +484,12 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=_revision,
         help="write only if the key's mod_revision is N; 0: only if the key does not exist",
     )
-    put.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(put)
 
     get = add("get", commands.get, "read a key")
     get.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     get.add_argument(
-        "-o",
-        dest="output",
+        *("-o", "--output"),
         choices=("raw", "table", "json"),
         default="raw",
         help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",
@@ -467,12 +505,12 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     delete = add("del", commands.delete, "remove a key", "delete")
     delete.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     delete.add_argument("--prev-revision", metavar="N", type=_revision, help="only if the key's mod_revision is N")
-    delete.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(delete)
 
 
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     status = add("status", commands.status, "show every node: role, term, progress, revision, feature level, version")
-    status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(status)
     live = add("top", top, "watch every node live: roles, lag, rates, latencies and events")
     live.add_argument(
         "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="time between frames [default 1]"
@@ -480,28 +518,32 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     live.add_argument("--count", metavar="N", type=_frames, default=0, help="stop after N frames [default: never]")
     live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
-    health.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(health)
 
 
 def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("list", commands.member_list, "list the members, as the leader sees them")
-    listing.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(listing)
     adding = add("add", commands.member_add, "add a learner; the leader promotes it when it has caught up")
     adding.add_argument("name", metavar="NAME")
-    adding.add_argument("peer_url", metavar="PEER-URL", help="where its peers reach it: http://HOST:PORT")
+    adding.add_argument(
+        "peer_url", metavar="PEER-URL", type=_base_url, help="where its peers reach it: HOST:PORT or http://HOST:PORT"
+    )
     adding.add_argument(
         "client_url",
         metavar="CLIENT-URL",
+        type=_base_url,
         nargs="?",
-        default="",
         help="where clients reach it; refused if its advertise_client_url differs [default: what it announces]",
     )
-    add(
+    promoting = add(
         "promote", commands.member_promote, "make a learner a voter now; the leader does it when it has caught up"
-    ).add_argument("name", metavar="NAME")
-    add("remove", commands.member_remove, "remove a member; stop it first to keep it out").add_argument(
-        "name", metavar="NAME"
     )
+    promoting.add_argument("name", metavar="NAME")
+    removing = add("remove", commands.member_remove, "remove a member; stop it first to keep it out")
+    removing.add_argument("name", metavar="NAME")
+    for command in (adding, promoting, removing):
+        _add_output(command)
 
 
 def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -513,17 +555,19 @@ def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="save what one node has applied, also without a quorum; acknowledged writes may be missing",
     )
-    save.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(save)
     status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
     status.add_argument("file", metavar="FILE", help="file to read; - is stdin")
-    status.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+    _add_output(status)
 
 
 def _cluster_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add(
-        "finalize",
-        commands.finalize,
-        "raise the feature level to that of the new version; rolling back is impossible afterwards",
+    _add_output(
+        add(
+            "finalize",
+            commands.finalize,
+            "raise the feature level to that of the new version; rolling back is impossible afterwards",
+        )
     )
 
 
@@ -532,7 +576,7 @@ def _quota_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     change = add("set", commands.quota_set, "set the quota on data; above it puts are refused")
     change.add_argument("quota_bytes", metavar="SIZE", type=_size, help="bytes, or for example 512MiB or 2GiB")
     for command in (show, change):
-        command.add_argument("-o", dest="output", choices=("table", "json"), default="table", help="[default table]")
+        _add_output(command)
 
 
 def _size(text: str) -> int:
@@ -543,9 +587,11 @@ def _size(text: str) -> int:
 
 
 def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("show", commands.leader_show, "show who leads")
+    show = add("show", commands.leader_show, "show who leads")
     move = add("move", commands.leader_move, "transfer the leadership")
     move.add_argument("target", metavar="NAME", nargs="?", help="the new leader [default: the most caught-up voter]")
+    for command in (show, move):
+        _add_output(command)
 
 
 if __name__ == "__main__":

@@ -19,22 +19,19 @@ from kvorum_client.cli_output import print_json, print_table
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 
-SILENCE_S = 60.0
-"""How long a node may take to produce the snapshot, or its next piece."""
 PROGRESS_S = 0.2
 STALE = "kv: warning: no quorum confirmed this backup: writes that were acknowledged before it may be missing"
 
 
 async def save(client: Client, options: argparse.Namespace) -> int:
     """``kv snapshot save FILE|-``."""
-    silence_s = getattr(options, "timeout", SILENCE_S)
     with _target(options.file, options.force) as file, _Progress() as progress:
 
         def write(chunk: bytes, size_bytes: int) -> None:
             file.write(chunk)
             progress.show(len(chunk), size_bytes)
 
-        backup = await client.backup(write, stale=options.stale, timeout_s=silence_s)
+        backup = await client.backup(write, stale=options.stale)
         file.flush()
     if options.output == "json":
         # With the backup itself on stdout, what is said of it goes elsewhere.
@@ -108,7 +105,8 @@ def _target(name: str, force: bool) -> Iterator[BinaryIO]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise InvalidArgumentError(f"{error.filename or name}: {error.strerror or error}") from None
+        # The error itself names the temporary file.
+        raise InvalidArgumentError(f"{name}: {error.strerror or error}") from None
 
 
 class _Progress:

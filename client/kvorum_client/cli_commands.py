@@ -54,6 +54,9 @@ def read_value(options: argparse.Namespace) -> None:
             options.value = file.read(VALUE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         raise InvalidArgumentError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if argument == "-" and not options.value:
+        # A shell in a pod has no stdin unless it is asked for.
+        say("stdin is empty: the value has 0 bytes")
     if len(options.value) > VALUE_BYTES_MAX:
         raise RefusedError(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
 
@@ -117,8 +120,14 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         print_table(rows)
     statuses = [answer for answer in found.values() if isinstance(answer, NodeStatus)]
     led = any(answer.leader_name for answer in statuses)
-    for mismatch in sorted({text for answer in statuses for text in answer.address_mismatches}):
+    mismatches = sorted({text for answer in statuses for text in answer.address_mismatches})
+    for mismatch in mismatches:
         say(f"addresses differ: {mismatch}")
+    if mismatches:
+        say(
+            "the leader corrects the members list within seconds; correct the options of the nodes yourself, and "
+            "restart one node at a time; see docs/operations/without-kubernetes.md"
+        )
     others = _strangers(statuses, client.cluster_id)
     if others:
         say(others)
@@ -255,11 +264,7 @@ def _print_health(answer: NodeHealth) -> None:
 
 async def member_list(client: Client, options: argparse.Namespace) -> int:
     """``kv member list``."""
-    members = (await _leader_status(client)).members
-    if options.output == "json":
-        print_json(members)
-    else:
-        _print_members(members)
+    _show_members((await _leader_status(client)).members, options)
     return 0
 
 
@@ -274,7 +279,10 @@ async def _leader_status(client: Client) -> NodeStatus:
     return answer
 
 
-def _print_members(members: Sequence[Member]) -> None:
+def _show_members(members: Sequence[Member], options: argparse.Namespace) -> None:
+    if options.output == "json":
+        print_json(members)
+        return
     rows = [["NAME", "ROLE", "CLIENT-URL", "PEER-URL", "LAG", "HEALTHY", "ID"]]
     for m in members:
         lag = "-" if m.lag is None else str(m.lag)
@@ -285,19 +293,19 @@ def _print_members(members: Sequence[Member]) -> None:
 
 async def member_add(client: Client, options: argparse.Namespace) -> int:
     """``kv member add NAME PEER-URL [CLIENT-URL]``."""
-    _print_members(await client.add_member(options.name, options.peer_url, options.client_url))
+    _show_members(await client.add_member(options.name, options.peer_url, options.client_url or ""), options)
     return 0
 
 
 async def member_promote(client: Client, options: argparse.Namespace) -> int:
     """``kv member promote NAME``."""
-    _print_members(await client.promote_member(options.name))
+    _show_members(await client.promote_member(options.name), options)
     return 0
 
 
 async def member_remove(client: Client, options: argparse.Namespace) -> int:
     """``kv member remove NAME``."""
-    _print_members(await client.remove_member(options.name))
+    _show_members(await client.remove_member(options.name), options)
     say(
         f"{options.name} is removed; if it runs and is one of the configured peers, it is soon added again, as a new "
         "member with an empty disk: to keep it out, stop it first"
@@ -311,6 +319,10 @@ async def leader_show(client: Client, options: argparse.Namespace) -> int:
     if not answer.leader_name:
         say(f"{answer.name} knows no leader")
         return 3
+    if options.output == "json":
+        url = answer.leader_client_url
+        print_json({"leader": answer.leader_name, "term": answer.term, "client_url": url, "according_to": answer.name})
+        return 0
     where = answer.leader_client_url or "an unknown address"
     print(printable(f"{answer.leader_name} leads term {answer.term}, at {where}, says {answer.name}"))
     return 0
@@ -318,13 +330,21 @@ async def leader_show(client: Client, options: argparse.Namespace) -> int:
 
 async def leader_move(client: Client, options: argparse.Namespace) -> int:
     """``kv leader move [NAME]``."""
-    print(printable(f"{await client.move_leader(options.target)} leads now"))
+    leader = await client.move_leader(options.target)
+    if options.output == "json":
+        print_json({"leader": leader})
+    else:
+        print(printable(f"{leader} leads now"))
     return 0
 
 
 async def finalize(client: Client, options: argparse.Namespace) -> int:
     """``kv cluster finalize``."""
-    print(f"the cluster is at feature level {await client.finalize()}")
+    level = await client.finalize()
+    if options.output == "json":
+        print_json({"feature_level": level})
+    else:
+        print(f"the cluster is at feature level {level}")
     return 0
 
 

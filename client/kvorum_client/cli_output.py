@@ -18,8 +18,17 @@ def print_json(data: object, stream: BinaryIO | None = None) -> None:
 
 
 def printable(value: object) -> str:
-    """Return a value as text that cannot move this terminal's cursor, whatever somebody stored."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+    r"""Return a value as text that cannot move this terminal's cursor, whatever somebody stored.
+
+    A byte that is not UTF-8, which arguments of a process hold as a surrogate, is written as in ``\xff``.
+    """
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(value))
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return repr(char)[1:-1]
 
 
 def for_terminal(value: bytes) -> str:

@@ -77,6 +77,8 @@ CONCURRENT_CALLS_MAX = 64
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
 END_SESSIONS_S = 1.0
 """How long closing a client waits for the cluster to end its sessions."""
+BACKUP_SILENCE_S = 60.0
+"""How long a node may take to write a backup, or its next piece."""
 PROBE_S = 2.0
 """How often a node is probed that does not begin to send a backup, and how long it has to answer."""
 WARNING_INTERVAL_S = 60.0
@@ -194,6 +196,8 @@ class Client:
         """Why the latest attempt of any call did not end it."""
         self.has_heard = False
         """Whether any node has answered anything."""
+        self.writes_perhaps_sent = 0
+        """How many attempts to write were made, without those of which certainly nothing was sent."""
         self.lacks_leader = False
         """Whether the latest answer was that there is no leader."""
         self._begin_anew()
@@ -386,24 +390,27 @@ class Client:
                 was given is a backup only once this returns.
             stale: what the node has applied is enough. It works without a quorum, may lack acknowledged writes, and the
                 file says so.
-            timeout_s: how long to look for a node that gives one, and how long that node may be silent.
+            timeout_s: how long to look for a node that gives one, and how long a quorum may take to confirm it. The
+                node may then be silent for a minute (or this long, if it is more) while it writes the backup.
 
         Raises:
             RefusedError, UnavailableError: there is none; ``write`` was not called.
             BackupDamagedError: it broke off, or is not what the node meant to send.
         """
-        silence_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+        silence_s = max(timeout_s, BACKUP_SILENCE_S)
         parameters = {"consistency": "stale"} if stale else {}
-        call = _Call("GET", "/v1/snapshot", self._deadline(silence_s), parameters=parameters, any_node=True)
+        call = _Call("GET", "/v1/snapshot", self._deadline(timeout_s), parameters=parameters, any_node=True)
         verifier = Verifier()
-        while call.deadline > time.monotonic():
-            base = await self._router.pick_any(call.remaining_s())
+        while (remaining_s := call.remaining_s()) > 0:
+            base = await self._router.pick_any(remaining_s)
             if self._transport.is_closed:
                 raise UnavailableError(CLOSED)
             try:
-                pieces = self._transport.download(base, call.target(silence_s), self._cluster_header(), silence_s)
+                pieces = self._transport.download(base, call.target(remaining_s), self._cluster_header(), silence_s)
                 async with contextlib.aclosing(self._while_alive(pieces, base)) as living:
                     async for chunk, size_bytes in living:
+                        self.has_heard, self.last_failure = True, None
                         verifier.feed(chunk)
                         write(chunk, size_bytes)
                 return verifier.finish()
@@ -688,9 +695,11 @@ class Client:
         """
         timeout_s = min(remaining_s, self._attempt_timeout_s)
         call.names_cluster = bool(self.cluster_id)
+        self.writes_perhaps_sent += call.is_write
         try:
             return await self._exchange(call, base, timeout_s)
         except NotSentError as error:
+            self.writes_perhaps_sent -= call.is_write
             call.reason = str(error)
             if base == self._router.leader and call.waits:
                 # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.

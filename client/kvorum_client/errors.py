@@ -8,7 +8,8 @@
     |   +-- CompareFailedError  the key is at another revision than ``prev_revision``
     |   +-- NoSpaceError        the cluster has no room for more data; deletes and reads go on
     |   +-- WrongClusterError   the nodes belong to another cluster than the client's
-    +-- UnavailableError        nobody answered, or nobody leads, until the deadline; certainly not done
+    +-- UnavailableError        nobody answered, or nobody leads, until the deadline, or the client is closed; certainly
+    |                           not done
     +-- OutcomeUnknownError     it may be done, now or later
     +-- BackupDamagedError      a backup that is none, or not all of one
 
@@ -102,7 +103,7 @@ class WrongClusterError(RefusedError):
 
 
 class UnavailableError(ClientError):
-    """No node answered, or none leads, until the deadline; nothing was done."""
+    """No node answered, or none leads, until the deadline, or the client is closed; nothing was done."""
 
 
 class OutcomeUnknownError(ClientError):

@@ -109,7 +109,9 @@ class SyncClient:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise OutcomeUnknownError(f"{CLOSED}: what was under way may or may not have been applied") from None
+            raise OutcomeUnknownError(
+                "the client was closed: what was under way may or may not have been applied"
+            ) from None
         except BaseException:
             # Ctrl-C in this thread; the call's own errors come when it has ended.
             future.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import os
 import re
@@ -27,11 +28,13 @@ RESOLVE_INTERVAL_S = 2.0
 _CONNECTIONS_MAX = 1024
 _PLAIN = re.compile(r"[^\s\\\x00-\x1f\x7f]+")
 _DOWNLOAD_BYTES = 256 * 1024
+_WHOLE_BODY_BYTES_MAX = 1024 * 1024
+"""aiohttp warns of a longer body of bytes, since it is written in one piece."""
 _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 """Of an answer that is kept in memory; the longest of a node's own is a value, in base64."""
 
 
-CLOSED = "the client is closed"
+CLOSED = "the client is closed; make a new one"
 UNCLOSED = "a client of Kvorum was not closed: call close(), or use it in a `with`"
 
 
@@ -127,7 +130,7 @@ class Transport:
                 method,
                 # Encoded already: a key is decoded once, by the node.
                 URL(base + target, encoded=True),
-                data=body or None,
+                data=io.BytesIO(body) if len(body) > _WHOLE_BODY_BYTES_MAX else body or None,
                 headers=headers,
                 allow_redirects=False,
                 timeout=timeout,

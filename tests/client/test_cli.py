@@ -408,7 +408,7 @@ def test_ctrl_c_ends_the_reading_of_a_value_and_nothing_is_sent() -> None:
             process.send_signal(signal.SIGINT)
             try:
                 assert process.wait(timeout=10) == 130
-                assert process.stderr.read() == b"kv: interrupted\n"
+                assert process.stderr.read() == b"kv: interrupted; nothing was done\n"
             finally:
                 process.kill()
             for stream in (process.stdin, process.stdout, process.stderr):

@@ -639,3 +639,39 @@ def test_a_leader_that_is_slow_is_waited_for_while_nobody_names_another() -> Non
             assert len(servers[0].node.proposed) == 2, "the write was sent twice"
 
     run(scenario)
+
+
+@pytest.mark.parametrize("size_bytes", [1024 * 1024, 1024 * 1024 + 1, 3 * 1024 * 1024])
+def test_a_large_value_is_sent_without_a_warning(size_bytes: int) -> None:
+    """Warnings are errors in these tests. A value that is too large is the node's to refuse."""
+
+    async def scenario() -> None:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            value = b"v" * size_bytes
+            if size_bytes > 1024 * 1024:
+                with pytest.raises(RefusedError) as caught:
+                    await kv.put("k", value)
+                assert caught.value.code == "too_large"
+            else:
+                await kv.put("k", value)
+                record = await kv.get("k")
+                assert record is not None and record.value == value
+
+    run(scenario)
+
+
+def test_a_closed_client_says_that_another_one_is_needed() -> None:
+    async def scenario() -> None:
+        async with cluster(1) as servers:
+            kv = Client([servers[0].url])
+            await kv.close()
+            with pytest.raises(UnavailableError, match=r"^the client is closed; make a new one$"):
+                await kv.put("k", "v")
+            with pytest.raises(UnavailableError, match=r"^the client is closed; make a new one$"):
+                await kv.backup(lambda chunk, size_bytes: None)
+            sync = SyncClient([servers[0].url])
+            sync.close()
+            with pytest.raises(UnavailableError, match=r"^the client is closed; make a new one$"):
+                sync.get("k")
+
+    run(scenario)

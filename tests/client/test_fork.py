@@ -87,7 +87,7 @@ if not child:
     try:
         kv.put("after", "close")
     except Exception as error:
-        os._exit(0 if str(error) == "the client is closed" else 1)
+        os._exit(0 if str(error) == "the client is closed; make a new one" else 1)
 print(os.waitpid(child, 0)[1])
 """
 
