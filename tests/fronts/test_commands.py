@@ -76,6 +76,32 @@ def test_contradictory_flags_exit_2_with_one_line(
     assert printed.err.startswith("kvorum: ") and printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["--tick-ms", "0"], "--tick-ms: must be a whole number"),
+        (["--peers", "n9=127.0.0.1:1"], "name n1 is not among peers"),
+    ],
+)
+def test_wrong_options_for_the_nodes_of_a_local_cluster_are_told_once_and_nothing_is_started(
+    flags: list[str], says: str, ports: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    result = kvorum("local", "--base-port", str(ports), "--data-dir", str(folder), "--", *flags)
+    assert (result.returncode, result.stdout, folder.exists()) == (serve.EXIT_CONFIG, "", False)
+    assert result.stderr.count(says) == 1 and result.stderr.count("\n") <= 2
+
+
+@pytest.mark.parametrize("command", ["serve", "local", "version"])
+def test_an_unknown_argument_shows_the_usage_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--frob"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: kvorum {command} ") and "unrecognized arguments: --frob" in printed
+
+
 def test_a_port_in_use_exits_3_with_one_line_that_names_it(ports: int, tmp_path: Path) -> None:
     for taken in (ports, ports + 1000):
         with socket.socket() as blocker:

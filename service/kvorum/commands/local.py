@@ -23,6 +23,7 @@ import aiohttp
 import msgspec
 
 from kvorum.commands import local_control
+from kvorum.config import sources
 from kvorum.errors import ConfigError, StorageError
 from kvorum.storage import datadir
 
@@ -107,6 +108,22 @@ def plan(options: argparse.Namespace) -> tuple[LocalNode, ...]:
     )
 
 
+def _check(nodes: Sequence[LocalNode]) -> None:
+    """Check the options of the nodes, so that a mistake is told once, and before any node is started.
+
+    Raises:
+        ConfigError: a value that a node would refuse.
+        SystemExit: what argparse refuses; it has said why.
+    """
+    parser = argparse.ArgumentParser(
+        prog="kvorum local", usage="kvorum local -- SERVE-FLAG ... (see kvorum serve --help)", allow_abbrev=False
+    )
+    sources.add_arguments(parser)
+    for node in nodes:
+        _, *arguments = node.arguments
+        sources.load(vars(parser.parse_args(arguments)))
+
+
 def _number(text: str, flag: str, minimum: int, maximum: int) -> int:
     if not (text.isascii() and text.isdigit()) or not minimum <= int(text) <= maximum:
         raise ConfigError(f"{flag}: must be a whole number from {minimum:,} to {maximum:,}, not {text!r}")
@@ -122,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
     if options.serve and not options.serve[0].startswith("-"):
         return _act(options.data_dir, options.serve)
     nodes = plan(options)
+    _check(nodes)
     if (occupied := _occupied(nodes)) is not None:
         print_line(f"kvorum local: {occupied}; choose another --base-port", sys.stderr)
         return EXIT_ADDRESS
