@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_the_wheel_is_built_and_installed_as_it_is_written(tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^kvorum \d+\.\d+\.\d+$", result.stdout, re.MULTILINE)
     assert (tmp_path / "dist/venv/bin/kv").exists()
+    assert re.search(r"^kv \d+\.\d+\.\d+$", result.stdout, re.MULTILINE)
+    node = subprocess.run(
+        [tmp_path / "dist/client/bin/kvorum", "version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (node.returncode, node.stderr.count("\n")) == (1, 1), node
+
+
+def test_the_client_is_installed_with_the_versions_that_the_project_names() -> None:
+    found = re.search(r"^dist/client/bin/pip install (.*==.*)$", PAGE, re.MULTILINE)
+    assert found is not None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(found[1].split()) == {each for each in project["dependencies"] if re.match("aiohttp|msgspec", each)}
 
 
 def test_the_options_of_the_unit_are_valid() -> None:

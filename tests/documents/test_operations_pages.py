@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -30,20 +32,46 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = free_base_port(3, 1000)
+        self.ports = free_base_port(5, 1000)
         self.endpoints = [f"127.0.0.1:{self.ports + i}" for i in range(3)]
 
-    async def paste(self, block: str, statuses: Collection[int] = (0,)) -> str:
-        """Run a block, which ends with one of these exit statuses, and return what it prints."""
-        for i in range(3):
+    def _with_ports(self, block: str) -> str:
+        for i in range(5):
             block = block.replace(f":{9001 + i}", f":{self.ports + 1000 + i}").replace(
                 f":{8001 + i}", f":{self.ports + i}"
             )
-        environment = {
+        return block
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
             **ENV,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "KVORUM_ENDPOINTS": ",".join(self.endpoints),
         }
+
+    @contextlib.asynccontextmanager
+    async def terminal(self, block: str) -> AsyncIterator[Path]:
+        """Run a block that goes on in a terminal of its own, and end it with Ctrl-C; yield what it prints."""
+        output = self.folder / "terminal.log"
+        with output.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-ec", f"exec {self._with_ports(block)}"),
+                cwd=self.folder,
+                env=self._environment,
+                stdout=file,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        try:
+            yield output
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = await process.wait()
+        assert status == 0, output.read_text()
+
+    async def paste(self, block: str, statuses: Collection[int] = (0,)) -> str:
+        """Run a block, which ends with one of these exit statuses, and return what it prints."""
+        block, environment = self._with_ports(block), self._environment
         result = await asyncio.to_thread(
             subprocess.run,
             ["bash", "-ec", block],
@@ -164,6 +192,43 @@ def test_a_volume_that_was_set_back_is_found_and_replaced(tmp_path: Path) -> Non
 
     async def bounded() -> None:
         async with asyncio.timeout(400):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def test_nodes_are_added_moved_removed_and_upgraded_without_kubernetes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reader = Reader(tmp_path)
+        start, add, move, remove, save, upgrade, finalize = blocks_of("without-kubernetes.md")
+
+        async def are_voters(**offsets: int) -> bool:
+            """Tell whether these nodes, with client ports so far from the first, are the members, and all vote."""
+            rows = [line.split() for line in (await reader.paste("kv member list")).splitlines()[1:]]
+            return [row[:3] for row in rows] == [
+                [name, "voter", f"http://127.0.0.1:{reader.ports + offset}"] for name, offset in offsets.items()
+            ]
+
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            await reader.put("kept")
+            three = {"n1": 0, "n2": 1, "n3": 2}
+            async with reader.terminal(start) as log:
+                await until("it waits", lambda: "waiting to be added" in log.read_text(), 60)
+                assert " n4 " in f" {' '.join((await reader.paste(add)).split())} "
+                await until("it is a voter", lambda: are_voters(**three, n4=3), 60)
+            async with reader.terminal(move):
+                await until("it has moved", lambda: are_voters(**three, n4=4), 60)
+            assert "n4 is removed" in await reader.paste(remove)
+            assert await are_voters(**three)
+            await reader.paste(save)
+            assert (tmp_path / "before-the-upgrade.backup").exists()
+            await reader.paste(upgrade)
+            assert "the cluster is at feature level" in await reader.paste(finalize)
+            assert await reader.value("kept") == b"v"
+
+    async def bounded() -> None:
+        async with asyncio.timeout(250):
             await scenario()
 
     asyncio.run(bounded())
