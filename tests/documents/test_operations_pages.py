@@ -79,7 +79,7 @@ class Reader:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert result.returncode in statuses, result.stdout + result.stderr
@@ -228,7 +228,7 @@ def test_nodes_are_added_moved_removed_and_upgraded_without_kubernetes(tmp_path:
             assert await reader.value("kept") == b"v"
 
     async def bounded() -> None:
-        async with asyncio.timeout(250):
+        async with asyncio.timeout(280):
             await scenario()
 
     asyncio.run(bounded())
