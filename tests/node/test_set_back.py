@@ -351,6 +351,7 @@ def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_th
         node.tick(1000)
         participation.heard("c", [mark(5)])
         assert "keep every disk" in (participation.why_not or "")
+        await until("it has asked", partial(tasks.has_slept, 1))
         advice: list[str] = []
         for leader, is_serving, term in (
             ("b", True, 2), ("", True, 2), ("b", False, 2), ("b", True, 2), ("b", True, elected_again),
