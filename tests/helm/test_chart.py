@@ -19,7 +19,7 @@ import yaml
 
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
-from kvorum.cluster.record import CLAIMS_MAX, record_name
+from kvorum.cluster.record import CLAIMS_MAX, Release, record_name
 from kvorum.config import REPLICAS_MAX, Config
 from kvorum.config.sources import load, options
 
@@ -335,6 +335,9 @@ def test_the_role_allows_what_the_nodes_ask_of_their_own_objects_and_nothing_els
         return
     assert spec["automountServiceAccountToken"] is True
     name = the(documents, "StatefulSet")["metadata"]["name"]
+    # As the node derives it, which owns the record of the cluster.
+    headless = Release.of(loaded({**environment(documents), "KVORUM_NAME": f"{name}-0"}, documents)).service
+    assert headless in [document["metadata"]["name"] for document in documents if document["kind"] == "Service"]
     assert the(documents, "Role")["rules"] == [
         {"apiGroups": ["apps"], "resources": ["statefulsets"], "resourceNames": [name], "verbs": ["get"]},
         {
@@ -351,6 +354,7 @@ def test_the_role_allows_what_the_nodes_ask_of_their_own_objects_and_nothing_els
             "resourceNames": [record_name(name)],
             "verbs": ["get", "update"],
         },
+        {"apiGroups": [""], "resources": ["services"], "resourceNames": [headless], "verbs": ["get"]},
         {
             "apiGroups": [""],
             "resources": ["persistentvolumeclaims"],
