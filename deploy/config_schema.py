@@ -1,6 +1,8 @@
-"""Write the schema of the chart's value ``config`` anew from a node's options: python deploy/config_schema.py
+"""Write what the chart knows of a node's options anew: python deploy/config_schema.py
 
-A misspelt option would otherwise be an environment variable that nobody reads.
+The schema of the value ``config`` refuses what a node refuses: a misspelt option would be an environment variable that
+nobody reads, and a wrong value would end every pod. The list of all options is for the pod template, which names each
+of them, given or not: in a rollback Helm takes back only what a release named.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from typing import Any
 import msgspec
 
 from kvorum.config import Config
+from kvorum.kv.limits import QUOTA_BYTES_MIN
 
-SCHEMA = Path(__file__).parent / "helm" / "values.schema.json"
+CHART = Path(__file__).parent / "helm"
+SCHEMA = CHART / "values.schema.json"
+OPTIONS = CHART / "options.txt"
 SET_BY_THE_CHART = frozenset(
     {
         "advertise_client_url",
@@ -33,19 +38,32 @@ SET_BY_THE_CHART = frozenset(
 )
 """Options that are not for the user of the chart."""
 _LIMITS = ("minimum", "maximum", "maxLength", "enum")
+_INTEGER_MAX = 2**53
+"""Helm reads the numbers of a file as floats, which hold larger ones inexactly."""
+_FURTHER_LIMITS: dict[str, dict[str, Any]] = {
+    "finalize_after": {"pattern": "^(manual|[0-9]{1,6}[smhd]?)$"},
+    "quota_bytes": {"anyOf": [{"enum": [0]}, {"minimum": QUOTA_BYTES_MIN}]},
+}
+"""What the type of an option does not say."""
 
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of ``config``: every option with its type and limits, and no other."""
     fields = msgspec.json.schema(Config)["$defs"]["Config"]["properties"]
     properties = {}
-    for name, field in fields.items():
-        if name not in SET_BY_THE_CHART:
-            # Numbers and switches may be given as texts, as `--set-string` does.
-            types = {field["type"], "string"} if "type" in field else {"string"}
-            limits = {limit: field[limit] for limit in _LIMITS if limit in field}
-            properties[name] = {"type": sorted(types), **limits}
+    for name in option_names():
+        field = fields[name]
+        limits = {limit: field[limit] for limit in _LIMITS if limit in field}
+        if "maximum" in limits:
+            limits["maximum"] = min(limits["maximum"], _INTEGER_MAX)
+        properties[name] = {"type": field.get("type", "string"), **limits, **_FURTHER_LIMITS.get(name, {})}
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def option_names() -> list[str]:
+    """Return the options that are for the user of the chart."""
+    fields = msgspec.json.schema(Config)["$defs"]["Config"]["properties"]
+    return [name for name in fields if name not in SET_BY_THE_CHART]
 
 
 def updated(text: str) -> str:
@@ -57,3 +75,4 @@ def updated(text: str) -> str:
 
 if __name__ == "__main__":
     SCHEMA.write_text(updated(SCHEMA.read_text()))
+    OPTIONS.write_text("\n".join(option_names()) + "\n")

@@ -28,7 +28,8 @@ scrape_configs:
       - {targets: ["127.0.0.1:8003"], labels: {pod: n3, namespace: default}}
 ```
 
-`runbook_url` is a path in this repository. If you read alerts elsewhere, prefix it with the URL of your copy.
+`runbook_url` is a path in this repository. For links in your pager, give the chart the URL under which your readers find
+the folder docs/runbooks, as `monitoring.prometheusRule.runbookBaseUrl`. Without the chart, prefix the paths yourself.
 `promtool test rules` shows that each alert fires and stays silent as it should (tests/telemetry/alert_cases.py).
 """
 

@@ -221,6 +221,7 @@ CONFIG_MAP = {
     "data": {"cluster-id": "c"},
 }
 CLAIM = {"kind": "PersistentVolumeClaim", "metadata": {"name": "data-kv-0", "uid": "c0"}}
+SERVICE = {"kind": "Service", "metadata": {"name": "kv-headless", "uid": "h"}}
 
 
 def call(handler: Handler, act: Callable[[KubernetesApi], Awaitable[object]]) -> object:
@@ -238,8 +239,9 @@ def call(handler: Handler, act: Callable[[KubernetesApi], Awaitable[object]]) ->
         (lambda api: api.create_config_map(ConfigMap({"name": "x"})), "POST", "configmaps", CONFIG_MAP),
         (lambda api: api.update_config_map(ConfigMap({"name": "x"})), "PUT", "configmaps/x", CONFIG_MAP),
         (lambda api: api.claim_uid("data-kv-0"), "GET", "persistentvolumeclaims/data-kv-0", CLAIM),
+        (lambda api: api.service_uid("kv-headless"), "GET", "services/kv-headless", SERVICE),
     ],
-    ids=["read", "create", "update", "claim"],
+    ids=["read", "create", "update", "claim", "service"],
 )
 def test_objects_of_our_namespace_are_read_created_and_updated(
     act: Callable[[KubernetesApi], Awaitable[object]], method: str, path: str, answer: object
@@ -254,7 +256,7 @@ def test_objects_of_our_namespace_are_read_created_and_updated(
 
     assert asked == [(method, f"/api/v1/namespaces/prod/{path}")]
     metadata, data = {"name": "kv-cluster-id", "resourceVersion": "7", "uid": "u"}, {"cluster-id": "c"}
-    assert found in (True, "c0", ConfigMap(metadata, data))
+    assert found in (True, "c0", "h", ConfigMap(metadata, data))
 
 
 def test_an_update_says_of_which_version_it_is() -> None:
@@ -275,6 +277,7 @@ def test_what_is_missing_or_in_the_way_is_told_from_a_refusal(status: int) -> No
     reads: tuple[Callable[[KubernetesApi], Awaitable[object]], ...] = (
         lambda api: api.config_map("kv-cluster-id"),
         lambda api: api.claim_uid("data-kv-0"),
+        lambda api: api.service_uid("kv-headless"),
     )
     writes: tuple[Callable[[KubernetesApi], Awaitable[object]], ...] = (
         lambda api: api.create_config_map(ConfigMap({"name": "x"})),
@@ -305,6 +308,8 @@ def test_another_document_is_no_record_and_no_claim(document: object) -> None:
         call(answering(document), lambda api: api.config_map("kv-cluster-id"))
     with pytest.raises(KubernetesError):
         call(answering(document), lambda api: api.claim_uid("data-kv-0"))
+    with pytest.raises(KubernetesError):
+        call(answering(document), lambda api: api.service_uid("kv-headless"))
 
 
 @contextlib.asynccontextmanager

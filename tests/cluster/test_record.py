@@ -16,7 +16,8 @@ import pytest
 from node.local_cluster import running
 from waiting import until
 
-from kvorum.cluster import _Recorded, bootstrap_guard
+from kvorum import cluster as cluster_package
+from kvorum.cluster import _Recorded, bootstrap_guard, join_and_reconcile
 from kvorum.cluster.addresses import AddressGuard
 from kvorum.cluster.kubernetes import ConfigMap, StatefulSet
 from kvorum.cluster.record import (
@@ -30,6 +31,7 @@ from kvorum.cluster.record import (
     RecordGuard,
     RecordKeeper,
     Refuse,
+    Release,
     Replace,
     Resume,
     Write,
@@ -39,11 +41,13 @@ from kvorum.cluster.record import (
 )
 from kvorum.config import Config
 from kvorum.errors import KubernetesError
+from kvorum.raft import Role
 from kvorum.storage.datadir import ANY_CLUSTER
 
 OLD, NEW = "a" * 32, "b" * 32
 NODE, OTHER = f"kv-0@{'1' * 16}", f"kv-0@{'2' * 16}"
 RECORD = "kv-cluster-id"
+RELEASE = Release("kv", "kv-headless")
 
 # --- The verdict --------------------------------------------------------------------------------------------------
 
@@ -139,14 +143,22 @@ def test_the_leader_mends_what_is_its_own_and_leaves_another_cluster_alone(
     assert next_change(record, NEW, OWNERS, replaced) == change
 
 
+ALL = UIDS | {"h"}
+"""The uids of all owners that :class:`FakeApi` has."""
+
 # --- A fake API server ----------------------------------------------------------------------------------------------
 
 
 class FakeApi:
-    """An API server with one namespace; ``before`` is called before every request, and may raise or wait."""
+    """An API server with one namespace; ``before`` is called before every request, and may raise or wait.
+
+    What its controllers do is done by :meth:`collect_garbage` and :meth:`delete_and_orphan`.
+    """
 
     def __init__(self, claims: dict[str, str] | None = None) -> None:
         self.claims = {"data-kv-0": "c0"} if claims is None else claims
+        self.stateful_sets = {"kv": "s"}
+        self.services = {"kv-headless": "h"}
         self.maps: dict[str, ConfigMap] = {}
         self.versions = itertools.count(1)
         self.is_silent = False
@@ -163,7 +175,13 @@ class FakeApi:
 
     async def stateful_set(self, name: str) -> StatefulSet:
         await self._asked("GET StatefulSet")
-        return StatefulSet("s", 1, 3)
+        if name not in self.stateful_sets:
+            raise KubernetesError("GET StatefulSet answers 404: not found", 404)
+        return StatefulSet(self.stateful_sets[name], 1, 3)
+
+    async def service_uid(self, name: str) -> str | None:
+        await self._asked("GET Service")
+        return self.services.get(name)
 
     async def claim_uid(self, name: str) -> str | None:
         await self._asked("GET claim")
@@ -195,6 +213,24 @@ class FakeApi:
             raise KubernetesError("the answer is lost")
         return True
 
+    def collect_garbage(self) -> None:
+        """Remove owners that are gone, and objects whose owners all are, as Kubernetes does."""
+        there = {*self.claims.values(), *self.stateful_sets.values(), *self.services.values()}
+        for name, found in list(self.maps.items()):
+            owners = found.metadata.get("ownerReferences", [])
+            left = [owner for owner in owners if owner["uid"] in there]
+            if owners and not left:
+                del self.maps[name]
+            elif left != owners:
+                self._write(msgspec.structs.replace(found, metadata={**found.metadata, "ownerReferences": left}))
+
+    def delete_and_orphan(self, objects: dict[str, str]) -> None:
+        """Delete them as `--cascade=orphan` does: they are taken out of the owners first, so nothing goes with them."""
+        for found in list(self.maps.values()):
+            left = [owner for owner in found.metadata["ownerReferences"] if owner["uid"] not in objects.values()]
+            self._write(msgspec.structs.replace(found, metadata={**found.metadata, "ownerReferences": left}))
+        objects.clear()
+
     def record(self) -> ClusterRecord | None:
         found = self.maps.get(RECORD)
         return None if found is None else ClusterRecord.of(found)
@@ -212,7 +248,7 @@ def lost(cluster_id: str) -> Callable[[], Any]:
 
 
 def permitted(api: FakeApi, node: str = NODE, replaceable: str = "", names: Collection[str] = ("kv-0",)) -> str:
-    return asyncio.run(RecordGuard(api, "kv", lost(replaceable)).permit(node, names))
+    return asyncio.run(RecordGuard(api, RELEASE, lost(replaceable)).permit(node, names))
 
 
 def test_a_bootstrap_records_its_cluster_with_the_objects_that_keep_the_record_alive() -> None:
@@ -220,11 +256,15 @@ def test_a_bootstrap_records_its_cluster_with_the_objects_that_keep_the_record_a
 
     cluster_id = permitted(api, names=("kv-0", "kv-1", "kv-2"))
 
-    assert api.record() == ClusterRecord(cluster_id, NODE, frozenset({"s", "c0", "c2"}))
+    assert api.record() == ClusterRecord(cluster_id, NODE, frozenset({"h", "s", "c0", "c2"}))
     metadata = api.maps[RECORD].metadata
     assert set(metadata) == {"name", "ownerReferences", "resourceVersion"}, "a tool prunes what has its labels"
-    assert metadata["ownerReferences"][0] == {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "kv", "uid": "s"}
-    assert metadata["ownerReferences"][2]["name"] == "data-kv-2"
+    assert metadata["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Service", "name": "kv-headless", "uid": "h"},
+        {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "kv", "uid": "s"},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": "data-kv-0", "uid": "c0"},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": "data-kv-2", "uid": "c2"},
+    ]
     assert len(cluster_id) == 32
 
 
@@ -280,7 +320,7 @@ def test_an_empty_cluster_takes_the_place_of_the_lost_one_that_is_named() -> Non
     new = permitted(api, replaceable=old)
 
     assert new != old
-    assert api.record() == ClusterRecord(new, NODE, UIDS)
+    assert api.record() == ClusterRecord(new, NODE, ALL)
 
 
 def test_of_two_bootstraps_one_begins_whatever_the_api_server_delays_or_loses() -> None:
@@ -301,7 +341,7 @@ def test_of_two_bootstraps_one_begins_whatever_the_api_server_delays_or_loses() 
         ) -> None:
             for _ in range(40):
                 with contextlib.suppress(BootstrapRefusedError):
-                    begun.append((node, await RecordGuard(api, "kv", nothing()).permit(node, ("kv-0",))))
+                    begun.append((node, await RecordGuard(api, RELEASE, nothing()).permit(node, ("kv-0",))))
                     if draw.random() < 0.5:
                         return
 
@@ -372,7 +412,7 @@ def keep(
     """Let the keeper of a node run for so many seconds."""
     time: Any = Time(seconds, at)
     keeper = RecordKeeper(
-        api, "kv", node or FakeNode(), replacements or FakeReplacements(), lost(replaceable), time, lambda: time.now
+        api, RELEASE, node or FakeNode(), replacements or FakeReplacements(), lost(replaceable), time, lambda: time.now
     )
     with pytest.raises(Enough):
         asyncio.run(keeper.run())
@@ -383,15 +423,20 @@ def test_the_leader_records_the_cluster_of_a_release_that_has_no_record() -> Non
 
     keep(api)
 
-    assert api.record() == ClusterRecord(NEW, "", UIDS)
+    assert api.record() == ClusterRecord(NEW, "", ALL)
 
 
-def test_nobody_else_writes_to_the_record() -> None:
+def test_nobody_else_records_a_cluster_or_says_that_it_began() -> None:
     api = FakeApi()
 
     keep(api, FakeNode(leads=False), seconds=100)
 
-    assert api.requests == []
+    assert api.requests == ["GET"]
+    cluster_id = permitted(api)
+    api.requests.clear()
+    keep(api, FakeNode(cluster_id, leads=False), seconds=100)
+    assert "PUT" not in api.requests
+    assert api.requests.count("GET") == 1, "once, when it starts"
 
 
 def test_a_cluster_that_began_is_no_bootstrap_any_more() -> None:
@@ -401,7 +446,7 @@ def test_a_cluster_that_began_is_no_bootstrap_any_more() -> None:
 
     keep(api, FakeNode(cluster_id))
 
-    assert api.record() == ClusterRecord(cluster_id, "", UIDS)
+    assert api.record() == ClusterRecord(cluster_id, "", ALL)
     with pytest.raises(BootstrapRefusedError):
         permitted(api)
 
@@ -411,7 +456,7 @@ def test_new_claims_and_a_new_stateful_set_become_owners_and_what_others_wrote_s
     keep(api)
     found = api.maps[RECORD]
     found.metadata["annotations"] = {"note": "theirs"}
-    found.metadata["ownerReferences"][0]["uid"] = "a StatefulSet before"
+    found.metadata["ownerReferences"][1]["uid"] = "a StatefulSet before"
     found.data["more"] = "theirs"
     api.claims["data-kv-6"] = "c6"
 
@@ -419,7 +464,7 @@ def test_new_claims_and_a_new_stateful_set_become_owners_and_what_others_wrote_s
 
     record = api.record()
     assert record is not None
-    assert record.owners == {"a StatefulSet before", "s", "c0", "c6"}
+    assert record.owners == {"h", "a StatefulSet before", "s", "c0", "c6"}
     assert api.maps[RECORD].metadata["annotations"] == {"note": "theirs"}
     assert api.maps[RECORD].data == {"more": "theirs", CLUSTER_ID: NEW}
 
@@ -431,7 +476,9 @@ def test_a_right_record_is_read_twice_a_minute_and_not_written() -> None:
 
     keep(api, seconds=60)
 
-    assert [request for request in api.requests if "claim" not in request] == ["GET", "GET StatefulSet"] * 3
+    assert [request for request in api.requests if "claim" not in request] == [
+        *("GET", "GET Service", "GET StatefulSet")
+    ] * 3
 
 
 def test_a_new_leader_looks_at_once() -> None:
@@ -446,7 +493,7 @@ def test_a_new_leader_looks_at_once() -> None:
 
     keep(api, node, seconds=6, at={3: steps_down, 5: leads_again})
 
-    assert api.record() == ClusterRecord(NEW, "", UIDS)
+    assert api.record() == ClusterRecord(NEW, "", ALL)
 
 
 def test_a_cluster_that_is_not_the_recorded_one_says_so_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -541,6 +588,185 @@ def test_a_change_of_somebody_else_in_between_is_not_undone() -> None:
     record = api.record()
     assert record is not None
     assert record.cluster_id == "c" * 32
+
+
+# --- What keeps the record alive ------------------------------------------------------------------------------------
+
+
+def starts(api: FakeApi, node: FakeNode | None = None) -> None:
+    """Let a node start and not lead, in a cluster or in none."""
+    keep(api, node or FakeNode("", leads=False, follows=False), seconds=10)
+
+
+def test_no_cluster_begins_when_all_claims_are_lost_after_the_stateful_set_was_replaced() -> None:
+    """As docs/operations/resize.md replaces it; nobody has had the time to record the new one."""
+    api = FakeApi({f"data-kv-{ordinal}": f"c{ordinal}" for ordinal in range(3)})
+    cluster_id = permitted(api, OTHER, names=("kv-0", "kv-1", "kv-2"))
+    keep(api, FakeNode(cluster_id))
+
+    api.delete_and_orphan(api.stateful_sets)
+    api.stateful_sets = {"kv": "s of the new size"}
+    api.claims.clear()
+    api.collect_garbage()
+
+    with pytest.raises(BootstrapRefusedError, match="restore a backup"):
+        permitted(api)
+    record = api.record()
+    assert record is not None
+    assert record.cluster_id == cluster_id
+
+
+def test_a_starting_node_adds_the_owners_that_a_record_of_an_earlier_version_lacks_and_changes_nothing_else() -> None:
+    """There may be no leader of the new version for long."""
+    api = FakeApi()
+    cluster_id = permitted(api)
+    api.delete_and_orphan(api.services)
+    api.delete_and_orphan(api.stateful_sets)
+    api.services, api.stateful_sets = {"kv-headless": "h"}, {"kv": "s of the new size"}
+    before = api.maps[RECORD]
+
+    starts(api)
+
+    assert api.record() == ClusterRecord(cluster_id, NODE, frozenset({"c0", "h", "s of the new size"}))
+    assert api.maps[RECORD].data == before.data
+    assert api.requests.count("PUT") == 1
+
+
+def test_a_release_that_is_installed_again_on_kept_claims_owns_the_record_again_when_its_first_node_starts() -> None:
+    api = FakeApi()
+    cluster_id = permitted(api, OTHER)
+    api.services, api.stateful_sets = {}, {}
+    api.collect_garbage()
+    assert api.record() == ClusterRecord(cluster_id, OTHER, frozenset({"c0"})), "the claims keep it"
+    api.services, api.stateful_sets = {"kv-headless": "h2"}, {"kv": "s2"}
+
+    starts(api)
+    api.claims.clear()
+    api.collect_garbage()
+
+    with pytest.raises(BootstrapRefusedError, match="restore a backup"):
+        permitted(api)
+
+
+@pytest.mark.parametrize("cascade", ["background", "orphan"])
+def test_the_record_goes_with_the_last_claim_of_a_release_that_was_uninstalled(cascade: str) -> None:
+    api = FakeApi()
+    cluster_id = permitted(api)
+    for objects in (api.services, api.stateful_sets):
+        if cascade == "orphan":
+            api.delete_and_orphan(objects)
+        objects.clear()
+    # Pods that were orphaned run on, and one of them leads.
+    keep(api, FakeNode(cluster_id), seconds=100)
+    api.collect_garbage()
+    assert api.record() == ClusterRecord(cluster_id, "", frozenset({"c0"}))
+
+    api.claims.clear()
+    api.collect_garbage()
+
+    assert api.record() is None
+    keep(api, FakeNode(cluster_id), seconds=100)
+    assert api.record() is None, "nothing would remove it"
+
+
+def test_a_leader_keeps_the_record_while_the_stateful_set_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """It looks again half a minute after the one before, and not ever more rarely."""
+    api = FakeApi()
+    keep(api)
+    api.delete_and_orphan(api.stateful_sets)
+
+    def replaced() -> None:
+        api.stateful_sets = {"kv": "s2"}
+
+    keep(api, seconds=31, at={5: replaced})
+
+    assert api.record() == ClusterRecord(NEW, "", frozenset({"h", "c0", "s2"}))
+    assert caplog.records == []
+
+
+def test_a_role_that_does_not_allow_to_read_the_service_leaves_it_out_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = FakeApi()
+
+    async def before(request: str) -> None:
+        if request == "GET Service":
+            raise KubernetesError("services is forbidden", 403)
+
+    api.before = before
+    cluster_id = permitted(api)
+    caplog.clear()
+    keep(api, FakeNode(cluster_id), seconds=100)
+
+    assert api.record() == ClusterRecord(cluster_id, "", UIDS)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "the Service kv-headless does not own the ConfigMap kv-cluster-id" in warning
+    assert "services is forbidden" in warning
+
+
+@pytest.mark.parametrize("refused", ["GET Service", "GET StatefulSet"])
+def test_an_owner_that_cannot_be_looked_up_is_looked_up_again(refused: str) -> None:
+    api = FakeApi()
+    cluster_id = permitted(api)
+    api.services = {"kv-headless": "h2"}
+    failures = iter([500, 503])
+
+    async def before(request: str) -> None:
+        if request == refused and (status := next(failures, 0)):
+            raise KubernetesError("no answer", status)
+
+    api.before = before
+    starts(api)
+
+    assert api.record() == ClusterRecord(cluster_id, NODE, ALL | {"h2"})
+
+
+def test_of_nodes_that_start_together_each_adds_what_the_others_have_not() -> None:
+    api = FakeApi()
+    cluster_id = permitted(api)
+    api.stateful_sets = {"kv": "s2"}
+    conflicts = iter([True])
+
+    async def before(request: str) -> None:
+        if request == "PUT" and next(conflicts, False):
+            found = api.maps[RECORD]
+            api.maps[RECORD] = msgspec.structs.replace(found, metadata={**found.metadata, "resourceVersion": "theirs"})
+
+    api.before = before
+    starts(api)
+
+    assert api.record() == ClusterRecord(cluster_id, NODE, ALL | {"s2"})
+
+
+def test_a_node_sees_to_the_owners_before_it_is_in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = FakeApi()
+    permitted(api)
+    api.services = {"kv-headless": "h2"}
+
+    async def waits_for_ever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cluster_package, "bootstrap", waits_for_ever)
+
+    async def scenario() -> None:
+        node: Any = SimpleNamespace(
+            config=Config(name="kv-1", discovery_dns="kv-headless.prod.svc.cluster.local"),
+            raft=SimpleNamespace(role=Role.FOLLOWER),
+            clock=SimpleNamespace(monotonic=lambda: 0.0),
+            tasks=SimpleNamespace(sleep=asyncio.sleep),
+        )
+        source: Any = None
+        fake: Any = api
+        joining = asyncio.create_task(
+            join_and_reconcile(node, source, fake, in_kubernetes=True, config_path="", replacements=FakeReplacements())
+        )
+        try:
+            await until("the Service owns the record", lambda: "h2" in getattr(api.record(), "owners", ()))
+        finally:
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 # --- The value that names a lost cluster ----------------------------------------------------------------------------

@@ -431,6 +431,24 @@ def test_a_snapshot_of_a_term_that_leaves_none_for_elections_is_refused() -> Non
         recover.plan(loaded, "folder")
 
 
+def test_a_node_that_recovers_when_it_starts_says_so_in_its_log_only(
+    survivor: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What reads the log of a pod takes each line for a JSON object."""
+    request_recovery(survivor)
+
+    recover_if_requested(str(survivor), {"n3": "http://127.0.0.1:1"})
+
+    output = capsys.readouterr()
+    assert output.out + output.err == ""
+    first, third, warning, done = caplog.messages
+    assert (first[:4], third[:4]) == ("n1 (", "n3 (")
+    assert "becomes the only member of a new cluster" in warning
+    assert "Continue only if a majority of the disks is lost for good." in warning
+    assert "\n" not in warning
+    assert done.startswith("recovered: ")
+
+
 def test_a_request_is_carried_out_once(survivor: Path) -> None:
     before = read_disk(survivor).identity
     recover_if_requested(str(survivor))

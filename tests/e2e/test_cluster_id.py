@@ -135,6 +135,23 @@ def test_all_volumes_lost_is_no_new_cluster_until_the_operator_gives_the_old_one
     assert before == {name: pod.metadata.uid for name, pod in system.kube.pods(system.release).items()}
 
 
+def test_all_volumes_lost_right_after_the_stateful_set_was_replaced_begin_nothing(
+    system: System, kept: tuple[str, str]
+) -> None:
+    """As a resize replaces it, and before the leader looks for the new one."""
+    system.kube.kubectl("delete", "statefulset", system.name, "--cascade=orphan")
+    system.install(persistence={"size": "16Gi"})
+    lose_all_volumes(system)
+    no_other_cluster_begins(system, kept[1])
+    assert recorded(system) == kept[1]
+    system.uninstall(claims=True)
+    eventually("the record is gone", lambda: config_map(system) is None, 60)
+    system.install()
+    system.wait_ready(3)
+    system.wait_settled(3)
+    assert cluster_of(system) != kept[1]
+
+
 def test_all_volumes_lost_and_a_backup_restored_as_it_is_written(system: System, kept: tuple[str, str]) -> None:
     if system.release != "kv":
         pytest.skip("the pages assume a release named kv")
@@ -162,7 +179,7 @@ def test_a_release_without_a_record_gets_one_that_lives_as_long_as_the_release_o
     assert found is not None
     owners = {(owner["kind"], owner["name"]) for owner in found["metadata"]["ownerReferences"]}
     claims = {("PersistentVolumeClaim", name) for name in system.kube.claims(system.release)}
-    assert owners >= claims | {("StatefulSet", system.name)}
+    assert owners >= claims | {("StatefulSet", system.name), ("Service", f"{system.name}-headless")}
     assert "labels" not in found["metadata"]
 
     system.uninstall(claims=False)

@@ -19,9 +19,11 @@ import yaml
 
 import kvorum
 from kvorum.cluster.kubernetes import ROLE_LABEL
-from kvorum.cluster.record import CLAIMS_MAX, record_name
-from kvorum.config import REPLICAS_MAX, Config
-from kvorum.config.sources import load, options
+from kvorum.cluster.record import CLAIMS_MAX, Release, record_name
+from kvorum.config import REPLICAS_MAX, Config, resolve
+from kvorum.config.options import MIB
+from kvorum.config.sources import _convert, load, options
+from kvorum.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm"
@@ -335,6 +337,9 @@ def test_the_role_allows_what_the_nodes_ask_of_their_own_objects_and_nothing_els
         return
     assert spec["automountServiceAccountToken"] is True
     name = the(documents, "StatefulSet")["metadata"]["name"]
+    # As the node derives it, which owns the record of the cluster.
+    headless = Release.of(loaded({**environment(documents), "KVORUM_NAME": f"{name}-0"}, documents)).service
+    assert headless in [document["metadata"]["name"] for document in documents if document["kind"] == "Service"]
     assert the(documents, "Role")["rules"] == [
         {"apiGroups": ["apps"], "resources": ["statefulsets"], "resourceNames": [name], "verbs": ["get"]},
         {
@@ -351,6 +356,7 @@ def test_the_role_allows_what_the_nodes_ask_of_their_own_objects_and_nothing_els
             "resourceNames": [record_name(name)],
             "verbs": ["get", "update"],
         },
+        {"apiGroups": [""], "resources": ["services"], "resourceNames": [headless], "verbs": ["get"]},
         {
             "apiGroups": [""],
             "resources": ["persistentvolumeclaims"],
@@ -512,7 +518,7 @@ def test_clients_outside_of_the_cluster_are_forwarded_since_they_cannot_follow_a
     assert any(peer == CLIENTS[0] for rule in rules for peer in rule.get("from", []))
     own = environment(render({**exposed, "config": {"forward": False}}))
     assert own["KVORUM_FORWARD"] == "false"
-    assert "KVORUM_FORWARD" not in environment(render())
+    assert environment(render())["KVORUM_FORWARD"] == "", "unset"
     assert "The nodes forward writes to the leader" in notes(tmp_path, exposed)
     assert "config.hosts" in notes(tmp_path, exposed)
 
@@ -540,6 +546,16 @@ def test_the_dashboard_and_the_alerts_arrive_untouched() -> None:
     assert json.loads(board["data"]["kvorum.json"]) == json.loads((CHART / "dashboards/kvorum.json").read_text())
     rules = yaml.safe_load((CHART / "rules/kvorum-alerts.yaml").read_text())
     assert the(documents, "PrometheusRule")["spec"] == rules
+
+
+@pytest.mark.parametrize("base", ["https://git.example/kvorum/docs/runbooks", "http://runbooks.example/kv/"])
+def test_the_runbook_of_an_alert_is_a_link_where_its_readers_have_the_pages(base: str) -> None:
+    rule = {"enabled": True, "runbookBaseUrl": base}
+    rules = the(render({"monitoring": {"prometheusRule": rule}}), "PrometheusRule")["spec"]["groups"]
+    urls = [alert["annotations"]["runbook_url"] for group in rules for alert in group["rules"]]
+    pages = [url.removeprefix(f"{base.rstrip('/')}/") for url in urls]
+    assert len(pages) > 20
+    assert all((ROOT / "docs" / "runbooks" / page).is_file() and "/" not in page for page in pages), urls
 
 
 def test_the_service_monitor_scrapes_each_node_once() -> None:
@@ -577,6 +593,7 @@ REFUSED = {
     "the number that is there, where there is none": ({"replicaCount": None}, "set replicaCount"),
     "a cluster id that is none": ({"replaceClusterId": "kv"}, "replaceClusterId"),
     "a lost cluster among the options": ({"config": {"replace_cluster_id": "0" * 32}}, "replace_cluster_id"),
+    "runbooks at no URL": ({"monitoring": {"prometheusRule": {"runbookBaseUrl": "docs/x"}}}, "runbookBaseUrl"),
     "two monitors": ({"monitoring": {"podMonitor": ON, "serviceMonitor": ON}}, "scrape every node twice"),
 }
 
@@ -592,15 +609,126 @@ def test_the_schema_has_every_option_of_a_node_but_those_that_the_chart_sets_its
     script = _script("config_schema")
     text = (CHART / "values.schema.json").read_text()
     assert text == script.updated(text), "run python deploy/config_schema.py"
+    assert (CHART / "options.txt").read_text().split() == script.option_names(), "run python deploy/config_schema.py"
     allowed = set(json.loads(text)["properties"]["config"]["properties"])
     names = {field.name for field in options()}
     assert allowed <= names
     reserved = names - allowed
-    set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in environment(render())} - {"config"}
+    rendered = environment(render())
+    set_by_the_chart = {name.removeprefix("KVORUM_").lower() for name in rendered if rendered[name]} - {"config"}
+    # The value of this one comes from the pod.
+    set_by_the_chart.add("name")
     # These may be set as well: the chart takes the value, or adds it to its own.
     assert set_by_the_chart - {"shutdown_grace_s", "shutdown_delay_s", "hosts"} <= reserved
     own = environment(render({"config": {"hosts": "keys.example.com"}}))["KVORUM_HOSTS"].split(",")
     assert own == [*environment(render())["KVORUM_HOSTS"].split(","), "keys.example.com"]
+
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+NUMBERS = {name: field for name, field in SCHEMA.items() if field["type"] in ("integer", "number")}
+SWITCHES = [name for name, field in SCHEMA.items() if field["type"] == "boolean"]
+ROOMY = {"terminationGracePeriodSeconds": 3600}
+"""So that the grace period leaves room for any ``shutdown_delay_s``."""
+
+
+@pytest.mark.parametrize("limit", ["minimum", "maximum"])
+def test_every_option_may_have_its_lowest_and_its_highest_value_and_the_node_takes_it(limit: str) -> None:
+    config = {name: field[limit] for name, field in NUMBERS.items()} | dict.fromkeys(SWITCHES, limit == "maximum")
+    config["shutdown_grace_s"] = min(config["shutdown_grace_s"], ROOMY["terminationGracePeriodSeconds"] - 5)
+    found = environment(render({"config": config, **ROOMY}))
+    for option in options():
+        if option.name in config:
+            # By itself: the node also refuses options that contradict each other.
+            assert _convert(option, found[option.env], "") == config[option.name]
+
+
+def test_the_quota_of_a_node_is_none_or_at_least_a_mebibyte() -> None:
+    for quota_bytes in (0, MIB):
+        documents = render({"config": {"quota_bytes": quota_bytes}})
+        config = loaded({**environment(documents), "KVORUM_NAME": "kv-0"}, documents)
+        assert config.quota_bytes == quota_bytes
+    for quota_bytes in (1, MIB - 1):
+        with pytest.raises(ConfigError, match="less than 1 MiB"):
+            resolve(Config(quota_bytes=quota_bytes), host_name="n1")
+
+
+def refused(config: Document) -> set[str]:
+    """Return the options of the value ``config`` that the schema refuses."""
+    result = helm("template", "kv", str(CHART), "--kube-version", "1.34", values={"config": config, **ROOMY})
+    assert result.returncode != 0
+    return set(re.findall("at '/config/([a-z_]+)'", result.stderr))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict.fromkeys((*NUMBERS, *SWITCHES), "abc"),
+        {name: str(field["minimum"]) for name, field in NUMBERS.items()} | dict.fromkeys(SWITCHES, "true"),
+        {name: field["minimum"] - 1 for name, field in NUMBERS.items()},
+        # Helm reads 2**53 + 1 as 2**53.
+        {name: field["maximum"] + 2 for name, field in NUMBERS.items()},
+        {name: field["minimum"] + 0.5 for name, field in NUMBERS.items() if field["type"] == "integer"},
+        dict.fromkeys(NUMBERS, True),
+        dict.fromkeys(SWITCHES, 1),
+        {"quota_bytes": 1},
+        {"quota_bytes": MIB - 1},
+        {"finalize_after": "soon"},
+        {"log_level": "loud", "log_format": "xml", "uvloop": "perhaps"},
+        {name: 3 for name, field in SCHEMA.items() if field["type"] == "string"},
+    ],
+    ids=[
+        *("words", "numbers as texts", "too low", "too high", "fractions", "switches", "a number for a switch"),
+        *("a quota of a byte", "almost a quota", "no time", "no choice", "numbers for texts"),
+    ],
+)
+def test_an_option_of_another_type_or_beyond_its_limits_is_refused(config: Document) -> None:
+    assert refused(config) == set(config)
+
+
+def test_numbers_and_switches_are_what_they_look_like_on_the_command_line() -> None:
+    given = {
+        "--set": "config.election_timeout_ms=1000,config.forward=true",
+        "--set-json": "config.trace_ratio=0.5",
+        "--set-string": "config.finalize_after=0",
+    }
+    arguments = [part for flag in given.items() for part in flag]
+    result = helm("template", "kv", str(CHART), "--kube-version", "1.34", *arguments)
+    assert result.returncode == 0, result.stderr
+    found = environment([document for document in yaml.safe_load_all(result.stdout) if document])
+    names = ("ELECTION_TIMEOUT_MS", "FORWARD", "TRACE_RATIO", "FINALIZE_AFTER")
+    assert [found[f"KVORUM_{name}"] for name in names] == ["1000", "true", "0.5", "0"]
+    text = helm("template", "kv", str(CHART), "--kube-version", "1.34", "--set-string", "config.tick_ms=5")
+    assert "at '/config/tick_ms': got string, want integer" in text.stderr
+
+
+def merged(live: dict[str, str], before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a pod template after Helm applied a release: it compares by name.
+
+    Args:
+        live: what is there.
+        before: of the manifest of the release before, which may have failed.
+        after: of the manifest of this one.
+    """
+    return {name: value for name, value in live.items() if name not in before.keys() - after.keys()} | after
+
+
+def test_a_rollback_sets_every_option_back_whatever_failed_in_between() -> None:
+    good = environment(render({"config": {"election_timeout_ms": 1000}}))
+    # The API server refused this one: its manifest is that of a release, and nothing of it is there.
+    failed = environment(render({"config": {"election_timeout_ms": 1000}, "resources": {"limits": {"memory": "foo"}}}))
+    bad = environment(render({"config": {"quota_bytes": MIB, "forward": True}}))
+    live = merged(good, good, bad)
+    assert live["KVORUM_QUOTA_BYTES"] == str(MIB)
+
+    # `helm rollback` goes to the release before, which is refused again; the next one goes to the good release.
+    live = merged(live, failed, good)
+
+    assert live == good
+
+
+@ALL
+def test_every_release_names_every_option_of_a_node(values: Document) -> None:
+    assert environment(render(values)).keys() >= {option.env for option in options() if option.name in SCHEMA}
 
 
 def test_every_value_is_in_the_schema_and_documented() -> None:

@@ -24,11 +24,16 @@
   value: {{ include "kv.shutdownDelay" . | quote }}
 - name: KVORUM_HOSTS
   value: {{ include "kv.hosts" . | quote }}
-{{- if and (include "kv.isExposed" .) (not (hasKey .Values.config "forward")) }}
-- name: KVORUM_FORWARD
-  value: "true"
+{{- $config := .Values.config }}
+{{- if and (include "kv.isExposed" .) (not (hasKey $config "forward")) }}
+{{- $config = merge (dict "forward" true) $config }}
 {{- end }}
-{{- range $option, $value := omit .Values.config "shutdown_grace_s" "shutdown_delay_s" "hosts" }}
+{{- /*
+Every option is named, given or not; an empty variable is an unset one. Helm merges this list by name with what is there:
+if an upgrade fails and is rolled back, it leaves alone what neither the manifest before nor the one after names.
+*/}}
+{{- range $option := without (.Files.Get "options.txt" | trim | splitList "\n") "shutdown_grace_s" "shutdown_delay_s" "hosts" }}
+{{- $value := get $config $option }}
 - name: KVORUM_{{ upper $option }}
   {{- /* Helm reads numbers as floats: 268435456 must not become 2.68435456e+08. */}}
   value: {{ if and (kindIs "float64" $value) (eq $value (floor $value)) }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}

@@ -11,9 +11,8 @@ from kvorum.cluster.kubernetes import KubernetesApi, RoleLabel
 from kvorum.cluster.membership_spec import StatefulSets, Unanswered, membership_spec_source
 from kvorum.cluster.observer import Observer
 from kvorum.cluster.reconcile import MembershipSpecSource, Reconciler
-from kvorum.cluster.record import RecordGuard, RecordKeeper, Replacements, replaceable_cluster
+from kvorum.cluster.record import RecordGuard, RecordKeeper, Release, Replacements, replaceable_cluster
 from kvorum.cluster.removal import RemovedError, leave_if_surplus, watch_for_removal
-from kvorum.config import split_ordinal
 from kvorum.node import Node
 from kvorum.raft import Role
 
@@ -55,21 +54,31 @@ async def join_and_reconcile(
     async def replaceable() -> str:
         return await replaceable_cluster(node.config, config_path)
 
-    await bootstrap(node, source, bootstrap_guard(node, api, replaceable, in_kubernetes=in_kubernetes))
-    observer = Observer(node)
-    tasks = [
-        asyncio.create_task(observer.run(), name="observer"),
-        asyncio.create_task(Reconciler(observer, source, node.clock, node.tasks).run(), name="reconciler"),
-        asyncio.create_task(watch_for_removal(node), name="removal"),
-    ]
-    if api is not None:
-        name = node.config.name
-        label = RoleLabel(api, name, lambda: "leader" if node.raft.role is Role.LEADER else "follower", node.tasks)
-        tasks.append(asyncio.create_task(label.run(), name="role label"))
-        base = split_ordinal(name)[0]
-        keeper = RecordKeeper(api, base, _Recorded(node), replacements, replaceable, node.tasks, node.clock.monotonic)
-        tasks.append(asyncio.create_task(keeper.run(), name="cluster id"))
+    tasks: list[asyncio.Task[None]] = []
     try:
+        if api is not None:
+            # Before there is a cluster, too: see RecordKeeper.
+            keeper = RecordKeeper(
+                api,
+                Release.of(node.config),
+                _Recorded(node),
+                replacements,
+                replaceable,
+                node.tasks,
+                node.clock.monotonic,
+            )
+            tasks.append(asyncio.create_task(keeper.run(), name="cluster id"))
+        await bootstrap(node, source, bootstrap_guard(node, api, replaceable, in_kubernetes=in_kubernetes))
+        observer = Observer(node)
+        tasks += [
+            asyncio.create_task(observer.run(), name="observer"),
+            asyncio.create_task(Reconciler(observer, source, node.clock, node.tasks).run(), name="reconciler"),
+            asyncio.create_task(watch_for_removal(node), name="removal"),
+        ]
+        if api is not None:
+            name = node.config.name
+            label = RoleLabel(api, name, lambda: "leader" if node.raft.role is Role.LEADER else "follower", node.tasks)
+            tasks.append(asyncio.create_task(label.run(), name="role label"))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -86,7 +95,7 @@ def bootstrap_guard(
     if not node.config.discovery_dns:
         return None
     if api is not None:
-        return RecordGuard(api, split_ordinal(node.config.name)[0], replaceable)
+        return RecordGuard(api, Release.of(node.config), replaceable)
     return AddressGuard(node.config, node.peers) if in_kubernetes else None
 
 

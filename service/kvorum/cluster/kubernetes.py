@@ -1,7 +1,7 @@
 """The little that a node asks of the Kubernetes API server.
 
 It asks for its StatefulSet's desired replicas, for the ConfigMap that says which cluster the release holds and for the
-claims that own it, and it labels its own pod. Through aiohttp, which is here anyway: the official client is
+objects that own it, and it labels its own pod. Through aiohttp, which is here anyway: the official client is
 synchronous, takes half a second to import and would be two thirds of the image. Everything has a deadline. Without the
 API server the membership stays as it is, and no cluster begins.
 """
@@ -58,13 +58,13 @@ class ConfigMap(msgspec.Struct, frozen=True):
     api_version: str = msgspec.field(default="v1", name="apiVersion")
 
 
-class _ClaimMetadata(msgspec.Struct, frozen=True):
+class _ObjectMetadata(msgspec.Struct, frozen=True):
     uid: str
 
 
-class _ClaimBody(msgspec.Struct, frozen=True):
+class _ObjectBody(msgspec.Struct, frozen=True):
     kind: str
-    metadata: _ClaimMetadata
+    metadata: _ObjectMetadata
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -89,8 +89,8 @@ class _StatefulSetBody(msgspec.Struct, frozen=True):
     spec: _Spec
 
 
-_KINDS = {_StatefulSetBody: "StatefulSet", ConfigMap: "ConfigMap", _ClaimBody: "PersistentVolumeClaim"}
-_Body = TypeVar("_Body", _StatefulSetBody, ConfigMap, _ClaimBody)
+_KINDS = {_StatefulSetBody: "StatefulSet", ConfigMap: "ConfigMap", _ObjectBody: "object"}
+_Body = TypeVar("_Body", _StatefulSetBody, ConfigMap, _ObjectBody)
 
 
 class KubernetesApi:
@@ -198,14 +198,15 @@ class KubernetesApi:
         Raises:
             KubernetesError: as :meth:`stateful_set`.
         """
-        path = f"{self._core}/persistentvolumeclaims/{name}"
-        body = await self._request_if_there("GET", path)
-        if body is None:
-            return None
-        found = _decoded(path, body, _ClaimBody)
-        if found.kind != "PersistentVolumeClaim":
-            raise KubernetesError(f"GET {path} answers with a {found.kind}")
-        return found.metadata.uid
+        return await self._uid("PersistentVolumeClaim", f"{self._core}/persistentvolumeclaims/{name}")
+
+    async def service_uid(self, name: str) -> str | None:
+        """Return the uid of a Service of our namespace; None: there is none of this name.
+
+        Raises:
+            KubernetesError: as :meth:`stateful_set`.
+        """
+        return await self._uid("Service", f"{self._core}/services/{name}")
 
     async def label_pod(self, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels of a pod of our namespace; None removes one.
@@ -227,6 +228,15 @@ class KubernetesApi:
                 raise
             return False
         return True
+
+    async def _uid(self, kind: str, path: str) -> str | None:
+        body = await self._request_if_there("GET", path)
+        if body is None:
+            return None
+        found = _decoded(path, body, _ObjectBody)
+        if found.kind != kind:
+            raise KubernetesError(f"GET {path} answers with a {found.kind}")
+        return found.metadata.uid
 
     async def _request_if_there(self, method: str, path: str) -> bytes | None:
         try:

@@ -2,9 +2,11 @@
 
 In Kubernetes the record is a ConfigMap, ``STATEFULSET-cluster-id``. A bootstrap *creates* it and never updates one, so
 of two bootstraps at most one begins, and after a cluster has begun no other does, whichever volumes are lost. It is
-owned by the StatefulSet and by every claim, and goes when all of them are gone: an uninstall that keeps the claims
-keeps the record, and a fresh install after the claims were deleted begins afresh. It has no labels, by which a tool
-might prune it. The leader keeps it right (:class:`RecordKeeper`).
+owned by the headless Service, the StatefulSet and every claim, and goes when all of them are gone: an uninstall that
+keeps the claims keeps the record, and a fresh install after the claims were deleted begins afresh. The Service is an
+owner because a StatefulSet is replaced to resize its volumes (``kubectl delete --cascade=orphan``), which takes it out
+of the owners until somebody adds the new one. The record has no labels, by which a tool might prune it. The leader
+keeps it right, and every node sees to its owners when it starts (:class:`RecordKeeper`).
 
 :func:`bootstrap_verdict` and :func:`next_change` are pure and decide; everything else carries out.
 """
@@ -17,13 +19,14 @@ import re
 import secrets
 import tomllib
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from kvorum.cluster.kubernetes import ConfigMap, StatefulSet
-from kvorum.config import Config
+from kvorum.config import Config, split_ordinal
 from kvorum.errors import KubernetesError, KvorumError
 from kvorum.node.ports import Tasks
 from kvorum.raft.messages import NodeId
@@ -184,19 +187,21 @@ def _changed(
     config_map: ConfigMap | None, name: str, cluster_id: str, owners: Collection[Owner], bootstrapping: NodeId = ""
 ) -> ConfigMap:
     """Return the ConfigMap with this cluster recorded, and everything else in it as it was."""
-    metadata: dict[str, Any] = dict(config_map.metadata) if config_map is not None else {"name": name}
-    found = metadata.get("ownerReferences")
-    references = [owner for owner in found if isinstance(owner, dict)] if isinstance(found, list) else []
-    uids = {owner.get("uid") for owner in references}
-    metadata["ownerReferences"] = [
-        *references,
-        *(owner.reference() for owner in owners if owner.uid not in uids),
-    ]
-    data = {**(config_map.data if config_map is not None else {}), CLUSTER_ID: cluster_id}
+    owned = _owned(config_map if config_map is not None else ConfigMap({"name": name}), owners)
+    data = {**owned.data, CLUSTER_ID: cluster_id}
     data.pop(BOOTSTRAPPING, None)
     if bootstrapping:
         data[BOOTSTRAPPING] = bootstrapping
-    return ConfigMap(metadata, data)
+    return ConfigMap(owned.metadata, data)
+
+
+def _owned(config_map: ConfigMap, owners: Collection[Owner]) -> ConfigMap:
+    """Return the ConfigMap with these owners as well, and everything else in it as it was."""
+    found = config_map.metadata.get("ownerReferences")
+    references = [owner for owner in found if isinstance(owner, dict)] if isinstance(found, list) else []
+    uids = {owner.get("uid") for owner in references}
+    references += [owner.reference() for owner in owners if owner.uid not in uids]
+    return ConfigMap({**config_map.metadata, "ownerReferences": references}, config_map.data)
 
 
 # --- The API server -----------------------------------------------------------------------------------------------
@@ -210,6 +215,9 @@ class Api(Protocol):
 
     async def claim_uid(self, name: str) -> str | None:
         """Return the uid of a claim, or None. Raises: KubernetesError."""
+
+    async def service_uid(self, name: str) -> str | None:
+        """Return the uid of a Service, or None. Raises: KubernetesError."""
 
     async def config_map(self, name: str) -> ConfigMap | None:
         """Return a ConfigMap, or None. Raises: KubernetesError."""
@@ -226,19 +234,84 @@ def record_name(base: str) -> str:
     return f"{base}-cluster-id"
 
 
-async def _claims(api: Api, base: str) -> dict[str, str]:
-    """Return the uid of each claim that there is, by the name of its pod."""
-    pods = [f"{base}-{ordinal}" for ordinal in range(CLAIMS_MAX)]
-    found = {pod: await api.claim_uid(f"data-{pod}") for pod in pods}
-    return {pod: uid for pod, uid in found.items() if uid is not None}
+class Release(msgspec.Struct, frozen=True):
+    """The names of a release's objects."""
+
+    base: str
+    """Of the StatefulSet."""
+    service: str
+    """Of the headless Service."""
+
+    @classmethod
+    def of(cls, config: Config) -> Release:
+        """Return the release that a node finds its peers in."""
+        return cls(split_ordinal(config.name)[0], config.discovery_dns.partition(".")[0])
 
 
-async def _owners(api: Api, base: str, claims: Mapping[str, str]) -> tuple[Owner, ...]:
-    stateful_set = await api.stateful_set(base)
-    return (
-        Owner("apps/v1", "StatefulSet", base, stateful_set.uid),
-        *(Owner("v1", "PersistentVolumeClaim", f"data-{pod}", uid) for pod, uid in claims.items()),
-    )
+class _Owners:
+    """Looks up the objects that own the record."""
+
+    def __init__(self, api: Api, release: Release) -> None:
+        self._api = api
+        self._release = release
+        self._is_refused = False
+
+    async def claims(self) -> dict[str, str]:
+        """Return the uid of each claim that there is, by the name of its pod.
+
+        Raises:
+            KubernetesError: the API server does not answer, or refuses.
+        """
+        pods = [f"{self._release.base}-{ordinal}" for ordinal in range(CLAIMS_MAX)]
+        found = {pod: await self._api.claim_uid(f"data-{pod}") for pod in pods}
+        return {pod: uid for pod, uid in found.items() if uid is not None}
+
+    async def all(self, claims: Mapping[str, str], *, allow_no_stateful_set: bool) -> tuple[Owner, ...]:
+        """Return every owner that there is.
+
+        Args:
+            claims: as :meth:`claims` returned them.
+            allow_no_stateful_set: it may be missing, as while an operator replaces it.
+
+        Raises:
+            KubernetesError: as :meth:`claims`.
+        """
+        owners = []
+        if (uid := await self._service_uid()) is not None:
+            owners.append(Owner("v1", "Service", self._release.service, uid))
+        if (uid := await self._stateful_set_uid(allow_no_stateful_set)) is not None:
+            owners.append(Owner("apps/v1", "StatefulSet", self._release.base, uid))
+        owners += [Owner("v1", "PersistentVolumeClaim", f"data-{pod}", uid) for pod, uid in claims.items()]
+        return tuple(owners)
+
+    async def _service_uid(self) -> str | None:
+        """Return None if we may not read it, too: a Role of the user's own may be from before it was needed."""
+        try:
+            uid = await self._api.service_uid(self._release.service)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            if not self._is_refused:
+                logger.warning(
+                    "the Service %s does not own the ConfigMap %s, which names the cluster: %s. The ConfigMap may be "
+                    "lost while the StatefulSet is replaced. Allow this in your Role (%s)",
+                    self._release.service,
+                    record_name(self._release.base),
+                    error,
+                    PAGE,
+                )
+            self._is_refused = True
+            return None
+        self._is_refused = False
+        return uid
+
+    async def _stateful_set_uid(self, may_be_missing: bool) -> str | None:
+        try:
+            return (await self._api.stateful_set(self._release.base)).uid
+        except KubernetesError as error:
+            if not may_be_missing or error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
 
 
 class RecordGuard:
@@ -246,14 +319,14 @@ class RecordGuard:
 
     Args:
         api: the API server.
-        base: the StatefulSet's name.
+        release: the names of the objects that own the record.
         replaceable: returns the id of the cluster that the operator gave up; empty: none.
     """
 
-    def __init__(self, api: Api, base: str, replaceable: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, api: Api, release: Release, replaceable: Callable[[], Awaitable[str]]) -> None:
         self._api = api
-        self._base = base
-        self._name = record_name(base)
+        self._name = record_name(release.base)
+        self._owners = _Owners(api, release)
         self._replaceable = replaceable
 
     async def permit(self, node: NodeId, names: Collection[str]) -> str:
@@ -275,7 +348,7 @@ class RecordGuard:
 
     async def _permit(self, node: NodeId, names: Collection[str]) -> str:
         config_map = await self._api.config_map(self._name)
-        claims = await _claims(self._api, self._base)
+        claims = await self._owners.claims()
         record = None if config_map is None else ClusterRecord.of(config_map)
         unaccounted = [f"data-{pod}" for pod in claims if pod not in names]
         verdict = bootstrap_verdict(record, node, await self._replaceable(), unaccounted, self._name)
@@ -286,7 +359,7 @@ class RecordGuard:
                 return cluster_id
             case Create() | Replace():
                 cluster_id = secrets.token_hex(16)
-                owners = await _owners(self._api, self._base, claims)
+                owners = await self._owners.all(claims, allow_no_stateful_set=False)
                 recorded = _changed(config_map, self._name, cluster_id, owners, bootstrapping=node)
                 write = self._api.create_config_map if config_map is None else self._api.update_config_map
                 if not await write(recorded):
@@ -323,12 +396,15 @@ class Replacements(Protocol):
 class RecordKeeper:
     """Keeps the record right, while this node leads: its owners, and the id if the release has no record yet.
 
+    Every node, whether it is in a cluster or not, first adds the owners that a record lacks, once: the objects of a
+    release that was installed again are new, and the record must not depend on the volumes until there is a leader.
+
     A node that was recovered or restored also puts its cluster's id in the place of the one that it replaced, leader or
     not: only its own data folder says so.
 
     Args:
         api: the API server.
-        base: the StatefulSet's name.
+        release: the names of the objects that own the record.
         node: this node.
         replacements: what its data folder says.
         replaceable: as for :class:`RecordGuard`.
@@ -339,7 +415,7 @@ class RecordKeeper:
     def __init__(
         self,
         api: Api,
-        base: str,
+        release: Release,
         node: RecordedNode,
         replacements: Replacements,
         replaceable: Callable[[], Awaitable[str]],
@@ -347,8 +423,8 @@ class RecordKeeper:
         clock: Callable[[], float],
     ) -> None:
         self._api = api
-        self._base = base
-        self._name = record_name(base)
+        self._name = record_name(release.base)
+        self._owners = _Owners(api, release)
         self._node = node
         self._replacements = replacements
         self._replaceable = replaceable
@@ -361,12 +437,15 @@ class RecordKeeper:
         """Keep it right until cancelled. A failure is logged once and tried again ever more rarely."""
         replaced = await asyncio.to_thread(self._replacements.load)
         did_lead = False
+        is_owned = False
         due = self._clock()
         while True:
             leads = self._node.leads()
-            if (leads or (replaced and self._node.follows())) and (self._clock() >= due or leads > did_lead):
+            keeps = bool(leads or (replaced and self._node.follows()))
+            if (keeps or not is_owned) and (self._clock() >= due or leads > did_lead):
                 try:
-                    is_right = await self.keep(replaced)
+                    is_right = await self.keep(replaced) if keeps else False
+                    is_owned = is_owned or keeps or await self.own()
                 except KubernetesError as error:
                     if self._failures == 0:
                         logger.warning("cannot keep the ConfigMap %s, which names the cluster: %s", self._name, error)
@@ -374,12 +453,27 @@ class RecordKeeper:
                     due = self._clock() + min(LOOK_S * 2**self._failures, KEEP_S)
                 else:
                     self._failures = 0
-                    due = self._clock() + KEEP_S
+                    due = self._clock() + (KEEP_S if keeps else 0.0)
                     if is_right and replaced:
                         await asyncio.to_thread(self._replacements.forget)
                         replaced = frozenset()
             did_lead = leads
             await self._tasks.sleep(LOOK_S)
+
+    async def own(self) -> bool:
+        """Add the owners that the record lacks, and change nothing that it says; return whether it lacks none now.
+
+        Raises:
+            KubernetesError: it cannot be read or written.
+        """
+        config_map = await self._api.config_map(self._name)
+        if config_map is None:
+            return True
+        owners = await self._owners.all(await self._owners.claims(), allow_no_stateful_set=True)
+        uids = ClusterRecord.of(config_map).owners
+        missing = [owner for owner in owners if owner.uid not in uids]
+        # Of several nodes that start at the same time, one is first; the others look again.
+        return not missing or await self._api.update_config_map(_owned(config_map, missing))
 
     async def keep(self, replaced: Collection[str]) -> bool:
         """Look once, and change what is wrong; return whether the record names our cluster.
@@ -389,7 +483,10 @@ class RecordKeeper:
         """
         cluster_id = self._node.cluster_id
         config_map = await self._api.config_map(self._name)
-        owners = await _owners(self._api, self._base, await _claims(self._api, self._base))
+        owners = await self._owners.all(await self._owners.claims(), allow_no_stateful_set=True)
+        if not owners:
+            # The release and its volumes are gone. Nothing would remove a record without an owner.
+            return False
         record = None if config_map is None else ClusterRecord.of(config_map)
         change = next_change(record, cluster_id, owners, {*replaced, await self._replaceable()} - {""})
         match change:

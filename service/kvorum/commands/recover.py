@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -76,8 +76,26 @@ class _Node(Protocol):
     def name(self) -> str: ...
 
 
+Report = Callable[[str], None]
+"""Takes a text that a person should read, of one or more lines."""
+
+
+def to_stderr(text: str) -> None:
+    """Show it to whoever runs the command."""
+    sys.stderr.write(f"{text}\n")
+
+
+def to_log(text: str) -> None:
+    """Log it in one line, as a node does that recovers when it starts."""
+    log.warning("%s", " ".join(text.splitlines()))
+
+
 def force_new_cluster(
-    data_dir: str, *, accept_older_log: bool = True, peer_urls: Mapping[str, str] | None = None
+    data_dir: str,
+    *,
+    accept_older_log: bool = True,
+    peer_urls: Mapping[str, str] | None = None,
+    report: Report = to_stderr,
 ) -> Identity:
     """Make the folder's node the only member of a new cluster; return its new identity. Blocking.
 
@@ -86,6 +104,7 @@ def force_new_cluster(
         accept_older_log: do not ask the other members for the ends of their logs.
         peer_urls: where the options say that the peer ports of members are, by name. These are asked in addition to
             the addresses that the log names: a member may have moved when there was no leader to publish it.
+        report: where the warning goes, and the names of members that did not answer.
 
     Raises:
         ConfigError: the folder holds no member of a cluster.
@@ -97,17 +116,19 @@ def force_new_cluster(
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} does not hold the data of a node")
-    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log, peer_urls or {}))
+    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log, peer_urls or {}, report))
     # A cluster of its own may be at home wherever it starts next.
     forget_place(Path(data_dir))
     return identity
 
 
-async def _force_new_cluster(data_dir: str, accept_older_log: bool, peer_urls: Mapping[str, str]) -> Identity:
+async def _force_new_cluster(
+    data_dir: str, accept_older_log: bool, peer_urls: Mapping[str, str], report: Report
+) -> Identity:
     async with offline(data_dir) as folder:
         if folder.loaded.identity is not None and not accept_older_log:
-            await _check_no_better_log(folder.loaded.identity, folder.loaded, Path(data_dir), peer_urls)
-        identity, save = plan(folder.loaded, data_dir)
+            await _check_no_better_log(folder.loaded.identity, folder.loaded, Path(data_dir), peer_urls, report)
+        identity, save = plan(folder.loaded, data_dir, report)
         if folder.loaded.identity is not None and folder.loaded.identity.cluster_id:
             note_replaced_cluster(Path(data_dir), folder.loaded.identity.cluster_id)
         # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.
@@ -116,8 +137,8 @@ async def _force_new_cluster(data_dir: str, accept_older_log: bool, peer_urls: M
     return identity
 
 
-def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
-    """Return the identity and the save that make what was loaded a cluster of one.
+def plan(loaded: Loaded, data_dir: str, report: Report = to_stderr) -> tuple[Identity, Save]:
+    """Return the identity and the save that make what was loaded a cluster of one, and report what that means.
 
     Raises:
         ConfigError: it was never a member of a cluster.
@@ -131,7 +152,7 @@ def plan(loaded: Loaded, data_dir: str) -> tuple[Identity, Save]:
         raise ConfigError(f"{node} is not a member of the cluster that it last knew; nothing to recover")
     others = [other.id for other in raft.configuration.members if other.id != node]
     log_end = {"last_index": raft.log.last_index, "last_term": raft.log.last_term}
-    sys.stderr.write(WARNING.format(node=node, others=", ".join(others) or "(none)", **log_end) + "\n")
+    report(WARNING.format(node=node, others=", ".join(others) or "(none)", **log_end))
     entries = _with_room_for_terms(loaded, data_dir)
     # Nobody of the new cluster has voted, whatever term the old one had reached: its terms go on from the log's.
     term = (entries[-1].term if entries else raft.log.last_term) + 1
@@ -172,8 +193,10 @@ def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
     return tuple(msgspec.structs.replace(entry, term=terms[entry.term]) for entry in loaded.entries)
 
 
-async def _check_no_better_log(identity: Identity, loaded: Loaded, folder: Path, peer_urls: Mapping[str, str]) -> None:
-    """Ask the other members where their logs end, and name on stderr those that did not answer.
+async def _check_no_better_log(
+    identity: Identity, loaded: Loaded, folder: Path, peer_urls: Mapping[str, str], report: Report
+) -> None:
+    """Ask the other members where their logs end, and report those that did not answer.
 
     Raises:
         BetterLogError: one of them has a more up-to-date log.
@@ -193,7 +216,7 @@ async def _check_no_better_log(identity: Identity, loaded: Loaded, folder: Path,
         )
     for silence, _ in answers:
         if silence:
-            sys.stderr.write(f"{silence}\n")
+            report(silence)
     for status in (status for _, statuses in answers for status in statuses):
         theirs = (status.last_term, status.last_index)
         if theirs > ours:
@@ -279,7 +302,9 @@ def recover_if_requested(data_dir: str, peer_urls: Mapping[str, str] | None = No
     folder = Path(data_dir)
     if is_recovery_requested(folder):
         try:
-            identity = force_new_cluster(data_dir, accept_older_log=accepts_older_log(folder), peer_urls=peer_urls)
+            identity = force_new_cluster(
+                data_dir, accept_older_log=accepts_older_log(folder), peer_urls=peer_urls, report=to_log
+            )
         except BetterLogError as error:
             log.error("not recovered, starting as before: %s", error)
             withdraw_recovery_request(folder)
