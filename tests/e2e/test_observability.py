@@ -9,11 +9,13 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench.processes import free_ports
+from e2e.kube import eventually
 from e2e.system import CHART, Scenario, System
 from helm.operator_schemas import PLURALS, definition
 from telemetry.live import DEADLINE_S, Prometheus, fill_in, running_prometheus, scraping
@@ -142,6 +144,12 @@ def test_the_dashboard_has_data_while_pods_are_deleted(system: System, tmp_path:
     assert not fired & {"KvorumMultipleLeaders", "KvorumQuarantined", "KvorumNoLeader"}
 
 
+def is_established(system: System, name: str) -> bool:
+    """Tell whether the API server serves a kind."""
+    path = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+    return system.kube.kubectl("get", "crd", name, "-o", path) == "True"
+
+
 @contextmanager
 def operator_kinds(system: System) -> Iterator[None]:
     """Let the API server know the Prometheus operator's kinds; those that it did not know before it then forgets."""
@@ -151,7 +159,8 @@ def operator_kinds(system: System) -> Iterator[None]:
     try:
         for name, file in missing.items():
             system.kube.kubectl("create", "-f", str(file))
-            system.kube.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+            # `kubectl wait` fails while the kind has no conditions at all.
+            eventually(f"{name} is established", partial(is_established, system, name), 30)
         yield
     finally:
         for name in missing:
