@@ -95,11 +95,25 @@ def test_contradictory_flags_are_one_line_and_status_2(tmp_path: Path, flags: tu
 
 def test_a_local_cluster_of_which_no_node_can_start_ends(tmp_path: Path) -> None:
     base = str(free_ports(1)[0])
+    for name in ("n1", "n2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+
+    result = kvorum("local", "--nodes", "2", "--base-port", base, "--data-dir", str(tmp_path))
+
+    assert result.returncode == EXIT_STORAGE, result
+    for name in ("n1", "n2"):
+        assert f"everybody on this machine may write to the data folder {tmp_path / name}" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_local_cluster_whose_nodes_would_refuse_an_option_is_not_started(tmp_path: Path) -> None:
+    base = str(free_ports(1)[0])
 
     result = kvorum("local", "--nodes", "2", "--base-port", base, "--data-dir", str(tmp_path), "--", "--tick-ms", "0")
 
     assert result.returncode == EXIT_CONFIG, result
-    assert "--tick-ms: must be a whole number from 1 to 1,000 ms, not '0'" in result.stdout
+    assert result.stderr.count("--tick-ms: must be a whole number from 1 to 1,000 ms, not '0'") == 1
     assert "Traceback" not in result.stdout + result.stderr
 
 
