@@ -150,7 +150,8 @@ class SimNode:
         self.copied_at: int | None = None
         """When the copy was taken that the disk can be set back to."""
         self.is_set_back = False
-        self._started_us = 0
+        self.started_us = 0
+        """When the process started last."""
         self.is_off = False
         """The machine has no power: nothing answers at its address, and nothing closes its streams."""
         self.is_lost = False
@@ -247,7 +248,7 @@ class SimNode:
             return
         self.is_off = False
         self.starts += 1
-        self._started_us = self.world.clock.now
+        self.started_us = self.world.clock.now
         self._is_doomed = False
         self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
@@ -680,17 +681,12 @@ class SimNode:
 
     def is_undisturbed_since(self, since_us: int) -> bool:
         """Tell whether this process has run since then, and nothing has kept it from being heard, or is about to."""
-        is_well = self.raft is not None and self._started_us <= since_us and not (self.armed or self.port_error)
+        is_well = self.raft is not None and self.started_us <= since_us and not (self.armed or self.port_error)
         is_told = self._is_told_to_stop is not None and not self._is_told_to_stop.is_set()
         paused_until = self.loop.paused_until if self.loop is not None else 0
         strange = max(self.stalled_until, self.full_until, self.late_saves_until, self.late_tasks_until, paused_until)
         is_reached = not self.world.network.was_cut(self.id, since_us)
         return is_well and is_told and is_reached and not self.fail_next_save and strange <= since_us
-
-    @property
-    def started_us(self) -> int:
-        """When the process started."""
-        return self._started_us
 
     def what_the_copy_lacks(self) -> DiskAtStart | None:
         """Return what was on the disk when it was copied, if it holds less than the disk does now, and holds a log.
@@ -740,6 +736,11 @@ class SimNode:
         if self.product is not None and self.product.parts.state.may_be_wrong:
             return True
         return self.serves_damage or any(DAMAGE * DAMAGED_BYTES in file for file in files)
+
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether its state was found wrong and is being rebuilt."""
+        return self.product is not None and bool(self.product.quarantined)
 
     @property
     def serves_damage(self) -> bool:

@@ -42,7 +42,7 @@ from kvorum.transport.link import (
     PING_S,
 )
 from kvorum.transport.port import CONNECT_TIMEOUT_S as REQUEST_CONNECT_TIMEOUT_S
-from kvorum.transport.port import STREAM_SILENCE_MIN_S
+from kvorum.transport.port import stream_silence_s
 from kvorum.transport.recipients import MemberUrls, Recipients
 
 if TYPE_CHECKING:
@@ -261,6 +261,10 @@ class SimPeers:
         self._world.clock.after(self._latency(), self._arrive, link, dial)
         self._world.clock.after(int(CONNECT_TIMEOUT_S * S), self.enter, self._time_out, link, dial)
 
+    def _is_in_progress(self, link: _Link, dial: _Stream) -> bool:
+        """Tell whether a dial has not ended yet, and what it opens is still wanted."""
+        return link.dial is dial and self._links.get(link.node) is link
+
     def _call_later(self, link: _Link) -> None:
         """Call again: at once if it has called us meanwhile, else after a pause."""
         if link.is_hurried:
@@ -276,13 +280,13 @@ class SimPeers:
             self._call(link)
 
     def _time_out(self, link: _Link, dial: _Stream) -> None:
-        if link.dial is dial and self._links.get(link.node) is link:
+        if self._is_in_progress(link, dial):
             self._world.counts["dials that hung"] += 1
             self._fail(link, dial)
 
     def _fail(self, link: _Link, dial: _Stream) -> None:
         """A dial has failed, unless it has ended before."""
-        if link.dial is not dial or self._links.get(link.node) is not link:
+        if not self._is_in_progress(link, dial):
             return
         self._abandon(dial)
         link.dial = None
@@ -292,7 +296,7 @@ class SimPeers:
     def _arrive(self, link: _Link, dial: _Stream) -> None:
         """A call reaches the other side, or does not."""
         now = self._world.clock.now
-        if not self._is_heard or link.dial is not dial or self._links.get(link.node) is not link:
+        if not self._is_heard or not self._is_in_progress(link, dial):
             return
         if self.loop.paused_until > now:
             # What is to be said when the connection is there has to be said by the process.
@@ -361,7 +365,7 @@ class SimPeers:
 
     def _opened(self, link: _Link, dial: _Stream, start: str, marks: tuple[PeerMark, ...] | None) -> None:
         peer = dial.peer
-        if link.dial is not dial or self._links.get(link.node) is not link or peer is None:
+        if not self._is_in_progress(link, dial) or peer is None:
             return
         if self._is_cut(peer._node):
             self._world.clock.after(RESEND_US, self.enter, self._opened, link, dial, start, marks)
@@ -425,7 +429,7 @@ class SimPeers:
 
     def _look_at_streams(self) -> None:
         """Find out which streams are dead: by a keep-alive, by a ping that is not answered, or by silence."""
-        now, plan = self._world.clock.now, self._node.plan
+        now = self._world.clock.now
         for link in list(self._links.values()):
             stream = link.stream
             if stream is None or stream.peer is None:
@@ -437,7 +441,7 @@ class SimPeers:
                 self._broken(link, stream)
             else:
                 self._write(link, stream)
-        silence_us = max(10 * plan.election_timeout_ticks * plan.tick_us, int(STREAM_SILENCE_MIN_S * S))
+        silence_us = int(stream_silence_s(self._node.plan.election_timeout_us / 1000) * S)
         for sender, caller in list(self._callers.items()):
             if self._is_there(caller.peer) and caller.peer._calls(self):
                 caller.heard_us = now

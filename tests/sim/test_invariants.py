@@ -464,6 +464,8 @@ STALE_READS = {
     "answers_equal_a_replay",
     "staleness_is_a_bound",
 }
+MOST_SEEDS = 600
+"""The rarest of these faults is found by one seed in 200; the first seed to try only saves time."""
 BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "forgets votes": (0, forgets_votes, {"a_vote_is_durable", "one_vote_per_term"}),
     "votes for anybody": (20, votes_for_anybody, {"leader_completeness", "the_core_never_contradicts_itself"}),
@@ -490,7 +492,7 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
         writes_its_wall_clock,
         {"log_time_is_no_faster_than_twice_real_time", "log_time_does_not_stand_still"},
     ),
-    "stops no fetch when it takes no part": (60, stops_no_fetch, {"a_node_that_takes_no_part_keeps_its_log"}),
+    "stops no fetch when it takes no part": (240, stops_no_fetch, {"a_node_that_takes_no_part_keeps_its_log"}),
     "is heard only when a peer calls": (
         0,
         waits_for_one_that_calls_only,
@@ -509,12 +511,12 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
 def test_a_broken_core_is_found_by_the_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, breaking, expected = BROKEN[name]
     breaking(monkeypatch)
-    for seed in range(first, first + 100):
+    for seed in range(first, first + MOST_SEEDS):
         violation = simulate(draw_plan(seed)).violation
         if violation is not None:
             assert violation.check in expected, f"seed {seed}: {violation}"
             return
-    pytest.fail("100 seeds found nothing")
+    pytest.fail(f"{MOST_SEEDS} seeds found nothing")
 
 
 def test_a_failing_seed_is_shrunk_to_a_plan_that_fails_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
