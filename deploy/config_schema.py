@@ -49,10 +49,8 @@ _FURTHER_LIMITS: dict[str, dict[str, Any]] = {
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of ``config``: every option with its type and limits, and no other."""
-    fields = msgspec.json.schema(Config)["$defs"]["Config"]["properties"]
     properties = {}
-    for name in option_names():
-        field = fields[name]
+    for name, field in _options().items():
         limits = {limit: field[limit] for limit in _LIMITS if limit in field}
         if "maximum" in limits:
             limits["maximum"] = min(limits["maximum"], _INTEGER_MAX)
@@ -62,8 +60,12 @@ def config_schema() -> dict[str, Any]:
 
 def option_names() -> list[str]:
     """Return the options that are for the user of the chart."""
+    return list(_options())
+
+
+def _options() -> dict[str, dict[str, Any]]:
     fields = msgspec.json.schema(Config)["$defs"]["Config"]["properties"]
-    return [name for name in fields if name not in SET_BY_THE_CHART]
+    return {name: field for name, field in fields.items() if name not in SET_BY_THE_CHART}
 
 
 def updated(text: str) -> str:

@@ -28,6 +28,7 @@ from kvorum_client.errors import (
 )
 from kvorum_client.top import ASK_TIMEOUT_S, top
 from kvorum_client.transport import parse_endpoint
+from kvorum_entry.parser import SubcommandParser
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -313,20 +314,8 @@ def _usage(message: str) -> NoReturn:
     raise SystemExit(EXIT_USAGE)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that names what it does not know with the usage of the subcommand.
-
-    It fails when the help or the version cannot be written, which argparse ignores.
-    """
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        # argparse has the outermost parser complain of what a subcommand does not know.
-        known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return known, unknown
+class _Parser(SubcommandParser):
+    """A parser that fails when the help or the version cannot be written, which argparse ignores."""
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is sys.stdout:
@@ -464,8 +453,13 @@ def _add_group(
     fill(lambda name, run, summary: _add(inner, name, run, summary))
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[default table]")
+def _add_output(
+    command: argparse.ArgumentParser,
+    choices: Sequence[str] = ("table", "json"),
+    default: str = "table",
+    help: str = "[default table]",
+) -> None:
+    command.add_argument("-o", "--output", choices=choices, default=default, help=help)
 
 
 def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -488,8 +482,8 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     get = add("get", commands.get, "read a key")
     get.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
-    get.add_argument(
-        *("-o", "--output"),
+    _add_output(
+        get,
         choices=("raw", "table", "json"),
         default="raw",
         help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",

@@ -14,6 +14,7 @@ from kvorum.config import parse_peers
 from kvorum.config import sources as config_sources
 from kvorum.errors import ConfigError, StorageError, VersionTooOldError
 from kvorum.storage import datadir
+from kvorum_entry.parser import SubcommandParser
 
 EXIT_STATUS = f"""\
 exit status:
@@ -36,29 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_CONFIG
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader (head, less) has had enough; do not complain while the interpreter flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that names what it does not know with the usage of the subcommand."""
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        # argparse has the outermost parser complain of what a subcommand does not know.
-        known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return known, unknown
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
+    parser: argparse.ArgumentParser = SubcommandParser(
         prog="kvorum",
         description="A linearizable key-value store. `kv` is the command to read and write it.",
         epilog=EXIT_STATUS,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, serving
+from fronts.fake_node import CLUSTER, FakeNode, Server, make_config, serving
 from waiting import until
 
 from kvorum.errors import NoLeaderError, ReadTimeoutError
@@ -185,7 +185,7 @@ def test_a_connection_cut_in_the_middle_of_a_write_is_not_two_writes() -> None:
     async def scenario() -> None:
         requests: list[bytes] = []
         body = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
-        async with cutting_server(requests, 2, body) as endpoint, Client([endpoint], cluster_id="c" * 32) as kv:
+        async with cutting_server(requests, 2, body) as endpoint, Client([endpoint], cluster_id=CLUSTER) as kv:
             await kv.put("k", "1")
             await kv.put("k", "2")
             keys = [head.split(b"Idempotency-Key: ")[1].split(b"\r\n")[0] for head in requests]
@@ -201,7 +201,7 @@ def test_what_cannot_be_repeated_is_not_repeated_by_the_http_library_either() ->
     async def scenario() -> None:
         requests: list[bytes] = []
         body = b'{"members":[]}'
-        async with cutting_server(requests, 2, body) as endpoint, Client([endpoint], cluster_id="c" * 32) as kv:
+        async with cutting_server(requests, 2, body) as endpoint, Client([endpoint], cluster_id=CLUSTER) as kv:
             await kv.members()
             with pytest.raises(OutcomeUnknownError):
                 await kv.remove_member("n3")
@@ -280,7 +280,7 @@ def test_a_failed_compare_tells_where_the_key_is() -> None:
 
 def test_a_refusal_is_not_repeated() -> None:
     async def scenario() -> None:
-        async with cluster(2) as servers, Client([s.url for s in servers], cluster_id="c" * 32) as kv:
+        async with cluster(2) as servers, Client([s.url for s in servers], cluster_id=CLUSTER) as kv:
             with pytest.raises(RefusedError) as caught:
                 await kv.put("k" * 1025, "v")
             assert (caught.value.status, caught.value.code) == (413, "too_large")
@@ -294,7 +294,7 @@ FULL = ServerNoSpace("the data takes 9 of 8 bytes", reason="quota", limit=8, use
 
 def test_a_cluster_without_room_is_asked_once_and_says_how_full_it_is() -> None:
     async def scenario() -> None:
-        async with cluster(1) as servers, Client([servers[0].url], cluster_id="c" * 32) as kv:
+        async with cluster(1) as servers, Client([servers[0].url], cluster_id=CLUSTER) as kv:
             servers[0].node.error = FULL
             with pytest.raises(NoSpaceError) as caught:
                 await kv.put("k", "v")

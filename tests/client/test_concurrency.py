@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import FakeNode, make_config, serving
+from fronts.fake_node import CLUSTER, FakeNode, make_config, serving
 from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, OutcomeUnknownError, SyncClient, UnavailableError
@@ -48,7 +48,7 @@ def test_no_more_calls_than_the_limit_are_in_progress_and_all_of_them_end(monkey
     async def scenario() -> None:
         counting = CountingTransport()
         counting.install(monkeypatch)
-        async with Client(["127.0.0.1:1"], timeout_s=20, concurrent_calls_max=7, cluster_id="c" * 32) as kv:
+        async with Client(["127.0.0.1:1"], timeout_s=20, concurrent_calls_max=7, cluster_id=CLUSTER) as kv:
             counting.gate.set()
             await kv.put("k", "v")
             counting.gate.clear()
@@ -67,7 +67,7 @@ def test_an_attempt_has_its_whole_time_however_long_the_call_waited_for_its_turn
     async def scenario() -> None:
         counting = CountingTransport()
         counting.install(monkeypatch)
-        async with Client(["127.0.0.1:1"], timeout_s=10, concurrent_calls_max=1, cluster_id="c" * 32) as kv:
+        async with Client(["127.0.0.1:1"], timeout_s=10, concurrent_calls_max=1, cluster_id=CLUSTER) as kv:
             first = asyncio.create_task(kv.put("k", "v"))
             await until("the first call is under way", lambda: counting.under_way == 1)
             second = asyncio.create_task(kv.put("k", "v"))

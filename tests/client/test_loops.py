@@ -11,14 +11,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import Server, serving
+from fronts.fake_node import CLUSTER, Server, serving
 from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, SyncClient
 
 UNCLOSED = "a client of Kvorum was not closed: call close(), or use it in a `with`"
-CLUSTER = "c" * 32
-"""Who knows its cluster does not ask for it before it writes."""
 PUT = b'{"revision":1,"create_revision":1,"mod_revision":1,"version":1}'
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from client.test_client import cluster, elect, run
-from fronts.fake_node import Server
+from fronts.fake_node import CLUSTER, Server
 from waiting import until
 
 from kvorum.errors import OverloadedError
@@ -17,7 +17,7 @@ from kvorum.kv.commands import ClientCommand, Result
 from kvorum_client import Client, OutcomeUnknownError, SyncClient, UnavailableError, WrongClusterError
 from kvorum_client.transport import Answer, NoAnswerError
 
-OURS, THEIRS = "c" * 32, "d" * 32
+OURS, THEIRS = CLUSTER, "d" * 32
 
 
 @pytest.fixture

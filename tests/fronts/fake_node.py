@@ -61,6 +61,10 @@ class FakeBackup:
         self.closed += 1
 
 
+CLUSTER = "c" * 32
+"""The cluster of the nodes. A client that is given it does not ask for it before it writes."""
+
+
 class FakeNode:
     """Applies what is proposed at once, or raises ``error`` if it is set."""
 
@@ -74,7 +78,7 @@ class FakeNode:
         self.gate: asyncio.Event | None = None
         self.staleness: int | None = 0
         self.quarantined = ""
-        self.cluster = "c" * 32
+        self.cluster = CLUSTER
         self.leader_is_new = False
         """The leader understands `?cluster=`."""
         self.proposed: list[ClientCommand] = []
@@ -114,7 +118,7 @@ class FakeNode:
         voter = Configuration((Member("n1@00", True),))
         self._apply(EntryKind.CONFIGURATION, encode_configuration(voter))
         for level in SUPPORTED_LEVELS[1:]:
-            raised = RaiseFeatureLevel(level, {"n1@00": level}, "c" * 32)
+            raised = RaiseFeatureLevel(level, {"n1@00": level}, CLUSTER)
             self._apply(EntryKind.COMMAND, encode_batch(0, [raised]))
 
     def _apply(self, kind: EntryKind, data: bytes) -> list[Result]:

@@ -6,11 +6,11 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from fronts.fake_node import FakeNode, Server, make_config, serving
+from fronts.fake_node import CLUSTER, FakeNode, Server, make_config, serving
 
 from kvorum.service.outcomes import OUTCOMES, REFUSED
 
-OURS, THEIRS = "c" * 32, "d" * 32
+OURS, THEIRS = CLUSTER, "d" * 32
 LEADER = "http://leader:1"
 
 

@@ -60,6 +60,13 @@ class LocalCluster:
             self._intercept(node)
             self._joining.append(asyncio.create_task(bootstrap(node)))
 
+    async def start_new(self, name: str) -> Node:
+        """Start a node that is none of the cluster's, and whose address the others do not know."""
+        self.names.append(name)
+        [self.ports[name]] = free_ports(1)
+        await self.start(name)
+        return self.nodes[name]
+
     async def stop(self, *names: str) -> None:
         """Stop nodes without a goodbye to the others."""
         for name in names:
@@ -160,10 +167,7 @@ async def running_with_learner(folder: Path) -> AsyncIterator[tuple[LocalCluster
     """A cluster of one voter and one learner, which has caught up; both of them."""
     async with running(folder, 1) as cluster:
         voter = cluster.nodes["n1"]
-        cluster.names.append("n2")
-        cluster.ports["n2"] = free_ports(1)[0]
-        await cluster.start("n2")
-        learner = cluster.nodes["n2"]
+        learner = await cluster.start_new("n2")
         await voter.add_member("n2", learner.config.advertise_peer_url, "", TIMEOUT_MS)
         await cluster.settled()
         await cluster.converge()

@@ -178,10 +178,7 @@ def test_a_learner_that_moved_before_it_was_called_says_so_and_can_be_added_agai
     async def scenario() -> None:
         async with running(tmp_path, 1) as cluster:
             leader = cluster.nodes["n1"]
-            cluster.names.append("n2")
-            cluster.ports["n2"] = free_ports(1)[0]
-            await cluster.start("n2")
-            old_url = cluster.nodes["n2"].config.advertise_peer_url
+            old_url = (await cluster.start_new("n2")).config.advertise_peer_url
             ask = leader.peers.hello
 
             async def last_word(url: str, timeout_s: float = 2.0) -> Hello:

@@ -613,6 +613,11 @@ def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(
     asyncio.run(scenario())
 
 
+def value_of(node: Node, key: bytes) -> bytes | None:
+    record = node.store.get(key)
+    return record.value if record else None
+
+
 async def ended(node: Node) -> FatalError:
     """Sweep the state, and return what ended the node."""
     node.parts.sweeps.step(1000)
@@ -654,8 +659,7 @@ def test_the_only_voter_reads_its_state_from_the_disk_again_when_memory_has_chan
             again = await cluster.leader()
             await again.read_barrier(5000)
             again.check_serves()
-            held = [record.value for key in (b"a", b"b", b"c") if (record := again.store.get(key))]
-            assert held == [b"2", b"3", b"4"]
+            assert [value_of(again, key) for key in (b"a", b"b", b"c")] == [b"2", b"3", b"4"]
             again.parts.sweeps.step(1000)
             await asyncio.sleep(0)
             assert not again.quarantined
@@ -718,8 +722,7 @@ def test_the_only_voter_keeps_no_snapshot_of_changed_memory(tmp_path: Path) -> N
             await cluster.start("n1")
             again = await cluster.leader()
             await again.read_barrier(5000)
-            held = [record.value for key in (b"a", b"b") if (record := again.store.get(key))]
-            assert held == [b"1", b"2"]
+            assert [value_of(again, key) for key in (b"a", b"b")] == [b"1", b"2"]
             await again.parts.snapshots.begin()
             assert again.ports.storage.snapshots.kept()[0].snapshot.last_index == again.store.applied_index
 
@@ -738,16 +741,11 @@ def test_a_member_keeps_and_sends_no_snapshot_of_changed_memory(tmp_path: Path) 
             with pytest.raises(StorageError, match="there is no snapshot"):
                 await victim.parts.snapshots.chunk(0, 0, 100, 0)
             victim.parts.sweeps.step(1000)
-            await until("it is rebuilt", lambda: (record := victim.store.get(b"a")) and record.value == b"1")
+            await until("it is rebuilt", lambda: value_of(victim, b"a") == b"1")
             await until("the quarantine is over", lambda: victim.quarantined is None)
             assert victim.parts.snapshots.latest() is not None
 
     asyncio.run(scenario())
-
-
-def value_of(node: Node, key: bytes) -> bytes | None:
-    record = node.store.get(key)
-    return record.value if record else None
 
 
 def test_a_learner_whose_memory_has_changed_takes_its_state_from_the_only_voter(tmp_path: Path) -> None:

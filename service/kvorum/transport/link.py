@@ -42,7 +42,7 @@ PING_S = 10.0
 """A peer is pinged this often, and has half as long to answer: one that lost its power or network closes nothing."""
 KEEP_ALIVE_S = 2.0
 """An idle stream carries an empty frame this often; the receiving side gives up on a silent one (see
-STREAM_SILENCE_MIN_S in transport/port.py)."""
+stream_silence_s in transport/port.py)."""
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 1.0
 COMPLAINTS_MAX = 16

@@ -27,14 +27,18 @@ from kvorum.transport.settings import Dialling
 from kvorum.transport.transport import DNS_CACHE_S, Transport
 
 CONNECT_TIMEOUT_S = 5.0
-STREAM_SILENCE_MIN_S = 10.0
-"""A stream without a frame for ten election timeouts, but at least this long, is taken for dead."""
+_STREAM_SILENCE_MIN_S = 10.0
 
 STRANGERS_MAX = 16
 """So many connections there may be besides one of each member: short requests of members, joiners, and anybody.
 
 A new connection takes the place of one of these when all are taken: anybody may hold one, and a member must get in.
 """
+
+
+def stream_silence_s(election_timeout_ms: float) -> float:
+    """Return after how long, in seconds, a stream without a frame is taken for dead."""
+    return max(10 * election_timeout_ms / 1000, _STREAM_SILENCE_MIN_S)
 
 
 class PeerPort:
@@ -109,7 +113,7 @@ class PeerPort:
         config = self._config
         self._handler = handler
         await asyncio.to_thread(self._addresses.load)
-        silence_s = max(10 * config.election_timeout_ms / 1000, STREAM_SILENCE_MIN_S)
+        silence_s = stream_silence_s(config.election_timeout_ms)
         self._server = server = PeerServer(handler, self._counters, config.bootstrap_token, silence_s)
         server.app.middlewares.append(_only_known(self._hosts))
         server.app.on_response_prepare.append(_say_less)
