@@ -71,6 +71,14 @@ class LimitedServer(web.Server):
                     return True
         return False
 
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Finish what is in hand, for so long; then no connection is left, whoever has not read all of its answer."""
+        transports = [each.transport for each in self.connections if each.transport is not None]
+        await super().shutdown(timeout)
+        for transport in transports:
+            # The library closes them, and a transport that is closed goes on sending what it holds.
+            transport.abort()
+
     def malformed(self, error: HttpProcessingError) -> StreamResponse:
         """Return the answer to what is not HTTP. It repeats nothing of it."""
         return _LastAnswer(400, "the request is not well-formed HTTP/1.1\n")

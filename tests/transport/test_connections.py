@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from transport.test_peers import CALLER, CLUSTER, SERVER, FakeNode, message
 from waiting import until
 
 from kvorum.config import Config, PeerAddress
+from kvorum.connections import LimitedConnection
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import PeerMark
@@ -48,6 +50,7 @@ async def _idle_connections(port: int, count: int, stack: contextlib.AsyncExitSt
 class Served(NamedTuple):
     """A peer port that is being served, and a session for the test's own calls."""
 
+    port: PeerPort
     node: Node
     counters: Counters
     number: int
@@ -57,6 +60,10 @@ class Served(NamedTuple):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.number}/raft/v1"
+
+    def connections(self) -> list[LimitedConnection]:
+        """What is open on the port. Nothing in the port offers it."""
+        return [each for each in gc.get_objects() if isinstance(each, LimitedConnection) and each.transport]
 
     def headers(self, caller: Identity) -> dict[str, str]:
         return dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
@@ -84,7 +91,7 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
         stack.push_async_callback(port.close)
         await port.start(node)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Served(node, counters, number, session, stack)
+        yield Served(port, node, counters, number, session, stack)
 
 
 def stranger(number: int) -> Identity:
@@ -162,5 +169,31 @@ def test_a_member_displaces_a_request_that_does_not_end_when_there_is_no_strange
             assert not any(reader.at_eof() for reader in readers[1:])
             released.set()
             await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_port_that_closes_keeps_no_connection_of_somebody_who_does_not_read(tmp_path: Path) -> None:
+    """What such a one had not read kept its connection open, and its descriptor, until the process ended."""
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as served:
+
+            async def large(*_: object) -> SnapshotChunk:
+                return SnapshotChunk(bytes(32 << 20), 7, 32 << 20, "a" * 64)
+
+            served.node.snapshot_chunk = large  # type: ignore[assignment, method-assign]
+            _reader, writer = await asyncio.open_connection("127.0.0.1", served.number, limit=1)
+            served.stack.callback(writer.close)
+            headers = {"Host": "127.0.0.1", **served.headers(CALLER)}
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            writer.write(f"GET /raft/v1/snapshots/7 HTTP/1.1\r\n{head}\r\n".encode())
+            [connection] = await until("the connection", lambda: served.connections())
+            sending = connection.transport
+            assert sending is not None
+            await until("an answer that waits", sending.get_write_buffer_size)
+            await served.port.close()
+            await asyncio.sleep(0)
+            assert sending.get_extra_info("socket").fileno() == -1
 
     asyncio.run(scenario())
