@@ -128,6 +128,8 @@ class _Call(msgspec.Struct):
     is_peer_port: bool = False
     """The latest answer came from the peer port of a node, which takes no request of a client."""
     reason: str = "no node was asked in time"
+    has_failed: bool = False
+    """An attempt failed, and ``reason`` says why."""
 
     def target(self, timeout_s: float) -> str:
         """Return path and query of an attempt that takes this long."""
@@ -144,6 +146,12 @@ class _Call(msgspec.Struct):
     @property
     def may_repeat(self) -> bool:
         return not self.is_write or self.ticket is not None
+
+    def note_failure(self, error: Exception, timeout_s: float, usual_s: float) -> None:
+        """Take note why the latest attempt failed, unless the end of the call cut it short and an earlier one says."""
+        if self.remaining_s() > 0 or timeout_s >= usual_s or not self.has_failed:
+            self.reason = str(error)
+        self.has_failed = True
 
     def note_unknown(self) -> None:
         """Take note that the outcome of the latest attempt is not known."""
@@ -651,7 +659,7 @@ class Client:
         try:
             answer = await self._transport.exchange(base, "GET", "/v1/cluster/leader", b"", {}, timeout_s)
         except (NotSentError, NoAnswerError) as error:
-            call.reason = str(error)
+            call.note_failure(error, timeout_s, self._attempt_timeout_s)
             return False
         self.has_heard = True
         if self._is_ours(call, answer) and not self.cluster_id:
@@ -700,13 +708,13 @@ class Client:
             return await self._exchange(call, base, timeout_s)
         except NotSentError as error:
             self.writes_perhaps_sent -= call.is_write
-            call.reason = str(error)
+            call.note_failure(error, timeout_s, self._attempt_timeout_s)
             if base == self._router.leader and call.waits:
                 # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.
                 call.parameters = {**call.parameters, "forward": "true"}
             return None
         except NoAnswerError as error:
-            call.reason = str(error)
+            call.note_failure(error, timeout_s, self._attempt_timeout_s)
             call.note_unknown()
             if not call.may_repeat:
                 raise OutcomeUnknownError(f"it may or may not have been applied: {error}") from None

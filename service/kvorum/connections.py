@@ -40,6 +40,9 @@ class LimitedServer(web.Server):
         self._connections_max = connections_max
         self._idle: list[tuple[float, LimitedConnection]] = []
         """Connections that were idle when this was filled, the one that had been so longest last."""
+        self.open: set[asyncio.Transport] = set()
+        """The transports of all connections, those that are being closed as well."""
+        self.is_over = False
 
     @property
     def connections_max(self) -> int:
@@ -73,10 +76,10 @@ class LimitedServer(web.Server):
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Finish what is in hand, for so long; then no connection is left, whoever has not read all of its answer."""
-        transports = [each.transport for each in self.connections if each.transport is not None]
+        self.is_over = True
         await super().shutdown(timeout)
-        for transport in transports:
-            # The library closes them, and a transport that is closed goes on sending what it holds.
+        # The library closes them, and a transport that is closed goes on sending what it holds.
+        for transport in list(self.open):
             transport.abort()
 
     def malformed(self, error: HttpProcessingError) -> StreamResponse:
@@ -91,11 +94,13 @@ class LimitedServer(web.Server):
 class LimitedConnection(RequestHandler):
     """One connection, which is refused if it is one too many and none can be closed for it."""
 
-    __slots__ = ("_limited_server",)
+    __slots__ = ("_limited_server", "_transport")
 
     def __init__(self, server: LimitedServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._limited_server = server
+        self._transport: asyncio.Transport | None = None
+        """The library forgets its own when it closes it."""
 
     @property
     def idle_since_s(self) -> float | None:
@@ -105,15 +110,28 @@ class LimitedConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it."""
-        server = self._limited_server
-        if server.is_full and not server.make_room():
-            # Without a manager, connection_lost has nothing to undo.
-            self._manager = None
-            self._force_close = True
-            self.refuse(cast(asyncio.Transport, transport))
-            transport.close()
-        else:
+        server, transport = self._limited_server, cast(asyncio.Transport, transport)
+        server.open.add(transport)
+        self._transport = transport
+        if not server.is_over and (not server.is_full or server.make_room()):
             super().connection_made(transport)
+            return
+        # Without a manager, connection_lost has nothing to undo.
+        self._manager = None
+        self._force_close = True
+        if server.is_over:
+            # It was accepted when the server was about to end.
+            transport.abort()
+        else:
+            self.refuse(transport)
+            transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        if self._transport is not None:
+            self._limited_server.open.discard(self._transport)
+            self._transport = None
+        super().connection_lost(exc)
 
     def refuse(self, transport: asyncio.Transport) -> None:
         """Say why, before the connection is closed."""

@@ -138,12 +138,12 @@ def test_a_help_that_cannot_be_written_is_one_line_and_no_success(arguments: tup
 
 
 def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--addr", "127.0.0.1:1", "put", "k", "v", "--timeout", "0.2"]) == 3
+    assert cli.main(["--addr", "127.0.0.1:1", "put", "k", "v", "--timeout", "0.9"]) == 3
     assert capsys.readouterr().err == "kv: http://127.0.0.1:1: connection refused\n"
 
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("no leader is known")
-        assert await kv("get", "k", "--timeout", "0.5") == 3
+        assert await kv("get", "k", "--timeout", "0.9") == 3
         assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
         server.node.leader = None
         assert await kv("status") == 3
@@ -501,7 +501,7 @@ def test_status_and_health_keep_to_the_timeout() -> None:
             address = f"127.0.0.1:{silent.getsockname()[1]}"
             for command in ("status", "health"):
                 started = time.monotonic()
-                assert await asyncio.to_thread(cli.main, ["--endpoints", address, command, "--timeout", "0.3"]) == 3
+                assert await asyncio.to_thread(cli.main, ["--endpoints", address, command, "--timeout", "0.9"]) == 3
                 assert time.monotonic() - started < 1.5
 
     run(scenario)
@@ -524,7 +524,7 @@ def test_two_dashes_are_a_key_and_a_value_like_others() -> None:
 def test_what_a_node_says_does_not_move_the_terminals_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("\x1b[2Jnobody\rleads")
-        assert await kv("get", "k", "--timeout", "0.3") == 3
+        assert await kv("get", "k", "--timeout", "0.9") == 3
         member = server.node.members["n2"]
         server.node.members["n2"] = msgspec.structs.replace(member, name="\x1b[2J", client_url="http://\x1b[2J")
         server.node.leader = ("\x1b[2J", "http://x")

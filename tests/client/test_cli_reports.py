@@ -77,7 +77,7 @@ def test_a_write_whose_output_cannot_be_written_is_done_and_says_so(redirection:
 @pytest.mark.parametrize("redirection", [">&-", ">&- <&-", ">&- 2>&-", ">&- <&- 2>&-", "2>&-", "2>/dev/full"])
 def test_the_exit_status_of_what_failed_does_not_depend_on_the_output(redirection: str) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
-        refused = await _shell("127.0.0.1:1", ["put", "k", "v", "--timeout", "0.3"], redirection)
+        refused = await _shell("127.0.0.1:1", ["put", "k", "v", "--timeout", "0.9"], redirection)
         assert refused[0] == 3
         if "2>" not in redirection:
             assert refused[2] == "kv: http://127.0.0.1:1: connection refused\n"
@@ -109,17 +109,28 @@ def test_no_endpoint_is_an_error_and_not_the_default_cluster(
 # Waiting.
 
 
+async def first_words(capsys: pytest.CaptureFixture[str], command: asyncio.Task[int]) -> str:
+    """Return what a command says first on stderr; nothing, if it ends without a word."""
+    said = ""
+    while not said and not command.done():
+        await asyncio.sleep(0.05)
+        said = capsys.readouterr().err
+    return said
+
+
 def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("no leader is known")
-        assert await kv("get", "k", "--timeout", "1.6") == 3
+        assert await kv("get", "k", "--timeout", "3") == 3
         waiting, failed = capsys.readouterr().err.splitlines()
-        assert waiting == "kv: still waiting, for up to 1.6 s: no leader is known"
+        assert waiting == "kv: still waiting, for up to 3 s: no leader is known"
         assert failed == f"kv: {cli.NO_LEADER}"
         server.node.error, server.node.gate = None, asyncio.Event()
-        asyncio.get_running_loop().call_later(1.3, server.node.gate.set)
-        assert await kv("put", "k", "v", "--timeout", "8") == 0
-        assert capsys.readouterr().err == f"kv: still waiting, for up to 8 s: no answer yet from {server.url}\n"
+        putting = asyncio.create_task(kv("put", "k", "v", "--timeout", "30"))
+        said = await first_words(capsys, putting)
+        server.node.gate.set()
+        assert await putting == 0
+        assert said == f"kv: still waiting, for up to 30 s: no answer yet from {server.url}\n"
 
     run(scenario)
 
@@ -130,15 +141,15 @@ def test_where_nothing_runs_it_hints_how_to_start_a_cluster(
     monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
     monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", "127.0.0.1:1,127.0.0.1:2")
     hint = "; start a cluster with `kvorum local`, or name its nodes with --endpoints"
-    assert cli.main(["put", "k", "v", "--timeout", "0.2"]) == 3
+    assert cli.main(["put", "k", "v", "--timeout", "0.9"]) == 3
     assert capsys.readouterr().err.endswith(f"connection refused{hint}\n")
-    assert cli.main(["put", "k", "v", "--timeout", "1.3"]) == 3
+    assert cli.main(["put", "k", "v", "--timeout", "2.5"]) == 3
     waiting, failed = capsys.readouterr().err.splitlines()
-    assert waiting.startswith("kv: still waiting, for up to 1.3 s: http://127.0.0.1:") and waiting.endswith(hint)
+    assert waiting.startswith("kv: still waiting, for up to 2.5 s: http://127.0.0.1:") and waiting.endswith(hint)
     assert failed.endswith(f"connection refused{hint}")
     assert cli.main(["status"]) == 3
     assert capsys.readouterr().err == "kv: no node answers" + hint + "\n"
-    assert cli.main(["--endpoints", "127.0.0.1:1", "put", "k", "v", "--timeout", "0.2"]) == 3
+    assert cli.main(["--endpoints", "127.0.0.1:1", "put", "k", "v", "--timeout", "0.9"]) == 3
     assert hint not in capsys.readouterr().err
 
 
@@ -149,7 +160,7 @@ def test_a_cluster_that_answers_gets_no_hint_to_start_one(
         monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
         monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", server.url)
         server.node.error = NoLeaderError("no leader is known")
-        assert await asyncio.to_thread(cli.main, ["get", "k", "--timeout", "0.3"]) == 3
+        assert await asyncio.to_thread(cli.main, ["get", "k", "--timeout", "0.9"]) == 3
         assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
 
     run(scenario)
@@ -385,15 +396,16 @@ def test_a_backup_without_a_quorum_says_what_it_waits_for_and_names_stale(
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.gate = asyncio.Event()  # The read barrier ends when the time is over that the node was given.
         server.node.error = NoLeaderError("no leader is known")
-        asyncio.get_running_loop().call_later(1.3, server.node.gate.set)
-        assert await kv("snapshot", "save", str(tmp_path / "b"), "--timeout", "1.6") == 3
-        waiting, failed = capsys.readouterr().err.splitlines()
-        assert waiting == (
-            "kv: still waiting, for up to 1.6 s for a node and a quorum, then for the backup: no answer yet from "
-            f"{server.url}"
+        saving = asyncio.create_task(kv("snapshot", "save", str(tmp_path / "b"), "--timeout", "5"))
+        assert await first_words(capsys, saving) == (
+            "kv: still waiting, for up to 5 s for a node and a quorum, then for the backup: no answer yet from "
+            f"{server.url}\n"
         )
-        assert failed == f"kv: {cli.NO_LEADER}{cli.OR_STALE}" and "--stale" in failed
-        assert server.node.timeouts_ms[0] <= 1600
+        server.node.gate.set()
+        assert await saving == 3
+        failed = capsys.readouterr().err
+        assert failed == f"kv: {cli.NO_LEADER}{cli.OR_STALE}\n" and "--stale" in failed
+        assert server.node.timeouts_ms[0] <= 5000
 
     run(scenario)
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ from kvorum_client import (
     UnavailableError,
 )
 from kvorum_client.sessions import LANES_MAX, WINDOW, Sessions
-from kvorum_client.transport import Answer, Transport
+from kvorum_client.transport import Answer, NoAnswerError, Transport
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -673,5 +673,29 @@ def test_a_closed_client_says_that_another_one_is_needed() -> None:
             sync.close()
             with pytest.raises(UnavailableError, match=r"^the client is closed; make a new one$"):
                 sync.get("k")
+
+    run(scenario)
+
+
+def test_an_attempt_that_the_end_of_the_call_cuts_short_does_not_hide_why_an_earlier_one_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last attempt has milliseconds, and a machine that is busy makes nothing of them."""
+    reasons = iter(["connection refused"])
+
+    async def exchange(self: Transport, *call: object) -> Answer:
+        reason = next(reasons, None)
+        await asyncio.sleep(0.2 if reason else call[-1])  # type: ignore[arg-type]
+        raise NoAnswerError(reason or "no answer in time")
+
+    monkeypatch.setattr(Transport, "exchange", exchange)
+
+    async def scenario() -> None:
+        async with Client(["127.0.0.1:1"], timeout_s=0.3) as client:
+            with pytest.raises(UnavailableError, match="connection refused"):
+                await client.get("k")
+        async with Client(["127.0.0.1:1"], timeout_s=0.3) as client:
+            with pytest.raises(UnavailableError, match="no answer in time"):
+                await client.get("k")
 
     run(scenario)

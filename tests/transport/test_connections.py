@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from transport.test_peers import CALLER, CLUSTER, SERVER, FakeNode, message
 from waiting import until
 
 from kvorum.config import Config, PeerAddress
-from kvorum.connections import LimitedConnection
+from kvorum.connections import LimitedServer
 from kvorum.identity import Identity
 from kvorum.raft.codec import encode
 from kvorum.raft.messages import PeerMark
@@ -61,9 +62,10 @@ class Served(NamedTuple):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.number}/raft/v1"
 
-    def connections(self) -> list[LimitedConnection]:
-        """What is open on the port. Nothing in the port offers it."""
-        return [each for each in gc.get_objects() if isinstance(each, LimitedConnection) and each.transport]
+    def server(self) -> LimitedServer:
+        """What holds the connections of the port, which does not offer it."""
+        [server] = [each for each in gc.get_objects() if isinstance(each, LimitedServer) and not each.is_over]
+        return server
 
     def headers(self, caller: Identity) -> dict[str, str]:
         return dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
@@ -188,12 +190,26 @@ def test_a_port_that_closes_keeps_no_connection_of_somebody_who_does_not_read(tm
             headers = {"Host": "127.0.0.1", **served.headers(CALLER)}
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"GET /raft/v1/snapshots/7 HTTP/1.1\r\n{head}\r\n".encode())
-            [connection] = await until("the connection", lambda: served.connections())
-            sending = connection.transport
-            assert sending is not None
+            sending = await until("a connection", lambda: next(iter(served.server().open), None))
             await until("an answer that waits", sending.get_write_buffer_size)
             await served.port.close()
             await asyncio.sleep(0)
             assert sending.get_extra_info("socket").fileno() == -1
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_is_accepted_while_the_port_closes_is_closed(tmp_path: Path) -> None:
+    """It stayed open until the process ended."""
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as served:
+            server = served.server()
+            await served.port.close()
+            ours, theirs = socket.socketpair()
+            with ours:
+                await asyncio.get_running_loop().connect_accepted_socket(server, theirs)
+                await until("it is closed", lambda: theirs.fileno() == -1 or None)
+            assert not server.open
 
     asyncio.run(scenario())
