@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Put
 from kvorum_client import cli
 
-Kv = Callable[..., Awaitable[int]]
+Kv = Callable[..., Coroutine[Any, Any, int]]
 
 
 def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:

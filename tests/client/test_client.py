@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -683,9 +684,9 @@ def test_an_attempt_that_the_end_of_the_call_cuts_short_does_not_hide_why_an_ear
     """The last attempt has milliseconds, and a machine that is busy makes nothing of them."""
     reasons = iter(["connection refused"])
 
-    async def exchange(self: Transport, *call: object) -> Answer:
+    async def exchange(self: Transport, *call: Any) -> Answer:
         reason = next(reasons, None)
-        await asyncio.sleep(0.2 if reason else call[-1])  # type: ignore[arg-type]
+        await asyncio.sleep(0.2 if reason else call[-1])
         raise NoAnswerError(reason or "no answer in time")
 
     monkeypatch.setattr(Transport, "exchange", exchange)
