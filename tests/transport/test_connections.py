@@ -208,7 +208,8 @@ def test_a_connection_that_is_accepted_while_the_port_closes_is_closed(tmp_path:
             await served.port.close()
             ours, theirs = socket.socketpair()
             with ours:
-                await asyncio.get_running_loop().connect_accepted_socket(server, theirs)
+                transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, theirs)
+                assert transport.is_closing()
                 await until("it is closed", lambda: theirs.fileno() == -1 or None)
             assert not server.open
 
