@@ -64,12 +64,23 @@ def test_a_leader_that_has_handed_over_redirects_those_who_were_on_their_way_to_
     async def scenario() -> None:
         async with running(tmp_path, shutdown_delay_s=LONG_S, shutdown_grace_s=2 * LONG_S) as cluster:
             leader = await cluster.settled()
+            went_on, wait = asyncio.Event(), leader.parts.shutdown._wait_for_quorum_without_us
+
+            async def note(until_s: float) -> bool:
+                if leader.raft.role is not Role.LEADER:
+                    went_on.set()
+                return await wait(until_s)
+
+            monkeypatch.setattr(leader.parts.shutdown, "_wait_for_quorum_without_us", note)
             stopping = asyncio.create_task(leader.drain(deadline_s()))
             await until("it knows its successor", lambda: leader.raft.leader not in (None, leader.raft.id))
 
             with pytest.raises(NotLeaderError):
                 await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
             assert leader.leader_client_url()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await went_on.wait()
             assert not stopping.done()
             stopping.cancel()
 
