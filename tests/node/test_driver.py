@@ -331,6 +331,7 @@ def test_a_fetched_state_that_cannot_be_loaded_after_all_ends_no_process(monkeyp
         source.arrive()
         await until("it is given up", lambda: node.parts.fetcher._fetch is None)
         await complete(storage)
+        await until("its state is back", lambda: not node.parts.state.is_given_up)
         await until("its state is that of its log", lambda: node.store.applied_index == 5)
         assert node.counters.snapshots["install", "failed"] == 1
         assert (node.raft.snapshot, storage.snapshots.files) == (None, {})
