@@ -429,7 +429,7 @@ class SimPeers:
 
     def _look_at_streams(self) -> None:
         """Find out which streams are dead: by a keep-alive, by a ping that is not answered, or by silence."""
-        now = self._world.clock.now
+        now, plan = self._world.clock.now, self._node.plan
         for link in list(self._links.values()):
             stream = link.stream
             if stream is None or stream.peer is None:
@@ -441,7 +441,8 @@ class SimPeers:
                 self._broken(link, stream)
             else:
                 self._write(link, stream)
-        silence_us = int(stream_silence_s(self._node.plan.election_timeout_us / 1000) * S)
+        # The product's option is the shortest election timeout; that of the plan is the longest.
+        silence_us = int(stream_silence_s(plan.election_timeout_ticks * plan.tick_us / 1000) * S)
         for sender, caller in list(self._callers.items()):
             if self._is_there(caller.peer) and caller.peer._calls(self):
                 caller.heard_us = now

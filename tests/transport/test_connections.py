@@ -48,10 +48,16 @@ async def _idle_connections(port: int, count: int, stack: contextlib.AsyncExitSt
     return readers
 
 
+def _servers() -> list[LimitedServer]:
+    return [each for each in gc.get_objects() if isinstance(each, LimitedServer)]
+
+
 class Served(NamedTuple):
     """A peer port that is being served, and a session for the test's own calls."""
 
     port: PeerPort
+    server: LimitedServer
+    """What holds the connections of the port, which does not offer it."""
     node: Node
     counters: Counters
     number: int
@@ -61,11 +67,6 @@ class Served(NamedTuple):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.number}/raft/v1"
-
-    def server(self) -> LimitedServer:
-        """What holds the connections of the port, which does not offer it."""
-        [server] = [each for each in gc.get_objects() if isinstance(each, LimitedServer) and not each.is_over]
-        return server
 
     def headers(self, caller: Identity) -> dict[str, str]:
         return dialling_headers(caller, SERVER.node_id, "http://127.0.0.1:1", "word")
@@ -91,9 +92,12 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
         counters = Counters()
         port = PeerPort(config, counters, Random(1))
         stack.push_async_callback(port.close)
+        others = _servers()
         await port.start(node)
+        # Other tests may have left theirs.
+        [server] = [each for each in _servers() if not any(each is other for other in others)]
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Served(port, node, counters, number, session, stack)
+        yield Served(port, server, node, counters, number, session, stack)
 
 
 def stranger(number: int) -> Identity:
@@ -190,7 +194,7 @@ def test_a_port_that_closes_keeps_no_connection_of_somebody_who_does_not_read(tm
             headers = {"Host": "127.0.0.1", **served.headers(CALLER)}
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"GET /raft/v1/snapshots/7 HTTP/1.1\r\n{head}\r\n".encode())
-            sending = await until("a connection", lambda: next(iter(served.server().open), None))
+            sending = await until("a connection", lambda: next(iter(served.server.open), None))
             await until("an answer that waits", sending.get_write_buffer_size)
             await served.port.close()
             await asyncio.sleep(0)
@@ -204,7 +208,7 @@ def test_a_connection_that_is_accepted_while_the_port_closes_is_closed(tmp_path:
 
     async def scenario() -> None:
         async with serving(tmp_path) as served:
-            server = served.server()
+            server = served.server
             await served.port.close()
             ours, theirs = socket.socketpair()
             with ours:
