@@ -99,6 +99,7 @@ MUTANTS = (
         "node.hellos:excludes",
         "leader.cluster_id == ours.cluster_id",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
@@ -106,6 +107,7 @@ MUTANTS = (
         "node.hellos:excludes",
         "leader.configuration_committed",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
@@ -113,6 +115,7 @@ MUTANTS = (
         "node.hellos:excludes",
         "leader.configuration_index >= ours.configuration_index",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
@@ -120,6 +123,7 @@ MUTANTS = (
         "node.hellos:excludes",
         "leader.is_leader",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
@@ -127,6 +131,7 @@ MUTANTS = (
         "node.hellos:excludes",
         "bool(ours.members)",
         "True",
+        tests="tests/cluster/test_removal.py",
     ),
     Mutant(
         "B29",
