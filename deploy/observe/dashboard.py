@@ -234,7 +234,9 @@ def replication() -> list[Panel]:
             "Refused identities",
             "Peers refused because of who they are; anything here needs an explanation.",
             "none",
-            Query("sum by (reason) (increase(kvorum_raft_identity_rejected_total{$S}[$__rate_interval]))", "{{reason}}"),
+            Query(
+                "sum by (reason) (increase(kvorum_raft_identity_rejected_total{$S}[$__rate_interval]))", "{{reason}}"
+            ),
             bars=True,
         ),
         graph(
