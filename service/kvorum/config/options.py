@@ -509,13 +509,13 @@ def _check_times(config: Config) -> None:
 def _check_history(config: Config) -> None:
     if 0 < config.history_age_s < HISTORY_AGE_S_MIN:
         raise ConfigError(
-            f"history_age_s {config.history_age_s:g} is less than {HISTORY_AGE_S_MIN}: clients that read the past count "
-            "on some minutes of history; set at least that, or 0 for no limit by age"
+            f"history_age_s {config.history_age_s:g} is less than {HISTORY_AGE_S_MIN}: clients that read the past "
+            "count on some minutes of history; set at least that, or 0 for no limit by age"
         )
     if 0 < config.history_bytes_max < HISTORY_BYTES_MIN:
         raise ConfigError(
-            f"history_bytes_max {config.history_bytes_max} is less than 1 MiB ({HISTORY_BYTES_MIN}): set at least that, "
-            "or 0 for no limit"
+            f"history_bytes_max {config.history_bytes_max} is less than 1 MiB ({HISTORY_BYTES_MIN}): set at least "
+            "that, or 0 for no limit"
         )
 
 

@@ -6,6 +6,7 @@ from kvorum.config import Config
 from kvorum.identity import Identity
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backups
+from kvorum.node.compactions import Compactions
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.foreign import ForeignPeers
@@ -128,6 +129,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     )
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     quota = QuotaProposals(config, ports.memory_bytes, state, LeaderProposals(raft, state, log_time, turns))
+    compactions = Compactions(config, state, log_time, LeaderProposals(raft, state, log_time, turns), counters)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     loader = Loader(raft, state, snapshots, threads)
@@ -175,6 +177,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         staleness=staleness,
         levels=levels,
         quota=quota,
+        compactions=compactions,
         log_time=log_time,
         space=space,
         participation=participation,

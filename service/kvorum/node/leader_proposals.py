@@ -41,14 +41,15 @@ class LeaderProposals:
             return False
         return not self._is_under_way()
 
-    def propose(self, command: BatchCommand) -> None:
-        """Propose a command in an entry of its own. If that is refused now, the caller finds it possible again."""
+    def propose(self, command: BatchCommand) -> bool:
+        """Propose a command in an entry of its own; return whether it is under way, or cannot be proposed now."""
         try:
             self._proposed = self._raft.propose([encode_batch(self._log_time.now_ms(), [command])])
         except CallerError as error:
             log.debug("cannot propose %s now: %s", type(command).__name__, error)
-        else:
-            self._turns.schedule()
+            return False
+        self._turns.schedule()
+        return True
 
     def _is_under_way(self) -> bool:
         if self._proposed is None:

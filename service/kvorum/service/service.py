@@ -18,12 +18,15 @@ from kvorum.errors import (
     NotLeaderError,
     NotServingError,
     ReadTimeoutError,
+    RevisionCompactedError,
+    RevisionInFutureError,
     SessionError,
     TooStaleError,
     WrongClusterError,
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import (
+    CompactRefused,
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
@@ -32,20 +35,23 @@ from kvorum.kv.commands import (
     SessionEnded,
     SessionRefused,
 )
+from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
-from kvorum.service.node_port import NodePort
+from kvorum.service.node_port import NodePort, StoreView
 from kvorum.service.outcomes import SESSION_REASONS
 from kvorum.service.requests import (
     AddMember,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -64,9 +70,11 @@ from kvorum.service.requests import (
 from kvorum.service.results import (
     Backup,
     Checks,
+    Compacted,
     DeleteResult,
     FeatureLevel,
     GetResult,
+    History,
     Leader,
     Members,
     Metrics,
@@ -124,7 +132,11 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
+    def execute(self, principal: Principal, request: GetHistory) -> Awaitable[History]: ...
+    @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Compact) -> Awaitable[Compacted]: ...
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
@@ -172,11 +184,13 @@ class Service:
                     request.key, request.value, request.prev_revision, request.client_id, request.sequence
                 )
                 return self._write(principal, put, request.timeout_ms)
-            case Get():
+            case Get() | GetHistory():
                 return self._get(request)
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case Compact():
+                return self._compact(request)
             case EndSession():
                 return self._end_session(request)
             case GetStatus():
@@ -264,10 +278,34 @@ class Service:
             case NoSpace(_, limit_bytes, used_bytes):
                 self._counters.no_space["quota"] += 1
                 raise quota_error(limit_bytes, used_bytes)
-            case SessionEnded() | QuotaSet() | FeatureLevelRaised() | FeatureLevelRefused():
+            case (
+                SessionEnded()
+                | QuotaSet()
+                | Compacted()
+                | CompactRefused()
+                | FeatureLevelRaised()
+                | FeatureLevelRefused()
+            ):
                 raise InvariantViolatedError(f"a write was answered with {result}")
             case _:
                 assert_never(result)
+
+    async def _compact(self, request: Compact) -> Compacted:
+        limits.check_revision(request.revision)
+        try:
+            result = await self._node.propose(commands.Compact(request.revision), self._bounded(request.timeout_ms))
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        match result:
+            case Compacted():
+                self._counters.compactions["request"] += 1
+                return result
+            case CompactRefused(revision, floor, "compacted"):
+                raise RevisionCompactedError(request.revision, floor, revision)
+            case CompactRefused(revision, _, "future"):
+                raise RevisionInFutureError(request.revision, revision)
+            case _:
+                raise InvariantViolatedError(f"a compaction was answered with {result}")
 
     async def _end_session(self, request: EndSession) -> SessionEnded:
         check_client_id(request.client_id)
@@ -283,7 +321,7 @@ class Service:
             case _:
                 raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
-    async def _get(self, request: Get) -> GetResult:
+    async def _get(self, request: Get | GetHistory) -> GetResult | History:
         if not request.key:
             raise InvalidRequestError("the key is empty")
         timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
@@ -296,13 +334,19 @@ class Service:
             except TooStaleError as error:
                 await self._refresh(timeout_ms, error)
                 staleness_ms = 0
+            if request.revision > self._node.store.revision:
+                # It may be there, and not be applied here yet.
+                await self._node.read_barrier(timeout_ms)
+                staleness_ms = 0
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
             self._counters.reads += 1
         # No await between the barrier and the read, and the store is asked for anew: a snapshot may have replaced it.
         store = self._node.store
-        return GetResult(store.get(request.key), store.revision, staleness_ms)
+        if request.revision == 0 and isinstance(request, Get):
+            return GetResult(store.get(request.key), store.revision, staleness_ms)
+        return _read_past(request, store, staleness_ms)
 
     def _staleness_ms(self, limit_ms: int | None) -> int | None:
         self._node.check_serves()
@@ -432,6 +476,29 @@ class Service:
             leader_client_url=url,
             cluster_id=self._node.cluster_id if self._node.leader_checks_cluster() else "",
         )
+
+
+def _read_past(request: Get | GetHistory, store: StoreView, staleness_ms: int | None) -> GetResult | History:
+    """Return what the history says, at a moment at which the read may take it from the store.
+
+    Raises:
+        FeatureUnavailableError: there is no history below its feature level.
+        RevisionCompactedError, RevisionInFutureError: it does not have the revision.
+    """
+    limits.check_revision(request.revision)
+    check_level("a read of the past", HISTORY_LEVEL, store.feature_level)
+    if isinstance(request, Get):
+        return GetResult(store.get(request.key, request.revision), store.revision, staleness_ms)
+    limits.check_versions(request.limit)
+    found = store.history(request.key, request.limit + 1, request.revision)
+    versions = found[: request.limit]
+    size_bytes = 0
+    for count, version in enumerate(versions):
+        size_bytes += len(version.value)
+        if count and size_bytes > limits.HISTORY_BYTES_MAX:
+            versions = versions[:count]
+            break
+    return History(tuple(versions), store.revision, store.floor, len(versions) < len(found), staleness_ms)
 
 
 def _session_error(revision: int, reason: str, details: Mapping[str, str] = MappingProxyType({})) -> SessionError:
