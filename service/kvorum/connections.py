@@ -22,6 +22,28 @@ from kvorum.telemetry.logs import RateLimit
 logger = logging.getLogger(__name__)
 
 
+_ACCEPTING_TURNS = 2
+"""An accepted connection has its transport in the next turn of the loop, and its protocol in the one after."""
+
+
+class Site(web.TCPSite):
+    """Listens at one address, and loses no connection when it ends.
+
+    A server of asyncio that is closed in the turn in which it accepted a connection fails to make its transport, and
+    the socket stays open until the garbage collector finds it.
+    """
+
+    async def stop(self) -> None:
+        """Accept no more connections, wait for those that were accepted to be known to the server, and close."""
+        if self._server is not None:
+            loop = asyncio.get_running_loop()
+            for listener in cast(asyncio.Server, self._server).sockets:
+                loop.remove_reader(listener.fileno())
+            for _ in range(_ACCEPTING_TURNS):
+                await asyncio.sleep(0)
+        await super().stop()
+
+
 class LimitedServer(web.Server):
     """Makes a protocol per connection, and counts them.
 

@@ -13,6 +13,7 @@ from bench import failover
 from bench.clusters import Kvorum
 from bench.failover import first_acknowledged
 from bench.processes import BenchError, free_ports
+from serving import stop_server
 
 
 @asynccontextmanager
@@ -36,7 +37,7 @@ async def node(answers: list[web.StreamResponse | None]) -> AsyncIterator[tuple[
     try:
         yield runner.addresses[0][1], asked
     finally:
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 def probe(ports: list[int]) -> asyncio.Task[float]:

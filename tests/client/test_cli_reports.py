@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 from client.test_cli import Kv, run
 from fronts.fake_node import Server
+from serving import stop_server
 
 from kvorum.errors import NoLeaderError
 from kvorum_client import Backup, Client, NodeStatus, UnavailableError, cli
@@ -188,7 +189,7 @@ def test_a_peer_port_among_the_endpoints_is_named(capsys: pytest.CaptureFixture[
             assert await asyncio.to_thread(cli.main, ["--endpoints", peer_port, "status"]) == 3
             assert "is not a client port of Kvorum" in capsys.readouterr().out
         finally:
-            await runner.cleanup()
+            await stop_server(runner)
 
     run(scenario)
 
@@ -205,7 +206,7 @@ def test_a_404_of_what_is_no_peer_port_leaves_the_outcome_of_a_write_open(capsys
             assert await asyncio.to_thread(cli.main, ["--endpoints", endpoint, "put", "k", "v"]) == 4
             assert "may or may not have been applied" in capsys.readouterr().err
         finally:
-            await runner.cleanup()
+            await stop_server(runner)
 
     run(scenario)
 

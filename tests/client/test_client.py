@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from fronts.fake_node import CLUSTER, FakeNode, Server, make_config, serving
+from serving import stream_server
 from waiting import until
 
 from kvorum.errors import NoLeaderError, ReadTimeoutError
@@ -177,9 +178,8 @@ async def cutting_server(requests: list[bytes], cut_at: int, body: bytes) -> Asy
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with stream_server(serve) as address:
+        yield address
 
 
 def test_a_connection_cut_in_the_middle_of_a_write_is_not_two_writes() -> None:

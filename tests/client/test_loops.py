@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 from client.test_client import run
 from fronts.fake_node import CLUSTER, Server, serving
+from serving import stream_server
 from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, SyncClient
@@ -33,9 +34,8 @@ async def counting_server(connections: set[object]) -> AsyncIterator[str]:
         connections.remove(writer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with stream_server(serve) as address:
+        yield address
 
 
 CALLS = ("put", "get", "members", "status", "health", "backup")

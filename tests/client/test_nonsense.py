@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config, serving
+from serving import stream_server
 from waiting import until
 
 from kvorum.kv.commands import SessionRefused
@@ -46,9 +47,8 @@ async def answering(answer: Callable[[], bytes]) -> AsyncIterator[str]:
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with stream_server(serve) as address:
+        yield address
 
 
 def http(status: int, body: bytes = b"", headers: str = "") -> bytes:
@@ -188,11 +188,9 @@ def test_an_answer_without_an_end_is_not_read_to_it() -> None:
         writer.close()
 
     async def scenario() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with server, Client([f"127.0.0.1:{port}"], timeout_s=20) as kv:
+        async with stream_server(serve) as address, Client([address], timeout_s=20) as kv:
             with pytest.raises(UnavailableError, match="longer than any"):
-                await kv.metrics(f"127.0.0.1:{port}")
+                await kv.metrics(address)
         assert sent < 40
 
     run(scenario)

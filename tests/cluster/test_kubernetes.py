@@ -13,6 +13,7 @@ from typing import cast
 import msgspec
 import pytest
 from aiohttp import web
+from serving import stop_server
 from waiting import until
 
 from kvorum.cluster import kubernetes
@@ -47,7 +48,7 @@ async def api_server(handler: Handler, token: Callable[[], str] = lambda: "secre
         async with KubernetesApi(f"http://127.0.0.1:{port}", "prod", token, None) as api:
             yield api
     finally:
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 def answering(document: object, status: int = 200) -> Handler:

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from fronts.fake_node import serving
 from node.local_cluster import LocalCluster, Put, running
+from serving import stream_server
 from storage.support import send, take_snapshot
 from telemetry.fakes import leader_status
 from waiting import until
@@ -316,10 +317,8 @@ def test_a_status_that_arrives_in_two_segments_is_read_to_its_end() -> None:
                 await writer.drain()
                 writer.close()
 
-            halved = await asyncio.start_server(answer, "127.0.0.1", 0)
-            async with halved:
-                host, port = halved.sockets[0].getsockname()
-                asking = asyncio.create_task(recover._status_of(session, f"http://{host}:{port}"))
+            async with stream_server(answer) as address:
+                asking = asyncio.create_task(recover._status_of(session, f"http://{address}"))
                 # Reads, if one call took what has arrived, would be over by now.
                 await asyncio.wait([asking], timeout=0.2)
                 first_is_read.set()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fronts.fake_node import Answer, FakeNode, Server, make_config, serving
+from serving import stream_server
 
 from kvorum.errors import (
     CallerError,
@@ -354,9 +355,8 @@ def test_what_is_no_kvorum_is_not_passed_on_as_an_answer() -> None:
             writer.write(b"HTTP/1.1 799 Whatever\r\nContent-Length: 0\r\n\r\n")
             writer.close()
 
-        server = await asyncio.start_server(stranger, "127.0.0.1", 0)
-        async with asyncio.timeout(20), server, serving() as http:
-            http.node.follow("n2", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with asyncio.timeout(20), stream_server(stranger) as address, serving() as http:
+            http.node.follow("n2", f"http://{address}")
             answer = await http("PUT", "/v1/kv/k?forward=true", b"v")
             assert (answer.status, answer.json["outcome"]) == (504, "unknown")
 
@@ -399,9 +399,8 @@ def test_a_leader_that_cannot_be_reached_did_nothing_and_one_that_does_not_answe
             answer = await http("PUT", "/v1/kv/k?forward=true", b"v")
             assert (answer.json["code"], answer.json["outcome"]) == ("no_leader", "refused")
             for behaviour, hit in ((hang_up, 1), (answer_once, 3)):
-                server = await asyncio.start_server(behaviour, "127.0.0.1", 0)
-                async with server:
-                    http.node.follow("n2", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+                async with stream_server(behaviour) as address:
+                    http.node.follow("n2", f"http://{address}")
                     if behaviour is answer_once:
                         assert (await http("PUT", "/v1/kv/k?forward=true", b"v")).status == 200
                     answer = await http("PUT", "/v1/kv/k?forward=true", b"v")

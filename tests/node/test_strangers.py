@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from node.local_cluster import TIMEOUT_MS, LocalCluster, Put, running
+from serving import stop_server
 from transport.test_link import Peer
 from waiting import until
 
@@ -35,7 +36,7 @@ async def listening() -> AsyncIterator[tuple[Peer, str]]:
     try:
         yield peer, f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 def heartbeat_of(stranger: Identity, node: Node) -> Heartbeat:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from bench.processes import free_ports
+from serving import stop_server
 from waiting import until
 
 from kvorum.identity import Identity
@@ -85,7 +86,7 @@ async def peer_port(counters: Counters) -> AsyncIterator[tuple[str, aiohttp.Clie
             yield f"http://127.0.0.1:{number}/raft/v1/stream", session
     finally:
         await server.close()
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 def test_peers_that_are_refused_again_and_again_are_told_once_each(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from aiohttp import web
 from bench.processes import free_ports
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import stop_server
 from telemetry.fakes import FakeNode, follower_status, leader_status, member
 from telemetry.live import running_cluster, traffic
 from waiting import until
@@ -231,7 +232,7 @@ async def serving(*servers: tuple[FakeServer, int]) -> AsyncIterator[None]:
         yield
     finally:
         for runner in runners:
-            await runner.cleanup()
+            await stop_server(runner)
 
 
 def test_nodes_are_found_through_one_and_remembered_when_that_one_dies() -> None:

@@ -20,6 +20,7 @@ from aiohttp.web import BaseRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from serving import stop_server
 from telemetry.live import running_cluster
 from waiting import until
 
@@ -317,7 +318,7 @@ def test_a_real_cluster_sends_the_whole_trace_of_a_write_and_of_a_read(tmp_path:
                 read = await collector.trace(other.split("-")[1], 2)
                 return write, read, collector.nodes
         finally:
-            await runner.cleanup()
+            await stop_server(runner)
 
     write, read, nodes = asyncio.run(scenario())
     assert set(write) == {"PUT /v1/kv/{key}", "kvorum.propose", "kvorum.save", "kvorum.quorum", "kvorum.apply"}

@@ -12,6 +12,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from aiohttp import web
+from serving import stop_server
 from waiting import until
 
 from kvorum.identity import Identity
@@ -75,7 +76,7 @@ async def connected(start: str = "") -> AsyncIterator[tuple[Transport, Peer, Cou
         finally:
             peer.may_read.set()
             await transport.close()
-            await runner.cleanup()
+            await stop_server(runner)
 
 
 def heartbeat(number: int) -> Heartbeat:
@@ -335,6 +336,6 @@ def test_a_stream_that_falls_silent_is_closed_and_one_that_does_not_stays() -> N
                 assert counters.peer_failures["n1", "silent"] == 1
         finally:
             await server.close()
-            await runner.cleanup()
+            await stop_server(runner)
 
     asyncio.run(run())

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from bench.processes import free_ports
+from serving import stop_server
 from transport.test_link import US, connected
 from transport.test_peers import CALLER, SERVER, FakeNode, Port, message, port
 from waiting import until
@@ -186,7 +187,7 @@ async def answering(answer: Any) -> AsyncIterator[tuple[Transport, str]]:
             yield transport, f"http://127.0.0.1:{number}"
         finally:
             await transport.close()
-            await runner.cleanup()
+            await stop_server(runner)
 
 
 def test_a_peer_sends_no_request_elsewhere() -> None:
@@ -326,7 +327,7 @@ def test_no_redirect_of_a_peer_is_followed_when_a_stream_is_opened() -> None:
         await until("it is refused", lambda: counters.peer_failures["n2", "unreachable"] >= 2)
         assert followed == []
         await peers.close()
-        await runner.cleanup()
+        await stop_server(runner)
 
     asyncio.run(run())
 

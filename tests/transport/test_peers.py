@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from bench.processes import free_ports
+from serving import stop_server
 from waiting import until
 
 import kvorum
@@ -130,7 +131,7 @@ async def port(node: FakeNode | None = None, silence_s: float = 10.0, number: in
     finally:
         await session.close()
         await server.close()
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 @asynccontextmanager
@@ -161,7 +162,7 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 @pytest.mark.parametrize(
@@ -564,7 +565,7 @@ def test_a_hello_that_makes_no_sense_is_a_peers_fault(body: bytes) -> None:
         async with transport("http://127.0.0.1:1") as (ours, _, _):
             with pytest.raises(PeerError):
                 await ours.hello(f"http://127.0.0.1:{number}")
-        await runner.cleanup()
+        await stop_server(runner)
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from bench.processes import free_ports
+from serving import stop_server
 
 from kvorum.errors import PeerError
 from kvorum.identity import Identity
@@ -57,7 +58,7 @@ async def peer(answer: Endless) -> AsyncIterator[tuple[Transport, str]]:
             yield transport, f"http://127.0.0.1:{port}"
         finally:
             await transport.close()
-            await runner.cleanup()
+            await stop_server(runner)
 
 
 @pytest.mark.parametrize("status", [200, 500])

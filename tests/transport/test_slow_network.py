@@ -10,6 +10,7 @@ from random import Random
 
 import aiohttp
 from aiohttp import web
+from serving import stop_server, stream_server
 from transport.test_link import PEER, US, Peer, bulk, heartbeat
 from waiting import until
 
@@ -63,19 +64,20 @@ async def over_a_slow_network() -> AsyncIterator[tuple[Transport, Peer]]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
     listener.bind(("127.0.0.1", 0))
     network = SlowNetwork(runner.addresses[0][1])
-    server = await asyncio.start_server(network.carry, sock=listener, limit=PIECE_BYTES)
-    async with aiohttp.ClientSession() as session:
+    async with (
+        stream_server(network.carry, listener, limit=PIECE_BYTES) as address,
+        aiohttp.ClientSession() as session,
+    ):
         transport = Transport(
             Dialling(lambda: US, "http://us", "", lambda: session, Counters(), Random(1)), lambda _: None
         )
-        transport.set_members({PEER.node_id: f"http://127.0.0.1:{listener.getsockname()[1]}"})
+        transport.set_members({PEER.node_id: f"http://{address}"})
         try:
             await until("a stream", lambda: transport.is_connected(PEER.node_id) and peer.streams)
             yield transport, peer
         finally:
             await transport.close()
-            server.close()
-            await runner.cleanup()
+            await stop_server(runner)
 
 
 def arrived(peer: Peer) -> list[Message]:

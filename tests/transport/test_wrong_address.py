@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from serving import stop_server
 from transport.test_peers import CALLER, SERVER, port
 from waiting import until
 
@@ -77,7 +78,7 @@ async def serving(address: str, number: int, *, is_right: bool) -> AsyncIterator
     try:
         yield runner.addresses[0][1]
     finally:
-        await runner.cleanup()
+        await stop_server(runner)
 
 
 def test_a_wrong_dns_answer_does_not_outlive_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

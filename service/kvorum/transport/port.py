@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import InvalidHeader
 from aiohttp.typedefs import Handler, Middleware
 
 from kvorum.config import Config, KnownHosts, split_address
-from kvorum.connections import LimitedServer
+from kvorum.connections import LimitedServer, Site
 from kvorum.errors import InvariantViolatedError
 from kvorum.raft.messages import Message, NodeId
 from kvorum.resolver import Resolver, addresses_to_bind
@@ -124,9 +124,9 @@ class PeerPort:
         await runner.setup()
         host, port = split_address(config.listen_peer)
         for address in await addresses_to_bind(host):
-            site = web.TCPSite(runner, address, port)
+            site = Site(runner, address, port)
             await site.start()
-            self._closing.push_async_callback(_stop_listening, site)
+            self._closing.push_async_callback(site.stop)
 
     async def close(self) -> None:
         """Stop listening, and close every connection. Idempotent."""
@@ -257,10 +257,3 @@ class _Runner(web.AppRunner):
             request_factory=made.request_factory,
             **made._kwargs,
         )
-
-
-async def _stop_listening(site: web.TCPSite) -> None:
-    """Take no more calls. One that was accepted already becomes a connection within a few turns; cleanup closes it."""
-    await site.stop()
-    for _ in range(5):
-        await asyncio.sleep(0)

@@ -382,6 +382,22 @@ MUTANTS = (
         tests="tests/transport/test_connections.py",
     ),
     Mutant(
+        "late connections",
+        "A listener closes in the turn in which it accepted a connection, and loses it.",
+        "connections:Site.stop",
+        "loop.remove_reader(listener.fileno())",
+        "pass",
+        tests="tests/test_serving.py",
+    ),
+    Mutant(
+        "late connections",
+        "A listener does not wait for the transport of a connection that it accepted.",
+        "connections:Site.stop",
+        "await asyncio.sleep(0)",
+        "pass",
+        tests="tests/test_serving.py",
+    ),
+    Mutant(
         "descriptors",
         "A lack of descriptors during a snapshot ends the node.",
         "storage.snapshots:Snapshots.failure",

@@ -17,7 +17,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from kvorum.config import Config, split_address
 from kvorum.config.resources import descriptor_limit, memory_limit_bytes
-from kvorum.connections import LimitedConnection, LimitedServer
+from kvorum.connections import LimitedConnection, LimitedServer, Site
 from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
@@ -122,7 +122,7 @@ class ApiServer:
         # As many connections as wait are accepted at once, before any is refused.
         backlog = min(_BACKLOG, max(_BACKLOG_MIN, (descriptor_limit() - connections_max) // 2))
         for each in await addresses_to_bind(host):
-            await web.TCPSite(runner, each, port, backlog=backlog).start()
+            await Site(runner, each, port, backlog=backlog).start()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
