@@ -7,7 +7,6 @@ from fronts.fake_node import FakeNode
 from service.test_service import execute
 
 from kvorum.errors import (
-    InvalidRequestError,
     NoLeaderError,
     RevisionCompactedError,
     RevisionInFutureError,
@@ -15,8 +14,8 @@ from kvorum.errors import (
 from kvorum.kv.commands import Put as PutCommand
 from kvorum.kv.commands import encode_batch
 from kvorum.raft.messages import EntryKind
-from kvorum.service.limits import HISTORY_BYTES_MAX, HISTORY_VERSIONS_MAX
-from kvorum.service.requests import Compact, Delete, Get, GetHistory, Put, Request
+from kvorum.service.limits import HISTORY_BYTES_MAX
+from kvorum.service.requests import Compact, Delete, Get, GetHistory, Put
 from kvorum.service.results import Compacted, History
 
 
@@ -101,24 +100,3 @@ def test_a_compaction_tells_the_floor_and_is_refused_beyond_it() -> None:
     with pytest.raises(RevisionCompactedError):
         execute(node, Get(b"k", revision=2))
     assert node.counters.compactions == {"request": 1}
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Get(b"k", revision=-1),
-        Get(b"k", revision=2**63),
-        GetHistory(b"k", revision=-1),
-        GetHistory(b"k", limit=0),
-        GetHistory(b"k", limit=HISTORY_VERSIONS_MAX + 1),
-        GetHistory(b""),
-        Compact(-1),
-        Compact(2**63),
-    ],
-    ids=repr,
-)
-def test_what_is_beyond_the_limits_is_refused(request_: Request) -> None:
-    node = node_of(b"1")
-    with pytest.raises(InvalidRequestError):
-        execute(node, request_)
-    assert len(node.proposed) == 1

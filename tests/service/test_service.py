@@ -35,7 +35,7 @@ from kvorum.kv.commands import QueuedCommand, Result, SessionRefused
 from kvorum.kv.store import Store
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal, authorize
-from kvorum.service.limits import KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
+from kvorum.service.limits import HISTORY_VERSIONS_MAX, KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
 from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
 from kvorum.service.requests import (
     AddMember,
@@ -79,7 +79,7 @@ LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
     Put(b"k", b"v"),
     Delete(b"k"),
-    Compact(1),
+    Compact(2),
     EndSession("c"),
     SetQuota(1 << 30),
     AddMember("n4", "http://h:1", "http://h:2"),
@@ -466,6 +466,14 @@ MALFORMED: list[Request] = [
     AddMember("n4", "http://[::x]:1", "http://h:2"),
     PromoteMember(""),
     RemoveMember("n" * 64),
+    Get(b"k", revision=-1),
+    Get(b"k", "stale", revision=2**63),
+    GetHistory(b"k", revision=-1),
+    GetHistory(b"k", limit=0),
+    GetHistory(b"k", limit=HISTORY_VERSIONS_MAX + 1),
+    GetHistory(b""),
+    Compact(-1),
+    Compact(2**63),
     *(msgspec.structs.replace(request, timeout_ms=timeout_ms) for request in TIMED for timeout_ms in (0, -1)),
 ]
 

@@ -99,7 +99,7 @@ class Compactions:
         if quota_bytes:
             limit_bytes = min(limit_bytes, quota_bytes // QUOTA_PARTS)
         if limit_bytes and store.history_bytes > limit_bytes:
-            return store.floor_to_free(store.history_bytes - limit_bytes + limit_bytes // STEP_PARTS), "bytes"
+            return store.revision_to_free(store.history_bytes - limit_bytes + limit_bytes // STEP_PARTS), "bytes"
         if self._age_ms and now_ms >= self._stepped_ms + self._step_ms:
             return self._marks.revision_at(now_ms - self._age_ms), "age"
         return 0, ""

@@ -64,10 +64,10 @@ class QuotaProposals:
         if quota.is_full and not was_full:
             log.warning(
                 "no space: the data takes %d of %d bytes (the quota); puts are refused until it takes less than %d",
-                store.used_bytes,
+                store.kept_bytes,
                 quota.limit_bytes,
                 resume_bytes(quota.limit_bytes),
             )
         elif was_full and not quota.is_full:
-            log.info("puts are accepted again: the data takes %d of %d bytes", store.used_bytes, quota.limit_bytes)
+            log.info("puts are accepted again: the data takes %d of %d bytes", store.kept_bytes, quota.limit_bytes)
         self._logged = (quota.limit_bytes, quota.is_full)

@@ -35,13 +35,13 @@ from kvorum.kv.commands import (
     SessionEnded,
     SessionRefused,
 )
-from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
-from kvorum.service.node_port import NodePort, StoreView
+from kvorum.service.node_port import NodePort
 from kvorum.service.outcomes import SESSION_REASONS
+from kvorum.service.past import read_past
 from kvorum.service.requests import (
     AddMember,
     CheckLiveness,
@@ -184,8 +184,10 @@ class Service:
                     request.key, request.value, request.prev_revision, request.client_id, request.sequence
                 )
                 return self._write(principal, put, request.timeout_ms)
-            case Get() | GetHistory():
+            case Get():
                 return self._get(request)
+            case GetHistory():
+                return self._get_history(request)
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
@@ -321,12 +323,18 @@ class Service:
             case _:
                 raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
+    def _get_history(self, request: GetHistory) -> Awaitable[GetResult | History]:
+        limits.check_versions(request.limit)
+        return self._get(request)
+
     async def _get(self, request: Get | GetHistory) -> GetResult | History:
         if not request.key:
             raise InvalidRequestError("the key is empty")
         timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
         if request.max_staleness_ms is not None:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
+        if request.revision:
+            limits.check_revision(request.revision)
         staleness_ms = None
         if request.consistency == "stale":
             try:
@@ -346,7 +354,7 @@ class Service:
         store = self._node.store
         if request.revision == 0 and isinstance(request, Get):
             return GetResult(store.get(request.key), store.revision, staleness_ms)
-        return _read_past(request, store, staleness_ms)
+        return read_past(request, store, staleness_ms)
 
     def _staleness_ms(self, limit_ms: int | None) -> int | None:
         self._node.check_serves()
@@ -476,29 +484,6 @@ class Service:
             leader_client_url=url,
             cluster_id=self._node.cluster_id if self._node.leader_checks_cluster() else "",
         )
-
-
-def _read_past(request: Get | GetHistory, store: StoreView, staleness_ms: int | None) -> GetResult | History:
-    """Return what the history says, at a moment at which the read may take it from the store.
-
-    Raises:
-        FeatureUnavailableError: there is no history below its feature level.
-        RevisionCompactedError, RevisionInFutureError: it does not have the revision.
-    """
-    limits.check_revision(request.revision)
-    check_level("a read of the past", HISTORY_LEVEL, store.feature_level)
-    if isinstance(request, Get):
-        return GetResult(store.get(request.key, request.revision), store.revision, staleness_ms)
-    limits.check_versions(request.limit)
-    found = store.history(request.key, request.limit + 1, request.revision)
-    versions = found[: request.limit]
-    size_bytes = 0
-    for count, version in enumerate(versions):
-        size_bytes += len(version.value)
-        if count and size_bytes > limits.HISTORY_BYTES_MAX:
-            versions = versions[:count]
-            break
-    return History(tuple(versions), store.revision, store.floor, len(versions) < len(found), staleness_ms)
 
 
 def _session_error(revision: int, reason: str, details: Mapping[str, str] = MappingProxyType({})) -> SessionError:

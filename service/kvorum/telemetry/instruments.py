@@ -562,7 +562,7 @@ def _state() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.data.size",
             "By",
-            "What keys, values, their history and sessions take, with a fixed overhead for each, as the quota counts it.",
+            "What keys, values, history and sessions take, with a fixed overhead for each, as the quota counts it.",
             lambda s: _one(s.status.used_bytes),
         ),
         _gauge(
