@@ -171,7 +171,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     quota_bytes: int = 0
     """The quota on data; 0: there is none (yet)."""
     floor: int = 0
-    """The lowest revision that can be read: that of the last compaction. 0: the history was never compacted."""
+    """The lowest revision that can be read; below feature level 4 it is ``revision``. 0 from versions before 0.4.0."""
     history_events: int = 0
     """How many changes of keys the history holds."""
     history_bytes: int = 0

@@ -518,7 +518,7 @@ def _state() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.compacted.revision",
             "{revision}",
-            "The lowest revision that can be read: that of the last compaction; 0: there was none.",
+            "The lowest revision that can be read: that of the last compaction of the history.",
             lambda s: _one(s.status.floor),
         ),
         _gauge(
