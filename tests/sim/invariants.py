@@ -406,7 +406,7 @@ def history_is_counted_alike(node: SimNode, store: Store, model: Store) -> None:
         )
 
 
-def value_at(log: Sequence[Applied], key: str, revision: int) -> str | None:
+def _value_at(log: Sequence[Applied], key: str, revision: int) -> str | None:
     """Return what a key was at a revision, by the writes of all time; None: it did not exist."""
     last = bisect_right(log, revision, key=lambda write: write.revision)
     return next((write.value for write in reversed(log[:last]) if write.key == key), None)
@@ -414,7 +414,7 @@ def value_at(log: Sequence[Applied], key: str, revision: int) -> str | None:
 
 def the_past_does_not_change(node: SimNode, log: Sequence[Applied], key: str, revision: int, value: str | None) -> None:
     """A read at a revision answers what the key was then, whichever node is asked, and whenever."""
-    expected = value_at(log, key, revision)
+    expected = _value_at(log, key, revision)
     if value != expected:
         raise Broken(
             "the_past_does_not_change", f"{node.id}: {key} was {value!r} at revision {revision}; it was {expected!r}"
@@ -457,7 +457,7 @@ def a_backup_holds_its_history(node: SimNode, log: Sequence[Applied], backup: St
             record = backup.get(key.encode(), revision)
             if is_damaged(record):
                 continue
-            value, expected = None if record is None else record.value.decode(), value_at(log, key, revision)
+            value, expected = None if record is None else record.value.decode(), _value_at(log, key, revision)
             if value != expected:
                 raise Broken(
                     "a_backup_holds_its_history",
