@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "version",
         "What needs a higher level is proposed.",
-        "kv.features:check_command_level",
+        "kv.features:check_level",
         "needed > level",
         "False",
         simulated=False,
