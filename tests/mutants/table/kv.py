@@ -492,8 +492,8 @@ MUTANTS = (
     Mutant(
         "integrity",
         "Two nodes of which one is full have one state hash.",
-        "kv.store:Store._apply_batch",
-        "self._changes.quota(self.quota)",
+        "kv.store:Store._judge_room",
+        "changes.quota(quota)",
         "pass",
         tests="tests/kv/test_quota.py",
         simulated=False,
