@@ -9,7 +9,7 @@ import msgspec
 from sim import invariants
 from sim.history import Applied
 
-from kvorum.kv.commands import Delete, DeleteResult, Put, PutResult, Result, decode_batch
+from kvorum.kv.commands import Delete, DeleteResult, FeatureLevelRaised, Put, PutResult, Result, decode_batch
 from kvorum.kv.store import Store
 from kvorum.raft import Change, Raft, Role
 from kvorum.raft.messages import (
@@ -290,6 +290,9 @@ class Facts:
         if entry.kind is not EntryKind.COMMAND:
             return
         for command, result in zip(decode_batch(entry.data).commands, results, strict=True):
+            if isinstance(result, FeatureLevelRaised) and result.revision > self._revision:
+                self._revision = result.revision
+                self.log.append(Applied(result.revision, "raise", ""))
             changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
             if not changed or not isinstance(command, Put | Delete) or result.revision <= self._revision:
                 continue
