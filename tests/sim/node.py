@@ -759,6 +759,8 @@ class SimNode:
     def ask(self, command: ClientCommand | bytes, reply: Reply) -> None:
         """Take a client's request: a write, or a linearizable read of a key."""
         self.call(self._serve, command, reply)
+        if isinstance(command, bytes):
+            self.call(self._look_at_the_past, command)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Run a coroutine function as a task of the process, if there is one that could take a request."""
@@ -792,7 +794,6 @@ class SimNode:
                     return Answer("result", await service.execute(ANONYMOUS, end))
                 case bytes():
                     await self._look_at_staleness(service, command)
-                    await self._look_at_the_past(service, command)
                     committed = self.world.facts.commit_index
                     found = await service.execute(ANONYMOUS, requests.Get(command, timeout_ms=timeout_ms))
                     self.observe(self.world.facts.on_read, self, committed)
@@ -828,13 +829,16 @@ class SimNode:
             self.world.counts["stale reads of a known age"] += 1
             self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self._rate_per_mille)
 
-    async def _look_at_the_past(self, service: Service, key: bytes) -> None:
+    async def _look_at_the_past(self, key: bytes) -> None:
         """Read the key at some revision, and compare the answer with what was applied."""
+        assert self.product is not None
+        assert self.loop is not None
+        service = Service(self.product, self.loop.time)
         facts, draw = self.world.facts, self._past
         latest = facts.model.revision
         revision = draw.randrange(max(1, latest - 30), latest + 3)
         consistency: Literal["linearizable", "stale"] = "stale" if draw.random() < 0.7 else "linearizable"
-        get = requests.Get(key, consistency, timeout_ms=self.world.timeout_us // 2000, revision=revision)
+        get = requests.Get(key, consistency, timeout_ms=self.world.timeout_us // 1000, revision=revision)
         try:
             found = await service.execute(ANONYMOUS, get)
         except RevisionCompactedError:
