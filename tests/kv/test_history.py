@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kv.kv_support import apply, kept_versions, raise_to, store_at_level_3, store_at_level_4
+from kv.kv_support import apply, kept_versions, raise_to, restore, snapshot_of, store_at_level_3, store_at_level_4
 
 from kvorum.errors import RevisionCompactedError, RevisionInFutureError
 from kvorum.kv.commands import (
@@ -186,3 +186,20 @@ def test_the_floor_that_frees_enough_is_the_lowest_one() -> None:
     assert store.revision_to_free(10**9) == 5
     apply(store, Compact(store.revision_to_free(free)))
     assert store.history_bytes == 2 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
+
+
+def test_a_restored_backup_answers_no_revision_of_the_old_cluster() -> None:
+    store = written()
+    store.bump_revision(1000)
+    store = restore(snapshot_of(store))
+    assert (store.revision, store.floor, store.history_events) == (1005, 1005, 0)
+    assert store.get(b"a", 1005) == store.get(b"a") == A4
+    for revision in range(1, 1005, 50):
+        with pytest.raises(RevisionCompactedError):
+            store.get(b"a", revision)
+    assert apply(store, Put(b"a", b"5"))[0].revision == 1006
+
+    below = store_at_level_3()
+    apply(below, Put(b"a", b"1"))
+    below.bump_revision(1000)
+    assert (below.revision, below.versions.floor) == (1001, 0)

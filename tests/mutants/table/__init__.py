@@ -19,7 +19,7 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, history, kv, node, raft, service, storage, transport
+from mutants.table import cluster, compactions, kv, node, raft, service, storage, transport
 
 MUTANTS = (
     *raft.MUTANTS,
@@ -29,5 +29,5 @@ MUTANTS = (
     *transport.MUTANTS,
     *cluster.MUTANTS,
     *service.MUTANTS,
-    *history.MUTANTS,
+    *compactions.MUTANTS,
 )
