@@ -189,6 +189,19 @@ def test_two_nodes_write_the_same_bytes_however_much_they_have_reclaimed() -> No
         assert snapshot_of(one, max_keys) == snapshot_of(other, max_keys)
 
 
+def test_a_snapshot_is_the_state_at_its_beginning_whatever_is_written_and_compacted_meanwhile() -> None:
+    store = a_store()
+    iterator = store.begin_snapshot()
+    chunks = [iterator.next_chunk(2)]
+    while chunks[-1] is not None:
+        apply(store, Put(b"a", b"x"), Put(b"e", b"x"), Delete(b"c"), Put(b"b", b"x"))
+        apply(store, Compact(store.revision))
+        store.reclaim(1000)
+        chunks.append(iterator.next_chunk(2))
+    iterator.close()
+    assert b"".join(chunk for chunk in chunks if chunk) == SNAPSHOT
+
+
 def test_a_step_visits_no_more_keys_than_it_was_asked_to() -> None:
     store = store_at_level_4()
     apply(store, *(Put(b"t%02d" % number, b"") for number in range(40)))
