@@ -54,8 +54,8 @@ class VersionsRestorer:
         self._last_key = b""
         self._latest = 0
         self._replaced: set[bytes] = set()
-        """Keys whose last row so far is not the latest one. At the end there is none, and as many rows are the latest as
-        there are keys: so each of them is the latest of its key."""
+        """Keys whose last row so far is not the latest one. At the end there is none, and as many rows are the latest
+        as there are keys: so each of them is the latest of its key."""
         versions.set_floor(frame.floor)
 
     def take_base(self, frame: BaseFrame) -> None:
