@@ -1,4 +1,4 @@
-"""Earlier versions, built from git by their commits, and a child process that runs the pure parts of 0.1.0."""
+"""Earlier versions, built from git by their commits, and a child process that runs the pure parts of one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,38 @@ from typing import Any
 
 import msgspec
 import pytest
+from kv.kv_support import CONFIGURATION
 
 ROOT = Path(__file__).parents[2]
-COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6"}
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "5b659b6"}
 """Version -> a commit of it, the last one before the next version."""
 
 CHILD = """
 import sys
 import msgspec, kvorum
 from kvorum.errors import KvorumError
-from kvorum.kv import sessions, snapshot
+from kvorum.kv import sessions, snapshot, store as store_module
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft import codec
-from kvorum.raft.messages import Entry
+from kvorum.raft.messages import Configuration, Entry
 
-assert kvorum.__version__ == "0.1.0" and kvorum.__file__.startswith(sys.argv[1]), kvorum.__file__
-window, sessions_max = sessions.SESSION_WINDOW, sessions.SESSIONS_MAX
+folder, version, configuration = sys.argv[1:]
+assert kvorum.__version__ == version and kvorum.__file__.startswith(folder), kvorum.__file__
+configuration = msgspec.json.decode(configuration)
+small_limits = {
+    "SESSION_WINDOW": 4, "SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2, "QUOTA_BYTES_MIN": 1, "_FORGOTTEN_AT_ONCE": 1
+}  # those of kv_support
+usual = {
+    (module, name): getattr(module, name)
+    for module in (sessions, snapshot, store_module)
+    for name in small_limits
+    if hasattr(module, name)
+}
 
 def limits(small):
-    sessions.SESSION_WINDOW = 4 if small else window
-    sessions.SESSIONS_MAX = snapshot.SESSIONS_MAX = 3 if small else sessions_max
+    for (module, name), value in usual.items():
+        setattr(module, name, small_limits[name] if small else value)
 
 def snapshot_of(store):
     cut = store.begin_snapshot()
@@ -47,18 +58,19 @@ def snapshot_of(store):
     return b"".join(chunks)
 
 def restore(data):
-    restorer = Restorer()
+    # The members are an argument from 0.2.0 on.
+    restorer = Restorer() if version == "0.1.0" else Restorer(msgspec.convert(configuration, Configuration))
     restorer.feed(data)
     return restorer.finish()
 
 def apply(data, entries, small):
     limits(small)
     store = restore(data) if data else Store()
-    hashes = []
+    outcomes = []
     for entry in msgspec.convert(entries, list[Entry]):
-        store.apply(entry)
-        hashes.append(store.state_hash)
-    return [hashes, snapshot_of(store)]
+        results = store.apply(entry)
+        outcomes.append([store.state_hash, msgspec.msgpack.encode(results)])
+    return [outcomes, snapshot_of(store)]
 
 def decode(frame):
     return codec.encode(codec.decode(frame))
@@ -102,23 +114,26 @@ def environment(version: str) -> dict[str, str]:
 
 
 class OldVersionError(Exception):
-    """What 0.1.0 raised: the name of its exception, and its text."""
+    """What the earlier version raised: the name of its exception, and its text."""
 
 
 class OldVersion:
-    """The pure parts of 0.1.0, in a process of their own."""
+    """The pure parts of an earlier version, in a process of their own."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def apply(self, snapshot: bytes, entries: list[list[Any]], *, small: bool) -> tuple[list[int], bytes]:
-        """Apply entries to a snapshot (empty: to nothing); return the state hash after each, and the last snapshot.
+    def apply(self, snapshot: bytes, entries: list[list[Any]], *, small: bool) -> tuple[list[list[Any]], bytes]:
+        """Apply entries to a snapshot (empty: to nothing).
+
+        Returns:
+            For each entry the state hash after it and its results (msgpack); and a snapshot of the last state.
 
         Raises:
             OldVersionError: it refuses.
         """
-        hashes, snapshot = self._ask("apply", snapshot, entries, small)
-        return hashes, snapshot
+        outcomes, snapshot = self._ask("apply", snapshot, entries, small)
+        return outcomes, snapshot
 
     def decode(self, frame: bytes) -> bytes:
         """Decode a frame of messages; return what it understood, encoded again.
@@ -142,11 +157,14 @@ class OldVersion:
 
 
 @contextmanager
-def old_version() -> Iterator[OldVersion]:
-    """Run 0.1.0 beside this version."""
-    folder = str(sources("0.1.0"))
+def old_version(version: str) -> Iterator[OldVersion]:
+    """Run an earlier version beside this one."""
+    configuration = msgspec.json.encode(CONFIGURATION).decode()
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, folder], env=environment("0.1.0"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, str(sources(version)), version, configuration],
+        env=environment(version),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         try:
             yield OldVersion(process)

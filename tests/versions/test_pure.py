@@ -1,8 +1,8 @@
-"""Version 0.1.0 and this one: below level 2 equal states, hashes and snapshots; messages that both understand."""
+"""Earlier versions and this one: equal states, hashes and snapshots below the next level; messages that all read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import hypothesis.strategies as st
 import msgspec
@@ -12,12 +12,16 @@ from kv.kv_support import (
     CONFIGURATION,
     apply,
     batches,
+    commands,
     configured,
+    ends,
     entry_of,
+    quotas,
     raise_to,
     restore,
     small_sessions,
     store_at_level_2,
+    store_at_level_4,
 )
 from kv.kv_support import snapshot_of as snapshot_in_chunks
 from versions.old import OldVersion, OldVersionError, old_version
@@ -31,13 +35,30 @@ examples = settings(deadline=None, max_examples=100)
 _logs = st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=14)
 
 
+_logs_at_level_3 = st.lists(
+    st.builds(
+        Batch,
+        st.integers(0, 6).map(lambda hours: hours * 3_600_001),
+        st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple),
+    ),
+    max_size=10,
+)
+
+
 @pytest.fixture(scope="module")
 def old() -> Iterator[OldVersion]:
-    with old_version() as process:
+    with old_version("0.1.0") as process:
         yield process
 
 
-def entries_of(log: list[Batch | EntryKind], first: int = 1) -> list[Entry]:
+@pytest.fixture(scope="module")
+def before() -> Iterator[OldVersion]:
+    """Return the version before this one."""
+    with old_version("0.3.0") as process:
+        yield process
+
+
+def entries_of(log: Sequence[Batch | EntryKind], first: int = 1) -> list[Entry]:
     """Return the entries of a log."""
     entries = []
     for index, item in enumerate(log, first):
@@ -58,31 +79,49 @@ def snapshot_of(store: Store) -> bytes:
     return snapshot_in_chunks(store, max_keys=2)
 
 
-@examples
-@given(_logs, _logs)
-def test_below_level_2_both_versions_have_equal_hashes_and_equal_snapshots(
-    old: OldVersion, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+def outcome(store: Store, entry: Entry) -> list[object]:
+    results = store.apply(entry)
+    return [store.state_hash, msgspec.msgpack.encode(results)]
+
+
+def check_same(
+    old: OldVersion, past: Sequence[Batch | EntryKind], future: Sequence[Batch | EntryKind], *, is_raised: bool
 ) -> None:
-    """The past from nothing, the future from each other's snapshot."""
+    """Apply the past to nothing, and the future to each other's snapshot."""
     with small_sessions():
-        store = Store()
         entries = entries_of(past)
-        hashes = []
-        for entry in entries:
-            store.apply(entry)
-            hashes.append(store.state_hash)
+        store = Store()
+        outcomes = [outcome(store, entry) for entry in entries]
         ours = snapshot_of(store)
-        theirs_hashes, theirs = old.apply(b"", builtins(entries), small=True)
-        assert (theirs_hashes, theirs) == (hashes, ours)
+        their_outcomes, theirs = old.apply(b"", builtins(entries), small=True)
+        assert (their_outcomes, theirs) == (outcomes, ours)
+        assert not is_raised or store.feature_level == 3
 
         store = restore(theirs)
         entries = entries_of(future, len(past) + 1)
-        hashes = []
-        for entry in entries:
-            store.apply(entry)
-            hashes.append(store.state_hash)
+        outcomes = [outcome(store, entry) for entry in entries]
+        assert old.apply(ours, builtins(entries), small=True) == (outcomes, snapshot_of(store))
 
-        assert old.apply(ours, builtins(entries), small=True) == (hashes, snapshot_of(store))
+
+@examples
+@given(_logs, _logs)
+def test_below_level_2_version_0_1_0_has_equal_results_hashes_and_snapshots(
+    old: OldVersion, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+) -> None:
+    check_same(old, past, future, is_raised=False)
+
+
+@examples
+@given(_logs, _logs_at_level_3, _logs_at_level_3)
+def test_below_level_4_version_0_3_0_has_equal_results_hashes_and_snapshots(
+    before: OldVersion,
+    first: list[Batch | EntryKind],
+    past: list[Batch | EntryKind],
+    future: list[Batch | EntryKind],
+) -> None:
+    """What 0.3.0 wrote means the same for ever: no history, no revision that it did not count."""
+    raises = [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in (2, 3))]
+    check_same(before, [*first, *raises, *past], future, is_raised=True)
 
 
 def test_a_refused_raise_ends_the_old_version_too(old: OldVersion) -> None:
@@ -104,6 +143,17 @@ def test_after_the_raise_the_old_version_refuses_the_log_and_the_snapshot(old: O
         old.apply(b"", builtins([configured(), entry_of(2, Batch(0, (raise_to(2),)))]), small=False)
     with pytest.raises(OldVersionError, match="StorageCorrupt: the snapshot's format is 2; this version reads 1"):
         old.apply(snapshot_of(store), [], small=False)
+
+
+def test_after_the_raise_to_level_4_version_0_3_0_says_that_a_newer_one_is_needed(before: OldVersion) -> None:
+    store = store_at_level_4()
+    apply(store, Put(b"a", b"1"), Delete(b"a"))
+    log = [configured(), *(entry_of(level, Batch(0, (raise_to(level),))) for level in (2, 3, 4))]
+
+    with pytest.raises(OldVersionError, match="VersionTooOldError: the committed entry 4 has feature level 4"):
+        before.apply(b"", builtins(log), small=False)
+    with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 4"):
+        before.apply(snapshot_of(store), [], small=False)
 
 
 def _heartbeat(**more: object) -> Heartbeat:
