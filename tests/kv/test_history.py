@@ -140,6 +140,24 @@ def test_reclaim_frees_what_cannot_be_read_any_more_in_slices_of_any_size() -> N
     assert len(store.versions.dead) == 0
 
 
+def test_a_deletion_below_the_floor_leaves_nothing_although_the_key_exists_again() -> None:
+    store = written()
+    apply(store, Put(b"a", b"5"), Compact(5))
+    store.reclaim(100)
+    assert kept_versions(store, [b"a"]) == {b"a": 1}  # revision 5, which revision 6 replaced
+
+
+def test_a_slice_that_ends_between_the_versions_of_a_key_is_gone_on_with() -> None:
+    store = store_at_level_4()
+    apply(store, Put(b"a", b"1"), Put(b"b", b"1"), Compact(3))
+    store.reclaim(100)
+    apply(store, Delete(b"a"), Put(b"a", b"2"), Compact(5))
+    assert kept_versions(store, [b"a"]) == {b"a": 2}
+    while store.reclaim(1):
+        pass
+    assert kept_versions(store, [b"a"]) == {}
+
+
 def test_a_pin_holds_memory_and_not_the_floor() -> None:
     store = written()
     pin, later = store.pin(2), store.pin()

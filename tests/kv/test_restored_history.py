@@ -139,6 +139,10 @@ IMPOSSIBLE = {
     "fewer keys than announced": history(base=[A3], keys=2),
     "more keys than announced": history(base=[A3], keys=0),
     "a replaced version that is the latest": history(row(b"a", 3, 5, 3), base=[A3]),
+    "a key whose latest version is not said to be that": history(
+        row(b"a", 3, 5, 3), row(b"a", 0, 6, 0, is_latest=False), row(b"b", 7, 7, 1), base=[A3_REPLACED], keys=1
+    ),
+    "another version that is said to be the latest": history(A5_REPLACED, base=[A3]),
     "a latest version that is not said to be": history(base=[A3_REPLACED]),
 }
 NEEDS_RECORDS = {
@@ -187,6 +191,19 @@ def test_two_nodes_write_the_same_bytes_however_much_they_have_reclaimed() -> No
     assert len(one.versions.dead) > len(other.versions.dead)
     for max_keys in (1, 2, 3):
         assert snapshot_of(one, max_keys) == snapshot_of(other, max_keys)
+
+
+def test_a_snapshot_is_the_state_at_its_beginning_whatever_is_written_and_compacted_meanwhile() -> None:
+    store = a_store()
+    iterator = store.begin_snapshot()
+    chunks = [iterator.next_chunk(2)]
+    while chunks[-1] is not None:
+        apply(store, Put(b"a", b"x"), Put(b"e", b"x"), Delete(b"c"), Put(b"b", b"x"))
+        apply(store, Compact(store.revision))
+        store.reclaim(1000)
+        chunks.append(iterator.next_chunk(2))
+    iterator.close()
+    assert b"".join(chunk for chunk in chunks if chunk) == SNAPSHOT
 
 
 def test_a_step_visits_no_more_keys_than_it_was_asked_to() -> None:

@@ -110,14 +110,14 @@ MUTANTS = (
         "kv.versions:_drop",
         "count and older[count - 1].version",
         "count",
-        _MACHINE,
+        _RULES,
     ),
     _row(
         "A slice of reclaim that ends in the middle of a key's versions leaves the rest for ever.",
         "kv.versions:Versions.reclaim",
         "dropped and visited >= budget",
         "False",
-        _MACHINE,
+        _RULES,
     ),
     _row(
         "A replaced version counts nothing towards the quota.",
@@ -166,14 +166,14 @@ MUTANTS = (
         "kv.cut:HistoryCut._events",
         "min(limit, self._end - self._position)",
         "limit",
-        _MACHINE,
+        _SNAPSHOTS,
     ),
     _row(
         "A snapshot does not pin its floor, and loses what is compacted while it is written.",
         "kv.cut:HistoryCut.__init__",
         "self._pin = versions.pin(versions.floor)",
         "self._pin = versions.pin(revision)",
-        _MACHINE,
+        _SNAPSHOTS,
     ),
     _row(
         "The bytes of a snapshot depend on how much its node has reclaimed.",
@@ -226,9 +226,16 @@ MUTANTS = (
     ),
     _row(
         "Replaced versions are counted in the sum of a snapshot.",
-        "kv.snapshot_versions:VersionsRestorer.take_events",
-        "row.is_latest and row.version",
-        "row.version",
+        "kv.snapshot_versions:VersionsRestorer._take",
+        "not row.is_latest",
+        "False",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "A snapshot whose sum covers another version than the latest one is restored.",
+        "kv.snapshot_versions:VersionsRestorer.check_complete",
+        "self._replaced",
+        "False",
         _SNAPSHOTS,
     ),
     _row(
@@ -250,13 +257,6 @@ MUTANTS = (
         "kv.keys:Keys.ascending",
         "end is not None and chunk[stop - 1] >= end",
         "False",
-        "tests/kv/test_keys.py",
-    ),
-    _row(
-        "A key below all others is put where no search finds it.",
-        "kv.keys:Keys.add",
-        "self._firsts[0] = key",
-        "pass",
         "tests/kv/test_keys.py",
     ),
     _row(
