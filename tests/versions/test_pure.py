@@ -120,7 +120,7 @@ def test_below_level_4_version_0_3_0_has_equal_results_hashes_and_snapshots(
     future: list[Batch | EntryKind],
 ) -> None:
     """What 0.3.0 wrote means the same for ever: no history, no revision that it did not count."""
-    raises = [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in (2, 3))]
+    raises: list[Batch | EntryKind] = [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in (2, 3))]
     check_same(before, [*first, *raises, *past], future, is_raised=True)
 
 
