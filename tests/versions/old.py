@@ -16,38 +16,34 @@ from typing import Any
 
 import msgspec
 import pytest
-from kv.kv_support import CONFIGURATION
 
 ROOT = Path(__file__).parents[2]
-COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "5b659b6"}
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2"}
 """Version -> a commit of it, the last one before the next version."""
 
 CHILD = """
 import sys
 import msgspec, kvorum
 from kvorum.errors import KvorumError
-from kvorum.kv import sessions, snapshot, store as store_module
+from kvorum.kv import sessions, snapshot, store
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft import codec
 from kvorum.raft.messages import Configuration, Entry
 
-folder, version, configuration = sys.argv[1:]
-assert kvorum.__version__ == version and kvorum.__file__.startswith(folder), kvorum.__file__
-configuration = msgspec.json.decode(configuration)
-small_limits = {
-    "SESSION_WINDOW": 4, "SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2, "QUOTA_BYTES_MIN": 1, "_FORGOTTEN_AT_ONCE": 1
-}  # those of kv_support
-usual = {
-    (module, name): getattr(module, name)
-    for module in (sessions, snapshot, store_module)
-    for name in small_limits
-    if hasattr(module, name)
+assert kvorum.__version__ == sys.argv[2] and kvorum.__file__.startswith(sys.argv[1]), kvorum.__file__
+SMALL = {
+    sessions: {"SESSION_WINDOW": 4, "SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2, "_FORGOTTEN_AT_ONCE": 1},
+    snapshot: {"SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2},
+    store: {"QUOTA_BYTES_MIN": 1},
 }
+LARGE = {module: {name: getattr(module, name, None) for name in names} for module, names in SMALL.items()}
 
 def limits(small):
-    for (module, name), value in usual.items():
-        setattr(module, name, small_limits[name] if small else value)
+    for module, values in (SMALL if small else LARGE).items():
+        for name, value in values.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
 
 def snapshot_of(store):
     cut = store.begin_snapshot()
@@ -57,15 +53,14 @@ def snapshot_of(store):
     cut.close()
     return b"".join(chunks)
 
-def restore(data):
-    # The members are an argument from 0.2.0 on.
-    restorer = Restorer() if version == "0.1.0" else Restorer(msgspec.convert(configuration, Configuration))
+def restore(data, members):
+    restorer = Restorer() if sys.argv[2] == "0.1.0" else Restorer(msgspec.convert(members, Configuration))
     restorer.feed(data)
     return restorer.finish()
 
-def apply(data, entries, small):
+def apply(data, entries, members, small):
     limits(small)
-    store = restore(data) if data else Store()
+    store = restore(data, members) if data else Store()
     outcomes = []
     for entry in msgspec.convert(entries, list[Entry]):
         results = store.apply(entry)
@@ -114,25 +109,33 @@ def environment(version: str) -> dict[str, str]:
 
 
 class OldVersionError(Exception):
-    """What the earlier version raised: the name of its exception, and its text."""
+    """What the old version raised: the name of its exception, and its text."""
 
 
 class OldVersion:
-    """The pure parts of an earlier version, in a process of their own."""
+    """The pure parts of an old version, in a process of their own."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def apply(self, snapshot: bytes, entries: list[list[Any]], *, small: bool) -> tuple[list[list[Any]], bytes]:
+    def apply(
+        self, snapshot: bytes, entries: list[list[Any]], members: object = None, *, small: bool
+    ) -> tuple[list[list[Any]], bytes]:
         """Apply entries to a snapshot (empty: to nothing).
 
+        Args:
+            snapshot: what 0.1.0 reads alone, and later versions with the members.
+            entries: as builtin types.
+            members: the configuration at the snapshot, as builtin types.
+            small: with the limits of ``small_sessions``.
+
         Returns:
-            For each entry the state hash after it and its results (msgpack); and a snapshot of the last state.
+            For each entry the state hash after it, and its results (msgpack); and a snapshot of the last state.
 
         Raises:
             OldVersionError: it refuses.
         """
-        outcomes, snapshot = self._ask("apply", snapshot, entries, small)
+        outcomes, snapshot = self._ask("apply", snapshot, entries, members, small)
         return outcomes, snapshot
 
     def decode(self, frame: bytes) -> bytes:
@@ -157,11 +160,10 @@ class OldVersion:
 
 
 @contextmanager
-def old_version(version: str) -> Iterator[OldVersion]:
-    """Run an earlier version beside this one."""
-    configuration = msgspec.json.encode(CONFIGURATION).decode()
+def old_version(version: str = "0.1.0") -> Iterator[OldVersion]:
+    """Run an old version beside this one."""
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(sources(version)), version, configuration],
+        [sys.executable, "-c", CHILD, str(sources(version)), version],
         env=environment(version),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,8 +1,8 @@
-"""Earlier versions and this one: equal states, hashes and snapshots below the next level; messages that all read."""
+"""Old versions and this one: at their levels equal states, hashes and snapshots; messages that both understand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import hypothesis.strategies as st
 import msgspec
@@ -21,6 +21,7 @@ from kv.kv_support import (
     restore,
     small_sessions,
     store_at_level_2,
+    store_at_level_3,
     store_at_level_4,
 )
 from kv.kv_support import snapshot_of as snapshot_in_chunks
@@ -35,30 +36,20 @@ examples = settings(deadline=None, max_examples=100)
 _logs = st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=14)
 
 
-_logs_at_level_3 = st.lists(
-    st.builds(
-        Batch,
-        st.integers(0, 6).map(lambda hours: hours * 3_600_001),
-        st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple),
-    ),
-    max_size=10,
-)
-
-
 @pytest.fixture(scope="module")
 def old() -> Iterator[OldVersion]:
-    with old_version("0.1.0") as process:
+    with old_version() as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def before() -> Iterator[OldVersion]:
-    """Return the version before this one."""
+def middle() -> Iterator[OldVersion]:
+    """Version 0.3.0, which keeps no history."""
     with old_version("0.3.0") as process:
         yield process
 
 
-def entries_of(log: Sequence[Batch | EntryKind], first: int = 1) -> list[Entry]:
+def entries_of(log: list[Batch | EntryKind], first: int = 1) -> list[Entry]:
     """Return the entries of a log."""
     entries = []
     for index, item in enumerate(log, first):
@@ -75,53 +66,73 @@ def builtins(entries: list[Entry]) -> list[list[object]]:
     return [[entry.index, entry.term, int(entry.kind), entry.data] for entry in entries]
 
 
-def snapshot_of(store: Store) -> bytes:
-    return snapshot_in_chunks(store, max_keys=2)
-
-
 def outcome(store: Store, entry: Entry) -> list[object]:
+    """Apply an entry as the old version does it; from level 2 on the state hash does not cover the results."""
     results = store.apply(entry)
     return [store.state_hash, msgspec.msgpack.encode(results)]
 
 
-def check_same(
-    old: OldVersion, past: Sequence[Batch | EntryKind], future: Sequence[Batch | EntryKind], *, is_raised: bool
-) -> None:
-    """Apply the past to nothing, and the future to each other's snapshot."""
-    with small_sessions():
-        entries = entries_of(past)
-        store = Store()
-        outcomes = [outcome(store, entry) for entry in entries]
-        ours = snapshot_of(store)
-        their_outcomes, theirs = old.apply(b"", builtins(entries), small=True)
-        assert (their_outcomes, theirs) == (outcomes, ours)
-        assert not is_raised or store.feature_level == 3
-
-        store = restore(theirs)
-        entries = entries_of(future, len(past) + 1)
-        outcomes = [outcome(store, entry) for entry in entries]
-        assert old.apply(ours, builtins(entries), small=True) == (outcomes, snapshot_of(store))
+def snapshot_of(store: Store) -> bytes:
+    return snapshot_in_chunks(store, max_keys=2)
 
 
 @examples
 @given(_logs, _logs)
-def test_below_level_2_version_0_1_0_has_equal_results_hashes_and_snapshots(
+def test_below_level_2_both_versions_have_equal_results_hashes_and_snapshots(
     old: OldVersion, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
 ) -> None:
-    check_same(old, past, future, is_raised=False)
+    """The past from nothing, the future from each other's snapshot."""
+    with small_sessions():
+        store = Store()
+        entries = entries_of(past)
+        outcomes = [outcome(store, entry) for entry in entries]
+        ours = snapshot_of(store)
+        their_outcomes, theirs = old.apply(b"", builtins(entries), small=True)
+        assert (their_outcomes, theirs) == (outcomes, ours)
+
+        store = restore(theirs)
+        entries = entries_of(future, len(past) + 1)
+        outcomes = [outcome(store, entry) for entry in entries]
+
+        assert old.apply(ours, builtins(entries), small=True) == (outcomes, snapshot_of(store))
+
+
+_level_3 = st.builds(
+    Batch, st.integers(0, 9), st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple)
+)
+_logs_of_level_3 = st.lists(
+    st.one_of(_level_3, _level_3, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=10
+)
 
 
 @examples
-@given(_logs, _logs_at_level_3, _logs_at_level_3)
-def test_below_level_4_version_0_3_0_has_equal_results_hashes_and_snapshots(
-    before: OldVersion,
-    first: list[Batch | EntryKind],
-    past: list[Batch | EntryKind],
-    future: list[Batch | EntryKind],
+@given(st.integers(1, 3), _logs_of_level_3, _logs_of_level_3)
+def test_below_the_level_of_the_history_both_versions_have_equal_results_hashes_and_snapshots(
+    middle: OldVersion, level: int, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
 ) -> None:
-    """What 0.3.0 wrote means the same for ever: no history, no revision that it did not count."""
-    raises: list[Batch | EntryKind] = [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in (2, 3))]
-    check_same(before, [*first, *raises, *past], future, is_raised=True)
+    """The past from nothing, the future from each other's snapshot; the level is raised on the way."""
+    raises: list[Batch | EntryKind] = [Batch(0, (raise_to(each),)) for each in range(2, level + 1)]
+    log = [EntryKind.CONFIGURATION, *raises[:1], *past, *raises[1:]]
+    members = msgspec.to_builtins(CONFIGURATION)
+    with small_sessions():
+        store = Store()
+        outcomes = [outcome(store, entry) for entry in entries_of(log)]
+        ours = snapshot_of(store)
+        assert middle.apply(b"", builtins(entries_of(log)), small=True) == (outcomes, ours)
+
+        store = restore(ours)
+        entries = entries_of(future, len(log) + 1)
+        outcomes = [outcome(store, entry) for entry in entries]
+        assert store.feature_level == level
+
+        assert middle.apply(ours, builtins(entries), members, small=True) == (outcomes, snapshot_of(store))
+
+
+def test_the_version_before_says_that_a_snapshot_with_history_needs_a_newer_one(middle: OldVersion) -> None:
+    members = msgspec.to_builtins(CONFIGURATION)
+    assert middle.apply(snapshot_of(store_at_level_3()), [], members, small=False)[0] == []
+    with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 4"):
+        middle.apply(snapshot_of(store_at_level_4()), [], members, small=False)
 
 
 def test_a_refused_raise_ends_the_old_version_too(old: OldVersion) -> None:
@@ -143,17 +154,6 @@ def test_after_the_raise_the_old_version_refuses_the_log_and_the_snapshot(old: O
         old.apply(b"", builtins([configured(), entry_of(2, Batch(0, (raise_to(2),)))]), small=False)
     with pytest.raises(OldVersionError, match="StorageCorrupt: the snapshot's format is 2; this version reads 1"):
         old.apply(snapshot_of(store), [], small=False)
-
-
-def test_after_the_raise_to_level_4_version_0_3_0_says_that_a_newer_one_is_needed(before: OldVersion) -> None:
-    store = store_at_level_4()
-    apply(store, Put(b"a", b"1"), Delete(b"a"))
-    log = [configured(), *(entry_of(level, Batch(0, (raise_to(level),))) for level in (2, 3, 4))]
-
-    with pytest.raises(OldVersionError, match="VersionTooOldError: the committed entry 4 has feature level 4"):
-        before.apply(b"", builtins(log), small=False)
-    with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 4"):
-        before.apply(snapshot_of(store), [], small=False)
 
 
 def _heartbeat(**more: object) -> Heartbeat:
