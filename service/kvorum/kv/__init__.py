@@ -8,23 +8,19 @@ nothing here reads a clock, a random number or the environment, iterates over a 
 ::
 
     commands           the commands, their results, their encoding
-    records            what the store keeps of one version of a key
-    versions           all versions that are kept, and how old ones are forgotten
-    keys, event_log    the keys in order; every put and delete in order
+    records            what the store keeps of one key
     sessions           a retried write is applied once
     limits             how large anything may be
     quota              how much all of it may take
     store              apply(entry) -> results; get(key) -> record
     frames             the bytes of a snapshot
     snapshot_iterator  writes a snapshot while the store goes on
-    cut                its records and its history
     snapshot           reads one back, or refuses it
-    snapshot_versions  its history
     features           what members of several versions all understand
     state_hash         what nodes compare
     sweep              finds what memory changed by itself
 
 The revision model is etcd's: one ``revision`` for the cluster, one more with each mutation that changed something; a
-record knows the revision that created it, the one that last changed it, and how many changes lie between. Old versions
-are kept from a floor on (docs/decisions/0013-versions-since-a-floor.md).
+record knows the revision that created it, the one that last changed it, and how many changes lie between. Only the
+latest version of a key is kept (docs/decisions/0001-latest-version-only.md).
 """
