@@ -181,7 +181,8 @@ def test_history_gives_way_when_the_disks_have_little_room(is_tight: bool, refus
 
 @pytest.mark.parametrize(("option", "reason"), [("history_age_s", "bytes"), ("history_bytes_max", "age")])
 def test_0_turns_a_limit_off_and_leaves_the_other(option: str, reason: str) -> None:
-    it = Node(**{"history_bytes_max": MIB, option: 0})
+    options: dict[str, Any] = {"history_bytes_max": MIB, option: 0}
+    it = Node(**options)
     for _ in range(200):
         it.put(bytes(10_000))
     it.tick()
