@@ -8,6 +8,7 @@ import msgspec
 
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
     Delete,
@@ -28,6 +29,7 @@ from kvorum.service.requests import (
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 
 
@@ -51,6 +53,8 @@ def authorize(principal: Principal, request: Request) -> None:
     """
     match request:
         case Put() | Delete() | EndSession():  # Write keys.
+            return
+        case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
         case Get():  # Read keys.
             return

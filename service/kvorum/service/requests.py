@@ -11,10 +11,13 @@ from typing import Literal
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
+from kvorum.kv.operations import Compare, Operation
 
 __all__ = [
     "ANY_REVISION",
     "AddMember",
+    "Batch",
+    "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
     "Delete",
@@ -36,6 +39,7 @@ __all__ = [
     "SetQuota",
     "Snapshot",
     "TransferLeadership",
+    "Txn",
 ]
 
 # Keys.
@@ -53,6 +57,10 @@ class Put(msgspec.Struct, frozen=True, gc=False):
     client_id: str = ""
     sequence: int = 0
     timeout_ms: int | None = None
+    ignore_value: bool = False
+    """Keep the value that the key has, which must exist; ``value`` is empty."""
+    prev_value: bool = False
+    """Answer with the record before."""
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):
@@ -62,6 +70,38 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
     prev_revision: int = ANY_REVISION
     client_id: str = ""
     sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class Txn(msgspec.Struct, frozen=True):
+    """Do ``then`` if all compares hold, otherwise ``otherwise``: all of it at one revision, or nothing.
+
+    One that only reads is a linearizable read. The session is as in :class:`Put`.
+    """
+
+    compares: tuple[Compare, ...] = ()
+    then: tuple[Operation, ...] = ()
+    otherwise: tuple[Operation, ...] = ()
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class BatchItem(msgspec.Struct, frozen=True):
+    """One operation of a batch; the session is its own, as in :class:`Put`."""
+
+    operation: Operation
+    client_id: str = ""
+    sequence: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Do many operations, each by itself: each is done, refused or of unknown outcome, whatever the others are.
+
+    The changes are made in their order, and the reads after all of them.
+    """
+
+    items: tuple[BatchItem, ...]
     timeout_ms: int | None = None
 
 
@@ -187,6 +227,8 @@ Request = (
     Put
     | Get
     | Delete
+    | Txn
+    | Batch
     | EndSession
     | GetStatus
     | GetStateHash

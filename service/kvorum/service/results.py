@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded
+from kvorum.errors import CallerError
+from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded, TxnResult
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
+    "BatchResult",
     "Check",
     "Checks",
     "DeleteResult",
@@ -22,13 +24,29 @@ __all__ = [
     "NewLeader",
     "NodeStatus",
     "PutResult",
+    "PutWithPrevious",
     "Quota",
     "RecordView",
     "Result",
     "SessionEnded",
     "StateHash",
+    "TxnResult",
     "Version",
 ]
+
+
+class PutWithPrevious(msgspec.Struct, frozen=True):
+    """A put, and the record before it: None if there was none, or if this answers a retry (``replayed``)."""
+
+    put: PutResult
+    previous: RecordView | None
+    replayed: bool = False
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """What came of each operation of a batch, in their order: done, or why not."""
+
+    results: tuple[TxnResult | CallerError, ...]
 
 
 class GetResult(msgspec.Struct, frozen=True):
@@ -106,8 +124,11 @@ class Version(msgspec.Struct, frozen=True):
 
 Result = (
     PutResult
+    | PutWithPrevious
     | GetResult
     | DeleteResult
+    | TxnResult
+    | BatchResult
     | NodeStatus
     | StateHash
     | Leader
