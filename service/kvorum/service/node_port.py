@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import ClientCommand, Result
+from kvorum.kv.commands import ClientCommand, Result, Txn, TxnRefused, TxnResult
 from kvorum.kv.quota import Quota
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters

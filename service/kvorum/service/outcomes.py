@@ -33,6 +33,7 @@ OUTCOMES = MappingProxyType(
         "too_large": REFUSED,
         # The key.
         "compare_failed": REFUSED,
+        "key_not_found": REFUSED,
         # The session: without its memory, nobody knows whether an earlier attempt was applied.
         "session_unknown": UNKNOWN,
         "session_stale": UNKNOWN,

@@ -31,6 +31,7 @@ from kvorum.kv.commands import (
     QuotaSet,
     SessionEnded,
     SessionRefused,
+    TxnRefused,
 )
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
@@ -40,6 +41,7 @@ from kvorum.service.node_port import NodePort
 from kvorum.service.outcomes import SESSION_REASONS
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
     Delete,
@@ -60,9 +62,11 @@ from kvorum.service.requests import (
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 from kvorum.service.results import (
     Backup,
+    BatchResult,
     Checks,
     DeleteResult,
     FeatureLevel,
@@ -73,11 +77,14 @@ from kvorum.service.results import (
     NewLeader,
     NodeStatus,
     PutResult,
+    PutWithPrevious,
     Quota,
     Result,
     StateHash,
+    TxnResult,
     Version,
 )
+from kvorum.service.transactions import Transactions
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics of the node, and their content type."""
@@ -117,14 +124,19 @@ class Service:
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
+        self._transactions = Transactions(node, now, self._elsewhere, _session_error)
 
     # fmt: off
     @overload
-    def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult]: ...
+    def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult | PutWithPrevious]: ...
     @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Txn) -> Awaitable[TxnResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Batch) -> Awaitable[BatchResult]: ...
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
@@ -168,6 +180,8 @@ class Service:
         authorize(principal, request)
         match request:
             case Put():
+                if request.ignore_value or request.prev_value:
+                    return self._transactions.put(principal, request)
                 put = commands.Put(
                     request.key, request.value, request.prev_revision, request.client_id, request.sequence
                 )
@@ -177,6 +191,10 @@ class Service:
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case Txn():
+                return self._transactions.txn(principal, request)
+            case Batch():
+                return self._transactions.batch(principal, request)
             case EndSession():
                 return self._end_session(request)
             case GetStatus():

@@ -33,6 +33,7 @@ _STATUSES = {
     "cross_origin": (403, "A web page of another origin may not do this"),
     "unknown_path": (404, "The path does not exist"),
     "not_found": (404, "The key does not exist"),
+    "key_not_found": (404, "The key whose value is to be kept does not exist"),
     "unknown_member": (404, "There is no such member"),
     "method_not_allowed": (405, "The path does not support this method"),
     "body_timeout": (408, "The body did not arrive in time"),
