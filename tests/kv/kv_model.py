@@ -14,6 +14,7 @@ from kvorum.kv.commands import (
     Batch,
     BatchCommand,
     Command,
+    Compact,
     CompareFailed,
     DeleteResult,
     EndSession,
@@ -88,7 +89,7 @@ class Model:
                 life = [] if value is None else [*life, (revision, value)]
         if not life:
             return None
-        return Record(life[-1][1], life[0][0], life[-1][0], len(life))
+        return Record(key, life[-1][1], life[0][0], life[-1][0], len(life))
 
     def apply(self, batch: Batch) -> list[Result]:
         """Apply a batch."""
@@ -108,6 +109,8 @@ class Model:
             return self._end(command.client_id)
         if isinstance(command, SetQuota):
             return self._set_quota(command)
+        if isinstance(command, Compact):
+            return SessionRefused(len(self.history), "invalid")
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")

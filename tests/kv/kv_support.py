@@ -146,6 +146,14 @@ def store_at_level_3() -> Store:
     return store
 
 
+def store_at_level_4() -> Store:
+    """Return an empty store whose level was raised three times, as in a new cluster: four entries, revision 1."""
+    store = store_at_level_3()
+    apply(store, raise_to(4))
+    assert store.feature_level == 4
+    return store
+
+
 def apply(store: Store, *commands: BatchCommand, time_ms: int = 0) -> list[Result]:
     """Apply commands as the next entry."""
     return store.apply(entry_of(store.applied_index + 1, Batch(time_ms, commands)))
@@ -171,6 +179,19 @@ def restore(data: bytes, configuration: Configuration = CONFIGURATION) -> Store:
     restorer = Restorer(configuration)
     restorer.feed(data)
     return restorer.finish()
+
+
+def kept_versions(store: Store, keys: Sequence[bytes]) -> dict[bytes, int]:
+    """Return how many older versions and tombstones memory keeps of each key that has some."""
+    kept = {}
+    for key in keys:
+        newest = store.versions.records.get(key) or store.versions._tombstones.get(key)
+        older = newest.older if newest is not None else None
+        count = len(older) if isinstance(older, list) else older is not None
+        count += newest is not None and not newest.version
+        if count:
+            kept[key] = int(count)
+    return kept
 
 
 def frames_of(data: bytes) -> list[bytes]:

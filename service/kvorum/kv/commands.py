@@ -93,10 +93,17 @@ class SetQuota(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """Who proposes it: one of the sources of :mod:`kvorum.kv.quota`, which decides whether it counts."""
 
 
+class Compact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="c", gc=False):
+    """Forget the history below a revision, which becomes the floor: no earlier revision can be read afterwards."""
+
+    revision: int
+    """Above the present floor, and at most the store's revision."""
+
+
 ClientCommand = Write | EndSession
 """What a client may have proposed: a change of keys, or the end of a session."""
 
-QueuedCommand = ClientCommand | SetQuota
+QueuedCommand = ClientCommand | SetQuota | Compact
 """What shares an entry with other commands, while its caller waits for the result."""
 
 BatchCommand = QueuedCommand | RaiseFeatureLevel
@@ -201,6 +208,24 @@ class QuotaSet(msgspec.Struct, frozen=True, array_like=True, tag="q", gc=False):
     limit_bytes: int
 
 
+class Compacted(msgspec.Struct, frozen=True, array_like=True, tag="k", gc=False):
+    """The history below ``floor`` is forgotten. ``revision`` is the store's."""
+
+    revision: int
+    floor: int
+
+
+class CompactRefused(msgspec.Struct, frozen=True, array_like=True, tag="kr", gc=False):
+    """Nothing was done: the floor stays at ``floor``; ``reason`` says why.
+
+    ``compacted``: the command's revision is not above the floor. ``future``: it is above the store's ``revision``.
+    """
+
+    revision: int
+    floor: int
+    reason: str
+
+
 class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
     """The feature level is ``level`` from the next entry on."""
 
@@ -232,6 +257,8 @@ Result = (
     | SessionEnded
     | NoSpace
     | QuotaSet
+    | Compacted
+    | CompactRefused
     | FeatureLevelRaised
     | FeatureLevelRefused
 )
@@ -241,7 +268,7 @@ _decoder = msgspec.msgpack.Decoder(Batch)
 _newer_decoder = msgspec.msgpack.Decoder(list[object])
 _FIELDS = {
     str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
-    for kind in (Put, Delete, Txn, RaiseFeatureLevel, EndSession, SetQuota)
+    for kind in (Put, Delete, Txn, RaiseFeatureLevel, EndSession, SetQuota, Compact)
 }
 """Tag of a command -> the length of its array."""
 _TXN = str(Txn.__struct_config__.tag)

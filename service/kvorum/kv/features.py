@@ -15,7 +15,7 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota
+from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -48,6 +48,15 @@ LEVELS = (
             "A quota limits the data, and snapshots carry it.",
         ),
     ),
+    Level(
+        4,
+        "0.4.0",
+        (
+            "Every version of a key is kept until it is compacted; the raise takes a revision, where history begins.",
+            "The history below a revision can be compacted, and what is kept of it counts towards the quota.",
+            "Snapshots carry the history, sorted by key and then by revision.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -60,7 +69,8 @@ END_SESSION_LEVEL = 3
 """From this level on a session can be ended, and snapshots say which were."""
 QUOTA_LEVEL = 3
 """From this level on there is a quota on data, and snapshots carry it."""
-
+HISTORY_LEVEL = 4
+"""From this level on old versions are kept until they are compacted, and snapshots carry them."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
@@ -69,6 +79,7 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     RaiseFeatureLevel: 1,
     EndSession: END_SESSION_LEVEL,
     SetQuota: QUOTA_LEVEL,
+    Compact: HISTORY_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

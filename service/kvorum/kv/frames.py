@@ -21,7 +21,7 @@ from zlib import crc32
 import msgspec
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.records import Key, Record
+from kvorum.kv.records import Key, Value
 from kvorum.kv.sessions import SessionRow
 
 FORMAT_OF_LEVEL_1 = 1
@@ -37,6 +37,7 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 """More than any frame that we write; what claims to be larger is not a frame."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
 _frame_header = Struct(">II")
 FRAME_HEADER_BYTES = _frame_header.size
 
@@ -75,11 +76,20 @@ class QuotaFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     is_full: bool
 
 
+class RecordRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The latest version of a key (:class:`kvorum.kv.records.Record`)."""
+
+    value: Value
+    create_revision: _Positive
+    mod_revision: _Positive
+    version: _Positive
+
+
 class RecordsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="r"):
-    """Keys and, as many, their records: two columns, so that a restore needs no loop over rows."""
+    """Keys and, as many, their latest versions, in the order of their creation. Below feature level 4."""
 
     keys: tuple[Key, ...]
-    records: tuple[Record, ...]
+    records: tuple[RecordRow, ...]
 
 
 class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="s"):

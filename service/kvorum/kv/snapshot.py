@@ -23,7 +23,6 @@ from kvorum.kv.limits import (
     CLIENT_ID_CHARS_MAX,
     CLUSTER_ID_BYTES_MAX,
     INTEGER_MAX,
-    RECORD_OVERHEAD_BYTES,
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
@@ -33,6 +32,7 @@ from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, RecordSum
 from kvorum.kv.store import Store
+from kvorum.kv.versions import Versions
 from kvorum.raft.messages import Configuration
 
 __all__ = ["Restorer", "SnapshotIterator"]
@@ -59,11 +59,10 @@ class Restorer:
         "_key_count",
         "_quota",
         "_reader",
-        "_record_bytes",
         "_record_sum",
-        "_records",
         "_sessions",
         "_trailer",
+        "_versions",
     )
 
     def __init__(self, configuration: Configuration, *, keeps_records: bool = True) -> None:
@@ -74,8 +73,7 @@ class Restorer:
         self._record_sum: RecordSum | None = None
         self._reader = FrameReader()
         self._header: Header | None = None
-        self._records: dict[bytes, Record] = {}
-        self._record_bytes = 0
+        self._versions = Versions()
         self._quota: Quota | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
@@ -114,8 +112,7 @@ class Restorer:
             self._features,
             self._record_sum,
             self._configuration,
-            self._records,
-            self._record_bytes,
+            self._versions,
             self._sessions,
             self._quota or Quota(),
         )
@@ -193,20 +190,23 @@ class Restorer:
         if len(frame.keys) != len(frame.records):
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
-        for record in frame.records:
+        for row in frame.records:
             # The store relies on it: what is newer than a snapshot does not belong to it.
-            if not record.create_revision <= record.mod_revision <= revision:
+            if not row.create_revision <= row.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
+        records = [
+            Record(key, row.value, row.create_revision, row.mod_revision, row.version)
+            for key, row in zip(frame.keys, frame.records, strict=True)
+        ]
         if self._keeps_records:
-            self._records.update(zip(frame.keys, frame.records, strict=True))
-            self._key_count = len(self._records)
+            for record in records:
+                self._versions.restore(record)
+            self._key_count = len(self._versions.records)
         else:
-            self._key_count += len(frame.keys)
-        self._record_bytes += sum(map(len, frame.keys)) + sum([len(record.value) for record in frame.records])
-        self._record_bytes += RECORD_OVERHEAD_BYTES * len(frame.keys)
+            self._key_count += len(records)
         if self._record_sum is not None:
-            for key, record in zip(frame.keys, frame.records, strict=True):
-                self._record_sum.add(key, record)
+            for record in records:
+                self._record_sum.add(record.key, record)
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
         if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from kvorum.errors import InvariantViolatedError
 from kvorum.kv.features import END_SESSION_LEVEL
@@ -15,13 +15,14 @@ from kvorum.kv.frames import (
     FrameWriter,
     Header,
     QuotaFrame,
+    RecordRow,
     RecordsFrame,
     SessionsFrame,
     Trailer,
 )
-from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.state_hash import Mismatch, RecordSum
+from kvorum.kv.versions import Versions
 
 CHUNK_KEYS = 256
 """Keys in a chunk unless asked otherwise: less than a millisecond of work."""
@@ -32,8 +33,8 @@ CHUNK_BYTES = 256 * 1024
 class SnapshotIterator:
     """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
 
-    The keys are listed at once; their records are read when their turn comes. Copy on write: before a record is
-    replaced or deleted, the store copies it to ``preserved``, and likewise a session that changes. So the iterator
+    The keys are listed at once; their records are read when their turn comes, as they were at the snapshot's revision,
+    which the iterator pins. A session is copied before it changes. So the iterator
     costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state, on the
     sizes asked for, and from the raise of level 2 to the end of a node's first sweep on whether its sum counts yet. So
     two nodes may write one state as different bytes: a file is named by its hash, and only that very file is resumed.
@@ -54,16 +55,16 @@ class SnapshotIterator:
         "_keys",
         "_keys_written",
         "_on_close",
-        "_preserved",
+        "_pin",
         "_preserved_sessions",
         "_quota",
         "_record_sum",
-        "_records",
         "_session_ids",
         "_sessions",
         "_sessions_written",
         "_started",
         "_sum_expected",
+        "_versions",
         "_writer",
         "header",
         "mismatch",
@@ -74,8 +75,7 @@ class SnapshotIterator:
         header: Header,
         features: Features | None,
         quota: QuotaFrame | None,
-        records: Mapping[bytes, Record],
-        preserved: dict[bytes, Record],
+        versions: Versions,
         sessions: Sessions,
         on_close: Callable[[], None],
     ) -> None:
@@ -87,9 +87,9 @@ class SnapshotIterator:
             self._sum_expected = int.from_bytes(features.state_sum)
         self._features = features
         self._quota = quota
-        self._records = records
-        self._preserved = preserved
-        self._keys = list(records)
+        self._versions = versions
+        self._pin = versions.pin(header.revision)
+        self._keys = list(versions.records)
         self._keys_written = 0
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
@@ -128,7 +128,7 @@ class SnapshotIterator:
         self._keys = []
         self._session_ids = []
         self._ended = None
-        self._preserved = {}
+        self._pin.release()
         self._preserved_sessions = {}
         self._sessions.end_iteration()
         self._on_close()
@@ -162,13 +162,13 @@ class SnapshotIterator:
     def _take_records(self, max_keys: int, max_bytes: int) -> RecordsFrame:
         start = self._keys_written
         candidates = self._keys[start : start + max_keys]
-        records: list[Record] = []
+        records: list[RecordRow] = []
         size = 0
         for key in candidates:
-            record = self._preserved.pop(key, None) or self._records.get(key)
-            if record is None or record.mod_revision > self.header.revision:
-                raise InvariantViolatedError("a record changed under a snapshot without being put aside")
-            records.append(record)
+            record = self._versions.at(key, self.header.revision)
+            if record is None:
+                raise InvariantViolatedError("a record changed under a snapshot and was not kept")
+            records.append(RecordRow(record.value, record.create_revision, record.mod_revision, record.version))
             if self._record_sum is not None:
                 self._record_sum.add(key, record)
             size += len(key) + len(record.value)

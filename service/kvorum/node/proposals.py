@@ -21,7 +21,7 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
+from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
 from kvorum.node.deadlines import Deadlines
@@ -278,7 +278,7 @@ def _weight(command: QueuedCommand) -> int:
             return len(command.key) + _COMMAND_OVERHEAD_BYTES
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota():
+        case SetQuota() | Compact():
             return _COMMAND_OVERHEAD_BYTES
         case _:
             assert_never(command)

@@ -24,6 +24,8 @@ from kvorum.errors import (
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import (
+    Compacted,
+    CompactRefused,
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
@@ -282,7 +284,14 @@ class Service:
             case NoSpace(_, limit_bytes, used_bytes):
                 self._counters.no_space["quota"] += 1
                 raise quota_error(limit_bytes, used_bytes)
-            case SessionEnded() | QuotaSet() | FeatureLevelRaised() | FeatureLevelRefused():
+            case (
+                SessionEnded()
+                | QuotaSet()
+                | Compacted()
+                | CompactRefused()
+                | FeatureLevelRaised()
+                | FeatureLevelRefused()
+            ):
                 raise InvariantViolatedError(f"a write was answered with {result}")
             case _:
                 assert_never(result)
