@@ -80,7 +80,9 @@ class Operation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     txn: Txn | UnsetType = UNSET
 
 
-class Txn(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, rename={"otherwise": "else"}):
+class Txn(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, rename={"otherwise": "else"}
+):
     """The body of ``POST /v1/txn``: do ``then`` if all compares hold, otherwise ``else``."""
 
     compare: tuple[Compare, ...] = ()

@@ -57,7 +57,7 @@ _PUT, _DELETE, _COMPARE_FAILED, _TXN, _TXN_OF_ONE_PUT = 1, 2, 3, 4, 5
 _KINDS = (_PUT, _DELETE, _COMPARE_FAILED, _TXN, _TXN_OF_ONE_PUT)
 # Sequence, fingerprint, kind, revision, and two numbers more: of a put create_revision and version, of a delete
 # whether it deleted, of a failed compare the mod_revision, of a transaction whether its compares held and how many keys
-# it deleted. Of one whose compares held, and that did a single put, what is known of a put: the two numbers say no more.
+# it deleted. A transaction whose compares held, and that did a single put, is remembered as that put.
 _ANSWER = Struct(">QIBQQQ")
 _pack_answer = _ANSWER.pack_into
 ANSWER_BYTES = _ANSWER.size

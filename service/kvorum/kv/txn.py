@@ -116,7 +116,7 @@ class _Planner:
 
     def choose(self, txn: Txn | TxnOp) -> None:
         """Evaluate all compares of the branches that run."""
-        succeeded = all([self._holds(compare) for compare in txn.compares])
+        succeeded = all(self._holds(compare) for compare in txn.compares)
         self.branches.append(succeeded)
         for each in txn.then if succeeded else txn.otherwise:
             if isinstance(each, TxnOp):
@@ -202,9 +202,7 @@ class _Run:
         self._revision = state.revision + 1
         """Of every change."""
 
-    def branch(
-        self, txn: Txn | TxnOp, next_branch: Callable[[], bool]
-    ) -> tuple[bool, tuple[OperationResult, ...]]:
+    def branch(self, txn: Txn | TxnOp, next_branch: Callable[[], bool]) -> tuple[bool, tuple[OperationResult, ...]]:
         """Run the branch that was planned; return which one it was, and what came of it."""
         succeeded = next_branch()
         chosen = txn.then if succeeded else txn.otherwise

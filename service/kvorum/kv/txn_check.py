@@ -53,6 +53,15 @@ def check_transaction(txn: Txn) -> None:
     _writes(txn.otherwise, "else")
 
 
+def is_valid(txn: Txn) -> bool:
+    """Tell whether :func:`check_transaction` accepts it."""
+    try:
+        check_transaction(txn)
+    except (InvalidRequestError, TooLargeError):
+        return False
+    return True
+
+
 def is_read_only(txn: Txn | TxnOp) -> bool:
     """Tell whether no branch changes anything."""
     return not any(_changes(operation) for operation in (*txn.then, *txn.otherwise))

@@ -21,9 +21,10 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
+from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, Txn, encode_batch
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX
+from kvorum.kv.txn_check import has_put, transaction_bytes
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
@@ -133,16 +134,16 @@ class Proposals:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         size_bytes = _weight(command)
-        if isinstance(command, Put | Delete):
+        if isinstance(command, Put | Delete | Txn):
             try:
                 # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                if isinstance(command, Put):
+                if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
                     self._space.check(size_bytes)
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
                 raise
-        if address and isinstance(command, Put | Delete) and command.sequence == 1:
+        if address and isinstance(command, Put | Delete | Txn) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter, size_bytes))
@@ -276,6 +277,8 @@ def _weight(command: QueuedCommand) -> int:
             return len(command.key) + len(command.value) + _COMMAND_OVERHEAD_BYTES
         case Delete():
             return len(command.key) + _COMMAND_OVERHEAD_BYTES
+        case Txn():
+            return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
         case SetQuota() | Compact():

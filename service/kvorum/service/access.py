@@ -24,6 +24,7 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
@@ -52,7 +53,7 @@ def authorize(principal: Principal, request: Request) -> None:
     type error here, and an AssertionError when it is made.
     """
     match request:
-        case Put() | Delete() | EndSession():  # Write keys.
+        case Put() | PutWithOptions() | Delete() | EndSession():  # Write keys.
             return
         case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return

@@ -16,6 +16,10 @@ class RecordView(Protocol):
     """What is known of a key."""
 
     @property
+    def key(self) -> bytes:
+        """The key."""
+
+    @property
     def value(self) -> bytes:
         """The bytes."""
 
@@ -47,8 +51,19 @@ class StoreView(Protocol):
     def used_bytes(self) -> int:
         """What the state takes, as the quota counts it."""
 
+    @property
+    def feature_level(self) -> int:
+        """The feature level of the cluster."""
+
+    @property
+    def floor(self) -> int:
+        """The lowest revision that can be read."""
+
     def get(self, key: bytes) -> RecordView | None:
         """Return the key's record, or None."""
+
+    def read_transaction(self, txn: Txn) -> TxnResult | TxnRefused:
+        """Return what a valid transaction that only reads answers, or why it cannot."""
 
 
 class Backup(Protocol):

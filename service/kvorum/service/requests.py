@@ -11,7 +11,17 @@ from typing import Literal
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
-from kvorum.kv.operations import Compare, Operation
+from kvorum.kv.operations import (
+    NO_END,
+    ONE_KEY,
+    Compare,
+    DeleteRangeOp,
+    Operation,
+    PutOp,
+    RangeOp,
+    TxnOp,
+    prefix_end,
+)
 
 __all__ = [
     "ANY_REVISION",
@@ -20,7 +30,9 @@ __all__ = [
     "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
+    "Compare",
     "Delete",
+    "DeleteRangeOp",
     "EndSession",
     "FinalizeUpgrade",
     "Get",
@@ -32,14 +44,22 @@ __all__ = [
     "GetVersion",
     "ListMembers",
     "MUST_NOT_EXIST",
+    "NO_END",
+    "ONE_KEY",
+    "Operation",
     "PromoteMember",
     "Put",
+    "PutOp",
+    "PutWithOptions",
+    "RangeOp",
     "RemoveMember",
     "Request",
     "SetQuota",
     "Snapshot",
     "TransferLeadership",
     "Txn",
+    "TxnOp",
+    "prefix_end",
 ]
 
 # Keys.
@@ -57,8 +77,14 @@ class Put(msgspec.Struct, frozen=True, gc=False):
     client_id: str = ""
     sequence: int = 0
     timeout_ms: int | None = None
+
+
+class PutWithOptions(msgspec.Struct, frozen=True):
+    """A put that needs a transaction."""
+
+    put: Put
     ignore_value: bool = False
-    """Keep the value that the key has, which must exist; ``value`` is empty."""
+    """Keep the value that the key has, which must exist; the put's is empty."""
     prev_value: bool = False
     """Answer with the record before."""
 
@@ -225,6 +251,7 @@ class GetVersion(msgspec.Struct, frozen=True):
 
 Request = (
     Put
+    | PutWithOptions
     | Get
     | Delete
     | Txn

@@ -6,6 +6,13 @@ import msgspec
 
 from kvorum.errors import CallerError
 from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded, TxnResult
+from kvorum.kv.operations import (
+    DeleteRangeOpResult,
+    OperationResult,
+    PutOpResult,
+    RangeOpResult,
+    TxnOpResult,
+)
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
@@ -14,6 +21,7 @@ __all__ = [
     "BatchResult",
     "Check",
     "Checks",
+    "DeleteRangeOpResult",
     "DeleteResult",
     "FeatureLevel",
     "GetResult",
@@ -23,13 +31,17 @@ __all__ = [
     "Metrics",
     "NewLeader",
     "NodeStatus",
+    "OperationResult",
+    "PutOpResult",
     "PutResult",
     "PutWithPrevious",
     "Quota",
+    "RangeOpResult",
     "RecordView",
     "Result",
     "SessionEnded",
     "StateHash",
+    "TxnOpResult",
     "TxnResult",
     "Version",
 ]

@@ -59,6 +59,7 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
@@ -130,7 +131,9 @@ class Service:
 
     # fmt: off
     @overload
-    def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult | PutWithPrevious]: ...
+    def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: PutWithOptions) -> Awaitable[PutWithPrevious]: ...
     @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
@@ -182,8 +185,6 @@ class Service:
         authorize(principal, request)
         match request:
             case Put():
-                if request.ignore_value or request.prev_value:
-                    return self._transactions.put(principal, request)
                 put = commands.Put(
                     request.key, request.value, request.prev_revision, request.client_id, request.sequence
                 )
@@ -193,6 +194,8 @@ class Service:
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case PutWithOptions():
+                return self._transactions.put(principal, request)
             case Txn():
                 return self._transactions.txn(principal, request)
             case Batch():
@@ -286,6 +289,8 @@ class Service:
                 raise quota_error(limit_bytes, used_bytes)
             case (
                 SessionEnded()
+                | TxnResult()
+                | TxnRefused()
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()

@@ -28,7 +28,7 @@ from kvorum.kv.txn_check import check_transaction, is_read_only
 from kvorum.service.access import Principal
 from kvorum.service.limits import BATCH_OPERATIONS_MAX, bounded_timeout_ms
 from kvorum.service.node_port import NodePort
-from kvorum.service.requests import Batch, BatchItem, Put, Txn
+from kvorum.service.requests import Batch, BatchItem, PutWithOptions, Txn
 from kvorum.service.results import BatchResult, PutWithPrevious
 
 
@@ -57,20 +57,19 @@ class Transactions:
 
     async def txn(self, principal: Principal, request: Txn) -> TxnResult:
         """Do a transaction. One that only reads makes no log entry, and any node does it."""
-        command = commands.Txn(
-            request.compares, request.then, request.otherwise, request.client_id, request.sequence
-        )
+        command = commands.Txn(request.compares, request.then, request.otherwise, request.client_id, request.sequence)
         return await self._do(principal, command, self._bounded(request.timeout_ms))
 
-    async def put(self, principal: Principal, request: Put) -> PutWithPrevious:
+    async def put(self, principal: Principal, request: PutWithOptions) -> PutWithPrevious:
         """Do a put that keeps the value, or answers with the record before."""
-        key, expected = request.key, request.prev_revision
+        put = request.put
+        key, expected = put.key, put.prev_revision
         # The same limits, and the same words for them, as of every other put.
-        check_command(commands.Put(key, request.value, expected, request.client_id, request.sequence))
+        check_command(commands.Put(key, put.value, expected, put.client_id, put.sequence))
         compares = () if expected == ANY_REVISION else (Compare(key, "mod_revision", "=", expected),)
-        put = PutOp(key, request.value, request.ignore_value, request.prev_value)
-        command = commands.Txn(compares, (put,), (), request.client_id, request.sequence)
-        result = await self._do(principal, command, self._bounded(request.timeout_ms))
+        operation = PutOp(key, put.value, request.ignore_value, request.prev_value)
+        command = commands.Txn(compares, (operation,), (), put.client_id, put.sequence)
+        result = await self._do(principal, command, self._bounded(put.timeout_ms))
         if not result.succeeded:
             record = self._node.store.get(key)
             raise CompareFailedError(result.revision, 0 if record is None else record.mod_revision, expected)

@@ -9,23 +9,25 @@ from typing import assert_never
 from msgspec import UNSET, UnsetType
 
 from kvorum.errors import InvalidRequestError
-from kvorum.kv.operations import (
+from kvorum.service.requests import (
     NO_END,
     ONE_KEY,
     Compare,
     DeleteRangeOp,
-    DeleteRangeOpResult,
     Operation,
-    OperationResult,
     PutOp,
-    PutOpResult,
     RangeOp,
-    RangeOpResult,
     TxnOp,
-    TxnOpResult,
     prefix_end,
 )
-from kvorum.kv.records import Record
+from kvorum.service.results import (
+    DeleteRangeOpResult,
+    OperationResult,
+    PutOpResult,
+    RangeOpResult,
+    RecordView,
+    TxnOpResult,
+)
 from kvorum_wire import transactions as wire
 
 FIRST_KEY = b"\0"
@@ -142,9 +144,7 @@ def result_of(operation: Operation, result: OperationResult) -> wire.OperationDo
     match result:
         case PutOpResult(revision, create_revision, version, previous):
             record = None if previous is None else _record(previous)
-            put = wire.PutDone(
-                create_revision=create_revision, mod_revision=revision, version=version, previous=record
-            )
+            put = wire.PutDone(create_revision=create_revision, mod_revision=revision, version=version, previous=record)
             return wire.OperationDone(put=put)
         case DeleteRangeOpResult(_, deleted, previous):
             is_asked = isinstance(operation, DeleteRangeOp) and operation.prev_values
@@ -162,7 +162,7 @@ def result_of(operation: Operation, result: OperationResult) -> wire.OperationDo
             assert_never(result)
 
 
-def _record(record: Record, *, has_value: bool = True) -> wire.Record:
+def _record(record: RecordView, *, has_value: bool = True) -> wire.Record:
     key, key_base64 = text(record.key)
     value, value_base64 = text(record.value) if has_value else (None, None)
     return wire.Record(
