@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kv.kv_support import apply, store_at_level_4
+from kv.kv_support import apply, store_at_level_3, store_at_level_4
 from kv.txn_support import DELETE, NEVER, PUT, done, then
 
 from kvorum.errors import InvalidRequestError, TooLargeError
