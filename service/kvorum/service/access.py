@@ -11,10 +11,12 @@ from kvorum.service.requests import (
     Batch,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -57,7 +59,9 @@ def authorize(principal: Principal, request: Request) -> None:
             return
         case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
-        case Get():  # Read keys.
+        case Get() | GetHistory():  # Read keys.
+            return
+        case Compact():  # Give up the history of all keys.
             return
         case GetStatus() | GetStateHash() | GetLeader() | GetQuota() | ListMembers():  # Look at the cluster.
             return

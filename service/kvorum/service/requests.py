@@ -30,12 +30,14 @@ __all__ = [
     "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
+    "Compact",
     "Compare",
     "Delete",
     "DeleteRangeOp",
     "EndSession",
     "FinalizeUpgrade",
     "Get",
+    "GetHistory",
     "GetLeader",
     "GetMetrics",
     "GetQuota",
@@ -150,6 +152,28 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     consistency: Literal["linearizable", "stale"] = "linearizable"
     max_staleness_ms: int | None = None
     timeout_ms: int | None = None
+    revision: int = 0
+    """As the key was at this revision; 0: as it is. A node that has not reached it asks a quorum, also if stale."""
+
+
+class GetHistory(msgspec.Struct, frozen=True):
+    """The versions of a key that can still be read, newest first; otherwise as :class:`Get`."""
+
+    key: bytes
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+    revision: int = 0
+    """Leave out what is newer than this revision; 0: nothing."""
+    limit: int = 100
+    """At most so many versions."""
+
+
+class Compact(msgspec.Struct, frozen=True):
+    """Give up the history below a revision, which becomes the lowest one that can be read."""
+
+    revision: int
+    timeout_ms: int | None = None
 
 
 # The cluster.
@@ -253,9 +277,11 @@ Request = (
     Put
     | PutWithOptions
     | Get
+    | GetHistory
     | Delete
     | Txn
     | Batch
+    | Compact
     | EndSession
     | GetStatus
     | GetStateHash

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from kvorum.errors import CallerError
-from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded, TxnResult
+from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded, TxnResult
 from kvorum.kv.operations import (
     DeleteRangeOpResult,
     OperationResult,
@@ -21,10 +21,12 @@ __all__ = [
     "BatchResult",
     "Check",
     "Checks",
+    "Compacted",
     "DeleteRangeOpResult",
     "DeleteResult",
     "FeatureLevel",
     "GetResult",
+    "History",
     "Leader",
     "MemberStatus",
     "Members",
@@ -68,6 +70,20 @@ class GetResult(msgspec.Struct, frozen=True):
     revision: int
     staleness_ms: int | None = None
     """Of a stale read: everything that was committed so many milliseconds ago is in it. None: no bound is known."""
+
+
+class History(msgspec.Struct, frozen=True):
+    """The versions of a key that could be read, newest first; that of a delete has the ``version`` 0."""
+
+    versions: tuple[RecordView, ...]
+    revision: int
+    """The store's at the time of the read."""
+    floor: int
+    """The lowest revision that can be read."""
+    is_truncated: bool
+    """There are older ones."""
+    staleness_ms: int | None = None
+    """As of a :class:`GetResult`."""
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -138,7 +154,9 @@ Result = (
     PutResult
     | PutWithPrevious
     | GetResult
+    | History
     | DeleteResult
+    | Compacted
     | TxnResult
     | BatchResult
     | NodeStatus

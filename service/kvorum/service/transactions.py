@@ -153,7 +153,7 @@ class Transactions:
                     f"the key {where} does not exist, so it has no value to keep (ignore_value)", refused.revision
                 )
             case txn.COMPACTED:
-                return RevisionCompactedError(number, self._node.store.floor)
+                return RevisionCompactedError(number, self._node.store.floor, refused.revision)
             case txn.FUTURE:
                 return RevisionInFutureError(number, refused.revision)
             case txn.TOO_MANY_KEYS:

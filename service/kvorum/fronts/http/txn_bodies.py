@@ -9,6 +9,7 @@ from typing import assert_never
 from msgspec import UNSET, UnsetType
 
 from kvorum.errors import InvalidRequestError
+from kvorum.fronts.http.history import text_or_base64
 from kvorum.service.requests import (
     NO_END,
     ONE_KEY,
@@ -163,8 +164,8 @@ def result_of(operation: Operation, result: OperationResult) -> wire.OperationDo
 
 
 def _record(record: RecordView, *, has_value: bool = True) -> wire.Record:
-    key, key_base64 = text(record.key)
-    value, value_base64 = text(record.value) if has_value else (None, None)
+    key, key_base64 = text_or_base64(record.key)
+    value, value_base64 = text_or_base64(record.value) if has_value else (None, None)
     return wire.Record(
         key=key,
         key_base64=key_base64,
@@ -174,11 +175,3 @@ def _record(record: RecordView, *, has_value: bool = True) -> wire.Record:
         mod_revision=record.mod_revision,
         version=record.version,
     )
-
-
-def text(data: bytes) -> tuple[str | None, str | None]:
-    """Return the bytes as text, or else as base64."""
-    try:
-        return data.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(data).decode()
