@@ -82,11 +82,16 @@ class Put(msgspec.Struct, frozen=True, gc=False):
 
 
 class PutWithOptions(msgspec.Struct, frozen=True):
-    """A put that needs a transaction."""
+    """A put that needs a transaction; otherwise as :class:`Put`."""
 
-    put: Put
+    key: bytes
+    value: bytes
+    prev_revision: int = ANY_REVISION
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
     ignore_value: bool = False
-    """Keep the value that the key has, which must exist; the put's is empty."""
+    """Keep the value that the key has, which must exist; ``value`` is empty."""
     prev_value: bool = False
     """Answer with the record before."""
 

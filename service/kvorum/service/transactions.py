@@ -62,14 +62,13 @@ class Transactions:
 
     async def put(self, principal: Principal, request: PutWithOptions) -> PutWithPrevious:
         """Do a put that keeps the value, or answers with the record before."""
-        put = request.put
-        key, expected = put.key, put.prev_revision
+        key, expected = request.key, request.prev_revision
         # The same limits, and the same words for them, as of every other put.
-        check_command(commands.Put(key, put.value, expected, put.client_id, put.sequence))
+        check_command(commands.Put(key, request.value, expected, request.client_id, request.sequence))
         compares = () if expected == ANY_REVISION else (Compare(key, "mod_revision", "=", expected),)
-        operation = PutOp(key, put.value, request.ignore_value, request.prev_value)
-        command = commands.Txn(compares, (operation,), (), put.client_id, put.sequence)
-        result = await self._do(principal, command, self._bounded(put.timeout_ms))
+        operation = PutOp(key, request.value, request.ignore_value, request.prev_value)
+        command = commands.Txn(compares, (operation,), (), request.client_id, request.sequence)
+        result = await self._do(principal, command, self._bounded(request.timeout_ms))
         if not result.succeeded:
             record = self._node.store.get(key)
             raise CompareFailedError(result.revision, 0 if record is None else record.mod_revision, expected)
@@ -87,13 +86,13 @@ class Transactions:
             raise InvalidRequestError(f"a batch has 1 to {BATCH_OPERATIONS_MAX} operations, not {len(items)}")
         timeout_ms = self._bounded(request.timeout_ms)
         batch = [_command_of(item) for item in items]
-        check_command_level(batch[0], self._node.store.feature_level)
         changes = [number for number, command in enumerate(batch) if not is_read_only(command)]
         if changes:
             try:
                 self._node.check_leads()
             except NotLeaderError as error:
                 raise self._elsewhere(error) from None
+        check_command_level(batch[0], self._node.store.feature_level)
         reads = [number for number, command in enumerate(batch) if is_read_only(command)]
         results: dict[int, TxnResult | CallerError] = {}
         for numbers in (changes, reads):

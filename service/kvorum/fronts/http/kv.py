@@ -43,8 +43,7 @@ READ_PARAMETERS = frozenset(
 )
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
 
-PUT_OPTIONS = ("ignore_value", "prev_value")
-PUT_PARAMETERS = WRITE_PARAMETERS | set(PUT_OPTIONS)
+PUT_PARAMETERS = WRITE_PARAMETERS | {"ignore_value", "prev_value"}
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 
@@ -88,12 +87,12 @@ class KeyValueHandlers:
             client_id, sequence = _session(headers)
             if sequence == 1:  # It opens a session.
                 principal = Principal(ANONYMOUS.name, request.remote or "")
-        put = Put(key, value, prev_revision, client_id, sequence, timeout_ms)
+        parts = (key, value, prev_revision, client_id, sequence, timeout_ms)
         try:
             if options is not None:
-                done = await self._execute(principal, PutWithOptions(put, **options))
+                done = await self._execute(principal, PutWithOptions(*parts, *options))
                 return _put_response(key, done.put, done)
-            result = await self._execute(principal, put)
+            result = await self._execute(principal, Put(*parts))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
         except NotLeaderError:
@@ -191,11 +190,11 @@ def _put_response(key: bytes, result: PutResult, options: PutWithPrevious | None
     )
 
 
-def _put_parameters(raw_query: str) -> tuple[int, int | None, dict[str, bool] | None]:
-    """Return ``prev_revision`` and ``timeout_ms``, and what makes the put one with options, if anything does."""
+def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool] | None]:
+    """Return ``prev_revision`` and ``timeout_ms``; and ``ignore_value`` and ``prev_value`` if one of them is true."""
     query = Query(raw_query, PUT_PARAMETERS)
-    options = {name: query.switch(name) for name in PUT_OPTIONS}
-    return *_common_parameters(query), options if any(options.values()) else None
+    options = query.switch("ignore_value"), query.switch("prev_value")
+    return *_common_parameters(query), options if any(options) else None
 
 
 def _write_parameters(raw_query: str) -> tuple[int, int | None]:
