@@ -7,8 +7,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -387,9 +388,9 @@ class Client:
                 call.parameters["max_staleness_ms"] = str(staleness_ms)
         return call
 
-    def txn(self) -> Transaction[Awaitable[TxnResult]]:
+    def txn(self) -> Transaction[Coroutine[Any, Any, TxnResult]]:
         """Return an empty transaction, to be filled and committed: see :mod:`kvorum_client.transactions`."""
-        return Transaction(self.commit)
+        return Transaction(self._commit)
 
     async def delete_range(
         self,
@@ -487,8 +488,7 @@ class Client:
                 ticket.lane.is_in_doubt = True
         batch.finish(number, done, perhaps_done=perhaps_done)
 
-    async def commit(self, body: wire.Txn, timeout_s: float | None) -> TxnResult:
-        """Do a transaction; :meth:`Transaction.commit` calls this."""
+    async def _commit(self, body: wire.Txn, timeout_s: float | None) -> TxnResult:
         data, deadline = msgspec.json.encode(body), self._deadline(timeout_s)
         if only_reads((*body.then, *body.otherwise)):
             answer = await self._call(_Call("POST", TXN_PATH, deadline, data))

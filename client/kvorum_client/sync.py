@@ -28,7 +28,6 @@ from kvorum_client.results import (
 )
 from kvorum_client.transactions import Operation, OperationDone, Transaction, TxnResult
 from kvorum_client.transport import CLOSED, UNCLOSED
-from kvorum_wire import transactions as wire
 
 T = TypeVar("T")
 
@@ -143,11 +142,8 @@ class SyncClient:
 
     def txn(self) -> Transaction[TxnResult]:
         """See :meth:`kvorum_client.Client.txn`; its ``commit`` returns the result."""
-
-        def send(body: wire.Txn, timeout_s: float | None) -> TxnResult:
-            return self._run(self._client.commit(body, timeout_s))
-
-        return Transaction(send)
+        unsent = self._client.txn()
+        return Transaction(lambda body, timeout_s: self._run(unsent.send(body, timeout_s)))
 
     def delete_range(
         self,

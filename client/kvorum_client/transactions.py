@@ -215,10 +215,14 @@ class Transaction(Generic[T]):
     """A transaction: ``if_`` all conditions hold, ``then`` these operations, ``otherwise`` those.
 
     Each method returns a new transaction with more in it, but for :meth:`commit`.
+
+    Args:
+        send: does the transaction that a body of JSON is, within a deadline (None: the client's).
+        body: what is in it so far.
     """
 
     def __init__(self, send: Callable[[wire.Txn, float | None], T], body: wire.Txn | None = None) -> None:
-        self._send = send
+        self.send = send
         self._body = wire.Txn() if body is None else body
 
     def if_(self, *conditions: Condition) -> Transaction[T]:
@@ -237,7 +241,7 @@ class Transaction(Generic[T]):
         return self._with(otherwise=(*self._body.otherwise, *map(body_of, operations)))
 
     def _with(self, **parts: Any) -> Transaction[T]:
-        return Transaction(self._send, msgspec.structs.replace(self._body, **parts))
+        return Transaction(self.send, msgspec.structs.replace(self._body, **parts))
 
     def body(self) -> wire.Operation:
         """Return the JSON of this transaction as an operation of another one."""
@@ -252,7 +256,7 @@ class Transaction(Generic[T]):
             RefusedError, UnavailableError: not done.
             OutcomeUnknownError: perhaps done.
         """
-        return self._send(self._body, timeout_s)
+        return self.send(self._body, timeout_s)
 
 
 Operation = Put | Delete | Get | Transaction[Any]

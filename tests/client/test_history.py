@@ -19,10 +19,10 @@ from kvorum_client import (
     Compacted,
     CompactedError,
     FutureRevisionError,
+    KeyVersion,
     OutcomeUnknownError,
     RefusedError,
     SyncClient,
-    KeyVersion,
 )
 
 
