@@ -18,7 +18,7 @@ Below feature level 4 the floor is 0: there is no history, and nothing is kept o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from kvorum.kv.event_log import EventLog
@@ -137,12 +137,22 @@ class Versions:
             self.dead.add(key)
             self._log.append(tombstone, history_bytes)
 
-    def restore(self, record: Record) -> None:
-        """Add the only version of a key that is not there yet. No history is kept meanwhile."""
-        key = record.key
-        self.records[key] = record
-        self.live.add(key)
-        self.record_bytes += len(key) + len(record.value) + RECORD_OVERHEAD_BYTES
+    def restore(self, records: Sequence[Record], *, are_sorted: bool) -> None:
+        """Add the latest versions of keys that are not there yet, from a snapshot; they are no events.
+
+        Args:
+            records: the versions.
+            are_sorted: their keys are ascending, and above all that are there.
+        """
+        keys = [record.key for record in records]
+        self.records.update(zip(keys, records, strict=True))
+        if are_sorted:
+            self.live.extend(keys)
+        else:
+            for key in keys:
+                self.live.add(key)
+        self.record_bytes += sum(map(len, keys)) + sum([len(record.value) for record in records])
+        self.record_bytes += RECORD_OVERHEAD_BYTES * len(records)
 
     def set_floor(self, revision: int) -> None:
         """Forget the history below a revision, which is above the floor; at first, begin to keep one."""
@@ -178,14 +188,15 @@ class Versions:
 
     def at(self, key: bytes, revision: int) -> Record | None:
         """Return the version of a key at a revision, which is not below the floor or is pinned; None: no such key."""
-        record = self.records.get(key)
-        if record is None:
-            record = self._tombstones.get(key)
-            if record is None:
-                return None
-        if record.mod_revision > revision:
-            record = _newest(record.older, revision)
+        record = self.newest_at(key, revision)
         return record if record is not None and record.version else None
+
+    def newest_at(self, key: bytes, revision: int) -> Record | None:
+        """As :meth:`at`, but the tombstone of a key that is deleted, if there is one."""
+        record = self.records.get(key) or self._tombstones.get(key)
+        if record is None or record.mod_revision <= revision:
+            return record
+        return _newest(record.older, revision)
 
     def keys_from(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
         """Return the next keys, ascending: all that may exist at some revision that is kept.
@@ -252,9 +263,7 @@ class Versions:
 
     def previous(self, event: Record) -> Record | None:
         """Return the version that an event replaced; None: there was no such key. The event is not below the floor."""
-        newest = self.records.get(event.key) or self._tombstones.get(event.key)
-        record = _newest(newest.older, event.mod_revision - 1) if newest is not None else None
-        return record if record is not None and record.version else None
+        return self.at(event.key, event.mod_revision - 1)
 
     # --- Forgetting ---------------------------------------------------------------------------------------------
 
