@@ -366,9 +366,7 @@ class Service:
                 await self._refresh(timeout_ms, error)
                 staleness_ms = 0
             if request.revision > self._node.store.revision:
-                # It may be there, and not be applied here yet.
-                await self._node.read_barrier(timeout_ms)
-                staleness_ms = 0
+                staleness_ms = await self._catch_up(timeout_ms)
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
@@ -385,6 +383,11 @@ class Service:
         if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
             raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
         return staleness_ms
+
+    async def _catch_up(self, timeout_ms: int) -> int:
+        """Return how old the state is once it holds all that was committed, and so a revision that is not here yet."""
+        await self._node.read_barrier(timeout_ms)
+        return 0
 
     async def _refresh(self, timeout_ms: int, too_stale: TooStaleError) -> None:
         """Return when the state holds everything that was committed before the request.
