@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from sim import invariants
+from sim import invariants, txn_invariants
 from sim.history import Applied
 
 from kvorum.kv.commands import (
@@ -318,14 +318,14 @@ class Facts:
                 self.log.append(Applied(result.revision, "delete", key, None, client, sequence))
 
     def _log_transaction(self, txn: Txn, result: TxnResult) -> None:
-        invariants.a_transaction_is_applied_once(self, txn, result)
+        txn_invariants.a_transaction_is_applied_once(self, txn, result)
         if not result.replayed:
             self.transactions[txn.client_id, txn.sequence] = result
         if result.revision > self._revision:
-            invariants.a_transaction_makes_one_revision(self, result)
+            txn_invariants.a_transaction_makes_one_revision(self, result)
             self._revision = result.revision
             self.log.append(Applied(result.revision, "txn", ""))
-        invariants.the_sum_never_changes(self.model.versions.records.values())
+        txn_invariants.the_sum_never_changes(self.model.versions.records.values())
 
     def on_restore(self, node: SimNode, snapshot: Snapshot) -> None:
         """A process is to replace its store by a snapshot."""

@@ -7,21 +7,19 @@ Each looks at one event and at what was seen before, so that all of them togethe
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sim.damage import is_damaged
 from sim.history import Applied
 from sim.plan import MS, S
 
-from kvorum.kv.commands import Put, Txn, TxnResult, decode_batch
+from kvorum.kv.commands import Put, Txn, decode_batch
 from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
 from kvorum.kv.txn_check import has_put
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
-from kvorum.service import requests
-from kvorum.service.node_port import RecordView
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
@@ -565,55 +563,3 @@ def a_read_waits_until_its_index_is_applied(node: SimNode, committed: int) -> No
             f"{node.id} serves a read that came when {committed} was committed from a state at "
             f"{node.store.applied_index}",
         )
-
-
-# --- Transactions -------------------------------------------------------------------------------------------------
-
-
-def a_transaction_is_applied_once(facts: Facts, txn: Txn, result: TxnResult) -> None:
-    """A transaction of a session is done once; a retry is told the same (thesis 6.3)."""
-    first = facts.transactions.get((txn.client_id, txn.sequence))
-    if (first is not None) != result.replayed:
-        raise Broken("a_transaction_is_applied_once", f"{txn.client_id}/{txn.sequence}: {first}, then {result}")
-    if first is not None:
-        _are_told_alike("a_transaction_is_applied_once", first, result)
-
-
-def a_transaction_makes_one_revision(facts: Facts, result: TxnResult) -> None:
-    """All changes of a transaction have one revision, the next one."""
-    last = facts.log[-1].revision if facts.log else 0
-    if result.revision != last + 1:
-        raise Broken("a_transaction_makes_one_revision", f"{result} follows revision {last}")
-
-
-def a_transaction_is_answered_as_it_was_applied(facts: Facts, txn: requests.Txn, result: TxnResult) -> None:
-    """What a client is told of a transaction is in the log: branch, revision and count."""
-    applied = facts.transactions.get((txn.client_id, txn.sequence))
-    if applied is None:
-        raise Broken("a_transaction_is_answered_as_it_was_applied", f"{txn} was never applied: {result}")
-    _are_told_alike("a_transaction_is_answered_as_it_was_applied", applied, result)
-
-
-def _are_told_alike(check: str, first: TxnResult, other: TxnResult) -> None:
-    seen = [(each.revision, each.succeeded, each.deleted) for each in (first, other)]
-    if seen[0] != seen[1]:
-        raise Broken(check, f"{first}, then {other}")
-
-
-def the_sum_never_changes(records: Iterable[RecordView]) -> None:
-    """A transfer is done whole, or not at all."""
-    balances = [int(record.value.partition(b":")[0]) for record in records if record.key.startswith(b"account")]
-    if balances and sum(balances) != 100 * len(balances):
-        raise Broken("the_sum_never_changes", f"the accounts hold {balances}")
-
-
-def a_transaction_reads_one_revision(facts: Facts, node: SimNode, revision: int, records: Sequence[RecordView]) -> None:
-    """What a transaction reads is what there was at the revision that it answers with."""
-    the_sum_never_changes(records)
-    model = facts.model
-    if not model.floor <= revision <= model.revision:
-        return
-    there = [model.get(record.key, revision) for record in records]
-    seen = [(record.value, record.mod_revision, record.version) for record in records]
-    if seen != [(each.value, each.mod_revision, each.version) for each in there if each is not None]:
-        raise Broken("a_transaction_reads_one_revision", f"{node.id} answers {seen} at revision {revision}: {there}")

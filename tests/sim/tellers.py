@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from sim import invariants
+from sim import txn_invariants
 from sim.damage import is_damaged
 from sim.node import Answer, SimNode
 
@@ -164,13 +164,13 @@ class Teller:
     def _on_result(self, txn: Txn, node: SimNode, result: TxnResult) -> None:
         facts = self._world.facts
         if txn.sequence and not self._world.is_forked:
-            invariants.a_transaction_is_answered_as_it_was_applied(facts, txn, result)
+            txn_invariants.a_transaction_is_answered_as_it_was_applied(facts, txn, result)
         read = _accounts(result.results or ())
         if any(map(is_damaged, read)):
             self._known = None
         elif result.results is not None:
             if not self._world.is_forked:
-                invariants.a_transaction_reads_one_revision(facts, node, result.revision, read)
+                txn_invariants.a_transaction_reads_one_revision(facts, node, result.revision, read)
             self._known = {record.key: record for record in read}
         else:
             self._known = None
