@@ -139,6 +139,10 @@ IMPOSSIBLE = {
     "fewer keys than announced": history(base=[A3], keys=2),
     "more keys than announced": history(base=[A3], keys=0),
     "a replaced version that is the latest": history(row(b"a", 3, 5, 3), base=[A3]),
+    "a key whose latest version is not said to be that": history(
+        row(b"a", 3, 5, 3), row(b"a", 0, 6, 0, is_latest=False), row(b"b", 7, 7, 1), base=[A3_REPLACED], keys=1
+    ),
+    "another version that is said to be the latest": history(A5_REPLACED, base=[A3]),
     "a latest version that is not said to be": history(base=[A3_REPLACED]),
 }
 NEEDS_RECORDS = {

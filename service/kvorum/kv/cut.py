@@ -109,7 +109,7 @@ class HistoryCut:
     @property
     def is_done(self) -> bool:
         """Whether every frame was returned."""
-        return self._begun and self._cursor is None and not self._rows and self._position == self._end
+        return self._begun and self._cursor is None and not self._rows and self._position >= self._end
 
     def next_frame(self, max_keys: int, max_bytes: int) -> HistoryFrame | BaseFrame | EventsFrame | None:
         """Return the next frame, or None if a step did not fill it: many keys were created or deleted later."""

@@ -226,9 +226,16 @@ MUTANTS = (
     ),
     _row(
         "Replaced versions are counted in the sum of a snapshot.",
-        "kv.snapshot_versions:VersionsRestorer.take_events",
-        "row.is_latest and row.version",
-        "row.version",
+        "kv.snapshot_versions:VersionsRestorer._take",
+        "not row.is_latest",
+        "False",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "A snapshot whose sum covers another version than the latest one is restored.",
+        "kv.snapshot_versions:VersionsRestorer.check_complete",
+        "self._replaced",
+        "False",
         _SNAPSHOTS,
     ),
     _row(
