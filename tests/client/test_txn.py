@@ -75,7 +75,7 @@ def lose_answers(node: FakeNode, count: int) -> None:
             raise Unknown("lost")
         return result
 
-    node.propose = lossy  # type: ignore[assignment, method-assign]
+    node.propose = lossy  # type: ignore[method-assign]
 
 
 # --- Transactions -------------------------------------------------------------------------------------------------
