@@ -408,6 +408,25 @@ def test_each_operation_of_a_batch_has_its_own_result() -> None:
     run(scenario)
 
 
+def test_the_answer_of_a_batch_is_bounded_and_what_is_done_is_told_all_the_same() -> None:
+    async def scenario(http: Server) -> None:
+        for number in range(3):
+            http.node.store.set_record(b"k%d" % number, b"v" * (1024 * 1024), 2, None)
+        reads = [{"range": {"prefix": "k"}}] * 2
+        delete = {"delete": {"prefix": "k", "prev_values": True}}
+        answer = await post(http, "/v1/batch", {"operations": reads})
+        assert [each["status"] for each in answer.json["results"]] == [200, 413]
+        assert answer.json["results"][1]["problem"]["limit"] == 4 * 1024 * 1024
+        http.node.store.set_record(b"l", b"v" * (1024 * 1024), 2, None)
+        first = {"put": {"key": "l", "value": "", "prev_value": True}}
+        done = (await post(http, "/v1/batch", {"operations": [first, delete, first]})).json["results"]
+        assert done[0]["put"]["previous"]["value"]
+        assert done[1] == {"status": 200, "revision": 4, "deleted": 3}
+        assert done[2]["put"]["version"] == 3
+
+    run(scenario)
+
+
 def test_an_operation_of_a_batch_has_a_session_of_its_own() -> None:
     async def scenario(http: Server) -> None:
         operations = [

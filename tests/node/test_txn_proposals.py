@@ -13,6 +13,7 @@ from node.local_cluster import running
 
 from kvorum.errors import FeatureUnavailableError, NoSpaceError
 from kvorum.kv.commands import Txn, TxnResult
+from kvorum.kv.limits import TXN_KEYS_MAX
 from kvorum.kv.operations import DeleteRangeOp, Operation, PutOp, RangeOp, RangeOpResult, TxnOp
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
@@ -93,6 +94,43 @@ def test_a_transaction_that_opens_a_session_has_its_share_checked() -> None:
     leading.submit(Txn((), (PUT,), (), "ann", 2), "10.0.0.1")
 
     assert leading.admitted == [("10.0.0.1", "ann")]
+
+
+def test_transactions_that_visit_many_keys_wait_until_others_are_applied() -> None:
+    """A turn of the loop may apply all that is proposed: its transactions visit ten thousand keys together."""
+    leading = Leading(store_at_level_4())
+    for number in range(TXN_KEYS_MAX - 1):
+        leading.proposals._state.store.set_record(b"k%05d" % number, b"", 2, None)
+    many, none = DeleteRangeOp(b"k", b"l"), DeleteRangeOp(b"x")
+    taken = []
+    for operation in (none, many, none, many, many):
+        leading.submit(Txn((), (operation,)))
+    while leading.proposals.queue:
+        commands, _, keys = leading.proposals._take_batch()
+        taken.append((len(commands), keys))
+        if not commands:
+            leading.proposals._visited.clear()  # They are applied.
+        elif keys:
+            leading.proposals._visited[len(taken)] = keys
+
+    most = TXN_KEYS_MAX
+    assert taken == [(2, most), (0, 0), (2, most), (0, 0), (1, most - 1)]
+
+
+def test_what_waits_for_others_is_proposed_when_they_are_applied(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            await cluster.put(b"warm", b"up")
+            put = TxnRequest((), tuple(PutOp(b"%d" % n, b"") for n in range(128)))
+            service = Service(leader, asyncio.get_running_loop().time)
+            done = await asyncio.gather(*(service.execute(ANONYMOUS, put) for _ in range(200)))
+
+            assert len({each.revision for each in done}) == 200
+            assert leader.parts.proposals._visited == {}
+            await cluster.converge()
+
+    asyncio.run(scenario())
 
 
 def test_the_changes_of_a_batch_share_an_entry_and_are_made_in_their_order(tmp_path: Path) -> None:

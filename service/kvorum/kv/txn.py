@@ -90,6 +90,25 @@ def run_transaction(txn: Txn, plan: Plan, state: State) -> TxnResult:
     return TxnResult(state.revision, succeeded, run.deleted, results)
 
 
+def visited_keys(txn: Txn | TxnOp, versions: Versions) -> int:
+    """Return about how many keys a transaction would visit now, whichever of its branches run."""
+    keys = sum(_count(versions, compare.key, compare.end) for compare in txn.compares)
+    return keys + max(_visited_keys(txn.then, versions), _visited_keys(txn.otherwise, versions))
+
+
+def _visited_keys(operations: Sequence[Operation], versions: Versions) -> int:
+    keys = 0
+    for each in operations:
+        if isinstance(each, TxnOp):
+            keys += visited_keys(each, versions)
+        elif isinstance(each, PutOp) or (isinstance(each, RangeOp) and each.count_only):
+            keys += 1
+        else:
+            count = _count(versions, each.key, each.end)
+            keys += max(min(count, each.limit) if isinstance(each, RangeOp) and each.limit else count, 1)
+    return keys
+
+
 class _RefusedError(Exception):
     """Nothing is done."""
 
@@ -129,7 +148,7 @@ class _Planner:
                 case PutOp():
                     self._check_put(each)
                 case DeleteRangeOp(key, end, prev_values):
-                    self._visit(key, self._count(key, end))
+                    self._visit(key, _count(self._versions, key, end))
                     if prev_values:
                         self._answer(key, _latest(self._versions, key, end, TXN_KEYS_MAX), keys_only=False)
                 case RangeOp():
@@ -141,7 +160,7 @@ class _Planner:
 
     def _holds(self, compare: Compare) -> bool:
         key, end = compare.key, compare.end
-        self._visit(key, self._count(key, end))
+        self._visit(key, _count(self._versions, key, end))
         records = _latest(self._versions, key, end, TXN_KEYS_MAX)
         if not records:
             # As of a key that does not exist.
@@ -162,7 +181,7 @@ class _Planner:
             raise _RefusedError(FUTURE, key, revision)
         if 0 < revision < self._versions.floor:
             raise _RefusedError(COMPACTED, key, revision)
-        count = self._count(key, end)
+        count = _count(self._versions, key, end)
         if revision and end != ONE_KEY:
             # It looks at the live keys, and at those that were changed since.
             count += self._versions.end - self._versions.position(revision + 1)
@@ -173,9 +192,6 @@ class _Planner:
         self._visit(key, count)
         if not each.count_only:
             self._answer(key, _read(self._versions, each, self._revision).records, keys_only=each.keys_only)
-
-    def _count(self, key: bytes, end: bytes) -> int:
-        return 1 if end == ONE_KEY else self._versions.live.count(key, bound(key, end))
 
     def _visit(self, key: bytes, keys: int) -> None:
         self._keys += max(keys, 1)
@@ -234,6 +250,30 @@ class _Run:
         self.deleted += len(records)
         previous = tuple(records) if delete.prev_values else ()
         return DeleteRangeOpResult(self._state.revision, len(records), previous)
+
+
+def answer_bytes(results: Sequence[OperationResult] | None) -> int:
+    """Return how many bytes the keys and values of the records in these results have."""
+    size = 0
+    for result in results or ():
+        records: Sequence[Record] = ()
+        match result:
+            case PutOpResult(previous=previous):
+                records = () if previous is None else (previous,)
+            case DeleteRangeOpResult(previous=gone):
+                records = gone
+            case RangeOpResult(records=found):
+                records = found
+            case TxnOpResult(results=inner):
+                size += answer_bytes(inner)
+            case _:
+                assert_never(result)
+        size += sum(len(each.key) + len(each.value) for each in records)
+    return size
+
+
+def _count(versions: Versions, key: bytes, end: bytes) -> int:
+    return 1 if end == ONE_KEY else versions.live.count(key, bound(key, end))
 
 
 def _latest(versions: Versions, key: bytes, end: bytes, limit: int, *, descending: bool = False) -> Sequence[Record]:

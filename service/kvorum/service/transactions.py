@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from kvorum.errors import (
     CallerError,
@@ -21,7 +23,7 @@ from kvorum.errors import (
 from kvorum.kv import commands, txn
 from kvorum.kv.commands import ANY_REVISION, NoSpace, PutResult, SessionRefused, TxnRefused, TxnResult
 from kvorum.kv.features import check_command_level
-from kvorum.kv.limits import check_command
+from kvorum.kv.limits import TXN_ANSWER_BYTES_MAX, check_command
 from kvorum.kv.operations import Compare, PutOp, PutOpResult
 from kvorum.kv.quota import quota_error
 from kvorum.kv.txn_check import check_transaction, is_read_only
@@ -98,7 +100,8 @@ class Transactions:
         for numbers in (changes, reads):
             done = await asyncio.gather(*(self._outcome(principal, batch[each], timeout_ms) for each in numbers))
             results.update(zip(numbers, done, strict=True))
-        return BatchResult(tuple(results[number] for number in range(len(batch))))
+        ordered = [results[number] for number in range(len(batch))]
+        return BatchResult(_within_bounds(ordered, frozenset(changes)))
 
     async def _outcome(self, principal: Principal, command: commands.Txn, timeout_ms: int) -> TxnResult | CallerError:
         try:
@@ -172,6 +175,31 @@ class Transactions:
 
     def _bounded(self, timeout_ms: int | None) -> int:
         return bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
+
+
+def _within_bounds(
+    results: Sequence[TxnResult | CallerError], changes: frozenset[int]
+) -> tuple[TxnResult | CallerError, ...]:
+    """Return the results of a batch without the records that are too many for one answer.
+
+    A read is refused then. A change is done: its previous values are left out.
+    """
+    bounded: list[TxnResult | CallerError] = []
+    size = 0
+    for number, result in enumerate(results):
+        if isinstance(result, TxnResult):
+            size_bytes = txn.answer_bytes(result.results)
+            if size + size_bytes > TXN_ANSWER_BYTES_MAX:
+                if number in changes:
+                    bounded.append(msgspec.structs.replace(result, results=None))
+                else:
+                    bounded.append(
+                        TooLargeError("the records of all reads of the batch take too many bytes", TXN_ANSWER_BYTES_MAX)
+                    )
+                continue
+            size += size_bytes
+        bounded.append(result)
+    return tuple(bounded)
 
 
 def _command_of(item: BatchItem) -> commands.Txn:

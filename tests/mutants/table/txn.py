@@ -7,7 +7,7 @@ from mutants.mutant import Mutant
 _CHECK = "tests/kv/test_txn_check.py"
 _RULES = "tests/kv/test_txn.py"
 _FRONT = "tests/fronts/test_txn.py"
-_CLIENT = "tests/client/test_txn.py"
+_LOG = "tests/node/test_txn_proposals.py"
 
 
 def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
@@ -308,5 +308,47 @@ MUTANTS = (
         "text is not UNSET and encoded is not UNSET",
         "False",
         _FRONT,
+    ),
+    _row(
+        "The answer of a batch is not bounded in bytes: 128 times the bound of a transaction.",
+        "service.transactions:_within_bounds",
+        "size + size_bytes > TXN_ANSWER_BYTES_MAX",
+        "False",
+        _FRONT,
+    ),
+    _row(
+        "A hundred transactions that each delete ten thousand keys are applied in one turn of the loop.",
+        "node.proposals:Proposals._take_batch",
+        "0 < in_flight + keys and in_flight + keys + visited > TXN_KEYS_MAX",
+        "False",
+        _LOG,
+    ),
+    _row(
+        "A transaction that waits for others is proposed with the next one that comes.",
+        "node.driver:Driver._apply",
+        "if proposals.queue: ...",
+        "pass",
+        _LOG,
+    ),
+    _row(
+        "Puts inside of transactions are proposed for full disks.",
+        "node.proposals:Proposals.submit",
+        "isinstance(command, Txn) and has_put(command)",
+        "False",
+        _LOG,
+    ),
+    _row(
+        "Sessions are opened by transactions without a share.",
+        "node.proposals:Proposals.submit",
+        "address and isinstance(command, Put | Delete | Txn) and command.sequence == 1",
+        "address and isinstance(command, Put | Delete) and command.sequence == 1",
+        _LOG,
+    ),
+    _row(
+        "A transaction counts as a small command: entries far above their bound.",
+        "node.proposals:_weight",
+        "_COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)",
+        "_COMMAND_OVERHEAD_BYTES",
+        _LOG,
     ),
 )
