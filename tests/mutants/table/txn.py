@@ -319,7 +319,7 @@ MUTANTS = (
     _row(
         "A hundred transactions that each delete ten thousand keys are applied in one turn of the loop.",
         "node.proposals:Proposals._take_batch",
-        "0 < in_flight + keys and in_flight + keys + visited > TXN_KEYS_MAX",
+        "in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX",
         "False",
         _LOG,
     ),
