@@ -36,7 +36,7 @@ class Leading:
         self.is_full = False
         self.admitted: list[tuple[str, str]] = []
         self.proposals = Proposals(
-            cast(Any, SimpleNamespace(id="n1@1", leader="n1@1")),
+            cast(Any, SimpleNamespace(id="n1@1", leader="n1@1", current_term=3)),
             State(store),
             Counters(),
             100,
@@ -111,10 +111,18 @@ def test_transactions_that_visit_many_keys_wait_until_others_are_applied() -> No
         if not commands:
             leading.proposals._visited.clear()  # They are applied.
         elif keys:
-            leading.proposals._visited[len(taken)] = keys
+            leading.proposals._visited[len(taken)] = (3, keys)
 
     most = TXN_KEYS_MAX
     assert taken == [(2, most), (0, 0), (2, most), (0, 0), (1, most - 1)]
+
+
+def test_what_was_proposed_in_an_earlier_term_holds_nothing_back() -> None:
+    leading = Leading(store_at_level_4())
+    leading.proposals._visited[9] = (2, TXN_KEYS_MAX)
+    leading.submit(Txn((), (PUT,)))
+
+    assert len(leading.proposals._take_batch()[0]) == 1
 
 
 def test_what_waits_for_others_is_proposed_when_they_are_applied(tmp_path: Path) -> None:

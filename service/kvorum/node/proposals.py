@@ -87,8 +87,8 @@ class Proposals:
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
-        self._visited: dict[int, int] = {}
-        """Index of a proposed entry that has transactions -> about how many keys they visit."""
+        self._visited: dict[int, tuple[int, int]] = {}
+        """Index of a proposed entry that has transactions -> its term, and about how many keys they visit."""
         self._deadlines: Deadlines[Result] = Deadlines(clock)
         self._idle: list[tuple[float, asyncio.Future[None]]] = []
         """(deadline, future) of those that wait until no caller waits."""
@@ -171,7 +171,7 @@ class Proposals:
                 self._fail_replaced(index)
                 self._proposed[index] = (term, waiters, self._clock.monotonic())
                 if keys:
-                    self._visited[index] = keys
+                    self._visited[index] = (term, keys)
                 if self._tracer is not None:
                     self._tracer.proposed(index, term, waiters)
 
@@ -198,7 +198,8 @@ class Proposals:
         commands: list[QueuedCommand] = []
         waiters: list[Waiter] = []
         size = keys = 0
-        in_flight = sum(self._visited.values())
+        # An entry of an earlier term may have been replaced, and is never applied then.
+        in_flight = sum(visited for term, visited in self._visited.values() if term == self._raft.current_term)
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
             command, waiter, size_bytes = self.queue[0]
             if commands and size + size_bytes > self._batch_bytes_max:

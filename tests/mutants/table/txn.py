@@ -351,4 +351,11 @@ MUTANTS = (
         "_COMMAND_OVERHEAD_BYTES",
         _LOG,
     ),
+    _row(
+        "What another leader replaced holds transactions back for ever.",
+        "node.proposals:Proposals._take_batch",
+        "term == self._raft.current_term",
+        "True",
+        _LOG,
+    ),
 )
