@@ -35,7 +35,7 @@ class LatestCut:
         self._versions = versions
         self._revision = revision
         self._record_sum = record_sum
-        self._pin = versions.pin(revision)
+        self._pin = versions.pin(revision, until=revision)
         self._keys = list(versions.records)
         self.keys = 0
 
@@ -95,7 +95,7 @@ class HistoryCut:
         self._revision = revision
         self._record_sum = record_sum
         self._floor = versions.floor
-        self._pin = versions.pin(versions.floor)
+        self._pin = versions.pin(versions.floor, until=revision)
         self._position = versions.position(versions.floor)
         self._end = versions.end
         self._begun = False
