@@ -127,16 +127,17 @@ def test_what_was_proposed_in_an_earlier_term_holds_nothing_back() -> None:
 
 def test_what_waits_for_others_is_proposed_when_they_are_applied(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as cluster:
+        async with running(tmp_path, 1) as cluster:
             leader = await cluster.leader()
             await cluster.put(b"warm", b"up")
+            # No tick comes to its help.
+            leader.parts.ticker.stop()
             put = TxnRequest((), tuple(PutOp(b"%d" % n, b"") for n in range(128)))
             service = Service(leader, asyncio.get_running_loop().time)
             done = await asyncio.gather(*(service.execute(ANONYMOUS, put) for _ in range(200)))
 
             assert len({each.revision for each in done}) == 200
             assert leader.parts.proposals._visited == {}
-            await cluster.converge()
 
     asyncio.run(scenario())
 
