@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kvorum_client import cli_backup, cli_history
+from kvorum_client import cli_backup, cli_history, cli_txn
 from kvorum_client import cli_commands as commands
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
@@ -83,7 +83,7 @@ examples:
 """
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
-_WRITES = commands.WRITES | {cli_history.compact}
+_WRITES = commands.WRITES | {cli_history.compact, cli_txn.delete, cli_txn.txn}
 
 _DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     commands.status: commands.PROBE_TIMEOUT_S * commands.STATUS_ROUNDS,
@@ -144,6 +144,8 @@ def _carry_out(options: argparse.Namespace) -> int:
     try:
         if options.run is commands.put:
             commands.read_value(options)
+        elif options.run is cli_txn.txn:
+            cli_txn.read_transaction(options)
         return asyncio.run(_run(options, sent))
     except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
@@ -516,10 +518,19 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     history.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
     _add_output(history)
 
-    delete = add("del", commands.delete, "remove a key", "delete")
-    delete.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
+    delete = add("del", cli_txn.delete, "remove a key, or a range of keys", "delete")
+    delete.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
     delete.add_argument("--prev-revision", metavar="N", type=_revision, help="only if the key's mod_revision is N")
+    delete.add_argument("--prefix", metavar="P", help="all keys that begin with P; more than 10,000 in several steps")
+    delete.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    delete.add_argument("--to", metavar="KEY", help="all keys before this one")
+    delete.add_argument("--dry-run", action="store_true", help="only count the keys of the range")
     _add_output(delete)
+
+    txn = add("txn", cli_txn.txn, "do several operations at one revision, if conditions hold")
+    txn.description, txn.formatter_class = cli_txn.TXN_HELP, argparse.RawDescriptionHelpFormatter
+    txn.add_argument("file", metavar="FILE", nargs="?", default="-", help="where it is written; - is stdin [default -]")
+    _add_output(txn)
 
 
 def _add_revision(command: argparse.ArgumentParser, help: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
-from kvorum_client.results import Compacted, History, Version
+from kvorum_client.results import Compacted, History, KeyVersion
 
 VALUE_CHARS_MAX = 60
 """Of a value in the table; `kv get --revision` prints all of it."""
@@ -33,7 +33,7 @@ def _fields(found: History) -> dict[str, object]:
     return {**fields, "truncated": found.truncated}
 
 
-def _version_fields(version: Version) -> dict[str, object]:
+def _version_fields(version: KeyVersion) -> dict[str, object]:
     if version.deleted:
         return {"mod_revision": version.mod_revision, "deleted": True}
     fields = {name: getattr(version, name) for name in ("mod_revision", "create_revision", "version")}

@@ -7,11 +7,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
+from msgspec import UNSET
 
 from kvorum_client import forking
 from kvorum_client.arguments import (
@@ -22,6 +24,7 @@ from kvorum_client.arguments import (
     check_whole_number,
 )
 from kvorum_client.backup import Backup, Verifier
+from kvorum_client.batches import Batch
 from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
     BackupDamagedError,
@@ -48,6 +51,16 @@ from kvorum_client.results import (
     Record,
 )
 from kvorum_client.sessions import Sessions, Ticket
+from kvorum_client.transactions import (
+    Delete,
+    Operation,
+    OperationDone,
+    Transaction,
+    TxnResult,
+    body_of,
+    only_reads,
+    result_of,
+)
 from kvorum_client.transport import (
     CLOSED,
     Answer,
@@ -83,9 +96,12 @@ from kvorum_wire import (
     SetQuota,
     TransferLeadership,
 )
+from kvorum_wire import transactions as wire
 
 logger = logging.getLogger("kvorum_client")
 
+TXN_PATH = "/v1/txn"
+BATCH_PATH = "/v1/batch"
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
@@ -371,6 +387,115 @@ class Client:
                 staleness_ms = check_whole_number(max_staleness_ms, "max_staleness_ms")
                 call.parameters["max_staleness_ms"] = str(staleness_ms)
         return call
+
+    def txn(self) -> Transaction[Coroutine[Any, Any, TxnResult]]:
+        """Return an empty transaction, to be filled and committed: see :mod:`kvorum_client.transactions`."""
+        return Transaction(self._commit)
+
+    async def delete_range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        timeout_s: float | None = None,
+    ) -> DeleteResult:
+        """Remove all keys that begin with ``prefix``, or those from ``start`` on and before ``end``, at one revision.
+
+        Raises:
+            RefusedError: there are more than 10,000 of them (``too_large``): remove them in parts.
+            UnavailableError: not done.
+            OutcomeUnknownError: perhaps done.
+        """
+        result = await self.txn().then(Delete(prefix=prefix, start=start, end=end)).commit(timeout_s=timeout_s)
+        return DeleteResult(result.revision, result.deleted)
+
+    async def batch(
+        self, *operations: Operation, timeout_s: float | None = None
+    ) -> tuple[OperationDone | TxnResult | ClientError, ...]:
+        """Do up to 128 operations in one request, each by itself: it is no transaction.
+
+        The changes are made in their order, and the reads after all of them.
+
+        Returns:
+            For each operation what came of it, or the error that :meth:`Transaction.commit` would raise; a TxnResult
+            if the answer of the attempt that did it was lost.
+
+        Raises:
+            RefusedError, UnavailableError: nothing was done.
+        """
+        batch = Batch(tuple(map(body_of, operations)))
+        deadline = self._deadline(timeout_s)
+        async with self._turns.turn(deadline):
+            while batch.changes or batch.reads:
+                sent = list(batch.changes or batch.reads)
+                try:
+                    await (self._change_batch(batch, deadline) if batch.changes else self._read_batch(batch, deadline))
+                except ClientError as error:
+                    if not batch.has_results:
+                        raise
+                    batch.fail(sent, error)
+        return batch.results()
+
+    async def _read_batch(self, batch: Batch, deadline: float) -> None:
+        reads = list(batch.reads)
+        answer = await self._try(_Call("POST", BATCH_PATH, deadline, batch.body(reads)))
+        for number, done in batch.answers(reads, answer.body):
+            batch.finish(number, done, perhaps_done=False)
+
+    async def _change_batch(self, batch: Batch, deadline: float) -> None:
+        """Send all changes, and the reads with them; or the first change alone, if it opens a session.
+
+        What the session does not take is left, for another session.
+        """
+        try:
+            async with self._sessions.tickets(len(batch.changes), deadline - time.monotonic()) as tickets:
+                sent = batch.changes[: len(tickets)]
+                sent += batch.reads if len(sent) == len(batch.changes) else []
+                call = _Call("POST", BATCH_PATH, deadline, is_write=True, ticket=tickets[0])
+                call.body = batch.body(sent, [ticket.idempotency_key for ticket in tickets])
+                answer = await self._try(call)
+                answers = _batch_answers(batch, sent, answer)
+                for place, (number, done) in enumerate(answers):
+                    ticket = tickets[place] if place < len(tickets) else None
+                    self._finish(batch, number, done, ticket, perhaps_done=call.perhaps_done)
+        except TimeoutError:
+            raise UnavailableError("too many writes are in flight already; nothing was sent") from None
+        except _SessionsFullError:
+            self._warn_of_no_session()
+            sent = [*batch.changes, *batch.reads]
+            answer = await self._try(_Call("POST", BATCH_PATH, deadline, batch.body(sent), is_write=True))
+            for number, done in _batch_answers(batch, sent, answer):
+                batch.finish(number, done, perhaps_done=False)
+
+    def _finish(
+        self, batch: Batch, number: int, done: wire.BatchDone, ticket: Ticket | None, *, perhaps_done: bool
+    ) -> None:
+        """Take what came of an operation of a batch, unless another session may take it.
+
+        Raises:
+            _SessionsFullError: there is no room for a session, and the operations can be done without one.
+        """
+        code = "" if done.problem is UNSET else done.problem.code
+        if ticket is not None:
+            ticket.answered = done.problem is UNSET
+            ticket.lost = code in _SESSION_REFUSALS
+            if ticket.lost and not (perhaps_done or ticket.opens):
+                return
+            if code == "sessions_full" and not (perhaps_done or self._require_session):
+                raise _SessionsFullError
+            if done.problem is not UNSET and (done.problem.outcome != "refused" or perhaps_done):
+                ticket.lane.is_in_doubt = True
+        batch.finish(number, done, perhaps_done=perhaps_done)
+
+    async def _commit(self, body: wire.Txn, timeout_s: float | None) -> TxnResult:
+        data, deadline = msgspec.json.encode(body), self._deadline(timeout_s)
+        if only_reads((*body.then, *body.otherwise)):
+            answer = await self._call(_Call("POST", TXN_PATH, deadline, data))
+            return result_of(decode(answer.body, wire.TxnAnswer))
+        async with self._turns.turn(deadline):
+            answer = await self._write_in_session("POST", TXN_PATH, data, {}, deadline)
+        return result_of(decode_write(answer.body, wire.TxnAnswer))
 
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
@@ -931,6 +1056,13 @@ class Client:
     async def _pause(self, call: _Call, pause_s: float) -> None:
         remaining_s = call.deadline - time.monotonic()
         await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
+
+
+def _batch_answers(batch: Batch, sent: Sequence[int], answer: Answer) -> list[tuple[int, wire.BatchDone]]:
+    try:
+        return batch.answers(sent, answer.body)
+    except ClientError as error:
+        raise OutcomeUnknownError(f"the writes may or may not have been applied: {error}") from None
 
 
 def _member(name: str) -> str:

@@ -17,7 +17,7 @@ __all__ = [
     "PutResult",
     "Quota",
     "Record",
-    "Version",
+    "KeyVersion",
 ]
 
 Member = MemberStatus
@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True):
     """Of a stale read: everything committed this long ago was applied at the node that answered."""
 
 
-class Version(msgspec.Struct, frozen=True):
+class KeyVersion(msgspec.Struct, frozen=True):
     """One version of a key. A delete is one as well: ``deleted``, without a value, create_revision and version."""
 
     value: bytes
@@ -50,7 +50,7 @@ class History(msgspec.Struct, frozen=True):
     """The versions of a key that can still be read; ``revision`` is the store's when they were read."""
 
     key: bytes
-    versions: tuple[Version, ...]
+    versions: tuple[KeyVersion, ...]
     """Newest first."""
     revision: int
     floor: int

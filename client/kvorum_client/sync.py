@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kvorum_client import forking
 from kvorum_client.backup import Backup
 from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
-from kvorum_client.errors import InvalidArgumentError, OutcomeUnknownError, UnavailableError
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, UnavailableError
 from kvorum_client.results import (
     Compacted,
     DeleteResult,
@@ -26,6 +26,7 @@ from kvorum_client.results import (
     Quota,
     Record,
 )
+from kvorum_client.transactions import Operation, OperationDone, Transaction, TxnResult
 from kvorum_client.transport import CLOSED, UNCLOSED
 
 T = TypeVar("T")
@@ -138,6 +139,28 @@ class SyncClient:
     ) -> DeleteResult:
         """See :meth:`kvorum_client.Client.delete`."""
         return self._run(self._client.delete(key, prev_revision=prev_revision, timeout_s=timeout_s))
+
+    def txn(self) -> Transaction[TxnResult]:
+        """See :meth:`kvorum_client.Client.txn`; its ``commit`` returns the result."""
+        unsent = self._client.txn()
+        return Transaction(lambda body, timeout_s: self._run(unsent.send(body, timeout_s)))
+
+    def delete_range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        timeout_s: float | None = None,
+    ) -> DeleteResult:
+        """See :meth:`kvorum_client.Client.delete_range`."""
+        return self._run(self._client.delete_range(prefix=prefix, start=start, end=end, timeout_s=timeout_s))
+
+    def batch(
+        self, *operations: Operation, timeout_s: float | None = None
+    ) -> tuple[OperationDone | TxnResult | ClientError, ...]:
+        """See :meth:`kvorum_client.Client.batch`."""
+        return self._run(self._client.batch(*operations, timeout_s=timeout_s))
 
     def get(
         self,

@@ -9,7 +9,7 @@ from urllib.parse import quote_from_bytes
 import msgspec
 
 from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError
-from kvorum_client.results import History, Record, Version
+from kvorum_client.results import History, KeyVersion, Record
 from kvorum_client.transport import Answer
 from kvorum_wire import HistoryAnswer, Problem
 
@@ -92,7 +92,7 @@ def history_of(key: bytes, body: bytes) -> History:
             value = base64.b64decode(each.value_base64 or "", validate=True) or (each.value or "").encode()
         except ValueError:
             raise ClientError("the answer is not Kvorum's: a value is not base64") from None
-        versions.append(Version(value, each.create_revision, each.mod_revision, each.version, each.deleted))
+        versions.append(KeyVersion(value, each.create_revision, each.mod_revision, each.version, each.deleted))
     return History(key, tuple(versions), answer.revision, answer.floor, answer.truncated)
 
 

@@ -28,10 +28,15 @@ class PutAnswer(PutResult, frozen=True, omit_defaults=True):
 
     key: str | None = None
     key_base64: str | None = None
+    prev_value: str | None = None
+    """The value before, if it was asked for and there was one. ``prev_value_base64`` if it is not UTF-8."""
+    prev_value_base64: str | None = None
+    replayed: bool = False
+    """An earlier attempt with this idempotency key did it, and the value before is not known any more."""
 
 
 class DeleteResult(Struct, frozen=True):
-    """``deleted`` is the number of keys that were removed: 1 or 0."""
+    """``deleted`` is the number of keys that were removed: 1 or 0, and more of a range."""
 
     revision: int
     deleted: int
@@ -42,6 +47,12 @@ class DeleteAnswer(DeleteResult, frozen=True, omit_defaults=True):
 
     key: str | None = None
     key_base64: str | None = None
+
+
+class DeleteRangeAnswer(DeleteResult, frozen=True, omit_defaults=True):
+    """The answer to a delete of a range. ``replayed``: an earlier attempt with this idempotency key did it."""
+
+    replayed: bool = False
 
 
 class GetAnswer(Struct, frozen=True, omit_defaults=True):

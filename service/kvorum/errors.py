@@ -17,6 +17,7 @@
     |   +-- UnknownMemberError       no member has this name or id: certainly not done
     |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
+    |   +-- KeyNotFoundError         the write needs the value of a key that does not exist: certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
     |   +-- NoSpaceError             no room for more data: certainly not done; deletes and reads go on
     |   +-- RevisionCompactedError   the revision is below the floor of the history: certainly not done
@@ -199,6 +200,20 @@ class CompareFailedError(CallerError):
             revision=revision,
         )
         self.revision = revision
+
+
+class KeyNotFoundError(CallerError):
+    """The key does not exist, and the write needs what it has; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        revision: the store's revision.
+    """
+
+    code = "key_not_found"
+
+    def __init__(self, detail: str, revision: int) -> None:
+        super().__init__(detail, revision=revision)
 
 
 class SessionError(CallerError):

@@ -20,10 +20,10 @@ from kvorum_client import (
     Compacted,
     CompactedError,
     FutureRevisionError,
+    KeyVersion,
     OutcomeUnknownError,
     RefusedError,
     SyncClient,
-    Version,
 )
 
 
@@ -59,7 +59,7 @@ def test_a_key_is_read_as_it_was() -> None:
 def test_the_history_of_a_key_is_read_a_page_at_a_time() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         found = await kv.history("k")
-        versions = (Version(b"", 0, 4, 0, True), Version(b"\xff", 2, 3, 2), Version(b"one", 2, 2, 1))
+        versions = (KeyVersion(b"", 0, 4, 0, True), KeyVersion(b"\xff", 2, 3, 2), KeyVersion(b"one", 2, 2, 1))
         assert (found.key, found.versions, found.revision, found.truncated) == (b"k", versions, 4, False)
         assert found.floor == server.node.store.floor
         page = await kv.history("k", limit=1, revision=3, stale=True)

@@ -31,6 +31,7 @@ from kvorum.kv.commands import (
     SessionEnded,
     SessionRefused,
     SetQuota,
+    Txn,
 )
 from kvorum.kv.records import Record
 
@@ -135,6 +136,7 @@ class Model:
         return results
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
+        assert not isinstance(command, Txn), "tests/kv/txn_model.py is the model of transactions"
         if isinstance(command, RaiseFeatureLevel):
             return self._raise(command, alone)
         if isinstance(command, EndSession):

@@ -347,7 +347,7 @@ def test_more_sessions_than_there_may_be_are_refused() -> None:
         restore(_written([_header(sessions=10_001), SessionsFrame(rows), Trailer(0, 10_001)]))
 
 
-@pytest.mark.parametrize("answers", [_answer(1, kind=0), _answer(1, kind=4), _answer(1)[:-1], _answer(1) + b"x"])
+@pytest.mark.parametrize("answers", [_answer(1, kind=0), _answer(1, kind=6), _answer(1)[:-1], _answer(1) + b"x"])
 def test_what_is_no_answer_is_refused(answers: bytes) -> None:
     with pytest.raises(StorageCorruptError, match="session"):
         restore(_written([_header(sessions=1), SessionsFrame((SessionRow("ann", 1, 9, answers),)), Trailer(0, 1)]))

@@ -181,7 +181,7 @@ async def change_in_memory(node: Node, key: bytes) -> None:
     await node.parts.sweeps.close()
     record = node.store.get(key)
     assert record is not None
-    record.value = b"x"  # In place: the event log has the same record.
+    record.value = b"x"  # In the event log, too: it is the same object.
 
 
 def keep_snapshots_of_changed_memory(monkeypatch: pytest.MonkeyPatch) -> None:

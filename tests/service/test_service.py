@@ -39,6 +39,8 @@ from kvorum.service.limits import HISTORY_VERSIONS_MAX, KEY_BYTES_MAX, STALENESS
 from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
 from kvorum.service.requests import (
     AddMember,
+    Batch,
+    BatchItem,
     CheckLiveness,
     CheckReadiness,
     Compact,
@@ -56,11 +58,14 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutOp,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 from kvorum.service.results import (
     Checks,
@@ -79,6 +84,9 @@ LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
     Put(b"k", b"v"),
     Delete(b"k"),
+    PutWithOptions(b"k", b"v", prev_value=True),
+    Txn(then=(PutOp(b"k", b"v"),)),
+    Batch((BatchItem(PutOp(b"k", b"v")),)),
     Compact(2),
     EndSession("c"),
     SetQuota(1 << 30),
@@ -307,6 +315,8 @@ def test_an_error_of_the_node_is_the_callers(error: CallerError) -> None:
     node = FakeNode()
     node.error = error
     for request in (*FOR_THE_LEADER, *WITH_A_BARRIER):
+        if isinstance(request, Batch):
+            continue  # Each of its operations has its own.
         with pytest.raises(type(error)) as caught:
             execute(node, request)
         assert caught.value is error

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from sim import invariants
+from sim import invariants, txn_invariants
 from sim.history import Applied
 
-from kvorum.kv.commands import Delete, DeleteResult, FeatureLevelRaised, Put, PutResult, Result, decode_batch
+from kvorum.kv.commands import (
+    Delete,
+    DeleteResult,
+    FeatureLevelRaised,
+    Put,
+    PutResult,
+    Result,
+    Txn,
+    TxnResult,
+    decode_batch,
+)
 from kvorum.kv.store import Store
 from kvorum.raft import Change, Raft, Role
 from kvorum.raft.messages import (
@@ -99,6 +109,8 @@ class Facts:
         self.changes: list[Change] = []
         """The membership changes that were proposed."""
         self.log: list[Applied] = []
+        self.transactions: dict[tuple[str, int], TxnResult] = {}
+        """(client id, sequence) -> what came of the transaction when it was applied."""
         self.log_time_from_ms = 0
         """Where log time began; 0: it has not begun."""
         self.proposed = Proposed(0, 0, 0, 0)
@@ -293,6 +305,8 @@ class Facts:
             if isinstance(result, FeatureLevelRaised) and result.revision > self._revision:
                 self._revision = result.revision
                 self.log.append(Applied(result.revision, "raise", ""))
+            if isinstance(command, Txn) and isinstance(result, TxnResult):
+                self._log_transaction(command, result)
             changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
             if not changed or not isinstance(command, Put | Delete) or result.revision <= self._revision:
                 continue
@@ -302,6 +316,16 @@ class Facts:
                 self.log.append(Applied(result.revision, "put", key, command.value.decode(), client, sequence))
             else:
                 self.log.append(Applied(result.revision, "delete", key, None, client, sequence))
+
+    def _log_transaction(self, txn: Txn, result: TxnResult) -> None:
+        txn_invariants.a_transaction_is_applied_once(self, txn, result)
+        if not result.replayed:
+            self.transactions[txn.client_id, txn.sequence] = result
+        if result.revision > self._revision:
+            txn_invariants.a_transaction_makes_one_revision(self, result)
+            self._revision = result.revision
+            self.log.append(Applied(result.revision, "txn", ""))
+        txn_invariants.the_sum_never_changes(self.model.versions.records.values())
 
     def on_restore(self, node: SimNode, snapshot: Snapshot) -> None:
         """A process is to replace its store by a snapshot."""

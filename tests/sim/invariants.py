@@ -14,9 +14,10 @@ from sim.damage import is_damaged
 from sim.history import Applied
 from sim.plan import MS, S
 
-from kvorum.kv.commands import Put, decode_batch
+from kvorum.kv.commands import Put, Txn, decode_batch
 from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
+from kvorum.kv.txn_check import has_put
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
 from kvorum.storage.interface import Loaded
@@ -505,7 +506,8 @@ def no_put_is_proposed_for_full_disks(node: SimNode, payloads: Sequence[bytes]) 
     known_since = max(node.filled_at_tick, node.led_from_tick)
     if all(each.room is None for each in nodes.values()) or node.ticks - known_since < known_after:
         return
-    if not any(isinstance(command, Put) for data in payloads for command in decode_batch(data).commands):
+    commands = (command for data in payloads for command in decode_batch(data).commands)
+    if not any(isinstance(each, Put) or (isinstance(each, Txn) and has_put(each)) for each in commands):
         return
     voters = [nodes[voter] for voter in raft.configuration.voters() if voter in nodes]
     full = [voter for voter in voters if voter.room is not None and _is_nearly_full(voter)]

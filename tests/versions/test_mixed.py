@@ -176,9 +176,11 @@ def test_a_cluster_at_the_level_of_a_version_before_is_upgraded_rolled_back_and_
             if version == NEW:
                 refused = cluster.request(cluster.leader(), *unavailable)
                 assert (refused.status, refused.document["code"]) == (409, "feature_unavailable")
+                assert transact(cluster).document["code"] == "feature_unavailable"
         raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
         assert raised.document == {"feature_level": HIGHEST_LEVEL}
         eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {HIGHEST_LEVEL})
+        assert transact(cluster).status == 200
         load.goes_on(100)
         load.__exit__()
         check(cluster, load)
@@ -222,6 +224,11 @@ def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refuse
 
 def finalize(cluster: Cluster, name: str | None = None) -> Answer:
     return cluster.request(name or cluster.leader(), "POST", "/v1/cluster/finalize")
+
+
+def transact(cluster: Cluster) -> Answer:
+    body = b'{"then": [{"put": {"key": "one", "value": "1"}}, {"put": {"key": "two", "value": "2"}}]}'
+    return cluster.request(cluster.leader(), "POST", "/v1/txn", body)
 
 
 def move_leadership(cluster: Cluster, target: str) -> None:

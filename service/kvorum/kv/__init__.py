@@ -8,6 +8,9 @@ nothing here reads a clock, a random number or the environment, iterates over a 
 ::
 
     commands           the commands, their results, their encoding
+    operations         what a transaction is made of, and its results
+    txn_check          which transactions may be proposed
+    txn                what a transaction does
     records            one version of a key
     keys               the keys in order
     event_log          every put and delete in order

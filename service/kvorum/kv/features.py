@@ -15,7 +15,7 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota
+from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota, Txn
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -55,6 +55,7 @@ LEVELS = (
             "Every version of a key is kept until it is compacted; the raise takes a revision, where history begins.",
             "The history below a revision can be compacted, and what is kept of it counts towards the quota.",
             "Snapshots carry the history, sorted by key and then by revision.",
+            "Transactions: compares, and operations on several keys at one revision.",
         ),
     ),
 )
@@ -80,6 +81,7 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     EndSession: END_SESSION_LEVEL,
     SetQuota: QUOTA_LEVEL,
     Compact: HISTORY_LEVEL,
+    Txn: HISTORY_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

@@ -37,6 +37,10 @@ from kvorum.kv.commands import (
     SessionEnded,
     SessionRefused,
     SetQuota,
+    Txn,
+    TxnRefused,
+    TxnResult,
+    Write,
     decode_batch,
     unknown_part,
 )
@@ -62,9 +66,11 @@ from kvorum.kv.limits import (
 )
 from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
-from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Session, Sessions, fingerprint
+from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
+from kvorum.kv.txn import Plan, plan_transaction, run_transaction
+from kvorum.kv.txn_check import has_put, is_valid
 from kvorum.kv.versions import Pin, Versions
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
@@ -228,11 +234,12 @@ class Store:
         """The bytes of all keys and values; of each key the latest value."""
         return self.versions.record_bytes - RECORD_OVERHEAD_BYTES * len(self)
 
-    def check_room(self, command: Command) -> None:
+    def check_room(self, command: Write) -> None:
         """Refuse what the leader does not propose for lack of room: a put, or a delete that would open a session.
 
-        Such a put would be refused if it were applied now, and such a delete would be done. But the session that it
-        opens would take more than a small key frees, and for an hour after its end as well.
+        A transaction counts as a put if any of its branches has one. Such a put would be refused if it were applied
+        now, and such a delete would be done. But the session that it opens would take more than a small key frees, and
+        for an hour after its end as well.
 
         Raises:
             NoSpaceError: the data takes more than the quota; nothing was done.
@@ -240,7 +247,7 @@ class Store:
         """
         if not self.quota.is_full or not self._is_new(command):
             return
-        if isinstance(command, Put):
+        if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
             raise quota_error(self.quota.limit_bytes, self.kept_bytes)
         if command.client_id and command.client_id not in self._sessions:
             raise SessionError(
@@ -308,6 +315,11 @@ class Store:
             raise RevisionInFutureError(revision, self.revision)
         if revision and revision < self.floor:
             raise RevisionCompactedError(revision, self.floor, self.revision)
+
+    def read_transaction(self, txn: Txn) -> TxnResult | TxnRefused:
+        """Return what a valid transaction that only reads answers, or why it cannot."""
+        plan = plan_transaction(txn, self)
+        return plan if isinstance(plan, TxnRefused) else run_transaction(txn, plan, self)
 
     def pin(self, revision: int = 0) -> Pin:
         """Keep what is visible at a revision until the pin is released; 0: at the latest one.
@@ -484,8 +496,12 @@ class Store:
         if quota.judge(self.kept_bytes):
             changes.quota(quota)
 
-    def _apply_rare(self, command: EndSession | SetQuota | Compact | RaiseFeatureLevel, *, is_alone: bool) -> Result:
+    def _apply_rare(
+        self, command: Txn | EndSession | SetQuota | Compact | RaiseFeatureLevel, *, is_alone: bool
+    ) -> Result:
         match command:
+            case Txn():
+                return self._txn(command)
             case EndSession():
                 return self._end_session(command)
             case SetQuota():
@@ -497,7 +513,7 @@ class Store:
             case _:
                 assert_never(command)
 
-    def _is_new(self, command: Command) -> bool:
+    def _is_new(self, command: Write) -> bool:
         """Tell whether a write is valid, and not the retry of one that was applied, or may have been."""
         client_id, sequence = command.client_id, command.sequence
         if not client_id:
@@ -505,8 +521,8 @@ class Store:
         is_valid = len(client_id) <= CLIENT_ID_CHARS_MAX and sequence >= 1
         return is_valid and self._sessions.is_new(client_id, sequence, self.time_ms)
 
-    def _apply_once(self, command: Command) -> Result:
-        """Apply a command of a session, unless it has been applied already."""
+    def _apply_once(self, command: Write, plan: Plan | None = None) -> Result:
+        """Apply a command of a session, unless it has been applied already. ``plan``: of a transaction that is new."""
         client_id = command.client_id
         sequence = command.sequence
         if len(client_id) > CLIENT_ID_CHARS_MAX or sequence < 1:
@@ -518,7 +534,14 @@ class Store:
             if changes is not None and sessions.evicted is not None:
                 changes.eviction(sessions.evicted)
             sessions.evicted = None
-            result = self._put(command) if isinstance(command, Put) else self._delete(command)
+            result: Remembered
+            if isinstance(command, Put):
+                result = self._put(command)
+            elif isinstance(command, Delete):
+                result = self._delete(command)
+            else:
+                assert plan is not None, "a new transaction is planned first"  # noqa: S101
+                result = run_transaction(command, plan, self)
             found.remember(sequence, mark, result)
             if changes is not None:
                 changes.session(client_id, found.highest, found.answer(sequence))
@@ -557,10 +580,8 @@ class Store:
             mod_revision = MUST_NOT_EXIST if old is None else old.mod_revision
             if prev_revision != mod_revision:
                 return CompareFailed(self.revision, mod_revision)
-        self.revision = revision = self.revision + 1
-        new = self.versions.put(key, command.value, revision, old)
-        if self._changes is not None:
-            self._changes.put(key, old, new)
+        revision = self.revision + 1
+        new = self.set_record(key, command.value, revision, old)
         return PutResult(revision, new.create_revision, revision, new.version)
 
     def _delete(self, command: Delete) -> DeleteResult | CompareFailed:
@@ -571,11 +592,36 @@ class Store:
             return CompareFailed(self.revision, mod_revision)
         if old is None:
             return DeleteResult(self.revision, 0)
-        self.revision += 1
-        self.versions.delete(old, self.revision)
-        if self._changes is not None:
-            self._changes.delete(key, old, self.revision)
+        self.remove_record(old, self.revision + 1)
         return DeleteResult(self.revision, 1)
+
+    def _txn(self, command: Txn) -> Result:
+        if self._changes is None or self.feature_level < HISTORY_LEVEL or not is_valid(command):
+            return SessionRefused(self.revision, INVALID)
+        if not self._is_new(command):
+            return self._apply_once(command)
+        # What is refused here must not open a session, nor be remembered by one.
+        if self.quota.is_full and has_put(command):
+            return NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+        plan = plan_transaction(command, self)
+        if isinstance(plan, TxnRefused):
+            return plan
+        return self._apply_once(command, plan) if command.client_id else run_transaction(command, plan, self)
+
+    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
+        """Set a key, whose record is ``old``, at a revision, which is the store's from now on. Only apply may do it."""
+        self.revision = revision
+        new = self.versions.put(key, value, revision, old)
+        if self._changes is not None:
+            self._changes.put(key, old, new)
+        return new
+
+    def remove_record(self, old: Record, revision: int) -> None:
+        """Remove a key, whose record is ``old``; otherwise as :meth:`set_record`."""
+        self.revision = revision
+        self.versions.delete(old, revision)
+        if self._changes is not None:
+            self._changes.delete(old.key, old, revision)
 
     def _compact(self, command: Compact) -> Compacted | CompactRefused | SessionRefused:
         floor = self.versions.floor

@@ -316,7 +316,7 @@ class Driver:
             self._tracer.committed(entries)
         state, proposals, waits = self._state, self._proposals, self._waits
         store, hashes = state.store, state.hashes
-        commands = 0
+        commands, end_before = 0, store.versions.end
         for entry in entries:
             results = store.apply(entry)
             commands += len(results)
@@ -327,7 +327,9 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
-        self._compactions.applied(commands)
+        if proposals.queue:
+            self._turns.schedule()  # Some may have waited for what is applied now.
+        self._compactions.applied(max(commands, store.versions.end - end_before))
         self._counters.apply_duration.record(self._clock.monotonic() - since)
         if self._tracer is not None:
             self._tracer.applied(entries)

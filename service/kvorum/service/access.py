@@ -8,6 +8,7 @@ import msgspec
 
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
     Compact,
@@ -25,11 +26,13 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 
 
@@ -52,7 +55,9 @@ def authorize(principal: Principal, request: Request) -> None:
     type error here, and an AssertionError when it is made.
     """
     match request:
-        case Put() | Delete() | EndSession():  # Write keys.
+        case Put() | PutWithOptions() | Delete() | EndSession():  # Write keys.
+            return
+        case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
         case Get() | GetHistory():  # Read keys.
             return

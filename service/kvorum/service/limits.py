@@ -11,6 +11,7 @@ from kvorum.identity import is_name
 from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
 
 __all__ = [
+    "BATCH_OPERATIONS_MAX",
     "HISTORY_BYTES_MAX",
     "HISTORY_VERSIONS",
     "HISTORY_VERSIONS_MAX",
@@ -28,6 +29,8 @@ __all__ = [
     "check_versions",
 ]
 
+BATCH_OPERATIONS_MAX = 128
+"""Operations of one batch; half a session's window, so that a retry of a whole batch is answered."""
 STALENESS_MS_MAX = 86_400_000
 """The most that a read may accept: a day."""
 HISTORY_VERSIONS = 100

@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import ClientCommand, Compacted, CompactRefused, Result
+from kvorum.kv.commands import (
+    ClientCommand,
+    Compacted,
+    CompactRefused,
+    Result,
+    Txn,
+    TxnRefused,
+    TxnResult,
+)
 from kvorum.kv.quota import Quota
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -14,6 +22,10 @@ from kvorum.telemetry.counters import Counters
 
 class RecordView(Protocol):
     """What is known of a key."""
+
+    @property
+    def key(self) -> bytes:
+        """The key."""
 
     @property
     def value(self) -> bytes:
@@ -73,6 +85,9 @@ class StoreView(Protocol):
         Raises:
             RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
         """
+
+    def read_transaction(self, txn: Txn) -> TxnResult | TxnRefused:
+        """Return what a valid transaction that only reads answers, or why it cannot."""
 
 
 class Backup(Protocol):

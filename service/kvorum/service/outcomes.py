@@ -33,6 +33,7 @@ OUTCOMES = MappingProxyType(
         "too_large": REFUSED,
         # The key.
         "compare_failed": REFUSED,
+        "key_not_found": REFUSED,
         # The history: what is compacted does not come back, and a future revision may never come.
         "compacted": REFUSED,
         "future_revision": REFUSED,

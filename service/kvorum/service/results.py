@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded
+from kvorum.errors import CallerError
+from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded, TxnResult
+from kvorum.kv.operations import (
+    DeleteRangeOpResult,
+    OperationResult,
+    PutOpResult,
+    RangeOpResult,
+    TxnOpResult,
+)
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
+    "BatchResult",
     "Check",
     "Checks",
     "Compacted",
+    "DeleteRangeOpResult",
     "DeleteResult",
     "FeatureLevel",
     "GetResult",
@@ -23,14 +33,34 @@ __all__ = [
     "Metrics",
     "NewLeader",
     "NodeStatus",
+    "OperationResult",
+    "PutOpResult",
     "PutResult",
+    "PutWithPrevious",
     "Quota",
+    "RangeOpResult",
     "RecordView",
     "Result",
     "SessionEnded",
     "StateHash",
+    "TxnOpResult",
+    "TxnResult",
     "Version",
 ]
+
+
+class PutWithPrevious(msgspec.Struct, frozen=True):
+    """A put, and the record before it: None if there was none, or if this answers a retry (``replayed``)."""
+
+    put: PutResult
+    previous: RecordView | None
+    replayed: bool = False
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """What came of each operation of a batch, in their order: done, or why not."""
+
+    results: tuple[TxnResult | CallerError, ...]
 
 
 class GetResult(msgspec.Struct, frozen=True):
@@ -122,10 +152,13 @@ class Version(msgspec.Struct, frozen=True):
 
 Result = (
     PutResult
+    | PutWithPrevious
     | GetResult
     | History
     | DeleteResult
     | Compacted
+    | TxnResult
+    | BatchResult
     | NodeStatus
     | StateHash
     | Leader

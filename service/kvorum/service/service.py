@@ -34,6 +34,7 @@ from kvorum.kv.commands import (
     QuotaSet,
     SessionEnded,
     SessionRefused,
+    TxnRefused,
 )
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
@@ -44,6 +45,7 @@ from kvorum.service.outcomes import SESSION_REASONS
 from kvorum.service.past import read_past
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
     Compact,
@@ -61,14 +63,17 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 from kvorum.service.results import (
     Backup,
+    BatchResult,
     Checks,
     Compacted,
     DeleteResult,
@@ -81,11 +86,14 @@ from kvorum.service.results import (
     NewLeader,
     NodeStatus,
     PutResult,
+    PutWithPrevious,
     Quota,
     Result,
     StateHash,
+    TxnResult,
     Version,
 )
+from kvorum.service.transactions import Transactions
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics of the node, and their content type."""
@@ -125,16 +133,23 @@ class Service:
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
+        self._transactions = Transactions(node, now, self._elsewhere, _session_error)
 
     # fmt: off
     @overload
     def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: PutWithOptions) -> Awaitable[PutWithPrevious]: ...
     @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
     def execute(self, principal: Principal, request: GetHistory) -> Awaitable[History]: ...
     @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Txn) -> Awaitable[TxnResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Batch) -> Awaitable[BatchResult]: ...
     @overload
     def execute(self, principal: Principal, request: Compact) -> Awaitable[Compacted]: ...
     @overload
@@ -191,6 +206,12 @@ class Service:
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case PutWithOptions():
+                return self._transactions.put(principal, request)
+            case Txn():
+                return self._transactions.txn(principal, request)
+            case Batch():
+                return self._transactions.batch(principal, request)
             case Compact():
                 return self._compact(request)
             case EndSession():
@@ -282,6 +303,8 @@ class Service:
                 raise quota_error(limit_bytes, used_bytes)
             case (
                 SessionEnded()
+                | TxnResult()
+                | TxnRefused()
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()

@@ -19,7 +19,7 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport
+from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport, txn
 
 MUTANTS = (
     *raft.MUTANTS,
@@ -31,4 +31,5 @@ MUTANTS = (
     *cluster.MUTANTS,
     *service.MUTANTS,
     *compactions.MUTANTS,
+    *txn.MUTANTS,
 )

@@ -522,7 +522,7 @@ self._changed.notify_all()
     Mutant(
         "limits",
         "A session is opened that no HTTP library can end.",
-        "kv.limits:_check_session",
+        "kv.limits:check_session",
         "sequence == 1 and client_id in {'.', '..'}",
         "False",
         tests="tests/fronts/test_sessions.py",
