@@ -7,11 +7,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
+from msgspec import UNSET
 
 from kvorum_client import forking
 from kvorum_client.arguments import (
@@ -22,11 +24,14 @@ from kvorum_client.arguments import (
     check_whole_number,
 )
 from kvorum_client.backup import Backup, Verifier
+from kvorum_client.batches import Batch
 from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
+    CompactedError,
     CompareFailedError,
+    FutureRevisionError,
     InvalidArgumentError,
     NoSpaceError,
     OutcomeUnknownError,
@@ -34,8 +39,28 @@ from kvorum_client.errors import (
     UnavailableError,
     WrongClusterError,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
+from kvorum_client.results import (
+    Compacted,
+    DeleteResult,
+    History,
+    Member,
+    NodeHealth,
+    NodeStatus,
+    PutResult,
+    Quota,
+    Record,
+)
 from kvorum_client.sessions import Sessions, Ticket
+from kvorum_client.transactions import (
+    Delete,
+    Operation,
+    OperationDone,
+    Transaction,
+    TxnResult,
+    body_of,
+    only_reads,
+    result_of,
+)
 from kvorum_client.transport import (
     CLOSED,
     Answer,
@@ -51,6 +76,7 @@ from kvorum_client.wire import (
     decode,
     decode_write,
     encoded,
+    history_of,
     is_hello,
     key_parameters,
     key_path,
@@ -61,6 +87,7 @@ from kvorum_client.wire import (
 from kvorum_wire import (
     CLUSTER_HEADER,
     AddMember,
+    Compact,
     FeatureLevel,
     Leader,
     Members,
@@ -69,9 +96,12 @@ from kvorum_wire import (
     SetQuota,
     TransferLeadership,
 )
+from kvorum_wire import transactions as wire
 
 logger = logging.getLogger("kvorum_client")
 
+TXN_PATH = "/v1/txn"
+BATCH_PATH = "/v1/batch"
 CONCURRENT_CALLS_MAX = 64
 """3,000 calls at once take about as long with any limit from 32 to 256, several times as long with 512, and end in
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
@@ -114,6 +144,8 @@ class _Call(msgspec.Struct):
     parameters: dict[str, str] = {}
     ticket: Ticket | None = None
     is_write: bool = False
+    is_idempotent: bool = False
+    """A write that makes no difference when it is done again."""
     any_node: bool = False
     """Any node's own answer will do: do not go to the leader for it."""
     waits: bool = True
@@ -145,7 +177,7 @@ class _Call(msgspec.Struct):
 
     @property
     def may_repeat(self) -> bool:
-        return not self.is_write or self.ticket is not None
+        return not self.is_write or self.is_idempotent or self.ticket is not None
 
     def note_failure(self, error: Exception, timeout_s: float, usual_s: float) -> None:
         """Take note why the latest attempt failed, unless the end of the call cut it short and an earlier one says."""
@@ -289,6 +321,7 @@ class Client:
         self,
         key: bytes | str,
         *,
+        revision: int | None = None,
         stale: bool = False,
         max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
@@ -297,23 +330,172 @@ class Client:
 
         Args:
             key: as in :meth:`put`.
+            revision: from 1: as the key was at this revision of the cluster. None: as it is.
             stale: take what the node at hand has applied, without asking a quorum.
             max_staleness_ms: (implies ``stale``) only from a node that has applied everything committed this long ago.
             timeout_s: the deadline.
 
         Raises:
+            CompactedError: the revision is no longer in the history.
+            FutureRevisionError: the cluster has not reached the revision.
             RefusedError, UnavailableError: there is no answer.
         """
         name = encoded(key, "the key")
+        answer = await self._call(self._read(name, revision, stale, max_staleness_ms, timeout_s))
+        return None if answer.status == 404 else record_of(name, answer)
+
+    async def history(
+        self,
+        key: bytes | str,
+        *,
+        limit: int | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> History:
+        """Return the versions of the key that can still be read, newest first; none if there is none.
+
+        Args:
+            key: as in :meth:`put`.
+            limit: how many versions, from 1; a node returns fewer if they are large. None: 100.
+            revision: leave out newer versions than those of this revision.
+            stale: take what the node at hand has applied, without asking a quorum.
+            timeout_s: the deadline.
+
+        Raises:
+            CompactedError: ``revision`` is no longer in the history.
+            FutureRevisionError: the cluster has not reached ``revision``.
+            RefusedError, UnavailableError: there is no answer.
+        """
+        name = encoded(key, "the key")
+        call = self._read(name, revision, stale, None, timeout_s)
+        call.parameters["history"] = "true"
+        if limit is not None:
+            call.parameters["limit"] = str(check_whole_number(limit, "limit", 1))
+        return history_of(name, (await self._call(call)).body)
+
+    def _read(
+        self, name: bytes, revision: int | None, stale: bool, max_staleness_ms: int | None, timeout_s: float | None
+    ) -> _Call:
         call = _Call("GET", key_path(name), self._deadline(timeout_s), parameters=key_parameters(name))
+        if revision is not None:
+            call.parameters["revision"] = str(check_whole_number(revision, "revision", 1))
         if stale or max_staleness_ms is not None:
             call.any_node = True
             call.parameters["consistency"] = "stale"
             if max_staleness_ms is not None:
                 staleness_ms = check_whole_number(max_staleness_ms, "max_staleness_ms")
                 call.parameters["max_staleness_ms"] = str(staleness_ms)
-        answer = await self._call(call)
-        return None if answer.status == 404 else record_of(name, answer)
+        return call
+
+    def txn(self) -> Transaction[Coroutine[Any, Any, TxnResult]]:
+        """Return an empty transaction, to be filled and committed: see :mod:`kvorum_client.transactions`."""
+        return Transaction(self._commit)
+
+    async def delete_range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        timeout_s: float | None = None,
+    ) -> DeleteResult:
+        """Remove all keys that begin with ``prefix``, or those from ``start`` on and before ``end``, at one revision.
+
+        Raises:
+            RefusedError: there are more than 10,000 of them (``too_large``): remove them in parts.
+            UnavailableError: not done.
+            OutcomeUnknownError: perhaps done.
+        """
+        result = await self.txn().then(Delete(prefix=prefix, start=start, end=end)).commit(timeout_s=timeout_s)
+        return DeleteResult(result.revision, result.deleted)
+
+    async def batch(
+        self, *operations: Operation, timeout_s: float | None = None
+    ) -> tuple[OperationDone | TxnResult | ClientError, ...]:
+        """Do up to 128 operations in one request, each by itself: it is no transaction.
+
+        The changes are made in their order, and the reads after all of them.
+
+        Returns:
+            For each operation what came of it, or the error that :meth:`Transaction.commit` would raise; a TxnResult
+            if the answer of the attempt that did it was lost.
+
+        Raises:
+            RefusedError, UnavailableError: nothing was done.
+        """
+        batch = Batch(tuple(map(body_of, operations)))
+        deadline = self._deadline(timeout_s)
+        async with self._turns.turn(deadline):
+            while batch.changes or batch.reads:
+                sent = list(batch.changes or batch.reads)
+                try:
+                    await (self._change_batch(batch, deadline) if batch.changes else self._read_batch(batch, deadline))
+                except ClientError as error:
+                    if not batch.has_results:
+                        raise
+                    batch.fail(sent, error)
+        return batch.results()
+
+    async def _read_batch(self, batch: Batch, deadline: float) -> None:
+        reads = list(batch.reads)
+        answer = await self._try(_Call("POST", BATCH_PATH, deadline, batch.body(reads)))
+        for number, done in batch.answers(reads, answer.body):
+            batch.finish(number, done, perhaps_done=False)
+
+    async def _change_batch(self, batch: Batch, deadline: float) -> None:
+        """Send all changes, and the reads with them; or the first change alone, if it opens a session.
+
+        What the session does not take is left, for another session.
+        """
+        try:
+            async with self._sessions.tickets(len(batch.changes), deadline - time.monotonic()) as tickets:
+                sent = batch.changes[: len(tickets)]
+                sent += batch.reads if len(sent) == len(batch.changes) else []
+                call = _Call("POST", BATCH_PATH, deadline, is_write=True, ticket=tickets[0])
+                call.body = batch.body(sent, [ticket.idempotency_key for ticket in tickets])
+                answer = await self._try(call)
+                answers = _batch_answers(batch, sent, answer)
+                for place, (number, done) in enumerate(answers):
+                    ticket = tickets[place] if place < len(tickets) else None
+                    self._finish(batch, number, done, ticket, perhaps_done=call.perhaps_done)
+        except TimeoutError:
+            raise UnavailableError("too many writes are in flight already; nothing was sent") from None
+        except _SessionsFullError:
+            self._warn_of_no_session()
+            sent = [*batch.changes, *batch.reads]
+            answer = await self._try(_Call("POST", BATCH_PATH, deadline, batch.body(sent), is_write=True))
+            for number, done in _batch_answers(batch, sent, answer):
+                batch.finish(number, done, perhaps_done=False)
+
+    def _finish(
+        self, batch: Batch, number: int, done: wire.BatchDone, ticket: Ticket | None, *, perhaps_done: bool
+    ) -> None:
+        """Take what came of an operation of a batch, unless another session may take it.
+
+        Raises:
+            _SessionsFullError: there is no room for a session, and the operations can be done without one.
+        """
+        code = "" if done.problem is UNSET else done.problem.code
+        if ticket is not None:
+            ticket.answered = done.problem is UNSET
+            ticket.lost = code in _SESSION_REFUSALS
+            if ticket.lost and not (perhaps_done or ticket.opens):
+                return
+            if code == "sessions_full" and not (perhaps_done or self._require_session):
+                raise _SessionsFullError
+            if done.problem is not UNSET and (done.problem.outcome != "refused" or perhaps_done):
+                ticket.lane.is_in_doubt = True
+        batch.finish(number, done, perhaps_done=perhaps_done)
+
+    async def _commit(self, body: wire.Txn, timeout_s: float | None) -> TxnResult:
+        data, deadline = msgspec.json.encode(body), self._deadline(timeout_s)
+        if only_reads((*body.then, *body.otherwise)):
+            answer = await self._call(_Call("POST", TXN_PATH, deadline, data))
+            return result_of(decode(answer.body, wire.TxnAnswer))
+        async with self._turns.turn(deadline):
+            answer = await self._write_in_session("POST", TXN_PATH, data, {}, deadline)
+        return result_of(decode_write(answer.body, wire.TxnAnswer))
 
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
@@ -550,6 +732,31 @@ class Client:
         body = msgspec.json.encode(SetQuota(check_whole_number(quota_bytes, "quota_bytes")))
         call = _Call("PUT", "/v1/cluster/quota", self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, Quota)
+
+    async def compact(self, revision: int, *, timeout_s: float | None = None) -> Compacted:
+        """Give up the history below a revision, for good, and return the revision and the floor of the cluster.
+
+        It is done if the floor is there already: by an earlier attempt, or by somebody else.
+
+        Args:
+            revision: from 1; the lowest revision that can be read from then on.
+            timeout_s: the deadline.
+
+        Raises:
+            CompactedError: the floor is above ``revision``.
+            FutureRevisionError: the cluster has not reached ``revision``.
+            RefusedError: the feature level of the cluster is below 4.
+            UnavailableError: not done.
+            OutcomeUnknownError: it may be.
+        """
+        body = msgspec.json.encode(Compact(check_whole_number(revision, "revision", 1)))
+        call = _Call("POST", "/v1/compact", self._deadline(timeout_s), body, is_write=True, is_idempotent=True)
+        try:
+            return decode_write((await self._call(call)).body, Compacted)
+        except CompactedError as error:
+            if error.floor != revision:
+                raise
+            return Compacted(error.revision, error.floor)
 
     async def _change_members(self, method: str, path: str, body: bytes, timeout_s: float | None) -> tuple[Member, ...]:
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)
@@ -820,6 +1027,9 @@ class Client:
         if problem.code == "compare_failed":
             self._note_answered(call)
             raise CompareFailedError(problem.detail, problem.mod_revision or 0, problem.revision or 0)
+        if problem.code == "compacted":
+            # Of a compaction: it was done, whatever became of an earlier attempt.
+            raise CompactedError(call.reason, problem.floor or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused" and not call.is_peer_port:
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
@@ -828,6 +1038,8 @@ class Client:
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
         if is_full:
             raise NoSpaceError(call.reason, problem.reason or "", problem.limit or 0, problem.used or 0)
+        if problem.code == "future_revision":
+            raise FutureRevisionError(call.reason, problem.revision or 0)
         raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:
@@ -844,6 +1056,13 @@ class Client:
     async def _pause(self, call: _Call, pause_s: float) -> None:
         remaining_s = call.deadline - time.monotonic()
         await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
+
+
+def _batch_answers(batch: Batch, sent: Sequence[int], answer: Answer) -> list[tuple[int, wire.BatchDone]]:
+    try:
+        return batch.answers(sent, answer.body)
+    except ClientError as error:
+        raise OutcomeUnknownError(f"the writes may or may not have been applied: {error}") from None
 
 
 def _member(name: str) -> str:

@@ -27,6 +27,8 @@ from kvorum_client.errors import RefusedError, UnavailableError
 
 WINDOW = 200
 """How far a lane runs ahead of its oldest write in flight and of its highest answer; below the cluster's 256."""
+BATCH_MAX = 128
+"""How many writes of one batch have a place in a session: as many as a batch may have, and a lane has room for."""
 LANES_MAX = 64
 """How many sessions one client opens; more writes than these hold wait for room."""
 
@@ -46,8 +48,15 @@ class _Lane:
 
     @property
     def has_room(self) -> bool:
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """How many writes it takes now."""
+        if not self.open:
+            return 0
         oldest = next(iter(self.in_flight), self.next_sequence)
-        return self.open and self.next_sequence - oldest < WINDOW and self.next_sequence - self.answered <= WINDOW
+        return min(WINDOW - self.next_sequence + oldest, WINDOW + 1 - self.next_sequence + self.answered)
 
     @property
     def is_spent(self) -> bool:
@@ -118,6 +127,33 @@ class Sessions:
         finally:
             self._give_back(ticket)
 
+    @contextlib.asynccontextmanager
+    async def tickets(self, count: int, timeout_s: float) -> AsyncIterator[list[Ticket]]:
+        """Lend places in one session for a batch of writes, or a single place that opens a session.
+
+        Args:
+            count: how many places, at most :data:`BATCH_MAX`.
+            timeout_s: how long to wait for them.
+
+        Raises:
+            TimeoutError: there was no room in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not (tickets := self._take_several(count)):
+                if self._changed is None:
+                    self._changed = asyncio.Event()
+                await self._changed.wait()
+        try:
+            yield tickets
+        except (RefusedError, UnavailableError):
+            raise
+        except BaseException:
+            tickets[0].lane.is_in_doubt = True
+            raise
+        finally:
+            for ticket in tickets:
+                self._give_back(ticket)
+
     def take_ended(self) -> list[str]:
         """Return the client ids of the sessions that may be ended, and use them no more.
 
@@ -127,10 +163,20 @@ class Sessions:
         self._lanes = [lane for lane in self._lanes if lane not in ended]
         return [lane.client_id for lane in ended]
 
+    def _take_several(self, count: int) -> list[Ticket]:
+        for lane in self._lanes:
+            if lane.room >= count:
+                return [Ticket(lane, lane.take()) for _ in range(count)]
+        opening = self._open()
+        return [] if opening is None else [opening]
+
     def _take(self) -> Ticket | None:
         for lane in self._lanes:
             if lane.has_room:
                 return Ticket(lane, lane.take())
+        return self._open()
+
+    def _open(self) -> Ticket | None:
         if self._opening is not None or len(self._lanes) >= LANES_MAX:
             return None
         lane = self._opening = _Lane()

@@ -14,8 +14,19 @@ from typing import Any, TypeVar
 from kvorum_client import forking
 from kvorum_client.backup import Backup
 from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
-from kvorum_client.errors import InvalidArgumentError, OutcomeUnknownError, UnavailableError
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, UnavailableError
+from kvorum_client.results import (
+    Compacted,
+    DeleteResult,
+    History,
+    Member,
+    NodeHealth,
+    NodeStatus,
+    PutResult,
+    Quota,
+    Record,
+)
+from kvorum_client.transactions import Operation, OperationDone, Transaction, TxnResult
 from kvorum_client.transport import CLOSED, UNCLOSED
 
 T = TypeVar("T")
@@ -129,16 +140,55 @@ class SyncClient:
         """See :meth:`kvorum_client.Client.delete`."""
         return self._run(self._client.delete(key, prev_revision=prev_revision, timeout_s=timeout_s))
 
+    def txn(self) -> Transaction[TxnResult]:
+        """See :meth:`kvorum_client.Client.txn`; its ``commit`` returns the result."""
+        unsent = self._client.txn()
+        return Transaction(lambda body, timeout_s: self._run(unsent.send(body, timeout_s)))
+
+    def delete_range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        timeout_s: float | None = None,
+    ) -> DeleteResult:
+        """See :meth:`kvorum_client.Client.delete_range`."""
+        return self._run(self._client.delete_range(prefix=prefix, start=start, end=end, timeout_s=timeout_s))
+
+    def batch(
+        self, *operations: Operation, timeout_s: float | None = None
+    ) -> tuple[OperationDone | TxnResult | ClientError, ...]:
+        """See :meth:`kvorum_client.Client.batch`."""
+        return self._run(self._client.batch(*operations, timeout_s=timeout_s))
+
     def get(
         self,
         key: bytes | str,
         *,
+        revision: int | None = None,
         stale: bool = False,
         max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> Record | None:
         """See :meth:`kvorum_client.Client.get`."""
-        return self._run(self._client.get(key, stale=stale, max_staleness_ms=max_staleness_ms, timeout_s=timeout_s))
+        return self._run(
+            self._client.get(
+                key, revision=revision, stale=stale, max_staleness_ms=max_staleness_ms, timeout_s=timeout_s
+            )
+        )
+
+    def history(
+        self,
+        key: bytes | str,
+        *,
+        limit: int | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> History:
+        """See :meth:`kvorum_client.Client.history`."""
+        return self._run(self._client.history(key, limit=limit, revision=revision, stale=stale, timeout_s=timeout_s))
 
     def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
         """See :meth:`kvorum_client.Client.status`."""
@@ -185,6 +235,10 @@ class SyncClient:
     def set_quota(self, quota_bytes: int, *, timeout_s: float | None = None) -> Quota:
         """See :meth:`kvorum_client.Client.set_quota`."""
         return self._run(self._client.set_quota(quota_bytes, timeout_s=timeout_s))
+
+    def compact(self, revision: int, *, timeout_s: float | None = None) -> Compacted:
+        """See :meth:`kvorum_client.Client.compact`."""
+        return self._run(self._client.compact(revision, timeout_s=timeout_s))
 
     def backup(
         self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None

@@ -17,8 +17,11 @@
     |   +-- UnknownMemberError       no member has this name or id: certainly not done
     |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
+    |   +-- KeyNotFoundError         the write needs the value of a key that does not exist: certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
     |   +-- NoSpaceError             no room for more data: certainly not done; deletes and reads go on
+    |   +-- RevisionCompactedError   the revision is below the floor of the history: certainly not done
+    |   +-- RevisionInFutureError    the revision does not exist yet: certainly not done
     |   +-- TooStaleError            this node's data may be older than the read accepts
     |   +-- FeatureUnavailableError  the cluster's feature level is too low: certainly not done
     |   +-- FeatureLevelBlockedError a member does not support the next feature level: certainly not raised
@@ -199,6 +202,20 @@ class CompareFailedError(CallerError):
         self.revision = revision
 
 
+class KeyNotFoundError(CallerError):
+    """The key does not exist, and the write needs what it has; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        revision: the store's revision.
+    """
+
+    code = "key_not_found"
+
+    def __init__(self, detail: str, revision: int) -> None:
+        super().__init__(detail, revision=revision)
+
+
 class SessionError(CallerError):
     """The write's session cannot take it; nothing was done now.
 
@@ -229,6 +246,49 @@ class NoSpaceError(CallerError):
     def __init__(self, detail: str, *, reason: str, limit: int, used: int) -> None:
         super().__init__(detail, reason=reason, limit=limit, used=used)
         self.reason = reason
+
+
+class RevisionCompactedError(CallerError):
+    """The history at this revision is no longer kept; nothing was done.
+
+    Args:
+        revision: the revision that was asked for.
+        floor: the lowest revision that can be read.
+        latest: the store's revision.
+    """
+
+    code = "compacted"
+
+    def __init__(self, revision: int, floor: int, latest: int) -> None:
+        super().__init__(
+            f"revision {revision} has been compacted: the history begins at revision {floor}; "
+            "read the latest revision, and go on from there",
+            revision=latest,
+            floor=floor,
+        )
+        self.revision = revision
+        self.floor = floor
+        self.latest = latest
+
+
+class RevisionInFutureError(CallerError):
+    """The revision does not exist yet; nothing was done.
+
+    Args:
+        revision: the revision that was asked for.
+        latest: the store's revision.
+    """
+
+    code = "future_revision"
+
+    def __init__(self, revision: int, latest: int) -> None:
+        super().__init__(
+            f"revision {revision} does not exist yet: the latest is {latest}; "
+            "ask for a revision that the cluster has answered with, and check that it is the same cluster",
+            revision=latest,
+        )
+        self.revision = revision
+        self.latest = latest
 
 
 class TooStaleError(CallerError):

@@ -21,7 +21,18 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.fronts.http import ApiServer
-from kvorum.kv.commands import ClientCommand, Delete, Put, RaiseFeatureLevel, Result, SetQuota, encode_batch
+from kvorum.kv.commands import (
+    ClientCommand,
+    Compact,
+    Compacted,
+    CompactRefused,
+    Delete,
+    Put,
+    RaiseFeatureLevel,
+    Result,
+    SetQuota,
+    encode_batch,
+)
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
@@ -141,6 +152,14 @@ class FakeNode:
         check_command_level(command, self.store.feature_level)
         self._apply(EntryKind.COMMAND, encode_batch(0, [command]))
 
+    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+        await self._admit(timeout_ms)
+        command = Compact(revision)
+        check_command_level(command, self.store.feature_level)
+        result = self._apply(EntryKind.COMMAND, encode_batch(0, [command]))[0]
+        assert isinstance(result, Compacted | CompactRefused)
+        return result
+
     async def read_barrier(self, timeout_ms: int) -> None:
         self.barriers += 1
         await self._admit(timeout_ms, leaders_only=False)
@@ -225,6 +244,9 @@ class FakeNode:
             keys=len(self.store),
             sessions=0,
             used_bytes=self.store.used_bytes,
+            floor=self.store.floor,
+            history_events=self.store.history_events,
+            history_bytes=self.store.history_bytes,
             quota_bytes=self.store.quota.limit_bytes,
             quota_exceeded=self.store.quota.is_full,
             members=tuple(self.members.values()),

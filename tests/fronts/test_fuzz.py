@@ -25,6 +25,7 @@ STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
 TARGETS = (
     *("/v1/kv/k", "/v1/kv/k", "/v1/kv/k", "/v1/kv/k?prev_revision=0", "/v1/kv/k?forward=true", "/v1/kv/"),
     *("/v1/kv/k?consistency=stale", "/v1/cluster", "/v1/cluster/leader", "/v1/cluster/members", "/v1/hash"),
+    *("/v1/txn", "/v1/batch", "/v1/kv?prefix=k", "/v1/kv?start=a&end=%ff", "/v1/kv/k?ignore_value&prev_value"),
     *("/v1/cluster/members/n1", "/v1/cluster/members/n1/promote", "/livez", "/readyz?verbose", "/metrics", "/version"),
 )
 ODDS = (2, 5, 6, 1, 1, 1, 1)
@@ -100,6 +101,9 @@ BODIES = (
     b"v",
     b"{}",
     b'{"target": "n2"}',
+    b'{"then": [{"put": {"key": "k", "value": "v"}}, {"range": {"prefix": ""}}]}',
+    b'{"operations": [{"put": {"key": "k", "value": "v"}}, {"delete": {"prefix": "k"}}]}',
+    b'{"then": [' + b'{"txn": {"then": [' * 400,
     b'{"target": "\xff"}',
     b"[" * 3000,
     b"null",

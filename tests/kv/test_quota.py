@@ -277,7 +277,7 @@ def test_the_state_hash_tells_two_nodes_apart_that_count_differently() -> None:
     one, other = store_at_level_3(), store_at_level_3()
     put = Put(b"a", bytes(MIB - 200))
     apply(one, SetQuota(MIB, OPERATOR), put)
-    with patch("kvorum.kv.store.RECORD_OVERHEAD_BYTES", 0):
+    with patch("kvorum.kv.versions.RECORD_OVERHEAD_BYTES", 0):
         apply(other, SetQuota(MIB, OPERATOR), put)
     assert (one.quota.is_full, other.quota.is_full) == (True, False)
     assert one.state_hash != other.state_hash

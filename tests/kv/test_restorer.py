@@ -20,6 +20,7 @@ from kvorum.kv.frames import (
     FrameWriter,
     Header,
     QuotaFrame,
+    RecordRow,
     RecordsFrame,
     SessionsFrame,
     Trailer,
@@ -61,7 +62,7 @@ def test_the_first_versions_snapshot_is_still_read_and_written() -> None:
     restored = restore(FORMAT_1)
 
     assert snapshot_of(restored) == snapshot_of(store) == FORMAT_1
-    assert restored.get(b"a") == Record(b"1", 1, 1, 1)
+    assert restored.get(b"a") == Record(b"a", b"1", 1, 1, 1)
     assert apply(restored, commands[0], Delete(b"b", 7, "ann", 3)) == [results[0], CompareFailed(3, 0)]
 
 
@@ -226,7 +227,7 @@ def _session(
 
 
 def _record(key: bytes = b"a", value: bytes = b"v", create: int = 1, mod: int = 2, version: int = 2) -> RecordsFrame:
-    return RecordsFrame((key,), (Record(value, create, mod, version),))
+    return RecordsFrame((key,), (RecordRow(value, create, mod, version),))
 
 
 def _ended(*ended: tuple[str, int], more: int = 0) -> EndedSessionsFrame:
@@ -263,13 +264,17 @@ IMPOSSIBLE: dict[str, Sequence[Frame]] = {
     "a sum of another size": [_header(format=2), _features(state_sum=b"123"), _End],
     "a trailer in the middle": [_header(), _End, _End],
     "a header after the trailer": [_header(), _End, _header()],
-    "fewer records than keys": [_header(keys=2), RecordsFrame((b"a", b"b"), (Record(b"", 1, 1, 1),)), Trailer(2, 0)],
-    "more records than keys": [_header(keys=1), RecordsFrame((b"a",), (Record(b"", 1, 1, 1),) * 2), Trailer(1, 0)],
+    "fewer records than keys": [_header(keys=2), RecordsFrame((b"a", b"b"), (RecordRow(b"", 1, 1, 1),)), Trailer(2, 0)],
+    "more records than keys": [_header(keys=1), RecordsFrame((b"a",), (RecordRow(b"", 1, 1, 1),) * 2), Trailer(1, 0)],
     "fewer keys than announced": [_header(keys=2), _record(), Trailer(2, 0)],
     "fewer keys than the header says": [_header(keys=2), _record(), Trailer(1, 0)],
     "fewer keys than the trailer says": [_header(keys=1), _record(), Trailer(2, 0)],
     "a key twice": [_header(keys=2), _record(), _record(), Trailer(2, 0)],
-    "a key twice in a frame": [_header(keys=2), RecordsFrame((b"a",) * 2, (Record(b"", 1, 1, 1),) * 2), Trailer(2, 0)],
+    "a key twice in a frame": [
+        _header(keys=2),
+        RecordsFrame((b"a",) * 2, (RecordRow(b"", 1, 1, 1),) * 2),
+        Trailer(2, 0),
+    ],
     "an empty key": [_header(keys=1), _record(key=b""), Trailer(1, 0)],
     "a key too long": [_header(keys=1), _record(key=b"k" * 1025), Trailer(1, 0)],
     "a value too long": [_header(keys=1), _record(value=b"v" * (2**20 + 1)), Trailer(1, 0)],
@@ -342,7 +347,7 @@ def test_more_sessions_than_there_may_be_are_refused() -> None:
         restore(_written([_header(sessions=10_001), SessionsFrame(rows), Trailer(0, 10_001)]))
 
 
-@pytest.mark.parametrize("answers", [_answer(1, kind=0), _answer(1, kind=4), _answer(1)[:-1], _answer(1) + b"x"])
+@pytest.mark.parametrize("answers", [_answer(1, kind=0), _answer(1, kind=6), _answer(1)[:-1], _answer(1) + b"x"])
 def test_what_is_no_answer_is_refused(answers: bytes) -> None:
     with pytest.raises(StorageCorruptError, match="session"):
         restore(_written([_header(sessions=1), SessionsFrame((SessionRow("ann", 1, 9, answers),)), Trailer(0, 1)]))
@@ -369,8 +374,8 @@ def test_a_snapshot_can_be_verified_without_keeping_its_records() -> None:
     assert verdict.digest == store.digest
     with pytest.raises(StorageCorruptError, match="truncated"):
         verified(snapshot_of(store)[:-1])
-    key, record = next(iter(store._records.items()))
-    store._records[key] = Record(b"w", record.create_revision, record.mod_revision, record.version)
+    key, record = next(iter(store.versions.records.items()))
+    store.versions.records[key] = Record(key, b"w", record.create_revision, record.mod_revision, record.version)
     assert verified(snapshot_of(store)).mismatch is not None
 
 
@@ -378,7 +383,7 @@ def test_a_store_that_is_given_up_leaves_its_numbers_and_no_data() -> None:
     store = store_at_level_3()
     apply(store, Put(b"k", b"v", client_id="c", sequence=1), SetQuota(QUOTA_BYTES_MIN, OPERATOR), time_ms=9)
     store.mismatch = Mismatch(store.applied_index, 1, 2)
-    names = [name for name in Store.__slots__ if not name.startswith("_")]
+    names = [name for name in Store.__slots__ if not name.startswith("_") and name != "versions"]
     numbers = {name: getattr(store, name) for name in names}
     assert [name for name in names if numbers[name] == getattr(Store(), name)] == [], "these would not be checked"
     left = store.give_up()

@@ -36,7 +36,7 @@ def test_a_retry_is_applied_once_and_answered_as_the_first_time() -> None:
     [again] = apply(store, put(1))
 
     assert again == first == PutResult(1, 1, 1, 1)
-    assert store.get(b"a") == Record(b"later", 1, 2, 2)
+    assert store.get(b"a") == Record(b"a", b"later", 1, 2, 2)
 
 
 def test_a_retry_in_the_same_batch_is_applied_once() -> None:

@@ -15,6 +15,7 @@ from kv.kv_support import (
     apply_batches,
     batches,
     examples,
+    kept_versions,
     restore,
     small_sessions,
     snapshot_of,
@@ -163,16 +164,17 @@ def test_a_cut_holds_only_what_changed_and_lets_go_of_it() -> None:
     for value in (b"1", b"2"):
         apply(store, Put(b"5", value), Put(b"new", value), Put(b"6", b"x", -1, "client-6", 2), Delete(b"7"))
 
-    def preserved() -> int:
-        return len(iterator._preserved) + len(iterator._preserved_sessions)
-
-    assert preserved() == 4  # keys 5, 6, 7 and client-6: once each, and nothing for what is new
+    keys = [b"new", *(b"%d" % number for number in range(100))]
+    assert len(iterator._preserved_sessions) == 1
+    assert kept_versions(store, keys) == {b"5": 2, b"6": 1, b"7": 2, b"new": 1}
     while iterator.next_chunk() is not None:
         pass
-    assert preserved() == 0
+    assert len(iterator._preserved_sessions) == 0
     iterator.close()
+    store.reclaim(100)
     apply(store, Put(b"8", b"v", -1, "client-8", 2))
-    assert (preserved(), store._preserved, store._sessions._preserved) == (0, {}, None)
+    assert kept_versions(store, keys) == {}
+    assert store._sessions._preserved is None
 
 
 def test_a_session_that_is_evicted_and_opened_again_meanwhile_is_written_as_it_was() -> None:
@@ -237,11 +239,11 @@ def test_closing_an_old_cut_again_leaves_the_new_one_alone() -> None:
 
 
 def _break(store: Store) -> None:
-    store._records[b"a"] = store._records[b"b"]  # newer than the iterator, and not put aside
+    store.versions.records[b"a"] = store.versions.records[b"b"]  # newer than the iterator, and not put aside
 
 
 def _lose(store: Store) -> None:
-    del store._records[b"a"]
+    del store.versions.records[b"a"]
 
 
 @pytest.mark.parametrize("harm", [_break, _lose])

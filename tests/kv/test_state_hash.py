@@ -37,7 +37,7 @@ def flip(store: Store, key: bytes, **changes: object) -> None:
     old = store.get(key)
     assert old is not None
     fields = {name: getattr(old, name) for name in Record.__struct_fields__}
-    store._records[key] = Record(**{**fields, **changes})
+    store.versions.records[key] = Record(**{**fields, **changes})
 
 
 def swept(sweep: StateSweep, max_keys: int = 256) -> Mismatch | None:
@@ -73,14 +73,19 @@ def test_the_hash_of_level_2_is_what_its_docstrings_describe() -> None:
     assert store.state_hash == state_hash
 
     apply(store, Put(b"a", b"1"), Put(b"b", b"2", -1, "ann", 1), Delete(b"a"), time_ms=7)
-    changes = b"p" + _hash_of_record(b"a", Record(b"1", 1, 1, 1)) + b"p" + _hash_of_record(b"b", Record(b"2", 2, 2, 1))
+    changes = (
+        b"p"
+        + _hash_of_record(b"a", Record(b"a", b"1", 1, 1, 1))
+        + b"p"
+        + _hash_of_record(b"b", Record(b"b", b"2", 2, 2, 1))
+    )
     answer = store._sessions.row("ann").answers
     changes += b"s" + (1).to_bytes(8) + (3).to_bytes(2) + b"ann" + bytes([len(answer)]) + answer
     changes += b"d" + (3).to_bytes(8) + (1).to_bytes(2) + b"a"
     state_hash = _chained(state_hash, 3, 1, 0, 3, 7, changes)
     assert store.state_hash == state_hash
 
-    assert store.state_sum == int.from_bytes(_hash_of_record(b"b", Record(b"2", 2, 2, 1)))
+    assert store.state_sum == int.from_bytes(_hash_of_record(b"b", Record(b"b", b"2", 2, 2, 1)))
 
     store.apply(configured(index=4))
     changes = b"c" + (3).to_bytes(4)
@@ -235,9 +240,11 @@ def test_the_sum_counts_at_once_in_an_empty_state_and_after_the_first_sweep_othe
         assert store.state_sum is None
         apply(store, Put(b"%d" % number, b"w"), Put(b"%d" % (9 - number), b"x"), Put(b"new-%d" % number, b"v"))
         assert sweep.step(max_keys=2) is None
-    assert sweep.step(max_keys=1) is None  # the last of the eleven keys that there were at its beginning
+    assert sweep.step(max_keys=4) is None
+    assert store.state_sum is None
+    assert sweep.step(max_keys=1) is None  # the last of the fifteen keys
 
-    keys = store.keys()
+    keys = list(store.versions.records)
     expected = [_hash_of_record(key, record) for key in keys if (record := store.get(key))]
     assert store.state_sum == sum(map(int.from_bytes, expected)) % 2**128
 
@@ -251,7 +258,7 @@ def test_a_snapshot_taken_before_the_sum_counts_carries_none_and_its_restore_cou
     restored = restore(snapshot_of(store))
 
     assert store.state_sum is None
-    assert restored.state_sum == int.from_bytes(_hash_of_record(b"a", Record(b"1", 1, 1, 1)))
+    assert restored.state_sum == int.from_bytes(_hash_of_record(b"a", Record(b"a", b"1", 1, 1, 1)))
 
 
 def test_a_snapshot_of_a_state_that_memory_changed_is_restored_with_a_mismatch() -> None:
@@ -395,10 +402,11 @@ def test_a_lost_record_and_a_record_from_nowhere_are_found() -> None:
     store = store_at_level_2()
     apply(store, Put(b"a", b"1"), Put(b"b", b"2"))
     sweep = StateSweep(store)
-    lost = store._records.pop(b"a")
+    lost = store.versions.records.pop(b"a")
     assert swept(sweep) is not None
 
-    store._records[b"c"] = lost
+    store.versions.records[b"c"] = store.versions.records[b"a"] = lost
+    store.versions.live.add(b"c")
     assert swept(sweep) is not None
     assert swept(sweep) is None
 
@@ -409,11 +417,11 @@ def test_a_step_is_bounded_in_keys_and_in_bytes_and_always_makes_progress() -> N
     sweep = StateSweep(store)
 
     sweep.step(max_keys=5)
-    assert sweep._visited == 5
+    assert sweep.share == 5 / 20
     sweep.step(max_bytes=350)
-    assert sweep._visited == 9  # the fourth reaches 350 bytes
+    assert sweep.share == 4 / 20  # the fourth reaches 350 bytes
     sweep.step(max_keys=0, max_bytes=0)
-    assert sweep._visited == 10
+    assert sweep.share == 1 / 20
     assert sweep.step() is None
     assert (sweep.passes, sweep.is_under_way) == (1, False)
 
@@ -434,3 +442,12 @@ def test_a_sweep_and_a_snapshot_do_not_disturb_each_other() -> None:
 
     assert b"".join(chunks) == expected
     assert swept(sweep) is None
+
+
+def test_a_new_sweep_begins_at_the_beginning_although_another_was_given_up() -> None:
+    store = store_at_level_2()
+    apply(store, *(Put(b"%d" % number, b"v") for number in range(9)))
+    StateSweep(store).step(max_keys=5)
+    flip(store, b"0", value=b"x")
+
+    assert swept(StateSweep(store)) is not None

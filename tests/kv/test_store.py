@@ -24,5 +24,5 @@ def test_a_put_creates_then_changes_and_a_delete_ends_a_key() -> None:
         DeleteResult(4, 0),
     ]
     assert store.get(b"a") is None
-    assert store.get(b"b") == Record(b"3", 3, 3, 1)
+    assert store.get(b"b") == Record(b"b", b"3", 3, 3, 1)
     assert (store.revision, store.applied_index, store.applied_term, store.time_ms, len(store)) == (4, 1, 1, 5, 1)

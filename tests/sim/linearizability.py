@@ -24,6 +24,9 @@ from sim.history import ANY_REVISION, Applied, Operation, Violation
 from sim.register import check_register
 
 FOREVER = 1 << 62
+OTHERS = ("raise", "txn")
+"""Of the log, what takes a revision and is no write of one key: the raise of the feature level from which on there is a
+history, and a transaction, which :mod:`sim.tellers` judges."""
 SAMPLE_OPERATIONS_MAX = 600
 """Keys with more operations than this are not searched."""
 
@@ -65,7 +68,10 @@ class History:
                 self.puts[op.value] = op
             if op.sequence:
                 self.requests[op.client, op.sequence] = op
-        self.writes = _writes_seen(operations) if log is None else sorted(log, key=lambda write: write.revision)
+        log = None if log is None else sorted(log, key=lambda write: write.revision)
+        self.others = {each.revision for each in log or () if each.kind in OTHERS}
+        """Revisions without a write of one key."""
+        self.writes = _writes_seen(operations) if log is None else [each for each in log if each.kind not in OTHERS]
         self.records: dict[str, list[Record]] = {}
         for write in self.writes:
             _replay(self.records.setdefault(write.key, []), write)
@@ -193,9 +199,16 @@ def a_revision_is_created_once(history: History) -> Iterator[str]:
     for write in history.writes:
         if last is not None and write.revision == last.revision:
             yield f"revision {write.revision} was created by two writes: {last} and {write}"
-        elif last is not None and history.log is not None and write.revision != last.revision + 1:
+        elif last is not None and history.log is not None and write.revision != _next(history, last.revision):
             yield f"revision {write.revision} follows {last.revision}"
         last = write
+
+
+def _next(history: History, revision: int) -> int:
+    following = revision + 1
+    while following in history.others:
+        following += 1
+    return following
 
 
 def a_write_is_applied_once(history: History) -> Iterator[str]:

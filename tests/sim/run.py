@@ -17,6 +17,7 @@ from sim.logs import told_logs
 from sim.nemesis import Nemesis
 from sim.node import SimNode
 from sim.plan import MS, Plan, S, draw_plan
+from sim.tellers import Teller
 from sim.world import World
 
 from kvorum.errors import KvorumError
@@ -104,6 +105,7 @@ class _Simulation:
         self._world = world
         self._plan = world.plan
         self._clients = [Client(world, number, world.plan.operations) for number in range(world.plan.clients)]
+        self._tellers = [Teller(world, number, world.plan.operations) for number in range(world.plan.tellers)]
         self._nemesis = Nemesis(world)
         self._draw = Random(f"{world.plan.seed}:run")
 
@@ -136,9 +138,10 @@ class _Simulation:
             node.recover()
             node.start()
         self._await("a_leader_is_elected", self._leader_is_settled)
-        for client in self._clients:
-            client.left = 0
-        self._await("every_client_is_answered", lambda: all(client.is_idle for client in self._clients))
+        asking: list[Client | Teller] = [*self._clients, *self._tellers]
+        for each in asking:
+            each.left = 0
+        self._await("every_client_is_answered", lambda: all(each.is_idle for each in asking))
         self._await("membership_changes_end", lambda: not any(s.is_exclusive for s in self._nemesis.admin.scripts))
         self._await("addresses_are_agreed_on", self._addresses_are_agreed_on)
         self._write_and_read()
@@ -241,7 +244,9 @@ class _Simulation:
             raise Broken("state_sums_agree", f"after entry {index}: {sorted(map(hex, filter(None, sums)))}")
         model = self._world.facts.model
         for node in members:
-            if any(node.store.get(key) != model.get(key) for key in {*node.store.keys(), *model.keys()}):
+            if any(
+                node.store.get(key) != model.get(key) for key in {*node.store.versions.records, *model.versions.records}
+            ):
                 raise Broken("states_agree_record_by_record", f"after entry {index} the records of {node.id} are wrong")
         if members[0].store.feature_level > FIRST_LEVEL:
             self._world.counts["feature levels raised"] += 1

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kvorum.kv.operations import OPERATION_FIELDS, Compare, Operation, OperationResult
+
 ANY_REVISION = -1
 """``prev_revision``: do not compare."""
 MUST_NOT_EXIST = 0
@@ -41,6 +43,23 @@ class Delete(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 Command = Put | Delete
 """What a client may ask for: a change of one key, possibly in a session."""
+
+
+class Txn(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="t"):
+    """Do ``then`` if all compares hold, and ``otherwise`` if not: all of it at one revision, or nothing.
+
+    The session is as in :class:`Put`. A retry is answered without what was read (:class:`TxnResult`).
+    """
+
+    compares: tuple[Compare, ...] = ()
+    then: tuple[Operation, ...] = ()
+    otherwise: tuple[Operation, ...] = ()
+    client_id: str = ""
+    sequence: int = 0
+
+
+Write = Command | Txn
+"""What a client may ask for, possibly in a session: a change of one key, or a transaction."""
 
 
 class RaiseFeatureLevel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="f"):
@@ -74,10 +93,17 @@ class SetQuota(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """Who proposes it: one of the sources of :mod:`kvorum.kv.quota`, which decides whether it counts."""
 
 
-ClientCommand = Command | EndSession
-"""What a client may have proposed: a change of a key, or the end of a session."""
+class Compact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="c", gc=False):
+    """Forget the history below a revision, which becomes the floor: no earlier revision can be read afterwards."""
 
-QueuedCommand = ClientCommand | SetQuota
+    revision: int
+    """Above the present floor, and at most the store's revision."""
+
+
+ClientCommand = Write | EndSession
+"""What a client may have proposed: a change of keys, or the end of a session."""
+
+QueuedCommand = ClientCommand | SetQuota | Compact
 """What shares an entry with other commands, while its caller waits for the result."""
 
 BatchCommand = QueuedCommand | RaiseFeatureLevel
@@ -117,6 +143,35 @@ class CompareFailed(msgspec.Struct, frozen=True, array_like=True, tag="c", gc=Fa
     mod_revision: int
 
 
+class TxnResult(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """What came of a transaction: which branch was taken, and the store's revision afterwards."""
+
+    revision: int
+    succeeded: bool
+    """Whether all compares held: ``then`` was done, else ``otherwise``."""
+    deleted: int
+    """How many keys were removed in all."""
+    results: tuple[OperationResult, ...] | None
+    """One for each operation of the branch. None: they are not kept."""
+    replayed: bool = False
+    """This answers the retry of a transaction that was done at ``revision``. What it read is not kept, nor previous
+    values; of a branch that was a single put the rest of its result is."""
+
+
+class TxnRefused(msgspec.Struct, frozen=True, array_like=True, tag="tr", gc=False):
+    """Nothing was done, and a session does not remember it; ``reason`` says why.
+
+    ``key_not_found``: the value of ``key`` was to be kept, and there is none. ``compacted``, ``future``: the revision
+    ``number`` cannot be read. ``too_many_keys``: the transaction would visit more than ``number`` keys, with the range
+    at ``key``. ``answer_too_large``: likewise it would answer with more than ``number`` bytes.
+    """
+
+    revision: int
+    reason: str
+    key: bytes
+    number: int
+
+
 class SessionRefused(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=False):
     """Nothing was done now; ``reason`` says why.
 
@@ -153,6 +208,24 @@ class QuotaSet(msgspec.Struct, frozen=True, array_like=True, tag="q", gc=False):
     limit_bytes: int
 
 
+class Compacted(msgspec.Struct, frozen=True, array_like=True, tag="k", gc=False):
+    """The history below ``floor`` is forgotten. ``revision`` is the store's."""
+
+    revision: int
+    floor: int
+
+
+class CompactRefused(msgspec.Struct, frozen=True, array_like=True, tag="kr", gc=False):
+    """Nothing was done: the floor stays at ``floor``; ``reason`` says why.
+
+    ``compacted``: the command's revision is not above the floor. ``future``: it is above the store's ``revision``.
+    """
+
+    revision: int
+    floor: int
+    reason: str
+
+
 class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
     """The feature level is ``level`` from the next entry on."""
 
@@ -178,10 +251,14 @@ Result = (
     PutResult
     | DeleteResult
     | CompareFailed
+    | TxnResult
+    | TxnRefused
     | SessionRefused
     | SessionEnded
     | NoSpace
     | QuotaSet
+    | Compacted
+    | CompactRefused
     | FeatureLevelRaised
     | FeatureLevelRefused
 )
@@ -191,9 +268,11 @@ _decoder = msgspec.msgpack.Decoder(Batch)
 _newer_decoder = msgspec.msgpack.Decoder(list[object])
 _FIELDS = {
     str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
-    for kind in (Put, Delete, RaiseFeatureLevel, EndSession, SetQuota)
+    for kind in (Put, Delete, Txn, RaiseFeatureLevel, EndSession, SetQuota, Compact)
 }
 """Tag of a command -> the length of its array."""
+_TXN = str(Txn.__struct_config__.tag)
+"""Also the tag of a nested transaction, whose branches are at the same places."""
 
 
 def encode_batch(time_ms: int, commands: Sequence[BatchCommand]) -> bytes:
@@ -211,6 +290,8 @@ def decode_batch(data: bytes) -> Batch:
         return _decoder.decode(data)
     except UnicodeDecodeError as error:  # msgspec lets it through as it is
         raise msgspec.DecodeError(f"a string is not UTF-8: {error}") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("transactions are nested too deep") from error
 
 
 def unknown_part(data: bytes) -> str | None:
@@ -231,4 +312,22 @@ def unknown_part(data: bytes) -> str | None:
             return f"a command {command[0][:32]!r}"
         if len(command) > _FIELDS[command[0]]:
             return f"a field of the command {command[0]!r}"
+        if command[0] == _TXN and (unknown := _unknown_operation(command[2:4])) is not None:
+            return unknown
     return "a field of the batch" if len(batch) > 2 else None
+
+
+def _unknown_operation(branches: list[object]) -> str | None:
+    """Return what a newer version may have put into the branches of a transaction."""
+    for branch in branches:
+        for operation in branch if isinstance(branch, list) else ():
+            if not isinstance(operation, list) or not operation or not isinstance(operation[0], str):
+                return None
+            fields = OPERATION_FIELDS.get(operation[0])
+            if fields is None:
+                return f"an operation {operation[0][:32]!r} of a transaction"
+            if len(operation) > fields:
+                return f"a field of the operation {operation[0]!r}"
+            if operation[0] == _TXN and (unknown := _unknown_operation(operation[2:4])) is not None:
+                return unknown
+    return None

@@ -15,7 +15,7 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota
+from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota, Txn
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -48,6 +48,16 @@ LEVELS = (
             "A quota limits the data, and snapshots carry it.",
         ),
     ),
+    Level(
+        4,
+        "0.4.0",
+        (
+            "Every version of a key is kept until it is compacted; the raise takes a revision, where history begins.",
+            "The history below a revision can be compacted, and what is kept of it counts towards the quota.",
+            "Snapshots carry the history, sorted by key and then by revision.",
+            "Transactions: compares, and operations on several keys at one revision.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -60,7 +70,8 @@ END_SESSION_LEVEL = 3
 """From this level on a session can be ended, and snapshots say which were."""
 QUOTA_LEVEL = 3
 """From this level on there is a quota on data, and snapshots carry it."""
-
+HISTORY_LEVEL = 4
+"""From this level on old versions are kept until they are compacted, and snapshots carry them."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
@@ -69,6 +80,8 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     RaiseFeatureLevel: 1,
     EndSession: END_SESSION_LEVEL,
     SetQuota: QUOTA_LEVEL,
+    Compact: HISTORY_LEVEL,
+    Txn: HISTORY_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 
@@ -81,10 +94,18 @@ def check_command_level(command: BatchCommand, level: int) -> None:
     Raises:
         FeatureUnavailableError: the command needs a higher level; nothing was done.
     """
-    needed = _LEVELS_OF_COMMANDS[type(command)]
+    check_level(type(command).__name__, _LEVELS_OF_COMMANDS[type(command)], level)
+
+
+def check_level(what: str, needed: int, level: int) -> None:
+    """Refuse what needs a higher level than the one that is in force.
+
+    Raises:
+        FeatureUnavailableError: ``level`` is below ``needed``; nothing was done.
+    """
     if needed > level:
         raise FeatureUnavailableError(
-            f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
+            f"{what} needs feature level {needed}, and the cluster is at level {level}; "
             f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
         )
 

@@ -23,6 +23,18 @@ INTEGER_MAX = 2**63 - 1
 """Of a sequence or a revision: what every client's language can hold."""
 BATCH_COMMANDS_MAX = 4096
 """Commands in one log entry: about 3 ms of applying, which is how long one entry may hold up the loop."""
+TXN_LIST_MAX = 128
+"""Compares, or operations, in one list of a transaction; of a nested one, less those of the lists around it (etcd)."""
+TXN_OPERATIONS_MAX = 2048
+"""Compares and operations of a transaction in all its branches."""
+TXN_DEPTH_MAX = 16
+"""Transactions around each other: their nesting is walked by recursion."""
+TXN_BYTES_MAX = 1536 * 1024
+"""Keys and values of a transaction in all its branches: etcd's limit of a request."""
+TXN_KEYS_MAX = 10_000
+"""Keys that a transaction may visit: deleting so many takes about 80 ms, which holds up the loop."""
+TXN_ANSWER_BYTES_MAX = 4 * 1024 * 1024
+"""Keys and values that a transaction may answer with."""
 SESSION_WINDOW = 256
 """Answers that a session remembers, and how far its sequences may run ahead: what a client may have in flight."""
 SESSIONS_MAX = 10_000
@@ -34,6 +46,10 @@ SESSION_IDLE_MS = 3_600_000
 
 RECORD_OVERHEAD_BYTES = 288
 """What a key takes in memory beside the bytes of key and value, counted towards the quota (measured: 270)."""
+VERSION_OVERHEAD_BYTES = 240
+"""Likewise of a version that was replaced, beside its value (measured: 180 to 240)."""
+TOMBSTONE_OVERHEAD_BYTES = 224
+"""Likewise of a deletion, beside the key and the version that it deleted (measured: 110 to 210)."""
 SESSION_OVERHEAD_BYTES = 512
 """Likewise of a session, beside its client id and its answers (measured: 330)."""
 ENDED_SESSION_OVERHEAD_BYTES = 256
@@ -61,8 +77,7 @@ def check_command(command: Command) -> None:
         raise TooLargeError(f"the value has {len(command.value)} bytes", VALUE_BYTES_MAX)
     if not ANY_REVISION <= command.prev_revision <= INTEGER_MAX:
         raise InvalidRequestError(f"prev_revision {command.prev_revision} is not a revision, nor 0, nor -1")
-    if command.client_id or command.sequence:
-        _check_session(command.client_id, command.sequence)
+    check_session(command.client_id, command.sequence)
 
 
 def check_client_id(client_id: str) -> None:
@@ -76,7 +91,14 @@ def check_client_id(client_id: str) -> None:
         raise InvalidRequestError(f"a client id is 1 to {CLIENT_ID_CHARS_MAX} of A-Z a-z 0-9 . _ -")
 
 
-def _check_session(client_id: str, sequence: int) -> None:
+def check_session(client_id: str, sequence: int) -> None:
+    """Refuse what is no session, and not none (an empty id and 0) either.
+
+    Raises:
+        InvalidRequestError: it is neither.
+    """
+    if not client_id and not sequence:
+        return
     if not client_id:
         raise InvalidRequestError(f"sequence {sequence} without a client id")
     check_client_id(client_id)

@@ -1,4 +1,4 @@
-"""What the store keeps of one key."""
+"""What the store keeps of one version of a key."""
 
 from __future__ import annotations
 
@@ -10,17 +10,32 @@ from kvorum.kv.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 Key = Annotated[bytes, msgspec.Meta(min_length=1, max_length=KEY_BYTES_MAX)]
 """A key; the bounds hold where it is decoded."""
-_Value = Annotated[bytes, msgspec.Meta(max_length=VALUE_BYTES_MAX)]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
+Value = Annotated[bytes, msgspec.Meta(max_length=VALUE_BYTES_MAX)]
+"""A value; the bounds hold where it is decoded."""
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The latest version of a key. Never changed in place: a snapshot being written may still hold it."""
+class Record(msgspec.Struct, gc=False):
+    """One version of a key; a *tombstone*, which stands for its deletion, has version 0 and no value.
 
-    value: _Value
-    create_revision: _Positive
-    """The revision that created the key (again, if it had been deleted)."""
-    mod_revision: _Positive
-    """The revision that last changed it."""
-    version: _Positive
-    """How many puts since it was created; 1 for a new key."""
+    It is never changed but for ``older``, which belongs to :mod:`kvorum.kv.versions`: whoever reads a record may keep
+    it. Records are equal if they are the same version, whatever is kept of older ones.
+    """
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    """The revision that created the key (again, if it had been deleted); 0: a tombstone."""
+    mod_revision: int
+    """The revision of this version."""
+    version: int
+    """How many puts since the key was created; 1 for a new key, 0: a tombstone."""
+    older: Record | list[Record] | None = None
+    """Of the newest version of a key: the older ones that are kept, oldest first."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self._identity() == other._identity()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _identity(self) -> tuple[bytes, bytes, int, int, int]:
+        return self.key, self.value, self.create_revision, self.mod_revision, self.version

@@ -23,7 +23,17 @@ from zlib import crc32
 
 import msgspec
 
-from kvorum.kv.commands import ANY_REVISION, Command, CompareFailed, DeleteResult, Put, PutResult
+from kvorum.kv.commands import (
+    ANY_REVISION,
+    CompareFailed,
+    Delete,
+    DeleteResult,
+    Put,
+    PutResult,
+    Txn,
+    TxnResult,
+    Write,
+)
 from kvorum.kv.limits import (
     ENDED_SESSION_OVERHEAD_BYTES,
     SESSION_IDLE_MS,
@@ -32,6 +42,7 @@ from kvorum.kv.limits import (
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
+from kvorum.kv.operations import PutOpResult
 
 UNKNOWN = "unknown"
 STALE = "stale"
@@ -39,12 +50,14 @@ AHEAD = "ahead"
 MISMATCH = "mismatch"
 FULL = "full"
 
-Remembered = PutResult | DeleteResult | CompareFailed
+Remembered = PutResult | DeleteResult | CompareFailed | TxnResult
 """What a session remembers: answers to commands that were applied, and never a refusal."""
 
-_PUT, _DELETE, _COMPARE_FAILED = 1, 2, 3
+_PUT, _DELETE, _COMPARE_FAILED, _TXN, _TXN_OF_ONE_PUT = 1, 2, 3, 4, 5
+_KINDS = (_PUT, _DELETE, _COMPARE_FAILED, _TXN, _TXN_OF_ONE_PUT)
 # Sequence, fingerprint, kind, revision, and two numbers more: of a put create_revision and version, of a delete
-# whether it deleted, of a failed compare the mod_revision.
+# whether it deleted, of a failed compare the mod_revision, of a transaction whether its compares held and how many keys
+# it deleted. A transaction whose compares held, and that did a single put, is remembered as that put.
 _ANSWER = Struct(">QIBQQQ")
 _pack_answer = _ANSWER.pack_into
 ANSWER_BYTES = _ANSWER.size
@@ -72,7 +85,7 @@ class SessionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
             return False
         previous = max(self.highest - SESSION_WINDOW, 0)
         for sequence, _, kind, *_ in _ANSWER.iter_unpack(self.answers):
-            if sequence <= previous or kind not in (_PUT, _DELETE, _COMPARE_FAILED):
+            if sequence <= previous or kind not in _KINDS:
                 return False
             previous = sequence
         return previous == self.highest
@@ -103,8 +116,12 @@ class Session:
             kind, second, third = _PUT, result.create_revision, result.version
         elif isinstance(result, DeleteResult):
             kind, second, third = _DELETE, result.deleted, 0
-        else:
+        elif isinstance(result, CompareFailed):
             kind, second, third = _COMPARE_FAILED, result.mod_revision, 0
+        elif (put := _only_put(result)) is not None:
+            kind, second, third = _TXN_OF_ONE_PUT, put.create_revision, put.version
+        else:
+            kind, second, third = _TXN, int(result.succeeded), result.deleted
         slot = self._slot(sequence)
         _pack_answer(self._ring, slot, sequence, fingerprint, kind, result.revision, second, third)
 
@@ -117,7 +134,11 @@ class Session:
             return fingerprint, PutResult(revision, second, revision, third)
         if kind == _DELETE:
             return fingerprint, DeleteResult(revision, second)
-        return fingerprint, CompareFailed(revision, second)
+        if kind == _COMPARE_FAILED:
+            return fingerprint, CompareFailed(revision, second)
+        if kind == _TXN_OF_ONE_PUT:
+            return fingerprint, TxnResult(revision, True, 0, (PutOpResult(revision, second, third),), replayed=True)
+        return fingerprint, TxnResult(revision, bool(second), third, None, replayed=True)
 
     def answer(self, sequence: int) -> bytes:
         """Return the answer to a sequence in the window as it is stored, packed."""
@@ -322,12 +343,30 @@ def _ended_bytes(client_id: str) -> int:
     return ENDED_SESSION_OVERHEAD_BYTES + len(client_id)
 
 
-def fingerprint(command: Command) -> int:
+def _only_put(result: TxnResult) -> PutOpResult | None:
+    """Return the result of a put, if the compares held and that is all that was done."""
+    if not result.succeeded or result.results is None or len(result.results) != 1:
+        return None
+    [only] = result.results
+    return only if isinstance(only, PutOpResult) else None
+
+
+def fingerprint(command: Write) -> int:
     """Return 32 bits that differ, but for chance, between two commands with one client id and sequence.
 
     It tells a client's mistake from a retry, and protects nobody but that client, so a checksum is enough. It begins
-    with the key's length: ``("ab", "c")`` and ``("a", "bc")`` are two commands.
+    with the key's length: ``("ab", "c")`` and ``("a", "bc")`` are two commands. Of a transaction it covers all that is
+    asked for.
     """
+    if isinstance(command, Txn):
+        return crc32(_encode_transaction((command.compares, command.then, command.otherwise)))
+    return _fingerprint_of_one_key(command)
+
+
+_encode_transaction = msgspec.msgpack.Encoder().encode
+
+
+def _fingerprint_of_one_key(command: Put | Delete) -> int:
     key = command.key
     mark = crc32(key, len(key))
     if isinstance(command, Put):

@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, QUOTA_LEVEL, STATE_HASH_LEVEL, check_supported
+from kvorum.kv.features import (
+    END_SESSION_LEVEL,
+    FIRST_LEVEL,
+    HISTORY_LEVEL,
+    QUOTA_LEVEL,
+    STATE_HASH_LEVEL,
+    check_supported,
+)
 from kvorum.kv.frames import (
     FORMAT_OF_LEVEL_1,
     FORMAT_WITH_FEATURES,
+    BaseFrame,
     EndedSessionsFrame,
+    EventsFrame,
     Features,
     Frame,
     FrameReader,
     Header,
+    HistoryFrame,
     QuotaFrame,
     RecordsFrame,
     SessionsFrame,
@@ -23,7 +33,6 @@ from kvorum.kv.limits import (
     CLIENT_ID_CHARS_MAX,
     CLUSTER_ID_BYTES_MAX,
     INTEGER_MAX,
-    RECORD_OVERHEAD_BYTES,
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
@@ -31,8 +40,10 @@ from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.snapshot_iterator import SnapshotIterator
+from kvorum.kv.snapshot_versions import VersionsRestorer
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, RecordSum
 from kvorum.kv.store import Store
+from kvorum.kv.versions import Versions
 from kvorum.raft.messages import Configuration
 
 __all__ = ["Restorer", "SnapshotIterator"]
@@ -59,11 +70,11 @@ class Restorer:
         "_key_count",
         "_quota",
         "_reader",
-        "_record_bytes",
         "_record_sum",
-        "_records",
         "_sessions",
         "_trailer",
+        "_versions",
+        "_versions_restorer",
     )
 
     def __init__(self, configuration: Configuration, *, keeps_records: bool = True) -> None:
@@ -74,8 +85,9 @@ class Restorer:
         self._record_sum: RecordSum | None = None
         self._reader = FrameReader()
         self._header: Header | None = None
-        self._records: dict[bytes, Record] = {}
-        self._record_bytes = 0
+        self._versions = Versions()
+        self._versions_restorer: VersionsRestorer | None = None
+        """From feature level 4 on, once the snapshot has said what history follows."""
         self._quota: Quota | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
@@ -114,8 +126,7 @@ class Restorer:
             self._features,
             self._record_sum,
             self._configuration,
-            self._records,
-            self._record_bytes,
+            self._versions,
             self._sessions,
             self._quota or Quota(),
         )
@@ -147,6 +158,12 @@ class Restorer:
                 self._take_quota(frame)
             case RecordsFrame():
                 self._take_records(frame, self._header)
+            case HistoryFrame():
+                self._take_history(frame, self._header)
+            case BaseFrame():
+                self._history().take_base(frame)
+            case EventsFrame():
+                self._history().take_events(frame)
             case SessionsFrame():
                 for row in frame.sessions:
                     self._take_session(row, self._header)
@@ -190,23 +207,41 @@ class Restorer:
         self._quota = Quota(limit_bytes, configured_bytes, is_full)
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
+        if self._features is not None and self._features.level >= HISTORY_LEVEL:
+            raise StorageCorruptError("the snapshot has records without history at the level that has one")
         if len(frame.keys) != len(frame.records):
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
-        for record in frame.records:
+        for row in frame.records:
             # The store relies on it: what is newer than a snapshot does not belong to it.
-            if not record.create_revision <= record.mod_revision <= revision:
+            if not row.create_revision <= row.mod_revision <= revision:
                 raise StorageCorruptError("a record of the snapshot has an impossible revision")
+        records = [
+            Record(key, row.value, row.create_revision, row.mod_revision, row.version)
+            for key, row in zip(frame.keys, frame.records, strict=True)
+        ]
         if self._keeps_records:
-            self._records.update(zip(frame.keys, frame.records, strict=True))
-            self._key_count = len(self._records)
+            self._versions.restore(records, are_sorted=False)
+            self._key_count = len(self._versions.records)
         else:
-            self._key_count += len(frame.keys)
-        self._record_bytes += sum(map(len, frame.keys)) + sum([len(record.value) for record in frame.records])
-        self._record_bytes += RECORD_OVERHEAD_BYTES * len(frame.keys)
+            self._key_count += len(records)
         if self._record_sum is not None:
-            for key, record in zip(frame.keys, frame.records, strict=True):
-                self._record_sum.add(key, record)
+            for record in records:
+                self._record_sum.add(record.key, record)
+
+    def _take_history(self, frame: HistoryFrame, header: Header) -> None:
+        if self._features is None or self._features.level < HISTORY_LEVEL or self._record_sum is None:
+            raise StorageCorruptError("the snapshot has a history below the level that has one")
+        if self._versions_restorer is not None:
+            raise StorageCorruptError("the snapshot announces its history twice")
+        self._versions_restorer = VersionsRestorer(
+            frame, header.revision, self._versions, self._record_sum, keeps_records=self._keeps_records
+        )
+
+    def _history(self) -> VersionsRestorer:
+        if self._versions_restorer is None:
+            raise StorageCorruptError("the snapshot has history that it does not announce")
+        return self._versions_restorer
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
         if (
@@ -240,6 +275,9 @@ class Restorer:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
             raise StorageCorruptError("the snapshot does not carry its quota")
+        if self._features is not None and self._features.level >= HISTORY_LEVEL:
+            self._history().check_complete(header.keys)
+            self._key_count = header.keys
         # Sessions, and keys that are kept, are counted by what is there, so a repeated one is missed here.
         if written != (header.keys, header.sessions) or written != (self._key_count, len(self._sessions)):
             raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")

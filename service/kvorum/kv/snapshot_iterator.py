@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from kvorum.errors import InvariantViolatedError
-from kvorum.kv.features import END_SESSION_LEVEL
+from kvorum.kv.cut import HistoryCut, LatestCut
+from kvorum.kv.features import END_SESSION_LEVEL, HISTORY_LEVEL
 from kvorum.kv.frames import (
     CHUNK_BYTES_MAX,
     CHUNK_KEYS_MAX,
@@ -15,13 +16,12 @@ from kvorum.kv.frames import (
     FrameWriter,
     Header,
     QuotaFrame,
-    RecordsFrame,
     SessionsFrame,
     Trailer,
 )
-from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.state_hash import Mismatch, RecordSum
+from kvorum.kv.versions import Versions
 
 CHUNK_KEYS = 256
 """Keys in a chunk unless asked otherwise: less than a millisecond of work."""
@@ -32,11 +32,11 @@ CHUNK_BYTES = 256 * 1024
 class SnapshotIterator:
     """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
 
-    The keys are listed at once; their records are read when their turn comes. Copy on write: before a record is
-    replaced or deleted, the store copies it to ``preserved``, and likewise a session that changes. So the iterator
-    costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state, on the
-    sizes asked for, and from the raise of level 2 to the end of a node's first sweep on whether its sum counts yet. So
-    two nodes may write one state as different bytes: a file is named by its hash, and only that very file is resumed.
+    Keys and records are read when their turn comes, as they were at the snapshot's revision (:mod:`kvorum.kv.cut`). A
+    session is copied before it changes. So the iterator costs memory for what changes, not for the state. The bytes
+    depend on the state, on the sizes asked for, and from the raise of level 2 to the end of a node's first sweep on
+    whether its sum counts yet. So two nodes may write one state as different bytes: a file is named by its hash, and
+    only that very file is resumed.
 
     The sum of the records is computed while they are written: memory may have changed since the last sweep.
 
@@ -47,18 +47,15 @@ class SnapshotIterator:
 
     __slots__ = (
         "_closed",
+        "_cut",
         "_done",
         "_ended",
         "_ended_written",
         "_features",
-        "_keys",
-        "_keys_written",
         "_on_close",
-        "_preserved",
         "_preserved_sessions",
         "_quota",
         "_record_sum",
-        "_records",
         "_session_ids",
         "_sessions",
         "_sessions_written",
@@ -74,8 +71,7 @@ class SnapshotIterator:
         header: Header,
         features: Features | None,
         quota: QuotaFrame | None,
-        records: Mapping[bytes, Record],
-        preserved: dict[bytes, Record],
+        versions: Versions,
         sessions: Sessions,
         on_close: Callable[[], None],
     ) -> None:
@@ -87,10 +83,8 @@ class SnapshotIterator:
             self._sum_expected = int.from_bytes(features.state_sum)
         self._features = features
         self._quota = quota
-        self._records = records
-        self._preserved = preserved
-        self._keys = list(records)
-        self._keys_written = 0
+        has_history = features is not None and features.level >= HISTORY_LEVEL
+        self._cut = (HistoryCut if has_history else LatestCut)(versions, header.revision, self._record_sum)
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
@@ -103,7 +97,7 @@ class SnapshotIterator:
         self._closed = False
 
     def next_chunk(self, max_keys: int = CHUNK_KEYS, max_bytes: int = CHUNK_BYTES) -> bytes | None:
-        """Return the next bytes of the snapshot, or None when it is complete.
+        """Return the next bytes of the snapshot, none if there is more to do first, or None when it is complete.
 
         Args:
             max_keys: at most so many keys, or remembered answers of sessions (one session may exceed it).
@@ -118,22 +112,22 @@ class SnapshotIterator:
             raise InvariantViolatedError("a snapshot is continued after it was closed")
         max_keys = min(max(max_keys, 1), CHUNK_KEYS_MAX)
         max_bytes = min(max(max_bytes, 1), CHUNK_BYTES_MAX)
-        return self._writer.encode(self._next_frame(max_keys, max_bytes))
+        frame = self._next_frame(max_keys, max_bytes)
+        return b"" if frame is None else self._writer.encode(frame)
 
     def close(self) -> None:
         """Let the store forget the iterator. May be called at any time, and again."""
         if self._closed:
             return
         self._closed = True
-        self._keys = []
         self._session_ids = []
         self._ended = None
-        self._preserved = {}
+        self._cut.close()
         self._preserved_sessions = {}
         self._sessions.end_iteration()
         self._on_close()
 
-    def _next_frame(self, max_keys: int, max_bytes: int) -> Frame:
+    def _next_frame(self, max_keys: int, max_bytes: int) -> Frame | None:
         if not self._started:
             self._started = True
             return self.header
@@ -143,8 +137,8 @@ class SnapshotIterator:
         if self._quota is not None:
             quota, self._quota = self._quota, None
             return quota
-        if self._keys_written < len(self._keys):
-            return self._take_records(max_keys, max_bytes)
+        if not self._cut.is_done:
+            return self._cut.next_frame(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):
             return self._take_sessions(max_keys)
         if self._ended is not None:
@@ -157,25 +151,7 @@ class SnapshotIterator:
         self._done = True
         if self._record_sum is not None and self._record_sum.total != self._sum_expected:
             self.mismatch = Mismatch(self.header.applied_index, self._sum_expected, self._record_sum.total)
-        return Trailer(self._keys_written, self._sessions_written)
-
-    def _take_records(self, max_keys: int, max_bytes: int) -> RecordsFrame:
-        start = self._keys_written
-        candidates = self._keys[start : start + max_keys]
-        records: list[Record] = []
-        size = 0
-        for key in candidates:
-            record = self._preserved.pop(key, None) or self._records.get(key)
-            if record is None or record.mod_revision > self.header.revision:
-                raise InvariantViolatedError("a record changed under a snapshot without being put aside")
-            records.append(record)
-            if self._record_sum is not None:
-                self._record_sum.add(key, record)
-            size += len(key) + len(record.value)
-            if size >= max_bytes:
-                break
-        self._keys_written = start + len(records)
-        return RecordsFrame(tuple(candidates[: len(records)]), tuple(records))
+        return Trailer(self._cut.keys, self._sessions_written)
 
     def _take_sessions(self, max_answers: int) -> SessionsFrame:
         rows: list[SessionRow] = []

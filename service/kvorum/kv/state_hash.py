@@ -114,24 +114,23 @@ class Mismatch(msgspec.Struct, frozen=True):
 class RecordSum:
     """The sum of the hashes of all live records, and the sum of a sweep that is under way.
 
-    A sweep visits the keys in the order of their creation. So a record belongs to what was swept already if it was
-    created no later than the record visited last, or after the sweep began.
+    A sweep visits the keys in order. So a record belongs to what was swept already if its key is not above the cursor.
 
     Attributes:
         total: the sum, modulo 2^128. It counts only if ``is_counted``.
+        sweep_cursor: the last key that the sweep has visited, empty at its beginning; None: no sweep is under way.
         is_counted: whether ``total`` covers all records. It does not between the raise to level 2 and the end of the
             first sweep, because summing everything at once would stall the node.
     """
 
-    __slots__ = ("_keyed", "_sweep_began", "_sweep_cursor", "_sweep_total", "is_counted", "total")
+    __slots__ = ("_keyed", "_sweep_total", "is_counted", "sweep_cursor", "total")
 
     def __init__(self, cluster_id: str, is_counted: bool) -> None:
         self._keyed = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record")
         self.total = 0
         self.is_counted = is_counted
         self._sweep_total = 0
-        self._sweep_cursor = 0
-        self._sweep_began: int | None = None
+        self.sweep_cursor: bytes | None = None
 
     def hash_of(self, key: bytes, record: Record) -> bytes:
         """Return the hash of one record."""
@@ -152,28 +151,24 @@ class RecordSum:
         if old is not None:
             change -= int.from_bytes(self.hash_of(key, old), "big")
         self.total = (self.total + change) & _SUM_MASK
-        if self._sweep_began is not None:
-            # An overwritten record keeps its create_revision, so old and new were swept both or neither.
-            record = old or new
-            if record is not None and not self._sweep_cursor < record.create_revision <= self._sweep_began:
-                self._sweep_total = (self._sweep_total + change) & _SUM_MASK
+        if self.sweep_cursor is not None and key <= self.sweep_cursor:
+            self._sweep_total = (self._sweep_total + change) & _SUM_MASK
         return digest
 
     def add(self, key: bytes, record: Record) -> None:
         """Count a record that is being restored."""
         self.total = (self.total + int.from_bytes(self.hash_of(key, record), "big")) & _SUM_MASK
 
-    def begin_sweep(self, revision: int) -> None:
-        """Begin to sum anew; ``revision`` is the store's."""
+    def begin_sweep(self) -> None:
+        """Begin to sum anew."""
         self._sweep_total = 0
-        self._sweep_cursor = 0
-        self._sweep_began = revision
+        self.sweep_cursor = b""
 
-    def visit(self, key: bytes, record: Record) -> None:
-        """Count a record in the sweep. One that was created after the sweep began is counted already."""
-        if self._sweep_began is not None and record.create_revision <= self._sweep_began:
+    def visit(self, key: bytes, record: Record | None) -> None:
+        """Count a record in the sweep, if there is one; its key is the next one after the cursor."""
+        self.sweep_cursor = key
+        if record is not None:
             self._sweep_total = (self._sweep_total + int.from_bytes(self.hash_of(key, record), "big")) & _SUM_MASK
-            self._sweep_cursor = record.create_revision
 
     def end_sweep(self) -> tuple[int, int]:
         """Adopt what the sweep found, since that is what memory holds; return the sum before, and what was found."""
@@ -182,7 +177,7 @@ class RecordSum:
             before = found
         self.total = found
         self.is_counted = True
-        self._sweep_began = None
+        self.sweep_cursor = None
         return before, found
 
 
@@ -208,6 +203,10 @@ class Changes:
         """A record was deleted; ``revision`` is the one of the deletion."""
         self.records.replace(key, old, None)
         self._parts.append(b"d" + _pack_deletion(revision, len(key)) + key)
+
+    def floor(self, revision: int) -> None:
+        """The history below a revision is forgotten."""
+        self._parts.append(b"f" + revision.to_bytes(8))
 
     def session(self, client_id: str, highest: int, answer: bytes) -> None:
         """A session was used. ``highest``: its highest sequence; ``answer``: what it remembers now (empty: no more)."""

@@ -7,12 +7,21 @@ from typing import assert_never
 import msgspec
 
 from kvorum import __version__
-from kvorum.errors import InvariantViolatedError, SessionError, VersionTooOldError
+from kvorum.errors import (
+    InvariantViolatedError,
+    RevisionCompactedError,
+    RevisionInFutureError,
+    SessionError,
+    VersionTooOldError,
+)
 from kvorum.kv.commands import (
     ANY_REVISION,
     MUST_NOT_EXIST,
     Batch,
     Command,
+    Compact,
+    Compacted,
+    CompactRefused,
     CompareFailed,
     Delete,
     DeleteResult,
@@ -28,10 +37,22 @@ from kvorum.kv.commands import (
     SessionEnded,
     SessionRefused,
     SetQuota,
+    Txn,
+    TxnRefused,
+    TxnResult,
+    Write,
     decode_batch,
     unknown_part,
 )
-from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, QUOTA_LEVEL, STATE_HASH_LEVEL, blockers, check_supported
+from kvorum.kv.features import (
+    END_SESSION_LEVEL,
+    FIRST_LEVEL,
+    HISTORY_LEVEL,
+    QUOTA_LEVEL,
+    STATE_HASH_LEVEL,
+    blockers,
+    check_supported,
+)
 from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, QuotaFrame
 from kvorum.kv.limits import (
     BATCH_COMMANDS_MAX,
@@ -43,17 +64,20 @@ from kvorum.kv.limits import (
     RECORD_OVERHEAD_BYTES,
     VALUE_BYTES_MAX,
 )
-from kvorum.kv.quota import SOURCES, Quota, quota_error
+from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
-from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Session, Sessions, fingerprint
+from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
+from kvorum.kv.txn import Plan, plan_transaction, run_transaction
+from kvorum.kv.txn_check import has_put, is_valid
+from kvorum.kv.versions import Pin, Versions
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
 
 INVALID = "invalid"
-NO_ITERATOR = -1
-"""A revision below every record's, while no iterator is open: no record needs to be preserved."""
+COMPACTED = "compacted"
+FUTURE = "future"
 _WRITES = (Put, Delete)
 _REFUSALS_THAT_USE_A_SESSION = (AHEAD, STALE, MISMATCH)
 
@@ -62,7 +86,9 @@ class Store:
     """The key-value state after ``applied_index``.
 
     Attributes:
-        revision: counts the mutations that changed something, over the whole cluster and all time.
+        revision: counts the mutations that changed something, over the whole cluster and all time. The raise to
+            feature level 4 takes one, too: so it is 1 in an empty cluster that was never below that level.
+        versions: the versions of all keys (:mod:`kvorum.kv.versions`). They are changed here and nowhere else.
         applied_index: the log index of the last entry applied.
         applied_term: its term.
         state_hash: 64 bits over every entry so far; equal on all nodes at the same index
@@ -79,10 +105,6 @@ class Store:
     __slots__ = (
         "_changes",
         "_iterator",
-        "_iterator_revision",
-        "_preserved",
-        "_record_bytes",
-        "_records",
         "_sessions",
         "applied_index",
         "applied_term",
@@ -94,6 +116,7 @@ class Store:
         "revision",
         "state_hash",
         "time_ms",
+        "versions",
     )
 
     def __init__(self) -> None:
@@ -108,12 +131,9 @@ class Store:
         self.mismatch: Mismatch | None = None
         self.quota = Quota()
         self._changes: Changes | None = None
-        self._record_bytes = 0
-        self._records: dict[bytes, Record] = {}
+        self.versions = Versions()
         self._sessions = Sessions()
         self._iterator: SnapshotIterator | None = None
-        self._iterator_revision = NO_ITERATOR
-        self._preserved: dict[bytes, Record] = {}
 
     @classmethod
     def restored(
@@ -122,8 +142,7 @@ class Store:
         features: Features | None,
         record_sum: RecordSum | None,
         configuration: Configuration,
-        records: dict[bytes, Record],
-        record_bytes: int,
+        versions: Versions,
         sessions: Sessions,
         quota: Quota,
     ) -> Store:
@@ -132,10 +151,9 @@ class Store:
         Args:
             header: the store's numbers.
             features: its feature level and what depends on that; None at level 1.
-            record_sum: the sum over ``records``; None at level 1.
+            record_sum: the sum over the latest versions; None at level 1.
             configuration: the members at ``header.applied_index``.
-            records: the records, in the order of their creation.
-            record_bytes: what these take, as the quota counts it.
+            versions: the versions of all keys.
             sessions: the sessions.
             quota: the quota on data.
         """
@@ -151,8 +169,7 @@ class Store:
             store.cluster_id = features.cluster_id
         if record_sum is not None:
             store._changes = Changes(record_sum)
-        store._records = records
-        store._record_bytes = record_bytes
+        store.versions = versions
         store._sessions = sessions
         store.quota = quota
         return store
@@ -163,33 +180,66 @@ class Store:
         Nothing can be applied to either of them. No snapshot iterator may be open.
         """
         left = Store()
-        # By convention, the data is in the private attributes, and every other one is a number or the like.
+        # By convention, the data is in `versions` and the private attributes, and the others are numbers or the like.
         for name in self.__slots__:
-            if not name.startswith("_"):
+            if not name.startswith("_") and name != "versions":
                 setattr(left, name, getattr(self, name))
+        left.versions.floor = self.versions.floor
         # Whoever still has this store must not keep what it held.
-        self._records, self._record_bytes, self._sessions, self._changes = {}, 0, Sessions(), None
+        self.versions, self._sessions, self._changes = Versions(), Sessions(), None
         return left
+
+    def bump_revision(self, by: int) -> None:
+        """Go on at a higher revision, as a restored backup does that begins a new cluster.
+
+        From level 4 on the history begins there: an earlier revision, which may mean something else to clients of the
+        old cluster, is refused as compacted.
+        """
+        self.revision += by
+        if self.feature_level >= HISTORY_LEVEL:
+            self.versions.set_floor(self.revision)
 
     def __len__(self) -> int:
         """How many keys exist."""
-        return len(self._records)
+        return len(self.versions.records)
 
     @property
     def used_bytes(self) -> int:
         """What the state takes, as the quota counts it: the same on every node, and about what it takes in memory."""
-        return self._record_bytes + self._sessions.used_bytes
+        versions = self.versions
+        return versions.record_bytes + versions.history_bytes + self._sessions.used_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """What keys and sessions take: :attr:`used_bytes` without the history, which gives way to them."""
+        return self.versions.record_bytes + self._sessions.used_bytes
+
+    @property
+    def history_bytes(self) -> int:
+        """The part of :attr:`used_bytes` that compaction can free: 0 below level 4."""
+        return self.versions.history_bytes
+
+    @property
+    def history_events(self) -> int:
+        """How many puts and deletes the history has, from the floor on: 0 below level 4."""
+        return self.versions.history_events
+
+    @property
+    def floor(self) -> int:
+        """The lowest revision that can be read: the latest one below level 4."""
+        return self.versions.floor or self.revision
 
     @property
     def data_bytes(self) -> int:
-        """The bytes of all keys and values."""
-        return self._record_bytes - RECORD_OVERHEAD_BYTES * len(self._records)
+        """The bytes of all keys and values; of each key the latest value."""
+        return self.versions.record_bytes - RECORD_OVERHEAD_BYTES * len(self)
 
-    def check_room(self, command: Command) -> None:
+    def check_room(self, command: Write) -> None:
         """Refuse what the leader does not propose for lack of room: a put, or a delete that would open a session.
 
-        Such a put would be refused if it were applied now, and such a delete would be done. But the session that it
-        opens would take more than a small key frees, and for an hour after its end as well.
+        A transaction counts as a put if any of its branches has one. Such a put would be refused if it were applied
+        now, and such a delete would be done. But the session that it opens would take more than a small key frees, and
+        for an hour after its end as well.
 
         Raises:
             NoSpaceError: the data takes more than the quota; nothing was done.
@@ -197,12 +247,12 @@ class Store:
         """
         if not self.quota.is_full or not self._is_new(command):
             return
-        if isinstance(command, Put):
-            raise quota_error(self.quota.limit_bytes, self.used_bytes)
+        if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
+            raise quota_error(self.quota.limit_bytes, self.kept_bytes)
         if command.client_id and command.client_id not in self._sessions:
             raise SessionError(
                 "sessions_full",
-                f"the data takes {self.used_bytes} of {self.quota.limit_bytes} bytes, above its quota, and another "
+                f"the data takes {self.kept_bytes} of {self.quota.limit_bytes} bytes, above its quota, and another "
                 "session would take more: delete without a session (an idempotency key)",
                 FULL,
                 self.revision,
@@ -221,13 +271,75 @@ class Store:
         """Tell whether this client ended its session, and its id is on the list of those that did."""
         return self._sessions.has_ended(client_id)
 
-    def get(self, key: bytes) -> Record | None:
-        """Return the key's latest version, or None if the key does not exist."""
-        return self._records.get(key)
+    def get(self, key: bytes, revision: int = 0) -> Record | None:
+        """Return the version of a key at a revision, or None if the key did not exist then.
 
-    def keys(self) -> list[bytes]:
-        """Return all keys, in the order of their creation."""
-        return list(self._records)
+        Args:
+            key: the key.
+            revision: from :attr:`floor` to the latest one; 0: the latest one.
+
+        Raises:
+            RevisionCompactedError: the revision is below the floor.
+            RevisionInFutureError: the revision does not exist yet.
+        """
+        if not revision or revision == self.revision:
+            return self.versions.records.get(key)
+        self.check_revision(revision)
+        return self.versions.at(key, revision)
+
+    def history(self, key: bytes, limit: int, revision: int = 0) -> list[Record]:
+        """Return the versions of a key that can be read, and its deletes since the floor, the newest first.
+
+        A delete has the ``version`` 0. The last one is what is visible at the floor, if the history goes back so far.
+
+        Args:
+            key: the key.
+            limit: return so many at most.
+            revision: leave out what is newer, from :attr:`floor` on; 0: nothing.
+
+        Raises:
+            RevisionCompactedError: the revision is below the floor.
+            RevisionInFutureError: the revision does not exist yet.
+        """
+        self.check_revision(revision)
+        return self.versions.history(key, limit, revision or self.revision)
+
+    def check_revision(self, revision: int) -> None:
+        """Refuse a revision that cannot be read; 0 stands for the latest one.
+
+        Raises:
+            RevisionCompactedError: it is below the floor.
+            RevisionInFutureError: it does not exist yet.
+        """
+        if revision > self.revision:
+            raise RevisionInFutureError(revision, self.revision)
+        if revision and revision < self.floor:
+            raise RevisionCompactedError(revision, self.floor, self.revision)
+
+    def read_transaction(self, txn: Txn) -> TxnResult | TxnRefused:
+        """Return what a valid transaction that only reads answers, or why it cannot."""
+        plan = plan_transaction(txn, self)
+        return plan if isinstance(plan, TxnRefused) else run_transaction(txn, plan, self)
+
+    def pin(self, revision: int = 0) -> Pin:
+        """Keep what is visible at a revision until the pin is released; 0: at the latest one.
+
+        ``versions.at(key, pin.revision)`` reads it meanwhile, even if the history is compacted.
+
+        Raises:
+            RevisionCompactedError: it is below the floor.
+            RevisionInFutureError: it does not exist yet.
+        """
+        self.check_revision(revision)
+        return self.versions.pin(revision or self.revision)
+
+    def reclaim(self, budget: int) -> int:
+        """Free memory of history that was compacted; see :meth:`Versions.reclaim`. Changes no part of the state."""
+        return self.versions.reclaim(budget)
+
+    def revision_to_free(self, bytes_to_free: int) -> int:
+        """Return the lowest floor with which a compaction frees so many bytes, or the highest one if none does."""
+        return self.versions.revision_to_free(bytes_to_free, self.revision) or self.revision
 
     @property
     def record_sum(self) -> RecordSum | None:
@@ -296,20 +408,16 @@ class Store:
             applied_term=self.applied_term,
             state_hash=self.state_hash,
             time_ms=self.time_ms,
-            keys=len(self._records),
+            keys=len(self),
             sessions=len(self._sessions),
         )
-        self._preserved = {}
-        self._iterator_revision = self.revision
         self._iterator = SnapshotIterator(
-            header, features, self._quota_frame(), self._records, self._preserved, self._sessions, self._end_snapshot
+            header, features, self._quota_frame(), self.versions, self._sessions, self._end_snapshot
         )
         return self._iterator
 
     def _end_snapshot(self) -> None:
         self._iterator = None
-        self._iterator_revision = NO_ITERATOR
-        self._preserved = {}
 
     def _features(self) -> Features | None:
         if self.feature_level == FIRST_LEVEL:
@@ -365,7 +473,7 @@ class Store:
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
                 result: Result = SessionRefused(self.revision, INVALID)
             elif is_full and isinstance(command, Put) and self._is_new(command):
-                result = NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+                result = NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
             elif command.client_id:
                 result = self._apply_once(command)
             elif isinstance(command, Put):
@@ -373,22 +481,39 @@ class Store:
             else:
                 result = self._delete(command)
             results.append(result)
-        if self._changes is not None and self.quota.judge(self.used_bytes):
-            self._changes.quota(self.quota)
+        if self._changes is not None:
+            self._judge_room(self._changes)
         return results
 
-    def _apply_rare(self, command: EndSession | SetQuota | RaiseFeatureLevel, *, is_alone: bool) -> Result:
+    def _judge_room(self, changes: Changes) -> None:
+        """Decide whether puts are refused from now on. Near the quota the history gives way first, as far as needed."""
+        quota, versions = self.quota, self.versions
+        if quota.limit_bytes and versions.floor < self.revision and versions.history_bytes:
+            floor = versions.revision_to_free(self.used_bytes - resume_bytes(quota.limit_bytes), self.revision)
+            if floor > versions.floor:
+                versions.set_floor(floor)
+                changes.floor(floor)
+        if quota.judge(self.kept_bytes):
+            changes.quota(quota)
+
+    def _apply_rare(
+        self, command: Txn | EndSession | SetQuota | Compact | RaiseFeatureLevel, *, is_alone: bool
+    ) -> Result:
         match command:
+            case Txn():
+                return self._txn(command)
             case EndSession():
                 return self._end_session(command)
             case SetQuota():
                 return self._set_quota(command)
+            case Compact():
+                return self._compact(command)
             case RaiseFeatureLevel():
                 return self._raise_feature_level(command, is_alone=is_alone)
             case _:
                 assert_never(command)
 
-    def _is_new(self, command: Command) -> bool:
+    def _is_new(self, command: Write) -> bool:
         """Tell whether a write is valid, and not the retry of one that was applied, or may have been."""
         client_id, sequence = command.client_id, command.sequence
         if not client_id:
@@ -396,8 +521,8 @@ class Store:
         is_valid = len(client_id) <= CLIENT_ID_CHARS_MAX and sequence >= 1
         return is_valid and self._sessions.is_new(client_id, sequence, self.time_ms)
 
-    def _apply_once(self, command: Command) -> Result:
-        """Apply a command of a session, unless it has been applied already."""
+    def _apply_once(self, command: Write, plan: Plan | None = None) -> Result:
+        """Apply a command of a session, unless it has been applied already. ``plan``: of a transaction that is new."""
         client_id = command.client_id
         sequence = command.sequence
         if len(client_id) > CLIENT_ID_CHARS_MAX or sequence < 1:
@@ -409,7 +534,14 @@ class Store:
             if changes is not None and sessions.evicted is not None:
                 changes.eviction(sessions.evicted)
             sessions.evicted = None
-            result = self._put(command) if isinstance(command, Put) else self._delete(command)
+            result: Remembered
+            if isinstance(command, Put):
+                result = self._put(command)
+            elif isinstance(command, Delete):
+                result = self._delete(command)
+            else:
+                assert plan is not None, "a new transaction is planned first"  # noqa: S101
+                result = run_transaction(command, plan, self)
             found.remember(sequence, mark, result)
             if changes is not None:
                 changes.session(client_id, found.highest, found.answer(sequence))
@@ -442,46 +574,66 @@ class Store:
 
     def _put(self, command: Put) -> PutResult | CompareFailed:
         key = command.key
-        value = command.value
         prev_revision = command.prev_revision
-        old = self._records.get(key)
-        if old is None:
-            if prev_revision != ANY_REVISION and prev_revision != MUST_NOT_EXIST:
-                return CompareFailed(self.revision, 0)
-            self.revision = revision = create_revision = self.revision + 1
-            version = 1
-            self._record_bytes += len(key) + len(value) + RECORD_OVERHEAD_BYTES
-        else:
-            mod_revision = old.mod_revision
-            if prev_revision != ANY_REVISION and prev_revision != mod_revision:
+        old = self.versions.records.get(key)
+        if prev_revision != ANY_REVISION:
+            mod_revision = MUST_NOT_EXIST if old is None else old.mod_revision
+            if prev_revision != mod_revision:
                 return CompareFailed(self.revision, mod_revision)
-            if mod_revision <= self._iterator_revision:
-                self._preserved[key] = old
-            self.revision = revision = self.revision + 1
-            create_revision = old.create_revision
-            version = old.version + 1
-            self._record_bytes += len(value) - len(old.value)
-        self._records[key] = new = Record(value, create_revision, revision, version)
-        if self._changes is not None:
-            self._changes.put(key, old, new)
-        return PutResult(revision, create_revision, revision, version)
+        revision = self.revision + 1
+        new = self.set_record(key, command.value, revision, old)
+        return PutResult(revision, new.create_revision, revision, new.version)
 
     def _delete(self, command: Delete) -> DeleteResult | CompareFailed:
         key = command.key
-        old = self._records.get(key)
+        old = self.versions.records.get(key)
         mod_revision = 0 if old is None else old.mod_revision
         if command.prev_revision not in (ANY_REVISION, mod_revision):
             return CompareFailed(self.revision, mod_revision)
         if old is None:
             return DeleteResult(self.revision, 0)
-        if mod_revision <= self._iterator_revision:
-            self._preserved[key] = old
-        self.revision += 1
-        del self._records[key]
-        self._record_bytes -= len(key) + len(old.value) + RECORD_OVERHEAD_BYTES
-        if self._changes is not None:
-            self._changes.delete(key, old, self.revision)
+        self.remove_record(old, self.revision + 1)
         return DeleteResult(self.revision, 1)
+
+    def _txn(self, command: Txn) -> Result:
+        if self._changes is None or self.feature_level < HISTORY_LEVEL or not is_valid(command):
+            return SessionRefused(self.revision, INVALID)
+        if not self._is_new(command):
+            return self._apply_once(command)
+        # What is refused here must not open a session, nor be remembered by one.
+        if self.quota.is_full and has_put(command):
+            return NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+        plan = plan_transaction(command, self)
+        if isinstance(plan, TxnRefused):
+            return plan
+        return self._apply_once(command, plan) if command.client_id else run_transaction(command, plan, self)
+
+    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
+        """Set a key, whose record is ``old``, at a revision, which is the store's from now on. Only apply may do it."""
+        self.revision = revision
+        new = self.versions.put(key, value, revision, old)
+        if self._changes is not None:
+            self._changes.put(key, old, new)
+        return new
+
+    def remove_record(self, old: Record, revision: int) -> None:
+        """Remove a key, whose record is ``old``; otherwise as :meth:`set_record`."""
+        self.revision = revision
+        self.versions.delete(old, revision)
+        if self._changes is not None:
+            self._changes.delete(old.key, old, revision)
+
+    def _compact(self, command: Compact) -> Compacted | CompactRefused | SessionRefused:
+        floor = self.versions.floor
+        if self._changes is None or self.feature_level < HISTORY_LEVEL:
+            return SessionRefused(self.revision, INVALID)
+        if command.revision <= floor:
+            return CompactRefused(self.revision, floor, COMPACTED)
+        if command.revision > self.revision:
+            return CompactRefused(self.revision, floor, FUTURE)
+        self.versions.set_floor(command.revision)
+        self._changes.floor(command.revision)
+        return Compacted(self.revision, command.revision)
 
     def _raise_feature_level(
         self, command: RaiseFeatureLevel, *, is_alone: bool
@@ -506,9 +658,12 @@ class Store:
         self.feature_level = level
         if self._changes is None and level >= STATE_HASH_LEVEL:
             self.cluster_id = cluster_id
-            self._changes = Changes(RecordSum(cluster_id, is_counted=not self._records))
+            self._changes = Changes(RecordSum(cluster_id, is_counted=not len(self)))
         if self._changes is not None:
             self._changes.level(level)
+        if level == HISTORY_LEVEL:
+            self.revision += 1
+            self.versions.set_floor(self.revision)
         return FeatureLevelRaised(self.revision, level)
 
 

@@ -14,26 +14,26 @@ SLICE_BYTES = 1024 * 1024
 class StateSweep:
     """Sums a store's records slice by slice, pass after pass; a change between two slices does no harm.
 
-    Costs a list of all keys while a pass is under way. Below feature level 2 there is no sum, and nothing to do.
+    A pass visits the keys in order. Below feature level 2 there is no sum, and nothing to do.
 
     Attributes:
         passes: how many passes were completed.
         share: the part of all keys that the last step visited, from 0 to 1.
     """
 
-    __slots__ = ("_keys", "_store", "_visited", "passes", "share")
+    __slots__ = ("_has_begun", "_store", "passes", "share")
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._keys: list[bytes] | None = None
-        self._visited = 0
+        self._has_begun = False
         self.passes = 0
         self.share = 1.0
 
     @property
     def is_under_way(self) -> bool:
         """Whether a pass has begun and is not complete."""
-        return self._keys is not None
+        records = self._store.record_sum
+        return self._has_begun and records is not None and records.sweep_cursor is not None
 
     def step(self, max_keys: int = SLICE_KEYS, max_bytes: int = SLICE_BYTES) -> Mismatch | None:
         """Visit the next records, and begin a pass if none is under way.
@@ -50,24 +50,24 @@ class StateSweep:
         if records is None:
             self.share = 1.0
             return None
-        if self._keys is None:
-            self._keys = store.keys()
-            self._visited = 0
-            records.begin_sweep(store.revision)
-        size, begin = 0, self._visited
-        max_bytes = max(max_bytes, 1)
-        end = min(self._visited + max(max_keys, 1), len(self._keys))
-        while self._visited < end and size < max_bytes:
-            key = self._keys[self._visited]
-            self._visited += 1
+        if not self._has_begun or records.sweep_cursor is None:
+            # A pass of another sweep that was given up does not count.
+            self._has_begun = True
+            records.begin_sweep()
+        cursor = records.sweep_cursor or b""
+        keys = store.versions.keys_from(cursor + b"\0" if cursor else b"", None, max(max_keys, 1) + 1, has_dead=False)
+        size = visited = 0
+        for key in keys[: max(max_keys, 1)]:
             record = store.get(key)
+            visited += 1
             if record is not None:
-                records.visit(key, record)
                 size += len(key) + len(record.value)
-        self.share = (self._visited - begin) / len(self._keys) if self._keys else 1.0
-        if self._visited < len(self._keys):
+            records.visit(key, record)
+            if size >= max_bytes:
+                break
+        self.share = visited / len(store) if len(store) else 1.0
+        if visited < len(keys):
             return None
-        self._keys = None
         self.passes += 1
         expected, found = records.end_sweep()
         return None if expected == found else Mismatch(store.applied_index, expected, found)

@@ -21,9 +21,11 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Delete, EndSession, Put, QueuedCommand, Result, SetQuota, encode_batch
+from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, Txn, encode_batch
 from kvorum.kv.features import check_command_level
-from kvorum.kv.limits import BATCH_COMMANDS_MAX
+from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
+from kvorum.kv.txn import visited_keys
+from kvorum.kv.txn_check import has_put, transaction_bytes
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
@@ -85,6 +87,8 @@ class Proposals:
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
+        self._visited: dict[int, tuple[int, int]] = {}
+        """Index of a proposed entry that has transactions -> its term, and about how many keys they visit."""
         self._deadlines: Deadlines[Result] = Deadlines(clock)
         self._idle: list[tuple[float, asyncio.Future[None]]] = []
         """(deadline, future) of those that wait until no caller waits."""
@@ -133,16 +137,16 @@ class Proposals:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         size_bytes = _weight(command)
-        if isinstance(command, Put | Delete):
+        if isinstance(command, Put | Delete | Txn):
             try:
                 # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                if isinstance(command, Put):
+                if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
                     self._space.check(size_bytes)
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
                 raise
-        if address and isinstance(command, Put | Delete) and command.sequence == 1:
+        if address and isinstance(command, Put | Delete | Txn) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter, size_bytes))
@@ -153,8 +157,11 @@ class Proposals:
     def flush(self) -> None:
         """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""
         while self.queue and not self._raft.is_transferring and not self._log_time.is_unknown:
-            commands, waiters = self._take_batch()
+            queued = len(self.queue)
+            commands, waiters, keys = self._take_batch()
             if not commands:
+                if len(self.queue) == queued:
+                    return  # The next transaction waits until others are applied.
                 continue
             try:
                 index, term = self._raft.propose([encode_batch(self._log_time.now_ms(), commands)])
@@ -163,6 +170,8 @@ class Proposals:
             else:
                 self._fail_replaced(index)
                 self._proposed[index] = (term, waiters, self._clock.monotonic())
+                if keys:
+                    self._visited[index] = (term, keys)
                 if self._tracer is not None:
                     self._tracer.proposed(index, term, waiters)
 
@@ -175,14 +184,22 @@ class Proposals:
     def _fail_replaced(self, index: int) -> None:
         """Fail the writes proposed at this index in an earlier term: their entry was truncated and is never applied."""
         if index in self._proposed:
+            self._visited.pop(index, None)
             _, waiters, _ = self._proposed.pop(index)
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter]]:
+    def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter], int]:
+        """Return the commands of the next entry, their callers, and about how many keys its transactions visit.
+
+        All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
+        transactions visit are bounded together (one transaction alone may always be proposed).
+        """
         commands: list[QueuedCommand] = []
         waiters: list[Waiter] = []
-        size = 0
+        size = keys = 0
+        # An entry of an earlier term may have been replaced, and is never applied then.
+        in_flight = sum(visited for term, visited in self._visited.values() if term == self._raft.current_term)
         while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
             command, waiter, size_bytes = self.queue[0]
             if commands and size + size_bytes > self._batch_bytes_max:
@@ -191,16 +208,23 @@ class Proposals:
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self.pending -= 1
                 continue
+            if isinstance(command, Txn):
+                visited = visited_keys(command, self._state.store.versions)
+                if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
+                    self.queue.appendleft((command, waiter, size_bytes))
+                    break
+                keys += visited
             size += size_bytes
             commands.append(command)
             waiters.append(waiter)
-        return commands, waiters
+        return commands, waiters, keys
 
     def applied(self, entry: Entry, results: list[Result]) -> None:
         """Answer the callers that wait for this entry, which was applied."""
         waiting = self._proposed.pop(entry.index, None)
         if waiting is None:
             return
+        self._visited.pop(entry.index, None)
         term, waiters, since = waiting
         self.pending -= len(waiters)
         if term != entry.term:
@@ -220,6 +244,7 @@ class Proposals:
     def restored(self, index: int) -> None:
         """Fail the writes up to ``index``: a snapshot replaced their entries, and their results are not known."""
         for at in [at for at in self._proposed if at <= index]:
+            self._visited.pop(at, None)
             _, waiters, _ = self._proposed.pop(at)
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("a snapshot replaced the entry of this write"))
@@ -267,6 +292,7 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError(f"{reason}; the write may still be applied"))
         self._proposed.clear()
+        self._visited.clear()
         self._complete_idle()
 
 
@@ -276,9 +302,11 @@ def _weight(command: QueuedCommand) -> int:
             return len(command.key) + len(command.value) + _COMMAND_OVERHEAD_BYTES
         case Delete():
             return len(command.key) + _COMMAND_OVERHEAD_BYTES
+        case Txn():
+            return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota():
+        case SetQuota() | Compact():
             return _COMMAND_OVERHEAD_BYTES
         case _:
             assert_never(command)

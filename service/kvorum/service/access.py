@@ -8,12 +8,15 @@ import msgspec
 
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -23,11 +26,13 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 
 
@@ -50,9 +55,13 @@ def authorize(principal: Principal, request: Request) -> None:
     type error here, and an AssertionError when it is made.
     """
     match request:
-        case Put() | Delete() | EndSession():  # Write keys.
+        case Put() | PutWithOptions() | Delete() | EndSession():  # Write keys.
             return
-        case Get():  # Read keys.
+        case Txn() | Batch():  # Read and write keys, by the operations of all branches.
+            return
+        case Get() | GetHistory():  # Read keys.
+            return
+        case Compact():  # Give up the history of all keys.
             return
         case GetStatus() | GetStateHash() | GetLeader() | GetQuota() | ListMembers():  # Look at the cluster.
             return

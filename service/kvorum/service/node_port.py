@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import ClientCommand, Result
+from kvorum.kv.commands import (
+    ClientCommand,
+    Compacted,
+    CompactRefused,
+    Result,
+    Txn,
+    TxnRefused,
+    TxnResult,
+)
 from kvorum.kv.quota import Quota
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -14,6 +22,10 @@ from kvorum.telemetry.counters import Counters
 
 class RecordView(Protocol):
     """What is known of a key."""
+
+    @property
+    def key(self) -> bytes:
+        """The key."""
 
     @property
     def value(self) -> bytes:
@@ -47,8 +59,35 @@ class StoreView(Protocol):
     def used_bytes(self) -> int:
         """What the state takes, as the quota counts it."""
 
-    def get(self, key: bytes) -> RecordView | None:
-        """Return the key's record, or None."""
+    @property
+    def feature_level(self) -> int:
+        """The feature level in force."""
+
+    @property
+    def floor(self) -> int:
+        """The lowest revision that can be read."""
+
+    def get(self, key: bytes, revision: int = 0) -> RecordView | None:
+        """Return the key's record at a revision (0: the latest), or None.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def history(self, key: bytes, limit: int, revision: int = 0) -> Sequence[RecordView]:
+        """Return the key's versions that can be read, newest first, a delete as one of ``version`` 0.
+
+        Args:
+            key: the key.
+            limit: at most so many.
+            revision: none that is newer; 0: no bound.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def read_transaction(self, txn: Txn) -> TxnResult | TxnRefused:
+        """Return what a valid transaction that only reads answers, or why it cannot."""
 
 
 class Backup(Protocol):
@@ -120,6 +159,14 @@ class NodePort(Protocol):
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not set.
+            OutcomeUnknownError: it may be.
+        """
+
+    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+        """Give up the history below a revision, from 0 on; return what applying it gave.
+
+        Raises:
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not done.
             OutcomeUnknownError: it may be.
         """
 

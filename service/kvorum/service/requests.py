@@ -11,16 +11,33 @@ from typing import Literal
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
+from kvorum.kv.operations import (
+    NO_END,
+    ONE_KEY,
+    Compare,
+    DeleteRangeOp,
+    Operation,
+    PutOp,
+    RangeOp,
+    TxnOp,
+    prefix_end,
+)
 
 __all__ = [
     "ANY_REVISION",
     "AddMember",
+    "Batch",
+    "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
+    "Compact",
+    "Compare",
     "Delete",
+    "DeleteRangeOp",
     "EndSession",
     "FinalizeUpgrade",
     "Get",
+    "GetHistory",
     "GetLeader",
     "GetMetrics",
     "GetQuota",
@@ -29,13 +46,22 @@ __all__ = [
     "GetVersion",
     "ListMembers",
     "MUST_NOT_EXIST",
+    "NO_END",
+    "ONE_KEY",
+    "Operation",
     "PromoteMember",
     "Put",
+    "PutOp",
+    "PutWithOptions",
+    "RangeOp",
     "RemoveMember",
     "Request",
     "SetQuota",
     "Snapshot",
     "TransferLeadership",
+    "Txn",
+    "TxnOp",
+    "prefix_end",
 ]
 
 # Keys.
@@ -55,6 +81,21 @@ class Put(msgspec.Struct, frozen=True, gc=False):
     timeout_ms: int | None = None
 
 
+class PutWithOptions(msgspec.Struct, frozen=True):
+    """A put that needs a transaction; otherwise as :class:`Put`."""
+
+    key: bytes
+    value: bytes
+    prev_revision: int = ANY_REVISION
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
+    ignore_value: bool = False
+    """Keep the value that the key has, which must exist; ``value`` is empty."""
+    prev_value: bool = False
+    """Answer with the record before."""
+
+
 class Delete(msgspec.Struct, frozen=True, gc=False):
     """Remove a key; otherwise as :class:`Put`."""
 
@@ -62,6 +103,38 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
     prev_revision: int = ANY_REVISION
     client_id: str = ""
     sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class Txn(msgspec.Struct, frozen=True):
+    """Do ``then`` if all compares hold, otherwise ``otherwise``: all of it at one revision, or nothing.
+
+    One that only reads is a linearizable read. The session is as in :class:`Put`.
+    """
+
+    compares: tuple[Compare, ...] = ()
+    then: tuple[Operation, ...] = ()
+    otherwise: tuple[Operation, ...] = ()
+    client_id: str = ""
+    sequence: int = 0
+    timeout_ms: int | None = None
+
+
+class BatchItem(msgspec.Struct, frozen=True):
+    """One operation of a batch; the session is its own, as in :class:`Put`."""
+
+    operation: Operation
+    client_id: str = ""
+    sequence: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Do many operations, each by itself: each is done, refused or of unknown outcome, whatever the others are.
+
+    The changes are made in their order, and the reads after all of them.
+    """
+
+    items: tuple[BatchItem, ...]
     timeout_ms: int | None = None
 
 
@@ -83,6 +156,28 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     consistency: Literal["linearizable", "stale"] = "linearizable"
     max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+    revision: int = 0
+    """As the key was at this revision; 0: as it is. A node that has not reached it asks a quorum, also if stale."""
+
+
+class GetHistory(msgspec.Struct, frozen=True):
+    """The versions of a key that can still be read, newest first; otherwise as :class:`Get`."""
+
+    key: bytes
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+    revision: int = 0
+    """Leave out what is newer than this revision; 0: nothing."""
+    limit: int = 100
+    """At most so many versions."""
+
+
+class Compact(msgspec.Struct, frozen=True):
+    """Give up the history below a revision, which becomes the lowest one that can be read."""
+
+    revision: int
     timeout_ms: int | None = None
 
 
@@ -185,8 +280,13 @@ class GetVersion(msgspec.Struct, frozen=True):
 
 Request = (
     Put
+    | PutWithOptions
     | Get
+    | GetHistory
     | Delete
+    | Txn
+    | Batch
+    | Compact
     | EndSession
     | GetStatus
     | GetStateHash

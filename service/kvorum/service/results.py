@@ -4,31 +4,63 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded
+from kvorum.errors import CallerError
+from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded, TxnResult
+from kvorum.kv.operations import (
+    DeleteRangeOpResult,
+    OperationResult,
+    PutOpResult,
+    RangeOpResult,
+    TxnOpResult,
+)
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
+    "BatchResult",
     "Check",
     "Checks",
+    "Compacted",
+    "DeleteRangeOpResult",
     "DeleteResult",
     "FeatureLevel",
     "GetResult",
+    "History",
     "Leader",
     "MemberStatus",
     "Members",
     "Metrics",
     "NewLeader",
     "NodeStatus",
+    "OperationResult",
+    "PutOpResult",
     "PutResult",
+    "PutWithPrevious",
     "Quota",
+    "RangeOpResult",
     "RecordView",
     "Result",
     "SessionEnded",
     "StateHash",
+    "TxnOpResult",
+    "TxnResult",
     "Version",
 ]
+
+
+class PutWithPrevious(msgspec.Struct, frozen=True):
+    """A put, and the record before it: None if there was none, or if this answers a retry (``replayed``)."""
+
+    put: PutResult
+    previous: RecordView | None
+    replayed: bool = False
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """What came of each operation of a batch, in their order: done, or why not."""
+
+    results: tuple[TxnResult | CallerError, ...]
 
 
 class GetResult(msgspec.Struct, frozen=True):
@@ -38,6 +70,20 @@ class GetResult(msgspec.Struct, frozen=True):
     revision: int
     staleness_ms: int | None = None
     """Of a stale read: everything that was committed so many milliseconds ago is in it. None: no bound is known."""
+
+
+class History(msgspec.Struct, frozen=True):
+    """The versions of a key that could be read, newest first; that of a delete has the ``version`` 0."""
+
+    versions: tuple[RecordView, ...]
+    revision: int
+    """The store's at the time of the read."""
+    floor: int
+    """The lowest revision that can be read."""
+    is_truncated: bool
+    """There are older ones."""
+    staleness_ms: int | None = None
+    """As of a :class:`GetResult`."""
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -106,8 +152,13 @@ class Version(msgspec.Struct, frozen=True):
 
 Result = (
     PutResult
+    | PutWithPrevious
     | GetResult
+    | History
     | DeleteResult
+    | Compacted
+    | TxnResult
+    | BatchResult
     | NodeStatus
     | StateHash
     | Leader

@@ -18,12 +18,15 @@ from kvorum.errors import (
     NotLeaderError,
     NotServingError,
     ReadTimeoutError,
+    RevisionCompactedError,
+    RevisionInFutureError,
     SessionError,
     TooStaleError,
     WrongClusterError,
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import (
+    CompactRefused,
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
@@ -31,6 +34,7 @@ from kvorum.kv.commands import (
     QuotaSet,
     SessionEnded,
     SessionRefused,
+    TxnRefused,
 )
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
@@ -38,14 +42,18 @@ from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
 from kvorum.service.node_port import NodePort
 from kvorum.service.outcomes import SESSION_REASONS
+from kvorum.service.past import read_past
 from kvorum.service.requests import (
     AddMember,
+    Batch,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -55,29 +63,37 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    PutWithOptions,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Txn,
 )
 from kvorum.service.results import (
     Backup,
+    BatchResult,
     Checks,
+    Compacted,
     DeleteResult,
     FeatureLevel,
     GetResult,
+    History,
     Leader,
     Members,
     Metrics,
     NewLeader,
     NodeStatus,
     PutResult,
+    PutWithPrevious,
     Quota,
     Result,
     StateHash,
+    TxnResult,
     Version,
 )
+from kvorum.service.transactions import Transactions
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics of the node, and their content type."""
@@ -117,14 +133,25 @@ class Service:
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
+        self._transactions = Transactions(node, now, self._elsewhere, _session_error)
 
     # fmt: off
     @overload
     def execute(self, principal: Principal, request: Put) -> Awaitable[PutResult]: ...
     @overload
+    def execute(self, principal: Principal, request: PutWithOptions) -> Awaitable[PutWithPrevious]: ...
+    @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
+    def execute(self, principal: Principal, request: GetHistory) -> Awaitable[History]: ...
+    @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Txn) -> Awaitable[TxnResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Batch) -> Awaitable[BatchResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Compact) -> Awaitable[Compacted]: ...
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
@@ -174,9 +201,19 @@ class Service:
                 return self._write(principal, put, request.timeout_ms)
             case Get():
                 return self._get(request)
+            case GetHistory():
+                return self._get_history(request)
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case PutWithOptions():
+                return self._transactions.put(principal, request)
+            case Txn():
+                return self._transactions.txn(principal, request)
+            case Batch():
+                return self._transactions.batch(principal, request)
+            case Compact():
+                return self._compact(request)
             case EndSession():
                 return self._end_session(request)
             case GetStatus():
@@ -264,8 +301,34 @@ class Service:
             case NoSpace(_, limit_bytes, used_bytes):
                 self._counters.no_space["quota"] += 1
                 raise quota_error(limit_bytes, used_bytes)
-            case SessionEnded() | QuotaSet() | FeatureLevelRaised() | FeatureLevelRefused():
+            case (
+                SessionEnded()
+                | TxnResult()
+                | TxnRefused()
+                | QuotaSet()
+                | Compacted()
+                | CompactRefused()
+                | FeatureLevelRaised()
+                | FeatureLevelRefused()
+            ):
                 raise InvariantViolatedError(f"a write was answered with {result}")
+            case _:
+                assert_never(result)
+
+    async def _compact(self, request: Compact) -> Compacted:
+        limits.check_revision(request.revision)
+        try:
+            result = await self._node.compact(request.revision, self._bounded(request.timeout_ms))
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        match result:
+            case Compacted():
+                self._counters.compactions["request"] += 1
+                return result
+            case CompactRefused(revision, floor, "compacted"):
+                raise RevisionCompactedError(request.revision, floor, revision)
+            case CompactRefused(revision):
+                raise RevisionInFutureError(request.revision, revision)
             case _:
                 assert_never(result)
 
@@ -283,12 +346,18 @@ class Service:
             case _:
                 raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
-    async def _get(self, request: Get) -> GetResult:
+    def _get_history(self, request: GetHistory) -> Awaitable[GetResult | History]:
+        limits.check_versions(request.limit)
+        return self._get(request)
+
+    async def _get(self, request: Get | GetHistory) -> GetResult | History:
         if not request.key:
             raise InvalidRequestError("the key is empty")
         timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
         if request.max_staleness_ms is not None:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
+        if request.revision:
+            limits.check_revision(request.revision)
         staleness_ms = None
         if request.consistency == "stale":
             try:
@@ -296,13 +365,17 @@ class Service:
             except TooStaleError as error:
                 await self._refresh(timeout_ms, error)
                 staleness_ms = 0
+            if request.revision > self._node.store.revision:
+                staleness_ms = await self._catch_up(timeout_ms)
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
             self._counters.reads += 1
         # No await between the barrier and the read, and the store is asked for anew: a snapshot may have replaced it.
         store = self._node.store
-        return GetResult(store.get(request.key), store.revision, staleness_ms)
+        if request.revision == 0 and isinstance(request, Get):
+            return GetResult(store.get(request.key), store.revision, staleness_ms)
+        return read_past(request, store, staleness_ms)
 
     def _staleness_ms(self, limit_ms: int | None) -> int | None:
         self._node.check_serves()
@@ -310,6 +383,11 @@ class Service:
         if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
             raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
         return staleness_ms
+
+    async def _catch_up(self, timeout_ms: int) -> int:
+        """Return how old the state is once it holds all that was committed, and so a revision that is not here yet."""
+        await self._node.read_barrier(timeout_ms)
+        return 0
 
     async def _refresh(self, timeout_ms: int, too_stale: TooStaleError) -> None:
         """Return when the state holds everything that was committed before the request.

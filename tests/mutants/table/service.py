@@ -11,6 +11,8 @@ if request.consistency == 'stale':
     except TooStaleError as error:
         await self._refresh(timeout_ms, error)
         staleness_ms = 0
+    if request.revision > self._node.store.revision:
+        staleness_ms = await self._catch_up(timeout_ms)
     self._counters.stale_reads += 1
 else:
     await self._node.read_barrier(timeout_ms)
@@ -520,7 +522,7 @@ self._changed.notify_all()
     Mutant(
         "limits",
         "A session is opened that no HTTP library can end.",
-        "kv.limits:_check_session",
+        "kv.limits:check_session",
         "sequence == 1 and client_id in {'.', '..'}",
         "False",
         tests="tests/fronts/test_sessions.py",

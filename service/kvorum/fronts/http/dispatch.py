@@ -18,10 +18,12 @@ from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
+from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.fronts.http.sessions import SessionHandlers
+from kvorum.fronts.http.transactions import TransactionHandlers, names_range, take_range
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
@@ -39,7 +41,7 @@ _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
-_FORWARDABLE = kv.READ_PARAMETERS | kv.WRITE_PARAMETERS
+_FORWARDABLE = kv.READ_PARAMETERS | kv.PUT_PARAMETERS
 """The parameters of everything that may be for the leader only."""
 
 
@@ -82,7 +84,8 @@ class Dispatcher:
         self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
         self._bodies = bodies
-        keys = kv.KeyValueHandlers(service, config, bodies)
+        transactions = TransactionHandlers(service, config, bodies)
+        keys = kv.KeyValueHandlers(service, config, bodies, transactions)
         self._kv_routes = _read("get", keys.get) | {
             "PUT": Route("put", keys.put),
             "DELETE": Route("delete", keys.delete),
@@ -101,6 +104,9 @@ class Dispatcher:
         self._promote: dict[str, Route] = {}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
+            self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
+            self._routes["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
+            self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
@@ -242,7 +248,7 @@ class Dispatcher:
             raw_query = self._without_cluster(raw_query)
         target = path + ("?" + raw_query if raw_query else "")
         if path in {kv.PATH, kv.PREFIX}:
-            _, raw_query = kv.decode_key("", raw_query)
+            _, raw_query = take_range(raw_query) if names_range(raw_query) else kv.decode_key("", raw_query)
         query = Query(raw_query, _FORWARDABLE)
         if is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from typing import Literal
 
 import msgspec
 from aiohttp import hdrs
@@ -13,6 +13,7 @@ from multidict import CIMultiDictProxy
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http.forward import is_forwarding
+from kvorum.fronts.http.history import history_response, text_or_base64
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
@@ -26,18 +27,23 @@ from kvorum.fronts.http.request import (
     wants_json,
 )
 from kvorum.fronts.http.response import Response
+from kvorum.fronts.http.transactions import TransactionHandlers, names_range
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
-from kvorum.service.limits import TIMEOUT_MS_MIN
-from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, Put
-from kvorum.service.results import GetResult, RecordView
+from kvorum.service.limits import HISTORY_VERSIONS, HISTORY_VERSIONS_MAX, TIMEOUT_MS_MIN
+from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, GetHistory, Put, PutWithOptions
+from kvorum.service.results import GetResult, PutResult, PutWithPrevious, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
 
 PATH = "/v1/kv"
 PREFIX = "/v1/kv/"
 
-READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
+READ_PARAMETERS = frozenset(
+    {"consistency", "max_staleness_ms", "timeout_ms", "forward", "revision", "history", "limit"}
+)
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
+
+PUT_PARAMETERS = WRITE_PARAMETERS | {"ignore_value", "prev_value"}
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 
@@ -51,29 +57,29 @@ class KeyValueHandlers:
         service: what executes the requests.
         config: the node's.
         bodies: what reads their bodies.
+        transactions: what deletes ranges.
     """
 
-    def __init__(self, service: Service, config: Config, bodies: Bodies) -> None:
+    def __init__(self, service: Service, config: Config, bodies: Bodies, transactions: TransactionHandlers) -> None:
         self._service = service
         self._execute = service.execute
         self._config = config
         self._node_name = config.name
         self._body_bytes_max = config.body_bytes_max
         self._bodies = bodies
+        self._transactions = transactions
 
     async def put(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``PUT /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        if not request.content.is_eof() and not is_forwarding(
-            self._config, request, Query(raw_query, WRITE_PARAMETERS)
-        ):
+        if not request.content.is_eof() and not is_forwarding(self._config, request, Query(raw_query, PUT_PARAMETERS)):
             # A body that this node will only refuse is not worth reading.
             self._service.check_leads()
         value = await self._bodies.read(request, self._body_bytes_max)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
             raise InvalidRequestError("Content-Range is not supported: put the whole value")
-        prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
+        prev_revision, timeout_ms, options = _put_parameters(raw_query) if raw_query else (ANY_REVISION, None, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
         principal, client_id, sequence = ANONYMOUS, "", 0
@@ -81,24 +87,23 @@ class KeyValueHandlers:
             client_id, sequence = _session(headers)
             if sequence == 1:  # It opens a session.
                 principal = Principal(ANONYMOUS.name, request.remote or "")
+        parts = (key, value, prev_revision, client_id, sequence, timeout_ms)
         try:
-            result = await self._execute(principal, Put(key, value, prev_revision, client_id, sequence, timeout_ms))
+            if options is not None:
+                done = await self._execute(principal, PutWithOptions(*parts, *options))
+                return _put_response(key, done.put, done)
+            result = await self._execute(principal, Put(*parts))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
         except NotLeaderError:
             request[BODY] = value
             raise
-        mod_revision = result.mod_revision
-        shown = (key.decode(),) if key.isascii() else _text(key)
-        answer = PutAnswer(result.revision, result.create_revision, mod_revision, result.version, *shown)
-        return Response(
-            200,
-            _encode(answer) + b"\n",
-            headers=f'ETag: "{mod_revision}"\r\nX-Kvorum-Revision: {result.revision}\r\n',
-        )
+        return _put_response(key, result)
 
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
-        """``DELETE /v1/kv/KEY``."""
+        """``DELETE /v1/kv/KEY``, or of a range."""
+        if not raw_key and names_range(raw_query):
+            return await self._transactions.delete_range(request, raw_query)
         key, raw_query = decode_key(raw_key, raw_query)
         headers = request.headers
         prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
@@ -113,22 +118,28 @@ class KeyValueHandlers:
             result = await self._execute(principal, Delete(key, prev_revision, client_id, sequence, timeout_ms))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
-        body = _encode(DeleteAnswer(result.revision, result.deleted, *_text(key))) + b"\n"
+        body = _encode(DeleteAnswer(result.revision, result.deleted, *text_or_base64(key))) + b"\n"
         return Response(200, body, headers=f"X-Kvorum-Revision: {result.revision}\r\n")
 
     async def get(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``GET /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        result = await self._execute(ANONYMOUS, _get_with_parameters(key, raw_query) if raw_query else Get(key))
+        wanted = _get_with_parameters(key, raw_query) if raw_query else Get(key)
+        if isinstance(wanted, GetHistory):
+            return history_response(key, await self._execute(ANONYMOUS, wanted))
+        result = await self._execute(ANONYMOUS, wanted)
         record = result.record
         if record is None:
-            return self._not_found(result)
+            return self._not_found(result, wanted.revision)
         return _record_response(request.headers, key, record, result)
 
-    def _not_found(self, result: GetResult) -> Response:
+    def _not_found(self, result: GetResult, revision: int) -> Response:
+        where = f"at revision {result.revision} on {self._node_name}"
+        if revision:
+            where = f"at revision {revision}; {self._node_name} is at revision {result.revision}"
         return problem(
             "not_found",
-            f"the key does not exist at revision {result.revision} on {self._node_name}",
+            f"the key does not exist {where}",
             headers=f"X-Kvorum-Revision: {result.revision}\r\n",
             node=self._node_name,
             revision=result.revision,
@@ -165,32 +176,51 @@ def _key_parameter(raw_query: str) -> tuple[bytes, str]:
     return key, "&".join(part for part in parts if part not in keys)
 
 
-def _text(data: bytes) -> tuple[str | None, str | None]:
-    """Return the bytes as text, or else as base64."""
-    try:
-        return data.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(data).decode()
+def _put_response(key: bytes, result: PutResult, options: PutWithPrevious | None = None) -> Response:
+    mod_revision = result.mod_revision
+    shown = (key.decode(), None) if key.isascii() else text_or_base64(key)
+    answer = PutAnswer(result.revision, result.create_revision, mod_revision, result.version, *shown)
+    if options is not None:
+        previous = (None, None) if options.previous is None else text_or_base64(options.previous.value)
+        answer = msgspec.structs.replace(
+            answer, prev_value=previous[0], prev_value_base64=previous[1], replayed=options.replayed
+        )
+    return Response(
+        200, _encode(answer) + b"\n", headers=f'ETag: "{mod_revision}"\r\nX-Kvorum-Revision: {result.revision}\r\n'
+    )
+
+
+def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool] | None]:
+    """Return ``prev_revision`` and ``timeout_ms``; and ``ignore_value`` and ``prev_value`` if one of them is true."""
+    query = Query(raw_query, PUT_PARAMETERS)
+    options = query.switch("ignore_value"), query.switch("prev_value")
+    return *_common_parameters(query), options if any(options) else None
 
 
 def _write_parameters(raw_query: str) -> tuple[int, int | None]:
     """Return ``prev_revision`` and ``timeout_ms``."""
-    query = Query(raw_query, WRITE_PARAMETERS)
+    return _common_parameters(Query(raw_query, WRITE_PARAMETERS))
+
+
+def _common_parameters(query: Query) -> tuple[int, int | None]:
     prev_revision = query.integer("prev_revision", 0)
     query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
     return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", TIMEOUT_MS_MIN)
 
 
-def _get_with_parameters(key: bytes, raw_query: str) -> Get:
+def _get_with_parameters(key: bytes, raw_query: str) -> Get | GetHistory:
     query = Query(raw_query, READ_PARAMETERS)
     stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
     query.switch("forward")
-    return Get(
-        key,
-        "stale" if stale else "linearizable",
-        query.integer("max_staleness_ms", 0),
-        query.integer("timeout_ms", TIMEOUT_MS_MIN),
-    )
+    consistency: Literal["linearizable", "stale"] = "stale" if stale else "linearizable"
+    max_staleness_ms, timeout_ms = query.integer("max_staleness_ms", 0), query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    revision = query.integer("revision", 1) or 0
+    limit = query.integer("limit", 1, HISTORY_VERSIONS_MAX)
+    if query.switch("history"):
+        return GetHistory(key, consistency, max_staleness_ms, timeout_ms, revision, limit or HISTORY_VERSIONS)
+    if limit is not None:
+        raise InvalidRequestError("limit needs history=true: a key has one value at a time")
+    return Get(key, consistency, max_staleness_ms, timeout_ms, revision)
 
 
 def _session(headers: CIMultiDictProxy[str]) -> tuple[str, int]:
@@ -237,8 +267,8 @@ def _record_response(
             record.create_revision,
             mod_revision,
             record.version,
-            *_text(key),
-            *_text(record.value),
+            *text_or_base64(key),
+            *text_or_base64(record.value),
             staleness_ms,
         )
         return Response(200, _encode(answer) + b"\n", headers=headers + "Vary: Accept\r\n")

@@ -30,9 +30,11 @@ _STATUSES = {
     "not_leader": (307, "This node is not the leader"),
     "malformed_http": (400, "The request is not well-formed HTTP"),
     "invalid_request": (400, "The request is malformed"),
+    "future_revision": (400, "The cluster has not reached the revision"),
     "cross_origin": (403, "A web page of another origin may not do this"),
     "unknown_path": (404, "The path does not exist"),
     "not_found": (404, "The key does not exist"),
+    "key_not_found": (404, "The key whose value is to be kept does not exist"),
     "unknown_member": (404, "There is no such member"),
     "method_not_allowed": (405, "The path does not support this method"),
     "body_timeout": (408, "The body did not arrive in time"),
@@ -43,6 +45,7 @@ _STATUSES = {
     "feature_unavailable": (409, "The feature level of the cluster is too low"),
     "feature_level_blocked": (409, "A member does not support the next feature level"),
     "membership_refused": (409, "The membership change is not safe now"),
+    "compacted": (410, "The revision is no longer in the history"),
     "precondition_failed": (412, "The key is not at the expected revision"),
     "too_large": (413, "A limit was exceeded"),
     "unsupported_encoding": (415, "The encoding of the body is not supported"),
@@ -98,8 +101,21 @@ def problem(code: str, detail: str, *, headers: str = "", close: bool = False, *
     row = TABLE[code]
     if row.retry_after_s is not None:
         headers += header("Retry-After", str(row.retry_after_s))
-        facts["retry_after_s"] = row.retry_after_s
-    body = Problem(
+    body = _encode(_problem(code, detail, facts)) + b"\n"
+    return Response(row.status, body, "application/problem+json", headers, close=close)
+
+
+def problem_of(error: CallerError) -> Problem:
+    """Return what the body of the answer to an error says."""
+    code = error.code if error.code in TABLE else "internal"
+    return _problem(code, str(error) or TABLE[code].title, error.facts)
+
+
+def _problem(code: str, detail: str, facts: dict[str, Any]) -> Problem:
+    row = TABLE[code]
+    if row.retry_after_s is not None:
+        facts = {**facts, "retry_after_s": row.retry_after_s}
+    return Problem(
         code=code,
         type=f"urn:kvorum:error:{code}",
         title=row.title,
@@ -108,7 +124,6 @@ def problem(code: str, detail: str, *, headers: str = "", close: bool = False, *
         outcome=row.outcome,
         **facts,
     )
-    return Response(row.status, _encode(body) + b"\n", "application/problem+json", headers, close=close)
 
 
 def from_error(error: CallerError) -> Response:

@@ -137,16 +137,16 @@ def parse_integer(text: str, what: str, minimum: int, maximum: int) -> int:
     return int(text)
 
 
-def parse_idempotency_key(text: str) -> tuple[str, int]:
-    """Return the client id and the sequence of ``CLIENT-ID/SEQUENCE``.
+def parse_idempotency_key(text: str, what: str = "Idempotency-Key") -> tuple[str, int]:
+    """Return the client id and the sequence of ``CLIENT-ID/SEQUENCE``; ``what`` names it in an error.
 
     Raises:
         InvalidRequestError: it is malformed.
     """
     client_id, separator, sequence = text.partition("/")
     if not client_id or not separator:
-        raise InvalidRequestError("Idempotency-Key is not CLIENT-ID/SEQUENCE")
-    return client_id, parse_integer(sequence, "the sequence of Idempotency-Key", 1, INTEGER_MAX)
+        raise InvalidRequestError(f"{what} is not CLIENT-ID/SEQUENCE")
+    return client_id, parse_integer(sequence, f"the sequence of {what}", 1, INTEGER_MAX)
 
 
 def parse_etags(text: str, what: str, *, strong: bool = False) -> tuple[int, ...] | None:
@@ -264,6 +264,8 @@ def decode_json(body: bytes, decoder: Callable[[bytes], T], example: str) -> T:
         return decoder(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"the body is not JSON like {example}: {error}") from None
+    except RecursionError:
+        raise InvalidRequestError(f"the body is not JSON like {example}: it is nested too deep") from None
 
 
 def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:

@@ -1,0 +1,184 @@
+"""``POST /v1/txn``, ``POST /v1/batch``, and ``DELETE /v1/kv`` of a range."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp.web import BaseRequest
+from msgspec import UNSET
+
+from kvorum.config import Config
+from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
+from kvorum.fronts.http.problems import problem_of
+from kvorum.fronts.http.request import (
+    BODY,
+    IDEMPOTENCY_KEY,
+    Bodies,
+    Query,
+    combined,
+    decode_bytes,
+    decode_json,
+    parse_idempotency_key,
+)
+from kvorum.fronts.http.response import Response
+from kvorum.fronts.http.txn_bodies import FIRST_KEY, operation_of, result_of, results_of, transaction_of
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS, Principal
+from kvorum.service.limits import TIMEOUT_MS_MIN
+from kvorum.service.requests import NO_END, Batch, BatchItem, DeleteRangeOp, Txn, prefix_end
+from kvorum.service.results import TxnResult
+from kvorum_wire import DeleteRangeAnswer
+from kvorum_wire import transactions as wire
+
+PARAMETERS = frozenset({"timeout_ms", "forward"})
+RANGE_PARAMETERS = ("prefix", "start", "end")
+"""Of a delete; they are bytes, and need not be text."""
+
+_TXN = '{"compare": [{"key": "a", "target": "version", "number": 0}], "then": [{"put": {"key": "a", "value": "1"}}]}'
+_BATCH = '{"operations": [{"put": {"key": "a", "value": "1"}}, {"range": {"prefix": "b/"}}]}'
+
+_decode_txn = msgspec.json.Decoder(wire.Txn).decode
+_decode_batch = msgspec.json.Decoder(wire.Batch).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class TransactionHandlers:
+    """The handlers of transactions.
+
+    Args:
+        service: what executes the requests.
+        config: the node's.
+        bodies: what reads their bodies.
+    """
+
+    def __init__(self, service: Service, config: Config, bodies: Bodies) -> None:
+        self._execute = service.execute
+        self._body_bytes_max = config.body_bytes_max
+        self._bodies = bodies
+
+    async def txn(self, request: BaseRequest, _: str, raw_query: str) -> Response:
+        """``POST /v1/txn``."""
+        timeout_ms = _timeout_ms(raw_query)
+        body = request[BODY] = await self._bodies.read(request, self._body_bytes_max)
+        txn = transaction_of(decode_json(body, _decode_txn, _TXN))
+        principal, client_id, sequence = _session(request)
+        result = await self._execute(
+            principal, Txn(txn.compares, txn.then, txn.otherwise, client_id, sequence, timeout_ms)
+        )
+        branch = txn.then if result.succeeded else txn.otherwise
+        answer = wire.TxnAnswer(
+            revision=result.revision,
+            succeeded=result.succeeded,
+            deleted=result.deleted,
+            results=None if result.results is None or result.replayed else results_of(branch, result.results),
+            replayed=result.replayed,
+        )
+        return _response(answer, result.revision)
+
+    async def batch(self, request: BaseRequest, _: str, raw_query: str) -> Response:
+        """``POST /v1/batch``."""
+        timeout_ms = _timeout_ms(raw_query)
+        if IDEMPOTENCY_KEY in request.headers:
+            raise InvalidRequestError("a batch has no Idempotency-Key: give each operation its own idempotency_key")
+        body = request[BODY] = await self._bodies.read(request, self._body_bytes_max)
+        decoded = decode_json(body, _decode_batch, _BATCH)
+        items = tuple(_item(each, f"$.operations[{number}]") for number, each in enumerate(decoded.operations))
+        opens = any(item.sequence == 1 for item in items)
+        principal = Principal(ANONYMOUS.name, request.remote or "") if opens else ANONYMOUS
+        batch = await self._execute(principal, Batch(items, timeout_ms))
+        done = tuple(_done(*each) for each in zip(items, batch.results, strict=True))
+        return _response(wire.BatchAnswer(results=done))
+
+    async def delete_range(self, request: BaseRequest, raw_query: str) -> Response:
+        """``DELETE /v1/kv?prefix=P``, or ``?start=A&end=B``."""
+        bounds, rest = take_range(raw_query)
+        timeout_ms = _timeout_ms(rest)
+        principal, client_id, sequence = _session(request)
+        operation = DeleteRangeOp(*bounds)
+        try:
+            result = await self._execute(principal, Txn((), (operation,), (), client_id, sequence, timeout_ms))
+        except TooLargeError as error:
+            raise TooLargeError(
+                "the range has more keys than one request may delete: delete it in parts, as `kv del --prefix` does",
+                error.limit,
+            ) from None
+        return _response(DeleteRangeAnswer(result.revision, result.deleted, result.replayed), result.revision)
+
+
+def names_range(raw_query: str) -> bool:
+    """Tell whether a query names a range of keys."""
+    return any(part.partition("=")[0] in RANGE_PARAMETERS for part in raw_query.split("&"))
+
+
+def take_range(raw_query: str) -> tuple[tuple[bytes, bytes], str]:
+    """Return the range that a query names, as key and end, and the rest of the query.
+
+    Raises:
+        InvalidRequestError: it names none, or two.
+    """
+    given: dict[str, bytes] = {}
+    rest = []
+    for part in raw_query.split("&"):
+        name, _, value = part.partition("=")
+        if name not in RANGE_PARAMETERS:
+            rest.append(part)
+            continue
+        if name in given:
+            raise InvalidRequestError(f"the parameter {name} is given twice")
+        given[name] = decode_bytes(value)
+        if not given[name] and name != "prefix":
+            raise InvalidRequestError(f"the parameter {name} is empty: leave it out")
+    if not given:
+        raise InvalidRequestError("say which keys: /v1/kv/KEY, or /v1/kv with key, prefix, or start and end")
+    if len(given) > 1 and "prefix" in given:
+        raise InvalidRequestError("prefix cannot be combined with start and end")
+    if (prefix := given.get("prefix")) is not None:
+        return (prefix or FIRST_KEY, prefix_end(prefix)), "&".join(rest)
+    if given.get("end") == NO_END:
+        raise InvalidRequestError("end is a single zero byte: no key is below it; leave it out for no end")
+    return (given.get("start", FIRST_KEY), given.get("end", NO_END)), "&".join(rest)
+
+
+def _timeout_ms(raw_query: str) -> int | None:
+    query = Query(raw_query, PARAMETERS)
+    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
+    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
+
+
+def _session(request: BaseRequest) -> tuple[Principal, str, int]:
+    if IDEMPOTENCY_KEY not in request.headers:
+        return ANONYMOUS, "", 0
+    client_id, sequence = parse_idempotency_key(combined(request.headers, IDEMPOTENCY_KEY) or "")
+    # The first one opens a session.
+    principal = Principal(ANONYMOUS.name, request.remote or "") if sequence == 1 else ANONYMOUS
+    return principal, client_id, sequence
+
+
+def _item(item: wire.BatchItem, path: str) -> BatchItem:
+    operation = operation_of(item, path)
+    if item.idempotency_key is UNSET:
+        return BatchItem(operation)
+    return BatchItem(operation, *parse_idempotency_key(item.idempotency_key, f"{path}.idempotency_key"))
+
+
+def _done(item: BatchItem, result: TxnResult | CallerError) -> wire.BatchDone:
+    if isinstance(result, CallerError):
+        problem = problem_of(result)
+        return wire.BatchDone(status=problem.status, problem=problem)
+    revision, replayed = result.revision, result.replayed
+    if result.results is None:
+        return wire.BatchDone(status=200, revision=revision, replayed=replayed, deleted=result.deleted)
+    done = result_of(item.operation, result.results[0])
+    return wire.BatchDone(
+        status=200,
+        revision=revision,
+        replayed=replayed,
+        put=done.put,
+        delete=done.delete,
+        range=done.range,
+        txn=done.txn,
+    )
+
+
+def _response(answer: msgspec.Struct, revision: int | None = None) -> Response:
+    headers = "" if revision is None else f"X-Kvorum-Revision: {revision}\r\n"
+    return Response(200, _encode(answer) + b"\n", headers=headers)

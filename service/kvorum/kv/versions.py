@@ -1,0 +1,417 @@
+"""The versions of all keys: the latest ones, and the history that is kept of them.
+
+Theory of operation. ``records`` has the latest version of each key, and ``live`` its keys in order. A version that is
+replaced is put into ``Record.older`` of its successor, so only the newest version of a key holds its history, and a
+change costs one append. A deleted key has a *tombstone* in place of a record, and its keys in order are ``dead``. The
+event log has every put and delete in order.
+
+The *floor* is the lowest revision that can be read. It is replicated; it moves at once, and :meth:`Versions.reclaim`
+follows in slices, on each node in its own time. What can be read, what is counted and what is refused depend on the
+floor and never on how far that has come. The events *at* the floor are part of the history (a watch may begin there),
+and so is what they replaced: memory keeps all that is visible from ``floor - 1`` on.
+
+A *pin* makes :meth:`Versions.reclaim` keep what a reader in slices still needs. It does not hold the floor.
+
+Below feature level 4 the floor is 0: there is no history, and nothing is kept of replaced versions but for pins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from kvorum.kv.event_log import EventLog
+from kvorum.kv.keys import Keys
+from kvorum.kv.limits import INTEGER_MAX, RECORD_OVERHEAD_BYTES, TOMBSTONE_OVERHEAD_BYTES, VERSION_OVERHEAD_BYTES
+from kvorum.kv.records import Record
+
+_revision_of = attrgetter("mod_revision")
+
+
+class Pin:
+    """A revision that a reader in slices still needs, until :meth:`release`.
+
+    Attributes:
+        revision: everything that is visible at it, and every event from it on, is kept.
+        until: what comes after this revision is not needed; None: all of it is.
+    """
+
+    __slots__ = ("_on_release", "revision", "until")
+
+    def __init__(self, revision: int, until: int | None, on_release: Callable[[Pin], None]) -> None:
+        self.revision = revision
+        self.until = until
+        self._on_release: Callable[[Pin], None] | None = on_release
+
+    def release(self) -> None:
+        """Let go. Idempotent."""
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release(self)
+
+
+class Versions:
+    """All versions that are kept, of all keys.
+
+    Attributes:
+        records: key -> its latest version; only keys that exist.
+        live: these keys in order.
+        dead: the keys in order that are deleted, and have a tombstone.
+        floor: the lowest revision that can be read; 0: there is no history.
+        record_bytes: what the latest versions take, as the quota counts it.
+    """
+
+    __slots__ = (
+        "_floor_bytes",
+        "_gap_end",
+        "_is_kept",
+        "_log",
+        "_pins",
+        "_tombstones",
+        "dead",
+        "floor",
+        "live",
+        "record_bytes",
+        "records",
+    )
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, Record] = {}
+        self.live = Keys()
+        self.dead = Keys()
+        self.floor = 0
+        self.record_bytes = 0
+        self._tombstones: dict[bytes, Record] = {}
+        self._log = EventLog()
+        self._floor_bytes = 0
+        """What the events below the floor have made history of."""
+        self._pins: list[Pin] = []
+        self._gap_end = 0
+        """The position up to which nothing is left to free that came after a snapshot under way."""
+        self._is_kept = False
+        """Whether a version that is replaced is kept."""
+
+    # --- Changes ------------------------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
+        """Set a key; return its new version.
+
+        Args:
+            key: the key.
+            value: its value.
+            revision: of the change, at least the last one's; one key changes at most once a revision.
+            old: the record of the key, as ``records`` has it.
+        """
+        if old is None:
+            older = None
+            if self._tombstones:
+                tombstone = self._tombstones.pop(key, None)
+                if tombstone is not None:
+                    key = tombstone.key
+                    self.dead.remove(key)
+                    older = _with_older(tombstone) if self._is_kept else None
+            new = Record(key, value, revision, revision, 1, older)
+            self.live.add(key)
+            self.record_bytes += len(key) + len(value) + RECORD_OVERHEAD_BYTES
+            self.records[key] = new
+            if self._is_kept:
+                self._log.append(new, 0)
+            return new
+        old_value = old.value
+        self.record_bytes += len(value) - len(old_value)
+        if not self._is_kept:
+            new = Record(old.key, value, old.create_revision, revision, old.version + 1)
+            self.records[key] = new
+            return new
+        new = Record(old.key, value, old.create_revision, revision, old.version + 1, _with_older(old))
+        self.records[key] = new
+        self._log.append(new, len(old_value) + VERSION_OVERHEAD_BYTES)
+        return new
+
+    def delete(self, old: Record, revision: int) -> None:
+        """Delete a key; ``old`` is its record, and otherwise as :meth:`put`."""
+        key = old.key
+        del self.records[key]
+        self.live.remove(key)
+        self.record_bytes -= len(key) + len(old.value) + RECORD_OVERHEAD_BYTES
+        if self._is_kept:
+            history_bytes = len(old.value) + VERSION_OVERHEAD_BYTES + len(key) + TOMBSTONE_OVERHEAD_BYTES
+            tombstone = Record(key, b"", 0, revision, 0, _with_older(old))
+            self._tombstones[key] = tombstone
+            self.dead.add(key)
+            self._log.append(tombstone, history_bytes)
+
+    def restore(self, records: Sequence[Record], *, are_sorted: bool) -> None:
+        """Add the latest versions of keys that are not there yet, from a snapshot; they are no events.
+
+        Args:
+            records: the versions.
+            are_sorted: their keys are ascending, and above all that are there.
+        """
+        keys = [record.key for record in records]
+        self.records.update(zip(keys, records, strict=True))
+        if are_sorted:
+            self.live.extend(keys)
+        else:
+            for key in keys:
+                self.live.add(key)
+        self.record_bytes += sum(map(len, keys)) + sum([len(record.value) for record in records])
+        self.record_bytes += RECORD_OVERHEAD_BYTES * len(records)
+
+    def set_floor(self, revision: int) -> None:
+        """Forget the history below a revision, which is above the floor; at first, begin to keep one."""
+        self.floor = revision
+        self._is_kept = True
+        self._floor_bytes = self._log.bytes_before(self._log.position(revision))
+
+    # --- What history takes -------------------------------------------------------------------------------------
+
+    @property
+    def history_bytes(self) -> int:
+        """What the history takes, as the quota counts it: the same on every node."""
+        return self._log.total_bytes - self._floor_bytes if self.floor else 0
+
+    @property
+    def history_events(self) -> int:
+        """How many events the history has: the same on every node."""
+        return self._log.end - self._log.position(self.floor) if self.floor else 0
+
+    def revision_to_free(self, bytes_to_free: int, revision: int) -> int:
+        """Return the lowest floor that frees so much history, or the highest one if none does.
+
+        Args:
+            bytes_to_free: as :attr:`history_bytes` counts.
+            revision: the store's, which is the highest floor.
+        """
+        if bytes_to_free <= 0 or not self.floor:
+            return self.floor
+        last = self._log.revision_reaching(self._floor_bytes + bytes_to_free)
+        return revision if last is None else min(last + 1, revision)
+
+    # --- Reading ------------------------------------------------------------------------------------------------
+
+    def at(self, key: bytes, revision: int) -> Record | None:
+        """Return the version of a key at a revision, which is not below the floor or is pinned; None: no such key."""
+        record = self.newest_at(key, revision)
+        return record if record is not None and record.version else None
+
+    def newest_at(self, key: bytes, revision: int) -> Record | None:
+        """As :meth:`at`, but the tombstone of a key that is deleted, if there is one."""
+        record = self.records.get(key) or self._tombstones.get(key)
+        if record is None or record.mod_revision <= revision:
+            return record
+        return _newest(record.older, revision)
+
+    def keys_from(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
+        """Return the next keys, ascending: all that may exist at some revision that is kept.
+
+        Args:
+            start: the first key that may be returned.
+            end: the first key that may not; None: no end.
+            limit: return so many keys at most, so the caller examines no more.
+            has_dead: False: only those that exist at the latest revision.
+        """
+        keys = self.live.ascending(start, end, limit)
+        if has_dead and self.dead:
+            keys += self.dead.ascending(start, end, limit)
+            keys.sort()
+            del keys[limit:]
+        return keys
+
+    def keys_before(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
+        """Return the last keys of a range, descending; otherwise as :meth:`keys_from`."""
+        keys = self.live.descending(start, end, limit)
+        if has_dead and self.dead:
+            keys += self.dead.descending(start, end, limit)
+            keys.sort(reverse=True)
+            del keys[limit:]
+        return keys
+
+    def history(self, key: bytes, limit: int, revision: int = INTEGER_MAX) -> list[Record]:
+        """Return the versions of a key that can be read, the newest first, and its tombstones since the floor.
+
+        The last one is what is visible at the floor, if the history reaches back so far.
+
+        Args:
+            key: the key.
+            limit: return so many at most.
+            revision: leave out what is newer; not below the floor.
+        """
+        newest = self.records.get(key)
+        if newest is None and self.floor:
+            newest = self._tombstones.get(key)
+        if newest is None:
+            return []
+        found: list[Record] = []
+        record: Record | None = newest if newest.mod_revision <= revision else _newest(newest.older, revision)
+        while record is not None and len(found) < limit:
+            if record.version or record.mod_revision >= self.floor:
+                found.append(record)
+            if record.mod_revision <= self.floor or not self.floor:
+                break
+            record = _newest(newest.older, record.mod_revision - 1)
+        return found
+
+    def position(self, revision: int) -> int:
+        """Return the position in the event log of the first event at a revision or later."""
+        return self._log.position(revision)
+
+    @property
+    def end(self) -> int:
+        """The position of the next event."""
+        return self._log.end
+
+    def events(self, position: int, limit: int) -> list[Record]:
+        """Return the events from a position on, at most ``limit``: the records that were put, and tombstones."""
+        return self._log.events(position, limit)
+
+    def previous(self, event: Record) -> Record | None:
+        """Return the version that an event replaced; None: there was no such key. The event is not below the floor."""
+        return self.at(event.key, event.mod_revision - 1)
+
+    # --- Forgetting ---------------------------------------------------------------------------------------------
+
+    def pin(self, revision: int, until: int | None = None) -> Pin:
+        """Keep what is visible at a revision, which can be read, and all events from it on.
+
+        Args:
+            revision: the revision.
+            until: the last revision that is needed, so that the memory of what comes later is freed all the same; only
+                the snapshot under way says so. None: there is none.
+        """
+        pin = Pin(revision, until, self._release)
+        self._pins.append(pin)
+        self._is_kept = True
+        return pin
+
+    def _release(self, pin: Pin) -> None:
+        self._pins = [each for each in self._pins if each is not pin]
+        self._is_kept = bool(self.floor or self._pins)
+
+    def reclaim(self, budget: int) -> int:
+        """Free memory of what is below the floor and not pinned.
+
+        Args:
+            budget: visit so many events, or versions of one key, at most; about half a microsecond each. Each event
+                is visited once, and each version at most once, so twice the events applied keeps pace.
+
+        Returns:
+            How many were visited; less than ``budget``: nothing is left to do.
+        """
+        log = self._log
+        kept = min([pin.revision for pin in self._pins], default=INTEGER_MAX)
+        last = min(self.floor or INTEGER_MAX, kept) - 1
+        """What is visible at this revision stays, and every event after it."""
+        visited = 0
+        position = log.begin
+        for event in log.events(position, budget):
+            if visited >= budget or event.mod_revision > last:
+                break
+            newest = self.records.get(event.key) or self._tombstones.get(event.key)
+            dropped = _drop(newest, last, budget - visited) if newest is not None and newest.older is not None else 0
+            visited += max(dropped, 1)
+            if dropped and visited >= budget:
+                break  # there may be more to drop of this key
+            if newest is event and not event.version:
+                del self._tombstones[event.key]
+                self.dead.remove(event.key)
+            position += 1
+        log.forget(position)
+        return visited + self._reclaim_gap(budget - visited)
+
+    def _reclaim_gap(self, budget: int) -> int:
+        """Free what was written after a snapshot under way began, and can be read no more; return how much was visited.
+
+        A snapshot may take minutes. Without this, memory would hold every version that is written meanwhile.
+        """
+        cut = max([pin.until for pin in self._pins if pin.until is not None], default=None)
+        if cut is None:
+            return 0
+        needed = [pin.revision for pin in self._pins if pin.until is None]
+        last = min([self.floor or INTEGER_MAX, *needed]) - 1
+        log = self._log
+        position = max(log.position(cut + 1), self._gap_end)
+        visited = 0
+        for event in log.events(position, budget):
+            if visited >= budget or event.mod_revision > last:
+                break
+            newest = self.newest_at(event.key, INTEGER_MAX)
+            dropped = 0 if newest is None else _drop_after(newest, cut, last, budget - visited)
+            visited += max(dropped, 1)
+            if dropped and visited >= budget:
+                break
+            if newest is event and not event.version and event.older is None:
+                del self._tombstones[event.key]
+                self.dead.remove(event.key)
+                newest = None
+            if newest is None or self.newest_at(event.key, event.mod_revision) is not event:
+                # Not the key of the event, which would stay in memory. A key of this name loses nothing that it needs.
+                log.replace(position, Record(b"-", b"", 0, event.mod_revision, 0))
+            position += 1
+        self._gap_end = position
+        return visited
+
+
+def _with_older(old: Record) -> Record | list[Record]:
+    """Return what is kept of a key once its newest version is replaced."""
+    older = old.older
+    if older is None:
+        return old
+    old.older = None
+    if isinstance(older, list):
+        older.append(old)
+        return older
+    return [older, old]
+
+
+def _newest(older: Record | list[Record] | None, revision: int) -> Record | None:
+    """Return the newest of the older versions that is not above a revision."""
+    if isinstance(older, list):
+        number = bisect_right(older, revision, key=_revision_of)
+        return older[number - 1] if number else None
+    return older if older is not None and older.mod_revision <= revision else None
+
+
+def _drop(newest: Record, last: int, limit: int) -> int:
+    """Drop at most ``limit`` versions of a key that cannot be seen at revision ``last`` or later; return how many."""
+    older = newest.older
+    if not isinstance(older, list):
+        is_seen = older is not None and newest.mod_revision > last and (older.version or older.mod_revision > last)
+        if older is not None and not is_seen:
+            newest.older = None
+            return 1
+        return 0
+    if newest.mod_revision <= last:
+        count = len(older)
+    else:
+        count = bisect_right(older, last, key=_revision_of)
+        if count and older[count - 1].version:
+            count -= 1  # the one that is visible at `last`
+    count = min(count, limit)
+    del older[:count]
+    if not older:
+        newest.older = None
+    elif len(older) == 1:
+        newest.older = older[0]
+    return count
+
+
+def _drop_after(newest: Record, first: int, last: int, limit: int) -> int:
+    """Drop at most ``limit`` versions of a key that came after ``first`` and are replaced at ``last``; return how many.
+
+    What is visible at ``last`` stays, also if it is a tombstone: below it there may be a version that is not.
+    """
+    older = newest.older
+    if not isinstance(older, list):
+        if older is not None and first < older.mod_revision and newest.mod_revision <= last:
+            newest.older = None
+            return 1
+        return 0
+    begin = bisect_right(older, first, key=_revision_of)
+    end = len(older) if newest.mod_revision <= last else bisect_right(older, last, key=_revision_of) - 1
+    count = min(max(end - begin, 0), limit)
+    del older[begin : begin + count]
+    if len(older) <= 1:
+        newest.older = older[0] if older else None
+    return count
