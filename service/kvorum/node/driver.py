@@ -327,8 +327,8 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
-        if proposals.queue:
-            self._turns.schedule()  # Some may have waited for what is applied now.
+        if proposals.is_holding_back:
+            self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
         self._counters.apply_duration.record(self._clock.monotonic() - since)
         if self._tracer is not None:
