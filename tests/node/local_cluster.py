@@ -182,7 +182,7 @@ async def change_in_memory(node: Node, key: bytes) -> None:
     await node.parts.sweeps.close()
     record = node.store.get(key)
     assert record is not None
-    node.store._records[key] = replace(record, value=b"x")
+    node.store.versions.records[key] = replace(record, value=b"x")
 
 
 def keep_snapshots_of_changed_memory(monkeypatch: pytest.MonkeyPatch) -> None:

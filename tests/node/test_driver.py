@@ -139,7 +139,7 @@ def test_a_state_is_given_up_before_the_one_that_was_fetched_is_loaded(monkeypat
         storage, source = MemoryStorage(), Source()
         node = a_node(storage, source)
         old = node.parts.state.store
-        old._records[b"k"] = Record(b"v", 1, 1, 1)
+        old.versions.records[b"k"] = Record(b"k", b"v", 1, 1, 1)
         driver = node.parts.driver
         driver.on_messages("b@1", (offer(10, term=1),))
         await until("it is wanted", lambda: source.wanted == [10])

@@ -19,7 +19,7 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, history, kv, node, raft, service, storage, transport
+from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport
 
 MUTANTS = (
     *raft.MUTANTS,
@@ -30,4 +30,5 @@ MUTANTS = (
     *transport.MUTANTS,
     *cluster.MUTANTS,
     *service.MUTANTS,
+    *compactions.MUTANTS,
 )

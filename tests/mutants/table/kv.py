@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "version",
         "What needs a higher level is proposed.",
-        "kv.features:check_command_level",
+        "kv.features:check_level",
         "needed > level",
         "False",
         simulated=False,
@@ -492,8 +492,8 @@ MUTANTS = (
     Mutant(
         "integrity",
         "Two nodes of which one is full have one state hash.",
-        "kv.store:Store._apply_batch",
-        "self._changes.quota(self.quota)",
+        "kv.store:Store._judge_room",
+        "changes.quota(quota)",
         "pass",
         tests="tests/kv/test_quota.py",
         simulated=False,

@@ -11,6 +11,8 @@ if request.consistency == 'stale':
     except TooStaleError as error:
         await self._refresh(timeout_ms, error)
         staleness_ms = 0
+    if request.revision > self._node.store.revision:
+        staleness_ms = await self._catch_up(timeout_ms)
     self._counters.stale_reads += 1
 else:
     await self._node.read_barrier(timeout_ms)
