@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded
-from kvorum.service.node_port import Backup, RecordView
+from kvorum.kv.watch import Batch, Event, Sink
+from kvorum.service.node_port import Backup, RecordView, Watch
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
+    "Batch",
     "Check",
     "Checks",
     "Compacted",
     "DeleteResult",
+    "Event",
     "FeatureLevel",
     "GetResult",
     "History",
@@ -30,6 +35,8 @@ __all__ = [
     "SessionEnded",
     "StateHash",
     "Version",
+    "Watch",
+    "WatchStart",
 ]
 
 
@@ -54,6 +61,17 @@ class History(msgspec.Struct, frozen=True):
     """There are older ones."""
     staleness_ms: int | None = None
     """As of a :class:`GetResult`."""
+
+
+class WatchStart(msgspec.Struct, frozen=True):
+    """A watch that can begin."""
+
+    revision: int
+    """The store's."""
+    first: int
+    """The first revision that the watch will see."""
+    open: Callable[[Sink], Watch]
+    """Begins it. Raises a CallerError if the node cannot (any more)."""
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -138,4 +156,5 @@ Result = (
     | Checks
     | Metrics
     | Version
+    | WatchStart
 )
