@@ -61,6 +61,7 @@ from kvorum.service.requests import (
     SetQuota,
     Snapshot,
     TransferLeadership,
+    Watch,
 )
 from kvorum.service.results import (
     Checks,
@@ -88,7 +89,7 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Snapshot()]
+WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Watch(b"k", None), Snapshot()]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),
