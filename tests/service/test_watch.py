@@ -18,6 +18,8 @@ from kvorum.errors import (
     OverloadedError,
     RevisionCompactedError,
 )
+from kvorum.kv.commands import Put
+from kvorum.kv.store import Store
 from kvorum.kv.watch import Batch, Interest
 from kvorum.node.watches import Watches
 from kvorum.service.requests import Compact, Watch
@@ -113,8 +115,6 @@ class Scene:
         asyncio.run(self._put())
 
     async def _put(self) -> None:
-        from kvorum.kv.commands import Put
-
         await self.node.propose(Put(b"k", b"v"), 1000)
 
     def advance(self) -> None:
@@ -158,7 +158,12 @@ def test_a_turn_without_news_costs_nothing() -> None:
     scene.watches.open(ALL, Seen(), 2)
     scene.advance()
     calls: list[object] = []
-    scene.watches.hub.turn = lambda store: bool(calls.append(store))  # type: ignore[method-assign]
+
+    def turn(store: Store) -> bool:
+        calls.append(store)
+        return False
+
+    scene.watches.hub.turn = turn  # type: ignore[method-assign]
     assert not scene.watches.advance()
     assert calls == []
     scene.put()
