@@ -87,12 +87,15 @@ class Model:
         return total
 
     def used(self) -> int:
-        """Weigh everything that is kept, from nothing."""
+        """Weigh everything, from nothing."""
+        return self.kept() + self.history_bytes()
+
+    def kept(self) -> int:
+        """Weigh everything but the history, which gives way."""
         records = {key: self.get(key) for key in {key for key, _ in self.history}}
         total = sum(len(key) + len(record.value) + 288 for key, record in records.items() if record is not None)
         for session in self.sessions:
             total += 512 + len(session.client_id) + 37 * min(max(session.applied), self.window)
-        total += self.history_bytes()
         return total + sum(256 + len(client_id) for client_id, _ in self.ended)
 
     def state_sum(self) -> int:
@@ -122,10 +125,13 @@ class Model:
         self.time_ms = max(self.time_ms, batch.time_ms)
         alone = len(batch.commands) == 1
         results = [self._apply(command, alone) for command in batch.commands]
+        if self.quota and self.history_bytes():
+            while self.floor < self.revision and self.used() > self.quota * 95 // 100:
+                self.floor += 1
         if self.is_full:
-            self.is_full = self.used() >= self.quota * 95 // 100
+            self.is_full = self.kept() >= self.quota * 95 // 100
         else:
-            self.is_full = 0 < self.quota < self.used()
+            self.is_full = 0 < self.quota < self.kept()
         return results
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
@@ -143,7 +149,7 @@ class Model:
         if command.client_id != "" and command.sequence <= 0:
             return SessionRefused(revision, "invalid")
         if self.is_full and isinstance(command, Put) and self._is_new(command.client_id, command.sequence):
-            return NoSpace(revision, self.quota, self.used())
+            return NoSpace(revision, self.quota, self.kept())
         if command.client_id == "":
             return self._change(command)
         what = (type(command), command.key, getattr(command, "value", None), command.prev_revision)

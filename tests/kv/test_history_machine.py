@@ -18,7 +18,7 @@ from kvorum.kv.store import Store
 from kvorum.kv.sweep import StateSweep
 from kvorum.kv.versions import Pin
 
-KEYS = [bytes([letter]) * (letter % 3 + 1) for letter in b"abcdefghij"]
+KEYS = [b"-", *(bytes([letter]) * (letter % 3 + 1) for letter in b"abcdefghi")]
 _keys = st.sampled_from(KEYS)
 _writes: st.SearchStrategy[BatchCommand] = st.one_of(
     st.builds(Put, _keys, st.binary(max_size=4)), st.builds(Put, _keys, st.binary(max_size=4)), st.builds(Delete, _keys)
@@ -66,6 +66,7 @@ class HistoryMachine(RuleBasedStateMachine):
         self.apply(*first)
         iterator = self.store.begin_snapshot() if first else None
         self.apply(*first)
+        self.store.reclaim(3)
         if iterator is not None:
             iterator.close()
         self.apply(raise_to(4))

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from kv.kv_support import CONFIGURATION, apply, examples, framed, frames_of, restore, snapshot_of, store_at_level_4
+from kv.kv_support import (
+    CONFIGURATION,
+    apply,
+    examples,
+    framed,
+    frames_of,
+    kept_versions,
+    restore,
+    snapshot_of,
+    store_at_level_4,
+)
 
 from kvorum.errors import StorageCorruptError, VersionTooOldError
 from kvorum.kv.commands import Compact, Delete, Put
@@ -139,6 +149,10 @@ IMPOSSIBLE = {
     "fewer keys than announced": history(base=[A3], keys=2),
     "more keys than announced": history(base=[A3], keys=0),
     "a replaced version that is the latest": history(row(b"a", 3, 5, 3), base=[A3]),
+    "a key whose latest version is not said to be that": history(
+        row(b"a", 3, 5, 3), row(b"a", 0, 6, 0, is_latest=False), row(b"b", 7, 7, 1), base=[A3_REPLACED], keys=1
+    ),
+    "another version that is said to be the latest": history(A5_REPLACED, base=[A3]),
     "a latest version that is not said to be": history(base=[A3_REPLACED]),
 }
 NEEDS_RECORDS = {
@@ -200,6 +214,37 @@ def test_a_snapshot_is_the_state_at_its_beginning_whatever_is_written_and_compac
         chunks.append(iterator.next_chunk(2))
     iterator.close()
     assert b"".join(chunk for chunk in chunks if chunk) == SNAPSHOT
+
+
+def test_memory_keeps_nothing_of_what_is_written_and_compacted_while_a_snapshot_is_written() -> None:
+    store = a_store()
+    iterator = store.begin_snapshot()
+    before = kept_versions(store, [b"a", b"b", b"c", b"d", b"e"])
+    for number in range(50):
+        apply(store, Put(b"a", b"%d" % number), Put(b"e", b"x"), Delete(b"e"), Put(b"f", b"x"))
+    apply(store, Delete(b"f"), Delete(b"c"), Put(b"a", b"last"), Compact(store.revision + 3))
+    while store.reclaim(3) == 3:
+        pass
+    # Beside what the snapshot needs: what the event at the floor replaced, and the tombstone of what it needs.
+    after = kept_versions(store, [b"a", b"b", b"c", b"d", b"e", b"f"])
+    assert after == {**before, b"a": before[b"a"] + 2, b"c": 2}
+    assert iterator.next_chunk() is not None
+    iterator.close()
+    while store.reclaim(3) == 3:
+        pass
+    assert kept_versions(store, [b"a", b"b", b"c", b"d", b"e", b"f"]) == {b"a": 1}
+
+
+def test_a_reader_of_an_older_revision_keeps_what_came_after_a_snapshot() -> None:
+    store = a_store()
+    pin = store.pin()
+    iterator = store.begin_snapshot()
+    apply(store, Put(b"a", b"10"), Put(b"a", b"11"), Put(b"a", b"12"), Compact(12))
+    store.reclaim(100)
+    events = store.versions.events(store.versions.position(pin.revision + 1), 9)
+    assert [event.value for event in events] == [b"10", b"11", b"12"]
+    assert store.versions.previous(events[1]) == events[0]
+    iterator.close()
 
 
 def test_a_step_visits_no_more_keys_than_it_was_asked_to() -> None:

@@ -31,7 +31,7 @@ from kvorum.errors import (
     TooStaleError,
     TransferFailedError,
 )
-from kvorum.kv.commands import QueuedCommand, Result, SessionRefused
+from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 from kvorum.kv.store import Store
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal, authorize
@@ -385,7 +385,7 @@ def test_a_session_that_is_not_ended_says_why(
 ) -> None:
     node = FakeNode()
 
-    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -428,7 +428,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)

@@ -35,7 +35,7 @@ class LatestCut:
         self._versions = versions
         self._revision = revision
         self._record_sum = record_sum
-        self._pin = versions.pin(revision)
+        self._pin = versions.pin(revision, until=revision)
         self._keys = list(versions.records)
         self.keys = 0
 
@@ -95,7 +95,7 @@ class HistoryCut:
         self._revision = revision
         self._record_sum = record_sum
         self._floor = versions.floor
-        self._pin = versions.pin(versions.floor)
+        self._pin = versions.pin(versions.floor, until=revision)
         self._position = versions.position(versions.floor)
         self._end = versions.end
         self._begun = False
@@ -109,7 +109,7 @@ class HistoryCut:
     @property
     def is_done(self) -> bool:
         """Whether every frame was returned."""
-        return self._begun and self._cursor is None and not self._rows and self._position == self._end
+        return self._begun and self._cursor is None and not self._rows and self._position >= self._end
 
     def next_frame(self, max_keys: int, max_bytes: int) -> HistoryFrame | BaseFrame | EventsFrame | None:
         """Return the next frame, or None if a step did not fill it: many keys were created or deleted later."""

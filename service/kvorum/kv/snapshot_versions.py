@@ -32,6 +32,7 @@ class VersionsRestorer:
         "_last_revision",
         "_latest",
         "_record_sum",
+        "_replaced",
         "_revision",
         "_versions",
     )
@@ -52,6 +53,9 @@ class VersionsRestorer:
         self._keeps_records = keeps_records
         self._last_key = b""
         self._latest = 0
+        self._replaced: set[bytes] = set()
+        """Keys whose last row so far is not the latest one. At the end there is none, and as many rows are the latest
+        as there are keys: so each of them is the latest of its key."""
         versions.set_floor(frame.floor)
 
     def take_base(self, frame: BaseFrame) -> None:
@@ -68,8 +72,7 @@ class VersionsRestorer:
             if row.mod_revision >= self._floor or not row.version or not _is_possible(row):
                 raise StorageCorruptError("a version of the snapshot has an impossible revision")
             self._last_key = row.key
-            if row.is_latest:
-                self._add(row)
+            self._take(row)
         if self._keeps_records:
             self._versions.restore([_record(row) for row in frame.versions], are_sorted=True)
 
@@ -83,10 +86,9 @@ class VersionsRestorer:
             if not self._last_revision <= row.mod_revision <= self._revision or not _is_possible(row):
                 raise StorageCorruptError("an event of the snapshot has an impossible revision")
             self._last_revision = row.mod_revision
-            if row.is_latest and row.version:
-                self._add(row)
             if self._keeps_records:
                 self._replay(row)
+            self._take(row)
         self._events += len(frame.events)
 
     def check_complete(self, keys: int) -> None:
@@ -96,7 +98,7 @@ class VersionsRestorer:
             StorageCorruptError: something is missing, or more than was announced.
         """
         found = len(self._versions.records) if self._keeps_records else keys
-        if self._events != self._events_expected or not keys == self._latest == found:
+        if self._events != self._events_expected or self._replaced or not keys == self._latest == found:
             raise StorageCorruptError("the snapshot does not hold the history that it announces")
 
     def _replay(self, row: VersionRow) -> None:
@@ -114,9 +116,14 @@ class VersionsRestorer:
         else:
             versions.delete(old, revision)
 
-    def _add(self, row: VersionRow) -> None:
-        self._latest += 1
-        self._record_sum.add(row.key, _record(row))
+    def _take(self, row: VersionRow) -> None:
+        if not row.is_latest:
+            self._replaced.add(row.key)
+            return
+        self._replaced.discard(row.key)
+        if row.version:
+            self._latest += 1
+            self._record_sum.add(row.key, _record(row))
 
 
 def _record(row: VersionRow) -> Record:

@@ -303,7 +303,7 @@ class Service:
     async def _compact(self, request: Compact) -> Compacted:
         limits.check_revision(request.revision)
         try:
-            result = await self._node.propose(commands.Compact(request.revision), self._bounded(request.timeout_ms))
+            result = await self._node.compact(request.revision, self._bounded(request.timeout_ms))
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         match result:
@@ -312,10 +312,10 @@ class Service:
                 return result
             case CompactRefused(revision, floor, "compacted"):
                 raise RevisionCompactedError(request.revision, floor, revision)
-            case CompactRefused(revision, _, "future"):
+            case CompactRefused(revision):
                 raise RevisionInFutureError(request.revision, revision)
             case _:
-                raise InvariantViolatedError(f"a compaction was answered with {result}")
+                assert_never(result)
 
     async def _end_session(self, request: EndSession) -> SessionEnded:
         check_client_id(request.client_id)

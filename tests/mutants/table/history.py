@@ -171,8 +171,29 @@ MUTANTS = (
     _row(
         "A snapshot does not pin its floor, and loses what is compacted while it is written.",
         "kv.cut:HistoryCut.__init__",
-        "self._pin = versions.pin(versions.floor)",
-        "self._pin = versions.pin(revision)",
+        "versions.pin(versions.floor, until=revision)",
+        "versions.pin(revision, until=revision)",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "Memory holds every version that is written while a snapshot is written.",
+        "kv.versions:Versions.reclaim",
+        "visited + self._reclaim_gap(budget - visited)",
+        "visited",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "While a snapshot is written, a reader in slices sees versions vanish.",
+        "kv.versions:Versions._reclaim_gap",
+        "[self.floor or INTEGER_MAX, *needed]",
+        "[self.floor or INTEGER_MAX]",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "While a snapshot is written, a version that can still be read is freed.",
+        "kv.versions:_drop_after",
+        "bisect_right(older, last, key=_revision_of) - 1",
+        "bisect_right(older, last, key=_revision_of)",
         _SNAPSHOTS,
     ),
     _row(
@@ -226,9 +247,16 @@ MUTANTS = (
     ),
     _row(
         "Replaced versions are counted in the sum of a snapshot.",
-        "kv.snapshot_versions:VersionsRestorer.take_events",
-        "row.is_latest and row.version",
-        "row.version",
+        "kv.snapshot_versions:VersionsRestorer._take",
+        "not row.is_latest",
+        "False",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "A snapshot whose sum covers another version than the latest one is restored.",
+        "kv.snapshot_versions:VersionsRestorer.check_complete",
+        "self._replaced",
+        "False",
         _SNAPSHOTS,
     ),
     _row(

@@ -55,8 +55,8 @@ MUTANTS = (
         "B26",
         "A record that changes while a snapshot is written appears in it as it is later.",
         "kv.cut:LatestCut.__init__",
-        "self._pin = versions.pin(revision)",
-        "self._pin = versions.pin(revision); self._pin.release()",
+        "self._pin = versions.pin(revision, until=revision)",
+        "self._pin = versions.pin(revision, until=revision); self._pin.release()",
     ),
     Mutant(
         "B40",
