@@ -46,8 +46,10 @@ from kvorum_client.results import (
     Quota,
     Record,
     Version,
+    WatchEvent,
 )
 from kvorum_client.sync import SyncClient
+from kvorum_client.watch import SyncWatch, Watch
 
 if not TYPE_CHECKING:
     # Type checkers must go on reporting names that do not exist.
@@ -75,7 +77,10 @@ __all__ = [
     "Record",
     "RefusedError",
     "SyncClient",
+    "SyncWatch",
     "UnavailableError",
     "Version",
+    "Watch",
+    "WatchEvent",
     "WrongClusterError",
 ]

@@ -238,8 +238,9 @@ class Feed:
         self._done = loop.create_future()
         connection.feed = self
         try:
-            if self._is_from_now:
-                self._write(self._lines.progress(self._start.first - 1))
+            # A client that resumes is told at once as well that somebody is there.
+            first = self._start.first
+            self._write(self._lines.progress(first - 1) if self._is_from_now else self._lines.heartbeat)
             self._watch = self._start.open(self)
             self._timer = loop.call_later(self._progress_s, self._beat)
             await self._done
