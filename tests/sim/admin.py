@@ -66,6 +66,9 @@ class Admin:
             case "finalize":
                 node.call(self._finalize, node)
                 return
+            case "compact":
+                node.call(self._compact, node, fault.argument)
+                return
         if any(each.holds_damage for each in self._world.nodes.values()):
             # Nobody would take a member away, or bring one, while the members have to find out whose state is right.
             return
@@ -172,6 +175,17 @@ class Admin:
         with suppress(CallerError):
             await service.execute(ANONYMOUS, requests.FinalizeUpgrade(self._world.plan.deadline_us // MS))
             self._world.counts["feature levels finalized"] += 1
+
+    async def _compact(self, node: SimNode, per_mille: int) -> None:
+        """Give up the history below a revision: such a part of what the node has, or more than it has."""
+        assert node.product is not None
+        assert node.loop is not None
+        service, store = Service(node.product, node.loop.time), node.store
+        revision = store.floor + (store.revision + 1 - store.floor) * per_mille // 1000
+        with suppress(CallerError):
+            compacted = await service.execute(ANONYMOUS, requests.Compact(revision, self._world.plan.deadline_us // MS))
+            self._world.counts["compactions"] += 1
+            node.observe(self._world.facts.on_compaction, node, revision, compacted.floor)
 
     # --- Scripts ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import msgspec
 from sim import invariants
 from sim.history import Applied
 
-from kvorum.kv.commands import Delete, DeleteResult, Put, PutResult, Result, decode_batch
+from kvorum.kv.commands import Delete, DeleteResult, FeatureLevelRaised, Put, PutResult, Result, decode_batch
 from kvorum.kv.store import Store
 from kvorum.raft import Change, Raft, Role
 from kvorum.raft.messages import (
@@ -282,12 +282,17 @@ class Facts:
         assert raft is not None
         invariants.what_is_handed_over_is_applied(node, raft)
         invariants.state_hashes_agree(node, store.applied_index, self.state_hashes.get(store.applied_index))
+        if store.applied_index == self.model.applied_index:
+            invariants.history_is_counted_alike(node, store, self.model)
 
     def _log_writes(self, entry: Entry, results: Sequence[Result]) -> None:
         """Note the writes that changed the store; a retry is answered with a revision of the past."""
         if entry.kind is not EntryKind.COMMAND:
             return
         for command, result in zip(decode_batch(entry.data).commands, results, strict=True):
+            if isinstance(result, FeatureLevelRaised) and result.revision > self._revision:
+                self._revision = result.revision
+                self.log.append(Applied(result.revision, "raise", ""))
             changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
             if not changed or not isinstance(command, Put | Delete) or result.revision <= self._revision:
                 continue
@@ -321,6 +326,21 @@ class Facts:
         node.world.counts["backups"] += 1
         invariants.a_backup_has_all_that_was_committed(node, committed, backup)
         invariants.state_hashes_agree(node, backup.applied_index, self.state_hashes.get(backup.applied_index), backup)
+        invariants.a_backup_holds_its_history(node, self.log, backup)
+
+    def on_past_read(self, node: SimNode, key: str, revision: int, value: str | None) -> None:
+        """A read of a key was answered with what it was at a revision."""
+        node.world.counts["reads of the past"] += 1
+        invariants.the_past_does_not_change(node, self.log, key, revision, value)
+
+    def on_past_refused(self, node: SimNode, revision: int, asked_at_revision: int, reason: str) -> None:
+        """A read of the past was refused; when it was asked for, somebody had applied ``asked_at_revision``."""
+        node.world.counts[f"reads of the past refused: {reason}"] += 1
+        invariants.a_revision_is_refused_for_its_reason(self, node, revision, asked_at_revision, reason)
+
+    def on_compaction(self, node: SimNode, revision: int, floor: int) -> None:
+        """Somebody was told that the history below a revision is given up."""
+        invariants.a_compaction_that_was_answered_is_in_force(self, node, revision, floor)
 
     def on_stale_read(self, node: SimNode, age_us: int) -> None:
         """A read is served from a state that is no older than this, as the process says."""

@@ -61,6 +61,7 @@ class Applied(msgspec.Struct, frozen=True):
 
     revision: int
     kind: str
+    """``put``, ``delete``, or ``raise``: of the feature level from which on there is a history."""
     key: str
     value: str | None = None
     client: str = ""

@@ -10,9 +10,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sim.damage import is_damaged
+from sim.history import Applied
 from sim.plan import MS, S
 
 from kvorum.kv.commands import Put, decode_batch
+from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
 from kvorum.raft import Raft, Role
 from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
@@ -390,6 +393,76 @@ def state_hashes_agree(node: SimNode, index: int, state_hash: int | None, store:
     """Every server has the same state after the same entry (section 2: replicated state machines)."""
     if (node.store if store is None else store).state_hash != state_hash:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
+
+
+def history_is_counted_alike(node: SimNode, store: Store, model: Store) -> None:
+    """What of the history is kept, and what it takes, follows from the log alone: the quota depends on it."""
+    ours = (store.floor, store.history_events, store.history_bytes, store.used_bytes)
+    theirs = (model.floor, model.history_events, model.history_bytes, model.used_bytes)
+    if ours != theirs:
+        raise Broken(
+            "history_is_counted_alike",
+            f"floor, events, bytes of history and of all of {node.id} are {ours}; from the log follow {theirs}",
+        )
+
+
+def _value_at(log: Sequence[Applied], key: str, revision: int) -> str | None:
+    """Return what a key was at a revision, by the writes of all time; None: it did not exist."""
+    last = bisect_right(log, revision, key=lambda write: write.revision)
+    return next((write.value for write in reversed(log[:last]) if write.key == key), None)
+
+
+def the_past_does_not_change(node: SimNode, log: Sequence[Applied], key: str, revision: int, value: str | None) -> None:
+    """A read at a revision answers what the key was then, whichever node is asked, and whenever."""
+    expected = _value_at(log, key, revision)
+    if value != expected:
+        raise Broken(
+            "the_past_does_not_change", f"{node.id}: {key} was {value!r} at revision {revision}; it was {expected!r}"
+        )
+
+
+def a_revision_is_refused_for_its_reason(
+    facts: Facts, node: SimNode, revision: int, asked_at_revision: int, reason: str
+) -> None:
+    """Only what is below the floor is refused as compacted, and only what nobody has reached as of the future."""
+    if reason == "compacted" and revision >= facts.model.floor:
+        raise Broken(
+            "a_revision_is_refused_for_its_reason",
+            f"{node.id} calls revision {revision} compacted; nobody has a floor above {facts.model.floor}",
+        )
+    if reason == "future" and revision <= asked_at_revision:
+        raise Broken(
+            "a_revision_is_refused_for_its_reason",
+            f"{node.id} calls revision {revision} one of the future; {asked_at_revision} was there when it was asked",
+        )
+
+
+def a_compaction_that_was_answered_is_in_force(facts: Facts, node: SimNode, revision: int, floor: int) -> None:
+    """Whoever is told that a history was given up can rely on it, on every node that has heard of it."""
+    if floor < revision or facts.model.floor < floor or node.store.floor < revision:
+        raise Broken(
+            "a_compaction_that_was_answered_is_in_force",
+            f"{node.id} answered floor {floor} to a compaction at {revision}; its own is {node.store.floor}, and the "
+            f"highest {facts.model.floor}",
+        )
+
+
+def a_backup_holds_its_history(node: SimNode, log: Sequence[Applied], backup: Store) -> None:
+    """A backup answers every revision from its floor on as the cluster did."""
+    if backup.feature_level < HISTORY_LEVEL:
+        return
+    keys = {write.key for write in log}
+    for revision in {backup.floor, (backup.floor + backup.revision) // 2, backup.revision}:
+        for key in sorted(keys):
+            record = backup.get(key.encode(), revision)
+            if is_damaged(record):
+                continue
+            value, expected = None if record is None else record.value.decode(), _value_at(log, key, revision)
+            if value != expected:
+                raise Broken(
+                    "a_backup_holds_its_history",
+                    f"in a backup of {node.id}, {key} was {value!r} at revision {revision}; it was {expected!r}",
+                )
 
 
 def a_state_that_was_found_wrong_is_not_served(node: SimNode) -> None:

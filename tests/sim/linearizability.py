@@ -65,7 +65,10 @@ class History:
                 self.puts[op.value] = op
             if op.sequence:
                 self.requests[op.client, op.sequence] = op
-        self.writes = _writes_seen(operations) if log is None else sorted(log, key=lambda write: write.revision)
+        log = None if log is None else sorted(log, key=lambda write: write.revision)
+        self.raises = {each.revision for each in log or () if each.kind == "raise"}
+        """Revisions without a write: of the raise of the feature level from which on there is a history."""
+        self.writes = _writes_seen(operations) if log is None else [each for each in log if each.kind != "raise"]
         self.records: dict[str, list[Record]] = {}
         for write in self.writes:
             _replay(self.records.setdefault(write.key, []), write)
@@ -193,9 +196,13 @@ def a_revision_is_created_once(history: History) -> Iterator[str]:
     for write in history.writes:
         if last is not None and write.revision == last.revision:
             yield f"revision {write.revision} was created by two writes: {last} and {write}"
-        elif last is not None and history.log is not None and write.revision != last.revision + 1:
+        elif last is not None and history.log is not None and write.revision != _next(history, last.revision):
             yield f"revision {write.revision} follows {last.revision}"
         last = write
+
+
+def _next(history: History, revision: int) -> int:
+    return revision + 2 if revision + 1 in history.raises else revision + 1
 
 
 def a_write_is_applied_once(history: History) -> Iterator[str]:

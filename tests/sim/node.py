@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from sim.damage import DAMAGE, DAMAGED_BYTES, is_damaged
 from sim.disk import Durable, SimDisk
 from sim.invariants import Broken
 from sim.loop import ProcessKilled, SimLoop
@@ -32,6 +33,8 @@ from kvorum.errors import (
     MemoryChangedError,
     NoSpaceError,
     NotLeaderError,
+    RevisionCompactedError,
+    RevisionInFutureError,
     SessionError,
     StorageError,
 )
@@ -87,17 +90,8 @@ class Room(msgspec.Struct, frozen=True):
     """A byte of the log takes so many: a simulated workload is small."""
 
 
-DAMAGE = b"#"
-"""What a damaged value consists of; no client writes such a value."""
 WRITES_THAT_FILL = 10_000
 """A log of so many bytes, about 40 writes, takes all that is to be left of a full disk."""
-DAMAGED_BYTES = 8
-"""A value is at least so long."""
-
-
-def is_damaged(record: RecordView | None) -> bool:
-    """Tell whether a fault changed this record in a process's memory."""
-    return record is not None and record.value.startswith(DAMAGE)
 
 
 class PortError(Exception):
@@ -142,6 +136,7 @@ class SimNode:
         self.world = world
         self.plan = world.plan
         self.draw = Random(f"{world.plan.seed}:{node}:driver")
+        self._past = Random(f"{world.plan.seed}:{node}:past")
         self.disk = disk
         self.upgraded_at_us = world.plan.upgraded_at_us
         self.durable = Durable()
@@ -503,6 +498,8 @@ class SimNode:
             batch_bytes_max=plan.append_bytes_max,
             shutdown_grace_s=plan.shutdown_grace_s,
             shutdown_delay_s=plan.shutdown_delay_s,
+            history_age_s=plan.history_age_s,
+            history_bytes_max=plan.history_bytes_max,
             finalize_after="manual" if plan.finalize_after_s < 0 else f"{plan.finalize_after_s}s",
         )
 
@@ -720,12 +717,12 @@ class SimNode:
     def damage_state(self) -> bool:
         """Change the value of a record in memory, if the state is of a level at which that can be noticed."""
         store = self.store
-        keys = [key for key, record in store._records.items() if not is_damaged(record)]
+        keys = [key for key, record in store.versions.records.items() if not is_damaged(record)]
         if self.product is None or store.record_sum is None or not keys:
             return False
         key = self.draw.choice(keys)
-        record = store._records[key]
-        store._records[key] = msgspec.structs.replace(record, value=DAMAGE * len(record.value))
+        record = store.versions.records[key]
+        record.value = DAMAGE * len(record.value)  # In the event log, too: it is the same object.
         self.world.note(self.id, "has another value of {} in its memory", key)
         return True
 
@@ -745,7 +742,7 @@ class SimNode:
     @property
     def serves_damage(self) -> bool:
         """Whether a damaged value is in its memory."""
-        return any(is_damaged(record) for record in self.store._records.values())
+        return any(is_damaged(record) for record in self.store.versions.records.values())
 
     def _sweep_soon(self, loop: SimLoop) -> None:
         """Let the state be swept more often than the product does it, which takes minutes."""
@@ -762,6 +759,8 @@ class SimNode:
     def ask(self, command: ClientCommand | bytes, reply: Reply) -> None:
         """Take a client's request: a write, or a linearizable read of a key."""
         self.call(self._serve, command, reply)
+        if isinstance(command, bytes):
+            self.call(self._look_at_the_past, command)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Run a coroutine function as a task of the process, if there is one that could take a request."""
@@ -829,6 +828,29 @@ class SimNode:
         if found.staleness_ms is not None:
             self.world.counts["stale reads of a known age"] += 1
             self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self._rate_per_mille)
+
+    async def _look_at_the_past(self, key: bytes) -> None:
+        """Read the key at some revision, and compare the answer with what was applied."""
+        assert self.product is not None
+        assert self.loop is not None
+        service = Service(self.product, self.loop.time)
+        facts, draw = self.world.facts, self._past
+        latest = facts.model.revision
+        revision = draw.randrange(max(1, latest - 30), latest + 3)
+        consistency: Literal["linearizable", "stale"] = "stale" if draw.random() < 0.7 else "linearizable"
+        get = requests.Get(key, consistency, timeout_ms=self.world.timeout_us // 1000, revision=revision)
+        try:
+            found = await service.execute(ANONYMOUS, get)
+        except RevisionCompactedError:
+            self.observe(facts.on_past_refused, self, revision, latest, "compacted")
+        except RevisionInFutureError:
+            self.observe(facts.on_past_refused, self, revision, latest, "future")
+        except CallerError:
+            return
+        else:
+            if not is_damaged(found.record):
+                value = None if found.record is None else found.record.value.decode()
+                self.observe(facts.on_past_read, self, key.decode(), revision, value)
 
     def _patience_us(self) -> int:
         """Return how long a request may take at the most: its deadline by a slow clock, and a few turns and ticks."""

@@ -82,6 +82,8 @@ power, not only its process; the disk comes back at another address; and whoever
 late, the bits above say (see :data:`SET_BACK_LATE_MAX`)."""
 SET_BACK_LATE_MAX = 16
 """It is late by a quarter of the longest election timeout, and by fewer quarters than this more."""
+COMPACT = "compact"
+"""Somebody gives up the history below a revision that exists, or not any more, or not yet. Drawn by itself."""
 MOVE = "move"
 """The process is killed, and starts again at another address. The options that a process starts with say where the
 first voters are then; those of a process that runs stay as they are. Drawn by itself, so that no other draw changes."""
@@ -130,6 +132,9 @@ class Plan(msgspec.Struct, frozen=True):
     """The state in memory is swept as a whole so often, besides what the product does; 0: never."""
     finalize_after_s: int = -1
     """The leader raises the feature level when every member has announced it for so long; -1: it does not."""
+    history_age_s: float = 0.0
+    history_bytes_max: int = 0
+    """How much history the leader keeps; 0: there is no such limit. What operators may ask for is much more."""
     upgraded_at_us: int = 0
     """Until then every process announces only the first feature level, as one of the version before does."""
     # The network.
@@ -216,11 +221,16 @@ def draw_plan(seed: int) -> Plan:
     )
     delay_s = Random(f"{seed}:delay").choice((0.0, 0.0, 0.3, 1.5))
     plan = msgspec.structs.replace(plan, shutdown_delay_s=min(delay_s, plan.shutdown_grace_s))
+    history = Random(f"{seed}:history")
+    plan = msgspec.structs.replace(
+        plan, history_age_s=history.choice((0, 0, 1, 3)), history_bytes_max=history.choice((0, 0, 1000, 20_000))
+    )
     faults = (
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),
         *_draw_set_backs(Random(f"{seed}:set_back"), plan),
         *_draw_moves(Random(f"{seed}:move"), plan),
+        *_draw_compactions(history, plan),
     )
     plan = msgspec.structs.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_us)))
     if any(fault.kind == "state_damage" for fault in plan.faults) and shell.random() < 0.8:
@@ -329,6 +339,19 @@ def _draw_set_backs(draw: Random, plan: Plan) -> list[Fault]:
             )
         )
     return faults
+
+
+def _draw_compactions(draw: Random, plan: Plan) -> tuple[Fault, ...]:
+    """Draw when somebody compacts, and at which part of the history that there is then (per mille)."""
+    return tuple(
+        Fault(
+            at_us=draw.randrange(200 * MS, plan.duration_us),
+            kind=COMPACT,
+            target=draw.randrange(7),
+            argument=draw.randrange(1100),
+        )
+        for _ in range(draw.choice((0, 0, 1, 3, 10)))
+    )
 
 
 def _draw_moves(draw: Random, plan: Plan) -> tuple[Fault, ...]:

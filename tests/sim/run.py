@@ -241,7 +241,9 @@ class _Simulation:
             raise Broken("state_sums_agree", f"after entry {index}: {sorted(map(hex, filter(None, sums)))}")
         model = self._world.facts.model
         for node in members:
-            if any(node.store.get(key) != model.get(key) for key in {*node.store.keys(), *model.keys()}):
+            if any(
+                node.store.get(key) != model.get(key) for key in {*node.store.versions.records, *model.versions.records}
+            ):
                 raise Broken("states_agree_record_by_record", f"after entry {index} the records of {node.id} are wrong")
         if members[0].store.feature_level > FIRST_LEVEL:
             self._world.counts["feature levels raised"] += 1

@@ -11,6 +11,7 @@ import pytest
 from sim import invariants, peers
 from sim.clients import Client
 from sim.facts import Committed, Observed, Proposed
+from sim.history import Applied
 from sim.invariants import Broken
 from sim.node import Room, SimNode
 from sim.plan import Plan, S, draw_plan
@@ -18,7 +19,7 @@ from sim.run import simulate
 from sim.shrink import shrink
 from sim.world import World, identity_of
 
-from kvorum.kv.commands import Delete, Put, encode_batch
+from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, encode_batch
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.kv.store import Store
 from kvorum.node import set_back
@@ -29,6 +30,7 @@ from kvorum.raft import Raft, Role
 from kvorum.raft.candidate import Candidate
 from kvorum.raft.leader import Leader
 from kvorum.raft.log import RaftLog
+from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import (
     Configuration,
     Entry,
@@ -240,7 +242,66 @@ def replace_what_is_committed_here(scene: Scene) -> None:
     invariants.what_is_committed_here_stays_here(node, Save(0, hard_state, (msgspec.structs.replace(after, index=5),)))
 
 
+def with_history() -> Store:
+    """The state of a cluster whose key ``k`` was ``1`` at revision 2, and is ``2`` since revision 3."""
+    store = Store()
+    member = Configuration((Member("a@1", True),))
+    raises = [encode_batch(1, [RaiseFeatureLevel(level, {"a@1": 4}, "c")]) for level in (2, 3, 4)]
+    puts = [encode_batch(1, [Put(b"k", value)]) for value in (b"1", b"2")]
+    store.apply(Entry(1, 1, EntryKind.CONFIGURATION, encode_configuration(member)))
+    for index, data in enumerate([*raises, *puts], 2):
+        store.apply(Entry(index, 1, EntryKind.COMMAND, data))
+    return store
+
+
+TRUE_LOG = (Applied(2, "put", "k", "1"), Applied(3, "put", "k", "2"))
+FALSE_LOG = (Applied(2, "put", "k", "0"), Applied(3, "put", "k", "2"))
+
+
+def count_no_history(scene: Scene) -> None:
+    invariants.history_is_counted_alike(scene.leader, with_history(), with_history())
+    other = with_history()
+    other.versions.set_floor(3)
+    invariants.history_is_counted_alike(scene.leader, with_history(), other)
+
+
+def change_the_past(scene: Scene) -> None:
+    invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 1, None)
+    invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 2, "1")
+    invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 3, "2")
+    invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 2, "2")
+
+
+def refuse_what_is_there(scene: Scene, reason: str) -> None:
+    floor = scene.facts.model.floor
+    invariants.a_revision_is_refused_for_its_reason(scene.facts, scene.leader, floor - 1, 0, "compacted")
+    invariants.a_revision_is_refused_for_its_reason(scene.facts, scene.leader, 6, 5, "future")
+    revision, known = (floor, 0) if reason == "compacted" else (5, 5)
+    invariants.a_revision_is_refused_for_its_reason(scene.facts, scene.leader, revision, known, reason)
+
+
+def call_any_revision_compacted(scene: Scene) -> None:
+    with pytest.raises(Broken):
+        refuse_what_is_there(scene, "future")
+    refuse_what_is_there(scene, "compacted")
+
+
+def answer_a_compaction_too_early(scene: Scene) -> None:
+    invariants.a_compaction_that_was_answered_is_in_force(scene.facts, scene.leader, 0, 0)
+    invariants.a_compaction_that_was_answered_is_in_force(scene.facts, scene.leader, 1 << 40, 1 << 40)
+
+
+def back_up_another_past(scene: Scene) -> None:
+    invariants.a_backup_holds_its_history(scene.leader, TRUE_LOG, with_history())
+    invariants.a_backup_holds_its_history(scene.leader, FALSE_LOG, with_history())
+
+
 LIES: dict[str, Callable[[Scene], None]] = {
+    "history_is_counted_alike": count_no_history,
+    "the_past_does_not_change": change_the_past,
+    "a_revision_is_refused_for_its_reason": call_any_revision_compacted,
+    "a_compaction_that_was_answered_is_in_force": answer_a_compaction_too_early,
+    "a_backup_holds_its_history": back_up_another_past,
     "a_node_that_takes_no_part_keeps_its_log": save_without_taking_part,
     "what_is_committed_here_stays_here": replace_what_is_committed_here,
     "a_disk_that_was_set_back_is_noticed_in_time": lambda s: invariants.a_disk_that_was_set_back_is_noticed_in_time(

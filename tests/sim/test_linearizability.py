@@ -191,6 +191,7 @@ def test_the_log_shows_a_gap() -> None:
     operations = [put("a", 1, 0, 1), put("b", 3, 2, 3)]
     log = [Applied(1, "put", "k", "a"), Applied(3, "put", "k", "b")]
     assert "a_revision_is_created_once" in checks(operations, log)
+    assert checks(operations, [*log, Applied(2, "raise", "")]) == checks([], [])
 
 
 def test_the_log_shows_that_a_refused_write_was_done() -> None:

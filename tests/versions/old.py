@@ -61,11 +61,11 @@ def restore(data, members):
 def apply(data, entries, members, small):
     limits(small)
     store = restore(data, members) if data else Store()
-    hashes = []
+    outcomes = []
     for entry in msgspec.convert(entries, list[Entry]):
-        store.apply(entry)
-        hashes.append(store.state_hash)
-    return [hashes, snapshot_of(store)]
+        results = store.apply(entry)
+        outcomes.append([store.state_hash, msgspec.msgpack.encode(results)])
+    return [outcomes, snapshot_of(store)]
 
 def decode(frame):
     return codec.encode(codec.decode(frame))
@@ -120,8 +120,8 @@ class OldVersion:
 
     def apply(
         self, snapshot: bytes, entries: list[list[Any]], members: object = None, *, small: bool
-    ) -> tuple[list[int], bytes]:
-        """Apply entries to a snapshot (empty: to nothing); return the state hash after each, and the last snapshot.
+    ) -> tuple[list[list[Any]], bytes]:
+        """Apply entries to a snapshot (empty: to nothing).
 
         Args:
             snapshot: what 0.1.0 reads alone, and later versions with the members.
@@ -129,11 +129,14 @@ class OldVersion:
             members: the configuration at the snapshot, as builtin types.
             small: with the limits of ``small_sessions``.
 
+        Returns:
+            For each entry the state hash after it, and its results (msgpack); and a snapshot of the last state.
+
         Raises:
             OldVersionError: it refuses.
         """
-        hashes, snapshot = self._ask("apply", snapshot, entries, members, small)
-        return hashes, snapshot
+        outcomes, snapshot = self._ask("apply", snapshot, entries, members, small)
+        return outcomes, snapshot
 
     def decode(self, frame: bytes) -> bytes:
         """Decode a frame of messages; return what it understood, encoded again.

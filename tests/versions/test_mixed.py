@@ -17,7 +17,6 @@ import kvorum
 from kvorum.kv.features import HIGHEST_LEVEL
 
 OLD = "0.1.0"
-MIDDLE = "0.3.0"
 NEW = kvorum.__version__
 FLAGS = ("--snapshot-entries", "40", "--log-retain-entries", "20", "--shutdown-grace-s", "5")
 """Small, so that an upgraded node begins with a snapshot of the old version, and a late one is sent one."""
@@ -155,17 +154,28 @@ def test_a_rollback_before_the_level_is_raised_loses_nothing(tmp_path: Path) -> 
         check(cluster, load)
 
 
-def test_a_cluster_at_the_level_of_the_version_before_is_upgraded_rolled_back_and_raised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version_before", "level", "unavailable"),
+    [
+        ("0.2.0", 2, ("DELETE", "/v1/sessions/nobody")),
+        ("0.3.0", 3, ("GET", "/v1/kv/key-1?revision=1")),
+    ],
+)
+def test_a_cluster_at_the_level_of_a_version_before_is_upgraded_rolled_back_and_raised(
+    version_before: str, level: int, unavailable: tuple[str, str], tmp_path: Path
+) -> None:
     """Nothing that the version before does not know is written below its level, snapshots included."""
-    with cluster_of(MIDDLE, tmp_path) as cluster, Load(cluster) as load:
-        before = HIGHEST_LEVEL - 1
-        eventually("a new cluster begins at its highest level", lambda: levels(cluster, *cluster.names) == {before})
-        for version in (NEW, MIDDLE, NEW):
+    with cluster_of(version_before, tmp_path) as cluster, Load(cluster) as load:
+        eventually("a new cluster begins at its highest level", lambda: levels(cluster, *cluster.names) == {level})
+        for version in (NEW, version_before, NEW):
             load.goes_on(100)  # a snapshot is taken
             for name in cluster.names:
                 replace(cluster, name, version)
             assert versions(cluster) == dict.fromkeys(cluster.names, version)
-            assert levels(cluster, *cluster.names) == {before}
+            assert levels(cluster, *cluster.names) == {level}
+            if version == NEW:
+                refused = cluster.request(cluster.leader(), *unavailable)
+                assert (refused.status, refused.document["code"]) == (409, "feature_unavailable")
         raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
         assert raised.document == {"feature_level": HIGHEST_LEVEL}
         eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {HIGHEST_LEVEL})
