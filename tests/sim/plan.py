@@ -161,6 +161,7 @@ class Plan(msgspec.Struct, frozen=True):
     delete_per_mille: int = 100
     compare_per_mille: int = 300
     client_duplicate_per_mille: int = 0
+    watchers: int = 0
     # Time.
     duration_us: int = 12 * S
     """Of the safety phase; then the faults end."""
@@ -225,6 +226,7 @@ def draw_plan(seed: int) -> Plan:
     plan = msgspec.structs.replace(
         plan, history_age_s=history.choice((0, 0, 1, 3)), history_bytes_max=history.choice((0, 0, 1000, 20_000))
     )
+    plan = msgspec.structs.replace(plan, watchers=Random(f"{seed}:watchers").choice((0, 1, 2, 4)))
     faults = (
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),
