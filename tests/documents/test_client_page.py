@@ -23,6 +23,7 @@ PRINTS = [
     "refused: too_large\n",
     "b'hello'\n",
     "b'old'\n3 b'new'\n2 b'old'\nthe history begins at revision 3\n",
+    "2 put b'job/1' b'new' None\n3 put b'job/1' b'done' b'new'\n4 delete b'job/1' b'' b'done'\nseen up to revision 4\n",
 ]
 
 

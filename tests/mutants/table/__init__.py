@@ -19,7 +19,18 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport
+from mutants.table import (
+    cluster,
+    compactions,
+    history,
+    kv,
+    node,
+    raft,
+    service,
+    storage,
+    transport,
+    watches,
+)
 
 MUTANTS = (
     *raft.MUTANTS,
@@ -31,4 +42,5 @@ MUTANTS = (
     *cluster.MUTANTS,
     *service.MUTANTS,
     *compactions.MUTANTS,
+    *watches.MUTANTS,
 )
