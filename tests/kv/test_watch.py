@@ -437,6 +437,21 @@ def test_who_falls_behind_below_the_floor_is_told() -> None:
     assert isinstance(seen.error, RevisionCompactedError)
 
 
+def test_who_falls_behind_a_floor_of_an_earlier_turn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_slices(monkeypatch)
+    history, hub, seen = History(), Hub(), Seen()
+    hub.add(history.store, ALL, seen, 2)
+    for _ in range(9):
+        history.put()
+    history.compact(8)
+    assert hub.turn(history.store)
+    seen.is_full = True
+    hub.turn(history.store)
+    assert seen.revisions == [2, 3]
+    assert isinstance(seen.error, RevisionCompactedError)
+    assert seen.error.facts == {"revision": 10, "floor": 8}
+
+
 def test_a_future_watcher_whose_revision_came_and_was_compacted_is_told() -> None:
     history, hub, seen = History(), Hub(), Seen()
     hub.add(history.store, ALL, seen, 3)

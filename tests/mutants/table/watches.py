@@ -78,8 +78,8 @@ MUTANTS = (
     _hub(
         "The history is kept for those in step for ever.",
         "Hub._hold",
-        "store.versions.pin(self._next)",
-        "store.versions.pin(1)",
+        "self._pin.revision = self._next",
+        "self._pin.revision = 1",
     ),
     _hub(
         "A watch below the floor begins at what is left.",
