@@ -78,10 +78,7 @@ async def _write(port: int, numbers: range) -> None:
 
 async def _measure(port: int, pid: int, watchers: int) -> Watched:
     loop = asyncio.get_running_loop()
-    pairs = [
-        await loop.create_connection(lambda: _Receiver(port), "127.0.0.1", port)  # type: ignore[arg-type]
-        for _ in range(watchers)
-    ]
+    pairs = [await loop.create_connection(lambda: _Receiver(port), "127.0.0.1", port) for _ in range(watchers)]
     receivers = [receiver for _, receiver in pairs]
     async with asyncio.timeout(DEADLINE_S):
         await asyncio.gather(*(receiver.has_begun for receiver in receivers))
