@@ -10,15 +10,6 @@ _SERVICE = "tests/service/test_history.py"
 
 MUTANTS = (
     Mutant(
-        "integrity",
-        "A sweep that is made anew, since the state is in doubt, goes on where the last one stood.",
-        "kv.sweep:StateSweep.step",
-        "not self._has_begun or records.sweep_cursor is None",
-        "records.sweep_cursor is None",
-        tests="tests/node/test_sweeps.py -k doubt",
-        simulated=False,
-    ),
-    Mutant(
         "history",
         "What is younger than the configured age is compacted.",
         "node.compactions:Compactions._due",

@@ -287,4 +287,13 @@ MUTANTS = (
         "False",
         "tests/kv/test_keys.py",
     ),
+    Mutant(
+        "integrity",
+        "A sweep goes on where another was given up, and misses what has changed behind that.",
+        "kv.sweep:StateSweep.step",
+        "not self._has_begun",
+        "False",
+        "tests/kv/test_state_hash.py",
+        simulated=False,
+    ),
 )
