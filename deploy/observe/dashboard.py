@@ -368,10 +368,15 @@ def clients() -> list[Panel]:
         ),
         graph(
             "Events delivered to watches",
-            "Events delivered a second, each counted once for each watch; and watches that ended, by reason.",
+            "Events delivered a second, each counted once for each watch.",
             "ops",
             Query(rate("kvorum_watch_events_total", "job"), "events"),
-            Query(rate("kvorum_watch_ends_total", "reason"), "ended: {{reason}}"),
+        ),
+        graph(
+            "Watches that ended",
+            "Watches that ended, by reason.",
+            "ops",
+            Query(rate("kvorum_watch_ends_total", "reason"), "{{reason}}"),
         ),
     ]
 
