@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from fronts.fake_node import FakeNode, Server, serving
 from waiting import until
 
 from kvorum.errors import NoLeaderError, NotServingError, RevisionCompactedError
+from kvorum.fronts.http.server import _Connection
 from kvorum_client import (
     Client,
     CompactedError,
@@ -116,14 +118,13 @@ def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotSe
 
 def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_the_last_whole_line() -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
-        server = servers[0]
         async with kv.watch("k") as watch:
             for number in range(30):
                 await kv.put("k", b"%d" % number * 1000)
                 if number % 3 == 2:
-                    feeds = [c.feed for c in _connections(server) if c.feed is not None]
+                    feeds = [c.feed for c in _connections() if c.feed is not None]
                     for feed in feeds:
-                        feed._transport.write(b'{"revision":99,"ev')
+                        feed._write(b'{"revision":99,"ev')
                         feed.lost()
                     await asyncio.sleep(0)
             events = await take(watch, 30)
@@ -132,12 +133,8 @@ def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_t
     with_nodes(scenario)
 
 
-def _connections(server: Server) -> list[object]:
-    import gc
-
-    from kvorum.fronts.http.server import _Connection
-
-    return [each for each in gc.get_objects() if isinstance(each, _Connection)]  # type: ignore[misc]
+def _connections() -> list[_Connection]:
+    return [each for each in gc.get_objects() if isinstance(each, _Connection)]
 
 
 def test_a_floor_that_has_passed_is_an_error_with_the_floor() -> None:
