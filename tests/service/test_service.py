@@ -66,6 +66,7 @@ from kvorum.service.requests import (
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 from kvorum.service.results import (
     Checks,
@@ -96,7 +97,7 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Snapshot()]
+WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Watch(b"k", None), Snapshot()]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),

@@ -33,6 +33,7 @@ from kvorum.service.requests import (
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 
 
@@ -59,7 +60,7 @@ def authorize(principal: Principal, request: Request) -> None:
             return
         case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
-        case Get() | GetHistory():  # Read keys.
+        case Get() | GetHistory() | Watch():  # Read keys.
             return
         case Compact():  # Give up the history of all keys.
             return

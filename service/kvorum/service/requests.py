@@ -61,6 +61,7 @@ __all__ = [
     "TransferLeadership",
     "Txn",
     "TxnOp",
+    "Watch",
     "prefix_end",
 ]
 
@@ -181,6 +182,26 @@ class Compact(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
+class Watch(msgspec.Struct, frozen=True):
+    """Every later event of a range of keys, from whichever node is asked.
+
+    Without ``from_revision`` it begins after what the node holds once it holds everything that was acknowledged before
+    the request: a write that begins after the answer is seen.
+    """
+
+    start: bytes
+    end: bytes | None
+    """The first key behind the range; None: it has no end. Of one key: the key and a zero byte."""
+    from_revision: int = 0
+    """The first revision to see; it may be in the future. 0: the next one."""
+    prev_value: bool = False
+    """With the value that each event replaced."""
+    puts: bool = True
+    deletes: bool = True
+    timeout_ms: int | None = None
+    """Until the watch has begun."""
+
+
 # The cluster.
 
 
@@ -288,6 +309,7 @@ Request = (
     | Batch
     | Compact
     | EndSession
+    | Watch
     | GetStatus
     | GetStateHash
     | GetLeader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import assert_never, overload
 
@@ -36,6 +37,7 @@ from kvorum.kv.commands import (
     SessionRefused,
     TxnRefused,
 )
+from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
 from kvorum.service import limits
@@ -70,6 +72,7 @@ from kvorum.service.requests import (
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 from kvorum.service.results import (
     Backup,
@@ -92,6 +95,7 @@ from kvorum.service.results import (
     StateHash,
     TxnResult,
     Version,
+    WatchStart,
 )
 from kvorum.service.transactions import Transactions
 
@@ -155,6 +159,8 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
+    def execute(self, principal: Principal, request: Watch) -> Awaitable[WatchStart]: ...
+    @overload
     def execute(self, principal: Principal, request: GetStatus) -> Awaitable[NodeStatus]: ...
     @overload
     def execute(self, principal: Principal, request: GetStateHash) -> Awaitable[StateHash]: ...
@@ -216,6 +222,8 @@ class Service:
                 return self._compact(request)
             case EndSession():
                 return self._end_session(request)
+            case Watch():
+                return self._watch(request)
             case GetStatus():
                 return self._status()
             case GetStateHash():
@@ -400,6 +408,18 @@ class Service:
             await self._node.read_barrier(timeout_ms)
         except (NoLeaderError, ReadTimeoutError):
             raise too_stale from None
+
+    async def _watch(self, request: Watch) -> WatchStart:
+        interest = limits.watch_interest(request)
+        limits.check_revision(request.from_revision)
+        # Also with a revision: a node that is cut off would have nothing to deliver, and not say so.
+        await self._node.read_barrier(self._bounded(request.timeout_ms))
+        store = self._node.store
+        check_level("a watch", HISTORY_LEVEL, store.feature_level)
+        first = request.from_revision or store.revision + 1
+        if first < store.floor:
+            raise RevisionCompactedError(first, store.floor, store.revision)
+        return WatchStart(store.revision, first, partial(self._node.watch, interest, first=first))
 
     # The cluster.
 

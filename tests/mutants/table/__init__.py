@@ -19,7 +19,19 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport, txn
+from mutants.table import (
+    cluster,
+    compactions,
+    history,
+    kv,
+    node,
+    raft,
+    service,
+    storage,
+    transport,
+    txn,
+    watches,
+)
 
 MUTANTS = (
     *raft.MUTANTS,
@@ -32,4 +44,5 @@ MUTANTS = (
     *service.MUTANTS,
     *compactions.MUTANTS,
     *txn.MUTANTS,
+    *watches.MUTANTS,
 )

@@ -13,7 +13,7 @@ from multidict import istr
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
-from kvorum.fronts.http import kv, sessions
+from kvorum.fronts.http import kv, sessions, watch
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
@@ -107,6 +107,7 @@ class Dispatcher:
             self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
             self._routes["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
             self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
+            self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
@@ -249,8 +250,9 @@ class Dispatcher:
         target = path + ("?" + raw_query if raw_query else "")
         if path in {kv.PATH, kv.PREFIX}:
             _, raw_query = take_range(raw_query) if names_range(raw_query) else kv.decode_key("", raw_query)
-        query = Query(raw_query, _FORWARDABLE)
-        if is_forwarding(self._config, request, query):
+        # A watch is redirected, and never forwarded: it would take a connection of this node for as long as it lasts.
+        query = Query("" if path == watch.PATH else raw_query, _FORWARDABLE)
+        if path != watch.PATH and is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(
                 request, request.get(BODY, b""), leader_url, target, timeout_s, {CLUSTER: self._service.cluster_id}

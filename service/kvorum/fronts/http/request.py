@@ -275,8 +275,13 @@ def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:
 
 def wants_json(headers: CIMultiDictProxy[str]) -> bool:
     """Tell whether the client asked for JSON rather than for the raw value."""
+    return accepts(headers, "application/json")
+
+
+def accepts(headers: CIMultiDictProxy[str], wanted: str) -> bool:
+    """Tell whether the client named this media type as one that it accepts."""
     for media_range in (combined(headers, hdrs.ACCEPT) or "").lower().split(","):
         media_type, *parameters = media_range.split(";")
-        if media_type.strip() == "application/json":
+        if media_type.strip() == wanted:
             return not any(_REFUSED.fullmatch(parameter.strip()) for parameter in parameters)
     return False

@@ -69,6 +69,13 @@ class Stream(Protocol):
         """Let go of what it is read from."""
 
 
+class Live(Protocol):
+    """A body that has no end of its own: it ends with the connection."""
+
+    async def run(self, request: BaseRequest) -> None:
+        """Write it, and return when the connection shall end."""
+
+
 class Response(msgspec.Struct, eq=False):
     """One answer. A struct, since making one is cheaper than calling an ``__init__``.
 
@@ -79,6 +86,7 @@ class Response(msgspec.Struct, eq=False):
         headers: complete further header lines, each made by :func:`header` or of numbers and constants.
         close: end the connection after this answer.
         stream: what the body is read from while it is written, instead of ``body``; closed in any case.
+        live: what writes the body as it comes to be, until it ends with the connection.
         keep_alive: whether the connection goes on (for aiohttp).
         write_timeout_s: how long the client may take to read what is waiting for it.
     """
@@ -89,6 +97,7 @@ class Response(msgspec.Struct, eq=False):
     headers: str = ""
     close: bool = False
     stream: Stream | None = None
+    live: Live | None = None
     keep_alive: bool = False
     write_timeout_s: float = 10.0
     _request: BaseRequest | None = None
@@ -105,6 +114,11 @@ class Response(msgspec.Struct, eq=False):
         """
         request = self._request
         assert request is not None, "prepare() must be called first"  # noqa: S101
+        if self.live is not None:
+            self.close = True
+            self._write(request, b"")
+            await self.live.run(request)
+            return
         if self.stream is None:
             if self._write(request, self.body):
                 await self._drain(request)
@@ -156,7 +170,7 @@ class Response(msgspec.Struct, eq=False):
     def _head(self, version: HttpVersion) -> bytes:
         content = f"Content-Type: {self.content_type}\r\n" if self.content_type else ""
         size_bytes = len(self.body) if self.stream is None else self.stream.size_bytes
-        length = "" if self.status == 304 else f"Content-Length: {size_bytes}\r\n"
+        length = "" if self.status == 304 or self.live is not None else f"Content-Length: {size_bytes}\r\n"
         if not self.keep_alive:
             connection = "Connection: close\r\n"
         elif version != HttpVersion11:
