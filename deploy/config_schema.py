@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from kvorum.config import Config
+from kvorum.config.options import HISTORY_AGE_S_MIN, HISTORY_BYTES_MIN
 from kvorum.kv.limits import QUOTA_BYTES_MIN
 
 CHART = Path(__file__).parent / "helm"
@@ -42,6 +43,8 @@ _INTEGER_MAX = 2**53
 """Helm reads the numbers of a file as floats, which hold larger ones inexactly."""
 _FURTHER_LIMITS: dict[str, dict[str, Any]] = {
     "finalize_after": {"pattern": "^(manual|[0-9]{1,6}[smhd]?)$"},
+    "history_age_s": {"anyOf": [{"enum": [0]}, {"minimum": HISTORY_AGE_S_MIN}]},
+    "history_bytes_max": {"anyOf": [{"enum": [0]}, {"minimum": HISTORY_BYTES_MIN}]},
     "quota_bytes": {"anyOf": [{"enum": [0]}, {"minimum": QUOTA_BYTES_MIN}]},
 }
 """What the type of an option does not say."""

@@ -25,7 +25,9 @@ from kvorum_client.client import Client
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
+    CompactedError,
     CompareFailedError,
+    FutureRevisionError,
     InvalidArgumentError,
     NoSpaceError,
     OutcomeUnknownError,
@@ -33,7 +35,18 @@ from kvorum_client.errors import (
     UnavailableError,
     WrongClusterError,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
+from kvorum_client.results import (
+    Compacted,
+    DeleteResult,
+    History,
+    Member,
+    NodeHealth,
+    NodeStatus,
+    PutResult,
+    Quota,
+    Record,
+    Version,
+)
 from kvorum_client.sync import SyncClient
 
 if not TYPE_CHECKING:
@@ -45,8 +58,12 @@ __all__ = [
     "BackupDamagedError",
     "Client",
     "ClientError",
+    "Compacted",
+    "CompactedError",
     "CompareFailedError",
     "DeleteResult",
+    "FutureRevisionError",
+    "History",
     "InvalidArgumentError",
     "Member",
     "NoSpaceError",
@@ -59,5 +76,6 @@ __all__ = [
     "RefusedError",
     "SyncClient",
     "UnavailableError",
+    "Version",
     "WrongClusterError",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kvorum_client import cli_backup
+from kvorum_client import cli_backup, cli_history
 from kvorum_client import cli_commands as commands
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
@@ -59,13 +59,15 @@ A command that takes longer than a second says on stderr what it waits for.
 
 exit status:
   0  done
-  1  no such key, a compare that failed, or a refusal, also by nodes of another
-     cluster; or `kv status` found nodes of another cluster than --cluster-id, or
-     of more than one, or a node that takes no part since a disk was set back
+  1  no such key, a compare that failed, a revision that is compacted or not yet
+     there, or another refusal, also by nodes of another cluster; or `kv status`
+     found nodes of another cluster than --cluster-id, or of more than one, or a
+     node that takes no part since a disk was set back
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
-  4  the write, the change of the members or of the quota, or the transfer of the
-     leadership may or may not be done, now or later: look before you try again
+  4  the write, the compaction, the change of the members or of the quota, or the
+     transfer of the leadership may or may not be done, now or later: look before
+     you try again
   5  done, but the answer could not be written (a full disk, say)
   6  refused: the cluster has no room for more data; deletes and reads go on
   130  interrupted
@@ -76,10 +78,12 @@ examples:
   date | kv put now -
   kv put logo @logo.png
   kv put lock me --prev-revision 0      # only if it does not exist
+  kv get greeting --revision 7          # as it was at revision 7 of the cluster
   kv -addr 127.0.0.1:8001 -op put -key foo -val bar
 """
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
+_WRITES = commands.WRITES | {cli_history.compact}
 
 _DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     commands.status: commands.PROBE_TIMEOUT_S * commands.STATUS_ROUNDS,
@@ -125,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except OSError as error:
         give_up(sys.stdout)
-        done = "done, but " if run in commands.WRITES else ""
+        done = "done, but " if run in _WRITES else ""
         reason = "stdout is closed" if error.errno == errno.EBADF else error.strerror or error
         return _fail(f"{done}cannot write the output: {reason}", EXIT_OUTPUT)
 
@@ -153,7 +157,7 @@ def _carry_out(options: argparse.Namespace) -> int:
         return _fail(str(error), EXIT_NO)
     except KeyboardInterrupt:
         doubt = ""
-        if options.run in commands.WRITES:
+        if options.run in _WRITES:
             doubt = "; it may or may not have been applied" if sent.writes else "; nothing was done"
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
 
@@ -401,6 +405,14 @@ def _milliseconds(text: str) -> int:
     return _whole_number(text, "a whole number of milliseconds")
 
 
+def _versions(text: str) -> int:
+    return _whole_number(text, "a whole number of versions")
+
+
+def _changes(text: str) -> int:
+    return _whole_number(text, "a whole number of revisions")
+
+
 def _frames(text: str) -> int:
     return _whole_number(text, "a whole number of frames")
 
@@ -496,10 +508,22 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="read only from a node that has applied everything committed this long ago (implies --stale)",
     )
 
+    _add_revision(get, "read the key as it was at this revision of the cluster")
+    history = add("history", cli_history.history, "show the versions of a key that can still be read, newest first")
+    history.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
+    history.add_argument("--limit", metavar="N", type=_versions, help="show at most N versions [default 100]")
+    _add_revision(history, "leave out versions that are newer than this revision of the cluster")
+    history.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    _add_output(history)
+
     delete = add("del", commands.delete, "remove a key", "delete")
     delete.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
     delete.add_argument("--prev-revision", metavar="N", type=_revision, help="only if the key's mod_revision is N")
     _add_output(delete)
+
+
+def _add_revision(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--revision", *("--rev",), metavar="N", type=_revision, help=help)
 
 
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -511,6 +535,13 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     live.add_argument("--count", metavar="N", type=_frames, default=0, help="stop after N frames [default: never]")
     live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
+    compact = add("compact", cli_history.compact, "give up the history below a revision; it cannot be brought back")
+    which = compact.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "revision", metavar="REVISION", nargs="?", type=_revision, help="the lowest one that can be read afterwards"
+    )
+    which.add_argument("--keep", metavar="N", type=_changes, help="keep the last N revisions")
+    _add_output(compact)
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
     _add_output(health)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
-from kvorum_client.cli_output import for_terminal, print_json, print_table, printable, say
+from kvorum_client.cli_output import for_terminal, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
 from kvorum_client.results import Member, NodeHealth, NodeStatus, Quota
@@ -63,9 +61,12 @@ def read_value(options: argparse.Namespace) -> None:
 
 async def get(client: Client, options: argparse.Namespace) -> int:
     """``kv get KEY``."""
-    record = await client.get(options.key, stale=options.stale, max_staleness_ms=options.max_staleness_ms)
+    revision = options.revision
+    record = await client.get(
+        options.key, revision=revision, stale=options.stale, max_staleness_ms=options.max_staleness_ms
+    )
     if record is None:
-        say(f"no such key: {options.key}")
+        say(f"no such key{'' if revision is None else f' at revision {revision}'}: {options.key}")
         return 1
     if options.output == "raw":
         if sys.stdout.isatty():
@@ -73,7 +74,7 @@ async def get(client: Client, options: argparse.Namespace) -> int:
         else:
             sys.stdout.buffer.write(record.value)
         return 0
-    fields = {**_text("key", record.key), **_text("value", record.value)}
+    fields: dict[str, object] = {**text_fields("key", record.key), **text_fields("value", record.value)}
     fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
     if record.staleness_ms is not None:
         fields["staleness_ms"] = record.staleness_ms
@@ -96,8 +97,8 @@ async def delete(client: Client, options: argparse.Namespace) -> int:
     return 0 if result.deleted else 1
 
 
-_LAST_COLUMNS = ("LEVEL", "VERSION", "HEALTH")
-"""LEVEL: in force / the highest that the node supports."""
+_LAST_COLUMNS = ("KEYS", "FLOOR", "HISTORY", "LEVEL", "VERSION", "HEALTH")
+"""HISTORY: events / bytes. LEVEL: in force / the highest that the node supports."""
 
 
 async def status(client: Client, options: argparse.Namespace) -> int:
@@ -113,7 +114,7 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         print_json(rows_of_json)
     else:
         leader = next((s for s in found.values() if isinstance(s, NodeStatus) and s.state == "leader"), None)
-        rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", "KEYS", *_LAST_COLUMNS]]
+        rows = [["NAME", "ENDPOINT", "STATE", "TERM", "LEADER", "APPLIED", "LAG", "REVISION", *_LAST_COLUMNS]]
         for endpoint, answer in found.items():
             name = names.get(endpoint) or urlsplit(endpoint).netloc
             rows.append([name, endpoint, *_status_cells(answer, leader, client.cluster_id)])
@@ -202,15 +203,16 @@ def _endpoint_of(member: Member) -> str:
 
 def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None, cluster_id: str) -> list[str]:
     if isinstance(answer, str):
-        return ["unreachable", "-", "-", "-", "-", "-", "-", "-", "-", answer]
+        return ["unreachable", *["-"] * 10, answer]
     lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
     full = answer.disks_full or ("the data takes more than the quota" if answer.quota_exceeded else "")
     health = answer.distrusted or answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
     if _is_stranger(answer, cluster_id):
         health = "of another cluster"
     figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
+    history = f"{answer.history_events}/{answer.history_bytes}"
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
-    return [answer.state, *map(str, figures), levels, answer.version, health]
+    return [answer.state, *map(str, figures), str(answer.floor), history, levels, answer.version, health]
 
 
 def _probe_s(options: argparse.Namespace, rounds: int) -> float:
@@ -388,10 +390,3 @@ def _show_quota(quota: Quota, options: argparse.Namespace) -> int:
 
 WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move, finalize, quota_set})
 """The commands that may be done, or not, when they are interrupted."""
-
-
-def _text(name: str, data: bytes) -> dict[str, Any]:
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}

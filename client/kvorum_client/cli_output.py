@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,14 @@ def print_json(data: object, stream: BinaryIO | None = None) -> None:
     stream = sys.stdout.buffer if stream is None else stream
     stream.write(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
     stream.flush()
+
+
+def text_fields(name: str, data: bytes) -> dict[str, str]:
+    """Return bytes as a field of JSON: as text, or, if they are not UTF-8, as base64 under another name."""
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
 def printable(value: object) -> str:

@@ -26,7 +26,9 @@ from kvorum_client.concurrency import Turns
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
+    CompactedError,
     CompareFailedError,
+    FutureRevisionError,
     InvalidArgumentError,
     NoSpaceError,
     OutcomeUnknownError,
@@ -34,7 +36,17 @@ from kvorum_client.errors import (
     UnavailableError,
     WrongClusterError,
 )
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
+from kvorum_client.results import (
+    Compacted,
+    DeleteResult,
+    History,
+    Member,
+    NodeHealth,
+    NodeStatus,
+    PutResult,
+    Quota,
+    Record,
+)
 from kvorum_client.sessions import Sessions, Ticket
 from kvorum_client.transport import (
     CLOSED,
@@ -51,6 +63,7 @@ from kvorum_client.wire import (
     decode,
     decode_write,
     encoded,
+    history_of,
     is_hello,
     key_parameters,
     key_path,
@@ -61,6 +74,7 @@ from kvorum_client.wire import (
 from kvorum_wire import (
     CLUSTER_HEADER,
     AddMember,
+    Compact,
     FeatureLevel,
     Leader,
     Members,
@@ -114,6 +128,8 @@ class _Call(msgspec.Struct):
     parameters: dict[str, str] = {}
     ticket: Ticket | None = None
     is_write: bool = False
+    is_idempotent: bool = False
+    """A write that makes no difference when it is done again."""
     any_node: bool = False
     """Any node's own answer will do: do not go to the leader for it."""
     waits: bool = True
@@ -145,7 +161,7 @@ class _Call(msgspec.Struct):
 
     @property
     def may_repeat(self) -> bool:
-        return not self.is_write or self.ticket is not None
+        return not self.is_write or self.is_idempotent or self.ticket is not None
 
     def note_failure(self, error: Exception, timeout_s: float, usual_s: float) -> None:
         """Take note why the latest attempt failed, unless the end of the call cut it short and an earlier one says."""
@@ -289,6 +305,7 @@ class Client:
         self,
         key: bytes | str,
         *,
+        revision: int | None = None,
         stale: bool = False,
         max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
@@ -297,23 +314,63 @@ class Client:
 
         Args:
             key: as in :meth:`put`.
+            revision: from 1: as the key was at this revision of the cluster. None: as it is.
             stale: take what the node at hand has applied, without asking a quorum.
             max_staleness_ms: (implies ``stale``) only from a node that has applied everything committed this long ago.
             timeout_s: the deadline.
 
         Raises:
+            CompactedError: the revision is no longer in the history.
+            FutureRevisionError: the cluster has not reached the revision.
             RefusedError, UnavailableError: there is no answer.
         """
         name = encoded(key, "the key")
+        answer = await self._call(self._read(name, revision, stale, max_staleness_ms, timeout_s))
+        return None if answer.status == 404 else record_of(name, answer)
+
+    async def history(
+        self,
+        key: bytes | str,
+        *,
+        limit: int | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> History:
+        """Return the versions of the key that can still be read, newest first; none if there is none.
+
+        Args:
+            key: as in :meth:`put`.
+            limit: how many versions, from 1; a node returns fewer if they are large. None: 100.
+            revision: leave out newer versions than those of this revision.
+            stale: take what the node at hand has applied, without asking a quorum.
+            timeout_s: the deadline.
+
+        Raises:
+            CompactedError: ``revision`` is no longer in the history.
+            FutureRevisionError: the cluster has not reached ``revision``.
+            RefusedError, UnavailableError: there is no answer.
+        """
+        name = encoded(key, "the key")
+        call = self._read(name, revision, stale, None, timeout_s)
+        call.parameters["history"] = "true"
+        if limit is not None:
+            call.parameters["limit"] = str(check_whole_number(limit, "limit", 1))
+        return history_of(name, (await self._call(call)).body)
+
+    def _read(
+        self, name: bytes, revision: int | None, stale: bool, max_staleness_ms: int | None, timeout_s: float | None
+    ) -> _Call:
         call = _Call("GET", key_path(name), self._deadline(timeout_s), parameters=key_parameters(name))
+        if revision is not None:
+            call.parameters["revision"] = str(check_whole_number(revision, "revision", 1))
         if stale or max_staleness_ms is not None:
             call.any_node = True
             call.parameters["consistency"] = "stale"
             if max_staleness_ms is not None:
                 staleness_ms = check_whole_number(max_staleness_ms, "max_staleness_ms")
                 call.parameters["max_staleness_ms"] = str(staleness_ms)
-        answer = await self._call(call)
-        return None if answer.status == 404 else record_of(name, answer)
+        return call
 
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
@@ -550,6 +607,31 @@ class Client:
         body = msgspec.json.encode(SetQuota(check_whole_number(quota_bytes, "quota_bytes")))
         call = _Call("PUT", "/v1/cluster/quota", self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, Quota)
+
+    async def compact(self, revision: int, *, timeout_s: float | None = None) -> Compacted:
+        """Give up the history below a revision, for good, and return the revision and the floor of the cluster.
+
+        It is done if the floor is there already: by an earlier attempt, or by somebody else.
+
+        Args:
+            revision: from 1; the lowest revision that can be read from then on.
+            timeout_s: the deadline.
+
+        Raises:
+            CompactedError: the floor is above ``revision``.
+            FutureRevisionError: the cluster has not reached ``revision``.
+            RefusedError: the feature level of the cluster is below 4.
+            UnavailableError: not done.
+            OutcomeUnknownError: it may be.
+        """
+        body = msgspec.json.encode(Compact(check_whole_number(revision, "revision", 1)))
+        call = _Call("POST", "/v1/compact", self._deadline(timeout_s), body, is_write=True, is_idempotent=True)
+        try:
+            return decode_write((await self._call(call)).body, Compacted)
+        except CompactedError as error:
+            if error.floor != revision:
+                raise
+            return Compacted(error.revision, error.floor)
 
     async def _change_members(self, method: str, path: str, body: bytes, timeout_s: float | None) -> tuple[Member, ...]:
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)
@@ -820,6 +902,9 @@ class Client:
         if problem.code == "compare_failed":
             self._note_answered(call)
             raise CompareFailedError(problem.detail, problem.mod_revision or 0, problem.revision or 0)
+        if problem.code == "compacted":
+            # Of a compaction: it was done, whatever became of an earlier attempt.
+            raise CompactedError(call.reason, problem.floor or 0, problem.revision or 0)
         if call.is_write and problem.outcome != "refused" and not call.is_peer_port:
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
@@ -828,6 +913,8 @@ class Client:
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
         if is_full:
             raise NoSpaceError(call.reason, problem.reason or "", problem.limit or 0, problem.used or 0)
+        if problem.code == "future_revision":
+            raise FutureRevisionError(call.reason, problem.revision or 0)
         raise RefusedError(answer.status, problem.code, call.reason)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:

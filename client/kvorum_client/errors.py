@@ -6,6 +6,8 @@
     +-- InvalidArgumentError    the caller's mistake, found before anything was sent
     +-- RefusedError            the cluster said no; certainly not done
     |   +-- CompareFailedError  the key is at another revision than ``prev_revision``
+    |   +-- CompactedError      the revision is no longer in the history
+    |   +-- FutureRevisionError the cluster has not reached the revision
     |   +-- NoSpaceError        the cluster has no room for more data; deletes and reads go on
     |   +-- WrongClusterError   the nodes belong to another cluster than the client's
     +-- UnavailableError        nobody answered, or nobody leads, until the deadline, or the client is closed; certainly
@@ -67,6 +69,34 @@ class CompareFailedError(RefusedError):
     def __init__(self, detail: str, mod_revision: int, revision: int) -> None:
         super().__init__(409, "compare_failed", detail)
         self.mod_revision = mod_revision
+        self.revision = revision
+
+
+class CompactedError(RefusedError):
+    """The revision is no longer in the history, which was compacted; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        floor: the lowest revision that can be read.
+        revision: the cluster's revision then.
+    """
+
+    def __init__(self, detail: str, floor: int, revision: int) -> None:
+        super().__init__(410, "compacted", detail)
+        self.floor = floor
+        self.revision = revision
+
+
+class FutureRevisionError(RefusedError):
+    """The cluster has not reached the revision; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        revision: the cluster's revision then.
+    """
+
+    def __init__(self, detail: str, revision: int) -> None:
+        super().__init__(400, "future_revision", detail)
         self.revision = revision
 
 

@@ -15,7 +15,17 @@ from kvorum_client import forking
 from kvorum_client.backup import Backup
 from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
 from kvorum_client.errors import InvalidArgumentError, OutcomeUnknownError, UnavailableError
-from kvorum_client.results import DeleteResult, Member, NodeHealth, NodeStatus, PutResult, Quota, Record
+from kvorum_client.results import (
+    Compacted,
+    DeleteResult,
+    History,
+    Member,
+    NodeHealth,
+    NodeStatus,
+    PutResult,
+    Quota,
+    Record,
+)
 from kvorum_client.transport import CLOSED, UNCLOSED
 
 T = TypeVar("T")
@@ -133,12 +143,29 @@ class SyncClient:
         self,
         key: bytes | str,
         *,
+        revision: int | None = None,
         stale: bool = False,
         max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> Record | None:
         """See :meth:`kvorum_client.Client.get`."""
-        return self._run(self._client.get(key, stale=stale, max_staleness_ms=max_staleness_ms, timeout_s=timeout_s))
+        return self._run(
+            self._client.get(
+                key, revision=revision, stale=stale, max_staleness_ms=max_staleness_ms, timeout_s=timeout_s
+            )
+        )
+
+    def history(
+        self,
+        key: bytes | str,
+        *,
+        limit: int | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> History:
+        """See :meth:`kvorum_client.Client.history`."""
+        return self._run(self._client.history(key, limit=limit, revision=revision, stale=stale, timeout_s=timeout_s))
 
     def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> NodeStatus:
         """See :meth:`kvorum_client.Client.status`."""
@@ -185,6 +212,10 @@ class SyncClient:
     def set_quota(self, quota_bytes: int, *, timeout_s: float | None = None) -> Quota:
         """See :meth:`kvorum_client.Client.set_quota`."""
         return self._run(self._client.set_quota(quota_bytes, timeout_s=timeout_s))
+
+    def compact(self, revision: int, *, timeout_s: float | None = None) -> Compacted:
+        """See :meth:`kvorum_client.Client.compact`."""
+        return self._run(self._client.compact(revision, timeout_s=timeout_s))
 
     def backup(
         self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TypeVar
 from urllib.parse import quote_from_bytes
 
 import msgspec
 
 from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError
-from kvorum_client.results import Record
+from kvorum_client.results import History, Record, Version
 from kvorum_client.transport import Answer
-from kvorum_wire import Problem
+from kvorum_wire import HistoryAnswer, Problem
 
 T = TypeVar("T")
 
@@ -76,6 +77,23 @@ def record_of(key: bytes, answer: Answer) -> Record:
         )
     except (KeyError, ValueError):
         raise ClientError("the answer is not Kvorum's: it lacks the revisions") from None
+
+
+def history_of(key: bytes, body: bytes) -> History:
+    """Return the history that answers a request for one.
+
+    Raises:
+        ClientError: the answer is not Kvorum's.
+    """
+    answer = decode(body, HistoryAnswer)
+    versions = []
+    for each in answer.versions:
+        try:
+            value = base64.b64decode(each.value_base64 or "", validate=True) or (each.value or "").encode()
+        except ValueError:
+            raise ClientError("the answer is not Kvorum's: a value is not base64") from None
+        versions.append(Version(value, each.create_revision, each.mod_revision, each.version, each.deleted))
+    return History(key, tuple(versions), answer.revision, answer.floor, answer.truncated)
 
 
 def decode(body: bytes, kind: type[T]) -> T:

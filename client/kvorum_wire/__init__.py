@@ -58,6 +58,44 @@ class GetAnswer(Struct, frozen=True, omit_defaults=True):
     staleness_ms: int | None = None
 
 
+class Version(Struct, frozen=True, omit_defaults=True):
+    """One version of a key. That of a delete says ``deleted``, and has ``mod_revision`` only."""
+
+    mod_revision: int
+    create_revision: int = 0
+    version: int = 0
+    deleted: bool = False
+    value: str | None = None
+    value_base64: str | None = None
+
+
+class HistoryAnswer(Struct, frozen=True, omit_defaults=True):
+    """The versions of a key that can still be read, newest first. ``revision`` is the store's at the time of the read.
+
+    ``truncated``: older ones are left out, since there are too many or they are too large.
+    """
+
+    revision: int
+    floor: int
+    versions: tuple[Version, ...]
+    truncated: bool = False
+    key: str | None = None
+    key_base64: str | None = None
+
+
+class Compact(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/compact``."""
+
+    revision: int
+
+
+class Compacted(Struct, frozen=True):
+    """The answer to a compaction: revisions below ``floor`` can no longer be read. ``revision`` is the store's."""
+
+    revision: int
+    floor: int
+
+
 class SessionEnded(Struct, frozen=True):
     """The answer to the end of a session."""
 
@@ -129,9 +167,15 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     keys: int
     sessions: int = 0
     used_bytes: int = 0
-    """What keys, values and sessions take, as the quota counts it."""
+    """What keys, values, their history and sessions take, as the quota counts it."""
     quota_bytes: int = 0
     """The quota on data; 0: there is none (yet)."""
+    floor: int = 0
+    """The lowest revision that can be read; below feature level 4 it is ``revision``. 0 from versions before 0.4.0."""
+    history_events: int = 0
+    """How many changes of keys the history holds."""
+    history_bytes: int = 0
+    """What superseded and deleted versions take, as the quota counts them; a part of ``used_bytes``."""
     quota_exceeded: bool = False
     """Puts are refused, since the data took more than the quota and has not yet fallen below 95 % of it."""
     members: tuple[MemberStatus, ...]
@@ -235,6 +279,8 @@ class Problem(Struct, frozen=True):
     leader_url: str | UnsetType = UNSET
     revision: int | UnsetType = UNSET
     """The store's revision when the request was refused."""
+    floor: int | UnsetType = UNSET
+    """The lowest revision that can be read."""
     mod_revision: int | UnsetType = UNSET
     """The key's revision; 0: the key does not exist."""
     prev_revision: int | UnsetType = UNSET

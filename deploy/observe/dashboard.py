@@ -234,7 +234,9 @@ def replication() -> list[Panel]:
             "Refused identities",
             "Peers refused because of who they are; anything here needs an explanation.",
             "none",
-            Query("sum by (reason) (increase(kvorum_raft_identity_rejected_total{$S}[$__rate_interval]))", "{{reason}}"),
+            Query(
+                "sum by (reason) (increase(kvorum_raft_identity_rejected_total{$S}[$__rate_interval]))", "{{reason}}"
+            ),
             bars=True,
         ),
         graph(
@@ -321,7 +323,7 @@ def clients() -> list[Panel]:
         ),
         graph(
             "Data and quota",
-            "What keys, values and sessions take, and the quota above which puts are refused.",
+            "What keys, values, their history and sessions take, and the quota above which puts are refused.",
             "bytes",
             Query("max(kvorum_data_size_bytes{$S})", "data"),
             Query("max(kvorum_data_quota_bytes{$S})", "quota"),
@@ -331,6 +333,25 @@ def clients() -> list[Panel]:
             "The share of the quota that the data takes; at 100 % puts are refused, and accepted again below 95 %.",
             "percentunit",
             Query("max(kvorum_data_size_bytes{$S}) / max(kvorum_data_quota_bytes{$S} > 0)", "used"),
+        ),
+        graph(
+            "Size of the history",
+            "What superseded and deleted versions of keys take: a part of the data that gives way to it.",
+            "bytes",
+            Query("max(kvorum_history_size_bytes{$S})", "history"),
+        ),
+        graph(
+            "Revisions in the history",
+            "How many revisions can still be read, and how many changes of keys the history holds.",
+            "none",
+            Query("max(kvorum_revision{$S}) - max(kvorum_compacted_revision{$S})", "revisions"),
+            Query("max(kvorum_history_events{$S})", "events"),
+        ),
+        graph(
+            "Compactions",
+            "Compactions of the history that leaders proposed, by reason.",
+            "ops",
+            Query(rate("kvorum_compactions_total", "reason"), "{{reason}}"),
         ),
         graph(
             "Puts without room",

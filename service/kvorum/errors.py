@@ -239,19 +239,21 @@ class RevisionCompactedError(CallerError):
     Args:
         revision: the revision that was asked for.
         floor: the lowest revision that can be read.
+        latest: the store's revision.
     """
 
     code = "compacted"
 
-    def __init__(self, revision: int, floor: int) -> None:
+    def __init__(self, revision: int, floor: int, latest: int) -> None:
         super().__init__(
             f"revision {revision} has been compacted: the history begins at revision {floor}; "
             "read the latest revision, and go on from there",
-            revision=revision,
+            revision=latest,
             floor=floor,
         )
         self.revision = revision
         self.floor = floor
+        self.latest = latest
 
 
 class RevisionInFutureError(CallerError):
@@ -268,8 +270,7 @@ class RevisionInFutureError(CallerError):
         super().__init__(
             f"revision {revision} does not exist yet: the latest is {latest}; "
             "ask for a revision that the cluster has answered with, and check that it is the same cluster",
-            revision=revision,
-            latest=latest,
+            revision=latest,
         )
         self.revision = revision
         self.latest = latest

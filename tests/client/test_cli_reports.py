@@ -494,6 +494,7 @@ def test_every_output_option_has_a_long_form() -> None:
         *(["member", "add", "n4", "n4:9001"], ["member", "promote", "n4"], ["member", "remove", "n4"]),
         *(["leader", "show"], ["leader", "move"], ["quota", "get"], ["quota", "set", "1GiB"], ["cluster", "finalize"]),
         *(["snapshot", "save", "f"], ["snapshot", "status", "f"]),
+        *(["history", "k"], ["compact", "7"], ["compact", "--keep", "7"]),
     ):
         assert cli.build_parser().parse_args([*command, "--output", "json"]).output == "json"
         assert cli.build_parser().parse_args([*command, "-o", "json"]).output == "json"

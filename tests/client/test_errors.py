@@ -14,7 +14,9 @@ import pytest
 import kvorum_client
 from kvorum_client import (
     ClientError,
+    CompactedError,
     CompareFailedError,
+    FutureRevisionError,
     NoSpaceError,
     RefusedError,
     WrongClusterError,
@@ -25,6 +27,8 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 SAMPLES = {
     RefusedError: RefusedError(413, "too_large", "the key is too long"),
     NoSpaceError: NoSpaceError("the quota is used up", "quota", 8, 9),
+    CompactedError: CompactedError("revision 3 is compacted", 5, 9),
+    FutureRevisionError: FutureRevisionError("the cluster is at revision 9", 9),
     CompareFailedError: CompareFailedError("the key is at revision 7", 7, 12),
     WrongClusterError: WrongClusterError("n1 belongs to another cluster", "d" * 32, "c" * 32),
 }
@@ -50,7 +54,7 @@ def test_a_name_that_never_was_is_an_attribute_error() -> None:
 
 
 def test_every_exception_ends_in_error() -> None:
-    assert len(KINDS) == 9
+    assert len(KINDS) == 11
     assert all(kind.__name__.endswith("Error") for kind in KINDS)
 
 

@@ -201,10 +201,10 @@ def test_a_delete_frees_what_its_key_took_when_the_data_is_above_the_quota() -> 
 
             node.propose = check_room  # type: ignore[method-assign]
             for name in ("a", "b"):
-                before = node.store.used_bytes
+                before = node.store.kept_bytes
                 async with Client([servers[0].url]) as kv:
                     assert (await kv.delete(name)).deleted == 1
-                assert before - node.store.used_bytes == RECORD_OVERHEAD_BYTES + 2
+                assert before - node.store.kept_bytes == RECORD_OVERHEAD_BYTES + 2
             async with Client([servers[0].url], require_session=True) as kv:
                 with pytest.raises(RefusedError, match="above its quota") as caught:
                     await kv.delete("large")

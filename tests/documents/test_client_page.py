@@ -17,12 +17,19 @@ from kvorum_client import errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-PRINTS = ["", "1 at revision 1\nn1 voter\nn2 voter\nn3 voter\n", "refused: too_large\n", "b'hello'\n"]
+PRINTS = [
+    "",
+    "1 at revision 2\nn1 voter\nn2 voter\nn3 voter\n",
+    "refused: too_large\n",
+    "b'hello'\n",
+    "b'old'\n3 b'new'\n2 b'old'\nthe history begins at revision 3\n",
+]
 
 
 @pytest.mark.parametrize(("block", "prints"), list(zip(BLOCKS, PRINTS, strict=True)), ids=range(len(PRINTS)))
 def test_every_example_runs_and_prints_what_a_reader_expects(block: str, prints: str) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
+        server.node.raise_feature_level()
         # The other nodes of the page's cluster are not there.
         program = block.replace("127.0.0.1:8001", server.url).replace("127.0.0.1:8002", "127.0.0.1:1")
         program = program.replace("127.0.0.1:8003", "127.0.0.1:1")

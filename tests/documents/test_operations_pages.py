@@ -236,3 +236,27 @@ def test_nodes_are_added_moved_removed_and_upgraded_without_kubernetes(tmp_path:
 
 async def _equals(ask: Callable[[], Awaitable[list[str]]], expected: list[str]) -> bool:
     return await ask() == expected
+
+
+def test_the_past_is_read_and_given_up_as_the_page_says(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reader = Reader(tmp_path)
+        look, give_up, is_gone = blocks_of("history.md")
+        async with local_cluster(reader.ports, tmp_path / "data") as local:
+            await until("the cluster is ready", lambda: local.find(r"^Ready: 3 nodes"), 60)
+            shown = await reader.paste(look)
+            assert shown.startswith("colour: revision 2, version 1") and shown.endswith("\nred")
+            assert [line.split() for line in shown.splitlines()[-5:-1]] == [
+                ["MOD-REVISION", "CREATE-REVISION", "VERSION", "VALUE"],
+                ["4", "-", "-", "(deleted)"],
+                ["3", "2", "2", "green"],
+                ["2", "2", "1", "red"],
+            ]
+            assert "the history begins at revision 3" in await reader.paste(give_up)
+            assert "compacted" in await reader.paste(is_gone, (1,))
+
+    async def bounded() -> None:
+        async with asyncio.timeout(100):
+            await scenario()
+
+    asyncio.run(bounded())

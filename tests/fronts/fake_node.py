@@ -21,7 +21,7 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.fronts.http import ApiServer
-from kvorum.kv.commands import ClientCommand, Delete, Put, RaiseFeatureLevel, Result, SetQuota, encode_batch
+from kvorum.kv.commands import Delete, Put, QueuedCommand, RaiseFeatureLevel, Result, SetQuota, encode_batch
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
@@ -81,7 +81,7 @@ class FakeNode:
         self.cluster = CLUSTER
         self.leader_is_new = False
         """The leader understands `?cluster=`."""
-        self.proposed: list[ClientCommand] = []
+        self.proposed: list[QueuedCommand] = []
         self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
@@ -128,7 +128,7 @@ class FakeNode:
         if not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
-    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
         check_command_level(command, self.store.feature_level)
         self.proposed.append(command)
@@ -225,6 +225,9 @@ class FakeNode:
             keys=len(self.store),
             sessions=0,
             used_bytes=self.store.used_bytes,
+            floor=self.store.floor,
+            history_events=self.store.history_events,
+            history_bytes=self.store.history_bytes,
             quota_bytes=self.store.quota.limit_bytes,
             quota_exceeded=self.store.quota.is_full,
             members=tuple(self.members.values()),

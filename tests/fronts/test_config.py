@@ -59,6 +59,8 @@ def _example(option: config_sources.Option) -> tuple[str, Any]:
         return option.choices[-1], option.choices[-1]
     if option.name in ("inflight_bytes_max", "quota_bytes"):
         return "4194304", 4_194_304
+    if option.name == "history_age_s":
+        return "3600", 3600.0
     if isinstance(option.default, int):
         return str(option.default + 1), option.default + 1
     if isinstance(option.default, float):
@@ -336,3 +338,14 @@ def test_a_quota_of_less_than_a_mebibyte_is_a_mistake_in_the_unit() -> None:
         assert resolve(Config(name="n1", quota_bytes=size), host_name="n1").quota_bytes == size
     with pytest.raises(ConfigError, match="quota_bytes 512 is less than 1 MiB"):
         resolve(Config(name="n1", quota_bytes=512), host_name="n1")
+
+
+def test_a_history_of_less_than_some_minutes_or_a_mebibyte_is_refused_and_none_is_no_limit() -> None:
+    """kube-apiserver reads at revisions of five minutes ago."""
+    for age_s, size in ((0, 0), (360, 1 << 20)):
+        config = resolve(Config(name="n1", history_age_s=age_s, history_bytes_max=size), host_name="n1")
+        assert (config.history_age_s, config.history_bytes_max) == (age_s, size)
+    with pytest.raises(ConfigError, match="history_age_s 300 is less than 360"):
+        resolve(Config(name="n1", history_age_s=300), host_name="n1")
+    with pytest.raises(ConfigError, match="history_bytes_max 256 is less than 1 MiB"):
+        resolve(Config(name="n1", history_bytes_max=256), host_name="n1")

@@ -86,7 +86,7 @@ def test_a_write_that_means_something_else_than_it_seems_is_refused(line: str) -
         "max_staleness_ms=5",
         "consistency=stale&max_staleness_ms=-1",
         "prev_revision=1",
-        "revision=3",
+        "revision=-3",
     ],
 )
 def test_a_malformed_read_is_refused(query: str) -> None:

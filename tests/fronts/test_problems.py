@@ -77,6 +77,14 @@ async def _sessions_full(http: Server) -> Answer:
     return await http("PUT", "/v1/kv/k", b"v", {"Idempotency-Key": "c/1"})
 
 
+async def _revision(http: Server, revision: int) -> Answer:
+    http.node.raise_feature_level()
+    for _ in range(3):
+        await _put(http)
+    await http("POST", "/v1/compact", b'{"revision": 3}')
+    return await http("GET", f"/v1/kv/k?revision={revision}")
+
+
 async def _slow_body(http: Server) -> Answer:
     return _parse(await http.raw(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"))
 
@@ -120,6 +128,8 @@ CASES = [
     Case("wrong_cluster", lambda http: http("GET", "/v1/kv/k?cluster=" + "d" * 32)),
     Case("unknown_path", lambda http: http("GET", "/v2/nothing")),
     Case("not_found", _get, {"node": "n1", "revision": 0}),
+    Case("compacted", lambda http: _revision(http, 2), {"floor": 3, "revision": 4}),
+    Case("future_revision", lambda http: _revision(http, 5), {"revision": 4}),
     Case("method_not_allowed", lambda http: http("POST", "/v1/kv/k", b"v")),
     Case("body_timeout", _slow_body),
     Case("head_too_large", lambda http: http("GET", "/v1/kv/" + "k" * 9000), {"limit": 8190}),

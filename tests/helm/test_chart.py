@@ -672,13 +672,14 @@ def refused(config: Document) -> set[str]:
         dict.fromkeys(SWITCHES, 1),
         {"quota_bytes": 1},
         {"quota_bytes": MIB - 1},
+        {"history_age_s": 359, "history_bytes_max": MIB - 1},
         {"finalize_after": "soon"},
         {"log_level": "loud", "log_format": "xml", "uvloop": "perhaps"},
         {name: 3 for name, field in SCHEMA.items() if field["type"] == "string"},
     ],
     ids=[
         *("words", "numbers as texts", "too low", "too high", "fractions", "switches", "a number for a switch"),
-        *("a quota of a byte", "almost a quota", "no time", "no choice", "numbers for texts"),
+        *("a quota of a byte", "almost a quota", "too little history", "no time", "no choice", "numbers for texts"),
     ],
 )
 def test_an_option_of_another_type_or_beyond_its_limits_is_refused(config: Document) -> None:

@@ -15,6 +15,7 @@ from kvorum.errors import NoSpaceError, OverloadedError, SessionError
 from kvorum.kv.commands import BatchCommand, Delete, EndSession, Put, SetQuota, decode_batch
 from kvorum.kv.quota import CONFIGURATION, FIRST, OPERATOR
 from kvorum.kv.store import Store
+from kvorum.node.leader_proposals import LeaderProposals
 from kvorum.node.proposals import Proposals
 from kvorum.node.quota import QuotaProposals
 from kvorum.node.runtime import SystemClock
@@ -38,10 +39,13 @@ class Leading:
         self.quota = QuotaProposals(
             Config(quota_bytes=configured_bytes),
             memory_bytes,
-            cast(Any, self.raft),
             self.state,
-            cast(Any, SimpleNamespace(now_ms=lambda: 7)),
-            cast(Any, SimpleNamespace(schedule=lambda: None)),
+            LeaderProposals(
+                cast(Any, self.raft),
+                self.state,
+                cast(Any, SimpleNamespace(now_ms=lambda: 7)),
+                cast(Any, SimpleNamespace(schedule=lambda: None)),
+            ),
         )
 
     def _propose(self, payloads: list[bytes]) -> tuple[int, int]:

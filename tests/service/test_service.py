@@ -31,20 +31,22 @@ from kvorum.errors import (
     TooStaleError,
     TransferFailedError,
 )
-from kvorum.kv.commands import ClientCommand, Result, SessionRefused
+from kvorum.kv.commands import QueuedCommand, Result, SessionRefused
 from kvorum.kv.store import Store
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal, authorize
-from kvorum.service.limits import KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
+from kvorum.service.limits import HISTORY_VERSIONS_MAX, KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
 from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
 from kvorum.service.requests import (
     AddMember,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -77,6 +79,7 @@ LEADER = "http://127.0.0.1:1"
 FOR_THE_LEADER: list[Request] = [
     Put(b"k", b"v"),
     Delete(b"k"),
+    Compact(2),
     EndSession("c"),
     SetQuota(1 << 30),
     AddMember("n4", "http://h:1", "http://h:2"),
@@ -85,7 +88,7 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), Snapshot()]
+WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Snapshot()]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),
@@ -349,7 +352,7 @@ def test_a_put_without_room_is_refused_and_counted_and_the_quota_says_so() -> No
         execute(node, Put(b"k", b""))
     assert caught.value.facts == {"reason": "quota", "limit": 1 << 20, "used": used}
     assert node.counters.no_space == {"quota": 1}
-    assert execute(node, Delete(b"k")) == DeleteResult(2, 1)
+    assert execute(node, Delete(b"k")) == DeleteResult(3, 1)
 
 
 def test_a_put_that_the_node_refuses_for_lack_of_room_is_counted_by_what_is_full() -> None:
@@ -381,7 +384,7 @@ def test_a_session_that_is_not_ended_says_why(
 ) -> None:
     node = FakeNode()
 
-    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -424,7 +427,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -463,6 +466,14 @@ MALFORMED: list[Request] = [
     AddMember("n4", "http://[::x]:1", "http://h:2"),
     PromoteMember(""),
     RemoveMember("n" * 64),
+    Get(b"k", revision=-1),
+    Get(b"k", "stale", revision=2**63),
+    GetHistory(b"k", revision=-1),
+    GetHistory(b"k", limit=0),
+    GetHistory(b"k", limit=HISTORY_VERSIONS_MAX + 1),
+    GetHistory(b""),
+    Compact(-1),
+    Compact(2**63),
     *(msgspec.structs.replace(request, timeout_ms=timeout_ms) for request in TIMED for timeout_ms in (0, -1)),
 ]
 

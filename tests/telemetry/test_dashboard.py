@@ -159,5 +159,4 @@ def test_each_instrument_is_on_the_dashboard_or_in_an_alert() -> None:
         "kvorum.raft.healthy_voters",
         "kvorum.raft.saved.index",
         "kvorum.raft.peer.messages.received",
-        "kvorum.revision",
     }

@@ -31,6 +31,10 @@ from kvorum.identity import is_name
 REPLICAS_MAX = 101
 KIB = 1024
 MIB = 1024 * KIB
+HISTORY_AGE_S_MIN = 360
+"""A client that reads the past counts on some minutes of it: kube-apiserver asks for revisions of 5 minutes ago."""
+HISTORY_BYTES_MIN = MIB
+"""Less is a mistake in the unit."""
 
 ANY_HOST = "*"
 """In ``hosts``: every host is known."""
@@ -249,6 +253,27 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "bytes"},
         ),
     ] = 0
+    history_age_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=604_800,
+            description="Superseded and deleted versions of keys are kept for this long, so that they can be read; "
+            "then the leader compacts the history. At least 360. 0: the age of the history has no limit.",
+            extra={"unit": "s"},
+        ),
+    ] = 600.0
+    history_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**63 - 1,
+            description="Maximum size of the history; the leader compacts what is more, however young. Never more than "
+            "a quarter of the quota. At least 1 MiB. 0: the history has no limit of its own, and gives way when the "
+            "data takes 95 % of the quota.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 256 * MIB
     pending_max: Annotated[
         int,
         Meta(
@@ -375,6 +400,7 @@ def resolve(config: Config, *, host_name: str) -> Config:
         )
     if 0 < config.quota_bytes < MIB:
         raise ConfigError(f"quota_bytes {config.quota_bytes} is less than 1 MiB ({MIB})")
+    _check_history(config)
     finalize_after_s(config.finalize_after)
     config = msgspec.structs.replace(
         config,
@@ -477,6 +503,19 @@ def _check_times(config: Config) -> None:
         raise ConfigError(
             f"shutdown_delay_s {config.shutdown_delay_s:g} is not less than shutdown_grace_s "
             f"{config.shutdown_grace_s:g}: no time would be left to hand over the leadership"
+        )
+
+
+def _check_history(config: Config) -> None:
+    if 0 < config.history_age_s < HISTORY_AGE_S_MIN:
+        raise ConfigError(
+            f"history_age_s {config.history_age_s:g} is less than {HISTORY_AGE_S_MIN}: clients that read the past "
+            "count on some minutes of history; set at least that, or 0 for no limit by age"
+        )
+    if 0 < config.history_bytes_max < HISTORY_BYTES_MIN:
+        raise ConfigError(
+            f"history_bytes_max {config.history_bytes_max} is less than 1 MiB ({HISTORY_BYTES_MIN}): set at least "
+            "that, or 0 for no limit"
         )
 
 

@@ -92,10 +92,18 @@ def check_command_level(command: BatchCommand, level: int) -> None:
     Raises:
         FeatureUnavailableError: the command needs a higher level; nothing was done.
     """
-    needed = _LEVELS_OF_COMMANDS[type(command)]
+    check_level(type(command).__name__, _LEVELS_OF_COMMANDS[type(command)], level)
+
+
+def check_level(what: str, needed: int, level: int) -> None:
+    """Refuse what needs a higher level than the one that is in force.
+
+    Raises:
+        FeatureUnavailableError: ``level`` is below ``needed``; nothing was done.
+    """
     if needed > level:
         raise FeatureUnavailableError(
-            f"{type(command).__name__} needs feature level {needed}, and the cluster is at level {level}; "
+            f"{what} needs feature level {needed}, and the cluster is at level {level}; "
             f"upgrade every member to version {LEVELS[needed - 1].version} or later, then raise the level"
         )
 

@@ -60,7 +60,7 @@ from kvorum.kv.limits import (
     RECORD_OVERHEAD_BYTES,
     VALUE_BYTES_MAX,
 )
-from kvorum.kv.quota import SOURCES, Quota, quota_error
+from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
@@ -194,6 +194,11 @@ class Store:
         return versions.record_bytes + versions.history_bytes + self._sessions.used_bytes
 
     @property
+    def kept_bytes(self) -> int:
+        """What keys and sessions take: :attr:`used_bytes` without the history, which gives way to them."""
+        return self.versions.record_bytes + self._sessions.used_bytes
+
+    @property
     def history_bytes(self) -> int:
         """The part of :attr:`used_bytes` that compaction can free: 0 below level 4."""
         return self.versions.history_bytes
@@ -226,11 +231,11 @@ class Store:
         if not self.quota.is_full or not self._is_new(command):
             return
         if isinstance(command, Put):
-            raise quota_error(self.quota.limit_bytes, self.used_bytes)
+            raise quota_error(self.quota.limit_bytes, self.kept_bytes)
         if command.client_id and command.client_id not in self._sessions:
             raise SessionError(
                 "sessions_full",
-                f"the data takes {self.used_bytes} of {self.quota.limit_bytes} bytes, above its quota, and another "
+                f"the data takes {self.kept_bytes} of {self.quota.limit_bytes} bytes, above its quota, and another "
                 "session would take more: delete without a session (an idempotency key)",
                 FULL,
                 self.revision,
@@ -265,6 +270,23 @@ class Store:
         self.check_revision(revision)
         return self.versions.at(key, revision)
 
+    def history(self, key: bytes, limit: int, revision: int = 0) -> list[Record]:
+        """Return the versions of a key that can be read, and its deletes since the floor, the newest first.
+
+        A delete has the ``version`` 0. The last one is what is visible at the floor, if the history goes back so far.
+
+        Args:
+            key: the key.
+            limit: return so many at most.
+            revision: leave out what is newer, from :attr:`floor` on; 0: nothing.
+
+        Raises:
+            RevisionCompactedError: the revision is below the floor.
+            RevisionInFutureError: the revision does not exist yet.
+        """
+        self.check_revision(revision)
+        return self.versions.history(key, limit, revision or self.revision)
+
     def check_revision(self, revision: int) -> None:
         """Refuse a revision that cannot be read; 0 stands for the latest one.
 
@@ -275,7 +297,7 @@ class Store:
         if revision > self.revision:
             raise RevisionInFutureError(revision, self.revision)
         if revision and revision < self.floor:
-            raise RevisionCompactedError(revision, self.floor)
+            raise RevisionCompactedError(revision, self.floor, self.revision)
 
     def pin(self, revision: int = 0) -> Pin:
         """Keep what is visible at a revision until the pin is released; 0: at the latest one.
@@ -429,7 +451,7 @@ class Store:
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
                 result: Result = SessionRefused(self.revision, INVALID)
             elif is_full and isinstance(command, Put) and self._is_new(command):
-                result = NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+                result = NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
             elif command.client_id:
                 result = self._apply_once(command)
             elif isinstance(command, Put):
@@ -437,9 +459,20 @@ class Store:
             else:
                 result = self._delete(command)
             results.append(result)
-        if self._changes is not None and self.quota.judge(self.used_bytes):
-            self._changes.quota(self.quota)
+        if self._changes is not None:
+            self._judge_room(self._changes)
         return results
+
+    def _judge_room(self, changes: Changes) -> None:
+        """Decide whether puts are refused from now on. Near the quota the history gives way first, as far as needed."""
+        quota, versions = self.quota, self.versions
+        if quota.limit_bytes and versions.floor < self.revision and versions.history_bytes:
+            floor = versions.revision_to_free(self.used_bytes - resume_bytes(quota.limit_bytes), self.revision)
+            if floor > versions.floor:
+                versions.set_floor(floor)
+                changes.floor(floor)
+        if quota.judge(self.kept_bytes):
+            changes.quota(quota)
 
     def _apply_rare(self, command: EndSession | SetQuota | Compact | RaiseFeatureLevel, *, is_alone: bool) -> Result:
         match command:

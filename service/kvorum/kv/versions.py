@@ -212,10 +212,15 @@ class Versions:
             del keys[limit:]
         return keys
 
-    def history(self, key: bytes, limit: int) -> list[Record]:
+    def history(self, key: bytes, limit: int, revision: int = INTEGER_MAX) -> list[Record]:
         """Return the versions of a key that can be read, the newest first, and its tombstones since the floor.
 
         The last one is what is visible at the floor, if the history reaches back so far.
+
+        Args:
+            key: the key.
+            limit: return so many at most.
+            revision: leave out what is newer; not below the floor.
         """
         newest = self.records.get(key)
         if newest is None and self.floor:
@@ -223,7 +228,7 @@ class Versions:
         if newest is None:
             return []
         found: list[Record] = []
-        record: Record | None = newest
+        record: Record | None = newest if newest.mod_revision <= revision else _newest(newest.older, revision)
         while record is not None and len(found) < limit:
             if record.version or record.mod_revision >= self.floor:
                 found.append(record)

@@ -6,11 +6,13 @@ from kvorum.config import Config
 from kvorum.identity import Identity
 from kvorum.kv.store import Store
 from kvorum.node.backup import Backups
+from kvorum.node.compactions import Compactions
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
+from kvorum.node.leader_proposals import LeaderProposals
 from kvorum.node.levels import FeatureLevels
 from kvorum.node.loader import Loader
 from kvorum.node.log_time import LogTime
@@ -126,7 +128,8 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         first_context=start << 21,
     )
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
-    quota = QuotaProposals(config, ports.memory_bytes, raft, state, log_time, turns)
+    quota = QuotaProposals(config, ports.memory_bytes, state, LeaderProposals(raft, state, log_time, turns))
+    compactions = Compactions(config, state, log_time, LeaderProposals(raft, state, log_time, turns), counters)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     loader = Loader(raft, state, snapshots, threads)
@@ -174,6 +177,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         staleness=staleness,
         levels=levels,
         quota=quota,
+        compactions=compactions,
         log_time=log_time,
         space=space,
         participation=participation,

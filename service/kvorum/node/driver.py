@@ -19,6 +19,7 @@ from kvorum.errors import (
     MalformedMessageError,
 )
 from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
+from kvorum.node.compactions import Compactions
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
@@ -86,6 +87,7 @@ class Driver:
         staleness: what counts how old the state may be.
         levels: what raises the feature level when it is time.
         quota: what proposes the quota on data.
+        compactions: what compacts the history.
         log_time: what passes on the leader.
         space: what refuses puts when the disks are full.
         participation: whether consensus takes part.
@@ -113,6 +115,7 @@ class Driver:
         staleness: Staleness,
         levels: FeatureLevels,
         quota: QuotaProposals,
+        compactions: Compactions,
         log_time: LogTime,
         space: DiskSpace,
         participation: Participation,
@@ -136,6 +139,7 @@ class Driver:
         self._staleness = staleness
         self._levels = levels
         self._quota = quota
+        self._compactions = compactions
         self._log_time = log_time
         self._space = space
         self._participation = participation
@@ -166,6 +170,7 @@ class Driver:
         self._guard(self._reads.probe)
         self._guard(self._levels.tick)
         self._guard(self._quota.tick)
+        self._guard(self._compactions.tick)
         self._guard(self._membership.publish_addresses)
         # A sweep, or another state in the place of this one, may have changed it without an entry.
         self._guard(self._report_digest)
@@ -310,8 +315,10 @@ class Driver:
             self._tracer.committed(entries)
         state, proposals, waits = self._state, self._proposals, self._waits
         store, hashes = state.store, state.hashes
+        commands = 0
         for entry in entries:
             results = store.apply(entry)
+            commands += len(results)
             proposals.applied(entry, results)
             hashes.applied(entry.index, store.digest)
             state.bytes_since_snapshot += entry_bytes(entry)
@@ -319,6 +326,7 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
+        self._compactions.applied(commands)
         self._counters.apply_duration.record(self._clock.monotonic() - since)
         if self._tracer is not None:
             self._tracer.applied(entries)

@@ -10,15 +10,12 @@ from __future__ import annotations
 import logging
 
 from kvorum.config import Config
-from kvorum.errors import CallerError
-from kvorum.kv.commands import SetQuota, encode_batch
+from kvorum.kv.commands import SetQuota
 from kvorum.kv.features import QUOTA_LEVEL
 from kvorum.kv.limits import QUOTA_BYTES_MIN
 from kvorum.kv.quota import CONFIGURATION, FIRST, resume_bytes
-from kvorum.node.log_time import LogTime
+from kvorum.node.leader_proposals import LeaderProposals
 from kvorum.node.state import State
-from kvorum.node.turns import Turns
-from kvorum.raft import Raft, Role
 
 log = logging.getLogger("kvorum.cluster")
 
@@ -33,42 +30,23 @@ class QuotaProposals:
     Args:
         config: the configured quota.
         memory_bytes: the memory that this process may use.
-        raft: the consensus server.
         state: whose quota it is.
-        log_time: the time that entries carry.
-        turns: the driver's.
+        proposals: by which the leader proposes it.
     """
 
-    def __init__(
-        self, config: Config, memory_bytes: int, raft: Raft, state: State, log_time: LogTime, turns: Turns
-    ) -> None:
+    def __init__(self, config: Config, memory_bytes: int, state: State, proposals: LeaderProposals) -> None:
         self._configured_bytes = config.quota_bytes
         self._first_bytes = max(memory_bytes // MEMORY_SHARE, QUOTA_BYTES_MIN)
-        self._raft = raft
         self._state = state
-        self._log_time = log_time
-        self._turns = turns
-        self._proposed: tuple[int, int] | None = None
-        """(index, term) of the last proposal."""
+        self._proposals = proposals
         self._logged = (0, False)
         """The quota, and whether the state was full, in the last log line."""
 
     def tick(self) -> None:
         """Propose a quota if there should be another one. Called once a tick; costs nothing where nothing is to do."""
         self._log_changes()
-        raft, store = self._raft, self._state.store
-        # Until a new leader has applied an entry of its own, it does not know what earlier ones have set.
-        if raft.role is not Role.LEADER or raft.is_transferring or store.applied_term != raft.current_term:
-            return
-        command = self._wanted()
-        if command is None or self._is_under_way():
-            return
-        try:
-            self._proposed = raft.propose([encode_batch(self._log_time.now_ms(), [command])])
-        except CallerError as error:
-            log.debug("cannot propose the quota now: %s", error)
-        else:
-            self._turns.schedule()
+        if self._proposals.are_possible and (command := self._wanted()) is not None:
+            self._proposals.propose(command)
 
     def _wanted(self) -> SetQuota | None:
         store = self._state.store
@@ -78,12 +56,6 @@ class QuotaProposals:
             return SetQuota(self._configured_bytes, CONFIGURATION)
         return None if store.quota.limit_bytes else SetQuota(self._first_bytes, FIRST)
 
-    def _is_under_way(self) -> bool:
-        if self._proposed is None:
-            return False
-        index, term = self._proposed
-        return term == self._raft.current_term and self._state.store.applied_index < index
-
     def _log_changes(self) -> None:
         store = self._state.store
         quota, (limit_bytes, was_full) = store.quota, self._logged
@@ -92,10 +64,10 @@ class QuotaProposals:
         if quota.is_full and not was_full:
             log.warning(
                 "no space: the data takes %d of %d bytes (the quota); puts are refused until it takes less than %d",
-                store.used_bytes,
+                store.kept_bytes,
                 quota.limit_bytes,
                 resume_bytes(quota.limit_bytes),
             )
         elif was_full and not quota.is_full:
-            log.info("puts are accepted again: the data takes %d of %d bytes", store.used_bytes, quota.limit_bytes)
+            log.info("puts are accepted again: the data takes %d of %d bytes", store.kept_bytes, quota.limit_bytes)
         self._logged = (quota.limit_bytes, quota.is_full)

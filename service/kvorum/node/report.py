@@ -243,6 +243,9 @@ def node_status(
         keys=len(store),
         sessions=store.session_count,
         used_bytes=store.used_bytes,
+        floor=store.floor,
+        history_events=store.history_events,
+        history_bytes=store.history_bytes,
         quota_bytes=store.quota.limit_bytes,
         quota_exceeded=store.quota.is_full,
         members=tuple(

@@ -10,10 +10,12 @@ from kvorum.service.requests import (
     AddMember,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -52,7 +54,9 @@ def authorize(principal: Principal, request: Request) -> None:
     match request:
         case Put() | Delete() | EndSession():  # Write keys.
             return
-        case Get():  # Read keys.
+        case Get() | GetHistory():  # Read keys.
+            return
+        case Compact():  # Give up the history of all keys.
             return
         case GetStatus() | GetStateHash() | GetLeader() | GetQuota() | ListMembers():  # Look at the cluster.
             return

@@ -11,6 +11,9 @@ from kvorum.identity import is_name
 from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
 
 __all__ = [
+    "HISTORY_BYTES_MAX",
+    "HISTORY_VERSIONS",
+    "HISTORY_VERSIONS_MAX",
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
     "STALENESS_MS_MAX",
@@ -20,11 +23,19 @@ __all__ = [
     "check_member_name",
     "check_member_url",
     "check_quota",
+    "check_revision",
     "check_staleness",
+    "check_versions",
 ]
 
 STALENESS_MS_MAX = 86_400_000
 """The most that a read may accept: a day."""
+HISTORY_VERSIONS = 100
+"""Of a key in one answer, unless the client wants more or fewer."""
+HISTORY_VERSIONS_MAX = 1000
+"""The most that it may want."""
+HISTORY_BYTES_MAX = 1024 * 1024
+"""Of the values in such an answer, but for the first."""
 TIMEOUT_MS_MIN = 1
 """A request that may not wait at all is a mistake."""
 
@@ -54,6 +65,26 @@ def check_staleness(consistency: str, max_staleness_ms: int | None) -> None:
         raise InvalidRequestError("max_staleness_ms needs consistency=stale: a linearizable read is never stale")
     if not 0 <= max_staleness_ms <= STALENESS_MS_MAX:
         raise InvalidRequestError(f"max_staleness_ms must be a whole number from 0 to {STALENESS_MS_MAX:,}")
+
+
+def check_revision(revision: int, minimum: int = 0) -> None:
+    """Check that this can be a revision of the past.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
+    if not minimum <= revision <= INTEGER_MAX:
+        raise InvalidRequestError(f"revision must be a whole number from {minimum} to {INTEGER_MAX:,}")
+
+
+def check_versions(limit: int) -> None:
+    """Check that one answer may have so many versions of a key.
+
+    Raises:
+        InvalidRequestError: it may not.
+    """
+    if not 1 <= limit <= HISTORY_VERSIONS_MAX:
+        raise InvalidRequestError(f"limit must be a whole number from 1 to {HISTORY_VERSIONS_MAX:,}")
 
 
 def check_quota(limit_bytes: int) -> None:

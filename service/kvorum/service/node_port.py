@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import ClientCommand, Result
+from kvorum.kv.commands import QueuedCommand, Result
 from kvorum.kv.quota import Quota
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -47,8 +47,32 @@ class StoreView(Protocol):
     def used_bytes(self) -> int:
         """What the state takes, as the quota counts it."""
 
-    def get(self, key: bytes) -> RecordView | None:
-        """Return the key's record, or None."""
+    @property
+    def feature_level(self) -> int:
+        """The feature level in force."""
+
+    @property
+    def floor(self) -> int:
+        """The lowest revision that can be read."""
+
+    def get(self, key: bytes, revision: int = 0) -> RecordView | None:
+        """Return the key's record at a revision (0: the latest), or None.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def history(self, key: bytes, limit: int, revision: int = 0) -> Sequence[RecordView]:
+        """Return the key's versions that can be read, newest first, a delete as one of ``version`` 0.
+
+        Args:
+            key: the key.
+            limit: at most so many.
+            revision: none that is newer; 0: no bound.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
 
 
 class Backup(Protocol):
@@ -97,7 +121,7 @@ class NodePort(Protocol):
     def cluster_id(self) -> str:
         """The id of the node's cluster; empty: it is in none yet."""
 
-    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         ``address``: the client's; empty: not known.

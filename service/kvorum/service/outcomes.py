@@ -33,6 +33,9 @@ OUTCOMES = MappingProxyType(
         "too_large": REFUSED,
         # The key.
         "compare_failed": REFUSED,
+        # The history: what is compacted does not come back, and a future revision may never come.
+        "compacted": REFUSED,
+        "future_revision": REFUSED,
         # The session: without its memory, nobody knows whether an earlier attempt was applied.
         "session_unknown": UNKNOWN,
         "session_stale": UNKNOWN,

@@ -17,10 +17,12 @@ __all__ = [
     "AddMember",
     "CheckLiveness",
     "CheckReadiness",
+    "Compact",
     "Delete",
     "EndSession",
     "FinalizeUpgrade",
     "Get",
+    "GetHistory",
     "GetLeader",
     "GetMetrics",
     "GetQuota",
@@ -83,6 +85,28 @@ class Get(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     consistency: Literal["linearizable", "stale"] = "linearizable"
     max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+    revision: int = 0
+    """As the key was at this revision; 0: as it is. A node that has not reached it asks a quorum, also if stale."""
+
+
+class GetHistory(msgspec.Struct, frozen=True):
+    """The versions of a key that can still be read, newest first; otherwise as :class:`Get`."""
+
+    key: bytes
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+    revision: int = 0
+    """Leave out what is newer than this revision; 0: nothing."""
+    limit: int = 100
+    """At most so many versions."""
+
+
+class Compact(msgspec.Struct, frozen=True):
+    """Give up the history below a revision, which becomes the lowest one that can be read."""
+
+    revision: int
     timeout_ms: int | None = None
 
 
@@ -186,7 +210,9 @@ class GetVersion(msgspec.Struct, frozen=True):
 Request = (
     Put
     | Get
+    | GetHistory
     | Delete
+    | Compact
     | EndSession
     | GetStatus
     | GetStateHash

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kvorum.kv.commands import DeleteResult, PutResult, SessionEnded
+from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded
 from kvorum.service.node_port import Backup, RecordView
 from kvorum.status import Check, MemberStatus, NodeStatus
 
@@ -12,9 +12,11 @@ __all__ = [
     "Backup",
     "Check",
     "Checks",
+    "Compacted",
     "DeleteResult",
     "FeatureLevel",
     "GetResult",
+    "History",
     "Leader",
     "MemberStatus",
     "Members",
@@ -38,6 +40,20 @@ class GetResult(msgspec.Struct, frozen=True):
     revision: int
     staleness_ms: int | None = None
     """Of a stale read: everything that was committed so many milliseconds ago is in it. None: no bound is known."""
+
+
+class History(msgspec.Struct, frozen=True):
+    """The versions of a key that could be read, newest first; that of a delete has the ``version`` 0."""
+
+    versions: tuple[RecordView, ...]
+    revision: int
+    """The store's at the time of the read."""
+    floor: int
+    """The lowest revision that can be read."""
+    is_truncated: bool
+    """There are older ones."""
+    staleness_ms: int | None = None
+    """As of a :class:`GetResult`."""
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -107,7 +123,9 @@ class Version(msgspec.Struct, frozen=True):
 Result = (
     PutResult
     | GetResult
+    | History
     | DeleteResult
+    | Compacted
     | NodeStatus
     | StateHash
     | Leader

@@ -18,13 +18,14 @@ from kvorum.errors import (
     NotLeaderError,
     NotServingError,
     ReadTimeoutError,
+    RevisionCompactedError,
+    RevisionInFutureError,
     SessionError,
     TooStaleError,
     WrongClusterError,
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import (
-    Compacted,
     CompactRefused,
     CompareFailed,
     FeatureLevelRaised,
@@ -40,14 +41,17 @@ from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
 from kvorum.service.node_port import NodePort
 from kvorum.service.outcomes import SESSION_REASONS
+from kvorum.service.past import read_past
 from kvorum.service.requests import (
     AddMember,
     CheckLiveness,
     CheckReadiness,
+    Compact,
     Delete,
     EndSession,
     FinalizeUpgrade,
     Get,
+    GetHistory,
     GetLeader,
     GetMetrics,
     GetQuota,
@@ -66,9 +70,11 @@ from kvorum.service.requests import (
 from kvorum.service.results import (
     Backup,
     Checks,
+    Compacted,
     DeleteResult,
     FeatureLevel,
     GetResult,
+    History,
     Leader,
     Members,
     Metrics,
@@ -126,7 +132,11 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: Get) -> Awaitable[GetResult]: ...
     @overload
+    def execute(self, principal: Principal, request: GetHistory) -> Awaitable[History]: ...
+    @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
+    @overload
+    def execute(self, principal: Principal, request: Compact) -> Awaitable[Compacted]: ...
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
@@ -176,9 +186,13 @@ class Service:
                 return self._write(principal, put, request.timeout_ms)
             case Get():
                 return self._get(request)
+            case GetHistory():
+                return self._get_history(request)
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
+            case Compact():
+                return self._compact(request)
             case EndSession():
                 return self._end_session(request)
             case GetStatus():
@@ -278,6 +292,23 @@ class Service:
             case _:
                 assert_never(result)
 
+    async def _compact(self, request: Compact) -> Compacted:
+        limits.check_revision(request.revision)
+        try:
+            result = await self._node.propose(commands.Compact(request.revision), self._bounded(request.timeout_ms))
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        match result:
+            case Compacted():
+                self._counters.compactions["request"] += 1
+                return result
+            case CompactRefused(revision, floor, "compacted"):
+                raise RevisionCompactedError(request.revision, floor, revision)
+            case CompactRefused(revision, _, "future"):
+                raise RevisionInFutureError(request.revision, revision)
+            case _:
+                raise InvariantViolatedError(f"a compaction was answered with {result}")
+
     async def _end_session(self, request: EndSession) -> SessionEnded:
         check_client_id(request.client_id)
         try:
@@ -292,12 +323,18 @@ class Service:
             case _:
                 raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
-    async def _get(self, request: Get) -> GetResult:
+    def _get_history(self, request: GetHistory) -> Awaitable[GetResult | History]:
+        limits.check_versions(request.limit)
+        return self._get(request)
+
+    async def _get(self, request: Get | GetHistory) -> GetResult | History:
         if not request.key:
             raise InvalidRequestError("the key is empty")
         timeout_ms = self._timeout_max_ms if request.timeout_ms is None else self._bounded(request.timeout_ms)
         if request.max_staleness_ms is not None:
             limits.check_staleness(request.consistency, request.max_staleness_ms)
+        if request.revision:
+            limits.check_revision(request.revision)
         staleness_ms = None
         if request.consistency == "stale":
             try:
@@ -305,13 +342,19 @@ class Service:
             except TooStaleError as error:
                 await self._refresh(timeout_ms, error)
                 staleness_ms = 0
+            if request.revision > self._node.store.revision:
+                # It may be there, and not be applied here yet.
+                await self._node.read_barrier(timeout_ms)
+                staleness_ms = 0
             self._counters.stale_reads += 1
         else:
             await self._node.read_barrier(timeout_ms)
             self._counters.reads += 1
         # No await between the barrier and the read, and the store is asked for anew: a snapshot may have replaced it.
         store = self._node.store
-        return GetResult(store.get(request.key), store.revision, staleness_ms)
+        if request.revision == 0 and isinstance(request, Get):
+            return GetResult(store.get(request.key), store.revision, staleness_ms)
+        return read_past(request, store, staleness_ms)
 
     def _staleness_ms(self, limit_ms: int | None) -> int | None:
         self._node.check_serves()

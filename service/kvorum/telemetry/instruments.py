@@ -30,6 +30,7 @@ STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joinin
 ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 NO_SPACE_REASONS = ("quota", "disk")
+COMPACTION_REASONS = ("age", "bytes", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
@@ -515,6 +516,32 @@ def _state() -> tuple[Instrument, ...]:
             lambda s: _one(s.status.revision),
         ),
         _gauge(
+            "kvorum.compacted.revision",
+            "{revision}",
+            "The lowest revision that can be read: that of the last compaction of the history.",
+            lambda s: _one(s.status.floor),
+        ),
+        _gauge(
+            "kvorum.history.events",
+            "{event}",
+            "Changes of keys that the history holds.",
+            lambda s: _one(s.status.history_events),
+        ),
+        _gauge(
+            "kvorum.history.size",
+            "By",
+            "What superseded and deleted versions of keys take, as the quota counts it; a part of the data.",
+            lambda s: _one(s.status.history_bytes),
+        ),
+        _counter(
+            "kvorum.compactions",
+            "{compaction}",
+            "Compactions of the history that this node, as the leader, proposed: by age, by bytes, or at the "
+            "request of a client.",
+            lambda s: _by(s.counters.compactions, COMPACTION_REASONS),
+            "reason",
+        ),
+        _gauge(
             "kvorum.feature.level",
             "{level}",
             "The feature level of the cluster, as far as this node has applied the log.",
@@ -535,7 +562,7 @@ def _state() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.data.size",
             "By",
-            "What keys, values and sessions take, with a fixed overhead for each, as the quota counts it.",
+            "What keys, values, history and sessions take, with a fixed overhead for each, as the quota counts it.",
             lambda s: _one(s.status.used_bytes),
         ),
         _gauge(

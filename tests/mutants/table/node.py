@@ -1130,7 +1130,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K6",
         "A new leader proposes a quota before it knows what is in force.",
-        "node.quota:QuotaProposals.tick",
+        "node.leader_proposals:LeaderProposals.are_possible",
         "store.applied_term != raft.current_term",
         "False",
         tests="tests/node/test_quota.py",
@@ -1148,7 +1148,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K6",
         "The quota is proposed at each tick until it is applied.",
-        "node.quota:QuotaProposals._is_under_way",
+        "node.leader_proposals:LeaderProposals._is_under_way",
         "term == self._raft.current_term and self._state.store.applied_index < index",
         "False",
         tests="tests/node/test_quota.py",

@@ -18,6 +18,7 @@ from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
+from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
@@ -101,6 +102,7 @@ class Dispatcher:
         self._promote: dict[str, Route] = {}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
+            self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()

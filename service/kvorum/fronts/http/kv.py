@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from typing import Literal
 
 import msgspec
 from aiohttp import hdrs
@@ -13,6 +13,7 @@ from multidict import CIMultiDictProxy
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http.forward import is_forwarding
+from kvorum.fronts.http.history import history_response, text_or_base64
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
@@ -28,15 +29,17 @@ from kvorum.fronts.http.request import (
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
-from kvorum.service.limits import TIMEOUT_MS_MIN
-from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, Put
+from kvorum.service.limits import HISTORY_VERSIONS, HISTORY_VERSIONS_MAX, TIMEOUT_MS_MIN
+from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, GetHistory, Put
 from kvorum.service.results import GetResult, RecordView
 from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
 
 PATH = "/v1/kv"
 PREFIX = "/v1/kv/"
 
-READ_PARAMETERS = frozenset({"consistency", "max_staleness_ms", "timeout_ms", "forward"})
+READ_PARAMETERS = frozenset(
+    {"consistency", "max_staleness_ms", "timeout_ms", "forward", "revision", "history", "limit"}
+)
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
@@ -89,7 +92,7 @@ class KeyValueHandlers:
             request[BODY] = value
             raise
         mod_revision = result.mod_revision
-        shown = (key.decode(),) if key.isascii() else _text(key)
+        shown = (key.decode(),) if key.isascii() else text_or_base64(key)
         answer = PutAnswer(result.revision, result.create_revision, mod_revision, result.version, *shown)
         return Response(
             200,
@@ -113,22 +116,28 @@ class KeyValueHandlers:
             result = await self._execute(principal, Delete(key, prev_revision, client_id, sequence, timeout_ms))
         except CompareFailedError as error:
             raise _compare_failed(error, conditional) from None
-        body = _encode(DeleteAnswer(result.revision, result.deleted, *_text(key))) + b"\n"
+        body = _encode(DeleteAnswer(result.revision, result.deleted, *text_or_base64(key))) + b"\n"
         return Response(200, body, headers=f"X-Kvorum-Revision: {result.revision}\r\n")
 
     async def get(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``GET /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        result = await self._execute(ANONYMOUS, _get_with_parameters(key, raw_query) if raw_query else Get(key))
+        wanted = _get_with_parameters(key, raw_query) if raw_query else Get(key)
+        if isinstance(wanted, GetHistory):
+            return history_response(key, await self._execute(ANONYMOUS, wanted))
+        result = await self._execute(ANONYMOUS, wanted)
         record = result.record
         if record is None:
-            return self._not_found(result)
+            return self._not_found(result, wanted.revision)
         return _record_response(request.headers, key, record, result)
 
-    def _not_found(self, result: GetResult) -> Response:
+    def _not_found(self, result: GetResult, revision: int) -> Response:
+        where = f"at revision {result.revision} on {self._node_name}"
+        if revision:
+            where = f"at revision {revision}; {self._node_name} is at revision {result.revision}"
         return problem(
             "not_found",
-            f"the key does not exist at revision {result.revision} on {self._node_name}",
+            f"the key does not exist {where}",
             headers=f"X-Kvorum-Revision: {result.revision}\r\n",
             node=self._node_name,
             revision=result.revision,
@@ -165,14 +174,6 @@ def _key_parameter(raw_query: str) -> tuple[bytes, str]:
     return key, "&".join(part for part in parts if part not in keys)
 
 
-def _text(data: bytes) -> tuple[str | None, str | None]:
-    """Return the bytes as text, or else as base64."""
-    try:
-        return data.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(data).decode()
-
-
 def _write_parameters(raw_query: str) -> tuple[int, int | None]:
     """Return ``prev_revision`` and ``timeout_ms``."""
     query = Query(raw_query, WRITE_PARAMETERS)
@@ -181,16 +182,19 @@ def _write_parameters(raw_query: str) -> tuple[int, int | None]:
     return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", TIMEOUT_MS_MIN)
 
 
-def _get_with_parameters(key: bytes, raw_query: str) -> Get:
+def _get_with_parameters(key: bytes, raw_query: str) -> Get | GetHistory:
     query = Query(raw_query, READ_PARAMETERS)
     stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
     query.switch("forward")
-    return Get(
-        key,
-        "stale" if stale else "linearizable",
-        query.integer("max_staleness_ms", 0),
-        query.integer("timeout_ms", TIMEOUT_MS_MIN),
-    )
+    consistency: Literal["linearizable", "stale"] = "stale" if stale else "linearizable"
+    max_staleness_ms, timeout_ms = query.integer("max_staleness_ms", 0), query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    revision = query.integer("revision", 1) or 0
+    limit = query.integer("limit", 1, HISTORY_VERSIONS_MAX)
+    if query.switch("history"):
+        return GetHistory(key, consistency, max_staleness_ms, timeout_ms, revision, limit or HISTORY_VERSIONS)
+    if limit is not None:
+        raise InvalidRequestError("limit needs history=true: a key has one value at a time")
+    return Get(key, consistency, max_staleness_ms, timeout_ms, revision)
 
 
 def _session(headers: CIMultiDictProxy[str]) -> tuple[str, int]:
@@ -237,8 +241,8 @@ def _record_response(
             record.create_revision,
             mod_revision,
             record.version,
-            *_text(key),
-            *_text(record.value),
+            *text_or_base64(key),
+            *text_or_base64(record.value),
             staleness_ms,
         )
         return Response(200, _encode(answer) + b"\n", headers=headers + "Vary: Accept\r\n")

@@ -1,0 +1,75 @@
+"""``kv history`` and ``kv compact``: what keys were, and for how long that is kept."""
+
+from __future__ import annotations
+
+import argparse
+
+from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
+from kvorum_client.client import Client
+from kvorum_client.results import Compacted, History, Version
+
+VALUE_CHARS_MAX = 60
+"""Of a value in the table; `kv get --revision` prints all of it."""
+
+
+async def history(client: Client, options: argparse.Namespace) -> int:
+    """``kv history KEY``."""
+    found = await client.history(options.key, limit=options.limit, revision=options.revision, stale=options.stale)
+    if options.output == "json":
+        print_json(_fields(found))
+    elif found.versions:
+        _print(found)
+    if not found.versions:
+        say(f"no such key, and no version of it in the history, which begins at revision {found.floor}: {options.key}")
+        return 1
+    if found.truncated:
+        say(f"older versions are left out; they begin at --revision {found.versions[-1].mod_revision - 1}")
+    return 0
+
+
+def _fields(found: History) -> dict[str, object]:
+    versions = [_version_fields(version) for version in found.versions]
+    fields = {**text_fields("key", found.key), "revision": found.revision, "floor": found.floor, "versions": versions}
+    return {**fields, "truncated": found.truncated}
+
+
+def _version_fields(version: Version) -> dict[str, object]:
+    if version.deleted:
+        return {"mod_revision": version.mod_revision, "deleted": True}
+    fields = {name: getattr(version, name) for name in ("mod_revision", "create_revision", "version")}
+    return {**fields, **text_fields("value", version.value)}
+
+
+def _print(found: History) -> None:
+    rows = [["MOD-REVISION", "CREATE-REVISION", "VERSION", "VALUE"]]
+    for version in found.versions:
+        if version.deleted:
+            rows.append([str(version.mod_revision), "-", "-", "(deleted)"])
+        else:
+            figures = (version.mod_revision, version.create_revision, version.version)
+            rows.append([*map(str, figures), _short(version.value)])
+    print_table(rows)
+
+
+def _short(value: bytes) -> str:
+    text = printable(value[: 4 * VALUE_CHARS_MAX].decode("utf-8", "backslashreplace"))
+    return text if len(text) <= VALUE_CHARS_MAX else text[: VALUE_CHARS_MAX - 3] + "..."
+
+
+async def compact(client: Client, options: argparse.Namespace) -> int:
+    """``kv compact REVISION``, ``kv compact --keep N``."""
+    revision = options.revision
+    if revision is None:
+        status = await client.status()
+        revision = status.revision - options.keep
+        if revision <= status.floor or revision < 1:
+            return _show(Compacted(status.revision, status.floor), options)
+    return _show(await client.compact(revision), options)
+
+
+def _show(result: Compacted, options: argparse.Namespace) -> int:
+    if options.output == "json":
+        print_json(result)
+    else:
+        print(f"the history begins at revision {result.floor}; the cluster is at revision {result.revision}")
+    return 0
