@@ -25,6 +25,7 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    Range,
     RemoveMember,
     Request,
     SetQuota,
@@ -54,7 +55,7 @@ def authorize(principal: Principal, request: Request) -> None:
     match request:
         case Put() | Delete() | EndSession():  # Write keys.
             return
-        case Get() | GetHistory():  # Read keys.
+        case Get() | GetHistory() | Range():  # Read keys.
             return
         case Compact():  # Give up the history of all keys.
             return

@@ -8,6 +8,7 @@ from typing import Protocol
 from kvorum.config import Config
 from kvorum.kv.commands import QueuedCommand, Result
 from kvorum.kv.quota import Quota
+from kvorum.kv.versions import Pin, Versions
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
 
@@ -54,6 +55,20 @@ class StoreView(Protocol):
     @property
     def floor(self) -> int:
         """The lowest revision that can be read."""
+
+    @property
+    def versions(self) -> Versions:
+        """The versions of all keys, for ranges."""
+
+    def check_revision(self, revision: int) -> None:
+        """Refuse a revision that cannot be read.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def pin(self, revision: int = 0) -> Pin:
+        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision."""
 
     def get(self, key: bytes, revision: int = 0) -> RecordView | None:
         """Return the key's record at a revision (0: the latest), or None.

@@ -11,12 +11,14 @@ from typing import Literal
 import msgspec
 
 from kvorum.kv.commands import ANY_REVISION, MUST_NOT_EXIST
+from kvorum.kv.ranges import NO_END, ONE_KEY, CommonPrefix, RangeQuery, SortBy, prefix_end
 
 __all__ = [
     "ANY_REVISION",
     "AddMember",
     "CheckLiveness",
     "CheckReadiness",
+    "CommonPrefix",
     "Compact",
     "Delete",
     "EndSession",
@@ -31,13 +33,19 @@ __all__ = [
     "GetVersion",
     "ListMembers",
     "MUST_NOT_EXIST",
+    "NO_END",
+    "ONE_KEY",
     "PromoteMember",
     "Put",
+    "Range",
+    "RangeQuery",
     "RemoveMember",
     "Request",
     "SetQuota",
     "Snapshot",
+    "SortBy",
     "TransferLeadership",
+    "prefix_end",
 ]
 
 # Keys.
@@ -101,6 +109,24 @@ class GetHistory(msgspec.Struct, frozen=True):
     """Leave out what is newer than this revision; 0: nothing."""
     limit: int = 100
     """At most so many versions."""
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Read a range of keys in slices; otherwise as :class:`Get`.
+
+    Without ``is_whole`` it is one page of it: up to the limit of the query (by default 1,000 keys), or about 1 MiB. The
+    next page begins with the cursor of this one, and with the same query but for its limit; all pages are at the
+    revision of the first one.
+    """
+
+    query: RangeQuery
+    cursor: str = ""
+    """Where to go on; empty: from the beginning."""
+    is_whole: bool = False
+    """Read on to the end of the range, or to the limit, for up to 10 minutes."""
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
 
 
 class Compact(msgspec.Struct, frozen=True):
@@ -211,6 +237,7 @@ Request = (
     Put
     | Get
     | GetHistory
+    | Range
     | Delete
     | Compact
     | EndSession

@@ -6,6 +6,7 @@ import msgspec
 
 from kvorum.kv.commands import Compacted, DeleteResult, PutResult, SessionEnded
 from kvorum.service.node_port import Backup, RecordView
+from kvorum.service.scans import RangeItem, RangeScan
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "NodeStatus",
     "PutResult",
     "Quota",
+    "RangeItem",
+    "RangeScan",
     "RecordView",
     "Result",
     "SessionEnded",
@@ -124,6 +127,7 @@ Result = (
     PutResult
     | GetResult
     | History
+    | RangeScan
     | DeleteResult
     | Compacted
     | NodeStatus
