@@ -1,4 +1,4 @@
-"""What a node keeps in memory: its data, and a bounded part of the log, however much is written."""
+"""What a node keeps in memory: its data, and bounded parts of history and log, however much is written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ MIB = 1 << 20
 KEYS = 10
 VALUE = bytes(1_000_000)
 ABOVE_DATA_MAX = 200 * MIB
+HISTORY_BYTES_MAX = 16 * MIB
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=("--history-bytes-max", str(HISTORY_BYTES_MAX))) as cluster:
         yield cluster
 
 
@@ -38,7 +39,7 @@ def overwrite(cluster: Cluster, megabytes: int) -> int:
 
 @pytest.mark.parametrize("megabytes", [500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_memory_is_bounded_while_values_are_overwritten_and_after_a_restart(cluster: Cluster, megabytes: int) -> None:
-    allowed = KEYS * len(VALUE) + ABOVE_DATA_MAX
+    allowed = KEYS * len(VALUE) + HISTORY_BYTES_MAX + ABOVE_DATA_MAX
     peak = overwrite(cluster, megabytes)
     assert peak < allowed, f"{peak // MIB} MiB"
 

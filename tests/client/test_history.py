@@ -13,7 +13,8 @@ from client.test_client import cluster, run
 from fronts.fake_node import FakeNode, Server, serving
 
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import Compact, QueuedCommand, Result
+from kvorum.kv.commands import Compacted as ServerCompacted
+from kvorum.kv.commands import CompactRefused
 from kvorum_client import (
     Client,
     Compacted,
@@ -93,20 +94,19 @@ def test_a_compaction_that_is_there_already_is_done() -> None:
 
 def test_a_compaction_whose_answer_is_lost_is_made_again_and_done() -> None:
     async def scenario(server: Server, kv: Client) -> None:
-        node, propose = server.node, server.node.propose
-        lost: list[QueuedCommand] = []
+        node, compact = server.node, server.node.compact
+        lost: list[int] = []
 
-        async def lose(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
-            result = await propose(command, timeout_ms, address)
+        async def lose(revision: int, timeout_ms: int) -> ServerCompacted | CompactRefused:
+            result = await compact(revision, timeout_ms)
             if not lost:
-                lost.append(command)
+                lost.append(revision)
                 raise ServerOutcomeUnknown("the answer is lost")
             return result
 
-        node.propose = lose  # type: ignore[method-assign]
+        node.compact = lose  # type: ignore[method-assign]
         assert await kv.compact(3) == Compacted(4, 3)
-        assert lost == [Compact(3)]
-        assert node.store.floor == 3
+        assert (lost, node.store.floor) == ([3], 3)
 
     at_level_4(scenario)
 

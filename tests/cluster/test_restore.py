@@ -86,9 +86,9 @@ def test_a_backup_begins_a_new_cluster_with_all_that_was_acknowledged(backup: by
     found = asyncio.run(served(tmp_path))
 
     assert found["values"] == {b"a": b"1", b"b": b"2"}
-    assert found["revisions"] == {b"a": 1, b"b": 3}
-    assert found["next"] == 3 + 1000 + 1, "a revision that was seen after the backup would be given away again"
-    assert found["retry"] == PutResult(3, 2, 3, 2), "the retry of a write from before the backup was applied again"
+    assert found["revisions"] == {b"a": 2, b"b": 4}
+    assert found["next"] == 4 + 1000 + 1, "a revision that was seen after the backup would be given away again"
+    assert found["retry"] == PutResult(4, 3, 4, 2), "the retry of a write from before the backup was applied again"
     assert len(found["voters"]) == 1
 
 
@@ -428,4 +428,4 @@ def test_the_identity_is_a_new_one(backup: bytes, tmp_path: Path) -> None:
 
     assert identity.name == "n1"
     assert msgspec.structs.astuple(identity)[1:] not in {("", ""), ()}
-    assert (len(store), store.revision) == (2, 10)
+    assert (len(store), store.revision, store.floor) == (2, 11, 11)

@@ -8,6 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.kv.limits import (
+    ENDED_SESSION_OVERHEAD_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    SESSION_OVERHEAD_BYTES,
+    TOMBSTONE_OVERHEAD_BYTES,
+    VERSION_OVERHEAD_BYTES,
+)
 from kvorum_wire import MemberStatus, NodeStatus
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +49,18 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors_of(target), link
+
+
+def test_the_page_on_the_quota_says_what_counts() -> None:
+    page = (ROOT / "docs/operations/quota.md").read_text()
+    rows = [int(number) for number in re.findall(r"and (\d+) \|$", page, re.MULTILINE)]
+    assert rows == [
+        RECORD_OVERHEAD_BYTES,
+        SESSION_OVERHEAD_BYTES,
+        VERSION_OVERHEAD_BYTES,
+        TOMBSTONE_OVERHEAD_BYTES,
+        ENDED_SESSION_OVERHEAD_BYTES,
+    ]
 
 
 def test_decisions_are_numbered_without_gaps() -> None:

@@ -21,7 +21,18 @@ from kvorum.errors import (
     UnknownMemberError,
 )
 from kvorum.fronts.http import ApiServer
-from kvorum.kv.commands import Delete, Put, QueuedCommand, RaiseFeatureLevel, Result, SetQuota, encode_batch
+from kvorum.kv.commands import (
+    ClientCommand,
+    Compact,
+    Compacted,
+    CompactRefused,
+    Delete,
+    Put,
+    RaiseFeatureLevel,
+    Result,
+    SetQuota,
+    encode_batch,
+)
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
@@ -81,7 +92,7 @@ class FakeNode:
         self.cluster = CLUSTER
         self.leader_is_new = False
         """The leader understands `?cluster=`."""
-        self.proposed: list[QueuedCommand] = []
+        self.proposed: list[ClientCommand] = []
         self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
@@ -128,7 +139,7 @@ class FakeNode:
         if not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
-    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
         check_command_level(command, self.store.feature_level)
         self.proposed.append(command)
@@ -140,6 +151,14 @@ class FakeNode:
         command = SetQuota(limit_bytes, OPERATOR)
         check_command_level(command, self.store.feature_level)
         self._apply(EntryKind.COMMAND, encode_batch(0, [command]))
+
+    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+        await self._admit(timeout_ms)
+        command = Compact(revision)
+        check_command_level(command, self.store.feature_level)
+        result = self._apply(EntryKind.COMMAND, encode_batch(0, [command]))[0]
+        assert isinstance(result, Compacted | CompactRefused)
+        return result
 
     async def read_barrier(self, timeout_ms: int) -> None:
         self.barriers += 1

@@ -15,6 +15,8 @@ from kvorum.kv.commands import (
     BatchCommand,
     Command,
     Compact,
+    Compacted,
+    CompactRefused,
     CompareFailed,
     DeleteResult,
     EndSession,
@@ -44,7 +46,10 @@ class ModelSession:
 
 @dataclass
 class Model:
-    """The whole past: ``history[i]`` is the change of revision ``i + 1``; a value of None is a deletion."""
+    """The whole past: ``history[i]`` is the change of revision ``i + 1``; a value of None is a deletion.
+
+    No key is empty: an empty one stands for the raise to level 4.
+    """
 
     window: int
     sessions_max: int
@@ -60,9 +65,33 @@ class Model:
     quota: int = 0
     configured: int = 0
     is_full: bool = False
+    floor: int = 0
+
+    @property
+    def revision(self) -> int:
+        """The latest one."""
+        return len(self.history)
+
+    def events(self) -> list[tuple[int, bytes, bytes | None]]:
+        """Return the history from the floor on; there is none below level 4."""
+        changes = enumerate(self.history, 1)
+        return [(revision, *change) for revision, change in changes if 0 < self.floor <= revision and change[0]]
+
+    def history_bytes(self) -> int:
+        """Weigh what the events replaced, and the tombstones."""
+        total = 0
+        for revision, key, value in self.events():
+            before = self.get(key, revision - 1)
+            total += 0 if before is None else len(before.value) + 240
+            total += 0 if value is not None else len(key) + 224
+        return total
 
     def used(self) -> int:
-        """Weigh everything that is kept, from nothing."""
+        """Weigh everything, from nothing."""
+        return self.kept() + self.history_bytes()
+
+    def kept(self) -> int:
+        """Weigh everything but the history, which gives way."""
         records = {key: self.get(key) for key in {key for key, _ in self.history}}
         total = sum(len(key) + len(record.value) + 288 for key, record in records.items() if record is not None)
         for session in self.sessions:
@@ -81,10 +110,10 @@ class Model:
                 total += int.from_bytes(digest)
         return total % 2**128
 
-    def get(self, key: bytes) -> Record | None:
-        """Search the past for the key's latest life."""
+    def get(self, key: bytes, latest: int | None = None) -> Record | None:
+        """Search the past, up to a revision, for the key's latest life."""
         life: list[tuple[int, bytes]] = []
-        for revision, (changed, value) in enumerate(self.history, 1):
+        for revision, (changed, value) in enumerate(self.history[:latest], 1):
             if changed == key:
                 life = [] if value is None else [*life, (revision, value)]
         if not life:
@@ -96,10 +125,13 @@ class Model:
         self.time_ms = max(self.time_ms, batch.time_ms)
         alone = len(batch.commands) == 1
         results = [self._apply(command, alone) for command in batch.commands]
+        if self.quota and self.history_bytes():
+            while self.floor < self.revision and self.used() > self.quota * 95 // 100:
+                self.floor += 1
         if self.is_full:
-            self.is_full = self.used() >= self.quota * 95 // 100
+            self.is_full = self.kept() >= self.quota * 95 // 100
         else:
-            self.is_full = 0 < self.quota < self.used()
+            self.is_full = 0 < self.quota < self.kept()
         return results
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
@@ -110,14 +142,14 @@ class Model:
         if isinstance(command, SetQuota):
             return self._set_quota(command)
         if isinstance(command, Compact):
-            return SessionRefused(len(self.history), "invalid")
+            return self._compact(command.revision)
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")
         if command.client_id != "" and command.sequence <= 0:
             return SessionRefused(revision, "invalid")
         if self.is_full and isinstance(command, Put) and self._is_new(command.client_id, command.sequence):
-            return NoSpace(revision, self.quota, self.used())
+            return NoSpace(revision, self.quota, self.kept())
         if command.client_id == "":
             return self._change(command)
         what = (type(command), command.key, getattr(command, "value", None), command.prev_revision)
@@ -149,6 +181,15 @@ class Model:
             self.quota = max(limit, self.used() * 3 // 2)
         return QuotaSet(revision, self.quota)
 
+    def _compact(self, revision: int) -> Result:
+        if self.level < 4:
+            return SessionRefused(self.revision, "invalid")
+        if revision <= self.floor or revision > self.revision:
+            reason = "compacted" if revision <= self.floor else "future"
+            return CompactRefused(self.revision, self.floor, reason)
+        self.floor = revision
+        return Compacted(self.revision, revision)
+
     def _raise(self, command: RaiseFeatureLevel, alone: bool) -> Result:
         reason, blocking = "", tuple(m for m in self.members if command.versions.get(m, -1) < command.level)
         if not alone or not 1 <= len(command.cluster_id) <= 64:
@@ -164,6 +205,9 @@ class Model:
         self.level = command.level
         if self.level == 2:
             self.cluster_id = command.cluster_id
+        if self.level == 4:
+            self.history.append((b"", None))
+            self.floor = self.revision
         return FeatureLevelRaised(len(self.history), self.level)
 
     def _session(self, client_id: str, sequence: int, what: tuple[object, ...]) -> ModelSession | Result | str:

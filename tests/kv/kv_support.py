@@ -15,6 +15,7 @@ from kvorum.kv.commands import (
     Batch,
     BatchCommand,
     Command,
+    Compact,
     Delete,
     EndSession,
     Put,
@@ -81,14 +82,15 @@ def commands(draw: st.DrawFn) -> Command:
 _times = st.one_of(st.integers(0, 100), st.integers(0, 6).map(lambda hours: hours * (SESSION_IDLE_MS + 1)))
 batches = st.builds(Batch, _times, st.lists(commands(), max_size=8).map(tuple))
 
-# No member supports level 4 here, so no state is raised to it.
+# No member supports level 5 here, so no state is raised to it.
 raises = st.builds(
     RaiseFeatureLevel,
-    st.integers(0, 4),
-    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 3)),
+    st.integers(0, 5),
+    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 4)),
     st.sampled_from([CLUSTER_ID, "another", "", "c" * 65]),
 )
-_likely_raises = st.sampled_from([raise_to(2), raise_to(3)])
+_likely_raises = st.sampled_from([raise_to(2), raise_to(3), raise_to(4)])
+compactions = st.builds(Compact, st.integers(0, 12))
 ends = st.builds(EndSession, st.sampled_from([*CLIENTS, "", "x" * 65]))
 quotas = st.builds(
     SetQuota,
@@ -98,9 +100,11 @@ quotas = st.builds(
 raising_batches = st.one_of(
     st.builds(Batch, _times, st.one_of(_likely_raises, raises).map(lambda command: (command,))),
     st.builds(Batch, _times, st.lists(st.one_of(commands(), raises), max_size=4).map(tuple)),
-    st.builds(Batch, _times, st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple)),
+    st.builds(
+        Batch, _times, st.lists(st.one_of(commands(), commands(), ends, quotas, compactions), max_size=8).map(tuple)
+    ),
 )
-raised_before = st.sampled_from([(), (2,), (2, 3), (2, 3)]).map(
+raised_before = st.sampled_from([(), (2,), (2, 3), (2, 3, 4), (2, 3, 4)]).map(
     lambda levels: [EntryKind.CONFIGURATION, *(Batch(0, (raise_to(level),)) for level in levels)] if levels else []
 )
 """What a log begins with, so that short ones are at every level."""

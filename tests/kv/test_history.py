@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kv.kv_support import apply, kept_versions, raise_to, store_at_level_3, store_at_level_4
+from kv.kv_support import apply, kept_versions, raise_to, restore, snapshot_of, store_at_level_3, store_at_level_4
 
 from kvorum.errors import RevisionCompactedError, RevisionInFutureError
 from kvorum.kv.commands import (
@@ -140,6 +140,24 @@ def test_reclaim_frees_what_cannot_be_read_any_more_in_slices_of_any_size() -> N
     assert len(store.versions.dead) == 0
 
 
+def test_a_deletion_below_the_floor_leaves_nothing_although_the_key_exists_again() -> None:
+    store = written()
+    apply(store, Put(b"a", b"5"), Compact(5))
+    store.reclaim(100)
+    assert kept_versions(store, [b"a"]) == {b"a": 1}  # revision 5, which revision 6 replaced
+
+
+def test_a_slice_that_ends_between_the_versions_of_a_key_is_gone_on_with() -> None:
+    store = store_at_level_4()
+    apply(store, Put(b"a", b"1"), Put(b"b", b"1"), Compact(3))
+    store.reclaim(100)
+    apply(store, Delete(b"a"), Put(b"a", b"2"), Compact(5))
+    assert kept_versions(store, [b"a"]) == {b"a": 2}
+    while store.reclaim(1):
+        pass
+    assert kept_versions(store, [b"a"]) == {}
+
+
 def test_a_pin_holds_memory_and_not_the_floor() -> None:
     store = written()
     pin, later = store.pin(2), store.pin()
@@ -186,3 +204,20 @@ def test_the_floor_that_frees_enough_is_the_lowest_one() -> None:
     assert store.revision_to_free(10**9) == 5
     apply(store, Compact(store.revision_to_free(free)))
     assert store.history_bytes == 2 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
+
+
+def test_a_restored_backup_answers_no_revision_of_the_old_cluster() -> None:
+    store = written()
+    store.bump_revision(1000)
+    store = restore(snapshot_of(store))
+    assert (store.revision, store.floor, store.history_events) == (1005, 1005, 0)
+    assert store.get(b"a", 1005) == store.get(b"a") == A4
+    for revision in range(1, 1005, 50):
+        with pytest.raises(RevisionCompactedError):
+            store.get(b"a", revision)
+    assert apply(store, Put(b"a", b"5"))[0].revision == 1006
+
+    below = store_at_level_3()
+    apply(below, Put(b"a", b"1"))
+    below.bump_revision(1000)
+    assert (below.revision, below.versions.floor) == (1001, 0)

@@ -35,7 +35,19 @@ from kvorum.kv.sweep import StateSweep
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Entry, EntryKind
 
-NUMBERS = ("revision", "applied_index", "applied_term", "state_hash", "time_ms", "session_count", "used_bytes", "quota")
+NUMBERS = (
+    "revision",
+    "applied_index",
+    "applied_term",
+    "state_hash",
+    "time_ms",
+    "session_count",
+    "used_bytes",
+    "quota",
+    "floor",
+    "history_bytes",
+    "history_events",
+)
 
 
 def apply_items(store: Store, items: list[Batch | EntryKind]) -> list[list[Result]]:
@@ -87,6 +99,11 @@ def test_every_answer_every_record_and_the_sum_are_the_models_at_every_level(
             assert {key: store.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
             assert (store.feature_level, store.cluster_id) == (model.level, model.cluster_id)
             assert store.used_bytes == model.used()
+            assert (store.revision, store.floor) == (model.revision, model.floor or model.revision)
+            for revision in range(store.floor, store.revision):
+                assert {key: store.get(key, revision) for key in KEYS} == {
+                    key: model.get(key, revision) for key in KEYS
+                }
             quota = store.quota
             assert (quota.limit_bytes, quota.configured_bytes, quota.is_full) == (
                 model.quota,

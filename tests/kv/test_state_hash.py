@@ -442,3 +442,12 @@ def test_a_sweep_and_a_snapshot_do_not_disturb_each_other() -> None:
 
     assert b"".join(chunks) == expected
     assert swept(sweep) is None
+
+
+def test_a_new_sweep_begins_at_the_beginning_although_another_was_given_up() -> None:
+    store = store_at_level_2()
+    apply(store, *(Put(b"%d" % number, b"v") for number in range(9)))
+    StateSweep(store).step(max_keys=5)
+    flip(store, b"0", value=b"x")
+
+    assert swept(StateSweep(store)) is not None

@@ -42,7 +42,10 @@ class Node:
         proposals = LeaderProposals(
             cast(Any, self.raft), self.state, log_time, cast(Any, SimpleNamespace(schedule=lambda: None))
         )
-        self.compactions = Compactions(Config(**options), self.state, log_time, proposals, self.counters)
+        self.space = SimpleNamespace(is_tight=False, refusal=None)
+        self.compactions = Compactions(
+            Config(**options), self.state, log_time, proposals, cast(Any, self.space), self.counters
+        )
 
     @property
     def store(self) -> Store:
@@ -159,9 +162,27 @@ def test_history_may_take_a_quarter_of_the_quota() -> None:
     assert it.store.history_bytes <= MIB * 7 // 8
 
 
+@pytest.mark.parametrize(("is_tight", "refusal"), [(True, None), (False, "the disks are nearly full")])
+def test_history_gives_way_when_the_disks_have_little_room(is_tight: bool, refusal: str | None) -> None:
+    """Snapshots hold it: a delete that makes history of a value would make no room."""
+    it = Node()
+    revision = it.put(b"1", b"2", b"3")
+    assert it.tick() == []
+    it.space.is_tight, it.space.refusal = is_tight, refusal
+    assert it.tick() == [Compact(revision)]
+    it.put(b"4")
+    assert it.tick() == [], "not at each tick"
+    it.now_ms += compactions.ROOM_STEP_MS
+    assert it.tick() == [Compact(revision + 1)]
+    it.now_ms += compactions.ROOM_STEP_MS
+    assert it.tick() == []
+    assert it.counters.compactions == {"disk": 2}
+
+
 @pytest.mark.parametrize(("option", "reason"), [("history_age_s", "bytes"), ("history_bytes_max", "age")])
 def test_0_turns_a_limit_off_and_leaves_the_other(option: str, reason: str) -> None:
-    it = Node(**{"history_bytes_max": MIB, option: 0})
+    options: dict[str, Any] = {"history_bytes_max": MIB, option: 0}
+    it = Node(**options)
     for _ in range(200):
         it.put(bytes(10_000))
     it.tick()

@@ -16,7 +16,7 @@ from waiting import until
 from kvorum.config import Config
 from kvorum.errors import NotServingError, OutcomeUnknownError, PeerError, SnapshotFailedError, StorageCorruptError
 from kvorum.identity import Identity
-from kvorum.kv.commands import PutResult
+from kvorum.kv.commands import PutResult, decode_batch
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
@@ -139,7 +139,7 @@ def test_a_state_is_given_up_before_the_one_that_was_fetched_is_loaded(monkeypat
         storage, source = MemoryStorage(), Source()
         node = a_node(storage, source)
         old = node.parts.state.store
-        old._records[b"k"] = Record(b"v", 1, 1, 1)
+        old.versions.records[b"k"] = Record(b"k", b"v", 1, 1, 1)
         driver = node.parts.driver
         driver.on_messages("b@1", (offer(10, term=1),))
         await until("it is wanted", lambda: source.wanted == [10])
@@ -654,6 +654,31 @@ async def b_answers(node: Node, storage: MemoryStorage, peers: Recorder) -> None
         await complete(storage)
 
 
+def test_writes_that_arrive_in_the_turn_in_which_a_save_ends_share_an_entry() -> None:
+    """The end of a save proposed what had arrived by then, and the rest of the turn got an entry of its own."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await leader(storage, peers)
+        first = asyncio.create_task(node.propose(Put(b"a", b"1"), 5000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert storage.pending
+        [one] = peers.take(AppendEntries)
+        assert len(one.entries) == 1
+        node.parts.proposals.submit(Put(b"b", b"1"), 5.0)
+        node.parts.turns.schedule()
+        storage.complete()
+        node.parts.proposals.submit(Put(b"c", b"1"), 5.0)
+        await asyncio.sleep(0)
+        entries = [entry for message in peers.take(AppendEntries) for entry in message.entries]
+        assert [len(decode_batch(entry.data).commands) for entry in entries] == [2]
+        first.cancel()
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 def test_an_answer_leaves_when_what_it_reveals_is_durable() -> None:
     async def scenario() -> None:
         storage, peers = MemoryStorage(), Recorder()
@@ -773,6 +798,7 @@ def test_a_read_that_the_former_leader_was_asked_is_asked_of_the_next_one_in_the
         driver.on_messages("c@1", (Heartbeat(2, "c@1", "a@1", commit_index=2, round=1),))
         await asyncio.sleep(0)
         storage.complete()
+        await asyncio.sleep(0)
         (asked,) = peers.take(ReadIndex)
         assert asked.recipient == "c@1"
         assert not reading.done()

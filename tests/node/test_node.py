@@ -31,7 +31,7 @@ def test_a_put_is_read_everywhere(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as cluster:
             result = await cluster.put(b"a", b"1")
-            assert result == PutResult(revision=1, create_revision=1, mod_revision=1, version=1)
+            assert result == PutResult(revision=2, create_revision=2, mod_revision=2, version=1)
             for node in cluster.nodes.values():
                 await node.read_barrier(TIMEOUT_MS)
                 record = node.store.get(b"a")
@@ -49,7 +49,7 @@ def test_concurrent_writes_share_saves(tmp_path: Path) -> None:
             writes = [leader.propose(Put(b"k%d" % n, b"v"), TIMEOUT_MS) for n in range(500)]
             results = await asyncio.gather(*writes)
 
-            assert sorted(r.revision for r in results) == list(range(1, 501))
+            assert sorted(r.revision for r in results) == list(range(2, 502))
             assert leader.counters.saves - saves <= 10
 
     asyncio.run(scenario())

@@ -72,7 +72,7 @@ def test_what_is_needed_covers_a_snapshot_the_log_and_a_margin() -> None:
     it = Leading()
     batch = it.config.batch_bytes_max
     assert it.needed == 4 * batch + 8 * batch
-    it.state.store._record_bytes = 500 << 20
+    it.state.store.versions.record_bytes = 500 << 20
     assert it.space.needed_bytes == (500 << 20) + (64 << 20) + 8 * batch
 
 
@@ -97,7 +97,7 @@ def test_puts_are_refused_unless_a_quorum_with_the_leader_has_room(own: int, b: 
 
 def test_a_refusal_says_what_is_full_and_how_much_there_may_be() -> None:
     it = Leading()
-    it.state.store._record_bytes = 1000
+    it.state.store.versions.record_bytes = 1000
     it.tick(own=it.needed, b=5, c=7)
     with pytest.raises(NoSpaceError, match=r"nearly full \(a, b, c\).*deletes and reads go on") as refused:
         it.space.check(1)

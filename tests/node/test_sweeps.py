@@ -91,7 +91,8 @@ def test_a_doubt_during_a_pass_is_not_settled_by_what_that_pass_saw_before() -> 
     sweeps = Sweeps(state, cast(Integrity, integrity), cast(Tasks, Pauses()))
     sweeps.step(1000)
     sweeps.step(5)
-    store._records[b"0"] = msgspec.structs.replace(store._records[b"0"], value=b"2")
+    records = store.versions.records
+    records[b"0"] = msgspec.structs.replace(records[b"0"], value=b"2")
     state.is_in_doubt = True
 
     sweeps.step(5)

@@ -31,7 +31,7 @@ from kvorum.errors import (
     TooStaleError,
     TransferFailedError,
 )
-from kvorum.kv.commands import QueuedCommand, Result, SessionRefused
+from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 from kvorum.kv.store import Store
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal, authorize
@@ -56,6 +56,8 @@ from kvorum.service.requests import (
     ListMembers,
     PromoteMember,
     Put,
+    Range,
+    RangeQuery,
     RemoveMember,
     Request,
     SetQuota,
@@ -88,7 +90,7 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Snapshot()]
+WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Range(RangeQuery()), Snapshot()]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),
@@ -384,7 +386,7 @@ def test_a_session_that_is_not_ended_says_why(
 ) -> None:
     node = FakeNode()
 
-    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -427,7 +429,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)

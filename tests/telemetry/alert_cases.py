@@ -452,6 +452,15 @@ CASES = (
     Case(
         "KvorumQuota",
         False,
+        "the history takes a quarter of it, and gives way",
+        _nodes("kvorum_data_size_bytes", "90x30", "90x30")
+        + _nodes("kvorum_history_size_bytes", "25x30", "25x30")
+        + _nodes("kvorum_data_quota_bytes", "100x30", "100x30"),
+        10,
+    ),
+    Case(
+        "KvorumQuota",
+        False,
         "there is none yet",
         _nodes("kvorum_data_size_bytes", "81x30") + _nodes("kvorum_data_quota_bytes", "0x30"),
         20,

@@ -1,4 +1,4 @@
-"""Earlier versions, built from git by their commits, and a child process that runs the pure parts of 0.1.0."""
+"""Earlier versions, built from git by their commits, and a child process that runs the pure parts of one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6"}
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2"}
 """Version -> a commit of it, the last one before the next version."""
 
 CHILD = """
 import sys
 import msgspec, kvorum
 from kvorum.errors import KvorumError
-from kvorum.kv import sessions, snapshot
+from kvorum.kv import sessions, snapshot, store
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
 from kvorum.raft import codec
-from kvorum.raft.messages import Entry
+from kvorum.raft.messages import Configuration, Entry
 
-assert kvorum.__version__ == "0.1.0" and kvorum.__file__.startswith(sys.argv[1]), kvorum.__file__
-window, sessions_max = sessions.SESSION_WINDOW, sessions.SESSIONS_MAX
+assert kvorum.__version__ == sys.argv[2] and kvorum.__file__.startswith(sys.argv[1]), kvorum.__file__
+SMALL = {
+    sessions: {"SESSION_WINDOW": 4, "SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2, "_FORGOTTEN_AT_ONCE": 1},
+    snapshot: {"SESSIONS_MAX": 3, "SESSIONS_ENDED_MAX": 2},
+    store: {"QUOTA_BYTES_MIN": 1},
+}
+LARGE = {module: {name: getattr(module, name, None) for name in names} for module, names in SMALL.items()}
 
 def limits(small):
-    sessions.SESSION_WINDOW = 4 if small else window
-    sessions.SESSIONS_MAX = snapshot.SESSIONS_MAX = 3 if small else sessions_max
+    for module, values in (SMALL if small else LARGE).items():
+        for name, value in values.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
 
 def snapshot_of(store):
     cut = store.begin_snapshot()
@@ -46,14 +53,14 @@ def snapshot_of(store):
     cut.close()
     return b"".join(chunks)
 
-def restore(data):
-    restorer = Restorer()
+def restore(data, members):
+    restorer = Restorer() if sys.argv[2] == "0.1.0" else Restorer(msgspec.convert(members, Configuration))
     restorer.feed(data)
     return restorer.finish()
 
-def apply(data, entries, small):
+def apply(data, entries, members, small):
     limits(small)
-    store = restore(data) if data else Store()
+    store = restore(data, members) if data else Store()
     hashes = []
     for entry in msgspec.convert(entries, list[Entry]):
         store.apply(entry)
@@ -102,22 +109,30 @@ def environment(version: str) -> dict[str, str]:
 
 
 class OldVersionError(Exception):
-    """What 0.1.0 raised: the name of its exception, and its text."""
+    """What the old version raised: the name of its exception, and its text."""
 
 
 class OldVersion:
-    """The pure parts of 0.1.0, in a process of their own."""
+    """The pure parts of an old version, in a process of their own."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def apply(self, snapshot: bytes, entries: list[list[Any]], *, small: bool) -> tuple[list[int], bytes]:
+    def apply(
+        self, snapshot: bytes, entries: list[list[Any]], members: object = None, *, small: bool
+    ) -> tuple[list[int], bytes]:
         """Apply entries to a snapshot (empty: to nothing); return the state hash after each, and the last snapshot.
+
+        Args:
+            snapshot: what 0.1.0 reads alone, and later versions with the members.
+            entries: as builtin types.
+            members: the configuration at the snapshot, as builtin types.
+            small: with the limits of ``small_sessions``.
 
         Raises:
             OldVersionError: it refuses.
         """
-        hashes, snapshot = self._ask("apply", snapshot, entries, small)
+        hashes, snapshot = self._ask("apply", snapshot, entries, members, small)
         return hashes, snapshot
 
     def decode(self, frame: bytes) -> bytes:
@@ -142,11 +157,13 @@ class OldVersion:
 
 
 @contextmanager
-def old_version() -> Iterator[OldVersion]:
-    """Run 0.1.0 beside this version."""
-    folder = str(sources("0.1.0"))
+def old_version(version: str = "0.1.0") -> Iterator[OldVersion]:
+    """Run an old version beside this one."""
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, folder], env=environment("0.1.0"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, str(sources(version)), version],
+        env=environment(version),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         try:
             yield OldVersion(process)

@@ -17,7 +17,7 @@ import kvorum
 from kvorum.kv.features import HIGHEST_LEVEL
 
 OLD = "0.1.0"
-MIDDLE = "0.2.0"
+MIDDLE = "0.3.0"
 NEW = kvorum.__version__
 FLAGS = ("--snapshot-entries", "40", "--log-retain-entries", "20", "--shutdown-grace-s", "5")
 """Small, so that an upgraded node begins with a snapshot of the old version, and a late one is sent one."""
@@ -166,9 +166,6 @@ def test_a_cluster_at_the_level_of_the_version_before_is_upgraded_rolled_back_an
                 replace(cluster, name, version)
             assert versions(cluster) == dict.fromkeys(cluster.names, version)
             assert levels(cluster, *cluster.names) == {before}
-            if version == NEW:
-                end = cluster.request(cluster.leader(), "DELETE", "/v1/sessions/nobody")
-                assert (end.status, end.document["code"]) == (409, "feature_unavailable")
         raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
         assert raised.document == {"feature_level": HIGHEST_LEVEL}
         eventually("all have applied it", lambda: levels(cluster, *cluster.names) == {HIGHEST_LEVEL})

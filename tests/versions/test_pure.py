@@ -1,4 +1,4 @@
-"""Version 0.1.0 and this one: below level 2 equal states, hashes and snapshots; messages that both understand."""
+"""Old versions and this one: at their levels equal states, hashes and snapshots; messages that both understand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from kv.kv_support import (
     CONFIGURATION,
     apply,
     batches,
+    commands,
     configured,
+    ends,
     entry_of,
+    quotas,
     raise_to,
     restore,
     small_sessions,
     store_at_level_2,
+    store_at_level_3,
+    store_at_level_4,
 )
 from kv.kv_support import snapshot_of as snapshot_in_chunks
 from versions.old import OldVersion, OldVersionError, old_version
@@ -34,6 +39,13 @@ _logs = st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.C
 @pytest.fixture(scope="module")
 def old() -> Iterator[OldVersion]:
     with old_version() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def middle() -> Iterator[OldVersion]:
+    """Version 0.3.0, which keeps no history."""
+    with old_version("0.3.0") as process:
         yield process
 
 
@@ -83,6 +95,50 @@ def test_below_level_2_both_versions_have_equal_hashes_and_equal_snapshots(
             hashes.append(store.state_hash)
 
         assert old.apply(ours, builtins(entries), small=True) == (hashes, snapshot_of(store))
+
+
+_level_3 = st.builds(
+    Batch, st.integers(0, 9), st.lists(st.one_of(commands(), commands(), ends, quotas), max_size=8).map(tuple)
+)
+_logs_of_level_3 = st.lists(
+    st.one_of(_level_3, _level_3, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=10
+)
+
+
+@examples
+@given(st.integers(1, 3), _logs_of_level_3, _logs_of_level_3)
+def test_below_the_level_of_the_history_both_versions_have_equal_hashes_and_equal_snapshots(
+    middle: OldVersion, level: int, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+) -> None:
+    """The past from nothing, the future from each other's snapshot; the level is raised on the way."""
+    raises: list[Batch | EntryKind] = [Batch(0, (raise_to(each),)) for each in range(2, level + 1)]
+    log = [EntryKind.CONFIGURATION, *raises[:1], *past, *raises[1:]]
+    members = msgspec.to_builtins(CONFIGURATION)
+    with small_sessions():
+        store = Store()
+        hashes = []
+        for entry in entries_of(log):
+            store.apply(entry)
+            hashes.append(store.state_hash)
+        ours = snapshot_of(store)
+        assert middle.apply(b"", builtins(entries_of(log)), small=True) == (hashes, ours)
+
+        store = restore(ours)
+        entries = entries_of(future, len(log) + 1)
+        hashes = []
+        for entry in entries:
+            store.apply(entry)
+            hashes.append(store.state_hash)
+        assert store.feature_level == level
+
+        assert middle.apply(ours, builtins(entries), members, small=True) == (hashes, snapshot_of(store))
+
+
+def test_the_version_before_says_that_a_snapshot_with_history_needs_a_newer_one(middle: OldVersion) -> None:
+    members = msgspec.to_builtins(CONFIGURATION)
+    assert middle.apply(snapshot_of(store_at_level_3()), [], members, small=False)[0] == []
+    with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 4"):
+        middle.apply(snapshot_of(store_at_level_4()), [], members, small=False)
 
 
 def test_a_refused_raise_ends_the_old_version_too(old: OldVersion) -> None:

@@ -34,7 +34,7 @@ from kvorum.storage.files import create_folder, explained
 from kvorum.storage.offline import offline
 from kvorum.storage.snapshot_format import is_stale, read_header, read_payload
 
-BUMP_REVISION = 1_000_000_000
+BUMP_REVISION = 2**30
 """How much further the revision goes on by default: none of a write that the backup lacks is given away again."""
 
 
@@ -55,7 +55,7 @@ def stage(stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool
     Args:
         stream: the backup; it need not be seekable.
         config: the node's: its name, its data folder and its advertised addresses.
-        bump_revision: what is added to the revision.
+        bump_revision: what is added to the revision. From feature level 4 on the history begins there.
         replace: go on although the folder holds a node's data.
         running: a node may be running on the folder.
 
@@ -79,7 +79,7 @@ def stage(stream: BinaryIO, config: Config, *, bump_revision: int, replace: bool
             Lock(folder).release()
     with staging(folder) as building:
         snapshot, store, stale = _read(stream, building)
-        store.revision += bump_revision
+        store.bump_revision(bump_revision)
         identity = asyncio.run(_build(building, config, snapshot, store))
     return Staged(identity, store, stale)
 

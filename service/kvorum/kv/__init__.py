@@ -8,19 +8,24 @@ nothing here reads a clock, a random number or the environment, iterates over a 
 ::
 
     commands           the commands, their results, their encoding
-    records            what the store keeps of one key
+    records            one version of a key
+    keys               the keys in order
+    event_log          every put and delete in order
+    versions           the latest versions, and the history
     sessions           a retried write is applied once
     limits             how large anything may be
     quota              how much all of it may take
     store              apply(entry) -> results; get(key) -> record
     frames             the bytes of a snapshot
+    cut                the records and the history of a snapshot
     snapshot_iterator  writes a snapshot while the store goes on
-    snapshot           reads one back, or refuses it
+    snapshot_versions  reads its history back, and verifies it
+    snapshot           reads all of it back, or refuses it
     features           what members of several versions all understand
     state_hash         what nodes compare
     sweep              finds what memory changed by itself
 
 The revision model is etcd's: one ``revision`` for the cluster, one more with each mutation that changed something; a
-record knows the revision that created it, the one that last changed it, and how many changes lie between. Only the
-latest version of a key is kept (docs/decisions/0001-latest-version-only.md).
+record knows the revision that created it, the one that last changed it, and how many changes lie between. Old versions
+are kept until they are compacted (docs/decisions/0013-versions-are-kept-until-compacted.md).
 """

@@ -79,6 +79,10 @@ class EventLog:
             return None
         return self._events[offset].mod_revision if offset >= self._forgotten else None
 
+    def replace(self, position: int, event: Record) -> None:
+        """Put another event, of the same revision, in the place of one."""
+        self._events[position - self._dropped] = event
+
     def forget(self, position: int) -> None:
         """Forget the events before a position."""
         last = position - self._dropped

@@ -2,8 +2,10 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), RecordsFrame*,
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), records,
                SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
+    records  = RecordsFrame* (below feature level 4)
+             | HistoryFrame, BaseFrame*, EventsFrame* (from it on)
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
 
 ``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
@@ -92,6 +94,40 @@ class RecordsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     records: tuple[RecordRow, ...]
 
 
+class HistoryFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="v"):
+    """What history follows."""
+
+    floor: _Positive
+    """The lowest revision that can be read."""
+    events: _Count
+    """How many events there are from the floor on."""
+
+
+class VersionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A version of a key, or the tombstone of one (:class:`kvorum.kv.records.Record`)."""
+
+    key: Key
+    value: Value
+    create_revision: _Count
+    mod_revision: _Positive
+    version: _Count
+    is_latest: bool
+    """Whether it is the key's newest one in the snapshot: the sum covers those, without tombstones. So the sum can be
+    verified by a reader that does not keep the records."""
+
+
+class BaseFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="b"):
+    """The versions that were visible just below the floor, in the order of their keys."""
+
+    versions: tuple[VersionRow, ...]
+
+
+class EventsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="w"):
+    """Every put and delete from the floor on, in order."""
+
+    events: tuple[VersionRow, ...]
+
+
 class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="s"):
     """Sessions, from the least recently used on."""
 
@@ -113,7 +149,18 @@ class Trailer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     sessions: _Count
 
 
-Frame = Header | Features | QuotaFrame | RecordsFrame | SessionsFrame | EndedSessionsFrame | Trailer
+Frame = (
+    Header
+    | Features
+    | QuotaFrame
+    | RecordsFrame
+    | HistoryFrame
+    | BaseFrame
+    | EventsFrame
+    | SessionsFrame
+    | EndedSessionsFrame
+    | Trailer
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

@@ -25,7 +25,7 @@ class Keys:
     def __init__(self, ordered: Sequence[bytes] = ()) -> None:
         self._chunks: list[list[bytes]] = []
         self._firsts: list[bytes] = []
-        """For each chunk a key that is not above its keys, and above those of the chunk before."""
+        """For each chunk a key that is above those of the chunk before, and, but for the first, not above its own."""
         self._size = 0
         self.extend(ordered)
 
@@ -39,13 +39,10 @@ class Keys:
     def add(self, key: bytes) -> None:
         """Add a key that is not in the set."""
         chunks = self._chunks
-        number = bisect_right(self._firsts, key) - 1
-        if number < 0:
-            if not chunks:
-                self.extend((key,))
-                return
-            number = 0
-            self._firsts[0] = key
+        if not chunks:
+            self.extend((key,))
+            return
+        number = max(bisect_right(self._firsts, key) - 1, 0)
         chunk = chunks[number]
         if key > chunk[-1]:
             chunk.append(key)

@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.features import END_SESSION_LEVEL, FIRST_LEVEL, QUOTA_LEVEL, STATE_HASH_LEVEL, check_supported
+from kvorum.kv.features import (
+    END_SESSION_LEVEL,
+    FIRST_LEVEL,
+    HISTORY_LEVEL,
+    QUOTA_LEVEL,
+    STATE_HASH_LEVEL,
+    check_supported,
+)
 from kvorum.kv.frames import (
     FORMAT_OF_LEVEL_1,
     FORMAT_WITH_FEATURES,
+    BaseFrame,
     EndedSessionsFrame,
+    EventsFrame,
     Features,
     Frame,
     FrameReader,
     Header,
+    HistoryFrame,
     QuotaFrame,
     RecordsFrame,
     SessionsFrame,
@@ -30,6 +40,7 @@ from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.snapshot_iterator import SnapshotIterator
+from kvorum.kv.snapshot_versions import VersionsRestorer
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Mismatch, RecordSum
 from kvorum.kv.store import Store
 from kvorum.kv.versions import Versions
@@ -63,6 +74,7 @@ class Restorer:
         "_sessions",
         "_trailer",
         "_versions",
+        "_versions_restorer",
     )
 
     def __init__(self, configuration: Configuration, *, keeps_records: bool = True) -> None:
@@ -74,6 +86,8 @@ class Restorer:
         self._reader = FrameReader()
         self._header: Header | None = None
         self._versions = Versions()
+        self._versions_restorer: VersionsRestorer | None = None
+        """From feature level 4 on, once the snapshot has said what history follows."""
         self._quota: Quota | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
@@ -144,6 +158,12 @@ class Restorer:
                 self._take_quota(frame)
             case RecordsFrame():
                 self._take_records(frame, self._header)
+            case HistoryFrame():
+                self._take_history(frame, self._header)
+            case BaseFrame():
+                self._history().take_base(frame)
+            case EventsFrame():
+                self._history().take_events(frame)
             case SessionsFrame():
                 for row in frame.sessions:
                     self._take_session(row, self._header)
@@ -187,6 +207,8 @@ class Restorer:
         self._quota = Quota(limit_bytes, configured_bytes, is_full)
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
+        if self._features is not None and self._features.level >= HISTORY_LEVEL:
+            raise StorageCorruptError("the snapshot has records without history at the level that has one")
         if len(frame.keys) != len(frame.records):
             raise StorageCorruptError("a snapshot frame has more keys than records, or fewer")
         revision = header.revision
@@ -199,14 +221,27 @@ class Restorer:
             for key, row in zip(frame.keys, frame.records, strict=True)
         ]
         if self._keeps_records:
-            for record in records:
-                self._versions.restore(record)
+            self._versions.restore(records, are_sorted=False)
             self._key_count = len(self._versions.records)
         else:
             self._key_count += len(records)
         if self._record_sum is not None:
             for record in records:
                 self._record_sum.add(record.key, record)
+
+    def _take_history(self, frame: HistoryFrame, header: Header) -> None:
+        if self._features is None or self._features.level < HISTORY_LEVEL or self._record_sum is None:
+            raise StorageCorruptError("the snapshot has a history below the level that has one")
+        if self._versions_restorer is not None:
+            raise StorageCorruptError("the snapshot announces its history twice")
+        self._versions_restorer = VersionsRestorer(
+            frame, header.revision, self._versions, self._record_sum, keeps_records=self._keeps_records
+        )
+
+    def _history(self) -> VersionsRestorer:
+        if self._versions_restorer is None:
+            raise StorageCorruptError("the snapshot has history that it does not announce")
+        return self._versions_restorer
 
     def _take_session(self, row: SessionRow, header: Header) -> None:
         if (
@@ -240,6 +275,9 @@ class Restorer:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
             raise StorageCorruptError("the snapshot does not carry its quota")
+        if self._features is not None and self._features.level >= HISTORY_LEVEL:
+            self._history().check_complete(header.keys)
+            self._key_count = header.keys
         # Sessions, and keys that are kept, are counted by what is there, so a repeated one is missed here.
         if written != (header.keys, header.sessions) or written != (self._key_count, len(self._sessions)):
             raise StorageCorruptError("the snapshot does not hold what its header and trailer announce")

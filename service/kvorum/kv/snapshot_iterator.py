@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvorum.errors import InvariantViolatedError
-from kvorum.kv.features import END_SESSION_LEVEL
+from kvorum.kv.cut import HistoryCut, LatestCut
+from kvorum.kv.features import END_SESSION_LEVEL, HISTORY_LEVEL
 from kvorum.kv.frames import (
     CHUNK_BYTES_MAX,
     CHUNK_KEYS_MAX,
@@ -15,8 +16,6 @@ from kvorum.kv.frames import (
     FrameWriter,
     Header,
     QuotaFrame,
-    RecordRow,
-    RecordsFrame,
     SessionsFrame,
     Trailer,
 )
@@ -33,11 +32,11 @@ CHUNK_BYTES = 256 * 1024
 class SnapshotIterator:
     """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
 
-    The keys are listed at once; their records are read when their turn comes, as they were at the snapshot's revision,
-    which the iterator pins. A session is copied before it changes. So the iterator
-    costs memory for the keys' list and for what changes, not for the state. The bytes depend on the state, on the
-    sizes asked for, and from the raise of level 2 to the end of a node's first sweep on whether its sum counts yet. So
-    two nodes may write one state as different bytes: a file is named by its hash, and only that very file is resumed.
+    Keys and records are read when their turn comes, as they were at the snapshot's revision (:mod:`kvorum.kv.cut`). A
+    session is copied before it changes. So the iterator costs memory for what changes, not for the state. The bytes
+    depend on the state, on the sizes asked for, and from the raise of level 2 to the end of a node's first sweep on
+    whether its sum counts yet. So two nodes may write one state as different bytes: a file is named by its hash, and
+    only that very file is resumed.
 
     The sum of the records is computed while they are written: memory may have changed since the last sweep.
 
@@ -48,14 +47,12 @@ class SnapshotIterator:
 
     __slots__ = (
         "_closed",
+        "_cut",
         "_done",
         "_ended",
         "_ended_written",
         "_features",
-        "_keys",
-        "_keys_written",
         "_on_close",
-        "_pin",
         "_preserved_sessions",
         "_quota",
         "_record_sum",
@@ -64,7 +61,6 @@ class SnapshotIterator:
         "_sessions_written",
         "_started",
         "_sum_expected",
-        "_versions",
         "_writer",
         "header",
         "mismatch",
@@ -87,10 +83,8 @@ class SnapshotIterator:
             self._sum_expected = int.from_bytes(features.state_sum)
         self._features = features
         self._quota = quota
-        self._versions = versions
-        self._pin = versions.pin(header.revision)
-        self._keys = list(versions.records)
-        self._keys_written = 0
+        has_history = features is not None and features.level >= HISTORY_LEVEL
+        self._cut = (HistoryCut if has_history else LatestCut)(versions, header.revision, self._record_sum)
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
@@ -103,7 +97,7 @@ class SnapshotIterator:
         self._closed = False
 
     def next_chunk(self, max_keys: int = CHUNK_KEYS, max_bytes: int = CHUNK_BYTES) -> bytes | None:
-        """Return the next bytes of the snapshot, or None when it is complete.
+        """Return the next bytes of the snapshot, none if there is more to do first, or None when it is complete.
 
         Args:
             max_keys: at most so many keys, or remembered answers of sessions (one session may exceed it).
@@ -118,22 +112,22 @@ class SnapshotIterator:
             raise InvariantViolatedError("a snapshot is continued after it was closed")
         max_keys = min(max(max_keys, 1), CHUNK_KEYS_MAX)
         max_bytes = min(max(max_bytes, 1), CHUNK_BYTES_MAX)
-        return self._writer.encode(self._next_frame(max_keys, max_bytes))
+        frame = self._next_frame(max_keys, max_bytes)
+        return b"" if frame is None else self._writer.encode(frame)
 
     def close(self) -> None:
         """Let the store forget the iterator. May be called at any time, and again."""
         if self._closed:
             return
         self._closed = True
-        self._keys = []
         self._session_ids = []
         self._ended = None
-        self._pin.release()
+        self._cut.close()
         self._preserved_sessions = {}
         self._sessions.end_iteration()
         self._on_close()
 
-    def _next_frame(self, max_keys: int, max_bytes: int) -> Frame:
+    def _next_frame(self, max_keys: int, max_bytes: int) -> Frame | None:
         if not self._started:
             self._started = True
             return self.header
@@ -143,8 +137,8 @@ class SnapshotIterator:
         if self._quota is not None:
             quota, self._quota = self._quota, None
             return quota
-        if self._keys_written < len(self._keys):
-            return self._take_records(max_keys, max_bytes)
+        if not self._cut.is_done:
+            return self._cut.next_frame(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):
             return self._take_sessions(max_keys)
         if self._ended is not None:
@@ -157,25 +151,7 @@ class SnapshotIterator:
         self._done = True
         if self._record_sum is not None and self._record_sum.total != self._sum_expected:
             self.mismatch = Mismatch(self.header.applied_index, self._sum_expected, self._record_sum.total)
-        return Trailer(self._keys_written, self._sessions_written)
-
-    def _take_records(self, max_keys: int, max_bytes: int) -> RecordsFrame:
-        start = self._keys_written
-        candidates = self._keys[start : start + max_keys]
-        records: list[RecordRow] = []
-        size = 0
-        for key in candidates:
-            record = self._versions.at(key, self.header.revision)
-            if record is None:
-                raise InvariantViolatedError("a record changed under a snapshot and was not kept")
-            records.append(RecordRow(record.value, record.create_revision, record.mod_revision, record.version))
-            if self._record_sum is not None:
-                self._record_sum.add(key, record)
-            size += len(key) + len(record.value)
-            if size >= max_bytes:
-                break
-        self._keys_written = start + len(records)
-        return RecordsFrame(tuple(candidates[: len(records)]), tuple(records))
+        return Trailer(self._cut.keys, self._sessions_written)
 
     def _take_sessions(self, max_answers: int) -> SessionsFrame:
         rows: list[SessionRow] = []

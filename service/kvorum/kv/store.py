@@ -183,6 +183,16 @@ class Store:
         self.versions, self._sessions, self._changes = Versions(), Sessions(), None
         return left
 
+    def bump_revision(self, by: int) -> None:
+        """Go on at a higher revision, as a restored backup does that begins a new cluster.
+
+        From level 4 on the history begins there: an earlier revision, which may mean something else to clients of the
+        old cluster, is refused as compacted.
+        """
+        self.revision += by
+        if self.feature_level >= HISTORY_LEVEL:
+            self.versions.set_floor(self.revision)
+
     def __len__(self) -> int:
         """How many keys exist."""
         return len(self.versions.records)

@@ -21,10 +21,11 @@ class StateSweep:
         share: the part of all keys that the last step visited, from 0 to 1.
     """
 
-    __slots__ = ("_store", "passes", "share")
+    __slots__ = ("_has_begun", "_store", "passes", "share")
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._has_begun = False
         self.passes = 0
         self.share = 1.0
 
@@ -32,7 +33,7 @@ class StateSweep:
     def is_under_way(self) -> bool:
         """Whether a pass has begun and is not complete."""
         records = self._store.record_sum
-        return records is not None and records.sweep_cursor is not None
+        return self._has_begun and records is not None and records.sweep_cursor is not None
 
     def step(self, max_keys: int = SLICE_KEYS, max_bytes: int = SLICE_BYTES) -> Mismatch | None:
         """Visit the next records, and begin a pass if none is under way.
@@ -49,7 +50,9 @@ class StateSweep:
         if records is None:
             self.share = 1.0
             return None
-        if records.sweep_cursor is None:
+        if not self._has_begun or records.sweep_cursor is None:
+            # A pass of another sweep that was given up does not count.
+            self._has_begun = True
             records.begin_sweep()
         cursor = records.sweep_cursor or b""
         keys = store.versions.keys_from(cursor + b"\0" if cursor else b"", None, max(max_keys, 1) + 1, has_dead=False)

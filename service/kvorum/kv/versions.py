@@ -18,7 +18,7 @@ Below feature level 4 the floor is 0: there is no history, and nothing is kept o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from kvorum.kv.event_log import EventLog
@@ -34,12 +34,14 @@ class Pin:
 
     Attributes:
         revision: everything that is visible at it, and every event from it on, is kept.
+        until: what comes after this revision is not needed; None: all of it is.
     """
 
-    __slots__ = ("_on_release", "revision")
+    __slots__ = ("_on_release", "revision", "until")
 
-    def __init__(self, revision: int, on_release: Callable[[Pin], None]) -> None:
+    def __init__(self, revision: int, until: int | None, on_release: Callable[[Pin], None]) -> None:
         self.revision = revision
+        self.until = until
         self._on_release: Callable[[Pin], None] | None = on_release
 
     def release(self) -> None:
@@ -62,6 +64,7 @@ class Versions:
 
     __slots__ = (
         "_floor_bytes",
+        "_gap_end",
         "_is_kept",
         "_log",
         "_pins",
@@ -84,6 +87,8 @@ class Versions:
         self._floor_bytes = 0
         """What the events below the floor have made history of."""
         self._pins: list[Pin] = []
+        self._gap_end = 0
+        """The position up to which nothing is left to free that came after a snapshot under way."""
         self._is_kept = False
         """Whether a version that is replaced is kept."""
 
@@ -137,12 +142,22 @@ class Versions:
             self.dead.add(key)
             self._log.append(tombstone, history_bytes)
 
-    def restore(self, record: Record) -> None:
-        """Add the only version of a key that is not there yet. No history is kept meanwhile."""
-        key = record.key
-        self.records[key] = record
-        self.live.add(key)
-        self.record_bytes += len(key) + len(record.value) + RECORD_OVERHEAD_BYTES
+    def restore(self, records: Sequence[Record], *, are_sorted: bool) -> None:
+        """Add the latest versions of keys that are not there yet, from a snapshot; they are no events.
+
+        Args:
+            records: the versions.
+            are_sorted: their keys are ascending, and above all that are there.
+        """
+        keys = [record.key for record in records]
+        self.records.update(zip(keys, records, strict=True))
+        if are_sorted:
+            self.live.extend(keys)
+        else:
+            for key in keys:
+                self.live.add(key)
+        self.record_bytes += sum(map(len, keys)) + sum([len(record.value) for record in records])
+        self.record_bytes += RECORD_OVERHEAD_BYTES * len(records)
 
     def set_floor(self, revision: int) -> None:
         """Forget the history below a revision, which is above the floor; at first, begin to keep one."""
@@ -178,14 +193,15 @@ class Versions:
 
     def at(self, key: bytes, revision: int) -> Record | None:
         """Return the version of a key at a revision, which is not below the floor or is pinned; None: no such key."""
-        record = self.records.get(key)
-        if record is None:
-            record = self._tombstones.get(key)
-            if record is None:
-                return None
-        if record.mod_revision > revision:
-            record = _newest(record.older, revision)
+        record = self.newest_at(key, revision)
         return record if record is not None and record.version else None
+
+    def newest_at(self, key: bytes, revision: int) -> Record | None:
+        """As :meth:`at`, but the tombstone of a key that is deleted, if there is one."""
+        record = self.records.get(key) or self._tombstones.get(key)
+        if record is None or record.mod_revision <= revision:
+            return record
+        return _newest(record.older, revision)
 
     def keys_from(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
         """Return the next keys, ascending: all that may exist at some revision that is kept.
@@ -252,15 +268,19 @@ class Versions:
 
     def previous(self, event: Record) -> Record | None:
         """Return the version that an event replaced; None: there was no such key. The event is not below the floor."""
-        newest = self.records.get(event.key) or self._tombstones.get(event.key)
-        record = _newest(newest.older, event.mod_revision - 1) if newest is not None else None
-        return record if record is not None and record.version else None
+        return self.at(event.key, event.mod_revision - 1)
 
     # --- Forgetting ---------------------------------------------------------------------------------------------
 
-    def pin(self, revision: int) -> Pin:
-        """Keep what is visible at a revision, which can be read, and all events from it on."""
-        pin = Pin(revision, self._release)
+    def pin(self, revision: int, until: int | None = None) -> Pin:
+        """Keep what is visible at a revision, which can be read, and all events from it on.
+
+        Args:
+            revision: the revision.
+            until: the last revision that is needed, so that the memory of what comes later is freed all the same; only
+                the snapshot under way says so. None: there is none.
+        """
+        pin = Pin(revision, until, self._release)
         self._pins.append(pin)
         self._is_kept = True
         return pin
@@ -298,6 +318,38 @@ class Versions:
                 self.dead.remove(event.key)
             position += 1
         log.forget(position)
+        return visited + self._reclaim_gap(budget - visited)
+
+    def _reclaim_gap(self, budget: int) -> int:
+        """Free what was written after a snapshot under way began, and can be read no more; return how much was visited.
+
+        A snapshot may take minutes. Without this, memory would hold every version that is written meanwhile.
+        """
+        cut = max([pin.until for pin in self._pins if pin.until is not None], default=None)
+        if cut is None:
+            return 0
+        needed = [pin.revision for pin in self._pins if pin.until is None]
+        last = min([self.floor or INTEGER_MAX, *needed]) - 1
+        log = self._log
+        position = max(log.position(cut + 1), self._gap_end)
+        visited = 0
+        for event in log.events(position, budget):
+            if visited >= budget or event.mod_revision > last:
+                break
+            newest = self.newest_at(event.key, INTEGER_MAX)
+            dropped = 0 if newest is None else _drop_after(newest, cut, last, budget - visited)
+            visited += max(dropped, 1)
+            if dropped and visited >= budget:
+                break
+            if newest is event and not event.version and event.older is None:
+                del self._tombstones[event.key]
+                self.dead.remove(event.key)
+                newest = None
+            if newest is None or self.newest_at(event.key, event.mod_revision) is not event:
+                # Not the key of the event, which would stay in memory. A key of this name loses nothing that it needs.
+                log.replace(position, Record(b"-", b"", 0, event.mod_revision, 0))
+            position += 1
+        self._gap_end = position
         return visited
 
 
@@ -342,4 +394,24 @@ def _drop(newest: Record, last: int, limit: int) -> int:
         newest.older = None
     elif len(older) == 1:
         newest.older = older[0]
+    return count
+
+
+def _drop_after(newest: Record, first: int, last: int, limit: int) -> int:
+    """Drop at most ``limit`` versions of a key that came after ``first`` and are replaced at ``last``; return how many.
+
+    What is visible at ``last`` stays, also if it is a tombstone: below it there may be a version that is not.
+    """
+    older = newest.older
+    if not isinstance(older, list):
+        if older is not None and first < older.mod_revision and newest.mod_revision <= last:
+            newest.older = None
+            return 1
+        return 0
+    begin = bisect_right(older, first, key=_revision_of)
+    end = len(older) if newest.mod_revision <= last else bisect_right(older, last, key=_revision_of) - 1
+    count = min(max(end - begin, 0), limit)
+    del older[begin : begin + count]
+    if len(older) <= 1:
+        newest.older = older[0] if older else None
     return count

@@ -1,8 +1,9 @@
 """The history of the keys: when the leader compacts it without being asked, and how memory follows on every node.
 
 The leader proposes :class:`~kvorum.kv.commands.Compact` when the history is older than ``history_age_s``, or has more
-than ``history_bytes_max`` or a quarter of the quota. Bytes count more than age. (Near the quota the history gives way
-when an entry is applied, without a command: :mod:`kvorum.kv.quota`.)
+than ``history_bytes_max`` or a quarter of the quota, and all of it when the disks have little room: snapshots hold the
+history, and deletes must make room. Bytes and room count more than age. (Near the quota the history gives way when an
+entry is applied, without a command: :meth:`kvorum.kv.store.Store.apply`.)
 
 How old a revision is, the state does not say. Every node marks, as it applies entries, which revision was reached at
 which log time. A node that has no marks, since it has just started or installed a snapshot, begins at that moment: if
@@ -20,6 +21,7 @@ from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node.leader_proposals import LeaderProposals
 from kvorum.node.log_time import LogTime
+from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
 
@@ -32,6 +34,8 @@ MARKS_A_SPAN = 256
 STEP_MS = 5000
 """By age, the leader compacts at most so often, or 20 times in the age that is kept."""
 STEPS_A_SPAN = 20
+ROOM_STEP_MS = 1000
+"""For room on the disks, the leader compacts at most so often."""
 QUOTA_PARTS = 4
 """The history may take one of so many parts of the quota."""
 STEP_PARTS = 8
@@ -50,11 +54,18 @@ class Compactions:
         state: whose history it is.
         log_time: by which its age is measured.
         proposals: by which the leader proposes compactions.
+        space: whether the disks have room.
         counters: where these are counted.
     """
 
     def __init__(
-        self, config: Config, state: State, log_time: LogTime, proposals: LeaderProposals, counters: Counters
+        self,
+        config: Config,
+        state: State,
+        log_time: LogTime,
+        proposals: LeaderProposals,
+        space: DiskSpace,
+        counters: Counters,
     ) -> None:
         self._age_ms = int(config.history_age_s * 1000)
         self._step_ms = max(STEP_MS, self._age_ms // STEPS_A_SPAN)
@@ -62,10 +73,11 @@ class Compactions:
         self._state = state
         self._log_time = log_time
         self._proposals = proposals
+        self._space = space
         self._counters = counters
         self._marks = Marks(self._age_ms)
-        self._stepped_ms = 0
-        """The log time of the last compaction by age that this node proposed."""
+        self._stepped_ms = {"age": 0, "disk": 0}
+        """The log time of the last compaction that this node proposed for a reason that has its time."""
         self._reclaimed = 0
         """How many events were dropped since the last tick."""
 
@@ -90,8 +102,8 @@ class Compactions:
         revision, reason = self._due(store, now_ms)
         if revision > store.floor and self._proposals.propose(Compact(revision)):
             self._counters.compactions[reason] += 1
-            if reason == "age":
-                self._stepped_ms = now_ms
+            if reason in self._stepped_ms:
+                self._stepped_ms[reason] = now_ms
 
     def _due(self, store: Store, now_ms: int) -> tuple[int, str]:
         """Return the revision at which to compact now, and why; one that is not above the floor: do not."""
@@ -100,7 +112,10 @@ class Compactions:
             limit_bytes = min(limit_bytes, quota_bytes // QUOTA_PARTS)
         if limit_bytes and store.history_bytes > limit_bytes:
             return store.revision_to_free(store.history_bytes - limit_bytes + limit_bytes // STEP_PARTS), "bytes"
-        if self._age_ms and now_ms >= self._stepped_ms + self._step_ms:
+        is_short = self._space.is_tight or self._space.refusal is not None
+        if is_short and store.history_bytes and now_ms >= self._stepped_ms["disk"] + ROOM_STEP_MS:
+            return store.revision, "disk"
+        if self._age_ms and now_ms >= self._stepped_ms["age"] + self._step_ms:
             return self._marks.revision_at(now_ms - self._age_ms), "age"
         return 0, ""
 

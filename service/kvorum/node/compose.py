@@ -129,7 +129,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     )
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     quota = QuotaProposals(config, ports.memory_bytes, state, LeaderProposals(raft, state, log_time, turns))
-    compactions = Compactions(config, state, log_time, LeaderProposals(raft, state, log_time, turns), counters)
+    compactions = Compactions(config, state, log_time, LeaderProposals(raft, state, log_time, turns), space, counters)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     loader = Loader(raft, state, snapshots, threads)

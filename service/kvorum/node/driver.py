@@ -303,7 +303,8 @@ class Driver:
             # From the first entries on, the members are called (Membership.follow).
             self._is_blank = not self._raft.log.saved_index
             self._turns.may_have_changed = True
-        self._take_turn()
+        # Not at once: writes that arrive in this turn of the loop go into the same entry.
+        self._turns.schedule()
 
     def _loaded(self, entries: tuple[Entry, ...]) -> None:
         self._raft.loaded(entries)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvorum.config import Config
 from kvorum.errors import InvariantViolatedError, NotLeaderError, NotServingError
 from kvorum.identity import Identity
-from kvorum.kv.commands import QueuedCommand, QuotaSet, Result, SetQuota
+from kvorum.kv.commands import Compact, Compacted, CompactRefused, QueuedCommand, QuotaSet, Result, SetQuota
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
@@ -354,6 +354,18 @@ class Node:
         result = await self.propose(SetQuota(limit_bytes, OPERATOR), timeout_ms)
         if not isinstance(result, QuotaSet):
             raise InvariantViolatedError(f"a quota was answered with {result}")
+
+    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+        """Give up the history below a revision, from 0 on; return what applying it gave.
+
+        Raises:
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not done.
+            OutcomeUnknownError: it may be.
+        """
+        result = await self.propose(Compact(revision), timeout_ms)
+        if not isinstance(result, Compacted | CompactRefused):
+            raise InvariantViolatedError(f"a compaction was answered with {result}")
+        return result
 
     # --- Membership ---------------------------------------------------------------------------------------------
 

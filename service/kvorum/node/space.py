@@ -122,9 +122,9 @@ class DiskSpace:
 
     @property
     def state_bytes(self) -> int:
-        """About the size of a snapshot of the present state."""
+        """About the size of a snapshot of the present state and its history."""
         store = self._state.store
-        return store.data_bytes + RECORD_BYTES * len(store) + SESSION_BYTES * store.session_count
+        return store.data_bytes + store.history_bytes + RECORD_BYTES * len(store) + SESSION_BYTES * store.session_count
 
     @property
     def log_bytes(self) -> int:

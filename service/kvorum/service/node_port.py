@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvorum.config import Config
-from kvorum.kv.commands import QueuedCommand, Result
+from kvorum.kv.commands import ClientCommand, Compacted, CompactRefused, Result
 from kvorum.kv.quota import Quota
 from kvorum.kv.versions import Pin, Versions
 from kvorum.status import Check, NodeStatus
@@ -136,7 +136,7 @@ class NodePort(Protocol):
     def cluster_id(self) -> str:
         """The id of the node's cluster; empty: it is in none yet."""
 
-    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         ``address``: the client's; empty: not known.
@@ -159,6 +159,14 @@ class NodePort(Protocol):
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not set.
+            OutcomeUnknownError: it may be.
+        """
+
+    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+        """Give up the history below a revision, from 0 on; return what applying it gave.
+
+        Raises:
+            NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not done.
             OutcomeUnknownError: it may be.
         """
 

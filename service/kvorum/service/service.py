@@ -307,7 +307,7 @@ class Service:
     async def _compact(self, request: Compact) -> Compacted:
         limits.check_revision(request.revision)
         try:
-            result = await self._node.propose(commands.Compact(request.revision), self._bounded(request.timeout_ms))
+            result = await self._node.compact(request.revision, self._bounded(request.timeout_ms))
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         match result:
@@ -316,10 +316,10 @@ class Service:
                 return result
             case CompactRefused(revision, floor, "compacted"):
                 raise RevisionCompactedError(request.revision, floor, revision)
-            case CompactRefused(revision, _, "future"):
+            case CompactRefused(revision):
                 raise RevisionInFutureError(request.revision, revision)
             case _:
-                raise InvariantViolatedError(f"a compaction was answered with {result}")
+                assert_never(result)
 
     async def _end_session(self, request: EndSession) -> SessionEnded:
         check_client_id(request.client_id)
@@ -388,9 +388,7 @@ class Service:
             await self._refresh(timeout_ms, error)
             staleness_ms = 0
         if revision > self._node.store.revision:
-            # It may be there, and not be applied here yet.
-            await self._node.read_barrier(timeout_ms)
-            staleness_ms = 0
+            staleness_ms = await self._catch_up(timeout_ms)
         self._counters.stale_reads += 1
         return staleness_ms
 
@@ -400,6 +398,11 @@ class Service:
         if limit_ms is not None and (staleness_ms is None or staleness_ms > limit_ms):
             raise TooStaleError(self._node.config.name, staleness_ms, limit_ms)
         return staleness_ms
+
+    async def _catch_up(self, timeout_ms: int) -> int:
+        """Return how old the state is once it holds all that was committed, and so a revision that is not here yet."""
+        await self._node.read_barrier(timeout_ms)
+        return 0
 
     async def _refresh(self, timeout_ms: int, too_stale: TooStaleError) -> None:
         """Return when the state holds everything that was committed before the request.

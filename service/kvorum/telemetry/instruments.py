@@ -30,7 +30,7 @@ STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joinin
 ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 NO_SPACE_REASONS = ("quota", "disk")
-COMPACTION_REASONS = ("age", "bytes", "request")
+COMPACTION_REASONS = ("age", "bytes", "disk", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
@@ -536,8 +536,8 @@ def _state() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.compactions",
             "{compaction}",
-            "Compactions of the history that this node, as the leader, proposed: by age, by bytes, or at the "
-            "request of a client.",
+            "Compactions of the history that this node, as the leader, proposed: by age, by bytes, for room on "
+            "the disks, or at the request of a client.",
             lambda s: _by(s.counters.compactions, COMPACTION_REASONS),
             "reason",
         ),

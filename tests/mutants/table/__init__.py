@@ -19,14 +19,16 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, kv, node, raft, service, storage, transport
+from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport
 
 MUTANTS = (
     *raft.MUTANTS,
     *kv.MUTANTS,
+    *history.MUTANTS,
     *node.MUTANTS,
     *storage.MUTANTS,
     *transport.MUTANTS,
     *cluster.MUTANTS,
     *service.MUTANTS,
+    *compactions.MUTANTS,
 )
