@@ -528,3 +528,15 @@ def test_a_cursor_never_leads_out_of_its_range(reverse: bool) -> None:
     cursor = msgspec.structs.replace(Scan(query, 5, is_whole=False).cursor(), position=b"e" if reverse else b"a")
     found = finish(Scan(query, 5, cursor, is_whole=False), versions)
     assert [item.key for item in found if isinstance(item, Record)] == ([b"c", b"b"] if reverse else [b"b", b"c"])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_next_page_begins_with_the_key_that_did_not_fit(reverse: bool) -> None:
+    versions = Counted().fill(*numbered(5))
+    query = RangeQuery(reverse=reverse, limit=2)
+    scan, found = page_of(versions, query)
+    while scan.more:
+        scan = Scan(query, versions.revision, scan.cursor(), is_whole=False)
+        found += finish(scan, versions)
+    keys = [item.key for item in found if isinstance(item, Record)]
+    assert keys == sorted(numbered(5), reverse=reverse)

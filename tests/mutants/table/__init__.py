@@ -19,12 +19,13 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport
+from mutants.table import cluster, compactions, history, kv, node, raft, ranges, service, storage, transport
 
 MUTANTS = (
     *raft.MUTANTS,
     *kv.MUTANTS,
     *history.MUTANTS,
+    *ranges.MUTANTS,
     *node.MUTANTS,
     *storage.MUTANTS,
     *transport.MUTANTS,
