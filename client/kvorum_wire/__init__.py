@@ -140,6 +140,59 @@ class WatchProgress(Struct, frozen=True):
     progress: bool = True
 
 
+class RangeRecord(Struct, frozen=True, omit_defaults=True):
+    """A record of a range; with ``keys_only`` it has no value."""
+
+    create_revision: int
+    mod_revision: int
+    version: int
+    key: str | None = None
+    key_base64: str | None = None
+    value: str | None = None
+    value_base64: str | None = None
+
+
+class CommonPrefix(Struct, frozen=True, omit_defaults=True):
+    """What ``count`` keys of a range have in common up to the delimiter, which ends it."""
+
+    count: int
+    prefix: str | None = None
+    prefix_base64: str | None = None
+
+
+class RangeAnswer(Struct, frozen=True, omit_defaults=True):
+    """A page of a range. ``revision`` is that of all its pages, and ``count`` the number of keys of the whole range.
+
+    ``more``: something was left out, and ``cursor`` is where to go on. ``prefixes`` is there if a delimiter was given.
+    """
+
+    revision: int
+    count: int
+    more: bool
+    records: tuple[RangeRecord, ...]
+    prefixes: tuple[CommonPrefix, ...] | UnsetType = UNSET
+    cursor: str | None = None
+    staleness_ms: int | None = None
+
+
+class RangeBegin(Struct, frozen=True, omit_defaults=True):
+    """The first line of a range that is streamed. The next lines are records and common prefixes, in order."""
+
+    revision: int
+    count: int
+    staleness_ms: int | None = None
+
+
+class RangeEnd(Struct, frozen=True):
+    """The last line, without which the range is not complete. ``items`` is the number of lines between the two."""
+
+    items: int
+    more: bool
+    """The limit left something out."""
+    cursor: str | None = None
+    complete: bool = True
+
+
 class SessionEnded(Struct, frozen=True):
     """The answer to the end of a session."""
 
@@ -353,3 +406,9 @@ class WatchLine(Struct, frozen=True):
     events: tuple[WatchEvent, ...] = ()
     progress: bool = False
     error: Problem | None = None
+
+
+class RangeBroken(Struct, frozen=True):
+    """The last line of a range that is streamed and ends early: why."""
+
+    error: Problem

@@ -60,6 +60,8 @@ from kvorum.service.requests import (
     Put,
     PutOp,
     PutWithOptions,
+    Range,
+    RangeQuery,
     RemoveMember,
     Request,
     SetQuota,
@@ -97,7 +99,13 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Watch(b"k", None), Snapshot()]
+WITH_A_BARRIER: list[Request] = [
+    Get(b"k"),
+    GetHistory(b"k"),
+    Range(RangeQuery()),
+    Watch(b"k", None),
+    Snapshot(),
+]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),

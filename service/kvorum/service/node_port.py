@@ -16,6 +16,7 @@ from kvorum.kv.commands import (
     TxnResult,
 )
 from kvorum.kv.quota import Quota
+from kvorum.kv.versions import Pin, Versions
 from kvorum.kv.watch import Interest, Sink
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
@@ -67,6 +68,20 @@ class StoreView(Protocol):
     @property
     def floor(self) -> int:
         """The lowest revision that can be read."""
+
+    @property
+    def versions(self) -> Versions:
+        """The versions of all keys, for ranges."""
+
+    def check_revision(self, revision: int) -> None:
+        """Refuse a revision that cannot be read.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def pin(self, revision: int = 0) -> Pin:
+        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision."""
 
     def get(self, key: bytes, revision: int = 0) -> RecordView | None:
         """Return the key's record at a revision (0: the latest), or None.

@@ -22,6 +22,7 @@ from kvorum.kv.operations import (
     TxnOp,
     prefix_end,
 )
+from kvorum.kv.ranges import CommonPrefix, RangeQuery, SortBy
 
 __all__ = [
     "ANY_REVISION",
@@ -30,6 +31,7 @@ __all__ = [
     "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
+    "CommonPrefix",
     "Compact",
     "Compare",
     "Delete",
@@ -53,11 +55,14 @@ __all__ = [
     "Put",
     "PutOp",
     "PutWithOptions",
+    "Range",
     "RangeOp",
+    "RangeQuery",
     "RemoveMember",
     "Request",
     "SetQuota",
     "Snapshot",
+    "SortBy",
     "TransferLeadership",
     "Txn",
     "TxnOp",
@@ -173,6 +178,24 @@ class GetHistory(msgspec.Struct, frozen=True):
     """Leave out what is newer than this revision; 0: nothing."""
     limit: int = 100
     """At most so many versions."""
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Read a range of keys in slices; otherwise as :class:`Get`.
+
+    Without ``is_whole`` it is one page of it: up to the limit of the query (by default 1,000 keys), or about 1 MiB. The
+    next page begins with the cursor of this one, and with the same query but for its limit; all pages are at the
+    revision of the first one.
+    """
+
+    query: RangeQuery
+    cursor: str = ""
+    """Where to go on; empty: from the beginning."""
+    is_whole: bool = False
+    """Read on to the end of the range, or to the limit, for up to 10 minutes."""
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
 
 
 class Compact(msgspec.Struct, frozen=True):
@@ -304,6 +327,7 @@ Request = (
     | PutWithOptions
     | Get
     | GetHistory
+    | Range
     | Delete
     | Txn
     | Batch

@@ -17,6 +17,7 @@ from kvorum.kv.operations import (
 )
 from kvorum.kv.watch import Batch, Event, Sink
 from kvorum.service.node_port import Backup, RecordView, Watch
+from kvorum.service.scans import RangeItem, RangeScan
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
@@ -43,7 +44,9 @@ __all__ = [
     "PutResult",
     "PutWithPrevious",
     "Quota",
+    "RangeItem",
     "RangeOpResult",
+    "RangeScan",
     "RecordView",
     "Result",
     "SessionEnded",
@@ -173,6 +176,7 @@ Result = (
     | PutWithPrevious
     | GetResult
     | History
+    | RangeScan
     | DeleteResult
     | Compacted
     | TxnResult

@@ -55,8 +55,8 @@ class Stream(Protocol):
     """A body that is not held in memory."""
 
     @property
-    def size_bytes(self) -> int:
-        """How long it is."""
+    def size_bytes(self) -> int | None:
+        """How long it is; None: that is not known before its end."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Yield it.
@@ -126,9 +126,12 @@ class Response(msgspec.Struct, eq=False):
         try:
             if self._write(request, b""):
                 await self._drain(request)
+            is_chunked = self._is_chunked(request.version)
             async for chunk in self.stream.chunks():
-                if self._write_more(request, chunk):
+                if self._write_more(request, b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked else chunk):
                     await self._drain(request)
+            if is_chunked:
+                self._write_more(request, b"0\r\n\r\n")
         finally:
             self.stream.close()
 
@@ -144,6 +147,7 @@ class Response(msgspec.Struct, eq=False):
             and not self.close
             and request.content.is_eof()
             and not getattr(protocol, "is_last_answer", False)
+            and (self.stream is None or self.stream.size_bytes is not None or self._is_chunked(request.version))
         )
         head = self._head(request.version)
         if self.status == 304 or request.method == hdrs.METH_HEAD:
@@ -163,6 +167,9 @@ class Response(msgspec.Struct, eq=False):
         transport.write(chunk)
         return request.protocol.writing_paused
 
+    def _is_chunked(self, version: HttpVersion) -> bool:
+        return self.stream is not None and self.stream.size_bytes is None and version == HttpVersion11
+
     def render(self) -> bytes:
         """Return head and body, for a connection that ends here and has no request."""
         return self._head(HttpVersion11) + self.body
@@ -170,7 +177,13 @@ class Response(msgspec.Struct, eq=False):
     def _head(self, version: HttpVersion) -> bytes:
         content = f"Content-Type: {self.content_type}\r\n" if self.content_type else ""
         size_bytes = len(self.body) if self.stream is None else self.stream.size_bytes
-        length = "" if self.status == 304 or self.live is not None else f"Content-Length: {size_bytes}\r\n"
+        if self.status == 304 or self.live is not None:
+            length = ""
+        elif size_bytes is not None:
+            length = f"Content-Length: {size_bytes}\r\n"
+        else:
+            # Before HTTP/1.1, a body of unknown length ends with the connection.
+            length = "Transfer-Encoding: chunked\r\n" if self._is_chunked(version) else ""
         if not self.keep_alive:
             connection = "Connection: close\r\n"
         elif version != HttpVersion11:
