@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench.generators import Generator, etcd_generator, http_generator
 from bench.plot import svg
 from bench.processes import BenchError
 from bench.report import Run, print_report
+from bench.watch import measure_watches
 
 OUT = Path(__file__).parent / "out"
 ATTEMPTS = 3
@@ -130,7 +132,18 @@ class Bench:
             for system in self.systems:
                 with Cluster(system, self.out / f"{system.name}-failover") as cluster:
                     self.failovers += measure_failovers(cluster, self.settings.failovers, tell)
+        self._watch()
         self._finish()
+
+    def _watch(self) -> None:
+        """Print how watches fan out: a figure without a goal, and without a peer."""
+        if not any(system.name == "kvorum" for system in self.systems):
+            return
+        try:
+            with tempfile.TemporaryDirectory(dir=self.out) as folder:
+                tell(measure_watches(Path(folder)).row())
+        except (BenchError, TimeoutError) as error:
+            self._skip(f"watches: {error}")
 
     def _round(self, system: System, round_: int) -> None:
         tell(f"round {round_ + 1} of {self.settings.rounds}: {system.name}")

@@ -46,6 +46,7 @@ from kvorum_client.results import (
     PutResult,
     Quota,
     Record,
+    WatchEvent,
 )
 from kvorum_client.sync import SyncClient
 from kvorum_client.transactions import (
@@ -63,6 +64,7 @@ from kvorum_client.transactions import (
     Value,
     Version,
 )
+from kvorum_client.watch import SyncWatch, Watch
 
 if not TYPE_CHECKING:
     # Type checkers must go on reporting names that do not exist.
@@ -99,11 +101,14 @@ __all__ = [
     "Record",
     "RefusedError",
     "SyncClient",
+    "SyncWatch",
     "Transaction",
     "TxnDone",
     "TxnResult",
     "UnavailableError",
     "Value",
     "Version",
+    "Watch",
+    "WatchEvent",
     "WrongClusterError",
 ]

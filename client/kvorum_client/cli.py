@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kvorum_client import cli_backup, cli_history, cli_txn
+from kvorum_client import cli_backup, cli_history, cli_txn, cli_watch
 from kvorum_client import cli_commands as commands
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
@@ -78,6 +78,7 @@ examples:
   date | kv put now -
   kv put logo @logo.png
   kv put lock me --prev-revision 0      # only if it does not exist
+  kv watch --prefix job/                # every change, until it is interrupted
   kv get greeting --revision 7          # as it was at revision 7 of the cluster
   kv -addr 127.0.0.1:8001 -op put -key foo -val bar
 """
@@ -96,6 +97,7 @@ _TIMEOUT_HELPS: Mapping[object, str] = {
     cli_backup.save: "how long to look for a node that gives a backup, and to wait for a quorum to confirm it; the "
     f"node may then be silent for {BACKUP_SILENCE_S:g} s, or this long if it is more [default 10]",
     cli_backup.status: "ignored: it asks no node",
+    cli_watch.watch: "how long to look for a node to begin at; then it lasts until it is interrupted [default 10]",
     top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
 }
 
@@ -219,7 +221,7 @@ class _Notice:
     def give(self) -> None:
         """Say what the command is waiting for."""
         run, reason = self._options.run, self._client.last_failure
-        is_arriving = run is cli_backup.save and self._client.has_heard and reason is None
+        is_arriving = run in (cli_backup.save, cli_watch.watch) and self._client.has_heard and reason is None
         if run in (top, cli_backup.status) or is_arriving:
             # It shows what it does, or asks nobody; and a backup that arrives has its own progress.
             return
@@ -347,6 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
         return _add(subparsers, name, run, summary, aliases)
 
     _add_keys(add)
+    _add_watch(add)
     _add_cluster(add)
     _add_group(subparsers, "member", "list, add, promote or remove members", _member_commands)
     _add_group(subparsers, "snapshot", "save or inspect a backup", _snapshot_commands)
@@ -531,6 +534,22 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     txn.description, txn.formatter_class = cli_txn.TXN_HELP, argparse.RawDescriptionHelpFormatter
     txn.add_argument("file", metavar="FILE", nargs="?", default="-", help="where it is written; - is stdin [default -]")
     _add_output(txn)
+
+
+def _add_watch(add: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = add("watch", cli_watch.watch, "show every change of a key, or of all keys with a prefix, a line each")
+    watch.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    watch.add_argument("--prefix", metavar="PREFIX", help="all keys that begin with this; '' is all keys")
+    watch.add_argument(
+        "--from-revision",
+        *("--rev",),
+        metavar="N",
+        type=_revision,
+        help="begin with this revision of the cluster, if it is still in the history [default: the next one]",
+    )
+    watch.add_argument("--prev-value", action="store_true", help="show what each change replaced, too")
+    watch.add_argument("--only", choices=("put", "delete"), help="leave out the others")
+    _add_output(watch, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
 
 def _add_revision(command: argparse.ArgumentParser, help: str) -> None:

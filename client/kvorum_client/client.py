@@ -72,6 +72,7 @@ from kvorum_client.transport import (
     Transport,
     base_of,
 )
+from kvorum_client.watch import AttemptEndedError, Resumed, Watch, target_of
 from kvorum_client.wire import (
     decode,
     decode_write,
@@ -107,6 +108,10 @@ CONCURRENT_CALLS_MAX = 64
 timeouts without one (docs/performance.md). 64 leaves the writes of one client room in one session."""
 END_SESSIONS_S = 1.0
 """How long closing a client waits for the cluster to end its sessions."""
+WATCH_PROGRESS_S = 5
+"""How often a node shows that a watch lives on which nothing happens."""
+WATCH_SILENCE_S = 15.0
+"""After so long without a sign of life a watch goes on at another node."""
 BACKUP_SILENCE_S = 60.0
 """How long a node may take to write a backup, or its next piece."""
 PROBE_S = 2.0
@@ -532,6 +537,75 @@ class Client:
             logger.warning(
                 "The cluster has no room for another client session; a write without an answer is not retried"
             )
+
+    def watch(
+        self,
+        key: bytes | str | None = None,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        from_revision: int | None = None,
+        prev_value: bool = False,
+        only: str | None = None,
+        timeout_s: float | None = None,
+        on_resume: Resumed | None = None,
+    ) -> Watch:
+        """Return the events of a key, of all keys with a prefix, or of those from ``start`` on and before ``end``.
+
+        Each event comes once, in the order of revisions. When a node stops or fails, the watch goes on at another one.
+
+        Args:
+            key: one key.
+            prefix: the beginning of keys; empty: all keys.
+            start: the first key of a range.
+            end: the first key behind it.
+            from_revision: the first revision to see, from 1. By default the watch begins when it is entered, or when
+                its first event is asked for.
+            prev_value: tell what each event replaced.
+            only: ``put`` or ``delete``.
+            timeout_s: how long to look for a node, to begin and then each time the watch has to resume. By default the
+                client's deadline to begin, and no limit to resume.
+            on_resume: called with a revision and a reason when the watch goes on at another node.
+        """
+        target = target_of(key, prefix, start, end, only, prev_value=prev_value)
+        begin_timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return Watch(self._watch_at_a_node, target, from_revision, begin_timeout_s, timeout_s, on_resume)
+
+    async def _watch_at_a_node(self, target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield what one node sends of a watch; see :class:`kvorum_client.watch.Connect`."""
+        attempt_s = min(within_s, self._attempt_timeout_s)
+        call = _Call("GET", "/v1/watch", self._deadline(attempt_s), any_node=True)
+        base = await self._router.pick_any(attempt_s)
+        if self._transport.is_closed:
+            raise UnavailableError(CLOSED)
+        target += f"&progress_s={WATCH_PROGRESS_S}&timeout_ms={max(1, int(900 * attempt_s))}"
+        try:
+            if self.cluster_id or await self._learn_cluster(call, base, attempt_s):
+                pieces = self._transport.download(base, target, self._cluster_header(), WATCH_SILENCE_S)
+                async with contextlib.aclosing(pieces):
+                    async with asyncio.timeout(attempt_s):
+                        piece = await anext(pieces, None)
+                    while piece is not None:
+                        self.has_heard, self.last_failure = True, None
+                        yield piece[0]
+                        piece = await anext(pieces, None)
+                call.reason = f"{base}: the connection ended"
+        except (NotSentError, NoAnswerError, DownloadInterruptedError) as error:
+            call.reason = str(error)
+        except TimeoutError:
+            call.reason = f"{base}: no answer in time"
+        except DownloadDeclinedError as error:
+            self.has_heard = True
+            if self._is_ours(call, error.answer) and error.answer.status != 307:
+                self._judge(call, error.answer)
+        except GeneratorExit:
+            # The node said that it ends the watch, or nobody wants more of it.
+            self._router.skip(base)
+            raise
+        self.last_failure = call.reason
+        await self._router.failed(base, attempt_s)
+        raise AttemptEndedError(call.reason)
 
     # The cluster.
 

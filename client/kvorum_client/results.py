@@ -18,6 +18,7 @@ __all__ = [
     "Quota",
     "Record",
     "KeyVersion",
+    "WatchEvent",
 ]
 
 Member = MemberStatus
@@ -57,6 +58,26 @@ class History(msgspec.Struct, frozen=True):
     """The lowest revision that can be read."""
     truncated: bool = False
     """Older versions are left out: read on with the lowest ``mod_revision`` less 1."""
+
+
+class WatchEvent(msgspec.Struct, frozen=True):
+    """A put or a delete that a watch saw. A delete has no value, create_revision and version."""
+
+    is_put: bool
+    """False: a delete."""
+    key: bytes
+    value: bytes
+    mod_revision: int
+    """The revision of the event. Events of one transaction have the same."""
+    create_revision: int = 0
+    version: int = 0
+    prev_value: bytes | None = None
+    """What the event replaced, if the watch asked for it; None: the key did not exist."""
+
+    @property
+    def type(self) -> str:
+        """``put`` or ``delete``."""
+        return "put" if self.is_put else "delete"
 
 
 class NodeHealth(msgspec.Struct, frozen=True):

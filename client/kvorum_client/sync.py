@@ -28,6 +28,7 @@ from kvorum_client.results import (
 )
 from kvorum_client.transactions import Operation, OperationDone, Transaction, TxnResult
 from kvorum_client.transport import CLOSED, UNCLOSED
+from kvorum_client.watch import Resumed, SyncWatch
 
 T = TypeVar("T")
 
@@ -239,6 +240,33 @@ class SyncClient:
     def compact(self, revision: int, *, timeout_s: float | None = None) -> Compacted:
         """See :meth:`kvorum_client.Client.compact`."""
         return self._run(self._client.compact(revision, timeout_s=timeout_s))
+
+    def watch(
+        self,
+        key: bytes | str | None = None,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        from_revision: int | None = None,
+        prev_value: bool = False,
+        only: str | None = None,
+        timeout_s: float | None = None,
+        on_resume: Resumed | None = None,
+    ) -> SyncWatch:
+        """See :meth:`kvorum_client.Client.watch`; ``on_resume`` is called on the client's own thread."""
+        watch = self._client.watch(
+            key,
+            prefix=prefix,
+            start=start,
+            end=end,
+            from_revision=from_revision,
+            prev_value=prev_value,
+            only=only,
+            timeout_s=timeout_s,
+            on_resume=on_resume,
+        )
+        return SyncWatch(self._run, watch)
 
     def backup(
         self, write: Callable[[bytes, int], object], *, stale: bool = False, timeout_s: float | None = None

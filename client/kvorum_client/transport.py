@@ -292,10 +292,14 @@ class Router:
         """Take note that this node did not answer, or could not help."""
         if base == self.leader:
             self.leader = None
-        if self._bases and base == self._bases[self._turn % len(self._bases)]:
-            self._turn += 1
+        self.skip(base)
         if time.monotonic() - self._resolved_at > RESOLVE_INTERVAL_S:
             await self._resolve(within_s)
+
+    def skip(self, base: str) -> None:
+        """Ask another endpoint next than this one, if it is the one whose turn it is."""
+        if self._bases and base == self._bases[self._turn % len(self._bases)]:
+            self._turn += 1
 
     def are_endpoints(self, bases: Collection[str]) -> bool:
         """Tell whether every endpoint is among these."""

@@ -8,8 +8,9 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
+import kvorum_wire as wire
 from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError
-from kvorum_client.results import History, KeyVersion, Record
+from kvorum_client.results import History, KeyVersion, Record, WatchEvent
 from kvorum_client.transport import Answer
 from kvorum_wire import HistoryAnswer, Problem
 
@@ -88,12 +89,38 @@ def history_of(key: bytes, body: bytes) -> History:
     answer = decode(body, HistoryAnswer)
     versions = []
     for each in answer.versions:
-        try:
-            value = base64.b64decode(each.value_base64 or "", validate=True) or (each.value or "").encode()
-        except ValueError:
-            raise ClientError("the answer is not Kvorum's: a value is not base64") from None
+        value = _bytes_of(each.value, each.value_base64)
         versions.append(KeyVersion(value, each.create_revision, each.mod_revision, each.version, each.deleted))
     return History(key, tuple(versions), answer.revision, answer.floor, answer.truncated)
+
+
+def watch_event_of(event: wire.WatchEvent) -> WatchEvent:
+    """Return an event of a watch.
+
+    Raises:
+        ClientError: it is not Kvorum's.
+    """
+    if event.type not in ("put", "delete"):
+        raise ClientError(f"the answer is not Kvorum's, or of a later version: an event of type {event.type!r:.100}")
+    prev_value = None
+    if event.prev_value is not None or event.prev_value_base64 is not None:
+        prev_value = _bytes_of(event.prev_value, event.prev_value_base64)
+    return WatchEvent(
+        event.type == "put",
+        _bytes_of(event.key, event.key_base64),
+        _bytes_of(event.value, event.value_base64),
+        event.mod_revision,
+        event.create_revision,
+        event.version,
+        prev_value,
+    )
+
+
+def _bytes_of(text: str | None, text_base64: str | None) -> bytes:
+    try:
+        return base64.b64decode(text_base64 or "", validate=True) or (text or "").encode()
+    except ValueError:
+        raise ClientError("the answer is not Kvorum's: a key or a value is not base64") from None
 
 
 def decode(body: bytes, kind: type[T]) -> T:

@@ -107,6 +107,92 @@ class Compacted(Struct, frozen=True):
     floor: int
 
 
+class WatchEvent(Struct, frozen=True, omit_defaults=True):
+    """One event of a watch. ``type`` is ``put`` or ``delete``; a delete has neither value nor create_revision.
+
+    ``prev_value`` is there if it was asked for and the key existed. Fields that end in ``_base64`` take the place of
+    the others if the bytes are not UTF-8.
+    """
+
+    type: str
+    mod_revision: int
+    create_revision: int = 0
+    version: int = 0
+    key: str | None = None
+    key_base64: str | None = None
+    value: str | None = None
+    value_base64: str | None = None
+    prev_value: str | None = None
+    prev_value_base64: str | None = None
+
+
+class WatchRevision(Struct, frozen=True):
+    """A line of ``GET /v1/watch``: all events of one revision, in the order of its operations."""
+
+    revision: int
+    events: tuple[WatchEvent, ...]
+
+
+class WatchProgress(Struct, frozen=True):
+    """A line of ``GET /v1/watch``: all events up to this revision were sent."""
+
+    revision: int
+    progress: bool = True
+
+
+class RangeRecord(Struct, frozen=True, omit_defaults=True):
+    """A record of a range; with ``keys_only`` it has no value."""
+
+    create_revision: int
+    mod_revision: int
+    version: int
+    key: str | None = None
+    key_base64: str | None = None
+    value: str | None = None
+    value_base64: str | None = None
+
+
+class CommonPrefix(Struct, frozen=True, omit_defaults=True):
+    """What ``count`` keys of a range have in common up to the delimiter, which ends it."""
+
+    count: int
+    prefix: str | None = None
+    prefix_base64: str | None = None
+
+
+class RangeAnswer(Struct, frozen=True, omit_defaults=True):
+    """A page of a range. ``revision`` is that of all its pages, and ``count`` the number of keys of the whole range.
+
+    ``more``: something was left out, and ``cursor`` is where to go on. ``prefixes`` is there if a delimiter was given.
+    """
+
+    revision: int
+    count: int
+    more: bool
+    records: tuple[RangeRecord, ...]
+    prefixes: tuple[CommonPrefix, ...] | UnsetType = UNSET
+    cursor: str | None = None
+    staleness_ms: int | None = None
+
+
+class RangeBegin(Struct, frozen=True, omit_defaults=True):
+    """The first line of a range that is streamed. The next lines are records and common prefixes, in order."""
+
+    revision: int
+    count: int
+    staleness_ms: int | None = None
+
+
+class RangeEnd(Struct, frozen=True):
+    """The last line, without which the range is not complete. ``items`` is the number of lines between the two."""
+
+    items: int
+    more: bool
+    """The limit left something out."""
+    cursor: str | None = None
+    complete: bool = True
+
+
 class SessionEnded(Struct, frozen=True):
     """The answer to the end of a session."""
 
@@ -305,3 +391,24 @@ class Problem(Struct, frozen=True):
     cluster_id: str | UnsetType = UNSET
     """The cluster of the node that answered."""
     retry_after_s: int | UnsetType = UNSET
+
+
+class WatchEnd(Struct, frozen=True):
+    """The last line of ``GET /v1/watch``: why it ends."""
+
+    error: Problem
+
+
+class WatchLine(Struct, frozen=True):
+    """Any line of ``GET /v1/watch``, as a client reads it."""
+
+    revision: int = 0
+    events: tuple[WatchEvent, ...] = ()
+    progress: bool = False
+    error: Problem | None = None
+
+
+class RangeBroken(Struct, frozen=True):
+    """The last line of a range that is streamed and ends early: why."""
+
+    error: Problem

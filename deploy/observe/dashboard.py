@@ -359,6 +359,25 @@ def clients() -> list[Panel]:
             "wps",
             Query(rate("kvorum_no_space_total", "reason"), "{{reason}}"),
         ),
+        graph(
+            "Watches",
+            "Watches that are open, and those of them that have to catch up or whose client does not read.",
+            "none",
+            Query("sum(kvorum_watchers{$S})", "open"),
+            Query("sum(kvorum_watchers_behind{$S})", "behind"),
+        ),
+        graph(
+            "Events delivered to watches",
+            "Events delivered a second, each counted once for each watch.",
+            "ops",
+            Query(rate("kvorum_watch_events_total", "job"), "events"),
+        ),
+        graph(
+            "Watches that ended",
+            "Watches that ended, by reason.",
+            "ops",
+            Query(rate("kvorum_watch_ends_total", "reason"), "{{reason}}"),
+        ),
     ]
 
 

@@ -26,6 +26,7 @@ PRINTS = [
     "True at revision 3\nb'1'\n",
     "PutDone\nerror: the key 'x/2' does not exist, so it has no value to keep (ignore_value)\nDeleteDone\nGetDone\n"
     "1 deleted\n",
+    "2 put b'job/1' b'new' None\n3 put b'job/1' b'done' b'new'\n4 delete b'job/1' b'' b'done'\nseen up to revision 4\n",
 ]
 
 

@@ -36,6 +36,9 @@ from kvorum.kv.commands import (
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
+from kvorum.kv.watch import Interest, Sink
+from kvorum.node.state import State
+from kvorum.node.watches import Watch, Watches
 from kvorum.raft.membership import encode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 from kvorum.service import Service
@@ -82,7 +85,8 @@ class FakeNode:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or make_config()
         self.counters = Counters()
-        self.store = Store()
+        self.state = State(Store())
+        self.watches = Watches(self.config, self.state, self._advance_soon, self.counters, lambda: True)
         self.leads = True
         self.leader: tuple[str, str] | None = ("n1", self.config.advertise_client_url)
         self.error: KvorumError | Exception | None = None
@@ -105,6 +109,25 @@ class FakeNode:
         }
         self.live = [Check("loop", True), Check("storage", True)]
         self.ready = [Check("leader", True), Check("caught_up", True), Check("storage", True)]
+
+    @property
+    def store(self) -> Store:
+        return self.state.store
+
+    @store.setter
+    def store(self, store: Store) -> None:
+        self.state.store = store
+
+    def _advance_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        if self.watches.advance():
+            self._advance_soon()
+
+    def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
+        self.check_serves()
+        return self.watches.open(interest, sink, first)
 
     def follow(self, name: str, url: str) -> None:
         """Become a follower of this leader."""
@@ -133,7 +156,10 @@ class FakeNode:
             self._apply(EntryKind.COMMAND, encode_batch(0, [raised]))
 
     def _apply(self, kind: EntryKind, data: bytes) -> list[Result]:
-        return self.store.apply(Entry(self.store.applied_index + 1, 1, kind, data))
+        results = self.store.apply(Entry(self.store.applied_index + 1, 1, kind, data))
+        if self.watches.hub.size:
+            self._advance_soon()
+        return results
 
     def check_leads(self) -> None:
         if not self.leads:

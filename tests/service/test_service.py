@@ -60,12 +60,15 @@ from kvorum.service.requests import (
     Put,
     PutOp,
     PutWithOptions,
+    Range,
+    RangeQuery,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 from kvorum.service.results import (
     Checks,
@@ -96,7 +99,13 @@ FOR_THE_LEADER: list[Request] = [
     TransferLeadership("n2"),
     FinalizeUpgrade(),
 ]
-WITH_A_BARRIER: list[Request] = [Get(b"k"), GetHistory(b"k"), Snapshot()]
+WITH_A_BARRIER: list[Request] = [
+    Get(b"k"),
+    GetHistory(b"k"),
+    Range(RangeQuery()),
+    Watch(b"k", None),
+    Snapshot(),
+]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
     GetStatus(),

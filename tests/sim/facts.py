@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from sim import invariants, txn_invariants
 from sim.history import Applied
+from sim.watchers import Truth
 
 from kvorum.kv.commands import (
     Delete,
@@ -111,6 +112,8 @@ class Facts:
         self.log: list[Applied] = []
         self.transactions: dict[tuple[str, int], TxnResult] = {}
         """(client id, sequence) -> what came of the transaction when it was applied."""
+        self.truth = Truth()
+        """The events that watchers must see."""
         self.log_time_from_ms = 0
         """Where log time began; 0: it has not begun."""
         self.proposed = Proposed(0, 0, 0, 0)
@@ -279,6 +282,7 @@ class Facts:
             self.applied.append(entry)
             before = self.model.configuration
             self._log_writes(entry, self.model.apply(entry))
+            self.truth.note(self.model)
             self.log_time_from_ms = self.log_time_from_ms or self.model.time_ms
             invariants.log_time_is_no_faster_than_twice_real_time(self, node, self.model.time_ms)
             if self.model.configuration is not before:

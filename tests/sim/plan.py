@@ -163,6 +163,7 @@ class Plan(msgspec.Struct, frozen=True):
     client_duplicate_per_mille: int = 0
     tellers: int = 0
     """Clients that move money between accounts."""
+    watchers: int = 0
     # Time.
     duration_us: int = 12 * S
     """Of the safety phase; then the faults end."""
@@ -228,6 +229,7 @@ def draw_plan(seed: int) -> Plan:
         plan, history_age_s=history.choice((0, 0, 1, 3)), history_bytes_max=history.choice((0, 0, 1000, 20_000))
     )
     plan = msgspec.structs.replace(plan, tellers=Random(f"{seed}:tellers").choice((0, 0, 1, 2)))
+    plan = msgspec.structs.replace(plan, watchers=Random(f"{seed}:watchers").choice((0, 1, 2, 4)))
     faults = (
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),

@@ -18,6 +18,7 @@ from sim.nemesis import Nemesis
 from sim.node import SimNode
 from sim.plan import MS, Plan, S, draw_plan
 from sim.tellers import Teller
+from sim.watchers import Watcher
 from sim.world import World
 
 from kvorum.errors import KvorumError
@@ -106,6 +107,7 @@ class _Simulation:
         self._plan = world.plan
         self._clients = [Client(world, number, world.plan.operations) for number in range(world.plan.clients)]
         self._tellers = [Teller(world, number, world.plan.operations) for number in range(world.plan.tellers)]
+        self._watchers = [Watcher(world, number) for number in range(world.plan.watchers)]
         self._nemesis = Nemesis(world)
         self._draw = Random(f"{world.plan.seed}:run")
 
@@ -146,6 +148,8 @@ class _Simulation:
         self._await("addresses_are_agreed_on", self._addresses_are_agreed_on)
         self._write_and_read()
         self._await("all_members_converge", self._has_converged)
+        if world.facts.truth.floor:
+            self._await("every_watcher_has_seen_all", lambda: all(each.has_all for each in self._watchers))
 
     def _await(self, check: str, condition: Callable[[], bool]) -> None:
         """Let time pass until the condition holds; the limit is in election timeouts, plus slow disks and clients."""

@@ -553,7 +553,7 @@ BROKEN: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None], set[str]]] = 
         writes_its_wall_clock,
         {"log_time_is_no_faster_than_twice_real_time", "log_time_does_not_stand_still"},
     ),
-    "stops no fetch when it takes no part": (240, stops_no_fetch, {"a_node_that_takes_no_part_keeps_its_log"}),
+    "stops no fetch when it takes no part": (323, stops_no_fetch, {"a_node_that_takes_no_part_keeps_its_log"}),
     "is heard only when a peer calls": (
         0,
         waits_for_one_that_calls_only,

@@ -35,6 +35,7 @@ from kvorum.node.sweeps import Sweeps
 from kvorum.node.ticker import Ticker
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
+from kvorum.node.watches import Watches
 from kvorum.raft import RaftConfig
 from kvorum.storage.interface import Loaded
 
@@ -158,6 +159,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         participation,
     )
     staleness = Staleness(state, clock)
+    watches = Watches(config, state, turns.schedule, counters, lambda: raft.leader is not None)
     driver = Driver(
         raft,
         state,
@@ -178,6 +180,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         levels=levels,
         quota=quota,
         compactions=compactions,
+        watches=watches,
         log_time=log_time,
         space=space,
         participation=participation,
@@ -217,6 +220,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         levels=levels,
         space=space,
         sweeps=Sweeps(state, integrity, tasks),
+        watches=watches,
         driver=driver,
         ticker=ticker,
         report=report,

@@ -39,6 +39,7 @@ from kvorum.node.state import State
 from kvorum.node.supervisor import Supervisor
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
+from kvorum.node.watches import Watches
 from kvorum.raft import Raft
 from kvorum.raft.log import entry_bytes
 from kvorum.raft.messages import (
@@ -88,6 +89,7 @@ class Driver:
         levels: what raises the feature level when it is time.
         quota: what proposes the quota on data.
         compactions: what compacts the history.
+        watches: what delivers events to those that watch keys.
         log_time: what passes on the leader.
         space: what refuses puts when the disks are full.
         participation: whether consensus takes part.
@@ -116,6 +118,7 @@ class Driver:
         levels: FeatureLevels,
         quota: QuotaProposals,
         compactions: Compactions,
+        watches: Watches,
         log_time: LogTime,
         space: DiskSpace,
         participation: Participation,
@@ -140,6 +143,7 @@ class Driver:
         self._levels = levels
         self._quota = quota
         self._compactions = compactions
+        self._watches = watches
         self._log_time = log_time
         self._space = space
         self._participation = participation
@@ -171,6 +175,7 @@ class Driver:
         self._guard(self._levels.tick)
         self._guard(self._quota.tick)
         self._guard(self._compactions.tick)
+        self._guard(self._watches.tick)
         self._guard(self._membership.publish_addresses)
         # A sweep, or another state in the place of this one, may have changed it without an entry.
         self._guard(self._report_digest)
@@ -226,6 +231,7 @@ class Driver:
         self._proposals.stop(reason)
         self._reads.stop(reason)
         self._waits.stop(reason)
+        self._watches.stop("the node is stopping")
 
     def _guard(self, act: Callable[..., object], *args: object) -> None:
         """Run a step of consensus; a broken invariant, or a bug that left it halfway, ends the process."""
@@ -268,6 +274,8 @@ class Driver:
         if self._state.hashes.reported is not None and (index := self._state.hashes.mismatch()) is not None:
             self._integrity.investigate(index)
         self._counters.proposals_pending = self._proposals.pending
+        if self._watches.advance():
+            turns.schedule()
         if turns.may_have_changed:
             turns.may_have_changed = False
             self._note_changes()
@@ -327,8 +335,8 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
-        if proposals.queue:
-            self._turns.schedule()  # Some may have waited for what is applied now.
+        if proposals.is_holding_back:
+            self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
         self._counters.apply_duration.record(self._clock.monotonic() - since)
         if self._tracer is not None:

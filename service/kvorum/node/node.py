@@ -13,6 +13,7 @@ from kvorum.kv.commands import Compact, Compacted, CompactRefused, QueuedCommand
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
+from kvorum.kv.watch import Interest, Sink
 from kvorum.node.backup import Backup, Backups
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
@@ -35,6 +36,7 @@ from kvorum.node.state import State
 from kvorum.node.sweeps import Sweeps
 from kvorum.node.ticker import Ticker
 from kvorum.node.turns import Turns
+from kvorum.node.watches import Watch, Watches
 from kvorum.raft import Change, Raft
 from kvorum.raft.messages import Configuration, Member, NodeId
 from kvorum.status import Check, NodeStatus
@@ -66,6 +68,7 @@ class Parts:
     levels: FeatureLevels
     space: DiskSpace
     sweeps: Sweeps
+    watches: Watches
     driver: Driver
     ticker: Ticker
     report: Report
@@ -259,6 +262,25 @@ class Node:
         # The state may have been given up since the barrier was passed.
         if self.parts.state.is_given_up:
             raise NotServingError(INSTALLING)
+
+    def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
+        """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
+
+        Args:
+            interest: which events; checked.
+            sink: where they go. They go there from the next turn on.
+            first: the first revision; it may be in the future.
+
+        Raises:
+            NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
+            FeatureUnavailableError: there is no history below its feature level.
+            RevisionCompactedError: the history begins above that revision.
+            OverloadedError: there are too many watchers.
+        """
+        self.check_serves()
+        if self.stopping:
+            raise NotServingError("the node is stopping")
+        return self.parts.watches.open(interest, sink, first)
 
     async def begin_backup(self, *, stale: bool = False) -> Backup:
         """Return the state as a file, to be read and closed; call it after :meth:`read_barrier`.

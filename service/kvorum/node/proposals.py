@@ -84,6 +84,8 @@ class Proposals:
         self._tracer = tracer
         self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
         """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
+        self.is_holding_back = False
+        """The next transaction waits until others are applied."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
@@ -156,12 +158,14 @@ class Proposals:
 
     def flush(self) -> None:
         """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""
+        self.is_holding_back = False
         while self.queue and not self._raft.is_transferring and not self._log_time.is_unknown:
             queued = len(self.queue)
             commands, waiters, keys = self._take_batch()
             if not commands:
                 if len(self.queue) == queued:
-                    return  # The next transaction waits until others are applied.
+                    self.is_holding_back = True
+                    return
                 continue
             try:
                 index, term = self._raft.propose([encode_batch(self._log_time.now_ms(), commands)])

@@ -27,12 +27,14 @@ from kvorum.service.requests import (
     PromoteMember,
     Put,
     PutWithOptions,
+    Range,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 
 
@@ -59,7 +61,7 @@ def authorize(principal: Principal, request: Request) -> None:
             return
         case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
-        case Get() | GetHistory():  # Read keys.
+        case Get() | GetHistory() | Range() | Watch():  # Read keys.
             return
         case Compact():  # Give up the history of all keys.
             return

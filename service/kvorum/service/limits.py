@@ -9,6 +9,8 @@ from kvorum.config import is_base_url
 from kvorum.errors import InvalidRequestError
 from kvorum.identity import is_name
 from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
+from kvorum.kv.watch import Interest
+from kvorum.service.requests import Watch
 
 __all__ = [
     "BATCH_OPERATIONS_MAX",
@@ -27,6 +29,7 @@ __all__ = [
     "check_revision",
     "check_staleness",
     "check_versions",
+    "watch_interest",
 ]
 
 BATCH_OPERATIONS_MAX = 128
@@ -88,6 +91,19 @@ def check_versions(limit: int) -> None:
     """
     if not 1 <= limit <= HISTORY_VERSIONS_MAX:
         raise InvalidRequestError(f"limit must be a whole number from 1 to {HISTORY_VERSIONS_MAX:,}")
+
+
+def watch_interest(request: Watch) -> Interest:
+    """Return what a watch wants to see.
+
+    Raises:
+        InvalidRequestError: a bound is longer than any key, or nothing could be seen.
+    """
+    if len(request.start) > KEY_BYTES_MAX or len(request.end or b"") > KEY_BYTES_MAX + 1:
+        raise InvalidRequestError(f"a bound of the watch's range is longer than a key may be ({KEY_BYTES_MAX} bytes)")
+    interest = Interest(request.start, request.end, request.prev_value, request.puts, request.deletes)
+    interest.check()
+    return interest
 
 
 def check_quota(limit_bytes: int) -> None:

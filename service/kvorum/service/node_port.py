@@ -16,6 +16,8 @@ from kvorum.kv.commands import (
     TxnResult,
 )
 from kvorum.kv.quota import Quota
+from kvorum.kv.versions import Pin, Versions
+from kvorum.kv.watch import Interest, Sink
 from kvorum.status import Check, NodeStatus
 from kvorum.telemetry.counters import Counters
 
@@ -66,6 +68,20 @@ class StoreView(Protocol):
     @property
     def floor(self) -> int:
         """The lowest revision that can be read."""
+
+    @property
+    def versions(self) -> Versions:
+        """The versions of all keys, for ranges."""
+
+    def check_revision(self, revision: int) -> None:
+        """Refuse a revision that cannot be read.
+
+        Raises:
+            RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
+        """
+
+    def pin(self, revision: int = 0) -> Pin:
+        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision."""
 
     def get(self, key: bytes, revision: int = 0) -> RecordView | None:
         """Return the key's record at a revision (0: the latest), or None.
@@ -118,6 +134,19 @@ class Backup(Protocol):
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
+
+
+class Watch(Protocol):
+    """A watch that has begun."""
+
+    def has_room(self) -> None:
+        """Take note that the sink, which was full, takes events again."""
+
+    def progress(self) -> int | None:
+        """Return the revision up to which the sink was given all events; None: it has to catch up, or has ended."""
+
+    def close(self, reason: str = ...) -> None:
+        """End the watch; its sink is told nothing. Idempotent."""
 
 
 class NodePort(Protocol):
@@ -178,6 +207,16 @@ class NodePort(Protocol):
             NotServingError: the node serves nobody.
             NotLeaderError: the node was removed; it says who leads.
             OverloadedError: too many reads wait.
+        """
+
+    def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
+        """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
+
+        Raises:
+            NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
+            FeatureUnavailableError: there is no history below its feature level.
+            RevisionCompactedError: the history begins above that revision.
+            OverloadedError: there are too many watchers.
         """
 
     async def begin_backup(self, *, stale: bool = False) -> Backup:

@@ -22,6 +22,7 @@ from kvorum.kv.operations import (
     TxnOp,
     prefix_end,
 )
+from kvorum.kv.ranges import CommonPrefix, RangeQuery, SortBy
 
 __all__ = [
     "ANY_REVISION",
@@ -30,6 +31,7 @@ __all__ = [
     "BatchItem",
     "CheckLiveness",
     "CheckReadiness",
+    "CommonPrefix",
     "Compact",
     "Compare",
     "Delete",
@@ -53,14 +55,18 @@ __all__ = [
     "Put",
     "PutOp",
     "PutWithOptions",
+    "Range",
     "RangeOp",
+    "RangeQuery",
     "RemoveMember",
     "Request",
     "SetQuota",
     "Snapshot",
+    "SortBy",
     "TransferLeadership",
     "Txn",
     "TxnOp",
+    "Watch",
     "prefix_end",
 ]
 
@@ -174,11 +180,49 @@ class GetHistory(msgspec.Struct, frozen=True):
     """At most so many versions."""
 
 
+class Range(msgspec.Struct, frozen=True):
+    """Read a range of keys in slices; otherwise as :class:`Get`.
+
+    Without ``is_whole`` it is one page of it: up to the limit of the query (by default 1,000 keys), or about 1 MiB. The
+    next page begins with the cursor of this one, and with the same query but for its limit; all pages are at the
+    revision of the first one.
+    """
+
+    query: RangeQuery
+    cursor: str = ""
+    """Where to go on; empty: from the beginning."""
+    is_whole: bool = False
+    """Read on to the end of the range, or to the limit, for up to 10 minutes."""
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+
+
 class Compact(msgspec.Struct, frozen=True):
     """Give up the history below a revision, which becomes the lowest one that can be read."""
 
     revision: int
     timeout_ms: int | None = None
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """Every later event of a range of keys, from whichever node is asked.
+
+    Without ``from_revision`` it begins after what the node holds once it holds everything that was acknowledged before
+    the request: a write that begins after the answer is seen.
+    """
+
+    start: bytes
+    end: bytes | None
+    """The first key behind the range; None: it has no end. Of one key: the key and a zero byte."""
+    from_revision: int = 0
+    """The first revision to see; it may be in the future. 0: the next one."""
+    prev_value: bool = False
+    """With the value that each event replaced."""
+    puts: bool = True
+    deletes: bool = True
+    timeout_ms: int | None = None
+    """Until the watch has begun."""
 
 
 # The cluster.
@@ -283,11 +327,13 @@ Request = (
     | PutWithOptions
     | Get
     | GetHistory
+    | Range
     | Delete
     | Txn
     | Batch
     | Compact
     | EndSession
+    | Watch
     | GetStatus
     | GetStateHash
     | GetLeader

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from kvorum.errors import CallerError
@@ -13,17 +15,21 @@ from kvorum.kv.operations import (
     RangeOpResult,
     TxnOpResult,
 )
-from kvorum.service.node_port import Backup, RecordView
+from kvorum.kv.watch import Batch, Event, Sink
+from kvorum.service.node_port import Backup, RecordView, Watch
+from kvorum.service.scans import RangeItem, RangeScan
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
+    "Batch",
     "BatchResult",
     "Check",
     "Checks",
     "Compacted",
     "DeleteRangeOpResult",
     "DeleteResult",
+    "Event",
     "FeatureLevel",
     "GetResult",
     "History",
@@ -38,7 +44,9 @@ __all__ = [
     "PutResult",
     "PutWithPrevious",
     "Quota",
+    "RangeItem",
     "RangeOpResult",
+    "RangeScan",
     "RecordView",
     "Result",
     "SessionEnded",
@@ -46,6 +54,8 @@ __all__ = [
     "TxnOpResult",
     "TxnResult",
     "Version",
+    "Watch",
+    "WatchStart",
 ]
 
 
@@ -84,6 +94,17 @@ class History(msgspec.Struct, frozen=True):
     """There are older ones."""
     staleness_ms: int | None = None
     """As of a :class:`GetResult`."""
+
+
+class WatchStart(msgspec.Struct, frozen=True):
+    """A watch that can begin."""
+
+    revision: int
+    """The store's."""
+    first: int
+    """The first revision that the watch will see."""
+    open: Callable[[Sink], Watch]
+    """Begins it. Raises a CallerError if the node cannot (any more)."""
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -155,6 +176,7 @@ Result = (
     | PutWithPrevious
     | GetResult
     | History
+    | RangeScan
     | DeleteResult
     | Compacted
     | TxnResult
@@ -171,4 +193,5 @@ Result = (
     | Checks
     | Metrics
     | Version
+    | WatchStart
 )

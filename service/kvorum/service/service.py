@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import assert_never, overload
 
@@ -36,8 +37,12 @@ from kvorum.kv.commands import (
     SessionRefused,
     TxnRefused,
 )
+from kvorum.kv.cursors import decode_cursor
+from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.limits import check_client_id, check_command
 from kvorum.kv.quota import quota_error
+from kvorum.kv.ranges import check_range
+from kvorum.kv.scan import Scan
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
 from kvorum.service.node_port import NodePort
@@ -64,12 +69,14 @@ from kvorum.service.requests import (
     PromoteMember,
     Put,
     PutWithOptions,
+    Range,
     RemoveMember,
     Request,
     SetQuota,
     Snapshot,
     TransferLeadership,
     Txn,
+    Watch,
 )
 from kvorum.service.results import (
     Backup,
@@ -88,11 +95,14 @@ from kvorum.service.results import (
     PutResult,
     PutWithPrevious,
     Quota,
+    RangeScan,
     Result,
     StateHash,
     TxnResult,
     Version,
+    WatchStart,
 )
+from kvorum.service.scans import Scans
 from kvorum.service.transactions import Transactions
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
@@ -134,6 +144,7 @@ class Service:
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
         self._transactions = Transactions(node, now, self._elsewhere, _session_error)
+        self._scans = Scans(node, now)
 
     # fmt: off
     @overload
@@ -145,6 +156,8 @@ class Service:
     @overload
     def execute(self, principal: Principal, request: GetHistory) -> Awaitable[History]: ...
     @overload
+    def execute(self, principal: Principal, request: Range) -> Awaitable[RangeScan]: ...
+    @overload
     def execute(self, principal: Principal, request: Delete) -> Awaitable[DeleteResult]: ...
     @overload
     def execute(self, principal: Principal, request: Txn) -> Awaitable[TxnResult]: ...
@@ -154,6 +167,8 @@ class Service:
     def execute(self, principal: Principal, request: Compact) -> Awaitable[Compacted]: ...
     @overload
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
+    @overload
+    def execute(self, principal: Principal, request: Watch) -> Awaitable[WatchStart]: ...
     @overload
     def execute(self, principal: Principal, request: GetStatus) -> Awaitable[NodeStatus]: ...
     @overload
@@ -186,7 +201,7 @@ class Service:
         This is no coroutine of its own, since each one on the way is paid for by every request.
 
         Returns:
-            What :mod:`kvorum.service.results` has for the request. A Backup must be closed.
+            What :mod:`kvorum.service.results` has for the request. A Backup and a RangeScan must be closed.
 
         Raises:
             CallerError: it is refused, or its outcome is unknown; see :mod:`kvorum.service.outcomes`.
@@ -203,6 +218,8 @@ class Service:
                 return self._get(request)
             case GetHistory():
                 return self._get_history(request)
+            case Range():
+                return self._range(request)
             case Delete():
                 delete = commands.Delete(request.key, request.prev_revision, request.client_id, request.sequence)
                 return self._write(principal, delete, request.timeout_ms)
@@ -216,6 +233,8 @@ class Service:
                 return self._compact(request)
             case EndSession():
                 return self._end_session(request)
+            case Watch():
+                return self._watch(request)
             case GetStatus():
                 return self._status()
             case GetStateHash():
@@ -360,14 +379,7 @@ class Service:
             limits.check_revision(request.revision)
         staleness_ms = None
         if request.consistency == "stale":
-            try:
-                staleness_ms = self._staleness_ms(request.max_staleness_ms)
-            except TooStaleError as error:
-                await self._refresh(timeout_ms, error)
-                staleness_ms = 0
-            if request.revision > self._node.store.revision:
-                staleness_ms = await self._catch_up(timeout_ms)
-            self._counters.stale_reads += 1
+            staleness_ms = await self._prepare_stale(request, request.revision, timeout_ms)
         else:
             await self._node.read_barrier(timeout_ms)
             self._counters.reads += 1
@@ -376,6 +388,39 @@ class Service:
         if request.revision == 0 and isinstance(request, Get):
             return GetResult(store.get(request.key), store.revision, staleness_ms)
         return read_past(request, store, staleness_ms)
+
+    async def _range(self, request: Range) -> RangeScan:
+        query = request.query
+        check_range(query)
+        limits.check_staleness(request.consistency, request.max_staleness_ms)
+        timeout_ms = self._bounded(request.timeout_ms)
+        cursor = decode_cursor(request.cursor, query) if request.cursor else None
+        revision = query.revision if cursor is None else cursor.revision
+        staleness_ms = None
+        if request.consistency == "stale":
+            staleness_ms = await self._prepare_stale(request, revision, timeout_ms)
+        else:
+            await self._node.read_barrier(timeout_ms)
+            self._counters.reads += 1
+        store = self._node.store
+        if query.revision:
+            check_level("a read of the past", HISTORY_LEVEL, store.feature_level)
+        scan = Scan(query, revision or store.revision, cursor, is_whole=request.is_whole)
+        return await self._scans.begin(
+            scan, is_whole=request.is_whole, timeout_ms=timeout_ms, staleness_ms=staleness_ms
+        )
+
+    async def _prepare_stale(self, request: Get | GetHistory | Range, revision: int, timeout_ms: int) -> int | None:
+        """Return the bound on the age of the state once a stale read may take it. It has reached the revision then."""
+        try:
+            staleness_ms = self._staleness_ms(request.max_staleness_ms)
+        except TooStaleError as error:
+            await self._refresh(timeout_ms, error)
+            staleness_ms = 0
+        if revision > self._node.store.revision:
+            staleness_ms = await self._catch_up(timeout_ms)
+        self._counters.stale_reads += 1
+        return staleness_ms
 
     def _staleness_ms(self, limit_ms: int | None) -> int | None:
         self._node.check_serves()
@@ -400,6 +445,18 @@ class Service:
             await self._node.read_barrier(timeout_ms)
         except (NoLeaderError, ReadTimeoutError):
             raise too_stale from None
+
+    async def _watch(self, request: Watch) -> WatchStart:
+        interest = limits.watch_interest(request)
+        limits.check_revision(request.from_revision)
+        # Also with a revision: a node that is cut off would have nothing to deliver, and not say so.
+        await self._node.read_barrier(self._bounded(request.timeout_ms))
+        store = self._node.store
+        check_level("a watch", HISTORY_LEVEL, store.feature_level)
+        first = request.from_revision or store.revision + 1
+        if first < store.floor:
+            raise RevisionCompactedError(first, store.floor, store.revision)
+        return WatchStart(store.revision, first, partial(self._node.watch, interest, first=first))
 
     # The cluster.
 

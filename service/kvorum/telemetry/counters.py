@@ -65,6 +65,11 @@ class Counters:
         self.compactions: defaultdict[str, int] = defaultdict(int)  # why: age, bytes, disk, request
         self.redirects = 0
         self.inflight = 0
+        # Watches.
+        self.watchers = 0
+        self.watchers_behind = 0  # of these: those that have to catch up, or whose client does not read
+        self.watch_events = 0  # delivered, each counted for each watcher
+        self.watch_ends: defaultdict[str, int] = defaultdict(int)  # the code of the error; closed: by the client
         # Consensus.
         # (won | lost, timeout | disconnect | transfer)
         self.elections: defaultdict[tuple[str, str], int] = defaultdict(int)

@@ -35,6 +35,7 @@ PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
 REQUESTS = tuple((op, code) for op in ("put", "get", "delete") for code in (200, 500, 503, 504))
+WATCH_END_REASONS = ("closed", "stalled", "compacted", "no_leader", "not_serving")
 IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed", "malformed")
 
 
@@ -496,6 +497,26 @@ def _clients() -> tuple[Instrument, ...]:
             "{request}",
             "Client requests being served now.",
             lambda s: _one(s.counters.inflight),
+        ),
+        _gauge("kvorum.watchers", "{watcher}", "Watches that are open.", lambda s: _one(s.counters.watchers)),
+        _gauge(
+            "kvorum.watchers.behind",
+            "{watcher}",
+            "Watches that have to catch up, or whose client does not read.",
+            lambda s: _one(s.counters.watchers_behind),
+        ),
+        _counter(
+            "kvorum.watch.events",
+            "{event}",
+            "Events delivered to watches, each counted once for each watch.",
+            lambda s: _one(s.counters.watch_events),
+        ),
+        _counter(
+            "kvorum.watch.ends",
+            "{watcher}",
+            "Watches that ended, by reason: closed by the client; stalled: its client did not read; else an error.",
+            lambda s: _by(s.counters.watch_ends, WATCH_END_REASONS),
+            "reason",
         ),
     )
 

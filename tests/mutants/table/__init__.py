@@ -19,12 +19,26 @@ it is.
 
 from __future__ import annotations
 
-from mutants.table import cluster, compactions, history, kv, node, raft, service, storage, transport, txn
+from mutants.table import (
+    cluster,
+    compactions,
+    history,
+    kv,
+    node,
+    raft,
+    ranges,
+    service,
+    storage,
+    transport,
+    txn,
+    watches,
+)
 
 MUTANTS = (
     *raft.MUTANTS,
     *kv.MUTANTS,
     *history.MUTANTS,
+    *ranges.MUTANTS,
     *node.MUTANTS,
     *storage.MUTANTS,
     *transport.MUTANTS,
@@ -32,4 +46,5 @@ MUTANTS = (
     *service.MUTANTS,
     *compactions.MUTANTS,
     *txn.MUTANTS,
+    *watches.MUTANTS,
 )

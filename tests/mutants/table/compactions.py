@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         "history",
         "A stale read at a revision that the node has not applied yet calls it a future one.",
-        "service.service:Service._get",
-        "request.revision > self._node.store.revision",
+        "service.service:Service._prepare_stale",
+        "revision > self._node.store.revision",
         "False",
         tests=_SERVICE,
         simulated=False,

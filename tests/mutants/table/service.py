@@ -6,14 +6,7 @@ from mutants.mutant import Mutant
 
 _WAIT = """\
 if request.consistency == 'stale':
-    try:
-        staleness_ms = self._staleness_ms(request.max_staleness_ms)
-    except TooStaleError as error:
-        await self._refresh(timeout_ms, error)
-        staleness_ms = 0
-    if request.revision > self._node.store.revision:
-        staleness_ms = await self._catch_up(timeout_ms)
-    self._counters.stale_reads += 1
+    staleness_ms = await self._prepare_stale(request, request.revision, timeout_ms)
 else:
     await self._node.read_barrier(timeout_ms)
     self._counters.reads += 1"""

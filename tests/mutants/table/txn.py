@@ -326,7 +326,7 @@ MUTANTS = (
     _row(
         "A transaction that waits for others is proposed with the next one that comes.",
         "node.driver:Driver._apply",
-        "if proposals.queue: ...",
+        "if proposals.is_holding_back: ...",
         "pass",
         _LOG,
     ),

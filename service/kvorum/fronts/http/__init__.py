@@ -13,6 +13,7 @@ everything else is looked up in a table.
     request    the target, the query, the body, in limits   kv        /v1/kv/{key}
     cluster    /v1/cluster, members, leader, /v1/hash       health    /livez /readyz /metrics /version
     forward    forwards a request to the leader             backup    /v1/snapshot
+    ranges     GET /v1/kv                                   history   versions of a key, /v1/compact
 
 HTTP's own: entity tags and conditional headers, 304, redirects and forwarding to the leader, problem+json, content
 types, Origin, Expect.

@@ -13,17 +13,18 @@ from multidict import istr
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
-from kvorum.fronts.http import kv, sessions
+from kvorum.fronts.http import kv, ranges, sessions, watch
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
+from kvorum.fronts.http.ranges import RangeHandlers
 from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
 from kvorum.fronts.http.response import Response, header
 from kvorum.fronts.http.sessions import SessionHandlers
-from kvorum.fronts.http.transactions import TransactionHandlers, names_range, take_range
+from kvorum.fronts.http.transactions import TransactionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
@@ -41,7 +42,7 @@ _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
-_FORWARDABLE = kv.READ_PARAMETERS | kv.PUT_PARAMETERS
+_FORWARDABLE = kv.READ_PARAMETERS | kv.PUT_PARAMETERS | ranges.PARAMETERS
 """The parameters of everything that may be for the leader only."""
 
 
@@ -102,11 +103,13 @@ class Dispatcher:
             "/readyz/": _read("readyz", health.readyz),
         }
         self._promote: dict[str, Route] = {}
+        self._range = {"GET": Route("range", RangeHandlers(service).read)}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
             self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
             self._routes["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
             self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
+            self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
@@ -161,7 +164,7 @@ class Dispatcher:
                 if path.startswith(self._kv_prefix):
                     routes, name = self._kv_routes, path[len(self._kv_prefix) :]
                 else:
-                    routes, name = self._find(path)
+                    routes, name = self._find(path, query, request.method)
                 route = routes.get(request.method)
                 if route is None:
                     raise _method_not_allowed(routes)
@@ -225,9 +228,11 @@ class Dispatcher:
                 "it to the option hosts",
             )
 
-    def _find(self, path: str) -> tuple[dict[str, Route], str]:
+    def _find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
         """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
         routes, name = self._routes.get(path), ""
+        if path == kv.PATH and routes is not None and _is_read(method) and not kv.names_key(query):
+            return self._range, name
         if routes is None:
             prefix, _, name = path.rpartition("/")
             routes = self._prefixes.get(prefix + "/")
@@ -247,10 +252,15 @@ class Dispatcher:
         if _CLUSTER_PARAMETER in raw_query:
             raw_query = self._without_cluster(raw_query)
         target = path + ("?" + raw_query if raw_query else "")
-        if path in {kv.PATH, kv.PREFIX}:
-            _, raw_query = take_range(raw_query) if names_range(raw_query) else kv.decode_key("", raw_query)
-        query = Query(raw_query, _FORWARDABLE)
-        if is_forwarding(self._config, request, query):
+        if path in {kv.PATH, kv.PREFIX} and kv.names_key(raw_query):
+            _, raw_query = kv.decode_key("", raw_query)
+        elif path == kv.PATH:
+            _, raw_query = ranges.take_bytes(raw_query)
+        # What streams is redirected, and never forwarded: a watch would take a connection of this node for as long as
+        # it lasts, and of a range this node would have to hold all.
+        is_stream = path == watch.PATH or ranges.wants_stream(request)
+        query = Query("" if path == watch.PATH else raw_query, _FORWARDABLE)
+        if not is_stream and is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(
                 request, request.get(BODY, b""), leader_url, target, timeout_s, {CLUSTER: self._service.cluster_id}
@@ -278,6 +288,10 @@ class Dispatcher:
                 "Internal error while answering a request (%d more since the last such line)", held_back, exc_info=error
             )
         return problem("internal", f"a bug in Kvorum ({type(error).__name__}); see the log of the node", close=True)
+
+
+def _is_read(method: str) -> bool:
+    return method in {"GET", "HEAD"}
 
 
 def _read(op: str, handler: Handler) -> dict[str, Route]:

@@ -165,6 +165,11 @@ def decode_key(raw: str, raw_query: str) -> tuple[bytes, str]:
     return decode_bytes(raw), raw_query
 
 
+def names_key(raw_query: str) -> bool:
+    """Tell whether a query has the parameter ``key``."""
+    return raw_query.startswith("key=") or "&key=" in raw_query
+
+
 def _key_parameter(raw_query: str) -> tuple[bytes, str]:
     parts = raw_query.split("&")
     keys = [part for part in parts if part.startswith("key=")]

@@ -7,6 +7,7 @@ front has are all of requests that never reached the service: refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -98,23 +99,20 @@ class RefusalError(CallerError):
 
 def problem(code: str, detail: str, *, headers: str = "", close: bool = False, **facts: Any) -> Response:
     """Return the answer for the table's row ``code``."""
-    row = TABLE[code]
-    if row.retry_after_s is not None:
-        headers += header("Retry-After", str(row.retry_after_s))
-    body = _encode(_problem(code, detail, facts)) + b"\n"
-    return Response(row.status, body, "application/problem+json", headers, close=close)
+    body = _body(code, detail, facts)
+    if body.retry_after_s is not msgspec.UNSET:
+        headers += header("Retry-After", str(body.retry_after_s))
+    return Response(body.status, _encode(body) + b"\n", "application/problem+json", headers, close=close)
 
 
 def problem_of(error: CallerError) -> Problem:
-    """Return what the body of the answer to an error says."""
+    """Return what the answer for an error says, for a place in an answer that has begun already."""
     code = error.code if error.code in TABLE else "internal"
-    return _problem(code, str(error) or TABLE[code].title, error.facts)
+    return _body(code, str(error) or TABLE[code].title, error.facts)
 
 
-def _problem(code: str, detail: str, facts: dict[str, Any]) -> Problem:
+def _body(code: str, detail: str, facts: Mapping[str, Any]) -> Problem:
     row = TABLE[code]
-    if row.retry_after_s is not None:
-        facts = {**facts, "retry_after_s": row.retry_after_s}
     return Problem(
         code=code,
         type=f"urn:kvorum:error:{code}",
@@ -122,6 +120,7 @@ def _problem(code: str, detail: str, facts: dict[str, Any]) -> Problem:
         status=row.status,
         detail=detail.encode("utf-8", "backslashreplace").decode(),
         outcome=row.outcome,
+        retry_after_s=msgspec.UNSET if row.retry_after_s is None else row.retry_after_s,
         **facts,
     )
 

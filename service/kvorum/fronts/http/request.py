@@ -19,6 +19,7 @@ from kvorum.fronts.http.problems import RefusalError
 from kvorum.service.limits import INTEGER_MAX
 
 T = TypeVar("T")
+Choice = TypeVar("Choice", bound=str)
 
 BODY = RequestKey("body", bytes)
 """Where a handler leaves the body of a request that may have to be forwarded."""
@@ -117,12 +118,13 @@ class Query(dict[str, str]):
             raise InvalidRequestError(f"the parameter {name} must be true or false")
         return text.lower() in {"", "1", "true"}
 
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+    def choice(self, name: str, choices: tuple[Choice, ...]) -> Choice:
         """Return the parameter, by default the first choice."""
         text = self.get(name, choices[0])
-        if text not in choices:
-            raise InvalidRequestError(f"the parameter {name} is one of: {', '.join(choices)}")
-        return text
+        for choice in choices:
+            if choice == text:
+                return choice
+        raise InvalidRequestError(f"the parameter {name} is one of: {', '.join(choices)}")
 
 
 def parse_integer(text: str, what: str, minimum: int, maximum: int) -> int:
@@ -275,8 +277,13 @@ def combined(headers: CIMultiDictProxy[str], name: str) -> str | None:
 
 def wants_json(headers: CIMultiDictProxy[str]) -> bool:
     """Tell whether the client asked for JSON rather than for the raw value."""
+    return accepts(headers, "application/json")
+
+
+def accepts(headers: CIMultiDictProxy[str], wanted: str) -> bool:
+    """Tell whether the client named this media type as one that it accepts."""
     for media_range in (combined(headers, hdrs.ACCEPT) or "").lower().split(","):
         media_type, *parameters = media_range.split(";")
-        if media_type.strip() == "application/json":
+        if media_type.strip() == wanted:
             return not any(_REFUSED.fullmatch(parameter.strip()) for parameter in parameters)
     return False

@@ -55,8 +55,8 @@ class Stream(Protocol):
     """A body that is not held in memory."""
 
     @property
-    def size_bytes(self) -> int:
-        """How long it is."""
+    def size_bytes(self) -> int | None:
+        """How long it is; None: that is not known before its end."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Yield it.
@@ -69,6 +69,13 @@ class Stream(Protocol):
         """Let go of what it is read from."""
 
 
+class Live(Protocol):
+    """A body that has no end of its own: it ends with the connection."""
+
+    async def run(self, request: BaseRequest) -> None:
+        """Write it, and return when the connection shall end."""
+
+
 class Response(msgspec.Struct, eq=False):
     """One answer. A struct, since making one is cheaper than calling an ``__init__``.
 
@@ -79,6 +86,7 @@ class Response(msgspec.Struct, eq=False):
         headers: complete further header lines, each made by :func:`header` or of numbers and constants.
         close: end the connection after this answer.
         stream: what the body is read from while it is written, instead of ``body``; closed in any case.
+        live: what writes the body as it comes to be, until it ends with the connection.
         keep_alive: whether the connection goes on (for aiohttp).
         write_timeout_s: how long the client may take to read what is waiting for it.
     """
@@ -89,6 +97,7 @@ class Response(msgspec.Struct, eq=False):
     headers: str = ""
     close: bool = False
     stream: Stream | None = None
+    live: Live | None = None
     keep_alive: bool = False
     write_timeout_s: float = 10.0
     _request: BaseRequest | None = None
@@ -105,6 +114,11 @@ class Response(msgspec.Struct, eq=False):
         """
         request = self._request
         assert request is not None, "prepare() must be called first"  # noqa: S101
+        if self.live is not None:
+            self.close = True
+            self._write(request, b"")
+            await self.live.run(request)
+            return
         if self.stream is None:
             if self._write(request, self.body):
                 await self._drain(request)
@@ -112,9 +126,12 @@ class Response(msgspec.Struct, eq=False):
         try:
             if self._write(request, b""):
                 await self._drain(request)
+            is_chunked = self._is_chunked(request.version)
             async for chunk in self.stream.chunks():
-                if self._write_more(request, chunk):
+                if self._write_more(request, b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked else chunk):
                     await self._drain(request)
+            if is_chunked:
+                self._write_more(request, b"0\r\n\r\n")
         finally:
             self.stream.close()
 
@@ -130,6 +147,7 @@ class Response(msgspec.Struct, eq=False):
             and not self.close
             and request.content.is_eof()
             and not getattr(protocol, "is_last_answer", False)
+            and (self.stream is None or self.stream.size_bytes is not None or self._is_chunked(request.version))
         )
         head = self._head(request.version)
         if self.status == 304 or request.method == hdrs.METH_HEAD:
@@ -149,6 +167,9 @@ class Response(msgspec.Struct, eq=False):
         transport.write(chunk)
         return request.protocol.writing_paused
 
+    def _is_chunked(self, version: HttpVersion) -> bool:
+        return self.stream is not None and self.stream.size_bytes is None and version == HttpVersion11
+
     def render(self) -> bytes:
         """Return head and body, for a connection that ends here and has no request."""
         return self._head(HttpVersion11) + self.body
@@ -156,7 +177,13 @@ class Response(msgspec.Struct, eq=False):
     def _head(self, version: HttpVersion) -> bytes:
         content = f"Content-Type: {self.content_type}\r\n" if self.content_type else ""
         size_bytes = len(self.body) if self.stream is None else self.stream.size_bytes
-        length = "" if self.status == 304 else f"Content-Length: {size_bytes}\r\n"
+        if self.status == 304 or self.live is not None:
+            length = ""
+        elif size_bytes is not None:
+            length = f"Content-Length: {size_bytes}\r\n"
+        else:
+            # Before HTTP/1.1, a body of unknown length ends with the connection.
+            length = "Transfer-Encoding: chunked\r\n" if self._is_chunked(version) else ""
         if not self.keep_alive:
             connection = "Connection: close\r\n"
         elif version != HttpVersion11:

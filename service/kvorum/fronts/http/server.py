@@ -18,11 +18,13 @@ from aiohttp.web_protocol import _ErrInfo
 from kvorum.config import Config, split_address
 from kvorum.config.resources import descriptor_limit, memory_limit_bytes
 from kvorum.connections import LimitedConnection, LimitedServer, Site
+from kvorum.errors import NotServingError
 from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.request import Bodies
 from kvorum.fronts.http.response import Response
+from kvorum.fronts.http.watch import Feed
 from kvorum.resolver import addresses_to_bind
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
@@ -130,18 +132,30 @@ class ApiServer:
         return [address[:2] for runner in self._runners for address in runner.addresses]
 
     def close_after_answers(self) -> None:
-        """Go on answering, and end each connection with its next answer: this node is about to stop."""
+        """Go on answering, and end each connection with its next answer: this node is about to stop.
+
+        Watches end now: their clients resume them at another node.
+        """
         for dispatcher in self._dispatchers:
             dispatcher.close_after_answers = True
+        self._end_watches()
 
     async def stop(self) -> None:
-        """Stop listening, finish what is in flight, close the connections."""
+        """Stop listening, finish what is in flight, close the connections. Watches are told, and not waited for."""
+        self._end_watches()
         for runner in self._runners:
             await runner.cleanup()
         for dispatcher in self._dispatchers:
             await dispatcher.close()
         self._runners.clear()
         self._dispatchers.clear()
+
+    def _end_watches(self) -> None:
+        error = NotServingError(f"{self._config.name} is stopping: resume the watch at another node")
+        for runner in self._runners:
+            for connection in runner.server.connections if runner.server is not None else ():
+                if isinstance(connection, _Connection) and connection.feed is not None:
+                    connection.feed.stop(error)
 
 
 def _inflight_bytes_max() -> int:
@@ -218,7 +232,7 @@ class _Connection(LimitedConnection):
     aiohttp bounds each header and their number, but not the head as a whole.
     """
 
-    __slots__ = ("_head_bytes", "_is_half_closed", "_is_head_refused", "_latest_body", "_server")
+    __slots__ = ("_head_bytes", "_is_half_closed", "_is_head_refused", "_latest_body", "_server", "feed")
 
     def __init__(self, server: _HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
@@ -228,6 +242,8 @@ class _Connection(LimitedConnection):
         """How much has arrived of a head that is not complete; of what came with an earlier request, nothing."""
         self._is_head_refused = False
         self._is_half_closed = False
+        self.feed: Feed | None = None
+        """The watch that this connection carries."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it; its requests run in the connection's own task."""
@@ -242,10 +258,28 @@ class _Connection(LimitedConnection):
         return self._is_half_closed and not self._messages
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's returns bool | None
-        """Keep the connection open while complete requests wait for their answers: the client may still read."""
+        """Keep the connection open while complete requests wait for their answers: the client may still read.
+
+        A watch ends: it would never notice a client that is gone, while nothing happens.
+        """
+        if self.feed is not None:
+            self.feed.lost()
+            return False
         is_idle = not self._messages and (self._waiter is not None or not self._request_count)
         self._is_half_closed = not is_idle and self._latest_body.is_eof()
         return self._is_half_closed
+
+    def resume_writing(self) -> None:
+        """The client has read most of what was written."""
+        super().resume_writing()
+        if self.feed is not None:
+            self.feed.has_room()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client is gone."""
+        if self.feed is not None:
+            self.feed.lost()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head that is too long, whether it is complete or not."""

@@ -1,0 +1,64 @@
+"""``kv watch``: every event of some keys, a line each, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from kvorum_client.cli_output import printable, say, text_fields
+from kvorum_client.client import Client
+from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.results import WatchEvent
+
+
+async def watch(client: Client, options: argparse.Namespace) -> int:
+    """``kv watch KEY|--prefix PREFIX``."""
+    if (options.key is None) == (options.prefix is None):
+        raise InvalidArgumentError("watch a KEY or a --prefix, one of them; --prefix '' watches all keys")
+    watching = client.watch(
+        options.key,
+        prefix=options.prefix,
+        from_revision=options.from_revision,
+        prev_value=options.prev_value,
+        only=options.only,
+        on_resume=_say_resumed,
+    )
+    async with watching:
+        async for event in watching:
+            line = _json(event) if options.output == "json" else _text(event)
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def _say_resumed(revision: int, reason: str) -> None:
+    say(f"went on at revision {revision}, without a gap: {reason}")
+
+
+def _json(event: WatchEvent) -> bytes:
+    fields: dict[str, object] = {
+        "type": event.type,
+        "mod_revision": event.mod_revision,
+        **text_fields("key", event.key),
+    }
+    if event.is_put:
+        fields |= {"create_revision": event.create_revision, "version": event.version}
+        fields |= text_fields("value", event.value)
+    if event.prev_value is not None:
+        fields |= text_fields("prev_value", event.prev_value)
+    return msgspec.json.encode(fields)
+
+
+def _text(event: WatchEvent) -> bytes:
+    line = f"{event.mod_revision} {event.type} {_shown(event.key)}"
+    if event.is_put:
+        line += f" {_shown(event.value)}"
+    if event.prev_value is not None:
+        line += f" (was {_shown(event.prev_value)})"
+    return line.encode("utf-8", "backslashreplace")
+
+
+def _shown(data: bytes) -> str:
+    return printable(data.decode("utf-8", "backslashreplace"))

@@ -1,0 +1,225 @@
+"""``GET /v1/kv``: a range of keys, as a page in JSON or whole as lines of JSON."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import AsyncIterator, Sequence
+from typing import get_args
+
+import msgspec
+from aiohttp.web import BaseRequest
+
+import kvorum_wire as wire
+from kvorum.errors import CallerError, InvalidRequestError
+from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.problems import problem_of
+from kvorum.fronts.http.request import Query, accepts, decode_bytes
+from kvorum.fronts.http.response import Response
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import TIMEOUT_MS_MIN
+from kvorum.service.requests import NO_END, CommonPrefix, Range, RangeQuery, SortBy, prefix_end
+from kvorum.service.results import RangeItem, RangeScan
+
+NDJSON = "application/x-ndjson"
+
+_BYTES = ("prefix", "start", "end", "delimiter")
+_BASE64 = {f"{name}64": name for name in _BYTES}
+_NUMBERS = ("revision", "min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
+_SWITCHES = ("reverse", "keys_only", "count_only")
+PARAMETERS = frozenset(
+    {"limit", "cursor", "sort", "consistency", "max_staleness_ms", "timeout_ms", "forward", *_NUMBERS, *_SWITCHES}
+)
+"""The parameters beside those that are bytes."""
+_NOT_COUNTED = ("limit", "cursor", "sort", "reverse", "keys_only", "delimiter", *_NUMBERS[1:])
+"""What has no meaning, or another one than expected, with count_only: the count is that of the whole range."""
+
+SORTS: tuple[SortBy, ...] = get_args(SortBy)
+
+_encoder = msgspec.json.Encoder()
+
+
+class RangeHandlers:
+    """The handler of ranges.
+
+    Args:
+        service: what executes the requests.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._execute = service.execute
+
+    async def read(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /v1/kv``: a page, or with ``Accept: application/x-ndjson`` the whole range."""
+        is_whole = wants_stream(request)
+        scan = await self._execute(ANONYMOUS, parse_range(raw_query, is_whole=is_whole))
+        headers = f"X-Kvorum-Revision: {scan.revision}\r\nVary: Accept\r\n"
+        if scan.staleness_ms is not None:
+            headers += f"X-Kvorum-Staleness-Ms: {scan.staleness_ms}\r\n"
+        if is_whole:
+            return Response(200, content_type=NDJSON, headers=headers, stream=_Lines(scan))
+        try:
+            body = _encoder.encode(await _page(scan)) + b"\n"
+        finally:
+            scan.close()
+        return Response(200, body, headers=headers)
+
+
+def wants_stream(request: BaseRequest) -> bool:
+    """Tell whether the client asked for lines of JSON."""
+    return accepts(request.headers, NDJSON)
+
+
+def take_bytes(raw_query: str) -> tuple[dict[str, bytes], str]:
+    """Return the parameters that are bytes, which need not be text, and the rest of the query.
+
+    Raises:
+        InvalidRequestError: one is given twice, or is malformed.
+    """
+    found: dict[str, bytes] = {}
+    rest = []
+    for part in raw_query.split("&"):
+        raw_name, _, raw_value = part.partition("=")
+        name = _BASE64.get(raw_name, raw_name)
+        if name not in _BYTES:
+            rest.append(part)
+            continue
+        if name in found:
+            raise InvalidRequestError(f"the parameter {name} is given twice (also {name}64 counts)")
+        found[name] = _decode_base64(raw_value, raw_name) if raw_name in _BASE64 else decode_bytes(raw_value)
+    return found, "&".join(rest)
+
+
+def parse_range(raw_query: str, *, is_whole: bool) -> Range:
+    """Return the range that a query asks for.
+
+    Raises:
+        InvalidRequestError: a parameter is unknown or malformed, or some contradict each other.
+    """
+    given, raw_rest = take_bytes(raw_query)
+    query = Query(raw_rest, PARAMETERS)
+    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
+    start, end = _bounds(given)
+    limit = query.integer("limit", 1) or 0
+    if query.get("cursor") == "":
+        raise InvalidRequestError("the parameter cursor is empty: leave it out for the first page")
+    numbers = {name: query.integer(name, 1) or 0 for name in _NUMBERS}
+    switches = {name: query.switch(name) for name in _SWITCHES}
+    sort = query.choice("sort", SORTS)
+    if switches["count_only"]:
+        _check_count_only(query, given)
+    return Range(
+        RangeQuery(
+            start,
+            end,
+            limit=limit,
+            sort=sort,
+            delimiter=given.get("delimiter", b""),
+            reverse=switches["reverse"],
+            keys_only=switches["keys_only"],
+            count_only=switches["count_only"],
+            **numbers,
+        ),
+        query.get("cursor", ""),
+        is_whole,
+        "stale" if query.choice("consistency", ("linearizable", "stale")) == "stale" else "linearizable",
+        query.integer("max_staleness_ms", 0),
+        query.integer("timeout_ms", TIMEOUT_MS_MIN),
+    )
+
+
+def _bounds(given: dict[str, bytes]) -> tuple[bytes, bytes]:
+    for name in ("end", "delimiter"):
+        if given.get(name) == b"":
+            raise InvalidRequestError(f"the parameter {name} is empty: leave it out")
+    if "prefix" not in given:
+        return given.get("start", b""), given.get("end", NO_END)
+    for name in ("start", "end"):
+        if name in given:
+            raise InvalidRequestError(f"the parameters prefix and {name} contradict each other: give one of them")
+    return given["prefix"], prefix_end(given["prefix"])
+
+
+def _check_count_only(query: Query, given: dict[str, bytes]) -> None:
+    others = [name for name in _NOT_COUNTED if name in given or (name in query and not _is_off(query, name))]
+    if others:
+        raise InvalidRequestError(
+            f"count_only counts all keys of the range, and cannot be combined with {', '.join(others)}"
+        )
+
+
+def _is_off(query: Query, name: str) -> bool:
+    return name in _SWITCHES and not query.switch(name)
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    try:
+        plain = decode_bytes(text).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        return b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except binascii.Error:
+        raise InvalidRequestError(f"the parameter {name} is not base64") from None
+
+
+async def _page(scan: RangeScan) -> wire.RangeAnswer:
+    records: list[wire.RangeRecord] = []
+    prefixes: list[wire.CommonPrefix] = []
+    async for part in scan.parts():
+        for item in _shown(scan, part):
+            if isinstance(item, wire.CommonPrefix):
+                prefixes.append(item)
+            else:
+                records.append(item)
+    return wire.RangeAnswer(
+        scan.revision,
+        scan.count,
+        scan.more,
+        tuple(records),
+        tuple(prefixes) if scan.query.delimiter else msgspec.UNSET,
+        scan.cursor,
+        scan.staleness_ms,
+    )
+
+
+class _Lines:
+    """A whole range as lines of JSON: what it is, its records, and that it is complete.
+
+    Args:
+        scan: the range; closed with this.
+    """
+
+    size_bytes = None
+    """Not known before its end."""
+
+    def __init__(self, scan: RangeScan) -> None:
+        self._scan = scan
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the lines. If the range ends early, the last one says why instead of that it is complete."""
+        scan, count = self._scan, 0
+        yield _encoder.encode_lines([wire.RangeBegin(scan.revision, scan.count, scan.staleness_ms)])
+        try:
+            async for part in scan.parts():
+                count += len(part)
+                yield _encoder.encode_lines(_shown(scan, part))
+        except CallerError as error:
+            yield _encoder.encode_lines([wire.RangeBroken(problem_of(error))])
+        else:
+            yield _encoder.encode_lines([wire.RangeEnd(count, scan.more, scan.cursor)])
+
+    def close(self) -> None:
+        """Let go of the range."""
+        self._scan.close()
+
+
+def _shown(scan: RangeScan, part: Sequence[RangeItem]) -> list[wire.RangeRecord | wire.CommonPrefix]:
+    keys_only = scan.query.keys_only
+    shown: list[wire.RangeRecord | wire.CommonPrefix] = []
+    for item in part:
+        if isinstance(item, CommonPrefix):
+            shown.append(wire.CommonPrefix(item.count, *text_or_base64(item.prefix)))
+            continue
+        value = (None, None) if keys_only else text_or_base64(item.value)
+        key = text_or_base64(item.key)
+        shown.append(wire.RangeRecord(item.create_revision, item.mod_revision, item.version, *key, *value))
+    return shown

@@ -1,0 +1,324 @@
+"""``GET /v1/watch``: the events of keys, as lines of JSON or as server-sent events.
+
+The hub hands events to a :class:`Feed`, which writes them to its connection at once: no task, no queue and no copy for
+each watcher. The same bytes go to all that watch the same. The body ends with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable
+from itertools import groupby
+from typing import Protocol, cast
+
+import msgspec
+from aiohttp.web import BaseRequest
+from multidict import istr
+
+import kvorum_wire as wire
+from kvorum.errors import CallerError, InvalidRequestError
+from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.problems import problem_of
+from kvorum.fronts.http.request import Query, accepts, combined, decode_bytes, parse_integer
+from kvorum.fronts.http.response import Response
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import INTEGER_MAX, TIMEOUT_MS_MIN
+from kvorum.service.requests import Watch
+from kvorum.service.results import Batch, Event, WatchStart
+from kvorum.service.results import Watch as Watching
+
+PATH = "/v1/watch"
+SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
+PROGRESS_S = 10
+PROGRESS_S_MAX = 30
+"""Proxies close a connection that is silent for a minute."""
+BUFFER_BYTES_MAX = 1024 * 1024
+"""With more than that unread by the client, a watch falls behind."""
+STALL_S = 30.0
+"""A client that reads nothing for so long, with so much to read, is disconnected."""
+LINGERING_S = 10.0
+"""How long a client may take to read what is left once the watch has ended."""
+
+_STALLED = "stalled"
+_LAST_EVENT_ID = istr("Last-Event-ID")
+_PARAMETERS = frozenset({"from_revision", "prev_value", "filter", "progress_s", "timeout_ms", "forward"})
+_BYTES = ("key", "prefix", "start", "end")
+_HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nVary: Accept\r\n"
+_encode = msgspec.json.Encoder().encode
+
+
+class WatchHandlers:
+    """The handler of watches.
+
+    Args:
+        service: what executes the requests.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._execute = service.execute
+
+    async def watch(self, request: BaseRequest, name: str, raw_query: str) -> Response:
+        """``GET /v1/watch``."""
+        given, query = _parameters(raw_query)
+        progress_s = query.integer("progress_s", 1, PROGRESS_S_MAX) or PROGRESS_S
+        resumed = combined(request.headers, _LAST_EVENT_ID)
+        wanted = _watch(given, query, resumed)
+        start = await self._execute(ANONYMOUS, wanted)
+        lines = _SSE if accepts(request.headers, SSE) else _NDJSON
+        headers = f"{_HEADERS}X-Kvorum-Revision: {start.revision}\r\n"
+        feed = Feed(start, lines, progress_s, is_from_now=not wanted.from_revision)
+        return Response(200, content_type=lines.content_type, headers=headers, live=feed)
+
+
+# --- What is asked for ------------------------------------------------------------------------------------------------
+
+
+def _parameters(raw_query: str) -> tuple[dict[str, bytes], Query]:
+    """Return the parameters that are bytes, given as they are or as base64, and the others."""
+    found: dict[str, bytes] = {}
+    rest = []
+    for part in raw_query.split("&"):
+        raw_name, _, raw_value = part.partition("=")
+        name = raw_name.removesuffix("64")
+        if name not in _BYTES:
+            rest.append(part)
+        elif name in found:
+            raise InvalidRequestError(f"the parameter {name} is given twice (also {name}64 counts)")
+        else:
+            data = decode_bytes(raw_value)
+            found[name] = data if name == raw_name else _decode_base64(data, raw_name)
+    return found, Query("&".join(rest), _PARAMETERS)
+
+
+def _decode_base64(data: bytes, name: str) -> bytes:
+    try:
+        return base64.b64decode(data, altchars=b"-_" if b"-" in data or b"_" in data else None, validate=True)
+    except binascii.Error:
+        raise InvalidRequestError(f"the parameter {name} is not base64 (write %2B for a plus sign)") from None
+
+
+def _watch(given: dict[str, bytes], query: Query, resumed: str | None) -> Watch:
+    start, end = _range(given)
+    from_revision = query.integer("from_revision", 1) or 0
+    if resumed is not None:
+        # The browser sends the same URL again, and the id of the last event that it has.
+        from_revision = parse_integer(resumed, "Last-Event-ID", 0, INTEGER_MAX - 1) + 1
+    kind = query.choice("filter", ("", "put", "delete"))
+    query.switch("forward")  # Any node serves a watch.
+    return Watch(
+        start,
+        end,
+        from_revision,
+        query.switch("prev_value"),
+        puts=kind != "delete",
+        deletes=kind != "put",
+        timeout_ms=query.integer("timeout_ms", TIMEOUT_MS_MIN),
+    )
+
+
+def _range(given: dict[str, bytes]) -> tuple[bytes, bytes | None]:
+    kinds = sorted({"range" if name in ("start", "end") else name for name in given})
+    if len(kinds) != 1:
+        raise InvalidRequestError(
+            "say what to watch: key=KEY; or prefix=PREFIX (empty: all keys); or start=KEY, end=KEY or both"
+        )
+    if "key" in given:
+        if not given["key"]:
+            raise InvalidRequestError("the key is empty: to watch all keys, give an empty prefix")
+        return given["key"], given["key"] + b"\0"
+    if "prefix" in given:
+        return given["prefix"], prefix_end(given["prefix"])
+    return given.get("start", b""), given.get("end")
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """Return the first key behind all that begin with a prefix; None: there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
+
+
+# --- What is written --------------------------------------------------------------------------------------------------
+
+
+class _Lines(msgspec.Struct, frozen=True):
+    """How a body is written."""
+
+    content_type: str
+    events: Callable[[list[Event]], bytes]
+    progress: Callable[[int], bytes]
+    end: Callable[[CallerError], bytes]
+    heartbeat: bytes
+
+
+def _revisions(events: list[Event]) -> list[wire.WatchRevision]:
+    grouped = groupby(events, key=lambda event: event[0].mod_revision)
+    return [wire.WatchRevision(revision, tuple(map(_event, group))) for revision, group in grouped]
+
+
+def _event(event: Event) -> wire.WatchEvent:
+    record, previous = event
+    is_put = record.version > 0
+    return wire.WatchEvent(
+        "put" if is_put else "delete",
+        record.mod_revision,
+        record.create_revision,
+        record.version,
+        *text_or_base64(record.key),
+        *(text_or_base64(record.value) if is_put else (None, None)),
+        *(text_or_base64(previous.value) if previous is not None else (None, None)),
+    )
+
+
+def _ndjson_events(events: list[Event]) -> bytes:
+    return b"".join([_encode(revision) + b"\n" for revision in _revisions(events)])
+
+
+def _sse_events(events: list[Event]) -> bytes:
+    return b"".join([b"id: %d\ndata: %b\n\n" % (each.revision, _encode(each)) for each in _revisions(events)])
+
+
+_NDJSON = _Lines(
+    NDJSON,
+    _ndjson_events,
+    lambda revision: _encode(wire.WatchProgress(revision)) + b"\n",
+    lambda error: _encode(wire.WatchEnd(problem_of(error))) + b"\n",
+    b"\n",
+)
+_SSE = _Lines(
+    SSE,
+    _sse_events,
+    lambda revision: b"event: progress\nid: %d\ndata: %b\n\n" % (revision, _encode(wire.WatchProgress(revision))),
+    lambda error: b"event: end\ndata: %b\n\n" % _encode(wire.WatchEnd(problem_of(error))),
+    b":\n\n",
+)
+
+
+class _FedConnection(Protocol):
+    feed: Feed | None
+    writing_paused: bool
+
+
+class Feed:
+    """The body of one watch, and the sink of its events.
+
+    Args:
+        start: the watch, which can begin.
+        lines: how its events are written.
+        progress_s: after so many seconds without an event, a line says how far the watch has come.
+        is_from_now: nobody knows yet where it begins: the first line says it.
+    """
+
+    def __init__(self, start: WatchStart, lines: _Lines, progress_s: float, *, is_from_now: bool) -> None:
+        self._start = start
+        self._lines = lines
+        self._progress_s = progress_s
+        self._is_from_now = is_from_now
+        self._connection: _FedConnection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._watch: Watching | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._is_idle = True
+        """Nothing was written since the last beat."""
+        self._unread_bytes = 0
+        self._unread_since_s = 0.0
+
+    async def run(self, request: BaseRequest) -> None:
+        """Deliver until the watch ends, or its client is gone or does not read."""
+        loop = asyncio.get_running_loop()
+        connection = self._connection = cast(_FedConnection, request.protocol)
+        self._transport = request.transport
+        if self._transport is None:
+            raise ConnectionResetError("the client is gone")
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES_MAX)
+        self._done = loop.create_future()
+        connection.feed = self
+        try:
+            # A client that resumes is told at once as well that somebody is there.
+            first = self._start.first
+            self._write(self._lines.progress(first - 1) if self._is_from_now else self._lines.heartbeat)
+            self._watch = self._start.open(self)
+            self._timer = loop.call_later(self._progress_s, self._beat)
+            await self._done
+        except CallerError as error:
+            self.end(error)
+        finally:
+            connection.feed = None
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._watch is not None:
+                self._watch.close()
+
+    # --- The sink -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has too much to read."""
+        return self._connection is not None and self._connection.writing_paused
+
+    def take(self, batch: Batch) -> None:
+        """Write events."""
+        self._write(batch.encoded(self._lines.events))
+
+    def end(self, error: CallerError) -> None:
+        """Write why the watch ends, and end the connection."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._write(self._lines.end(error))
+            if transport.get_write_buffer_size():
+                # The connection is closed when this is read, or after a while all the same.
+                asyncio.get_running_loop().call_later(LINGERING_S, transport.abort)
+        self.lost()
+
+    # --- The connection -----------------------------------------------------------------------------------------
+
+    def has_room(self) -> None:
+        """The client has read most of what was written."""
+        if self._watch is not None:
+            self._watch.has_room()
+
+    def lost(self) -> None:
+        """The connection has ended, or is about to."""
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def stop(self, error: CallerError) -> None:
+        """End the watch from the side of the front, and say why."""
+        if self._watch is not None:
+            self._watch.close(error.code)
+        self.end(error)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._is_idle = False
+            self._transport.write(data)
+
+    # --- Once in a while ----------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        """Say how far the watch is, or at least that it lives; give up a client that does not read."""
+        loop, transport = asyncio.get_running_loop(), self._transport
+        if transport is None or self._watch is None or self._done is None or self._done.done():
+            return
+        self._timer = loop.call_later(self._progress_s, self._beat)
+        if self.is_full:
+            self._judge_stall(transport, loop.time())
+            return
+        self._unread_bytes = 0
+        if self._is_idle:
+            progress = self._watch.progress()
+            self._write(self._lines.heartbeat if progress is None else self._lines.progress(progress))
+        self._is_idle = True
+
+    def _judge_stall(self, transport: asyncio.Transport, now_s: float) -> None:
+        unread_bytes = transport.get_write_buffer_size()
+        if not self._unread_bytes or unread_bytes < self._unread_bytes:
+            self._unread_bytes, self._unread_since_s = unread_bytes, now_s
+        elif now_s - self._unread_since_s >= STALL_S and self._watch is not None:
+            self._watch.close(_STALLED)
+            transport.abort()
+            self.lost()

@@ -1,0 +1,268 @@
+"""Watches of the client and of ``kv``: no gap and no repetition, whatever ends a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+from client.test_client import run
+from fronts.fake_node import FakeNode, Server, serving
+from waiting import until
+
+from kvorum.errors import NoLeaderError, NotServingError, RevisionCompactedError
+from kvorum.fronts.http.server import _Connection
+from kvorum_client import (
+    Client,
+    CompactedError,
+    InvalidArgumentError,
+    RefusedError,
+    SyncClient,
+    UnavailableError,
+    Watch,
+    WatchEvent,
+)
+
+
+def with_nodes(scenario: Callable[[list[Server], Client], Awaitable[None]], count: int = 1) -> None:
+    """Run the scenario with nodes that share one state, and a client of all of them."""
+
+    async def main() -> None:
+        nodes = [FakeNode() for _ in range(count)]
+        nodes[0].raise_feature_level()
+        for node in nodes[1:]:
+            node.store = nodes[0].store
+        async with serving(nodes[0]) as first:
+            if count == 1:
+                async with Client([first.url], timeout_s=4) as kv:
+                    nodes[0].leader = ("n1", first.url)
+                    await scenario([first], kv)
+                return
+            async with serving(nodes[1]) as second, Client([first.url, second.url], timeout_s=4) as kv:
+                nodes[0].leader = ("n1", first.url)
+                nodes[1].follow("n1", first.url)
+                await scenario([first, second], kv)
+
+    run(lambda: main())
+
+
+async def take(watch: Watch, count: int) -> list[WatchEvent]:
+    """Return the next events."""
+    async with asyncio.timeout(10):
+        return [await anext(watch) for _ in range(count)]
+
+
+def advance(servers: list[Server]) -> None:
+    """Let all nodes see what one of them applied."""
+    for server in servers:
+        server.node._advance_soon()
+
+
+def test_events_are_typed_and_come_in_order() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        async with kv.watch(prefix="k", prev_value=True) as watch:
+            await kv.put("k1", "one")
+            await kv.put("other", "x")
+            await kv.put("k1", b"\xff")
+            await kv.delete("k1")
+            await kv.put(b"k\xff", b"")
+            assert await take(watch, 4) == [
+                WatchEvent(True, b"k1", b"one", 2, 2, 1),
+                WatchEvent(True, b"k1", b"\xff", 4, 2, 2, b"one"),
+                WatchEvent(False, b"k1", b"", 5, prev_value=b"\xff"),
+                WatchEvent(True, b"k\xff", b"", 6, 6, 1),
+            ]
+            assert watch.revision == 6
+        assert [event.type for event in await take(kv.watch("k1", from_revision=2, only="delete"), 1)] == ["delete"]
+        ranged = await take(kv.watch(start="k1", end="p", from_revision=1), 5)
+        assert [event.mod_revision for event in ranged] == [2, 3, 4, 5, 6]
+
+    with_nodes(scenario)
+
+
+def test_a_watch_that_was_entered_sees_every_write_that_begins_later() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        await kv.put("k", "before")
+        async with kv.watch("k") as watch:
+            assert watch.revision == 2
+            await kv.put("k", "after")
+            assert [event.value for event in await take(watch, 1)] == [b"after"]
+
+    with_nodes(scenario)
+
+
+@pytest.mark.parametrize("error", [NotServingError("stopping"), NoLeaderError("alone")])
+def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotServingError | NoLeaderError) -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        resumed: list[tuple[int, str]] = []
+        async with kv.watch("k", on_resume=lambda *told: resumed.append(told)) as watch:
+            await kv.put("k", "1")
+            advance(servers)
+            assert len(await take(watch, 1)) == 1
+            for server in servers:
+                server.node.watches.end_all(error)
+            await kv.put("k", "2")
+            advance(servers)
+            await kv.put("k", "3")
+            advance(servers)
+            assert [event.value for event in await take(watch, 2)] == [b"2", b"3"]
+        assert resumed == [(3, str(error))]
+
+    with_nodes(scenario, 2)
+
+
+def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_the_last_whole_line() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        async with kv.watch("k") as watch:
+            for number in range(30):
+                await kv.put("k", b"%d" % number * 1000)
+                if number % 3 == 2:
+                    feeds = [c.feed for c in _connections() if c.feed is not None]
+                    for feed in feeds:
+                        feed._write(b'{"revision":99,"ev')
+                        feed.lost()
+                    await asyncio.sleep(0)
+            events = await take(watch, 30)
+        assert [event.mod_revision for event in events] == list(range(2, 32))
+
+    with_nodes(scenario)
+
+
+def _connections() -> list[_Connection]:
+    return [each for each in gc.get_objects() if isinstance(each, _Connection)]
+
+
+def test_a_floor_that_has_passed_is_an_error_with_the_floor() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        for _ in range(4):
+            await kv.put("k", "v")
+        await kv.compact(4)
+        with pytest.raises(CompactedError) as refused:
+            await take(kv.watch("k", from_revision=3), 1)
+        assert (refused.value.floor, refused.value.revision) == (4, 5)
+        async with kv.watch("k", from_revision=4) as watch:
+            await take(watch, 2)
+            servers[0].node.watches.end_all(RevisionCompactedError(6, 8, 9))
+            with pytest.raises(CompactedError) as ended:
+                await take(watch, 1)
+            assert (ended.value.floor, ended.value.revision) == (8, 9)
+
+    with_nodes(scenario)
+
+
+def test_a_call_that_is_cancelled_loses_nothing() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        async with kv.watch("k") as watch:
+            for number in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await anext(watch)
+                await kv.put("k", b"%d" % number)
+                assert [event.value for event in await take(watch, 1)] == [b"%d" % number]
+
+    with_nodes(scenario)
+
+
+def test_a_watch_ends_with_its_client_and_its_connection_with_the_watch() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        hub = servers[0].node.watches.hub
+        watch = kv.watch("k")
+        async with watch:
+            await until("it watches", lambda: hub.size == 1)
+        await until("the node has no watcher", lambda: hub.size == 0)
+        with pytest.raises(UnavailableError, match="closed"):
+            await anext(watch)
+        other = kv.watch("k")
+        await other.__aenter__()
+        waiting = asyncio.create_task(anext(other))
+        await asyncio.sleep(0)
+        await kv.close()
+        with pytest.raises(UnavailableError, match="closed"):
+            await waiting
+        await other.close()
+
+    with_nodes(scenario)
+
+
+def test_a_cluster_without_watches_says_so_at_once() -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as server, Client([server.url], timeout_s=5) as kv:
+            with pytest.raises(RefusedError, match="level 4") as refused:
+                await take(kv.watch("k"), 1)
+            assert refused.value.code == "feature_unavailable"
+
+    run(lambda: main())
+
+
+def test_a_watch_begins_in_time_or_not_at_all() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"], timeout_s=0.2) as kv:
+            with pytest.raises(UnavailableError):
+                await anext(kv.watch("k"))
+
+    run(lambda: main())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"key": "a", "prefix": "b"}, {"key": "a", "end": "b"}, {"key": 1}, {"key": "a", "only": "all"},
+     {"key": "a", "from_revision": 0}, {"key": "a", "from_revision": -1}, {"key": "a", "timeout_s": 0}],
+)  # fmt: skip
+def test_a_watch_of_nonsense_is_refused_before_anything_is_sent(arguments: dict[str, object]) -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"]) as kv:
+            with pytest.raises(InvalidArgumentError):
+                kv.watch(**arguments)  # type: ignore[arg-type]
+
+    run(lambda: main())
+
+
+def test_the_synchronous_client_watches_as_well() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        def watch() -> list[bytes]:
+            with SyncClient([servers[0].url], timeout_s=4) as sync, sync.watch(prefix="") as events:
+                assert events.revision == 1
+                sync.put("a", "1")
+                sync.put("b", "2")
+                return [next(events).key, next(iter(events)).key]
+
+        assert await asyncio.to_thread(watch) == [b"a", b"b"]
+
+    with_nodes(scenario)
+
+
+# --- kv watch ---------------------------------------------------------------------------------------------------------
+
+
+def test_kv_watch_prints_a_line_an_event_and_ends_cleanly_when_it_is_interrupted() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        await kv.put("k", "one")
+        await kv.put("k", b"two\n")
+        await kv.delete("k")
+
+        def watch(*arguments: str) -> list[str]:
+            command = [sys.executable, "-m", "kvorum_client.cli", "--endpoints", servers[0].url, "watch", *arguments]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                lines = [process.stdout.readline() for _ in range(3)]
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 130
+                assert process.stderr.read() == "kv: interrupted\n"
+                return lines
+
+        text = await asyncio.to_thread(watch, "k", "--from-revision", "2", "--prev-value")
+        assert text == ["2 put k one\n", "3 put k two\\n (was one)\n", "4 delete k (was two\\n)\n"]
+        lines = await asyncio.to_thread(watch, "--prefix", "", "--rev", "2", "-o", "json")
+        assert [json.loads(line) for line in lines] == [
+            {"type": "put", "mod_revision": 2, "key": "k", "create_revision": 2, "version": 1, "value": "one"},
+            {"type": "put", "mod_revision": 3, "key": "k", "create_revision": 2, "version": 2, "value": "two\n"},
+            {"type": "delete", "mod_revision": 4, "key": "k"},
+        ]
+
+    with_nodes(scenario)

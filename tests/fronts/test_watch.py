@@ -1,0 +1,381 @@
+"""``GET /v1/watch``: lines of JSON and server-sent events, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fronts.fake_node import FakeNode, Server, api_of
+from fronts.test_sessions import run
+from waiting import until
+
+from kvorum.errors import NotServingError
+from kvorum.fronts.http import watch
+from kvorum.fronts.http.watch import prefix_end
+
+SSE = {"Accept": "text/event-stream"}
+
+
+class Stream:
+    """One watch, read as it comes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.head = b""
+
+    async def line(self) -> Any:
+        """Return the next line that is not a heartbeat; None at the end."""
+        async with asyncio.timeout(10):
+            while True:
+                text = await self.reader.readline()
+                if not text:
+                    return None
+                if text.strip():
+                    return json.loads(text)
+
+    async def event(self) -> dict[str, str]:
+        """Return the fields of the next server-sent event; empty at the end. Comments are left out."""
+        fields: dict[str, str] = {}
+        async with asyncio.timeout(10):
+            while text := (await self.reader.readline()).decode():
+                name, _, value = text.rstrip("\n").partition(": ")
+                if name not in ("", ":"):
+                    fields[name] = value
+                elif not name and fields:
+                    break
+        return fields
+
+    async def events(self, count: int) -> list[dict[str, Any]]:
+        """Return the next events, of whole revisions."""
+        found: list[dict[str, Any]] = []
+        while len(found) < count:
+            found += (await self.line()).get("events", ())
+        return found
+
+
+@contextlib.asynccontextmanager
+async def watching(http: Server, query: str, headers: dict[str, str] | None = None) -> AsyncIterator[Stream]:
+    """Begin a watch and read its head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", http.port, limit=1 << 23)
+    stream = Stream(reader, writer)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    writer.write(f"GET /v1/watch?{query} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+    async with asyncio.timeout(10):
+        stream.head = await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield stream
+    finally:
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def put(http: Server, key: str = "k", value: bytes = b"v") -> None:
+    assert (await http("PUT", f"/v1/kv/{key}", value)).status == 200
+
+
+def test_lines_have_one_revision_each_and_the_first_says_where_the_watch_begins() -> None:
+    async def scenario(http: Server) -> None:
+        await put(http)
+        async with watching(http, "prefix=k&prev_value=true") as stream:
+            assert stream.head.startswith(b"HTTP/1.1 200 OK\r\n")
+            for expected in (b"application/x-ndjson", b"X-Kvorum-Revision: 2\r\n", b"no-store", b"Connection: close"):
+                assert expected in stream.head
+            assert b"Content-Length" not in stream.head
+            assert await stream.line() == {"revision": 2, "progress": True}
+            await put(http, value=b"\xff")
+            await put(http, "other")
+            await http("DELETE", "/v1/kv/k")
+            await put(http, "k%ff")
+            lines = [await stream.line() for _ in range(3)]
+        assert lines == [
+            {
+                "revision": 3,
+                "events": [
+                    {
+                        "type": "put", "mod_revision": 3, "create_revision": 2, "version": 2, "key": "k",
+                        "value_base64": "/w==", "prev_value": "v",
+                    }
+                ],
+            },
+            {
+                "revision": 5,
+                "events": [{"type": "delete", "mod_revision": 5, "key": "k", "prev_value_base64": "/w=="}],
+            },
+            {
+                "revision": 6,
+                "events": [
+                    {
+                        "type": "put", "mod_revision": 6, "create_revision": 6, "version": 1, "key_base64": "a/8=",
+                        "value": "v",
+                    }
+                ],
+            },
+        ]  # fmt: skip
+
+    run(scenario)
+
+
+def test_server_sent_events_carry_ids_from_which_a_browser_resumes() -> None:
+    async def scenario(http: Server) -> None:
+        await put(http)
+        async with watching(http, "key=k", SSE) as stream:
+            assert b"Content-Type: text/event-stream\r\n" in stream.head
+            assert await stream.event() == {"event": "progress", "id": "2", "data": '{"revision":2,"progress":true}'}
+            await put(http, value=b"two\n")
+            event = await stream.event()
+            assert event["id"] == "3"
+            assert json.loads(event["data"])["events"][0]["value"] == "two\n"
+        await put(http)
+        async with watching(http, "key=k&from_revision=1", SSE | {"Last-Event-ID": "3"}) as stream:
+            assert (await stream.event())["id"] == "4"
+        async with watching(http, "key=k", SSE | {"Last-Event-ID": "0"}) as stream:
+            assert (await stream.event())["id"] == "2"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("query", "keys"),
+    [
+        ("key=a", ["a"]),
+        ("key64=YQ==", ["a"]),
+        ("prefix=a", ["a", "ab"]),
+        ("prefix64=YQ", None),
+        ("prefix=", ["a", "ab", "b", "c"]),
+        ("start=ab", ["ab", "b", "c"]),
+        ("end=b", ["a", "ab"]),
+        ("start=ab&end=c", ["ab", "b"]),
+        ("start64=YWI%3D&end=c", ["ab", "b"]),
+    ],
+)
+def test_what_is_watched_is_a_key_a_prefix_or_a_range(query: str, keys: list[str] | None) -> None:
+    async def scenario(http: Server) -> None:
+        for key in ("a", "ab", "b", "c"):
+            await put(http, key)
+        if keys is None:
+            assert (await http("GET", f"/v1/watch?{query}")).status == 400
+            return
+        async with watching(http, f"{query}&from_revision=2") as stream:
+            assert [event["key"] for event in await stream.events(len(keys))] == keys
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("kind", "revisions"), [("put", [2, 4]), ("delete", [3])])
+def test_a_filter_names_the_events_that_are_wanted(kind: str, revisions: list[int]) -> None:
+    async def scenario(http: Server) -> None:
+        await put(http)
+        await http("DELETE", "/v1/kv/k")
+        await put(http)
+        async with watching(http, f"key=k&from_revision=2&filter={kind}") as stream:
+            events = await stream.events(len(revisions))
+        assert [event["mod_revision"] for event in events] == revisions
+        assert {event["type"] for event in events} == {kind}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "", "key=", "key=a&prefix=b", "key=a&key=b", "key=a&key64=YQ==", "start=b&end=a", "start=a&end=a", "key=%2",
+        "key64=%ff", "key=a&from_revision=0", "key=a&from_revision=x", "key=a&progress_s=0", "key=a&progress_s=31",
+        "key=a&filter=all", "key=a&typo=1", "key=a&timeout_ms=0", "key=a&prev_value=x", "key=" + "a" * 1025,
+    ],
+)  # fmt: skip
+def test_a_malformed_watch_is_refused(query: str) -> None:
+    async def scenario(http: Server) -> None:
+        answer = await http("GET", f"/v1/watch?{query}")
+        assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+        assert http.node.watches.hub.size == 0
+
+    run(scenario)
+
+
+def test_what_cannot_be_watched_is_refused_with_its_status() -> None:
+    async def scenario(http: Server) -> None:
+        for _ in range(3):
+            await put(http)
+        await http("POST", "/v1/compact", b'{"revision": 3}')
+        gone = await http("GET", "/v1/watch?key=k&from_revision=2")
+        assert (gone.status, gone.json["code"], gone.json["floor"]) == (410, "compacted", 3)
+        assert (await http("POST", "/v1/watch?key=k", b"")).status == 405
+        assert (await http("GET", "/v1/watch?key=k", headers={"Last-Event-ID": "x"})).status == 400
+
+    run(scenario)
+
+
+def test_below_level_4_the_error_names_the_level() -> None:
+    async def scenario(http: Server) -> None:
+        answer = await http("GET", "/v1/watch?key=k")
+        assert (answer.status, answer.json["code"]) == (409, "feature_unavailable")
+        assert "level 4" in answer.json["detail"]
+
+    run(scenario, is_raised=False)
+
+
+def test_a_watch_that_ends_says_why_in_its_last_line() -> None:
+    async def scenario(http: Server) -> None:
+        async with watching(http, "key=k") as lines, watching(http, "key=k", SSE) as events:
+            await lines.line()
+            await events.event()
+            http.node.watches.end_all(NotServingError("moving"))
+            end = await lines.line()
+            assert (end["error"]["code"], end["error"]["status"], end["error"]["detail"]) == (
+                "not_serving", 503, "moving",
+            )  # fmt: skip
+            assert await lines.line() is None
+            event = await events.event()
+            assert (event["event"], json.loads(event["data"])) == ("end", end)
+            assert await events.event() == {}
+
+    run(scenario)
+
+
+def test_too_many_watchers_are_told_in_the_only_line() -> None:
+    async def scenario(http: Server) -> None:
+        http.node.watches._watchers_max = 0
+        async with watching(http, "key=k&from_revision=1") as stream:
+            assert (await stream.line())["error"]["code"] == "overloaded"
+            assert await stream.line() is None
+
+    run(scenario)
+
+
+def test_a_client_that_hangs_up_is_no_watcher_any_more() -> None:
+    async def scenario(http: Server) -> None:
+        hub = http.node.watches.hub
+        async with watching(http, "key=k") as stream:
+            await stream.line()
+            assert hub.size == 1
+            stream.writer.close()
+            await until("the watcher is gone", lambda: hub.size == 0)
+        async with watching(http, "key=k") as stream:
+            await stream.line()
+            stream.writer.transport.abort()
+            await until("the watcher is gone", lambda: hub.size == 0)
+        assert http.node.counters.watch_ends == {"closed": 2}
+
+    run(scenario)
+
+
+def test_a_quiet_watch_tells_its_progress_and_lives() -> None:
+    async def scenario(http: Server) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watch, "PROGRESS_S", 0.01)
+            async with watching(http, "key=k") as stream, watching(http, "key=k&from_revision=9") as future:
+                await stream.line()
+                await put(http, "other")
+                while (line := await stream.line()) != {"revision": 2, "progress": True}:
+                    assert line == {"revision": 1, "progress": True}
+                # Below its first revision there is no progress: only signs of life.
+                async with asyncio.timeout(10):
+                    assert [await future.reader.readline() for _ in range(3)] == [b"\n"] * 3
+            async with watching(http, "key=k&from_revision=9", SSE) as events:
+                async with asyncio.timeout(10):
+                    assert [await events.reader.readline() for _ in range(4)] == [b":\n", b"\n"] * 2
+
+    run(scenario)
+
+
+def slow_socket(port: int, query: str) -> socket.socket:
+    """Begin a watch on a socket that is not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    client.connect(("127.0.0.1", port))
+    client.sendall(f"GET /v1/watch?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
+
+
+def test_a_client_that_does_not_read_is_behind_and_holds_up_nobody_and_gets_all_in_the_end() -> None:
+    async def scenario(http: Server) -> None:
+        hub, value = http.node.watches.hub, b"x" * 500_000
+        client = await asyncio.to_thread(slow_socket, http.port, "key=k&from_revision=2")
+        try:
+            await until("it watches", lambda: hub.size == 1)
+            count = 0
+            while not hub.behind:
+                await put(http, value=value)
+                count += 1
+                assert count < 100, "the buffer of a client is not bounded"
+            await put(http, value=value)
+            async with watching(http, f"key=k&from_revision={count + 2}") as quick:
+                assert len(await quick.events(1)) == 1
+            assert http.node.counters.watchers_behind == 1
+            client.settimeout(10)
+
+            def read() -> list[int]:
+                found: list[int] = []
+                with client.makefile("rb") as file:
+                    while len(found) < count + 1:
+                        line = file.readline()
+                        if b'"events"' in line:
+                            found.append(json.loads(line)["revision"])
+                return found
+
+            assert await asyncio.to_thread(read) == list(range(2, count + 3))
+        finally:
+            client.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "PROGRESS_S", 0.02)
+        run(scenario)
+
+
+def test_a_client_that_reads_nothing_for_long_is_disconnected() -> None:
+    async def scenario(http: Server) -> None:
+        hub = http.node.watches.hub
+        client = await asyncio.to_thread(slow_socket, http.port, "key=k&from_revision=2")
+        try:
+            await until("it watches", lambda: hub.size == 1)
+            for _ in range(100):
+                await put(http, value=b"x" * 500_000)
+                if hub.behind or not hub.size:
+                    break
+            await until("it is disconnected", lambda: hub.size == 0)
+            assert http.node.counters.watch_ends == {"stalled": 1}
+        finally:
+            client.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "PROGRESS_S", 0.02)
+        patch.setattr(watch, "STALL_S", 0.1)
+        run(scenario)
+
+
+def test_watches_are_no_requests_in_flight_and_a_server_that_stops_tells_them_at_once() -> None:
+
+    async def main() -> None:
+        node = FakeNode()
+        node.raise_feature_level()
+        server = api_of(node)
+        await server.start()
+        http = Server(node, server.addresses[0][1])
+        async with watching(http, "key=k") as first, watching(http, "key=k") as second:
+            await first.line()
+            await second.line()
+            assert node.counters.inflight == 0
+            server.close_after_answers()
+            for stream in (first, second):
+                assert (await stream.line())["error"]["code"] == "not_serving"
+                assert await stream.line() is None
+            async with watching(http, "key=k") as third:
+                await third.line()
+                stopping = asyncio.create_task(server.stop())
+                assert (await third.line())["error"]["code"] == "not_serving"
+                await stopping
+        assert node.counters.watch_ends == {"not_serving": 3}
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_prefix_is_the_first_key_behind_it() -> None:
+    assert prefix_end(b"a") == b"b"
+    assert prefix_end(b"a\xff\xff") == b"b"
+    assert prefix_end(b"\xff") is None
+    assert prefix_end(b"") is None
