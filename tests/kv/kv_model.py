@@ -83,7 +83,7 @@ class Model:
         total = 0
         for revision, key, value in self.events():
             before = self.get(key, revision - 1)
-            total += 0 if before is None else len(before.value) + 240
+            total += 0 if before is None else len(key) + len(before.value) + 240
             total += 0 if value is not None else len(key) + 224
         return total
 

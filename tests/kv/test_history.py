@@ -184,26 +184,26 @@ def test_history_counts_towards_what_is_used_until_it_is_compacted() -> None:
     latest = store.used_bytes
     assert store.history_bytes == 0
     apply(store, Put(b"a", b"22"))
-    assert store.history_bytes == 1 + VERSION_OVERHEAD_BYTES
+    assert store.history_bytes == 1 + 1 + VERSION_OVERHEAD_BYTES
     assert store.used_bytes == latest + 1 + store.history_bytes
     apply(store, Delete(b"a"))
-    assert store.history_bytes == 1 + 2 + 2 * VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
+    assert store.history_bytes == 2 + 3 + 2 * VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
     assert store.used_bytes == store.history_bytes
 
     apply(store, Compact(4))
     # The deletion is at the floor, so it and what it deleted are still there.
-    assert store.history_bytes == 2 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
+    assert store.history_bytes == 3 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
     apply(store, Put(b"b", b"1"), Compact(5))
     assert (store.history_bytes, store.history_events) == (0, 1)
 
 
 def test_the_floor_that_frees_enough_is_the_lowest_one() -> None:
     store = written()
-    free = VERSION_OVERHEAD_BYTES + 1
+    free = VERSION_OVERHEAD_BYTES + 2
     assert [store.revision_to_free(size) for size in (0, 1, free, free + 1)] == [1, 4, 4, 5]
     assert store.revision_to_free(10**9) == 5
     apply(store, Compact(store.revision_to_free(free)))
-    assert store.history_bytes == 2 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
+    assert store.history_bytes == 3 + VERSION_OVERHEAD_BYTES + 1 + TOMBSTONE_OVERHEAD_BYTES
 
 
 def test_a_restored_backup_answers_no_revision_of_the_old_cluster() -> None:

@@ -16,11 +16,12 @@ from kv.kv_support import (
     kept_versions,
     restore,
     snapshot_of,
+    store_at_level_3,
     store_at_level_4,
 )
 
 from kvorum.errors import StorageCorruptError, VersionTooOldError
-from kvorum.kv.commands import Compact, Delete, Put
+from kvorum.kv.commands import Compact, Delete, Put, Txn
 from kvorum.kv.frames import (
     BaseFrame,
     EndedSessionsFrame,
@@ -36,6 +37,7 @@ from kvorum.kv.frames import (
     Trailer,
     VersionRow,
 )
+from kvorum.kv.operations import PutOp
 from kvorum.kv.records import Record
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -233,6 +235,31 @@ def test_memory_keeps_nothing_of_what_is_written_and_compacted_while_a_snapshot_
     while store.reclaim(3) == 3:
         pass
     assert kept_versions(store, [b"a", b"b", b"c", b"d", b"e", b"f"]) == {b"a": 1}
+
+
+@pytest.mark.parametrize("level", [3, 4])
+@pytest.mark.parametrize("keys", [1, 40], ids=["a revision for each", "one revision for many"])
+def test_the_event_log_keeps_no_value_that_was_written_over_while_a_snapshot_is_written(level: int, keys: int) -> None:
+    """An event that reclaim had gone by kept its value until the snapshot ended: 300 MiB of 300 puts of 1 MiB."""
+    store = store_at_level_4() if level == 4 else store_at_level_3()
+    iterator = store.begin_snapshot()
+    names = [b"k%02d" % number for number in range(keys)]
+    for number in range(20):
+        puts = [Put(name, b"%d" % number) for name in names]
+        if level == 4 and keys > 1:
+            apply(store, Txn((), tuple(PutOp(put.key, put.value) for put in puts), ()))
+        else:
+            apply(store, *puts)
+        if level == 4:
+            apply(store, Compact(store.revision))
+        store.reclaim(2 * keys)
+    while store.reclaim(1000):
+        pass
+    # At the floor, what its event replaced stays, too.
+    held = [event.value for event in store.versions._log._events if event.value]
+    assert sorted(set(held)) == ([b"18", b"19"] if level == 4 else [b"19"])
+    assert len(held) == keys * (level - 2)
+    iterator.close()
 
 
 def test_a_reader_of_an_older_revision_keeps_what_came_after_a_snapshot() -> None:

@@ -121,23 +121,31 @@ class Admin:
             return
         nodes = [self._world.nodes[node] for node in self._world.distrusted]
         nodes = [node for node in nodes if not node.is_lost and not node.is_retired]
+        for node in list(nodes):
+            script = next((each for each in self.scripts if Promote(node.id) in each.changes), None)
+            if script is not None:
+                # It was to take the place of another one, and never will.
+                nodes.remove(node)
+                script.changes = [
+                    *self._replacing(node),
+                    *(each for each in script.changes if each != Promote(node.id)),
+                ]
         if nodes and not self.scripts:
             self._replace_disk(nodes.pop(0))
         if nodes:
             self._world.clock.after(PERIOD_US, self.replace_distrusted)
 
     def _replace_disk(self, node: SimNode) -> None:
+        self._run(Script(self._replacing(node), is_exclusive=True))
+
+    def _replacing(self, node: SimNode) -> list[Change]:
+        """Take a node's disk away, start another node in its place, and return the changes that make it a member."""
         node.crash("its disk is lost")
         node.is_lost = True
         self._world.counts["disks lost"] += 1
         replacement = node_id(node.name, str(int(incarnation_of(node.id)) + 1))
         self._world.add_node(replacement)
-        changes: list[Change] = [
-            AddLearner(Member(replacement, voter=False)),
-            Promote(replacement),
-            Remove(node.id),
-        ]
-        self._run(Script(changes, is_exclusive=True))
+        return [AddLearner(Member(replacement, voter=False)), Promote(replacement), Remove(node.id)]
 
     def settled_voters(self) -> tuple[NodeId, ...]:
         """Return the voters, if a leader knows that the configuration is committed; else nobody."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from operator import attrgetter
 
 from kvorum.kv.records import Record
 
 _DROPPED_MIN = 4096
 """So many events, and more than are left, are forgotten before the list is made shorter: that moves what is left."""
+
+_NEAR = 16
+"""So many events of a revision are looked at one by one to find one of them."""
 
 _revision_of = attrgetter("mod_revision")
 _FORGOTTEN = Record(b"-", b"", 0, 0, 0)
@@ -25,7 +28,7 @@ class EventLog:
         total_bytes: what all events so far have made history of.
     """
 
-    __slots__ = ("_dropped", "_events", "_forgotten", "_totals", "total_bytes")
+    __slots__ = ("_dropped", "_events", "_forgotten", "_found", "_found_revision", "_totals", "total_bytes")
 
     def __init__(self) -> None:
         self._events: list[Record] = []
@@ -35,6 +38,9 @@ class EventLog:
         """So many of the first events are replaced by a placeholder."""
         self._dropped = 0
         """So many events were removed from the list: the position of the first one in it."""
+        self._found_revision = -1
+        self._found: dict[int, int] = {}
+        """The positions of the events of one revision that has many, by their identity."""
         self.total_bytes = 0
 
     def __len__(self) -> int:
@@ -79,9 +85,29 @@ class EventLog:
             return None
         return self._events[offset].mod_revision if offset >= self._forgotten else None
 
-    def replace(self, position: int, event: Record) -> None:
-        """Put another event, of the same revision, in the place of one."""
-        self._events[position - self._dropped] = event
+    def find(self, event: Record) -> int | None:
+        """Return the position of this very event, which is not forgotten; None: another one has its place."""
+        revision = event.mod_revision
+        first = self.position(revision) - self._dropped
+        for offset, each in enumerate(self._events[first : first + _NEAR], first):
+            if each is event:
+                return self._dropped + offset
+            if each.mod_revision != revision:
+                return None
+        if revision != self._found_revision:
+            last = bisect_right(self._events, revision, lo=first, key=_revision_of)
+            self._found = {id(self._events[offset]): self._dropped + offset for offset in range(first, last)}
+            self._found_revision = revision
+        position = self._found.get(id(event))
+        if position is None or position < self.begin:
+            return None
+        # An identity may be that of an event that is gone.
+        return position if self._events[position - self._dropped] is event else None
+
+    def blank(self, position: int) -> None:
+        """Put a placeholder of the same revision, whose key is no user's, in the place of an event."""
+        offset = position - self._dropped
+        self._events[offset] = Record(b"-", b"", 0, self._events[offset].mod_revision, 0)
 
     def forget(self, position: int) -> None:
         """Forget the events before a position."""

@@ -47,7 +47,7 @@ SESSION_IDLE_MS = 3_600_000
 RECORD_OVERHEAD_BYTES = 288
 """What a key takes in memory beside the bytes of key and value, counted towards the quota (measured: 270)."""
 VERSION_OVERHEAD_BYTES = 240
-"""Likewise of a version that was replaced, beside its value (measured: 180 to 240)."""
+"""Likewise of a version that was replaced, beside its value and its key, which snapshots repeat (180 to 240)."""
 TOMBSTONE_OVERHEAD_BYTES = 224
 """Likewise of a deletion, beside the key and the version that it deleted (measured: 110 to 210)."""
 SESSION_OVERHEAD_BYTES = 512

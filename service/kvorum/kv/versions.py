@@ -126,7 +126,7 @@ class Versions:
             return new
         new = Record(old.key, value, old.create_revision, revision, old.version + 1, _with_older(old))
         self.records[key] = new
-        self._log.append(new, len(old_value) + VERSION_OVERHEAD_BYTES)
+        self._log.append(new, len(new.key) + len(old_value) + VERSION_OVERHEAD_BYTES)
         return new
 
     def delete(self, old: Record, revision: int) -> None:
@@ -136,7 +136,7 @@ class Versions:
         self.live.remove(key)
         self.record_bytes -= len(key) + len(old.value) + RECORD_OVERHEAD_BYTES
         if self._is_kept:
-            history_bytes = len(old.value) + VERSION_OVERHEAD_BYTES + len(key) + TOMBSTONE_OVERHEAD_BYTES
+            history_bytes = 2 * len(key) + len(old.value) + VERSION_OVERHEAD_BYTES + TOMBSTONE_OVERHEAD_BYTES
             tombstone = Record(key, b"", 0, revision, 0, _with_older(old))
             self._tombstones[key] = tombstone
             self.dead.add(key)
@@ -337,8 +337,12 @@ class Versions:
             if visited >= budget or event.mod_revision > last:
                 break
             newest = self.newest_at(event.key, INTEGER_MAX)
-            dropped = 0 if newest is None else _drop_after(newest, cut, last, budget - visited)
-            visited += max(dropped, 1)
+            dropped = [] if newest is None else _drop_after(newest, cut, last, budget - visited)
+            visited += max(len(dropped), 1)
+            for version in dropped:
+                # This pass has gone by the event, and will not come back.
+                if (place := log.find(version)) is not None and place < position:
+                    log.blank(place)
             if dropped and visited >= budget:
                 break
             if newest is event and not event.version and event.older is None:
@@ -346,8 +350,7 @@ class Versions:
                 self.dead.remove(event.key)
                 newest = None
             if newest is None or self.newest_at(event.key, event.mod_revision) is not event:
-                # Not the key of the event, which would stay in memory. A key of this name loses nothing that it needs.
-                log.replace(position, Record(b"-", b"", 0, event.mod_revision, 0))
+                log.blank(position)
             position += 1
         self._gap_end = position
         return visited
@@ -397,8 +400,8 @@ def _drop(newest: Record, last: int, limit: int) -> int:
     return count
 
 
-def _drop_after(newest: Record, first: int, last: int, limit: int) -> int:
-    """Drop at most ``limit`` versions of a key that came after ``first`` and are replaced at ``last``; return how many.
+def _drop_after(newest: Record, first: int, last: int, limit: int) -> list[Record]:
+    """Drop at most ``limit`` versions of a key that came after ``first`` and are replaced at ``last``; return them.
 
     What is visible at ``last`` stays, also if it is a tombstone: below it there may be a version that is not.
     """
@@ -406,12 +409,12 @@ def _drop_after(newest: Record, first: int, last: int, limit: int) -> int:
     if not isinstance(older, list):
         if older is not None and first < older.mod_revision and newest.mod_revision <= last:
             newest.older = None
-            return 1
-        return 0
+            return [older]
+        return []
     begin = bisect_right(older, first, key=_revision_of)
     end = len(older) if newest.mod_revision <= last else bisect_right(older, last, key=_revision_of) - 1
-    count = min(max(end - begin, 0), limit)
-    del older[begin : begin + count]
+    dropped = older[begin : begin + min(max(end - begin, 0), limit)]
+    del older[begin : begin + len(dropped)]
     if len(older) <= 1:
         newest.older = older[0] if older else None
-    return count
+    return dropped

@@ -122,15 +122,15 @@ MUTANTS = (
     _row(
         "A replaced version counts nothing towards the quota.",
         "kv.versions:Versions.put",
-        "len(old_value) + VERSION_OVERHEAD_BYTES",
+        "len(new.key) + len(old_value) + VERSION_OVERHEAD_BYTES",
         "0",
         _RULES,
     ),
     _row(
         "A tombstone counts nothing towards the quota.",
         "kv.versions:Versions.delete",
-        "len(old.value) + VERSION_OVERHEAD_BYTES + len(key) + TOMBSTONE_OVERHEAD_BYTES",
-        "len(old.value) + VERSION_OVERHEAD_BYTES",
+        "2 * len(key) + len(old.value) + VERSION_OVERHEAD_BYTES + TOMBSTONE_OVERHEAD_BYTES",
+        "len(key) + len(old.value) + VERSION_OVERHEAD_BYTES",
         _RULES,
     ),
     _row(
@@ -180,6 +180,20 @@ MUTANTS = (
         "kv.versions:Versions.reclaim",
         "visited + self._reclaim_gap(budget - visited)",
         "visited",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "The event log holds every value that is written over while a snapshot is written.",
+        "kv.versions:Versions._reclaim_gap",
+        "(place := log.find(version)) is not None and place < position",
+        "False",
+        _SNAPSHOTS,
+    ),
+    _row(
+        "An event that shares its revision with many is not found, and stays.",
+        "kv.event_log:EventLog.find",
+        "self._found.get(id(event))",
+        "None",
         _SNAPSHOTS,
     ),
     _row(
