@@ -8,6 +8,8 @@ from kvorum_client.cli_output import print_json, print_table, printable, say, te
 from kvorum_client.client import Client
 from kvorum_client.results import Compacted, History, KeyVersion
 
+_HISTORY_LEVEL = 4
+
 VALUE_CHARS_MAX = 60
 """Of a value in the table; `kv get --revision` prints all of it."""
 
@@ -61,8 +63,8 @@ async def compact(client: Client, options: argparse.Namespace) -> int:
     revision = options.revision
     if revision is None:
         status = await client.status()
-        revision = status.revision - options.keep
-        if revision <= status.floor or revision < 1:
+        revision = max(status.revision - options.keep + 1, 1)
+        if revision <= status.floor and status.feature_level >= _HISTORY_LEVEL:
             return _show(Compacted(status.revision, status.floor), options)
     return _show(await client.compact(revision), options)
 

@@ -255,13 +255,16 @@ class RevisionCompactedError(CallerError):
         revision: the revision that was asked for.
         floor: the lowest revision that can be read.
         latest: the store's revision.
+        is_compaction: it was to be compacted, and not to be read.
     """
 
     code = "compacted"
 
-    def __init__(self, revision: int, floor: int, latest: int) -> None:
+    def __init__(self, revision: int, floor: int, latest: int, *, is_compaction: bool = False) -> None:
         super().__init__(
-            f"revision {revision} has been compacted: the history begins at revision {floor}; "
+            f"there is nothing to compact at revision {revision}: the history begins at revision {floor} already"
+            if is_compaction
+            else f"revision {revision} has been compacted: the history begins at revision {floor}; "
             "read the latest revision, and go on from there",
             revision=latest,
             floor=floor,

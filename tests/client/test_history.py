@@ -79,8 +79,7 @@ def test_what_the_history_does_not_have_is_said_by_an_error_of_its_own() -> None
             with pytest.raises(FutureRevisionError) as early:
                 await call
             assert (early.value.revision, early.value.status) == (4, 400)
-        with pytest.raises(CompactedError):
-            await kv.compact(2)
+        assert await kv.compact(2) == Compacted(4, 3), "it is done, and more"
 
     at_level_4(scenario)
 
@@ -214,14 +213,23 @@ def test_kv_compacts_at_a_revision_or_keeps_so_many(capsys: pytest.CaptureFixtur
         await written(server, kv)
         capsys.readouterr()
         assert await kv("compact", "--keep", "2") == 0
-        assert capsys.readouterr().out == "the history begins at revision 2; the cluster is at revision 4\n"
+        assert capsys.readouterr().out == "the history begins at revision 3; the cluster is at revision 4\n"
         assert await kv("compact", "--keep", "10000") == 0
-        assert capsys.readouterr().out == "the history begins at revision 2; the cluster is at revision 4\n"
+        assert capsys.readouterr().out == "the history begins at revision 3; the cluster is at revision 4\n"
         assert await kv("compact", "4", "-o", "json") == 0
         assert json.loads(capsys.readouterr().out) == {"revision": 4, "floor": 4}
-        assert await kv("compact", "3") == 1
+        assert await kv("compact", "3") == 0
+        assert capsys.readouterr().out == "the history begins at revision 4; the cluster is at revision 4\n"
         assert await kv("compact", "5") == 1
         assert server.node.store.floor == 4
+
+    run_cli(scenario)
+
+
+def test_kv_compact_says_that_a_cluster_below_level_4_keeps_no_history(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("compact", "--keep", "5") == 1
+        assert "feature level" in capsys.readouterr().err
 
     run_cli(scenario)
 

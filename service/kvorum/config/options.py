@@ -268,9 +268,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=2**63 - 1,
-            description="Maximum size of the history; the leader compacts what is more, however young. Never more than "
-            "a quarter of the quota. At least 1 MiB. 0: the history has no limit of its own, and gives way when the "
-            "data takes 95 % of the quota.",
+            description="The leader compacts the history when it takes more than this, however young it is. Never more "
+            "than a quarter of the quota. At least 1 MiB. 0: the history has no limit of its own, and gives way when "
+            "the data takes 95 % of the quota.",
             extra={"unit": "bytes"},
         ),
     ] = 256 * MIB

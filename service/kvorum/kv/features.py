@@ -54,7 +54,7 @@ LEVELS = (
         (
             "Every version of a key is kept until it is compacted; the raise takes a revision, where history begins.",
             "The history below a revision can be compacted, and what is kept of it counts towards the quota.",
-            "Snapshots carry the history, sorted by key and then by revision.",
+            "Snapshots carry the history: what was visible below the floor by key, then every change in order.",
             "Transactions: compares, and operations on several keys at one revision.",
         ),
     ),

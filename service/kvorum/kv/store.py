@@ -393,7 +393,7 @@ class Store:
     def begin_snapshot(self) -> SnapshotIterator:
         """Begin to write the state of this moment; the store goes on applying meanwhile. Close the iterator when done.
 
-        Costs a list of all keys, and nothing per record.
+        Below level 4 it costs a list of all keys, and from then on nothing.
 
         Raises:
             InvariantViolatedError: another iterator is still open.

@@ -12,7 +12,6 @@ it leads, history is kept longer than configured, and never shorter.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 from kvorum.config import Config
@@ -24,8 +23,6 @@ from kvorum.node.log_time import LogTime
 from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
-
-log = logging.getLogger("kvorum.cluster")
 
 MARK_INTERVAL_MS = 1000
 """Marks are at least so far apart."""

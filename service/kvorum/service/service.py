@@ -345,7 +345,7 @@ class Service:
                 self._counters.compactions["request"] += 1
                 return result
             case CompactRefused(revision, floor, "compacted"):
-                raise RevisionCompactedError(request.revision, floor, revision)
+                raise RevisionCompactedError(request.revision, floor, revision, is_compaction=True)
             case CompactRefused(revision):
                 raise RevisionInFutureError(request.revision, revision)
             case _:
