@@ -13,10 +13,12 @@ from waiting import eventually
 
 MIB = 1 << 20
 VALUE_BYTES = 1_000_000
-FLAGS = ("--log-memory-bytes", str(MIB), "--log-retain-entries", "0", "--snapshot-bytes", str(32 * MIB))
-"""The log behind a snapshot goes at once, so that who was away needs the snapshot."""
-FLAGS += ("--history-bytes-max", str(MIB))
-"""What is overwritten is not part of the state for long."""
+FLAGS = (
+    # The log behind a snapshot goes at once, so that who was away needs the snapshot.
+    *("--log-memory-bytes", str(MIB), "--log-retain-entries", "0", "--snapshot-bytes", str(32 * MIB)),
+    # What is overwritten is not part of the state for long.
+    *("--history-bytes-max", str(MIB)),
+)
 STATES_MAX = 2.5
 """Above an idle node's. A start and batches in flight take some of it; with both states at once it is above 3."""
 
