@@ -36,6 +36,7 @@ from kvorum_client.errors import (
     WrongClusterError,
 )
 from kvorum_client.results import (
+    CommonPrefix,
     Compacted,
     DeleteResult,
     History,
@@ -43,6 +44,7 @@ from kvorum_client.results import (
     Member,
     NodeHealth,
     NodeStatus,
+    Page,
     PutResult,
     Quota,
     Record,
@@ -75,6 +77,7 @@ __all__ = [
     "BackupDamagedError",
     "Client",
     "ClientError",
+    "CommonPrefix",
     "Compacted",
     "CompactedError",
     "CompareFailedError",
@@ -96,6 +99,7 @@ __all__ = [
     "OutcomeUnknownError",
     "Put",
     "PutDone",
+    "Page",
     "PutResult",
     "Quota",
     "Record",

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kvorum_client import cli_backup, cli_history, cli_txn, cli_watch
+from kvorum_client import cli_backup, cli_history, cli_range, cli_txn, cli_watch
 from kvorum_client import cli_commands as commands
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_output import give_up, say
@@ -26,6 +26,7 @@ from kvorum_client.errors import (
     RefusedError,
     UnavailableError,
 )
+from kvorum_client.ranges import SORTS
 from kvorum_client.top import ASK_TIMEOUT_S, top
 from kvorum_client.transport import parse_endpoint
 from kvorum_entry.parser import SubcommandParser
@@ -497,8 +498,16 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_output(put)
 
-    get = add("get", commands.get, "read a key")
-    get.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
+    get = add("get", cli_range.get, "read a key, or a range of keys")
+    get.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    get.add_argument("--prefix", metavar="P", help="all keys that begin with P, a line each; '' is all keys")
+    get.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    get.add_argument("--to", metavar="KEY", help="all keys before this one")
+    get.add_argument("--limit", metavar="N", type=_versions, help="of a range: show at most N keys")
+    get.add_argument("--keys-only", action="store_true", help="of a range: leave out the values")
+    get.add_argument("--count-only", action="store_true", help="of a range: print only how many keys it has")
+    get.add_argument("--sort", choices=SORTS, default="key", help="of a range of up to 10,000 keys [default key]")
+    get.add_argument("--reverse", action="store_true", help="of a range: in descending order")
     _add_output(
         get,
         choices=("raw", "table", "json"),
@@ -520,6 +529,14 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_revision(history, "leave out versions that are newer than this revision of the cluster")
     history.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
     _add_output(history)
+
+    ls = add("ls", cli_range.ls, "list one level of keys, like a folder")
+    ls.description = "Prints the keys of a level, and what other keys begin with, up to and with the next delimiter."
+    ls.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="what the keys begin with [default: all]")
+    ls.add_argument("--delimiter", metavar="TEXT", default="/", help="what ends a level [default /]")
+    _add_revision(ls, "list the keys as they were at this revision of the cluster")
+    ls.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    _add_output(ls, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
     delete = add("del", cli_txn.delete, "remove a key, or a range of keys", "delete")
     delete.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")

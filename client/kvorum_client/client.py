@@ -39,6 +39,7 @@ from kvorum_client.errors import (
     UnavailableError,
     WrongClusterError,
 )
+from kvorum_client.ranges import Parameters, SortBy, bounds, page_of, page_parameters
 from kvorum_client.results import (
     Compacted,
     DeleteResult,
@@ -46,6 +47,7 @@ from kvorum_client.results import (
     Member,
     NodeHealth,
     NodeStatus,
+    Page,
     PutResult,
     Quota,
     Record,
@@ -146,7 +148,7 @@ class _Call(msgspec.Struct):
     deadline: float
     body: bytes = b""
     headers: dict[str, str] = {}
-    parameters: dict[str, str] = {}
+    parameters: Parameters = {}
     ticket: Ticket | None = None
     is_write: bool = False
     is_idempotent: bool = False
@@ -379,18 +381,128 @@ class Client:
             call.parameters["limit"] = str(check_whole_number(limit, "limit", 1))
         return history_of(name, (await self._call(call)).body)
 
+    async def page(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        sort: SortBy = "key",
+        reverse: bool = False,
+        delimiter: bytes | str | None = None,
+        stale: bool = False,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        """Return a page of the keys that begin with ``prefix``, or of those from ``start`` on and before ``end``.
+
+        Without any of them the range is all keys. It needs feature level 4.
+
+        Args:
+            prefix: as a key of :meth:`put`; empty: all keys.
+            start: the first key that may be in the range.
+            end: the first key that may not.
+            limit: how many records and prefixes, from 1. A page also ends at about 1 MiB. None: 1,000.
+            cursor: of the page before; the other arguments but ``limit`` must be the same.
+            revision: read the range as it was at this revision. All pages are at the revision of the first.
+            keys_only: leave out the values.
+            sort: by ``key``, or by ``create``, ``mod``, ``version`` or ``value``, of a range of up to 10,000 keys.
+            reverse: descending.
+            delimiter: with a prefix, or all keys: one level. Keys that have it after the prefix are not returned, but
+                what they have in common up to it is, as :attr:`Page.prefixes`.
+            stale: take what the node at hand has applied, without asking a quorum.
+            max_staleness_ms: as ``stale``, of a node that has applied everything that was committed this long ago.
+            timeout_s: the deadline.
+
+        Raises:
+            CompactedError: the revision, or that of the cursor, is no longer in the history.
+            FutureRevisionError: the cluster has not reached ``revision``.
+            RefusedError, UnavailableError: there is no answer.
+        """
+        parameters = page_parameters(
+            bounds(prefix, start, end),
+            limit=limit,
+            cursor=cursor,
+            revision=revision,
+            keys_only=keys_only,
+            sort=sort,
+            reverse=reverse,
+            delimiter=delimiter,
+        )
+        call = _Call("GET", "/v1/kv", self._deadline(timeout_s), parameters=parameters)
+        _read_stale(call, stale, max_staleness_ms)
+        return page_of((await self._call(call)).body)
+
+    async def range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        sort: SortBy = "key",
+        reverse: bool = False,
+        stale: bool = False,
+        page_limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Record, None]:
+        """Yield all records of a range, as they were at one revision; see :meth:`page`.
+
+        Args:
+            prefix: as of :meth:`page`, and likewise the others.
+            start: likewise.
+            end: likewise.
+            revision: likewise.
+            keys_only: likewise.
+            sort: likewise.
+            reverse: likewise.
+            stale: likewise.
+            page_limit: how many records are asked for at a time.
+            timeout_s: the deadline of each page.
+        """
+        cursor = None
+        while True:
+            page = await self.page(
+                prefix=prefix, start=start, end=end, limit=page_limit, cursor=cursor, revision=revision,
+                keys_only=keys_only, sort=sort, reverse=reverse, stale=stale, timeout_s=timeout_s,
+            )  # fmt: skip
+            for record in page.records:
+                yield record
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Return how many keys a range has; arguments and errors are those of :meth:`page`."""
+        parameters: Parameters = {**bounds(prefix, start, end), "count_only": "true"}
+        if revision is not None:
+            parameters["revision"] = str(check_whole_number(revision, "revision", 1))
+        call = _Call("GET", "/v1/kv", self._deadline(timeout_s), parameters=parameters)
+        _read_stale(call, stale, None)
+        return page_of((await self._call(call)).body).count
+
     def _read(
         self, name: bytes, revision: int | None, stale: bool, max_staleness_ms: int | None, timeout_s: float | None
     ) -> _Call:
-        call = _Call("GET", key_path(name), self._deadline(timeout_s), parameters=key_parameters(name))
+        parameters: Parameters = {**key_parameters(name)}
+        call = _Call("GET", key_path(name), self._deadline(timeout_s), parameters=parameters)
         if revision is not None:
             call.parameters["revision"] = str(check_whole_number(revision, "revision", 1))
-        if stale or max_staleness_ms is not None:
-            call.any_node = True
-            call.parameters["consistency"] = "stale"
-            if max_staleness_ms is not None:
-                staleness_ms = check_whole_number(max_staleness_ms, "max_staleness_ms")
-                call.parameters["max_staleness_ms"] = str(staleness_ms)
+        _read_stale(call, stale, max_staleness_ms)
         return call
 
     def txn(self) -> Transaction[Coroutine[Any, Any, TxnResult]]:
@@ -505,7 +617,7 @@ class Client:
     async def _write(
         self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
     ) -> Answer:
-        parameters = key_parameters(name := encoded(key, "the key"))
+        parameters: Parameters = {**key_parameters(name := encoded(key, "the key"))}
         if prev_revision is not None:
             parameters["prev_revision"] = str(check_whole_number(prev_revision, "prev_revision"))
         path, deadline = key_path(name), self._deadline(timeout_s)
@@ -514,7 +626,7 @@ class Client:
             return await self._write_in_session(method, path, body, parameters, deadline)
 
     async def _write_in_session(
-        self, method: str, path: str, body: bytes, parameters: dict[str, str], deadline: float
+        self, method: str, path: str, body: bytes, parameters: Parameters, deadline: float
     ) -> Answer:
         while True:
             call = _Call(method, path, deadline, body, parameters=parameters, is_write=True)
@@ -663,7 +775,7 @@ class Client:
         """
         timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
         silence_s = max(timeout_s, BACKUP_SILENCE_S)
-        parameters = {"consistency": "stale"} if stale else {}
+        parameters: Parameters = {"consistency": "stale"} if stale else {}
         call = _Call("GET", "/v1/snapshot", self._deadline(timeout_s), parameters=parameters, any_node=True)
         verifier = Verifier()
         while (remaining_s := call.remaining_s()) > 0:
@@ -1128,6 +1240,15 @@ class Client:
     async def _pause(self, call: _Call, pause_s: float) -> None:
         remaining_s = call.deadline - time.monotonic()
         await asyncio.sleep(max(0.0, min(pause_s * self._random.uniform(0.5, 1.5), remaining_s)))
+
+
+def _read_stale(call: _Call, stale: bool, max_staleness_ms: int | None) -> None:
+    if not stale and max_staleness_ms is None:
+        return
+    call.any_node = True
+    call.parameters["consistency"] = "stale"
+    if max_staleness_ms is not None:
+        call.parameters["max_staleness_ms"] = str(check_whole_number(max_staleness_ms, "max_staleness_ms"))
 
 
 def _batch_answers(batch: Batch, sent: Sequence[int], answer: Answer) -> list[tuple[int, wire.BatchDone]]:

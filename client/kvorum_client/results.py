@@ -7,6 +7,7 @@ import msgspec
 from kvorum_wire import Compacted, DeleteResult, ForeignPeer, MemberStatus, NodeStatus, PutResult, Quota
 
 __all__ = [
+    "CommonPrefix",
     "Compacted",
     "DeleteResult",
     "ForeignPeer",
@@ -14,6 +15,7 @@ __all__ = [
     "Member",
     "NodeHealth",
     "NodeStatus",
+    "Page",
     "PutResult",
     "Quota",
     "Record",
@@ -58,6 +60,30 @@ class History(msgspec.Struct, frozen=True):
     """The lowest revision that can be read."""
     truncated: bool = False
     """Older versions are left out: read on with the lowest ``mod_revision`` less 1."""
+
+
+class CommonPrefix(msgspec.Struct, frozen=True):
+    """What keys of a range have in common up to the delimiter, which ends it."""
+
+    prefix: bytes
+    count: int
+    """How many keys begin with it."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A part of a range, or all of it."""
+
+    records: tuple[Record, ...]
+    prefixes: tuple[CommonPrefix, ...]
+    """If a delimiter was given: what other keys have in common. These are not in ``records``."""
+    revision: int
+    """All pages of a range are as it was at this revision."""
+    count: int
+    """How many keys the whole range has."""
+    cursor: str | None = None
+    """Where the next page begins; None: this is the last one."""
+    staleness_ms: int | None = None
+    """Of a stale read: everything committed this long ago was applied at the node that answered."""
 
 
 class WatchEvent(msgspec.Struct, frozen=True):

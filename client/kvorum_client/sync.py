@@ -7,7 +7,7 @@ import concurrent.futures
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from kvorum_client import forking
 from kvorum_client.backup import Backup
 from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
 from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, UnavailableError
+from kvorum_client.ranges import SortBy
 from kvorum_client.results import (
     Compacted,
     DeleteResult,
@@ -22,6 +23,7 @@ from kvorum_client.results import (
     Member,
     NodeHealth,
     NodeStatus,
+    Page,
     PutResult,
     Quota,
     Record,
@@ -140,6 +142,73 @@ class SyncClient:
     ) -> DeleteResult:
         """See :meth:`kvorum_client.Client.delete`."""
         return self._run(self._client.delete(key, prev_revision=prev_revision, timeout_s=timeout_s))
+
+    def page(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        sort: SortBy = "key",
+        reverse: bool = False,
+        delimiter: bytes | str | None = None,
+        stale: bool = False,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        """See :meth:`kvorum_client.Client.page`."""
+        return self._run(
+            self._client.page(
+                prefix=prefix, start=start, end=end, limit=limit, cursor=cursor, revision=revision,
+                keys_only=keys_only, sort=sort, reverse=reverse, delimiter=delimiter, stale=stale,
+                max_staleness_ms=max_staleness_ms, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def range(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        sort: SortBy = "key",
+        reverse: bool = False,
+        stale: bool = False,
+        page_limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Record]:
+        """See :meth:`kvorum_client.Client.range`."""
+        cursor = None
+        while True:
+            page = self.page(
+                prefix=prefix, start=start, end=end, limit=page_limit, cursor=cursor, revision=revision,
+                keys_only=keys_only, sort=sort, reverse=reverse, stale=stale, timeout_s=timeout_s,
+            )  # fmt: skip
+            yield from page.records
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        revision: int | None = None,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See :meth:`kvorum_client.Client.count`."""
+        return self._run(
+            self._client.count(prefix=prefix, start=start, end=end, revision=revision, stale=stale, timeout_s=timeout_s)
+        )
 
     def txn(self) -> Transaction[TxnResult]:
         """See :meth:`kvorum_client.Client.txn`; its ``commit`` returns the result."""

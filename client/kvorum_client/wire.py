@@ -89,7 +89,7 @@ def history_of(key: bytes, body: bytes) -> History:
     answer = decode(body, HistoryAnswer)
     versions = []
     for each in answer.versions:
-        value = _bytes_of(each.value, each.value_base64)
+        value = bytes_of(each.value, each.value_base64)
         versions.append(KeyVersion(value, each.create_revision, each.mod_revision, each.version, each.deleted))
     return History(key, tuple(versions), answer.revision, answer.floor, answer.truncated)
 
@@ -104,11 +104,11 @@ def watch_event_of(event: wire.WatchEvent) -> WatchEvent:
         raise ClientError(f"the answer is not Kvorum's, or of a later version: an event of type {event.type!r:.100}")
     prev_value = None
     if event.prev_value is not None or event.prev_value_base64 is not None:
-        prev_value = _bytes_of(event.prev_value, event.prev_value_base64)
+        prev_value = bytes_of(event.prev_value, event.prev_value_base64)
     return WatchEvent(
         event.type == "put",
-        _bytes_of(event.key, event.key_base64),
-        _bytes_of(event.value, event.value_base64),
+        bytes_of(event.key, event.key_base64),
+        bytes_of(event.value, event.value_base64),
         event.mod_revision,
         event.create_revision,
         event.version,
@@ -116,7 +116,12 @@ def watch_event_of(event: wire.WatchEvent) -> WatchEvent:
     )
 
 
-def _bytes_of(text: str | None, text_base64: str | None) -> bytes:
+def bytes_of(text: str | None, text_base64: str | None) -> bytes:
+    """Return bytes that came as text or as base64.
+
+    Raises:
+        ClientError: they are not Kvorum's.
+    """
     try:
         return base64.b64decode(text_base64 or "", validate=True) or (text or "").encode()
     except ValueError:

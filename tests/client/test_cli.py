@@ -81,7 +81,6 @@ def test_exit_1_for_a_missing_key_and_a_failed_compare(capsys: pytest.CaptureFix
         [],
         ["frobnicate"],
         ["put", "k"],
-        ["get"],
         ["get", "k", "-o", "yaml"],
         ["put", "k", "v", "--prev-revision", "-1"],
         ["put", "k", "v", "--prev-revision", "x"],

@@ -23,6 +23,7 @@ PRINTS = [
     "refused: too_large\n",
     "b'hello'\n",
     "b'old'\n3 b'new'\n2 b'old'\nthe history begins at revision 3\n",
+    "b'app/a' b'1'\nb'app/b/c' b'2'\n[b'app/a'] [b'app/b/']\n2\n",
     "True at revision 3\nb'1'\n",
     "PutDone\nerror: the key 'x/2' does not exist, so it has no value to keep (ignore_value)\nDeleteDone\nGetDone\n"
     "1 deleted\n",

@@ -1,0 +1,111 @@
+"""``kv get`` of a range, and ``kv ls``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import msgspec
+
+from kvorum_client.cli_commands import get as get_key
+from kvorum_client.cli_output import print_table, printable, say, text_fields
+from kvorum_client.client import Client
+from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.results import Record
+
+PAGE_KEYS = 1000
+
+
+async def get(client: Client, options: argparse.Namespace) -> int:
+    """``kv get KEY``, ``kv get --prefix P``, ``kv get --from A --to B``."""
+    bounds = {"prefix": options.prefix, "start": getattr(options, "from"), "end": options.to}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    only_ranges = [
+        name
+        for name, given in (
+            ("--limit", options.limit is not None),
+            ("--keys-only", options.keys_only),
+            ("--count-only", options.count_only),
+            ("--sort", options.sort != "key"),
+            ("--reverse", options.reverse),
+        )
+        if given
+    ]
+    if options.key is not None:
+        if bounds or only_ranges:
+            raise InvalidArgumentError("give a KEY, or a range (--prefix, or --from and --to), but not both")
+        return await get_key(client, options)
+    if not bounds:
+        raise InvalidArgumentError("give a KEY, or a range: --prefix, or --from and --to; --prefix '' is all keys")
+    reading: dict[str, Any] = {**bounds, "revision": options.revision, "stale": options.stale}
+    if options.count_only:
+        others = [name for name in only_ranges if name != "--count-only"]
+        if others:
+            raise InvalidArgumentError(f"--count-only counts all keys of the range, whatever {others[0]} says")
+        print(await client.count(**reading))
+        return 0
+    reading |= {"keys_only": options.keys_only, "sort": options.sort, "reverse": options.reverse}
+    return await _show_records(client, reading, options)
+
+
+async def _show_records(client: Client, reading: dict[str, Any], options: argparse.Namespace) -> int:
+    rows, left, cursor = [["KEY", "VALUE", "MOD-REVISION", "VERSION"]], options.limit, None
+    while True:
+        page = await client.page(**reading, cursor=cursor, limit=PAGE_KEYS if left is None else min(left, PAGE_KEYS))
+        for record in page.records:
+            if options.output == "table":
+                rows.append([_shown(record.key), _shown(record.value), str(record.mod_revision), str(record.version)])
+            else:
+                _write(_json(record, options) if options.output == "json" else _text(record, options))
+        sys.stdout.flush()
+        cursor = page.cursor
+        left = None if left is None else left - len(page.records)
+        if cursor is None or left == 0:
+            break
+    if options.output == "table":
+        print_table(rows)
+    if cursor is not None:
+        say(f"{page.count} keys are in the range; the rest is left out (--limit)")
+    return 0
+
+
+async def ls(client: Client, options: argparse.Namespace) -> int:
+    """``kv ls [PREFIX]``."""
+    reading = {"prefix": options.prefix, "delimiter": options.delimiter, "keys_only": True, "stale": options.stale}
+    cursor = None
+    while True:
+        page = await client.page(**reading, revision=options.revision, cursor=cursor)
+        level: list[tuple[bytes, int | None]] = [(each.prefix, each.count) for each in page.prefixes]
+        level += [(record.key, None) for record in page.records]
+        for name, count in sorted(level):
+            if options.output == "json":
+                fields = text_fields("key", name) if count is None else {**text_fields("prefix", name), "count": count}
+                _write(msgspec.json.encode(fields))
+            else:
+                _write(_shown(name).encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
+        cursor = page.cursor
+        if cursor is None:
+            return 0
+
+
+def _write(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+
+
+def _json(record: Record, options: argparse.Namespace) -> bytes:
+    fields: dict[str, object] = {**text_fields("key", record.key)}
+    if not options.keys_only:
+        fields |= text_fields("value", record.value)
+    fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
+    return msgspec.json.encode(fields)
+
+
+def _text(record: Record, options: argparse.Namespace) -> bytes:
+    line = _shown(record.key) if options.keys_only else f"{_shown(record.key)} {_shown(record.value)}"
+    return line.encode("utf-8", "backslashreplace")
+
+
+def _shown(data: bytes) -> str:
+    return printable(data.decode("utf-8", "backslashreplace"))
