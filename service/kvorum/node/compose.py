@@ -104,7 +104,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     # The parts ask for turns, and the driver, which is made of the parts, takes them.
     turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
-    log_time = LogTime(raft, state, clock)
+    log_time = LogTime(raft, state, clock, config.tick_ms)
     space = DiskSpace(config, raft, state, storage, clock, tasks, threads)
     proposals = Proposals(
         raft,
