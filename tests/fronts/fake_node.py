@@ -161,9 +161,6 @@ class FakeNode:
             self._advance_soon()
         return results
 
-    def now_ms(self) -> int:
-        return self.store.time_ms
-
     def check_leads(self) -> None:
         if not self.leads:
             raise NotLeaderError(self.leader[0] if self.leader else None)

@@ -71,10 +71,6 @@ class StoreView(Protocol):
         """The feature level in force."""
 
     @property
-    def leases(self) -> Leases:
-        """The leases, to read from."""
-
-    @property
     def floor(self) -> int:
         """The lowest revision that can be read."""
 
@@ -194,13 +190,6 @@ class NodePort(Protocol):
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, SessionError: certainly not
                 done.
             OutcomeUnknownError: it may be done, now or later.
-        """
-
-    def now_ms(self) -> int:
-        """Return the log time (Unix, ms) by which the leases of ``store`` live: what remains is as of this time.
-
-        On the leader it passes all the time. On others it is that of the last entry that was applied: what remains of
-        a lease is up to a second less than it seems there, or more where the node lags behind.
         """
 
     def check_leads(self) -> None:
