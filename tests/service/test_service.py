@@ -18,6 +18,8 @@ from kvorum.errors import (
     CallerError,
     CompareFailedError,
     InvalidRequestError,
+    LeaseError,
+    LockError,
     MembershipRefusedError,
     NoLeaderError,
     NoSpaceError,
@@ -38,6 +40,7 @@ from kvorum.service.access import ANONYMOUS, Principal, authorize
 from kvorum.service.limits import HISTORY_VERSIONS_MAX, KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
 from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
 from kvorum.service.requests import (
+    AcquireLock,
     AddMember,
     Batch,
     BatchItem,
@@ -50,20 +53,29 @@ from kvorum.service.requests import (
     Get,
     GetHistory,
     GetLeader,
+    GetLease,
+    GetLock,
     GetMetrics,
     GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
+    GrantLease,
+    ListLeases,
+    ListLocks,
     ListMembers,
+    ProclaimLeader,
     PromoteMember,
     Put,
     PutOp,
     PutWithOptions,
     Range,
     RangeQuery,
+    ReleaseLock,
     RemoveMember,
+    RenewLease,
     Request,
+    RevokeLease,
     SetQuota,
     Snapshot,
     TransferLeadership,
@@ -98,6 +110,12 @@ FOR_THE_LEADER: list[Request] = [
     RemoveMember("n3"),
     TransferLeadership("n2"),
     FinalizeUpgrade(),
+    GrantLease(10),
+    RenewLease(1),
+    RevokeLease(1),
+    AcquireLock("lock", b"a", 1),
+    ReleaseLock("lock", b"a", 1),
+    ProclaimLeader(b"a", 1, b"me"),
 ]
 WITH_A_BARRIER: list[Request] = [
     Get(b"k"),
@@ -105,6 +123,10 @@ WITH_A_BARRIER: list[Request] = [
     Range(RangeQuery()),
     Watch(b"k", None),
     Snapshot(),
+    GetLease(1),
+    ListLeases(),
+    GetLock("lock", b"a"),
+    ListLocks("election"),
 ]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
@@ -291,10 +313,10 @@ def test_a_stale_snapshot_needs_no_quorum_but_a_state_that_may_be_served() -> No
 
 
 def _codes() -> set[str]:
-    """Return the code of every error of a caller; a session's errors have one each."""
+    """Return the code of every error of a caller; those of sessions, leases and locks have one each."""
     kinds = [each for each in vars(kvorum.errors).values() if isinstance(each, type) and issubclass(each, CallerError)]
-    codes = {kind.code for kind in kinds if kind not in (CallerError, SessionError)}
-    return codes | {code for code, _ in SESSION_REASONS.values()}
+    codes = {kind.code for kind in kinds if kind not in (CallerError, SessionError, LeaseError, LockError)}
+    return codes | {code for code, _ in SESSION_REASONS.values()} | {*LeaseError.CODES, *LockError.CODES}
 
 
 def test_every_code_has_an_outcome_and_no_other() -> None:
