@@ -1512,6 +1512,14 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         simulated=False,
     ),
     Mutant(
+        "4.2.2",
+        "A member is not called any more although its removal is not committed.",
+        "node.membership:Membership._possible",
+        "raft.configurations.possible(raft.log.commit_index)",
+        "(raft.configuration,)",
+        tests="tests/node/test_driver.py -k until_its_removal",
+    ),
+    Mutant(
         "K3",
         "A member is called only where the options say that it is.",
         "node.membership:Membership.follow",
