@@ -142,9 +142,9 @@ def test_a_revision_before_the_history_is_judged_if_it_was_seen() -> None:
 def pins_nothing(patch: pytest.MonkeyPatch) -> None:
     """What a reader still needs is reclaimed."""
 
-    def pin(self: Store, revision: int = 0) -> Pin:
+    def pin(self: Store, revision: int = 0, bytes_max: int | None = None) -> Pin:
         self.check_revision(revision)
-        return Pin(revision or self.revision, None, lambda pin: None)
+        return Pin(revision or self.revision, None, bytes_max, lambda pin: None)
 
     patch.setattr(Store, "pin", pin)
 

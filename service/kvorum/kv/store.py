@@ -321,17 +321,18 @@ class Store:
         plan = plan_transaction(txn, self)
         return plan if isinstance(plan, TxnRefused) else run_transaction(txn, plan, self)
 
-    def pin(self, revision: int = 0) -> Pin:
+    def pin(self, revision: int = 0, bytes_max: int | None = None) -> Pin:
         """Keep what is visible at a revision until the pin is released; 0: at the latest one.
 
-        ``versions.at(key, pin.revision)`` reads it meanwhile, even if the history is compacted.
+        ``versions.at(key, pin.revision)`` reads it meanwhile, even if the history is compacted. A pin that holds back
+        more than ``bytes_max`` of history is lost: see ``Pin.is_lost``.
 
         Raises:
             RevisionCompactedError: it is below the floor.
             RevisionInFutureError: it does not exist yet.
         """
         self.check_revision(revision)
-        return self.versions.pin(revision or self.revision)
+        return self.versions.pin(revision or self.revision, bytes_max=bytes_max)
 
     def reclaim(self, budget: int) -> int:
         """Free memory of history that was compacted; see :meth:`Versions.reclaim`. Changes no part of the state."""

@@ -80,8 +80,11 @@ class StoreView(Protocol):
             RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
         """
 
-    def pin(self, revision: int = 0) -> Pin:
-        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision."""
+    def pin(self, revision: int = 0, bytes_max: int | None = None) -> Pin:
+        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision.
+
+        A pin that holds back more than so many bytes of history is lost (``Pin.is_lost``).
+        """
 
     def get(self, key: bytes, revision: int = 0) -> RecordView | None:
         """Return the key's record at a revision (0: the latest), or None.
