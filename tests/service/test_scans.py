@@ -139,8 +139,9 @@ def test_a_range_that_can_not_begin_keeps_nothing(monkeypatch: pytest.MonkeyPatc
     async def scenario(world: World) -> None:
         await world.fill()
         await world.compact()
-        with pytest.raises(RevisionCompactedError):
-            await world.begin(query=RangeQuery(revision=5))
+        for limit in (0, 3):
+            with pytest.raises(RevisionCompactedError):
+                await world.begin(query=RangeQuery(revision=5, limit=limit))
         # Its count needs several slices, and the time is over before.
         monkeypatch.setattr(scans, "STREAM_S_MAX", 0.0)
         for number in range(KEYS):
