@@ -20,7 +20,7 @@ from kvorum.errors import (
 )
 from kvorum.kv.commands import Put
 from kvorum.kv.store import Store
-from kvorum.kv.watch import Batch, Interest
+from kvorum.kv.watch import EventBatch, Interest
 from kvorum.node.watches import Watches
 from kvorum.service.requests import Compact, Watch
 
@@ -33,7 +33,7 @@ class Seen:
         self.revisions: list[int] = []
         self.error: CallerError | None = None
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         self.revisions += [record.mod_revision for record, _ in batch.events]
 
     def end(self, error: CallerError) -> None:

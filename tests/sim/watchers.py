@@ -14,7 +14,7 @@ from sim.invariants import Broken
 
 from kvorum.errors import CallerError, RevisionCompactedError
 from kvorum.kv.store import Store
-from kvorum.kv.watch import Batch
+from kvorum.kv.watch import EventBatch
 from kvorum.service import requests
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.node_port import Watch
@@ -279,7 +279,7 @@ class _Connection:
         """Whether the process still runs that it goes to."""
         return not self.is_over and self.node.loop is self.loop and self.loop is not None and not self.loop.is_dead
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Let a batch leave the process."""
         self.batches.append(
             [

@@ -24,13 +24,10 @@ from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
 
-MARK_INTERVAL_MS = 1000
-"""Marks are at least so far apart."""
 MARKS_A_SPAN = 256
 """The age that is kept is divided into so many parts: no more marks than that are needed."""
-STEP_MS = 5000
-"""By age, the leader compacts at most so often, or 20 times in the age that is kept."""
 STEPS_A_SPAN = 20
+"""By age, the leader compacts at most so often in the age that is kept."""
 ROOM_STEP_MS = 1000
 """For room on the disks, the leader compacts at most so often."""
 QUOTA_PARTS = 4
@@ -65,7 +62,7 @@ class Compactions:
         counters: Counters,
     ) -> None:
         self._age_ms = int(config.history_age_s * 1000)
-        self._step_ms = max(STEP_MS, self._age_ms // STEPS_A_SPAN)
+        self._step_ms = self._age_ms // STEPS_A_SPAN
         self._bytes_max = config.history_bytes_max
         self._state = state
         self._log_time = log_time
@@ -126,7 +123,7 @@ class Marks:
 
     def __init__(self, span_ms: int) -> None:
         self._span_ms = span_ms
-        self._interval_ms = max(MARK_INTERVAL_MS, span_ms // MARKS_A_SPAN)
+        self._interval_ms = span_ms // MARKS_A_SPAN
         self._marks: deque[tuple[int, int]] = deque()
         """(log time, revision), both ascending. All up to that revision is at least as old."""
 

@@ -189,11 +189,21 @@ _FRONT = (
     ),
 )
 
+_KEYS = (
+    (
+        "After mass deletes, each chunk of keys that are left has a few.",
+        "kv.keys:Keys.remove",
+        "len(chunk) < CHUNK_KEYS // _SMALL_PARTS or not chunk",
+        "not chunk",
+    ),
+)
+
 MUTANTS = tuple(
     Mutant("range", fault, where, old, new, tests=tests, simulated=False)
     for rows, tests in (
         (_ROWS, "tests/kv/test_ranges.py"),
         (_SCANS, "tests/service/test_scans.py"),
+        (_KEYS, "tests/kv/test_keys.py"),
         (_FRONT, "tests/fronts/test_ranges.py"),
     )
     for fault, where, old, new in rows

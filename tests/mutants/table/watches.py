@@ -117,7 +117,7 @@ MUTANTS = (
         "interest.prev_value and with_previous is not None",
         "with_previous is not None",
     ),
-    _hub("A group is encoded for each of its watchers.", "Batch.encoded", "encoded is None", "True"),
+    _hub("A group is encoded for each of its watchers.", "EventBatch.encoded", "encoded is None", "True"),
     _hub(
         "A watcher that ended in the future counts when its revision comes.",
         "Hub.remove",
