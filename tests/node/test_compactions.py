@@ -221,6 +221,21 @@ def test_marks_are_bounded_and_say_no_revision_too_much() -> None:
     assert marks.revision_at(START_MS - 1) == 0
 
 
+class Memory:
+    """A store of which only the memory that lies below the floor counts."""
+
+    feature_level, revision, floor, time_ms, mismatch = 1, 0, 0, 0, None
+
+    def __init__(self, below: int) -> None:
+        self.below = below
+        self.dropped: list[int] = []
+
+    def reclaim(self, budget: int) -> int:
+        self.dropped.append(min(budget, self.below))
+        self.below -= self.dropped[-1]
+        return self.dropped[-1]
+
+
 def test_memory_follows_the_floor_by_twice_what_is_applied_and_by_a_thousand_events_a_tick() -> None:
     memory = Memory(5000)
     it = Node(cast(Any, memory))

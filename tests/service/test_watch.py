@@ -15,8 +15,8 @@ from kvorum.errors import (
     InvalidRequestError,
     NoLeaderError,
     NotServingError,
-    OverloadedError,
     RevisionCompactedError,
+    TooManyWatchersError,
 )
 from kvorum.kv.commands import Put
 from kvorum.kv.store import Store
@@ -125,7 +125,7 @@ class Scene:
 def test_more_watchers_than_a_node_may_have_are_refused() -> None:
     scene = Scene(b"1", watchers_max=2)
     watches = [scene.watches.open(ALL, Seen(), 2) for _ in range(2)]
-    with pytest.raises(OverloadedError, match="limit 2"):
+    with pytest.raises(TooManyWatchersError, match="limit 2"):
         scene.watches.open(ALL, Seen(), 2)
     watches[0].close()
     watches[0].close()

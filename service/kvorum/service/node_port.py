@@ -212,6 +212,13 @@ class NodePort(Protocol):
             OverloadedError: too many reads wait.
         """
 
+    def check_watchers(self) -> None:
+        """Check that another watch may begin.
+
+        Raises:
+            TooManyWatchersError: there are as many as there may be.
+        """
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
 
@@ -219,7 +226,7 @@ class NodePort(Protocol):
             NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
             FeatureUnavailableError: there is no history below its feature level.
             RevisionCompactedError: the history begins above that revision.
-            OverloadedError: there are too many watchers.
+            TooManyWatchersError: there are too many watchers.
         """
 
     async def begin_backup(self, *, stale: bool = False) -> Backup:

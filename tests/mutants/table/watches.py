@@ -181,11 +181,19 @@ MUTANTS = (
     Mutant(
         "watch",
         "There is no limit to the watchers of a node.",
-        "node.watches:Watches.open",
+        "node.watches:Watches.check_room",
         "self.hub.size >= self._watchers_max",
         "False",
         tests=_SERVICE,
         simulated=False,
+    ),
+    Mutant(
+        "watch",
+        "One watcher too many is told so in the last line of a 200.",
+        "service.service:Service._watch",
+        "self._node.check_watchers()",
+        "pass",
+        tests=f"{_FRONT} -k one_watcher_too_many",
     ),
     Mutant(
         "watch",
