@@ -162,6 +162,22 @@ def test_history_may_take_a_quarter_of_the_quota() -> None:
     assert it.store.history_bytes <= MIB * 7 // 8
 
 
+def test_history_that_gives_way_to_the_quota_is_counted_and_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = Node(history_bytes_max=0)
+    apply(it.store, SetQuota(MIB, OPERATOR))
+    it.put(*[bytes(100_000)] * 30)
+    assert it.counters.compactions == {"quota": it.store.given_way} and it.store.given_way > 5
+    assert [record.message for record in caplog.records if "gives way" in record.message] == [
+        f"the data is near its quota of {MIB} bytes: the history gives way, and begins at revision "
+        f"{caplog.records[-1].args[1]} now"  # type: ignore[index]
+    ]
+    it.now_ms += compactions.GIVEN_WAY_TOLD_MS
+    it.put(*[bytes(100_000)] * 30)
+    assert len([record for record in caplog.records if "gives way" in record.message]) == 2
+
+
 @pytest.mark.parametrize(("is_tight", "refusal"), [(True, None), (False, "the disks are nearly full")])
 def test_history_gives_way_when_the_disks_have_little_room(is_tight: bool, refusal: str | None) -> None:
     """Snapshots hold it: a delete that makes history of a value would make no room."""
@@ -224,7 +240,7 @@ def test_marks_are_bounded_and_say_no_revision_too_much() -> None:
 class Memory:
     """A store of which only the memory that lies below the floor counts."""
 
-    feature_level, revision, floor, time_ms, mismatch = 1, 0, 0, 0, None
+    feature_level, revision, floor, time_ms, mismatch, given_way = 1, 0, 0, 0, None, 0
 
     def __init__(self, below: int) -> None:
         self.below = below

@@ -98,6 +98,7 @@ class Store:
         configuration: the members at ``applied_index``; empty before the first configuration.
         cluster_id: the key of the sum over the records; empty below level 2.
         quota: the quota on data, and whether puts are refused because of it (:mod:`kvorum.kv.quota`).
+        given_way: how often the history gave way to the quota since this object was made; no part of the state.
         mismatch: the restored records do not have the sum that their snapshot carries: it was taken of a state that
             memory had changed. The store is usable, and its sum is that of its records.
     """
@@ -111,6 +112,7 @@ class Store:
         "cluster_id",
         "configuration",
         "feature_level",
+        "given_way",
         "mismatch",
         "quota",
         "revision",
@@ -128,6 +130,7 @@ class Store:
         self.feature_level = FIRST_LEVEL
         self.configuration = Configuration()
         self.cluster_id = ""
+        self.given_way = 0
         self.mismatch: Mismatch | None = None
         self.quota = Quota()
         self._changes: Changes | None = None
@@ -494,6 +497,7 @@ class Store:
             if floor > versions.floor:
                 versions.set_floor(floor)
                 changes.floor(floor)
+                self.given_way += 1
         if quota.judge(self.kept_bytes):
             changes.quota(quota)
 
