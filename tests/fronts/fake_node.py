@@ -125,6 +125,9 @@ class FakeNode:
         if self.watches.advance():
             self._advance_soon()
 
+    def check_watchers(self) -> None:
+        self.watches.check_room()
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         self.check_serves()
         return self.watches.open(interest, sink, first)
