@@ -27,11 +27,14 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
+    EndSession,
+    LeaseCommand,
     LeaseRevoke,
     Put,
     RaiseFeatureLevel,
     Result,
     SetQuota,
+    Write,
     encode_batch,
 )
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
@@ -97,7 +100,7 @@ class FakeNode:
         self.cluster = CLUSTER
         self.leader_is_new = False
         """The leader understands `?cluster=`."""
-        self.proposed: list[ClientCommand] = []
+        self.proposed: list[Write | EndSession] = []
         self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
@@ -125,6 +128,9 @@ class FakeNode:
     def _advance(self) -> None:
         if self.watches.advance():
             self._advance_soon()
+
+    def check_watchers(self) -> None:
+        self.watches.check_room()
 
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         self.check_serves()
@@ -184,7 +190,8 @@ class FakeNode:
     async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
         check_command_level(command, self.store.feature_level)
-        self.proposed.append(command)
+        if not isinstance(command, LeaseCommand):
+            self.proposed.append(command)
         self.addresses.append(address)
         return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import re
 import socket
@@ -313,6 +314,27 @@ def test_a_request_needs_no_task_of_its_own() -> None:
         assert len({task for task, _ in node.reads}) == 1
 
     asyncio.run(main())
+
+
+def test_a_closed_connection_is_freed_without_the_collector() -> None:
+    async def main() -> None:
+        async with serving() as http:
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+            writer.write(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv")
+            await reader.readuntil(b"\r\n\r\n")
+            assert connections() == 1
+            writer.close()
+            await until("the connection is freed", lambda: connections() == 0)
+
+    def connections() -> int:
+        return sum(type(each).__name__ == "_Connection" for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_requests_that_arrived_together_are_not_answered_in_one_turn_of_the_loop() -> None:

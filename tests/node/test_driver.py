@@ -760,6 +760,31 @@ def test_streams_follow_the_configuration_once_something_of_the_cluster_is_durab
     asyncio.run(scenario())
 
 
+def test_a_member_is_called_until_its_removal_is_committed() -> None:
+    """A removal that only this node had kept it from telling the leader, whom it removes, where it was now."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver = node.parts.driver
+        three, two = configuration_entry(3, "a@1", "b@1", "c@1"), configuration_entry(4, "a@1", "b@1")
+        driver.on_messages(
+            "b@1",
+            (AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=(three, two), leader_commit=3),),
+        )
+        await complete(storage)
+        assert peers.members == {"b@1", "c@1"}
+        assert node.raft.configuration.get("c@1") is None
+        driver.on_messages(
+            "b@1", (AppendEntries(1, "b@1", "a@1", prev_log_index=4, prev_log_term=1, entries=(), leader_commit=4),)
+        )
+        await complete(storage)
+        assert peers.members == {"b@1"}
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("is_first_save_of_a_vote", [False, True])
 def test_no_call_makes_a_node_dial_before_something_of_the_cluster_is_durable(is_first_save_of_a_vote: bool) -> None:
     async def scenario() -> None:

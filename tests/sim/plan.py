@@ -166,6 +166,10 @@ class Plan(msgspec.Struct, frozen=True):
     watchers: int = 0
     holders: int = 0
     """Clients that hold leases."""
+    readers: int = 0
+    """Clients that read ranges."""
+    slice_keys: int = 512
+    """Of a range, so many keys are examined in one turn of the loop."""
     # Time.
     duration_us: int = 12 * S
     """Of the safety phase; then the faults end."""
@@ -233,6 +237,8 @@ def draw_plan(seed: int) -> Plan:
     plan = msgspec.structs.replace(plan, tellers=Random(f"{seed}:tellers").choice((0, 0, 1, 2)))
     plan = msgspec.structs.replace(plan, watchers=Random(f"{seed}:watchers").choice((0, 1, 2, 4)))
     plan = msgspec.structs.replace(plan, holders=Random(f"{seed}:holders").choice((1, 1, 2, 3)))
+    ranges = Random(f"{seed}:ranges")
+    plan = msgspec.structs.replace(plan, readers=ranges.choice((0, 0, 1, 2)), slice_keys=ranges.choice((1, 2, 3, 512)))
     faults = (
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),

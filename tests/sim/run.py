@@ -19,6 +19,7 @@ from sim.logs import told_logs
 from sim.nemesis import Nemesis
 from sim.node import SimNode
 from sim.plan import MS, Plan, S, draw_plan
+from sim.readers import Reader, small_slices
 from sim.tellers import Teller
 from sim.watchers import Watcher
 from sim.world import World
@@ -70,7 +71,7 @@ def _simulate(plan: Plan, transcript: Callable[[str], None] | None) -> Verdict:
     simulation = _Simulation(world)
     violation: Violation | None = None
     try:
-        with told_logs(world):
+        with told_logs(world), small_slices(plan):
             simulation.run()
     except Broken as broken:
         violation = Violation(broken.check, broken.detail)
@@ -109,6 +110,7 @@ class _Simulation:
         self._plan = world.plan
         self._clients = [Client(world, number, world.plan.operations) for number in range(world.plan.clients)]
         self._tellers = [Teller(world, number, world.plan.operations) for number in range(world.plan.tellers)]
+        self._readers = [Reader(world, number, world.plan.operations) for number in range(world.plan.readers)]
         self._watchers = [Watcher(world, number) for number in range(world.plan.watchers)]
         self._holders = [Holder(world, number, world.plan.operations) for number in range(world.plan.holders)]
         self._nemesis = Nemesis(world)
@@ -143,7 +145,12 @@ class _Simulation:
             node.recover()
             node.start()
         self._await("a_leader_is_elected", self._leader_is_settled)
-        asking: list[Client | Teller | Holder] = [*self._clients, *self._tellers, *self._holders]
+        asking: list[Client | Teller | Reader | Holder] = [
+            *self._clients,
+            *self._tellers,
+            *self._readers,
+            *self._holders,
+        ]
         for each in asking:
             each.left = 0
         self._await("every_client_is_answered", lambda: all(each.is_idle for each in asking))

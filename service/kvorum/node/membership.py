@@ -20,7 +20,7 @@ from kvorum.node.ports import Clock, Peers
 from kvorum.node.turns import Turns
 from kvorum.node.waits import Waits
 from kvorum.raft import AddLearner, Change, Promote, Raft, Remove, Role, UpdateAddresses
-from kvorum.raft.messages import Member, NodeId
+from kvorum.raft.messages import Configuration, Member, NodeId
 from kvorum.transport.interface import Hello
 
 log = logging.getLogger("kvorum.raft")
@@ -59,7 +59,7 @@ class Membership:
         self._clock = clock
         self._turns = turns
         self._expected_urls = config.expected_urls()
-        self._configuration = raft.configuration
+        self._followed: tuple[Configuration, ...] = ()
         self._announced = raft.configuration
 
     # --- The members --------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Membership:
         await waiter
 
     def follow(self) -> None:
-        """Keep a stream to every member.
+        """Keep a stream to every member, and to whoever was one before a change that is not committed.
 
         The address in our options comes first, then the one that the cluster agreed on, then the one that the member
         announced when it called: each may be out of date, and identity is checked wherever we call.
@@ -172,10 +172,12 @@ class Membership:
         """
         if not (self._raft.log.saved_index or self._raft.log.applied_index):
             return
-        self._configuration = self._raft.configuration
-        self._raft.marks.keep({member.id for member in self._configuration.members})
+        self._followed = self._possible()
+        # The later configuration counts where both have a member.
+        members = {member.id: member for configuration in self._followed for member in configuration.members}
+        self._raft.marks.keep(set(members))
         own_id = self._identity.current.node_id
-        others = [member for member in self._configuration.members if member.id != own_id]
+        others = [member for member in members.values() if member.id != own_id]
         self._peers.set_members(
             {member.id: self._expected_urls.get(name_of(member.id), member.peer_url) for member in others}
         )
@@ -184,10 +186,10 @@ class Membership:
             self._peers.set_alternatives(member.id, (member.peer_url, said.peer_url if said is not None else ""))
 
     def follow_if_changed(self) -> None:
-        """Take note of the configuration in force, once for each."""
-        configuration = self._raft.configuration
-        if configuration is not self._configuration:
+        """Take note of what is in force, once for each change."""
+        if self._possible() != self._followed:
             self.follow()
+        configuration = self._raft.configuration
         if configuration is not self._announced:
             self._announced = configuration
             log.info(
@@ -195,6 +197,15 @@ class Membership:
                 ", ".join(f"{m.id}{'' if m.voter else ' (learner)'}" for m in configuration.members) or "none",
                 self._raft.configurations.latest_index,
             )
+
+    def _possible(self) -> tuple[Configuration, ...]:
+        """Return the configurations whose members are called.
+
+        Whoever leads may have in force what was in force before the last entry of ours: a removal that only this node
+        has would otherwise keep it from telling the leader where it is now.
+        """
+        raft = self._raft
+        return raft.configurations.possible(raft.log.commit_index)
 
     # --- Addresses ----------------------------------------------------------------------------------------------
 

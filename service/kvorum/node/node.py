@@ -269,6 +269,14 @@ class Node:
         if self.parts.state.is_given_up:
             raise NotServingError(INSTALLING)
 
+    def check_watchers(self) -> None:
+        """Check that another watch may begin.
+
+        Raises:
+            TooManyWatchersError: there are as many as there may be.
+        """
+        self.parts.watches.check_room()
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
 
@@ -281,7 +289,7 @@ class Node:
             NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
             FeatureUnavailableError: there is no history below its feature level.
             RevisionCompactedError: the history begins above that revision.
-            OverloadedError: there are too many watchers.
+            TooManyWatchersError: there are too many watchers.
         """
         self.check_serves()
         if self.stopping:

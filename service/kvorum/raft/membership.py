@@ -140,8 +140,15 @@ class Configurations:
         A server whose removal is not committed may still be needed to commit it (thesis 4.2.2, Figure 4.6). The
         configurations before the last two are superseded: one change at a time.
         """
+        return any(node in configuration.voters() for configuration in self.possible(commit_index))
+
+    def possible(self, commit_index: int) -> tuple[Configuration, ...]:
+        """Return the configurations that other servers may have in force.
+
+        They are the last one and, while that is not committed, the one before it.
+        """
         possible = self._history[-2:] if self.latest_index > commit_index else self._history[-1:]
-        return any(node in configuration.voters() for _, configuration in possible)
+        return tuple(configuration for _, configuration in possible)
 
     def restore(self, index: int, configuration: Configuration) -> None:
         """Replace them all by the one in force at ``index``, a snapshot's (section 7)."""

@@ -914,14 +914,14 @@ MUTANTS = (
     Mutant(
         "4.2.2",
         "A server whose removal is not committed does not campaign.",
-        "raft.membership:Configurations.has_voter",
+        "raft.membership:Configurations.possible",
         "self._history[-2:] if self.latest_index > commit_index else self._history[-1:]",
         "self._history[-1:]",
     ),
     Mutant(
         "4.2.2",
         "A server whose removal is committed campaigns.",
-        "raft.membership:Configurations.has_voter",
+        "raft.membership:Configurations.possible",
         "self._history[-2:] if self.latest_index > commit_index else self._history[-1:]",
         "self._history[-2:]",
     ),

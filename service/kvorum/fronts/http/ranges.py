@@ -61,9 +61,13 @@ class RangeHandlers:
             return Response(200, content_type=NDJSON, headers=headers, stream=_Lines(scan))
         try:
             body = _encoder.encode(await _page(scan)) + b"\n"
-        finally:
+        except BaseException:
             scan.close()
-        return Response(200, body, headers=headers)
+            raise
+        if not scan.has_place:
+            return Response(200, body, headers=headers)
+        scan.wait_for_client(len(body))
+        return Response(200, headers=headers, stream=_Body(body, scan))
 
 
 def wants_stream(request: BaseRequest) -> bool:
@@ -179,6 +183,28 @@ async def _page(scan: RangeScan) -> wire.RangeAnswer:
         scan.cursor,
         scan.staleness_ms,
     )
+
+
+class _Body:
+    """A page, which has its place until the client has been given it.
+
+    Args:
+        body: the page.
+        scan: where it is from; closed with this.
+    """
+
+    def __init__(self, body: bytes, scan: RangeScan) -> None:
+        self._body = body
+        self._scan = scan
+        self.size_bytes = len(body)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the page."""
+        yield self._body
+
+    def close(self) -> None:
+        """Let go of the place."""
+        self._scan.close()
 
 
 class _Lines:

@@ -27,7 +27,7 @@ from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import INTEGER_MAX, TIMEOUT_MS_MIN
 from kvorum.service.requests import Watch
-from kvorum.service.results import Batch, Event, WatchStart
+from kvorum.service.results import Event, EventBatch, WatchStart
 from kvorum.service.results import Watch as Watching
 
 PATH = "/v1/watch"
@@ -261,7 +261,7 @@ class Feed:
         """Whether the client has too much to read."""
         return self._connection is not None and self._connection.writing_paused
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Write events."""
         self._write(batch.encoded(self._lines.events))
 
