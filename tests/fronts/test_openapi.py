@@ -104,6 +104,7 @@ def test_a_handler_knows_the_parameters_that_are_described_and_no_others(documen
                 if method == "head" or path == "/metrics":
                     continue
                 described = {each["name"] for each in operation["parameters"] if each["in"] == "query"}
+                assert "cluster" in described
                 # What these are, a handler takes out of the query before it looks at the rest.
                 taken = {"cluster", "key", "prefix", "start", "end", "delimiter"}
                 taken |= {name for name in described if name.endswith("64")}
