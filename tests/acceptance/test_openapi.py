@@ -43,7 +43,7 @@ def test_answers_are_those_of_the_document(url: str, mode: GenerationMode) -> No
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     called = 0
     for found in schema.get_all_operations():
-        operation = found.ok()
+        operation: Any = found.ok()  # type: ignore[union-attr]  # An Err raises here, and fails the test.
         if operation.path in ENDLESS:
             continue
         called += 1
