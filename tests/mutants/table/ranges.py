@@ -130,7 +130,7 @@ _FRONT = (
     (
         "A linearizable range asks nobody.",
         "fronts.http.ranges:parse_range",
-        'query.choice("consistency", ("linearizable", "stale")) == "stale"',
+        'query.choice(parameters.CONSISTENCY) == "stale"',
         "True",
     ),
     (
