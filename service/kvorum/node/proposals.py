@@ -21,7 +21,20 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, Txn, encode_batch
+from kvorum.kv.commands import (
+    Compact,
+    Delete,
+    EndSession,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Put,
+    QueuedCommand,
+    Result,
+    SetQuota,
+    Txn,
+    encode_batch,
+)
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
 from kvorum.kv.txn import visited_keys
@@ -139,11 +152,11 @@ class Proposals:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         size_bytes = _weight(command)
-        if isinstance(command, Put | Delete | Txn):
+        if isinstance(command, Put | Delete | Txn | LeaseGrant):
             try:
                 # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
+                if isinstance(command, Put | LeaseGrant) or (isinstance(command, Txn) and has_put(command)):
                     self._space.check(size_bytes)
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
@@ -310,7 +323,7 @@ def _weight(command: QueuedCommand) -> int:
             return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota() | Compact():
+        case SetQuota() | Compact() | LeaseGrant() | LeaseRenew() | LeaseRevoke():
             return _COMMAND_OVERHEAD_BYTES
         case _:
             assert_never(command)

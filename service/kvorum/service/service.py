@@ -31,6 +31,10 @@ from kvorum.kv.commands import (
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    LeaseGranted,
+    LeaseRefused,
+    LeaseRenewed,
+    LeaseRevoked,
     NoSpace,
     QuotaSet,
     SessionEnded,
@@ -327,6 +331,10 @@ class Service:
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()
+                | LeaseGranted()
+                | LeaseRenewed()
+                | LeaseRevoked()
+                | LeaseRefused()
                 | FeatureLevelRaised()
                 | FeatureLevelRefused()
             ):
