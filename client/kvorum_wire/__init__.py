@@ -263,8 +263,10 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """16 hex digits; the hash of the state after ``applied_index``."""
     keys: int
     sessions: int = 0
+    leases: int = 0
+    """How many leases there are; 0 from versions before 0.5.0."""
     used_bytes: int = 0
-    """What keys, values, their history and sessions take, as the quota counts it."""
+    """What keys, values, their history, leases and sessions take, as the quota counts it."""
     quota_bytes: int = 0
     """The quota on data; 0: there is none (yet)."""
     floor: int = 0

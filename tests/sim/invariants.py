@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sim.damage import is_damaged
 from sim.history import Applied
-from sim.plan import MS, S
+from sim.plan import MS
 
 from kvorum.kv.commands import Put, Txn, decode_batch
 from kvorum.kv.features import HISTORY_LEVEL

@@ -82,7 +82,7 @@ def _revoke(command: LeaseRevoke, state: State, changes: Changes) -> LeaseRevoke
     lease = state.leases.get(command.id)
     if lease is None:
         return LeaseRefused(state.revision, NOT_FOUND)
-    keys = state.leases.remove(lease)
+    keys = state.leases.revoke(lease)
     changes.lease_end(lease.id, is_expiry=False)
     _delete(keys, state)
     return LeaseRevoked(state.revision, len(keys))

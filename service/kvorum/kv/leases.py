@@ -40,6 +40,10 @@ EXISTS = "exists"
 NOT_FOUND = "not_found"
 TOO_MANY = "too_many"
 
+GRANTED, RENEWED, REVOKED, EXPIRED = "granted", "renewed", "revoked", "expired"
+CHANGES = (GRANTED, RENEWED, REVOKED, EXPIRED)
+"""What can become of a lease."""
+
 _MS_PER_S = 1000
 _STALE_PLACES_MIN = 1024
 """So many places in the heap, and more than there are leases, are stale before they are removed."""
@@ -113,13 +117,15 @@ class Leases:
     Attributes:
         time_ms: the log time with which commands test what lives; outside of :meth:`Store.apply` the store's.
         used_bytes: what all of them take, as the quota counts it; their records are not in it.
+        counts: how often each of :data:`CHANGES` has happened since this object was made; no part of the state.
     """
 
-    __slots__ = ("_heap", "_iterator_number", "_leases", "_preserved", "time_ms", "used_bytes")
+    __slots__ = ("_heap", "_iterator_number", "_leases", "_preserved", "counts", "time_ms", "used_bytes")
 
     def __init__(self) -> None:
         self.time_ms = 0
         self.used_bytes = 0
+        self.counts = dict.fromkeys(CHANGES, 0)
         self._leases: dict[int, Lease] = {}
         self._heap: list[tuple[int, int]] = []
         """Places: a time (ms) and the id of a lease. Stale, if the lease is gone or has another place."""
@@ -164,15 +170,21 @@ class Leases:
         if len(self._leases) >= LEASES_MAX:
             return TOO_MANY
         self.restore(row)
+        self.counts[GRANTED] += 1
         return None
 
     def renew(self, lease: Lease, time_ms: int) -> None:
         """Let a lease, which is not over, live from ``time_ms`` on, which is not before :attr:`time_ms`."""
         self._preserve(lease)
         lease.deadline_ms = deadline_after(time_ms, lease.ttl_s)
+        self.counts[RENEWED] += 1
 
-    def remove(self, lease: Lease) -> list[bytes]:
+    def revoke(self, lease: Lease) -> list[bytes]:
         """Remove a lease; return the keys that it had, in order, which are to be deleted now."""
+        self.counts[REVOKED] += 1
+        return self._remove(lease)
+
+    def _remove(self, lease: Lease) -> list[bytes]:
         self._preserve(lease)
         del self._leases[lease.id]
         self.used_bytes -= LEASE_OVERHEAD_BYTES + LEASE_KEY_OVERHEAD_BYTES * len(lease.keys)
@@ -211,7 +223,8 @@ class Leases:
             if size > left and left < LEASE_EXPIRY_MAX:
                 return
             left -= size
-            yield lease, self.remove(lease)
+            self.counts[EXPIRED] += 1
+            yield lease, self._remove(lease)
 
     # --- Snapshots ----------------------------------------------------------------------------------------------
 
