@@ -24,6 +24,7 @@ from mutants.table import (
     compactions,
     history,
     kv,
+    lease_ticks,
     node,
     raft,
     ranges,
@@ -47,4 +48,5 @@ MUTANTS = (
     *compactions.MUTANTS,
     *txn.MUTANTS,
     *watches.MUTANTS,
+    *lease_ticks.MUTANTS,
 )
