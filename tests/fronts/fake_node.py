@@ -8,7 +8,7 @@ import http.client
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -27,6 +27,7 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
+    LeaseCommand,
     Put,
     RaiseFeatureLevel,
     Result,
@@ -201,6 +202,12 @@ class FakeNode:
 
     def staleness_ms(self) -> int | None:
         return self.staleness
+
+    def now_ms(self) -> int:
+        return self.store.time_ms
+
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        return await self.propose(cast(Any, command), timeout_ms)
 
     @property
     def cluster_id(self) -> str:
