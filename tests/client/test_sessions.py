@@ -20,11 +20,6 @@ from kvorum_client.sessions import WINDOW, Sessions
 from kvorum_client.transport import NotSentError, Transport
 
 
-def id_of(command: ClientCommand) -> str:
-    """Return the id of the session of a command; empty: it has none."""
-    return getattr(command, "client_id", "")
-
-
 @pytest.mark.parametrize("together", [1, 30])
 def test_an_outage_of_any_length_does_not_leave_a_client_ahead_of_its_session(
     together: int, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +101,9 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
             apply, refused_id = node.propose, node.proposed[0].client_id
 
             async def refuse_the_old_session(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
-                return SessionRefused(1, reason) if id_of(command) == refused_id else await apply(command, timeout_ms)
+                return (
+                    SessionRefused(1, reason) if command.client_id == refused_id else await apply(command, timeout_ms)
+                )
 
             node.propose = refuse_the_old_session  # type: ignore[method-assign]
             results = await asyncio.gather(*(kv.put("k", "1") for _ in range(20)))
@@ -134,7 +131,7 @@ def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason
                 await kv.put("k", "1")
             assert len(tries) == 2
             assert (await kv.put("k", "2")).revision == 2
-            assert id_of(tries[2]) != id_of(tries[1])
+            assert tries[2].client_id != tries[1].client_id
 
     run(scenario)
 
@@ -163,7 +160,7 @@ def _without_room(server: Server) -> list[ClientCommand]:
 
     async def refuse_sessions(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         asked.append(command)
-        return await apply(command, timeout_ms) if not id_of(command) else SessionRefused(0, "full")
+        return await apply(command, timeout_ms) if not command.client_id else SessionRefused(0, "full")
 
     server.node.propose = refuse_sessions  # type: ignore[method-assign]
     return asked
@@ -226,7 +223,7 @@ def test_a_client_that_needs_a_session_is_refused_where_there_is_no_room(make: t
             with pytest.raises(RefusedError) as caught:
                 await (kv.put("k", "v") if make is Client else asyncio.to_thread(kv.put, "k", "v"))
             assert (caught.value.status, caught.value.code) == (429, "sessions_full")
-            assert [bool(id_of(command)) for command in asked] == [True]
+            assert [bool(command.client_id) for command in asked] == [True]
             await (kv.close() if make is Client else asyncio.to_thread(kv.close))
 
     run(scenario)

@@ -27,14 +27,12 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
-    EndSession,
     LeaseCommand,
     LeaseRevoke,
     Put,
     RaiseFeatureLevel,
     Result,
     SetQuota,
-    Write,
     encode_batch,
 )
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
@@ -100,7 +98,7 @@ class FakeNode:
         self.cluster = CLUSTER
         self.leader_is_new = False
         """The leader understands `?cluster=`."""
-        self.proposed: list[Write | EndSession] = []
+        self.proposed: list[ClientCommand] = []
         self.addresses: list[str] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
@@ -190,8 +188,7 @@ class FakeNode:
     async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         await self._admit(timeout_ms)
         check_command_level(command, self.store.feature_level)
-        if not isinstance(command, LeaseCommand):
-            self.proposed.append(command)
+        self.proposed.append(command)
         self.addresses.append(address)
         return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
@@ -224,6 +221,11 @@ class FakeNode:
 
     def staleness_ms(self) -> int | None:
         return self.staleness
+
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        await self._admit(timeout_ms)
+        check_command_level(command, self.store.feature_level)
+        return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
     @property
     def cluster_id(self) -> str:

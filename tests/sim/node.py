@@ -44,6 +44,7 @@ from kvorum.kv.commands import (
     CompareFailed,
     Delete,
     EndSession,
+    LeaseCommand,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
@@ -84,7 +85,7 @@ class TimeToLive(msgspec.Struct, frozen=True):
     id: int
 
 
-Request = ClientCommand | requests.Txn | TimeToLive | bytes
+Request = ClientCommand | LeaseCommand | requests.Txn | TimeToLive | bytes
 """What a client asks: ``bytes`` are a key to be read."""
 
 

@@ -15,7 +15,7 @@ from sim.run import simulate
 from sim.watchers import Event, Truth
 from sim.world import World
 
-from kvorum.kv.commands import ClientCommand, LeaseGrant, LeaseGranted, LeaseRenew, LeaseRenewed, Txn
+from kvorum.kv.commands import ClientCommand, LeaseCommand, LeaseGrant, LeaseGranted, LeaseRenew, LeaseRenewed, Txn
 from kvorum.kv.operations import LeasedPutOp
 from kvorum.kv.store import Store
 
@@ -45,7 +45,7 @@ class Scene:
     def truth(self) -> LeaseTruth:
         return self.world.facts.leases
 
-    def ask(self, command: ClientCommand) -> object:
+    def ask(self, command: ClientCommand | LeaseCommand) -> object:
         """Ask the leader, and return its answer."""
         answers: list[Answer] = []
         self.leader.ask(command, answers.append)

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from kvorum.config import Config
 from kvorum.errors import InvariantViolatedError, NotLeaderError, NotServingError
 from kvorum.identity import Identity
-from kvorum.kv.commands import Compact, Compacted, CompactRefused, QueuedCommand, QuotaSet, Result, SetQuota
+from kvorum.kv.commands import (
+    Compact,
+    Compacted,
+    CompactRefused,
+    LeaseCommand,
+    QueuedCommand,
+    QuotaSet,
+    Result,
+    SetQuota,
+)
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
@@ -402,6 +411,10 @@ class Node:
         if not isinstance(result, Compacted | CompactRefused):
             raise InvariantViolatedError(f"a compaction was answered with {result}")
         return result
+
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        """Grant, renew or revoke a lease within the limits; return what applying it gave. Raises as :meth:`propose`."""
+        return await self.propose(command, timeout_ms)
 
     # --- Membership ---------------------------------------------------------------------------------------------
 
