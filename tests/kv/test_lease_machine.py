@@ -7,7 +7,7 @@ from unittest.mock import patch
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kv.kv_support import apply, frames_of, raise_to, restore, snapshot_of, store_at_level_4
+from kv.kv_support import apply, raise_to, restore, snapshot_of, store_at_level_4
 from kv.lease_model import LeaseModel, ModelLease, ModelRecord
 
 from kvorum.kv.commands import BatchCommand, Delete, LeaseGrant, LeaseRenew, LeaseRevoke, Put, Txn
@@ -183,12 +183,6 @@ class LeaseMachine(RuleBasedStateMachine):
 def leases_of(store: Store) -> list[tuple[int, ModelLease]]:
     """Return the leases as the model has them."""
     return [(each.id, ModelLease(each.ttl_s, each.delay_s, each.deadline_ms)) for each in store.leases]
-
-
-def test_level_4_snapshots_know_nothing_of_leases() -> None:
-    store = store_at_level_4()
-    apply(store, Put(b"a", b"1"), Delete(b"a"), Put(b"b", b"2"))
-    assert not any(frame[1:2] == b"\xa1" and frame[2:3] in b"l" for frame in frames_of(snapshot_of(store)))
 
 
 TestLeases = LeaseMachine.TestCase
