@@ -67,6 +67,8 @@ class GetAnswer(Struct, frozen=True, omit_defaults=True):
     value: str | None = None
     value_base64: str | None = None
     staleness_ms: int | None = None
+    lease: str | None = None
+    """The id of the lease with which the key is deleted, in hex; here and in the next ones."""
 
 
 class Version(Struct, frozen=True, omit_defaults=True):
@@ -78,6 +80,7 @@ class Version(Struct, frozen=True, omit_defaults=True):
     deleted: bool = False
     value: str | None = None
     value_base64: str | None = None
+    lease: str | None = None
 
 
 class HistoryAnswer(Struct, frozen=True, omit_defaults=True):
@@ -124,6 +127,7 @@ class WatchEvent(Struct, frozen=True, omit_defaults=True):
     value_base64: str | None = None
     prev_value: str | None = None
     prev_value_base64: str | None = None
+    lease: str | None = None
 
 
 class WatchRevision(Struct, frozen=True):
@@ -150,6 +154,7 @@ class RangeRecord(Struct, frozen=True, omit_defaults=True):
     key_base64: str | None = None
     value: str | None = None
     value_base64: str | None = None
+    lease: str | None = None
 
 
 class CommonPrefix(Struct, frozen=True, omit_defaults=True):
@@ -263,8 +268,10 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """16 hex digits; the hash of the state after ``applied_index``."""
     keys: int
     sessions: int = 0
+    leases: int = 0
+    """How many leases there are; 0 from versions before 0.5.0."""
     used_bytes: int = 0
-    """What keys, values, their history and sessions take, as the quota counts it."""
+    """What keys, values, their history, leases and sessions take, as the quota counts it."""
     quota_bytes: int = 0
     """The quota on data; 0: there is none (yet)."""
     floor: int = 0
@@ -388,6 +395,14 @@ class Problem(Struct, frozen=True):
     """The limit that was exceeded, in the unit that ``detail`` names."""
     used: int | UnsetType = UNSET
     """How much of the limit was in use, in the same unit."""
+    ttl_s: int | UnsetType = UNSET
+    """Of a lease that exists already."""
+    lease: str | UnsetType = UNSET
+    """The id of the lease that holds a lock, in hex."""
+    fencing_token: int | UnsetType = UNSET
+    """Likewise its fencing token."""
+    remaining_ms: int | UnsetType = UNSET
+    """Likewise for how long it lives unless it is renewed."""
     cluster_id: str | UnsetType = UNSET
     """The cluster of the node that answered."""
     retry_after_s: int | UnsetType = UNSET

@@ -32,11 +32,13 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 class Compare(Range, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A condition. ``value`` goes with the target ``value``, and ``number`` with the others."""
 
-    target: Literal["value", "version", "create_revision", "mod_revision"]
+    target: Literal["value", "version", "create_revision", "mod_revision", "lease"]
     result: Literal["=", "!=", "<", ">"] = "="
     value: Text = UNSET
     value_base64: Text = UNSET
     number: int | UnsetType = UNSET
+    lease: Text = UNSET
+    """The id of a lease in hex, with the target ``lease``; ``0``: none."""
 
 
 class Put(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -50,6 +52,10 @@ class Put(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, k
     """Keep the value that the key has, instead of ``value``."""
     prev_value: bool = False
     """Answer with the record before."""
+    lease: Text = UNSET
+    """The id of the lease that the key gets, in hex; without it, the key has none afterwards."""
+    ignore_lease: bool = False
+    """Keep the lease that the key has."""
 
 
 class Delete(Range, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -113,6 +119,8 @@ class Record(Struct, frozen=True, omit_defaults=True, kw_only=True):
     create_revision: int
     mod_revision: int
     version: int
+    lease: str | None = None
+    """The id of its lease, in hex."""
 
 
 class PutDone(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -315,15 +315,16 @@ def clients() -> list[Panel]:
             Query(rate("kvorum_requests_malformed_total", "pod"), "{{pod}} malformed"),
         ),
         graph(
-            "Keys and sessions",
-            "Keys in the store, and client sessions whose answers are remembered.",
+            "Keys, sessions and leases",
+            "Keys and leases in the store, and client sessions whose answers are remembered.",
             "none",
             Query("max(kvorum_keys{$S})", "keys"),
             Query("max(kvorum_sessions{$S})", "sessions"),
+            Query("max(kvorum_leases{$S})", "leases"),
         ),
         graph(
             "Data and quota",
-            "What keys, values, their history and sessions take, and the quota above which puts are refused.",
+            "What keys, values, their history, leases and sessions take, and the quota above which puts are refused.",
             "bytes",
             Query("max(kvorum_data_size_bytes{$S})", "data"),
             Query("max(kvorum_data_quota_bytes{$S})", "quota"),
@@ -377,6 +378,12 @@ def clients() -> list[Panel]:
             "Watches that ended, by reason.",
             "ops",
             Query(rate("kvorum_watch_ends_total", "reason"), "{{reason}}"),
+        ),
+        graph(
+            "Changes of leases",
+            "Leases that were granted, renewed, revoked, or expired, a second.",
+            "ops",
+            Query(rate("kvorum_lease_changes_total", "change"), "{{change}}"),
         ),
     ]
 

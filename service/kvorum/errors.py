@@ -18,6 +18,8 @@
     |   +-- TransferFailedError      no voter can take the leadership: certainly not begun
     |   +-- CompareFailedError       the key is at another revision than the write expects: certainly not done
     |   +-- KeyNotFoundError         the write needs the value of a key that does not exist: certainly not done
+    |   +-- LeaseError               the lease does not exist, or already does; certainly not done
+    |   +-- LockError                another one holds the lock, or nobody does; certainly not done
     |   +-- SessionError             the write's session cannot take it; the code says whether it may be done
     |   +-- NoSpaceError             no room for more data: certainly not done; deletes and reads go on
     |   +-- RevisionCompactedError   the revision is below the floor of the history: certainly not done
@@ -214,6 +216,29 @@ class KeyNotFoundError(CallerError):
 
     def __init__(self, detail: str, revision: int) -> None:
         super().__init__(detail, revision=revision)
+
+
+class LeaseError(CallerError):
+    """Nothing was done; the code says why.
+
+    ``lease_not_found``: there is no such lease, or its time is over. ``lease_exists``: there is one, whose time to live
+    is the fact ``ttl_s``. ``too_many_leases``: there are as many as there may be.
+    """
+
+    def __init__(self, code: str, detail: str, **facts: Any) -> None:
+        super().__init__(detail, **facts)
+        self.code = code
+
+
+class LockError(CallerError):
+    """Nothing was done, or it was undone; the code says why.
+
+    ``lock_held``: another lease holds the lock. ``lock_not_held``: this lease does not. ``not_elected``: nobody is.
+    """
+
+    def __init__(self, code: str, detail: str, **facts: Any) -> None:
+        super().__init__(detail, **facts)
+        self.code = code
 
 
 class SessionError(CallerError):

@@ -271,6 +271,7 @@ class FakeNode:
             sessions=0,
             used_bytes=self.store.used_bytes,
             floor=self.store.floor,
+            leases=len(self.store.leases),
             history_events=self.store.history_events,
             history_bytes=self.store.history_bytes,
             quota_bytes=self.store.quota.limit_bytes,

@@ -44,7 +44,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 def test_the_levels_are_numbered_from_1_without_a_gap() -> None:
     assert tuple(range(1, len(LEVELS) + 1)) == SUPPORTED_LEVELS
-    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0"]
+    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0"]
 
 
 def test_a_state_begins_at_level_1_and_keeps_it() -> None:

@@ -1,4 +1,4 @@
-"""Log time passes as the leader's monotonic clock does; a wall clock that is wrong neither moves nor stops it."""
+"""Log time passes at 0.99 of the leader's monotonic clock; a wall clock that is wrong neither moves nor stops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvorum.kv import sessions
 from kvorum.kv.commands import Put, PutResult, Result, SessionRefused, decode_batch, encode_batch
 from kvorum.kv.limits import SESSION_IDLE_MS
 from kvorum.kv.store import Store
-from kvorum.node.log_time import STEP_MAX_S, LogTime
+from kvorum.node.log_time import LogTime
 from kvorum.node.proposals import Proposals
 from kvorum.node.session_shares import SessionShares
 from kvorum.node.state import State
@@ -23,6 +23,7 @@ from kvorum.telemetry.counters import Counters
 NOW_MS = 1_800_000_000_000
 YEAR_MS = 366 * 86_400_000
 HOUR_MS = 3_600_000
+TICK_MS = 500
 
 
 class Clock:
@@ -51,7 +52,7 @@ class Member:
         self.raft = SimpleNamespace(
             id="n1", leader="n1", role=Role.FOLLOWER, current_term=0, is_transferring=False, propose=self._propose
         )
-        self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock)
+        self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock, TICK_MS)
         self.writes = Proposals(
             cast(Any, self.raft),
             self.state,
@@ -90,10 +91,19 @@ class Member:
         return result
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, in steps of a tick of half a second."""
-        for _ in range(int(seconds * 2)):
-            self.clock.now_s += 0.5
-            self.log_time.tick()
+        """Let time pass, tick by tick."""
+        for _ in range(int(seconds * 1000 / TICK_MS)):
+            self.tick_after(TICK_MS)
+
+    def tick_after(self, passed_ms: float) -> None:
+        """Let a tick come when so much has passed."""
+        self.clock.now_s += passed_ms / 1000
+        self.log_time.tick()
+
+    @property
+    def passed_ms(self) -> int:
+        """The log time that has passed since the last entry."""
+        return self.log_time.now_ms() - self.state.store.time_ms
 
 
 @pytest.fixture
@@ -134,7 +144,7 @@ def test_a_wall_clock_that_is_set_neither_moves_log_time_nor_stops_it(store: Sto
 
         member.pass_time(3600)
         member.write()
-        assert store.time_ms == NOW_MS + HOUR_MS, "also while nobody writes"
+        assert store.time_ms == NOW_MS + HOUR_MS * 99 // 100, "also while nobody writes"
 
     run(scenario)
 
@@ -147,7 +157,7 @@ def test_a_new_leader_goes_on_from_the_last_time_in_its_log(store: Store) -> Non
         member.lead(2)
         member.pass_time(10)
         member.write()
-        assert store.time_ms == NOW_MS + 10_000, "what passed before it led does not count"
+        assert store.time_ms == NOW_MS + 9900, "what passed before it led does not count"
 
         # Another leader writes, and this one follows meanwhile.
         member.raft.role, member.raft.current_term = Role.FOLLOWER, 3
@@ -156,7 +166,7 @@ def test_a_new_leader_goes_on_from_the_last_time_in_its_log(store: Store) -> Non
         member.lead(4)
         member.pass_time(10)
         member.write()
-        assert store.time_ms == NOW_MS + 60_000
+        assert store.time_ms == NOW_MS + 59_900
 
     run(scenario)
 
@@ -173,22 +183,58 @@ def test_log_time_never_falls_behind_what_the_log_already_has(store: Store) -> N
         assert store.time_ms == NOW_MS + 9000
         member.pass_time(1)
         member.write()
-        assert store.time_ms == NOW_MS + 10_000
+        assert store.time_ms == NOW_MS + 9990
 
     run(scenario)
 
 
-def test_the_time_for_which_a_leader_stood_still_hardly_counts(store: Store) -> None:
-    """What its clients sent it has waited as well; it would find their sessions gone."""
+def test_log_time_passes_at_099_of_the_clock_also_between_ticks(store: Store) -> None:
+    """A clock that is fast by 1 % must not end a lease early."""
+    member = Member(store)
+    member.lead(2)
+    member.clock.now_s += 0.25
+    assert member.passed_ms == 247
+    member.tick_after(250)
+    assert member.passed_ms == 495
+    member.clock.now_s += 0.125
+    assert member.passed_ms == 618
+
+
+def test_the_time_for_which_a_leader_stood_still_counts_as_one_tick(store: Store) -> None:
+    """What its clients sent it has waited as well; it would find their sessions and leases gone."""
 
     def scenario() -> None:
         member = Member(store)
         member.lead(2)
         member.clock.now_s += 7200
         member.write()
-        assert store.time_ms == NOW_MS + STEP_MAX_S * 1000
+        assert store.time_ms == NOW_MS + 495
+
+        member.log_time.tick()
+        assert member.passed_ms == 0, "what the tick leaves does not count afterwards"
+        member.pass_time(1)
+        assert member.passed_ms == 990
 
     run(scenario)
+
+
+def test_ticks_that_are_somewhat_late_lose_no_time(store: Store) -> None:
+    member = Member(store)
+    member.lead(2)
+    for _ in range(100):
+        member.tick_after(TICK_MS + 125)
+        assert member.passed_ms % 990 == 618, "the lateness counts as part of the next tick"
+        member.tick_after(TICK_MS - 125)
+    assert member.passed_ms == 100 * 990
+
+
+def test_log_time_passes_by_at_most_a_tick_in_each_tick(store: Store) -> None:
+    """A loop that has no time for its ticks has none for its clients."""
+    member = Member(store)
+    member.lead(2)
+    for _ in range(100):
+        member.tick_after(TICK_MS + 125)
+    assert member.passed_ms <= 101 * 495
 
 
 def test_a_leader_writes_nothing_before_it_knows_the_time_of_its_log() -> None:
@@ -254,7 +300,7 @@ def test_a_clock_that_was_a_year_ahead_keeps_sessions_for_an_hour_only(
         member.lead(2)
         member.pass_time(SESSION_IDLE_MS / 1000)
         assert member.write("bob", 1) == SessionRefused(store.revision, "full")
-        member.pass_time(1)
+        member.pass_time(SESSION_IDLE_MS / 1000 / 99 + 1)
         assert isinstance(member.write("bob", 1), PutResult)
 
     run(scenario)

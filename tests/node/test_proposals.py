@@ -33,7 +33,7 @@ def proposals(server: Server) -> Proposals:
         100,
         1 << 20,
         clock,
-        LogTime(server.raft, state, clock),
+        LogTime(server.raft, state, clock, 25),
         SessionShares(state, clock),
         cast(Any, SimpleNamespace(check=lambda _: None)),
     )

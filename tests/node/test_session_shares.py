@@ -168,7 +168,7 @@ def test_only_what_opens_a_session_is_counted_and_refused() -> None:
         server = leader("1", term=2, matched="bc")
         writes = Proposals(
             server.raft, it.state, Counters(), 100, 1 << 20, it.clock,
-            LogTime(server.raft, it.state, it.clock), it.shares, cast(Any, SimpleNamespace(check=lambda _: None)),
+            LogTime(server.raft, it.state, it.clock, 25), it.shares, cast(Any, SimpleNamespace(check=lambda _: None)),
         )  # fmt: skip
         with pytest.raises(SessionError):
             writes.submit(Put(b"a", b"1", client_id="more", sequence=1), 60.0, "10.0.0.1")

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kv.kv_support import store_at_level_3, store_at_level_4
+from kv.kv_support import apply, raise_to, store_at_level_3, store_at_level_4
 from node.local_cluster import running
 
-from kvorum.errors import FeatureUnavailableError, NoSpaceError
-from kvorum.kv.commands import Txn, TxnResult
+from kvorum.errors import FeatureUnavailableError, NoSpaceError, OverloadedError
+from kvorum.kv.commands import EndSession, LeaseGrant, LeaseRenew, LeaseRevoke, Put, QueuedCommand, Txn, TxnResult
 from kvorum.kv.limits import TXN_KEYS_MAX
 from kvorum.kv.operations import DeleteRangeOp, Operation, PutOp, RangeOp, RangeOpResult, TxnOp
+from kvorum.kv.quota import Quota
 from kvorum.kv.store import Store
 from kvorum.node.proposals import Proposals
 from kvorum.node.runtime import SystemClock
@@ -26,6 +27,13 @@ from kvorum.service.requests import Txn as TxnRequest
 from kvorum.telemetry.counters import Counters
 
 PUT, DELETE = PutOp(b"k", b"v" * 1000), DeleteRangeOp(b"k")
+
+
+def store_at_level_5() -> Store:
+    """Return an empty store in which there may be leases."""
+    store = store_at_level_4()
+    apply(store, raise_to(5))
+    return store
 
 
 class Leading:
@@ -52,8 +60,8 @@ class Leading:
             raise NoSpaceError("full", reason="disk", limit=0, used=0)
         self.room_bytes.append(size_bytes)
 
-    def submit(self, command: Txn, address: str = "") -> int:
-        """Submit a transaction; return how many bytes it counts."""
+    def submit(self, command: QueuedCommand, address: str = "") -> int:
+        """Submit a command; return how many bytes it counts."""
 
         async def main() -> int:
             self.proposals.submit(command, 1, address)
@@ -182,3 +190,53 @@ def test_every_member_does_the_same_and_a_follower_reads_it(tmp_path: Path) -> N
             await cluster.converge()
 
     asyncio.run(scenario())
+
+
+def test_a_full_queue_does_not_refuse_renewals_and_revocations() -> None:
+    leading = Leading(store_at_level_5())
+    for _ in range(100):
+        leading.submit(EndSession("ann"))
+    for command in (Put(b"k", b"v"), LeaseGrant(1, 10)):
+        with pytest.raises(OverloadedError):
+            leading.submit(command)
+    for _ in range(50):
+        leading.submit(LeaseRenew(1))
+        leading.submit(LeaseRevoke(1))
+    with pytest.raises(OverloadedError):
+        leading.submit(LeaseRenew(1))
+
+
+def test_full_disks_refuse_grants_and_neither_renewals_nor_revocations() -> None:
+    leading = Leading(store_at_level_5())
+    leading.is_full = True
+    with pytest.raises(NoSpaceError):
+        leading.submit(LeaseGrant(1, 10))
+    leading.submit(LeaseRenew(1))
+    leading.submit(LeaseRevoke(1))
+
+
+def test_a_full_quota_refuses_grants_and_neither_renewals_nor_revocations() -> None:
+    leading = Leading(store_at_level_5())
+    leading.proposals._state.store.quota = Quota(1, 1, is_full=True)
+    with pytest.raises(NoSpaceError):
+        leading.submit(LeaseGrant(1, 10))
+    leading.submit(LeaseRenew(1))
+    leading.submit(LeaseRevoke(1))
+
+
+def test_leases_are_not_proposed_below_their_level() -> None:
+    for command in (LeaseGrant(1, 10), LeaseRenew(1), LeaseRevoke(1)):
+        with pytest.raises(FeatureUnavailableError, match="needs feature level 5"):
+            Leading(store_at_level_4()).submit(command)
+
+
+def test_revocations_that_delete_many_keys_do_not_share_an_entry() -> None:
+    leading = Leading(store_at_level_5())
+    store = leading.proposals._state.store
+    for lease in (1, 2):
+        apply(store, LeaseGrant(lease, 10))
+        for number in range(TXN_KEYS_MAX // 2 + 1):
+            store.leases.attach(b"%d/%05d" % (lease, number), lease)
+        leading.submit(LeaseRevoke(lease))
+
+    assert [leading.proposals._take_batch()[2] for _ in range(2)] == [TXN_KEYS_MAX // 2 + 1] * 2

@@ -180,7 +180,8 @@ class SimNode:
         """A port failed: the process must end by itself."""
         self.armed: tuple[str, int, int] | None = None  # (crash point, how many times to let it pass, downtime)
         skew = world.plan.tick_skew_per_mille
-        self._rate_per_mille = 1000 + self.draw.randrange(-skew, skew + 1)
+        self.rate_per_mille = 1000 + self.draw.randrange(-skew, skew + 1)
+        """How long a second of its clock is: 1,000 is a true second."""
         # The process.
         self.starts = 0
         self.loop: SimLoop | None = None
@@ -256,7 +257,7 @@ class SimNode:
         plan = self.plan
         self.loop = loop = SimLoop(
             self.world.clock,
-            rate_per_mille=self._rate_per_mille,
+            rate_per_mille=self.rate_per_mille,
             name=self.id,
             on_error=self.world.clock.abort,
             turn_us=self._turn_us if plan.turn_us else None,
@@ -837,7 +838,7 @@ class SimNode:
             self.observe(self.world.facts.on_damaged_read, self)
         if found.staleness_ms is not None:
             self.world.counts["stale reads of a known age"] += 1
-            self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self._rate_per_mille)
+            self.observe(self.world.facts.on_stale_read, self, found.staleness_ms * self.rate_per_mille)
 
     async def _look_at_the_past(self, key: bytes) -> None:
         """Read the key at some revision, and compare the answer with what was applied."""

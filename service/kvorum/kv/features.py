@@ -15,7 +15,20 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota, Txn
+from kvorum.kv.commands import (
+    BatchCommand,
+    Compact,
+    Delete,
+    EndSession,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Put,
+    RaiseFeatureLevel,
+    SetQuota,
+    Txn,
+)
+from kvorum.kv.txn_check import has_lease
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -58,6 +71,15 @@ LEVELS = (
             "Transactions: compares, and operations on several keys at one revision.",
         ),
     ),
+    Level(
+        5,
+        "0.5.0",
+        (
+            "Leases: keys that are deleted when their lease ends, by the log's time.",
+            "Versions of keys know their lease, puts in transactions set it, and compares may ask for it.",
+            "Snapshots carry the leases, and the lease of each version.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -72,6 +94,8 @@ QUOTA_LEVEL = 3
 """From this level on there is a quota on data, and snapshots carry it."""
 HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
+LEASE_LEVEL = 5
+"""From this level on there are leases, and snapshots carry them."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
@@ -82,6 +106,9 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     SetQuota: QUOTA_LEVEL,
     Compact: HISTORY_LEVEL,
     Txn: HISTORY_LEVEL,
+    LeaseGrant: LEASE_LEVEL,
+    LeaseRenew: LEASE_LEVEL,
+    LeaseRevoke: LEASE_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 
@@ -95,6 +122,8 @@ def check_command_level(command: BatchCommand, level: int) -> None:
         FeatureUnavailableError: the command needs a higher level; nothing was done.
     """
     check_level(type(command).__name__, _LEVELS_OF_COMMANDS[type(command)], level)
+    if level < LEASE_LEVEL and isinstance(command, Txn) and has_lease(command):
+        check_level("a transaction with leases", LEASE_LEVEL, level)
 
 
 def check_level(what: str, needed: int, level: int) -> None:

@@ -13,6 +13,7 @@ from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
 from kvorum.node.leader_proposals import LeaderProposals
+from kvorum.node.leases import LeaseTicks
 from kvorum.node.levels import FeatureLevels
 from kvorum.node.loader import Loader
 from kvorum.node.log_time import LogTime
@@ -104,7 +105,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     # The parts ask for turns, and the driver, which is made of the parts, takes them.
     turns = Turns(tasks, lambda: driver.take_turn())
     waits = Waits(clock)
-    log_time = LogTime(raft, state, clock)
+    log_time = LogTime(raft, state, clock, config.tick_ms)
     space = DiskSpace(config, raft, state, storage, clock, tasks, threads)
     proposals = Proposals(
         raft,
@@ -131,6 +132,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
     levels = FeatureLevels(config, raft, state, own, waits, clock, log_time, turns)
     quota = QuotaProposals(config, ports.memory_bytes, state, LeaderProposals(raft, state, log_time, turns))
     compactions = Compactions(config, state, log_time, LeaderProposals(raft, state, log_time, turns), space, counters)
+    leases = LeaseTicks(state, log_time, LeaderProposals(raft, state, log_time, turns), counters)
     membership = Membership(config, raft, own, levels, peers, waits, clock, turns)
     snapshots = Snapshots(config, raft, state, storage, clock, tasks, threads, supervisor, counters, space)
     loader = Loader(raft, state, snapshots, threads)
@@ -180,6 +182,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         levels=levels,
         quota=quota,
         compactions=compactions,
+        leases=leases,
         watches=watches,
         log_time=log_time,
         space=space,
@@ -218,6 +221,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         participation=participation,
         staleness=staleness,
         levels=levels,
+        log_time=log_time,
         space=space,
         sweeps=Sweeps(state, integrity, tasks),
         watches=watches,

@@ -22,6 +22,7 @@ from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.compactions import Compactions
 from kvorum.node.fetch import Fetcher
 from kvorum.node.integrity import Integrity
+from kvorum.node.leases import LeaseTicks
 from kvorum.node.levels import FeatureLevels
 from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
@@ -89,6 +90,7 @@ class Driver:
         levels: what raises the feature level when it is time.
         quota: what proposes the quota on data.
         compactions: what compacts the history.
+        leases: what lets log time pass in the state while there are leases.
         watches: what delivers events to those that watch keys.
         log_time: what passes on the leader.
         space: what refuses puts when the disks are full.
@@ -118,6 +120,7 @@ class Driver:
         levels: FeatureLevels,
         quota: QuotaProposals,
         compactions: Compactions,
+        leases: LeaseTicks,
         watches: Watches,
         log_time: LogTime,
         space: DiskSpace,
@@ -143,6 +146,7 @@ class Driver:
         self._levels = levels
         self._quota = quota
         self._compactions = compactions
+        self._leases = leases
         self._watches = watches
         self._log_time = log_time
         self._space = space
@@ -175,6 +179,7 @@ class Driver:
         self._guard(self._levels.tick)
         self._guard(self._quota.tick)
         self._guard(self._compactions.tick)
+        self._guard(self._leases.tick)
         self._guard(self._watches.tick)
         self._guard(self._membership.publish_addresses)
         # A sweep, or another state in the place of this one, may have changed it without an entry.

@@ -33,20 +33,26 @@ class LeaderProposals:
         """(index, term) of the last proposal."""
 
     @property
+    def knows_all(self) -> bool:
+        """Whether this node leads, and has applied what earlier leaders have proposed: an entry of its own, that is."""
+        raft = self._raft
+        return raft.role is Role.LEADER and self._state.store.applied_term == raft.current_term
+
+    @property
     def are_possible(self) -> bool:
         """Whether this node may judge what to propose: it leads, and none of its own proposals is under way."""
-        raft, store = self._raft, self._state.store
-        # Until a new leader has applied an entry of its own, it does not know what earlier ones have proposed.
-        if raft.role is not Role.LEADER or raft.is_transferring or store.applied_term != raft.current_term:
-            return False
-        return not self._is_under_way()
+        return self.knows_all and not self._raft.is_transferring and not self._is_under_way()
 
-    def propose(self, command: BatchCommand) -> bool:
-        """Propose a command in an entry of its own; return whether it is under way, or cannot be proposed now."""
+    def propose(self, *commands: BatchCommand) -> bool:
+        """Propose commands in an entry of their own; return whether it is under way, or cannot be proposed now.
+
+        Without any, the entry carries the log time, and nothing else.
+        """
         try:
-            self._proposed = self._raft.propose([encode_batch(self._log_time.now_ms(), [command])])
+            self._proposed = self._raft.propose([encode_batch(self._log_time.now_ms(), commands)])
         except CallerError as error:
-            log.debug("cannot propose %s now: %s", type(command).__name__, error)
+            names = ", ".join(type(command).__name__ for command in commands) or "a tick"
+            log.debug("cannot propose %s now: %s", names, error)
             return False
         self._turns.schedule()
         return True

@@ -4,6 +4,9 @@ Log time begins at the wall clock of the first leader of an empty cluster. From 
 clock of the leader passes, and each new leader goes on from the last time in its log. So a wall clock that is wrong, or
 is set, neither makes log time jump nor stops it. Log time may fall behind the time of day, because it does not pass
 while nobody leads; it is a measure of durations, and no date.
+
+Log time must not run ahead of real time, since leases end by it. So it passes at 0.99 of the leader's clock,
+and by no more than one tick of consensus in each tick.
 """
 
 from __future__ import annotations
@@ -12,28 +15,38 @@ from kvorum.node.ports import Clock
 from kvorum.node.state import State
 from kvorum.raft import Raft, Role
 
-STEP_MAX_S = 5.0
-"""A leader that looked at its clock so long ago was stopped, with all that its clients had sent it: no more counts."""
+MS_PER_S = 990
+"""So much log time passes in a second of the leader's clock: a clock that is fast by 1 % ends nothing early."""
 
 
 class LogTime:
     """The log time as this node would write it, were it to propose now.
 
+    A leader whose process or event loop stood still has not read what its clients sent meanwhile, renewals of their
+    leases for example. Therefore such a time counts as one tick. A tick that is late by less than a tick loses nothing:
+    the rest counts in the next one.
+
     Args:
         raft: the consensus server.
         state: whose time follows from the entries that were applied.
         clock: by whose monotonic time the log time passes; its wall time is where an empty cluster begins.
+        tick_ms: how long a tick of consensus is.
     """
 
-    def __init__(self, raft: Raft, state: State, clock: Clock) -> None:
+    def __init__(self, raft: Raft, state: State, clock: Clock, tick_ms: int) -> None:
         self._raft = raft
         self._state = state
         self._clock = clock
+        self._tick_s = tick_ms / 1000
         self._term = 0
-        """The term in which the log time was ``_base_ms`` at the moment ``_base_s``."""
+        """The term in which the log time was ``_base_ms`` before ``_counted_s`` and what followed."""
         self._base_ms = 0
-        self._base_s = 0.0
-        self._last_s = 0.0
+        self._counted_s = 0.0
+        """What has passed since the base, up to the last tick."""
+        self._ticked_s = 0.0
+        """When the last tick was."""
+        self._carried_s = 0.0
+        """What had passed before the last tick, and does not count before it: less than a tick."""
 
     @property
     def is_unknown(self) -> bool:
@@ -42,8 +55,15 @@ class LogTime:
         return not store.time_ms and raft.role is Role.LEADER and store.applied_term < raft.current_term
 
     def tick(self) -> None:
-        """Let log time pass on the leader, also while nobody writes. Called once a tick."""
+        """Let log time pass on the leader, also while nobody writes. Called once a tick of consensus."""
         self.now_ms()
+        now_s = self._clock.monotonic()
+        passed_s = self._passed_s(now_s)
+        counted_s = min(passed_s, self._tick_s)
+        late_s = passed_s - counted_s
+        self._counted_s += counted_s
+        self._ticked_s = now_s
+        self._carried_s = late_s if late_s < self._tick_s else 0.0
 
     def now_ms(self) -> int:
         """Return the time for the leader's next entry (Unix, ms); on others, and while it is unknown, the state's time.
@@ -58,14 +78,17 @@ class LogTime:
             # What passed since the last entry of another leader is not known here.
             self._term = term
             self._begin(log_ms or max(self._clock.wall_ms(), 1), now_s)
-        self._base_s += max(now_s - self._last_s - STEP_MAX_S, 0.0)
-        self._last_s = now_s
-        time_ms = self._base_ms + int((now_s - self._base_s) * 1000)
+        time_ms = self._base_ms + int((self._counted_s + min(self._passed_s(now_s), self._tick_s)) * MS_PER_S)
         if log_ms > time_ms:
             self._begin(log_ms, now_s)
             return log_ms
         return time_ms
 
+    def _passed_s(self, now_s: float) -> float:
+        """Return what has passed on the clock and was not counted at a tick."""
+        return self._carried_s + now_s - self._ticked_s
+
     def _begin(self, time_ms: int, now_s: float) -> None:
         self._base_ms = time_ms
-        self._base_s = self._last_s = now_s
+        self._counted_s = self._carried_s = 0.0
+        self._ticked_s = now_s

@@ -21,6 +21,7 @@ from kvorum.node.foreign import ForeignPeers
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
+from kvorum.node.log_time import LogTime
 from kvorum.node.membership import Membership
 from kvorum.node.peer_requests import PeerRequests
 from kvorum.node.ports import Ports
@@ -66,6 +67,7 @@ class Parts:
     participation: Participation
     staleness: Staleness
     levels: FeatureLevels
+    log_time: LogTime
     space: DiskSpace
     sweeps: Sweeps
     watches: Watches
@@ -186,6 +188,10 @@ class Node:
     def store(self) -> Store:
         """The applied state; a new object after a snapshot was installed."""
         return self.parts.state.store
+
+    def now_ms(self) -> int:
+        """Return the log time (Unix, ms) by which leases live: on the leader as it passes, on others the state's."""
+        return self.parts.log_time.now_ms()
 
     def check_serves(self) -> None:
         """Check that this node may answer from its state, stale or not.

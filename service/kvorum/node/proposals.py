@@ -21,7 +21,20 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, Txn, encode_batch
+from kvorum.kv.commands import (
+    Compact,
+    Delete,
+    EndSession,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Put,
+    QueuedCommand,
+    Result,
+    SetQuota,
+    Txn,
+    encode_batch,
+)
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
 from kvorum.kv.txn import visited_keys
@@ -40,6 +53,9 @@ if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
 
 Waiter = asyncio.Future[Result]
+KEEPING_SHARE = 2
+"""Renewals and revocations of leases are refused only when so many times ``pending_max`` writes wait: a full queue must
+not end leases whose holders live."""
 _COMMAND_OVERHEAD_BYTES = 64
 
 
@@ -85,12 +101,12 @@ class Proposals:
         self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
         """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
         self.is_holding_back = False
-        """The next transaction waits until others are applied."""
+        """The next transaction or revocation waits until others are applied."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
         self._visited: dict[int, tuple[int, int]] = {}
-        """Index of a proposed entry that has transactions -> its term, and about how many keys they visit."""
+        """Index of a proposed entry that visits many keys -> its term, and about how many."""
         self._deadlines: Deadlines[Result] = Deadlines(clock)
         self._idle: list[tuple[float, asyncio.Future[None]]] = []
         """(deadline, future) of those that wait until no caller waits."""
@@ -135,15 +151,16 @@ class Proposals:
         self.check_leads()
         store = self._state.store
         check_command_level(command, store.feature_level)
-        if self.pending >= self._pending_max:
+        is_keeping = isinstance(command, LeaseRenew | LeaseRevoke)
+        if self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1):
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         size_bytes = _weight(command)
-        if isinstance(command, Put | Delete | Txn):
+        if isinstance(command, Put | Delete | Txn | LeaseGrant):
             try:
                 # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
+                if isinstance(command, Put | LeaseGrant) or (isinstance(command, Txn) and has_put(command)):
                     self._space.check(size_bytes)
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
@@ -194,10 +211,10 @@ class Proposals:
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
     def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter], int]:
-        """Return the commands of the next entry, their callers, and about how many keys its transactions visit.
+        """Return the commands of the next entry, their callers, and about how many keys they visit.
 
         All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
-        transactions visit are bounded together (one transaction alone may always be proposed).
+        transactions visit, and that its revocations delete, are bounded together (one alone may always be proposed).
         """
         commands: list[QueuedCommand] = []
         waiters: list[Waiter] = []
@@ -212,8 +229,8 @@ class Proposals:
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self.pending -= 1
                 continue
-            if isinstance(command, Txn):
-                visited = visited_keys(command, self._state.store.versions)
+            if isinstance(command, Txn | LeaseRevoke):
+                visited = self._visits(command)
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -222,6 +239,14 @@ class Proposals:
             commands.append(command)
             waiters.append(waiter)
         return commands, waiters, keys
+
+    def _visits(self, command: Txn | LeaseRevoke) -> int:
+        """Return about how many keys it visits."""
+        store = self._state.store
+        if isinstance(command, Txn):
+            return visited_keys(command, store.versions)
+        lease = store.leases.get(command.id)
+        return 0 if lease is None else len(lease.keys)
 
     def applied(self, entry: Entry, results: list[Result]) -> None:
         """Answer the callers that wait for this entry, which was applied."""
@@ -310,7 +335,7 @@ def _weight(command: QueuedCommand) -> int:
             return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota() | Compact():
+        case SetQuota() | Compact() | LeaseGrant() | LeaseRenew() | LeaseRevoke():
             return _COMMAND_OVERHEAD_BYTES
         case _:
             assert_never(command)

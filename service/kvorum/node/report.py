@@ -242,6 +242,7 @@ def node_status(
         state_hash=f"{store.state_hash:016x}",
         keys=len(store),
         sessions=store.session_count,
+        leases=len(store.leases),
         used_bytes=store.used_bytes,
         floor=store.floor,
         history_events=store.history_events,

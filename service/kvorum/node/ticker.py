@@ -11,6 +11,8 @@ from kvorum.telemetry.counters import Counters
 class Ticker:
     """Calls ``act`` once a tick, from :meth:`start` to :meth:`stop`.
 
+    A tick that is late does not delay those after it. Ticks that were missed are not made up for.
+
     Args:
         tick_ms: how long a tick is.
         act: what a tick does.
@@ -25,12 +27,12 @@ class Ticker:
         self._clock = clock
         self._tasks = tasks
         self._counters = counters
-        self._last_s = clock.monotonic()
+        self._last_s = self._due_s = clock.monotonic()
         self._timer: Timer | None = None
 
     def start(self) -> None:
         """Tick now, and from now on."""
-        self._last_s = self._clock.monotonic()
+        self._last_s = self._due_s = self._clock.monotonic()
         self._tick()
 
     def stop(self) -> None:
@@ -45,7 +47,11 @@ class Ticker:
 
     def _tick(self) -> None:
         now = self._clock.monotonic()
-        self._counters.loop_lag.record(max(now - self._last_s - self._tick_s, 0.0))
+        self._counters.loop_lag.record(max(now - self._due_s, 0.0))
         self._last_s = now
         self._act()
-        self._timer = self._tasks.call_later(self._tick_s, self._tick)
+        now = self._clock.monotonic()
+        self._due_s += self._tick_s
+        if self._due_s <= now:
+            self._due_s = now + self._tick_s
+        self._timer = self._tasks.call_later(self._due_s - now, self._tick)

@@ -7,6 +7,7 @@ from typing import assert_never
 import msgspec
 
 from kvorum.service.requests import (
+    AcquireLock,
     AddMember,
     Batch,
     CheckLiveness,
@@ -18,18 +19,27 @@ from kvorum.service.requests import (
     Get,
     GetHistory,
     GetLeader,
+    GetLease,
+    GetLock,
     GetMetrics,
     GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
+    GrantLease,
+    ListLeases,
+    ListLocks,
     ListMembers,
+    ProclaimLeader,
     PromoteMember,
     Put,
     PutWithOptions,
     Range,
+    ReleaseLock,
     RemoveMember,
+    RenewLease,
     Request,
+    RevokeLease,
     SetQuota,
     Snapshot,
     TransferLeadership,
@@ -62,6 +72,16 @@ def authorize(principal: Principal, request: Request) -> None:
         case Txn() | Batch():  # Read and write keys, by the operations of all branches.
             return
         case Get() | GetHistory() | Range() | Watch():  # Read keys.
+            return
+        case GrantLease():  # Take the room of a lease, which has no keys yet.
+            return
+        case RenewLease() | RevokeLease():  # Write the keys of a lease.
+            return
+        case GetLease() | ListLeases():  # Read the keys of leases.
+            return
+        case AcquireLock() | ReleaseLock() | ProclaimLeader():  # Read and write the keys of a lock.
+            return
+        case GetLock() | ListLocks():  # Read the keys of locks.
             return
         case Compact():  # Give up the history of all keys.
             return

@@ -19,6 +19,9 @@ __all__ = [
     "HISTORY_VERSIONS_MAX",
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
+    "LEASES_LISTED_MAX",
+    "LOCK_WAITERS_LISTED_MAX",
+    "LOCK_WAIT_MS_MAX",
     "STALENESS_MS_MAX",
     "TIMEOUT_MS_MIN",
     "VALUE_BYTES_MAX",
@@ -42,6 +45,12 @@ HISTORY_VERSIONS_MAX = 1000
 """The most that it may want."""
 HISTORY_BYTES_MAX = 1024 * 1024
 """Of the values in such an answer, but for the first."""
+LEASES_LISTED_MAX = 10_000
+"""Leases of one answer."""
+LOCK_WAIT_MS_MAX = 600_000
+"""How long one attempt may wait for a lock: 10 minutes. Whoever wants to wait for longer asks again."""
+LOCK_WAITERS_LISTED_MAX = 100
+"""Waiters of a lock in one answer."""
 TIMEOUT_MS_MIN = 1
 """A request that may not wait at all is a mistake."""
 

@@ -15,6 +15,7 @@ from kvorum.kv.commands import (
     TxnRefused,
     TxnResult,
 )
+from kvorum.kv.leases import Leases
 from kvorum.kv.quota import Quota
 from kvorum.kv.versions import Pin, Versions
 from kvorum.kv.watch import Interest, Sink
@@ -45,6 +46,10 @@ class RecordView(Protocol):
     def version(self) -> int:
         """How many times it was put since it was created."""
 
+    @property
+    def lease(self) -> int:
+        """The id of the lease with which it is deleted; 0: it has none."""
+
 
 class StoreView(Protocol):
     """The applied state, to read from."""
@@ -68,6 +73,10 @@ class StoreView(Protocol):
     @property
     def floor(self) -> int:
         """The lowest revision that can be read."""
+
+    @property
+    def leases(self) -> Leases:
+        """The leases, to read from."""
 
     @property
     def versions(self) -> Versions:
@@ -160,6 +169,13 @@ class NodePort(Protocol):
     @property
     def store(self) -> StoreView:
         """The applied state; a new object after a snapshot was installed."""
+
+    def now_ms(self) -> int:
+        """Return the log time (Unix, ms) by which the leases of ``store`` live: what remains is as of this time.
+
+        On the leader it passes all the time. On others it is that of the last entry that was applied: what remains of
+        a lease is up to a second less than it seems there, or more where the node lags behind.
+        """
 
     @property
     def cluster_id(self) -> str:

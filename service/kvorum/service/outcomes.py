@@ -34,6 +34,13 @@ OUTCOMES = MappingProxyType(
         # The key.
         "compare_failed": REFUSED,
         "key_not_found": REFUSED,
+        # Leases and locks. A lock that is held may be free soon, but nobody knows when.
+        "lease_not_found": REFUSED,
+        "lease_exists": REFUSED,
+        "too_many_leases": Outcome(retry_after_s=60),
+        "lock_held": REFUSED,
+        "lock_not_held": REFUSED,
+        "not_elected": REFUSED,
         # The history: what is compacted does not come back, and a future revision may never come.
         "compacted": REFUSED,
         "future_revision": REFUSED,

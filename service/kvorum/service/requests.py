@@ -16,6 +16,7 @@ from kvorum.kv.operations import (
     ONE_KEY,
     Compare,
     DeleteRangeOp,
+    LeasedPutOp,
     Operation,
     PutOp,
     RangeOp,
@@ -26,6 +27,7 @@ from kvorum.kv.ranges import CommonPrefix, RangeQuery, SortBy
 
 __all__ = [
     "ANY_REVISION",
+    "AcquireLock",
     "AddMember",
     "Batch",
     "BatchItem",
@@ -40,17 +42,25 @@ __all__ = [
     "FinalizeUpgrade",
     "Get",
     "GetHistory",
+    "GetLease",
     "GetLeader",
+    "GetLock",
     "GetMetrics",
     "GetQuota",
     "GetStateHash",
     "GetStatus",
     "GetVersion",
+    "GrantLease",
+    "LeasedPutOp",
+    "ListLeases",
+    "ListLocks",
+    "LockKind",
     "ListMembers",
     "MUST_NOT_EXIST",
     "NO_END",
     "ONE_KEY",
     "Operation",
+    "ProclaimLeader",
     "PromoteMember",
     "Put",
     "PutOp",
@@ -58,8 +68,11 @@ __all__ = [
     "Range",
     "RangeOp",
     "RangeQuery",
+    "ReleaseLock",
     "RemoveMember",
+    "RenewLease",
     "Request",
+    "RevokeLease",
     "SetQuota",
     "Snapshot",
     "SortBy",
@@ -100,6 +113,10 @@ class PutWithOptions(msgspec.Struct, frozen=True):
     """Keep the value that the key has, which must exist; ``value`` is empty."""
     prev_value: bool = False
     """Answer with the record before."""
+    lease: int = 0
+    """The id of the lease that the key gets; 0: none."""
+    ignore_lease: bool = False
+    """Keep the lease that the key has, which must exist; ``lease`` is 0."""
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):
@@ -225,6 +242,104 @@ class Watch(msgspec.Struct, frozen=True):
     """Until the watch has begun."""
 
 
+# Leases. Their ids are signed 64-bit integers, and not 0.
+
+
+class GrantLease(msgspec.Struct, frozen=True):
+    """Create a lease. Its keys are deleted ``delay_s`` after it was not renewed for ``ttl_s``."""
+
+    ttl_s: int
+    id: int = 0
+    """0: the node draws one."""
+    delay_s: int = 0
+    """The lock-delay: how much longer its keys stay, for holders of its locks that do not know yet that it ended."""
+    timeout_ms: int | None = None
+
+
+class RenewLease(msgspec.Struct, frozen=True):
+    """Let a lease live for its whole time from now on."""
+
+    id: int
+    timeout_ms: int | None = None
+
+
+class RevokeLease(msgspec.Struct, frozen=True):
+    """End a lease and delete its keys, at once."""
+
+    id: int
+    timeout_ms: int | None = None
+
+
+class GetLease(msgspec.Struct, frozen=True):
+    """How long a lease still lives."""
+
+    id: int
+    with_keys: bool = False
+    """Also which keys it has."""
+    timeout_ms: int | None = None
+
+
+class ListLeases(msgspec.Struct, frozen=True):
+    """The leases, ascending by id."""
+
+    after: int | None = None
+    """Those above this id; None: from the lowest one on."""
+    limit: int = 1000
+    timeout_ms: int | None = None
+
+
+# Locks and elections: two kinds of queues (:mod:`kvorum.service.locks`).
+
+LockKind = Literal["lock", "election"]
+
+
+class AcquireLock(msgspec.Struct, frozen=True):
+    """Wait until the lease holds the lock, or is elected. Asked again, it keeps its place in the queue."""
+
+    kind: LockKind
+    name: bytes
+    lease: int
+    value: bytes = b""
+    """What the key of the lease holds: who is elected, or nothing."""
+    wait_ms: int = 0
+    """Give up after so long; 0: at once if another one holds it."""
+    timeout_ms: int | None = None
+    """For each write and each read on the way."""
+
+
+class ReleaseLock(msgspec.Struct, frozen=True):
+    """Give up the lock, or the place in its queue."""
+
+    kind: LockKind
+    name: bytes
+    lease: int
+    timeout_ms: int | None = None
+
+
+class ProclaimLeader(msgspec.Struct, frozen=True):
+    """Change the value of an election, as the one who is elected."""
+
+    name: bytes
+    lease: int
+    value: bytes
+    timeout_ms: int | None = None
+
+
+class GetLock(msgspec.Struct, frozen=True):
+    """Who holds a lock or is elected, and who waits."""
+
+    kind: LockKind
+    name: bytes
+    timeout_ms: int | None = None
+
+
+class ListLocks(msgspec.Struct, frozen=True):
+    """All locks, or elections, that somebody holds."""
+
+    kind: LockKind
+    timeout_ms: int | None = None
+
+
 # The cluster.
 
 
@@ -334,6 +449,16 @@ Request = (
     | Compact
     | EndSession
     | Watch
+    | GrantLease
+    | RenewLease
+    | RevokeLease
+    | GetLease
+    | ListLeases
+    | AcquireLock
+    | ReleaseLock
+    | ProclaimLeader
+    | GetLock
+    | ListLocks
     | GetStatus
     | GetStateHash
     | GetLeader

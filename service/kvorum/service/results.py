@@ -34,6 +34,16 @@ __all__ = [
     "GetResult",
     "History",
     "Leader",
+    "LeaseGrant",
+    "LeaseList",
+    "LeaseRenewal",
+    "LeaseRevocation",
+    "LeaseState",
+    "LockGrant",
+    "LockHolder",
+    "LockList",
+    "LockRelease",
+    "LockState",
     "MemberStatus",
     "Members",
     "Metrics",
@@ -105,6 +115,98 @@ class WatchStart(msgspec.Struct, frozen=True):
     """The first revision that the watch will see."""
     open: Callable[[Sink], Watch]
     """Begins it. Raises a CallerError if the node cannot (any more)."""
+
+
+class LeaseGrant(msgspec.Struct, frozen=True):
+    """A lease that lives now. ``revision`` is the store's, here and in the next ones."""
+
+    id: int
+    ttl_s: int
+    delay_s: int
+    revision: int
+
+
+class LeaseRenewal(msgspec.Struct, frozen=True):
+    """A lease that lives for ``ttl_s`` from now on."""
+
+    id: int
+    ttl_s: int
+    revision: int
+
+
+class LeaseRevocation(msgspec.Struct, frozen=True):
+    """A lease that is gone, and how many keys with it."""
+
+    id: int
+    deleted: int
+    revision: int
+
+
+class LeaseState(msgspec.Struct, frozen=True):
+    """A lease. It is over when ``remaining_ms`` is 0; its keys are deleted ``delay_s`` later."""
+
+    id: int
+    ttl_s: int
+    delay_s: int
+    remaining_ms: int
+    key_count: int
+    keys: tuple[bytes, ...] | None = None
+    """In order; None: they were not asked for."""
+
+
+class LeaseList(msgspec.Struct, frozen=True):
+    """Leases, ascending by id; ``more``: the limit left some out."""
+
+    leases: tuple[LeaseState, ...]
+    more: bool
+    revision: int
+
+
+class LockGrant(msgspec.Struct, frozen=True):
+    """A lock that the lease holds, or an election that it won, as long as it lives."""
+
+    name: bytes
+    key: bytes
+    lease: int
+    fencing_token: int
+    """Higher than that of every holder before: the revision that created the key."""
+    revision: int
+
+
+class LockHolder(msgspec.Struct, frozen=True):
+    """A lease that holds a lock, or waits for it."""
+
+    lease: int
+    fencing_token: int
+    remaining_ms: int
+    """For how long the lease still lives."""
+    value: bytes
+
+
+class LockState(msgspec.Struct, frozen=True):
+    """A lock or an election."""
+
+    name: bytes
+    holder: LockHolder | None
+    """None: it is free."""
+    waiters: tuple[LockHolder, ...]
+    """In the order in which they will get it: the first ones."""
+    waiter_count: int
+    """How many there are in all."""
+    revision: int
+
+
+class LockList(msgspec.Struct, frozen=True):
+    """Locks or elections, in the order of their names; without their waiters, but how many these are."""
+
+    locks: tuple[LockState, ...]
+    revision: int
+
+
+class LockRelease(msgspec.Struct, frozen=True):
+    """The lock, or the place in its queue, is given up."""
+
+    revision: int
 
 
 class StateHash(msgspec.Struct, frozen=True):
@@ -194,4 +296,13 @@ Result = (
     | Metrics
     | Version
     | WatchStart
+    | LeaseGrant
+    | LeaseRenewal
+    | LeaseRevocation
+    | LeaseState
+    | LeaseList
+    | LockGrant
+    | LockState
+    | LockList
+    | LockRelease
 )

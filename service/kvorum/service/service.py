@@ -31,6 +31,10 @@ from kvorum.kv.commands import (
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    LeaseGranted,
+    LeaseRefused,
+    LeaseRenewed,
+    LeaseRevoked,
     NoSpace,
     QuotaSet,
     SessionEnded,
@@ -45,10 +49,13 @@ from kvorum.kv.ranges import check_range
 from kvorum.kv.scan import Scan
 from kvorum.service import limits
 from kvorum.service.access import Principal, authorize
+from kvorum.service.leases import Leases, draw_id
+from kvorum.service.locks import Locks
 from kvorum.service.node_port import NodePort
 from kvorum.service.outcomes import SESSION_REASONS
 from kvorum.service.past import read_past
 from kvorum.service.requests import (
+    AcquireLock,
     AddMember,
     Batch,
     CheckLiveness,
@@ -60,18 +67,27 @@ from kvorum.service.requests import (
     Get,
     GetHistory,
     GetLeader,
+    GetLease,
+    GetLock,
     GetMetrics,
     GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
+    GrantLease,
+    ListLeases,
+    ListLocks,
     ListMembers,
+    ProclaimLeader,
     PromoteMember,
     Put,
     PutWithOptions,
     Range,
+    ReleaseLock,
     RemoveMember,
+    RenewLease,
     Request,
+    RevokeLease,
     SetQuota,
     Snapshot,
     TransferLeadership,
@@ -88,6 +104,15 @@ from kvorum.service.results import (
     GetResult,
     History,
     Leader,
+    LeaseGrant,
+    LeaseList,
+    LeaseRenewal,
+    LeaseRevocation,
+    LeaseState,
+    LockGrant,
+    LockList,
+    LockRelease,
+    LockState,
     Members,
     Metrics,
     NewLeader,
@@ -128,6 +153,7 @@ class Service:
         node: the node.
         now: a monotonic clock, in seconds.
         render_metrics: renders the metrics; by default there are none.
+        draw_lease_id: draws the id of a lease whose client leaves it to the node.
     """
 
     def __init__(
@@ -135,6 +161,7 @@ class Service:
         node: NodePort,
         now: Callable[[], float],
         render_metrics: RenderMetrics = lambda: (b"", "text/plain"),
+        draw_lease_id: Callable[[], int] = draw_id,
     ) -> None:
         self._node = node
         self._render_metrics = render_metrics
@@ -145,6 +172,8 @@ class Service:
         self._now = now
         self._transactions = Transactions(node, now, self._elsewhere, _session_error)
         self._scans = Scans(node, now)
+        self._leases = Leases(node, self._elsewhere, draw_lease_id)
+        self._locks = Locks(node, now, self._transactions, self._elsewhere)
 
     # fmt: off
     @overload
@@ -169,6 +198,24 @@ class Service:
     def execute(self, principal: Principal, request: EndSession) -> Awaitable[SessionEnded]: ...
     @overload
     def execute(self, principal: Principal, request: Watch) -> Awaitable[WatchStart]: ...
+    @overload
+    def execute(self, principal: Principal, request: GrantLease) -> Awaitable[LeaseGrant]: ...
+    @overload
+    def execute(self, principal: Principal, request: RenewLease) -> Awaitable[LeaseRenewal]: ...
+    @overload
+    def execute(self, principal: Principal, request: RevokeLease) -> Awaitable[LeaseRevocation]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetLease) -> Awaitable[LeaseState]: ...
+    @overload
+    def execute(self, principal: Principal, request: ListLeases) -> Awaitable[LeaseList]: ...
+    @overload
+    def execute(self, principal: Principal, request: AcquireLock | ProclaimLeader) -> Awaitable[LockGrant]: ...
+    @overload
+    def execute(self, principal: Principal, request: ReleaseLock) -> Awaitable[LockRelease]: ...
+    @overload
+    def execute(self, principal: Principal, request: GetLock) -> Awaitable[LockState]: ...
+    @overload
+    def execute(self, principal: Principal, request: ListLocks) -> Awaitable[LockList]: ...
     @overload
     def execute(self, principal: Principal, request: GetStatus) -> Awaitable[NodeStatus]: ...
     @overload
@@ -235,6 +282,26 @@ class Service:
                 return self._end_session(request)
             case Watch():
                 return self._watch(request)
+            case GrantLease():
+                return self._leases.grant(request)
+            case RenewLease():
+                return self._leases.renew(request)
+            case RevokeLease():
+                return self._leases.revoke(request)
+            case GetLease():
+                return self._leases.get(request)
+            case ListLeases():
+                return self._leases.list_all(request)
+            case AcquireLock():
+                return self._locks.acquire(principal, request)
+            case ReleaseLock():
+                return self._locks.release(principal, request)
+            case ProclaimLeader():
+                return self._locks.proclaim(principal, request)
+            case GetLock():
+                return self._locks.get(request)
+            case ListLocks():
+                return self._locks.list_all(request)
             case GetStatus():
                 return self._status()
             case GetStateHash():
@@ -327,6 +394,10 @@ class Service:
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()
+                | LeaseGranted()
+                | LeaseRenewed()
+                | LeaseRevoked()
+                | LeaseRefused()
                 | FeatureLevelRaised()
                 | FeatureLevelRefused()
             ):

@@ -13,6 +13,7 @@ from kvorum.errors import (
     InvalidRequestError,
     InvariantViolatedError,
     KeyNotFoundError,
+    LeaseError,
     NoSpaceError,
     NotLeaderError,
     RevisionCompactedError,
@@ -23,8 +24,8 @@ from kvorum.errors import (
 from kvorum.kv import commands, txn
 from kvorum.kv.commands import ANY_REVISION, NoSpace, PutResult, SessionRefused, TxnRefused, TxnResult
 from kvorum.kv.features import check_command_level
-from kvorum.kv.limits import TXN_ANSWER_BYTES_MAX, check_command
-from kvorum.kv.operations import Compare, PutOp, PutOpResult
+from kvorum.kv.limits import LEASE_KEYS_MAX, TXN_ANSWER_BYTES_MAX, check_command
+from kvorum.kv.operations import Compare, LeasedPutOp, PutOp, PutOpResult
 from kvorum.kv.quota import quota_error
 from kvorum.kv.txn_check import check_transaction, is_read_only
 from kvorum.service.access import Principal
@@ -68,7 +69,9 @@ class Transactions:
         # The same limits, and the same words for them, as of every other put.
         check_command(commands.Put(key, request.value, expected, request.client_id, request.sequence))
         compares = () if expected == ANY_REVISION else (Compare(key, "mod_revision", "=", expected),)
-        operation = PutOp(key, request.value, request.ignore_value, request.prev_value)
+        options = (key, request.value, request.ignore_value, request.prev_value)
+        is_leased = request.lease or request.ignore_lease
+        operation = LeasedPutOp(*options, request.lease, request.ignore_lease) if is_leased else PutOp(*options)
         command = commands.Txn(compares, (operation,), (), request.client_id, request.sequence)
         result = await self._do(principal, command, self._bounded(request.timeout_ms))
         if not result.succeeded:
@@ -152,12 +155,23 @@ class Transactions:
         match refused.reason:
             case txn.KEY_NOT_FOUND:
                 return KeyNotFoundError(
-                    f"the key {where} does not exist, so it has no value to keep (ignore_value)", refused.revision
+                    f"the key {where} does not exist, so it has no value or lease to keep", refused.revision
                 )
             case txn.COMPACTED:
                 return RevisionCompactedError(number, self._node.store.floor, refused.revision)
             case txn.FUTURE:
                 return RevisionInFutureError(number, refused.revision)
+            case txn.LEASE_NOT_FOUND:
+                return LeaseError(
+                    "lease_not_found",
+                    f"the lease {number:x}, which the key {where} was to have, does not exist, or its time is over",
+                    revision=refused.revision,
+                )
+            case txn.LEASE_FULL:
+                return TooLargeError(
+                    f"with the key {where} the lease {number:x} would have too many keys; grant another one",
+                    LEASE_KEYS_MAX,
+                )
             case txn.TOO_MANY_KEYS:
                 return TooLargeError(
                     f"the ranges visit too many keys, the last of them at {where}; ask for smaller ranges, one after "

@@ -30,6 +30,7 @@ STATES = ("leader", "follower", "candidate", "pre_candidate", "learner", "joinin
 ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 NO_SPACE_REASONS = ("quota", "disk")
+LEASE_CHANGES = ("granted", "renewed", "revoked", "expired")
 COMPACTION_REASONS = ("age", "bytes", "disk", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
@@ -562,6 +563,14 @@ def _state() -> tuple[Instrument, ...]:
             lambda s: _by(s.counters.compactions, COMPACTION_REASONS),
             "reason",
         ),
+        _gauge("kvorum.leases", "{lease}", "Leases in this node's store.", lambda s: _one(s.status.leases)),
+        _counter(
+            "kvorum.lease.changes",
+            "{lease}",
+            "Leases that were granted, renewed, revoked by a client, or expired, while this node led. The leader only.",
+            lambda s: _by(s.counters.lease_changes, LEASE_CHANGES),
+            "change",
+        ),
         _gauge(
             "kvorum.feature.level",
             "{level}",
@@ -583,7 +592,8 @@ def _state() -> tuple[Instrument, ...]:
         _gauge(
             "kvorum.data.size",
             "By",
-            "What keys, values, history and sessions take, with a fixed overhead for each, as the quota counts it.",
+            "What keys, values, history, leases and sessions take, with a fixed overhead for each, as the quota "
+            "counts it.",
             lambda s: _one(s.status.used_bytes),
         ),
         _gauge(

@@ -13,12 +13,14 @@ from multidict import istr
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
-from kvorum.fronts.http import kv, ranges, sessions, watch
+from kvorum.fronts.http import kv, leases, locks, ranges, sessions, watch
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.history import HistoryHandlers
+from kvorum.fronts.http.leases import LeaseHandlers
+from kvorum.fronts.http.locks import LockHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.ranges import RangeHandlers
 from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
@@ -42,7 +44,14 @@ _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = "cluster"
 """The same in the query, where it survives a redirect that an HTTP library follows."""
-_FORWARDABLE = kv.READ_PARAMETERS | kv.PUT_PARAMETERS | ranges.PARAMETERS
+_FORWARDABLE = (
+    kv.READ_PARAMETERS
+    | kv.PUT_PARAMETERS
+    | ranges.PARAMETERS
+    | leases.GET_PARAMETERS
+    | leases.LIST_PARAMETERS
+    | locks.WAIT_PARAMETERS
+)
 """The parameters of everything that may be for the leader only."""
 
 
@@ -103,6 +112,7 @@ class Dispatcher:
             "/readyz/": _read("readyz", health.readyz),
         }
         self._promote: dict[str, Route] = {}
+        self._keep_alive: dict[str, Route] = {}
         self._range = {"GET": Route("range", RangeHandlers(service).read)}
         if not health_only:
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
@@ -111,6 +121,9 @@ class Dispatcher:
             self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
             self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
             self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
+            self._add_leases(LeaseHandlers(service, bodies))
+            for path, kind in locks.KINDS.items():
+                self._add_locks(path, kind, LockHandlers(kind, service, config, bodies))
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
         self.close_after_answers = False
@@ -131,6 +144,22 @@ class Dispatcher:
         }
         self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
         self._promote = {"POST": Route("members", cluster.promote_member)}
+
+    def _add_leases(self, handlers: LeaseHandlers) -> None:
+        self._routes[leases.PATH] = _read("leases", handlers.list_all) | {"POST": Route("lease_grant", handlers.grant)}
+        self._prefixes[leases.PREFIX] = _read("lease", handlers.get) | {
+            "DELETE": Route("lease_revoke", handlers.revoke)
+        }
+        self._keep_alive = {"POST": Route("lease_keepalive", handlers.keep_alive)}
+
+    def _add_locks(self, path: str, kind: str, handlers: LockHandlers) -> None:
+        self._routes[path] = _read(f"{kind}s", handlers.list_all)
+        self._prefixes[path + "/"] = _read(kind, handlers.get) | {
+            "POST": Route(f"{kind}_acquire", handlers.acquire),
+            "DELETE": Route(f"{kind}_release", handlers.release),
+        }
+        if kind == "election":
+            self._prefixes[path + "/"]["PUT"] = Route("election_proclaim", handlers.proclaim)
 
     async def close(self) -> None:
         """Close what was opened to forward requests."""
@@ -239,6 +268,9 @@ class Dispatcher:
             if routes is None and name == "promote" and prefix.startswith(_MEMBERS) and _MEMBERS in self._prefixes:
                 name = prefix.removeprefix(_MEMBERS)
                 routes = self._promote if name and "/" not in name else None
+            elif routes is None and name == leases.KEEPALIVE and prefix.startswith(leases.PREFIX):
+                name = prefix.removeprefix(leases.PREFIX)
+                routes = self._keep_alive if name and "/" not in name else None
         if routes is None or (not name and path not in self._routes):
             raise RefusalError(
                 "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
@@ -257,8 +289,8 @@ class Dispatcher:
         elif path == kv.PATH:
             _, raw_query = ranges.take_bytes(raw_query)
         # What streams is redirected, and never forwarded: a watch would take a connection of this node for as long as
-        # it lasts, and of a range this node would have to hold all.
-        is_stream = path == watch.PATH or ranges.wants_stream(request)
+        # it lasts, so would one that waits for a lock, and of a range this node would have to hold all.
+        is_stream = path == watch.PATH or ranges.wants_stream(request) or locks.waits(path, raw_query)
         query = Query("" if path == watch.PATH else raw_query, _FORWARDABLE)
         if not is_stream and is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)

@@ -64,7 +64,12 @@ def _version(record: RecordView) -> wire.Version:
     if not record.version:
         return wire.Version(record.mod_revision, deleted=True)
     return wire.Version(
-        record.mod_revision, record.create_revision, record.version, False, *text_or_base64(record.value)
+        record.mod_revision,
+        record.create_revision,
+        record.version,
+        False,
+        *text_or_base64(record.value),
+        f"{record.lease:x}" if record.lease else None,
     )
 
 

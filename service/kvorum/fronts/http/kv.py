@@ -14,6 +14,7 @@ from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.history import history_response, text_or_base64
+from kvorum.fronts.http.leases import parse_id, shown_id
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.request import (
     BODY,
@@ -43,7 +44,7 @@ READ_PARAMETERS = frozenset(
 )
 WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
 
-PUT_PARAMETERS = WRITE_PARAMETERS | {"ignore_value", "prev_value"}
+PUT_PARAMETERS = WRITE_PARAMETERS | {"ignore_value", "prev_value", "lease", "ignore_lease"}
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 
@@ -195,10 +196,13 @@ def _put_response(key: bytes, result: PutResult, options: PutWithPrevious | None
     )
 
 
-def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool] | None]:
-    """Return ``prev_revision`` and ``timeout_ms``; and ``ignore_value`` and ``prev_value`` if one of them is true."""
+def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool, int, bool] | None]:
+    """Return ``prev_revision`` and ``timeout_ms``; and the options that need a transaction, if one is given."""
     query = Query(raw_query, PUT_PARAMETERS)
-    options = query.switch("ignore_value"), query.switch("prev_value")
+    lease = parse_id(query["lease"], "the parameter lease") if "lease" in query else 0
+    options = query.switch("ignore_value"), query.switch("prev_value"), lease, query.switch("ignore_lease")
+    if lease and options[3]:
+        raise InvalidRequestError("lease and ignore_lease contradict each other: give one of them")
     return *_common_parameters(query), options if any(options) else None
 
 
@@ -275,10 +279,13 @@ def _record_response(
             *text_or_base64(key),
             *text_or_base64(record.value),
             staleness_ms,
+            shown_id(record.lease) if record.lease else None,
         )
         return Response(200, _encode(answer) + b"\n", headers=headers + "Vary: Accept\r\n")
     headers += (
         f"X-Kvorum-Create-Revision: {record.create_revision}\r\nX-Kvorum-Mod-Revision: {mod_revision}\r\n"
         f"X-Kvorum-Version: {record.version}\r\nVary: Accept\r\nX-Content-Type-Options: nosniff\r\n"
     )
+    if record.lease:
+        headers += f"X-Kvorum-Lease: {shown_id(record.lease)}\r\n"
     return Response(200, record.value, "application/octet-stream", headers)

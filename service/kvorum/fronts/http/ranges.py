@@ -221,5 +221,6 @@ def _shown(scan: RangeScan, part: Sequence[RangeItem]) -> list[wire.RangeRecord 
             continue
         value = (None, None) if keys_only else text_or_base64(item.value)
         key = text_or_base64(item.key)
-        shown.append(wire.RangeRecord(item.create_revision, item.mod_revision, item.version, *key, *value))
+        lease = f"{item.lease:x}" if item.lease else None
+        shown.append(wire.RangeRecord(item.create_revision, item.mod_revision, item.version, *key, *value, lease))
     return shown

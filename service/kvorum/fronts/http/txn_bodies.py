@@ -10,11 +10,13 @@ from msgspec import UNSET, UnsetType
 
 from kvorum.errors import InvalidRequestError
 from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.leases import parse_id, shown_id
 from kvorum.service.requests import (
     NO_END,
     ONE_KEY,
     Compare,
     DeleteRangeOp,
+    LeasedPutOp,
     Operation,
     PutOp,
     RangeOp,
@@ -83,7 +85,12 @@ def _put(put: wire.Put, path: str) -> PutOp:
         raise InvalidRequestError(
             f"{path}: give a value (value, or value_base64), or keep the present one (ignore_value), and not both"
         )
-    return PutOp(key, value or b"", put.ignore_value, put.prev_value)
+    options = (key, value or b"", put.ignore_value, put.prev_value)
+    if put.lease is UNSET and not put.ignore_lease:
+        return PutOp(*options)
+    if put.lease is not UNSET and put.ignore_lease:
+        raise InvalidRequestError(f"{path}: lease and ignore_lease contradict each other: give one of them")
+    return LeasedPutOp(*options, 0 if put.lease is UNSET else parse_id(put.lease, f"{path}.lease"), put.ignore_lease)
 
 
 def _compare(compare: wire.Compare, path: str) -> Compare:
@@ -93,6 +100,11 @@ def _compare(compare: wire.Compare, path: str) -> Compare:
         if value is None or compare.number is not UNSET:
             raise InvalidRequestError(f"{path}: the target value is compared with value, or value_base64")
         return Compare(key, "value", compare.result, value, end)
+    if compare.target == "lease":
+        if compare.lease is UNSET or compare.number is not UNSET or value is not None:
+            raise InvalidRequestError(f'{path}: the target lease is compared with lease, an id ("0": none)')
+        lease = 0 if compare.lease == "0" else parse_id(compare.lease, f"{path}.lease")
+        return Compare(key, "lease", compare.result, lease, end)
     if compare.number is UNSET or value is not None:
         raise InvalidRequestError(f"{path}: the target {compare.target} is compared with number")
     return Compare(key, compare.target, compare.result, compare.number, end)
@@ -174,4 +186,5 @@ def _record(record: RecordView, *, has_value: bool = True) -> wire.Record:
         create_revision=record.create_revision,
         mod_revision=record.mod_revision,
         version=record.version,
+        lease=shown_id(record.lease) if record.lease else None,
     )

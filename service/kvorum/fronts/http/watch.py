@@ -170,6 +170,7 @@ def _event(event: Event) -> wire.WatchEvent:
         *text_or_base64(record.key),
         *(text_or_base64(record.value) if is_put else (None, None)),
         *(text_or_base64(previous.value) if previous is not None else (None, None)),
+        f"{record.lease:x}" if record.lease else None,
     )
 
 

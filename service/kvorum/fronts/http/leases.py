@@ -1,0 +1,127 @@
+"""``/v1/leases``: grant, renew, revoke, and what leases there are. Ids are hex, as etcdctl prints them."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from aiohttp.web import BaseRequest
+
+from kvorum.errors import InvalidRequestError
+from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_text
+from kvorum.fronts.http.response import Response
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import LEASES_LISTED_MAX, TIMEOUT_MS_MIN
+from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
+from kvorum.service.results import LeaseState
+from kvorum_wire import leases as wire
+
+PATH = "/v1/leases"
+PREFIX = "/v1/leases/"
+KEEPALIVE = "keepalive"
+PARAMETERS = frozenset({"timeout_ms", "forward"})
+GET_PARAMETERS = PARAMETERS | {"keys"}
+LIST_PARAMETERS = PARAMETERS | {"after", "limit"}
+
+_BODY_BYTES_MAX = 1024
+_EXAMPLE = '{"ttl_s": 60}'
+_LISTED = 1000
+_ID = re.compile(r"-?0*[0-9a-fA-F]{1,16}", re.ASCII)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(wire.GrantLease).decode
+
+
+class LeaseHandlers:
+    """The handlers of leases.
+
+    Args:
+        service: what executes the requests.
+        bodies: what reads their bodies.
+    """
+
+    def __init__(self, service: Service, bodies: Bodies) -> None:
+        self._execute = service.execute
+        self._bodies = bodies
+
+    async def grant(self, request: BaseRequest, _: str, raw_query: str) -> Response:
+        """``POST /v1/leases``."""
+        timeout_ms = common_parameters(Query(raw_query, PARAMETERS))
+        body = request[BODY] = await self._bodies.read(request, _BODY_BYTES_MAX)
+        wanted = decode_json(body, _decode, _EXAMPLE)
+        id = 0 if wanted.id is None else parse_id(wanted.id, "id")
+        granted = await self._execute(ANONYMOUS, GrantLease(wanted.ttl_s, id, wanted.lock_delay_s, timeout_ms))
+        answer = wire.LeaseGranted(shown_id(granted.id), granted.ttl_s, granted.revision, granted.delay_s)
+        return respond(answer, granted.revision, status=201)
+
+    async def keep_alive(self, _: BaseRequest, raw_id: str, raw_query: str) -> Response:
+        """``POST /v1/leases/ID/keepalive``."""
+        timeout_ms = common_parameters(Query(raw_query, PARAMETERS))
+        renewed = await self._execute(ANONYMOUS, RenewLease(_path_id(raw_id), timeout_ms))
+        return respond(wire.LeaseRenewed(shown_id(renewed.id), renewed.ttl_s, renewed.revision), renewed.revision)
+
+    async def revoke(self, _: BaseRequest, raw_id: str, raw_query: str) -> Response:
+        """``DELETE /v1/leases/ID``."""
+        timeout_ms = common_parameters(Query(raw_query, PARAMETERS))
+        gone = await self._execute(ANONYMOUS, RevokeLease(_path_id(raw_id), timeout_ms))
+        return respond(wire.LeaseRevoked(shown_id(gone.id), gone.deleted, gone.revision), gone.revision)
+
+    async def get(self, _: BaseRequest, raw_id: str, raw_query: str) -> Response:
+        """``GET /v1/leases/ID``."""
+        query = Query(raw_query, GET_PARAMETERS)
+        with_keys = query.switch("keys")
+        state = await self._execute(ANONYMOUS, GetLease(_path_id(raw_id), with_keys, common_parameters(query)))
+        return respond(_state(state))
+
+    async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:
+        """``GET /v1/leases``."""
+        query = Query(raw_query, LIST_PARAMETERS)
+        after = None if (text := query.get("after")) is None else parse_id(text, "after")
+        limit = query.integer("limit", 1, LEASES_LISTED_MAX) or _LISTED
+        found = await self._execute(ANONYMOUS, ListLeases(after, limit, common_parameters(query)))
+        return respond(wire.LeaseList(tuple(map(_state, found.leases)), found.more, found.revision), found.revision)
+
+
+def common_parameters(query: Query) -> int | None:
+    """Return ``timeout_ms``; ``forward`` must be well-formed, its meaning is the dispatcher's."""
+    query.switch("forward")
+    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
+
+
+def shown_id(id: int) -> str:
+    """Return the id of a lease as this front writes it."""
+    return f"{id:x}"
+
+
+def parse_id(text: str, what: str) -> int:
+    """Return the id of a lease.
+
+    Raises:
+        InvalidRequestError: it is not one; ``what`` names the field.
+    """
+    id = int(text, 16) if len(text) <= 64 and _ID.fullmatch(text) else 0
+    if id == 0 or not -(2**63) <= id < 2**63:
+        raise InvalidRequestError(f"{what} is not the id of a lease: up to 16 hex digits, below 2^63, and not 0")
+    return id
+
+
+def _path_id(raw: str) -> int:
+    return parse_id(decode_text(raw, "the id"), "the last part of the path")
+
+
+def _state(state: LeaseState) -> wire.LeaseState:
+    return wire.LeaseState(
+        shown_id(state.id),
+        state.ttl_s,
+        state.remaining_ms,
+        state.key_count,
+        state.delay_s,
+        None if state.keys is None else tuple(wire.LeaseKey(*text_or_base64(key)) for key in state.keys),
+    )
+
+
+def respond(answer: msgspec.Struct, revision: int | None = None, *, status: int = 200) -> Response:
+    """Return an answer in JSON."""
+    headers = "" if revision is None else f"X-Kvorum-Revision: {revision}\r\n"
+    return Response(status, _encode(answer) + b"\n", headers=headers)

@@ -1,0 +1,163 @@
+"""``/v1/locks`` and ``/v1/elections``: queues of leases (:mod:`kvorum.service.locks`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from aiohttp.web import BaseRequest
+
+from kvorum.config import Config
+from kvorum.errors import InvalidRequestError
+from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.leases import common_parameters, parse_id, respond, shown_id
+from kvorum.fronts.http.observe import Observation, holder_of, watch_of
+from kvorum.fronts.http.request import BODY, Bodies, Query, decode_bytes
+from kvorum.fronts.http.response import Response
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import LOCK_WAIT_MS_MAX
+from kvorum.service.locks import queue_prefix
+from kvorum.service.requests import AcquireLock, GetLock, ListLocks, LockKind, ProclaimLeader, ReleaseLock
+from kvorum.service.results import LockGrant, LockState
+from kvorum_wire import leases as wire
+
+LOCKS = "/v1/locks"
+ELECTIONS = "/v1/elections"
+KINDS: dict[str, LockKind] = {LOCKS: "lock", ELECTIONS: "election"}
+PARAMETERS = frozenset({"timeout_ms", "forward"})
+LEASE_PARAMETERS = PARAMETERS | {"lease"}
+WAIT_PARAMETERS = LEASE_PARAMETERS | {"wait_ms"}
+GET_PARAMETERS = PARAMETERS | {"watch"}
+
+_STREAM_HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
+_LOOK_S = 1.0
+"""How often a request that waits looks whether its client is still there."""
+
+
+class LockHandlers:
+    """The handlers of locks, or those of elections.
+
+    Args:
+        kind: which of the two.
+        service: what executes the requests.
+        config: the node's.
+        bodies: what reads their bodies.
+    """
+
+    def __init__(self, kind: LockKind, service: Service, config: Config, bodies: Bodies) -> None:
+        self._kind: LockKind = kind
+        self._service = service
+        self._execute = service.execute
+        self._body_bytes_max = config.body_bytes_max
+        self._bodies = bodies
+
+    async def acquire(self, request: BaseRequest, raw_name: str, raw_query: str) -> Response:
+        """``POST``: wait for the lock; or campaign, with the value in the body."""
+        query = Query(raw_query, WAIT_PARAMETERS)
+        lease, wait_ms = _lease(query), query.integer("wait_ms", 0, LOCK_WAIT_MS_MAX) or 0
+        value = await self._value(request)
+        wanted = AcquireLock(self._kind, decode_bytes(raw_name), lease, value, wait_ms, common_parameters(query))
+        granted = self._execute(ANONYMOUS, wanted)
+        return _granted(await (while_connected(request, granted) if wait_ms else granted))
+
+    async def release(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
+        """``DELETE``: give up the lock, or the place in its queue; resign."""
+        query = Query(raw_query, LEASE_PARAMETERS)
+        wanted = ReleaseLock(self._kind, decode_bytes(raw_name), _lease(query), common_parameters(query))
+        released = await self._execute(ANONYMOUS, wanted)
+        return respond(wire.LockReleased(released.revision), released.revision)
+
+    async def proclaim(self, request: BaseRequest, raw_name: str, raw_query: str) -> Response:
+        """``PUT``: change the value of an election, as the one who is elected."""
+        query = Query(raw_query, LEASE_PARAMETERS)
+        lease = _lease(query)
+        value = await self._value(request)
+        return _granted(
+            await self._execute(
+                ANONYMOUS, ProclaimLeader(decode_bytes(raw_name), lease, value, common_parameters(query))
+            )
+        )
+
+    async def get(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
+        """``GET`` of a name."""
+        query = Query(raw_query, GET_PARAMETERS if self._kind == "election" else PARAMETERS)
+        if query.switch("watch"):
+            return await self._observe(decode_bytes(raw_name), common_parameters(query))
+        state = await self._execute(ANONYMOUS, GetLock(self._kind, decode_bytes(raw_name), common_parameters(query)))
+        return respond(_state(state), state.revision)
+
+    async def _observe(self, name: bytes, timeout_ms: int | None) -> Response:
+        start = await self._execute(ANONYMOUS, watch_of(queue_prefix(self._kind, name), timeout_ms))
+        headers = f"{_STREAM_HEADERS}X-Kvorum-Revision: {start.revision}\r\n"
+        return Response(
+            200, content_type="application/x-ndjson", headers=headers, stream=Observation(self._service, start, name)
+        )
+
+    async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:
+        """``GET`` of all that somebody holds."""
+        query = Query(raw_query, PARAMETERS)
+        found = await self._execute(ANONYMOUS, ListLocks(self._kind, common_parameters(query)))
+        shown = tuple(map(_state, found.locks))
+        if self._kind == "lock":
+            return respond(wire.LockList(shown, found.revision), found.revision)
+        return respond(wire.ElectionList(shown, found.revision), found.revision)
+
+    async def _value(self, request: BaseRequest) -> bytes:
+        value = request[BODY] = await self._bodies.read(request, self._body_bytes_max)
+        if value and self._kind == "lock":
+            raise InvalidRequestError("a lock has no value: send no body")
+        return value
+
+
+async def while_connected(request: BaseRequest, done: Awaitable[LockGrant]) -> LockGrant:
+    """Return what is awaited; give it up once the client is gone, who would hold what it knows nothing of.
+
+    Raises:
+        ConnectionResetError: the client is gone.
+    """
+    task = asyncio.ensure_future(done)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_S)
+            transport = request.transport
+            if not task.done() and (transport is None or transport.is_closing()):
+                raise ConnectionResetError("the client is gone")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def _lease(query: Query) -> int:
+    text = query.get("lease")
+    if text is None:
+        raise InvalidRequestError("the parameter lease is missing: grant a lease, and give its id (POST /v1/leases)")
+    return parse_id(text, "the parameter lease")
+
+
+def _granted(grant: LockGrant) -> Response:
+    answer = wire.LockGranted(
+        shown_id(grant.lease),
+        grant.fencing_token,
+        grant.revision,
+        *text_or_base64(grant.name),
+        *text_or_base64(grant.key),
+    )
+    return respond(answer, grant.revision)
+
+
+def _state(state: LockState) -> wire.LockState:
+    return wire.LockState(
+        holder_of(state.holder),
+        state.waiter_count,
+        tuple(filter(None, map(holder_of, state.waiters))),
+        *text_or_base64(state.name),
+        state.revision,
+    )
+
+
+def waits(path: str, raw_query: str) -> bool:
+    """Tell whether a request may wait for a lock, for longer than other requests may take."""
+    return path.startswith(tuple(f"{each}/" for each in KINDS)) and "wait_ms=" in raw_query

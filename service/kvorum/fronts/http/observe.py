@@ -1,0 +1,113 @@
+"""``GET /v1/elections/{name}?watch=true``: who is elected, line after line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+import kvorum_wire
+from kvorum.errors import CallerError, LockError
+from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.problems import problem_of
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.requests import GetLock, Watch
+from kvorum.service.results import Batch, LockHolder, WatchStart
+from kvorum_wire import leases as wire
+
+HEARTBEAT_S = 10.0
+"""Proxies close a connection that is silent for a minute."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Observation:
+    """A body with a line for each change of who is elected, and of the value.
+
+    A client that reads slowly sees the latest one and misses those in between: nothing is kept for it.
+
+    Args:
+        service: what executes the requests.
+        start: a watch of the queue.
+        name: of the election.
+    """
+
+    size_bytes = None
+    """It has no end."""
+
+    def __init__(self, service: Service, start: WatchStart, name: bytes) -> None:
+        self._execute = service.execute
+        self._start = start
+        self._name = name
+        self._changed = asyncio.Event()
+        self._error: CallerError | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the lines; the last one says why there are no more."""
+        watch = self._start.open(self)
+        shown: LockHolder | None = None
+        is_first = True
+        try:
+            while self._error is None:
+                self._changed.clear()
+                revision, holder = await self._leader()
+                if is_first or _identity(holder) != _identity(shown):
+                    yield _encode(wire.LeaderLine(revision, holder_of(holder))) + b"\n"
+                    shown, is_first = holder, False
+                while not await self._has_changed():
+                    yield b"\n"
+            raise self._error
+        except CallerError as error:
+            yield _encode(kvorum_wire.WatchEnd(problem_of(error))) + b"\n"
+        finally:
+            watch.close()
+
+    async def _leader(self) -> tuple[int, LockHolder | None]:
+        try:
+            state = await self._execute(ANONYMOUS, GetLock("election", self._name))
+        except LockError as error:
+            return error.facts["revision"], None
+        return state.revision, state.holder
+
+    async def _has_changed(self) -> bool:
+        try:
+            async with asyncio.timeout(HEARTBEAT_S):
+                return await self._changed.wait()
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+    # --- The sink of the watch ----------------------------------------------------------------------------------
+
+    is_full = False
+    """What it keeps does not grow."""
+
+    def take(self, batch: Batch) -> None:
+        """Somebody came or went, or said something else."""
+        self._changed.set()
+
+    def end(self, error: CallerError) -> None:
+        """The watch is over."""
+        self._error = error
+        self._changed.set()
+
+
+def watch_of(prefix: bytes, timeout_ms: int | None) -> Watch:
+    """Return the request for the watch of a queue."""
+    return Watch(prefix, prefix[:-1] + b"0", timeout_ms=timeout_ms)  # "0" follows "/", with which the prefix ends.
+
+
+def holder_of(holder: LockHolder | None) -> wire.LockHolder | None:
+    """Return a place as this front writes it."""
+    if holder is None:
+        return None
+    value = text_or_base64(holder.value) if holder.value else (None, None)
+    return wire.LockHolder(f"{holder.lease:x}", holder.fencing_token, holder.remaining_ms, *value)
+
+
+def _identity(holder: LockHolder | None) -> tuple[int, bytes] | None:
+    return None if holder is None else (holder.fencing_token, holder.value)

@@ -1,0 +1,180 @@
+"""Leases: grant, renew, revoke, and how long they still live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import nsmallest
+from secrets import randbelow
+
+from kvorum.errors import (
+    CallerError,
+    InvalidRequestError,
+    InvariantViolatedError,
+    LeaseError,
+    NoSpaceError,
+    NotLeaderError,
+)
+from kvorum.kv import commands, leases
+from kvorum.kv.commands import LeaseGranted, LeaseRefused, LeaseRenewed, LeaseRevoked, NoSpace, SessionRefused
+from kvorum.kv.features import LEASE_LEVEL, check_level
+from kvorum.kv.leases import Lease
+from kvorum.kv.limits import INTEGER_MAX, INTEGER_MIN, LEASE_DELAY_S_MAX, LEASE_TTL_S_MAX, LEASE_TTL_S_MIN, LEASES_MAX
+from kvorum.kv.quota import quota_error
+from kvorum.service.limits import LEASES_LISTED_MAX, bounded_timeout_ms
+from kvorum.service.node_port import NodePort
+from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
+from kvorum.service.results import LeaseGrant, LeaseList, LeaseRenewal, LeaseRevocation, LeaseState
+
+_Done = LeaseGranted | LeaseRenewed | LeaseRevoked
+
+
+def draw_id() -> int:
+    """Return an id that no lease has, but for chance: from 1 to 2^63 - 1."""
+    return 1 + randbelow(INTEGER_MAX)
+
+
+class Leases:
+    """The leases of one node's clients.
+
+    Args:
+        node: the node.
+        elsewhere: makes the error for what only the leader can do of a NotLeaderError.
+        draw_id: draws the id of a lease whose client leaves it to the node.
+    """
+
+    def __init__(
+        self,
+        node: NodePort,
+        elsewhere: Callable[[NotLeaderError], CallerError],
+        draw_id: Callable[[], int] = draw_id,
+    ) -> None:
+        self._node = node
+        self._elsewhere = elsewhere
+        self._draw_id = draw_id
+        self._counters = node.counters
+
+    async def grant(self, request: GrantLease) -> LeaseGrant:
+        """Create a lease; a time to live that is too short is taken as the shortest."""
+        if not 1 <= request.ttl_s <= LEASE_TTL_S_MAX:
+            raise InvalidRequestError(f"ttl_s must be a whole number from 1 to {LEASE_TTL_S_MAX:,} (seconds)")
+        if not 0 <= request.delay_s <= LEASE_DELAY_S_MAX:
+            raise InvalidRequestError(f"the lock-delay must be a whole number from 0 to {LEASE_DELAY_S_MAX} (seconds)")
+        ttl_s = max(request.ttl_s, LEASE_TTL_S_MIN)
+        if request.id:
+            _check_id(request.id)
+        while True:
+            id = request.id or self._draw_id()
+            result = await self._propose(commands.LeaseGrant(id, ttl_s, request.delay_s), request.timeout_ms)
+            match result:
+                case LeaseGranted(revision, granted_s):
+                    return LeaseGrant(id, granted_s, request.delay_s, revision)
+                case LeaseRefused(revision, leases.EXISTS) if request.id:
+                    raise self._exists(id, revision)
+                case LeaseRefused(_, leases.EXISTS):
+                    continue
+                case LeaseRefused(revision, leases.TOO_MANY):
+                    raise LeaseError(
+                        "too_many_leases",
+                        f"there are {LEASES_MAX:,} leases, and no more are granted; give several keys one lease",
+                        revision=revision,
+                        limit=LEASES_MAX,
+                    )
+                case _:
+                    raise InvariantViolatedError(f"the grant of a lease was answered with {result}")
+
+    async def renew(self, request: RenewLease) -> LeaseRenewal:
+        """Let a lease live for its whole time from now on."""
+        _check_id(request.id)
+        result = await self._propose(commands.LeaseRenew(request.id), request.timeout_ms)
+        match result:
+            case LeaseRenewed(revision, ttl_s):
+                return LeaseRenewal(request.id, ttl_s, revision)
+            case LeaseRefused(revision):
+                raise lease_not_found(request.id, revision)
+            case _:
+                raise InvariantViolatedError(f"the renewal of a lease was answered with {result}")
+
+    async def revoke(self, request: RevokeLease) -> LeaseRevocation:
+        """End a lease, and delete its keys."""
+        _check_id(request.id)
+        result = await self._propose(commands.LeaseRevoke(request.id), request.timeout_ms)
+        match result:
+            case LeaseRevoked(revision, deleted):
+                return LeaseRevocation(request.id, deleted, revision)
+            case LeaseRefused(revision):
+                raise lease_not_found(request.id, revision)
+            case _:
+                raise InvariantViolatedError(f"the end of a lease was answered with {result}")
+
+    async def get(self, request: GetLease) -> LeaseState:
+        """Return how long a lease still lives. One that is over, and has not expired yet, has 0 ms left."""
+        _check_id(request.id)
+        await self._barrier(request.timeout_ms)
+        store = self._node.store
+        lease = store.leases.get(request.id)
+        if lease is None:
+            raise lease_not_found(request.id, store.revision)
+        return self._state(lease, with_keys=request.with_keys)
+
+    async def list_all(self, request: ListLeases) -> LeaseList:
+        """Return the leases from an id on."""
+        if not 1 <= request.limit <= LEASES_LISTED_MAX:
+            raise InvalidRequestError(f"limit must be a whole number from 1 to {LEASES_LISTED_MAX:,}")
+        await self._barrier(request.timeout_ms)
+        store = self._node.store
+        after = INTEGER_MIN - 1 if request.after is None else request.after
+        found = nsmallest(request.limit + 1, (each.id for each in store.leases if each.id > after))
+        states = tuple(self._state(lease) for id in found[: request.limit] if (lease := store.leases.get(id)))
+        return LeaseList(states, len(found) > request.limit, store.revision)
+
+    def _state(self, lease: Lease, *, with_keys: bool = False) -> LeaseState:
+        keys = tuple(sorted(lease.keys)) if with_keys else None
+        remaining_ms = lease.remaining_ms(self._node.now_ms())
+        return LeaseState(lease.id, lease.ttl_s, lease.delay_s, remaining_ms, len(lease.keys), keys)
+
+    def _exists(self, id: int, revision: int) -> LeaseError:
+        lease = self._node.store.leases.get(id)
+        facts = {} if lease is None else {"ttl_s": lease.ttl_s}
+        return LeaseError(
+            "lease_exists",
+            f"there is a lease {id:x} already; take another id, or leave it out",
+            revision=revision,
+            **facts,
+        )
+
+    async def _barrier(self, timeout_ms: int | None) -> None:
+        check_level("a lease", LEASE_LEVEL, self._node.store.feature_level)
+        await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
+        self._counters.reads += 1
+
+    async def _propose(self, command: commands.LeaseCommand, timeout_ms: int | None) -> _Done | LeaseRefused:
+        timeout_ms = bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
+        try:
+            result = await self._node.propose(command, timeout_ms)
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+        except NoSpaceError as error:
+            self._counters.no_space[error.reason] += 1
+            raise
+        match result:
+            case LeaseGranted() | LeaseRenewed() | LeaseRevoked() | LeaseRefused():
+                return result
+            case NoSpace(_, limit_bytes, used_bytes):
+                self._counters.no_space["quota"] += 1
+                raise quota_error(limit_bytes, used_bytes)
+            case SessionRefused():
+                raise InvalidRequestError("the lease exceeds a limit")
+            case _:
+                raise InvariantViolatedError(f"a command for a lease was answered with {result}")
+
+
+def lease_not_found(id: int, revision: int) -> LeaseError:
+    """Return the error for a lease that does not exist, or is over."""
+    return LeaseError(
+        "lease_not_found", f"the lease {id:x} does not exist, or its time is over; grant a new one", revision=revision
+    )
+
+
+def _check_id(id: int) -> None:
+    if id == 0 or not INTEGER_MIN <= id <= INTEGER_MAX:
+        raise InvalidRequestError("the id of a lease is a 64-bit number, and not 0")

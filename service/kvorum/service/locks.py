@@ -1,0 +1,399 @@
+"""Locks and elections: queues of leases, whose first one holds the lock, or is elected.
+
+Theory of operation. A place in a queue is a key, ``_locks/NAME/LEASE`` or ``_elections/NAME/LEASE`` with the id of the
+lease in hex, which belongs to the lease and ends with it. Places are ordered by the revision that created the key. This
+revision is the *fencing token*: each holder has a higher one than those before it. Whoever waits, waits for the place
+before its own to go; nobody else is woken.
+
+Every attempt puts the key again. So its ``mod_revision`` names the attempt, and its ``create_revision``, the place,
+stays: an attempt that is repeated, here or at another node, takes the place over, and the earlier one, should it give
+up later, does not remove it any more.
+
+A lock is granted by a state in which the place is the first one and its lease lives, and which was reached during the
+attempt: as a put was committed, or behind a read that a quorum has confirmed. So two leases never hold a lock at one
+point of the log. A holder that has lost its lease may not know it yet: what it writes must carry the token, or the
+lease a lock-delay.
+
+A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import groupby
+
+from kvorum.errors import (
+    CallerError,
+    InvalidRequestError,
+    InvariantViolatedError,
+    LockError,
+    NotLeaderError,
+    OverloadedError,
+    RevisionCompactedError,
+    TooLargeError,
+)
+from kvorum.kv import commands
+from kvorum.kv.commands import TxnRefused
+from kvorum.kv.features import LEASE_LEVEL, check_level
+from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
+from kvorum.kv.operations import PutOpResult, RangeOpResult
+from kvorum.kv.records import Record
+from kvorum.kv.watch import Batch, Interest
+from kvorum.service.access import Principal
+from kvorum.service.leases import lease_not_found
+from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX, bounded_timeout_ms
+from kvorum.service.node_port import NodePort
+from kvorum.service.requests import (
+    AcquireLock,
+    Compare,
+    DeleteRangeOp,
+    GetLock,
+    LeasedPutOp,
+    ListLocks,
+    LockKind,
+    ProclaimLeader,
+    RangeOp,
+    ReleaseLock,
+    Txn,
+    prefix_end,
+)
+from kvorum.service.results import LockGrant, LockHolder, LockList, LockRelease, LockState, TxnResult
+from kvorum.service.transactions import Transactions
+
+PREFIXES: dict[LockKind, bytes] = {"lock": b"_locks/", "election": b"_elections/"}
+"""Where the keys of each kind are."""
+
+
+class Locks:
+    """The locks and elections of one node's clients.
+
+    Args:
+        node: the node.
+        now: a monotonic clock, in seconds.
+        transactions: what makes the changes.
+        elsewhere: makes the error for what only the leader can do of a NotLeaderError.
+    """
+
+    def __init__(
+        self,
+        node: NodePort,
+        now: Callable[[], float],
+        transactions: Transactions,
+        elsewhere: Callable[[NotLeaderError], CallerError],
+    ) -> None:
+        self._node = node
+        self._now = now
+        self._transactions = transactions
+        self._elsewhere = elsewhere
+
+    async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
+        """Wait until the lease holds the lock."""
+        if not 0 <= request.wait_ms <= LOCK_WAIT_MS_MAX:
+            raise InvalidRequestError(f"wait_ms must be a whole number from 0 to {LOCK_WAIT_MS_MAX:,}")
+        attempt = _Attempt(request)
+        deadline_s = self._now() + request.wait_ms / 1000
+        if not request.wait_ms and (granted := await self._try(principal, attempt)) is not None:
+            return granted
+        await self._put(principal, attempt)
+        try:
+            return await self._wait(attempt, deadline_s)
+        except (LockError, asyncio.CancelledError):
+            await self._withdraw(principal, attempt)
+            raise
+
+    async def release(self, principal: Principal, request: ReleaseLock) -> LockRelease:
+        """Give up a place."""
+        key = _key(request.kind, request.name, request.lease)
+        txn = Txn((Compare(key, "version", ">", 0),), (DeleteRangeOp(key),), timeout_ms=request.timeout_ms)
+        result = await self._transactions.txn(principal, txn)
+        if not result.succeeded:
+            raise _not_held(request.kind, request.name, request.lease)
+        return LockRelease(result.revision)
+
+    async def proclaim(self, principal: Principal, request: ProclaimLeader) -> LockGrant:
+        """Change the value of an election. Whoever is first stays that until its key goes."""
+        key = _key("election", request.name, request.lease)
+        self._check_leads()
+        await self._barrier(request.timeout_ms)
+        queue = self._queue("election", request.name)
+        if not queue or queue[0].key != key:
+            raise _not_held("election", request.name, request.lease)
+        token = queue[0].create_revision
+        txn = Txn(
+            (Compare(key, "create_revision", "=", token),),
+            (LeasedPutOp(key, request.value, lease=request.lease),),
+            timeout_ms=request.timeout_ms,
+        )
+        result = await self._transactions.txn(principal, txn)
+        if not result.succeeded:
+            raise _not_held("election", request.name, request.lease)
+        return LockGrant(request.name, key, request.lease, token, result.revision)
+
+    async def get(self, request: GetLock) -> LockState:
+        """Return who holds a lock, and who waits."""
+        _check_name(request.name)
+        await self._barrier(request.timeout_ms)
+        queue = self._queue(request.kind, request.name)
+        if request.kind == "election" and not queue:
+            raise LockError(
+                "not_elected", f"nobody is elected in {_shown(request.name)}", revision=self._node.store.revision
+            )
+        return self._state(request.name, queue, LOCK_WAITERS_LISTED_MAX)
+
+    async def list_all(self, request: ListLocks) -> LockList:
+        """Return all that somebody holds."""
+        await self._barrier(request.timeout_ms)
+        prefix = PREFIXES[request.kind]
+        places = [each for each in self._read(prefix, f"{request.kind}s") if _is_place(each)]
+        # A prefix orders names otherwise than a name does: those of `a/b` come before those of `a0`, and after `a`.
+        places.sort(key=_name_of)
+        locks = [
+            self._state(name[len(prefix) :], sorted(queue, key=_place), 0) for name, queue in groupby(places, _name_of)
+        ]
+        return LockList(tuple(locks), self._node.store.revision)
+
+    # --- An attempt ---------------------------------------------------------------------------------------------
+
+    async def _try(self, principal: Principal, attempt: _Attempt) -> LockGrant | None:
+        """Take the lock if nobody has a place; None: somebody may have it, and perhaps this lease.
+
+        Raises:
+            LockError: another lease holds it. Nothing was changed.
+        """
+        bounds = attempt.prefix, prefix_end(attempt.prefix)
+        compare = Compare(bounds[0], "create_revision", "=", 0, bounds[1])
+        result = await self._do(principal, attempt, (compare,), (RangeOp(*bounds, keys_only=True),))
+        match result.results:
+            case (PutOpResult(revision, create_revision),):
+                attempt.mod_revision, attempt.token = revision, create_revision
+                return attempt.granted(result.revision)
+            case (RangeOpResult(records=records),):
+                queue = sorted(filter(_is_place, _of(attempt.prefix, records)), key=_place)
+                if queue and all(each.key != attempt.key for each in queue):
+                    raise self._held(attempt, queue[0])
+        return None
+
+    async def _put(self, principal: Principal, attempt: _Attempt) -> None:
+        """Take a place, or keep the one that the lease has."""
+        result = await self._do(principal, attempt)
+        match result.results:
+            case (PutOpResult(revision, create_revision),):
+                attempt.mod_revision, attempt.token = revision, create_revision
+            case _:
+                raise InvariantViolatedError(f"a put was answered with {result}")
+
+    async def _do(
+        self,
+        principal: Principal,
+        attempt: _Attempt,
+        compares: tuple[Compare, ...] = (),
+        otherwise: tuple[RangeOp, ...] = (),
+    ) -> TxnResult:
+        put = LeasedPutOp(attempt.key, attempt.request.value, lease=attempt.request.lease)
+        txn = Txn(compares, (put,), otherwise, timeout_ms=attempt.request.timeout_ms)
+        return await self._transactions.txn(principal, txn)
+
+    async def _wait(self, attempt: _Attempt, deadline_s: float) -> LockGrant:
+        request = attempt.request
+        is_confirmed = True  # by the quorum that committed the put
+        while True:
+            self._node.check_serves()
+            queue = self._queue(request.kind, request.name)
+            place = next((n for n, each in enumerate(queue) if each.create_revision == attempt.token), None)
+            lease = self._node.store.leases.living(request.lease)
+            if place is None or lease is None:
+                raise lease_not_found(request.lease, self._node.store.revision)
+            if place:
+                left_s = deadline_s - self._now()
+                if left_s <= 0:
+                    raise self._held(attempt, queue[0])
+                await self._gone(queue[place - 1], attempt, left_s)
+                is_confirmed = False
+            elif is_confirmed:
+                return attempt.granted(self._node.store.revision)
+            else:
+                await self._barrier(request.timeout_ms)
+                is_confirmed = True
+
+    async def _gone(self, before: Record, attempt: _Attempt, left_s: float) -> None:
+        """Return when the place before that of the attempt is gone, or its own, or the time is over."""
+        gone = asyncio.get_running_loop().create_future()
+        first = self._node.store.revision + 1
+        watches = []
+        try:
+            for key in (before.key, attempt.key):
+                interest = Interest(key, key + b"\0", puts=False)
+                watches.append(self._node.watch(interest, _Wake(gone), first))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await gone
+        finally:
+            for watch in watches:
+                watch.close()
+
+    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> None:
+        """Remove the place, unless a later attempt has taken it over. If that fails, it stays as long as its lease."""
+        compare = Compare(attempt.key, "mod_revision", "=", attempt.mod_revision)
+        with suppress(CallerError):
+            await self._transactions.txn(principal, Txn((compare,), (DeleteRangeOp(attempt.key),)))
+
+    def _held(self, attempt: _Attempt, holder: Record) -> LockError:
+        request = attempt.request
+        what = "holds the lock" if request.kind == "lock" else "is elected in"
+        shown = self._holder(holder)
+        return LockError(
+            "lock_held",
+            f"the lease {holder.lease:x} {what} {_shown(request.name)}, with the fencing token {shown.fencing_token}; "
+            f"its lease lives for {shown.remaining_ms / 1000:.1f} s more unless it is renewed",
+            lease=f"{holder.lease:x}",
+            fencing_token=shown.fencing_token,
+            remaining_ms=shown.remaining_ms,
+            revision=self._node.store.revision,
+        )
+
+    # --- Reading ------------------------------------------------------------------------------------------------
+
+    def _queue(self, kind: LockKind, name: bytes) -> list[Record]:
+        """Return the places of a queue, the holder's first, as this node has applied them."""
+        prefix = queue_prefix(kind, name)
+        return sorted(filter(_is_place, _of(prefix, self._read(prefix, _shown(name)))), key=_place)
+
+    def _read(self, prefix: bytes, what: str) -> tuple[Record, ...]:
+        read = RangeOp(prefix, prefix_end(prefix))
+        result = self._node.store.read_transaction(commands.Txn(then=(read,)))
+        if isinstance(result, TxnRefused):
+            raise TooLargeError(
+                f"the queues of {what} have too many places, or values, to be read at once", TXN_KEYS_MAX
+            )
+        match result.results:
+            case (RangeOpResult(records=records),):
+                return records
+            case _:
+                raise InvariantViolatedError(f"a range was answered with {result}")
+
+    def _state(self, name: bytes, queue: list[Record], waiters_max: int) -> LockState:
+        holders = [self._holder(each) for each in queue[: 1 + waiters_max]]
+        return LockState(
+            name,
+            holders[0] if holders else None,
+            tuple(holders[1:]),
+            max(len(queue) - 1, 0),
+            self._node.store.revision,
+        )
+
+    def _holder(self, place: Record) -> LockHolder:
+        lease = self._node.store.leases.get(place.lease)
+        remaining_ms = 0 if lease is None else lease.remaining_ms(self._node.now_ms())
+        return LockHolder(place.lease, place.create_revision, remaining_ms, place.value)
+
+    async def _barrier(self, timeout_ms: int | None) -> None:
+        check_level("a lock", LEASE_LEVEL, self._node.store.feature_level)
+        await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
+        self._node.counters.reads += 1
+
+    def _check_leads(self) -> None:
+        try:
+            self._node.check_leads()
+        except NotLeaderError as error:
+            raise self._elsewhere(error) from None
+
+
+class _Attempt:
+    """One attempt to get a lock."""
+
+    __slots__ = ("key", "mod_revision", "prefix", "request", "token")
+
+    def __init__(self, request: AcquireLock) -> None:
+        self.request = request
+        self.prefix = queue_prefix(request.kind, request.name)
+        self.key = _key(request.kind, request.name, request.lease)
+        self.mod_revision = 0
+        """Of the key, as this attempt has put it."""
+        self.token = 0
+
+    def granted(self, revision: int) -> LockGrant:
+        """Return what the lease has got."""
+        return LockGrant(self.request.name, self.key, self.request.lease, self.token, revision)
+
+
+class _Wake:
+    """The sink of a watch that only wakes a waiter."""
+
+    is_full = False
+
+    def __init__(self, gone: asyncio.Future[None]) -> None:
+        self._gone = gone
+
+    def take(self, batch: Batch) -> None:
+        """The key is gone."""
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def end(self, error: CallerError) -> None:
+        """The watch is over: what it has missed is in the state, or this node serves nobody any more."""
+        if self._gone.done():
+            return
+        if isinstance(error, RevisionCompactedError | OverloadedError):
+            self._gone.set_result(None)
+        else:
+            self._gone.set_exception(error)
+
+
+def queue_prefix(kind: LockKind, name: bytes) -> bytes:
+    """Return what the keys of a queue begin with.
+
+    Raises:
+        InvalidRequestError: there is no name.
+        TooLargeError: the name is too long.
+    """
+    _check_name(name)
+    return PREFIXES[kind] + name + b"/"
+
+
+def _key(kind: LockKind, name: bytes, lease: int) -> bytes:
+    """Return the key of a lease's place.
+
+    Raises:
+        InvalidRequestError: there is no name, or no lease.
+        TooLargeError: the name is too long.
+    """
+    if not lease:
+        raise InvalidRequestError("say which lease: its keys are the places in the queue")
+    return queue_prefix(kind, name) + b"%x" % lease
+
+
+def _check_name(name: bytes) -> None:
+    if not name:
+        raise InvalidRequestError("the name is empty")
+    longest = KEY_BYTES_MAX - len(PREFIXES["election"]) - 1 - 17
+    if len(name) > longest:
+        raise TooLargeError(f"the name has {len(name)} bytes", longest)
+
+
+def _of(prefix: bytes, records: Iterable[Record]) -> list[Record]:
+    """Return the records of one queue: not those of names that begin with it."""
+    return [each for each in records if b"/" not in each.key[len(prefix) :]]
+
+
+def _is_place(record: Record) -> bool:
+    return bool(record.lease) and record.key.endswith(b"/%x" % record.lease)
+
+
+def _name_of(record: Record) -> bytes:
+    return record.key.rpartition(b"/")[0]
+
+
+def _place(record: Record) -> int:
+    return record.create_revision
+
+
+def _not_held(kind: LockKind, name: bytes, lease: int) -> LockError:
+    what = "hold the lock, nor wait for it" if kind == "lock" else "take part in the election, or is not elected in"
+    where = _shown(name)
+    return LockError("lock_not_held", f"the lease {lease:x} does not {what}: {where}")
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:64].decode("utf-8", "backslashreplace"))
