@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from kvorum_client.backup import Backup
 from kvorum_client.client import Client
+from kvorum_client.elections import Election
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
@@ -29,12 +30,19 @@ from kvorum_client.errors import (
     CompareFailedError,
     FutureRevisionError,
     InvalidArgumentError,
+    LeaseExistsError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LockHeldError,
+    LockLostError,
     NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
     WrongClusterError,
 )
+from kvorum_client.leases import Lease, LeaseGranted, LeaseInfo
+from kvorum_client.locks import Lock, LockHolder, LockInfo
 from kvorum_client.results import (
     CommonPrefix,
     Compacted,
@@ -57,6 +65,7 @@ from kvorum_client.transactions import (
     DeleteDone,
     Get,
     GetDone,
+    LeaseId,
     ModRevision,
     Put,
     PutDone,
@@ -85,12 +94,25 @@ __all__ = [
     "Delete",
     "DeleteDone",
     "DeleteResult",
+    "Election",
     "FutureRevisionError",
     "Get",
     "GetDone",
     "History",
     "InvalidArgumentError",
     "KeyVersion",
+    "Lease",
+    "LeaseExistsError",
+    "LeaseGranted",
+    "LeaseId",
+    "LeaseInfo",
+    "LeaseLostError",
+    "LeaseNotFoundError",
+    "Lock",
+    "LockHeldError",
+    "LockHolder",
+    "LockInfo",
+    "LockLostError",
     "Member",
     "ModRevision",
     "NoSpaceError",
