@@ -27,6 +27,7 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
+    LeaseRevoke,
     Put,
     RaiseFeatureLevel,
     Result,
@@ -160,6 +161,21 @@ class FakeNode:
         if self.watches.hub.size:
             self._advance_soon()
         return results
+
+    def now_ms(self) -> int:
+        return self.store.time_ms
+
+    def pass_time(self, duration_ms: int) -> None:
+        """Let log time pass."""
+        self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms + duration_ms, []))
+
+    def remove(self, key: bytes) -> None:
+        """Delete a key, as somebody else does."""
+        self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, [Delete(key)]))
+
+    def revoke(self, lease: int) -> None:
+        """End a lease, as somebody else does."""
+        self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, [LeaseRevoke(lease)]))
 
     def check_leads(self) -> None:
         if not self.leads:

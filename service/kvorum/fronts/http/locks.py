@@ -120,14 +120,19 @@ async def while_connected(request: BaseRequest, done: Awaitable[LockGrant]) -> L
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=_LOOK_S)
-            transport = request.transport
-            if not task.done() and (transport is None or transport.is_closing()):
+            if not task.done() and _is_gone(request):
                 raise ConnectionResetError("the client is gone")
         return task.result()
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+
+
+def _is_gone(request: BaseRequest) -> bool:
+    """Tell whether the client has closed the connection, or its half of it: one that died looks the same."""
+    transport = request.transport
+    return transport is None or transport.is_closing() or getattr(request.protocol, "is_last_answer", False)
 
 
 def _lease(query: Query) -> int:
