@@ -59,6 +59,7 @@ from kvorum_client.results import (
     WatchEvent,
 )
 from kvorum_client.sync import SyncClient
+from kvorum_client.sync_coordination import SyncElection, SyncLease, SyncLock
 from kvorum_client.transactions import (
     CreateRevision,
     Delete,
@@ -127,6 +128,9 @@ __all__ = [
     "Record",
     "RefusedError",
     "SyncClient",
+    "SyncElection",
+    "SyncLease",
+    "SyncLock",
     "SyncWatch",
     "Transaction",
     "TxnDone",
