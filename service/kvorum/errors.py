@@ -225,6 +225,8 @@ class LeaseError(CallerError):
     is the fact ``ttl_s``. ``too_many_leases``: there are as many as there may be.
     """
 
+    CODES = ("lease_not_found", "lease_exists", "too_many_leases")
+
     def __init__(self, code: str, detail: str, **facts: Any) -> None:
         super().__init__(detail, **facts)
         self.code = code
@@ -235,6 +237,8 @@ class LockError(CallerError):
 
     ``lock_held``: another lease holds the lock. ``lock_not_held``: this lease does not. ``not_elected``: nobody is.
     """
+
+    CODES = ("lock_held", "lock_not_held", "not_elected")
 
     def __init__(self, code: str, detail: str, **facts: Any) -> None:
         super().__init__(detail, **facts)

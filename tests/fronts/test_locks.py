@@ -40,9 +40,8 @@ def held(http: Server, name: str = "a", kind: str = "_locks") -> list[bytes]:
 
 async def waiting(http: Server, count: int) -> None:
     """Wait until so many places are taken, and those who wait have their two watches each."""
-    async with asyncio.timeout(5):
-        while len(held(http)) < count or http.node.watches.hub.size < 2 * (count - 1):
-            await asyncio.sleep(0.005)
+    hub = http.node.watches.hub
+    await until("the queue is that long", lambda: len(held(http)) >= count and hub.size >= 2 * (count - 1))
 
 
 def test_a_free_lock_is_granted_with_a_token() -> None:
@@ -152,7 +151,7 @@ def test_a_waiter_that_gives_up_leaves_the_queue() -> None:
 def test_a_waiter_whose_client_is_gone_leaves_the_queue() -> None:
     async def scenario(http: Server) -> None:
         await lock(http, 1)
-        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", http.port)
         writer.write(b"POST /v1/locks/a?lease=2&wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await waiting(http, 2)
         writer.transport.abort()
@@ -168,9 +167,7 @@ def test_an_attempt_that_another_one_took_over_does_not_remove_the_place() -> No
         early = asyncio.create_task(lock(http, 2, 300))
         await waiting(http, 2)
         late = asyncio.create_task(lock(http, 2, 9000))
-        async with asyncio.timeout(5):
-            while http.node.watches.hub.size < 4:
-                await asyncio.sleep(0.005)
+        await until("both wait", lambda: http.node.watches.hub.size >= 4)
         assert (await early).status == 409
         assert held(http) == [b"_locks/a/1", b"_locks/a/2"]
         await http("DELETE", "/v1/locks/a?lease=1")

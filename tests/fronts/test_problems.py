@@ -18,6 +18,7 @@ from kvorum.errors import (
     CallerError,
     FeatureLevelBlockedError,
     FeatureUnavailableError,
+    LeaseError,
     MembershipRefusedError,
     NoLeaderError,
     NoSpaceError,
@@ -90,6 +91,20 @@ async def _ignore_value(http: Server) -> Answer:
     return await http("PUT", "/v1/kv/k?ignore_value=true", b"")
 
 
+async def _lease(http: Server, *steps: tuple[str, str, bytes]) -> Answer:
+    """Grant lease 1 and take these steps; return the answer to the last one."""
+    http.node.raise_feature_level()
+    for step in (("POST", "/v1/leases", b'{"ttl_s": 9, "id": "1"}'), *steps):
+        answer = await http(*step)
+    return answer
+
+
+async def _lock_held(http: Server) -> Answer:
+    taken = ("POST", "/v1/locks/a?lease=1", b"")
+    grant = ("POST", "/v1/leases", b'{"ttl_s": 9, "id": "2"}')
+    return await _lease(http, taken, grant, ("POST", "/v1/locks/a?lease=2", b""))
+
+
 async def _slow_body(http: Server) -> Answer:
     return _parse(await http.raw(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"))
 
@@ -141,6 +156,17 @@ CASES = [
     Case("head_too_large", lambda http: http("GET", "/v1/kv/" + "k" * 9000), {"limit": 8190}),
     Case("compare_failed", lambda http: http("PUT", "/v1/kv/k?prev_revision=3", b"v"), {"mod_revision": 0}),
     Case("precondition_failed", lambda http: http("PUT", "/v1/kv/k", b"v", {"If-Match": '"3"'}), {"mod_revision": 0}),
+    Case("lease_not_found", lambda http: _lease(http, ("GET", "/v1/leases/2", b"")), {"revision": 1}),
+    Case("not_elected", lambda http: _lease(http, ("GET", "/v1/elections/a", b"")), {"revision": 1}),
+    Case("lease_exists", lambda http: _lease(http, ("POST", "/v1/leases", b'{"ttl_s": 5, "id": "1"}')), {"ttl_s": 9}),
+    Case("lock_held", _lock_held, {"lease": "1", "fencing_token": 2, "revision": 2}),
+    Case("lock_not_held", lambda http: _lease(http, ("DELETE", "/v1/locks/a?lease=1", b""))),
+    Case(
+        "too_many_leases",
+        lambda http: _lease(http, ("POST", "/v1/leases", b'{"ttl_s": 9}')),
+        {"limit": 100_000},
+        error=LeaseError("too_many_leases", "there are 100,000 leases", limit=100_000),
+    ),
     Case("session_unknown", lambda http: _session(http, "c/2"), {"reason": "unknown"}),
     Case("session_stale", _many_deletes, {"reason": "stale"}),
     Case("session_ahead", lambda http: _session(http, "c/1", "c/900"), {"reason": "ahead"}),

@@ -18,6 +18,8 @@ from kvorum.errors import (
     CallerError,
     CompareFailedError,
     InvalidRequestError,
+    LeaseError,
+    LockError,
     MembershipRefusedError,
     NoLeaderError,
     NoSpaceError,
@@ -38,6 +40,7 @@ from kvorum.service.access import ANONYMOUS, Principal, authorize
 from kvorum.service.limits import HISTORY_VERSIONS_MAX, KEY_BYTES_MAX, STALENESS_MS_MAX, VALUE_BYTES_MAX
 from kvorum.service.outcomes import OUTCOMES, SESSION_REASONS
 from kvorum.service.requests import (
+    AcquireLock,
     AddMember,
     Batch,
     BatchItem,
@@ -50,20 +53,29 @@ from kvorum.service.requests import (
     Get,
     GetHistory,
     GetLeader,
+    GetLease,
+    GetLock,
     GetMetrics,
     GetQuota,
     GetStateHash,
     GetStatus,
     GetVersion,
+    GrantLease,
+    ListLeases,
+    ListLocks,
     ListMembers,
+    ProclaimLeader,
     PromoteMember,
     Put,
     PutOp,
     PutWithOptions,
     Range,
     RangeQuery,
+    ReleaseLock,
     RemoveMember,
+    RenewLease,
     Request,
+    RevokeLease,
     SetQuota,
     Snapshot,
     TransferLeadership,
@@ -98,6 +110,12 @@ FOR_THE_LEADER: list[Request] = [
     RemoveMember("n3"),
     TransferLeadership("n2"),
     FinalizeUpgrade(),
+    GrantLease(10),
+    RenewLease(1),
+    RevokeLease(2),
+    AcquireLock("lock", b"a", 1),
+    ReleaseLock("lock", b"held", 1),
+    ProclaimLeader(b"held", 1, b"me"),
 ]
 WITH_A_BARRIER: list[Request] = [
     Get(b"k"),
@@ -105,6 +123,10 @@ WITH_A_BARRIER: list[Request] = [
     Range(RangeQuery()),
     Watch(b"k", None),
     Snapshot(),
+    GetLease(1),
+    ListLeases(),
+    GetLock("lock", b"held"),
+    ListLocks("election"),
 ]
 AT_ONCE: list[Request] = [
     Get(b"k", "stale"),
@@ -202,9 +224,16 @@ def test_access_is_checked_once_for_a_request_that_is_executed(monkeypatch: pyte
 
 
 def _with_a_session(node: FakeNode) -> FakeNode:
-    """Let the state be at the highest level, and have the session that :data:`FOR_THE_LEADER` ends."""
+    """Let the state be at the highest level, and have the session, the lease and the locks that the requests need."""
     node.raise_feature_level()
     execute(node, Put(b"k", b"v", client_id="c", sequence=1))
+    execute(
+        node,
+        GrantLease(10, 1),
+        GrantLease(10, 2),
+        AcquireLock("lock", b"held", 1),
+        AcquireLock("election", b"held", 1, b"me"),
+    )
     node.timeouts_ms.clear()
     return node
 
@@ -291,10 +320,10 @@ def test_a_stale_snapshot_needs_no_quorum_but_a_state_that_may_be_served() -> No
 
 
 def _codes() -> set[str]:
-    """Return the code of every error of a caller; a session's errors have one each."""
+    """Return the code of every error of a caller; those of sessions, leases and locks have one each."""
     kinds = [each for each in vars(kvorum.errors).values() if isinstance(each, type) and issubclass(each, CallerError)]
-    codes = {kind.code for kind in kinds if kind not in (CallerError, SessionError)}
-    return codes | {code for code, _ in SESSION_REASONS.values()}
+    codes = {kind.code for kind in kinds if kind not in (CallerError, SessionError, LeaseError, LockError)}
+    return codes | {code for code, _ in SESSION_REASONS.values()} | {*LeaseError.CODES, *LockError.CODES}
 
 
 def test_every_code_has_an_outcome_and_no_other() -> None:
@@ -535,7 +564,7 @@ def test_a_client_can_shorten_the_deadline_and_not_extend_it(
 ) -> None:
     node = _with_a_session(FakeNode(make_config(request_timeout_ms=700)))
     execute(node, msgspec.structs.replace(request_, timeout_ms=timeout_ms))
-    assert node.timeouts_ms == [expected_ms]
+    assert set(node.timeouts_ms) == {expected_ms}
 
 
 @pytest.mark.parametrize("request_", AT_ONCE, ids=repr)

@@ -143,8 +143,8 @@ class Leases:
         )
 
     async def _barrier(self, timeout_ms: int | None) -> None:
-        check_level("a lease", LEASE_LEVEL, self._node.store.feature_level)
         await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
+        check_level("a lease", LEASE_LEVEL, self._node.store.feature_level)
         self._counters.reads += 1
 
     async def _propose(self, command: commands.LeaseCommand, timeout_ms: int | None) -> _Done | LeaseRefused:

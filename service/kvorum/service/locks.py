@@ -289,8 +289,8 @@ class Locks:
         return LockHolder(place.lease, place.create_revision, remaining_ms, place.value)
 
     async def _barrier(self, timeout_ms: int | None) -> None:
-        check_level("a lock", LEASE_LEVEL, self._node.store.feature_level)
         await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
+        check_level("a lock", LEASE_LEVEL, self._node.store.feature_level)
         self._node.counters.reads += 1
 
     def _check_leads(self) -> None:

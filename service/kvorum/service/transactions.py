@@ -155,7 +155,8 @@ class Transactions:
         match refused.reason:
             case txn.KEY_NOT_FOUND:
                 return KeyNotFoundError(
-                    f"the key {where} does not exist, so it has no value or lease to keep", refused.revision
+                    f"the key {where} does not exist, so there is nothing of it to keep (ignore_value, ignore_lease)",
+                    refused.revision,
                 )
             case txn.COMPACTED:
                 return RevisionCompactedError(number, self._node.store.floor, refused.revision)
