@@ -254,12 +254,13 @@ class Lease:
 
     async def _renew(self) -> None:
         """Renew the lease, or lose it."""
-        pause_s, reason = PAUSE_MIN_S, "no renewal was sent in time"
+        pause_s, reason = PAUSE_MIN_S, "no renewal was answered"
         while (remaining_s := self.remaining_s) > 0:
             sent = now()
             try:
                 async with asyncio.timeout(remaining_s):
-                    self.ttl_s = await self._calls.renew_lease(self.id, remaining_s, self.ttl_s / (2 * RENEWALS))
+                    within_s = min(remaining_s, self.ttl_s / RENEWALS)
+                    self.ttl_s = await self._calls.renew_lease(self.id, within_s, within_s / 2)
             except LeaseNotFoundError as error:
                 return self.lose(str(error))
             except ClientError as error:
