@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvorum_client.cli_arguments import add_output, lease_id, whole_number
-from kvorum_client.cli_output import print_json, print_table, say, text_fields
+from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import OutcomeUnknownError, UnavailableError
 from kvorum_client.leases import LOCK_DELAY_S_MAX, RENEWALS, LeaseInfo, now, shown_id
@@ -111,7 +111,7 @@ async def show(client: Client, options: argparse.Namespace) -> int:
         return 0
     _print([lease])
     for key in lease.keys or ():
-        print(f"  {key.decode('utf-8', 'backslashreplace')!r}")
+        print(f"  {printable(key.decode('utf-8', 'backslashreplace'))}")
     return 0
 
 
