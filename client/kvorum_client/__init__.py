@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from kvorum_client.backup import Backup
 from kvorum_client.client import Client
+from kvorum_client.elections import Election
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
@@ -29,12 +30,19 @@ from kvorum_client.errors import (
     CompareFailedError,
     FutureRevisionError,
     InvalidArgumentError,
+    LeaseExistsError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LockHeldError,
+    LockLostError,
     NoSpaceError,
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
     WrongClusterError,
 )
+from kvorum_client.leases import Lease, LeaseGranted, LeaseInfo
+from kvorum_client.locks import Lock, LockHolder, LockInfo
 from kvorum_client.results import (
     CommonPrefix,
     Compacted,
@@ -51,12 +59,14 @@ from kvorum_client.results import (
     WatchEvent,
 )
 from kvorum_client.sync import SyncClient
+from kvorum_client.sync_coordination import SyncElection, SyncLease, SyncLock
 from kvorum_client.transactions import (
     CreateRevision,
     Delete,
     DeleteDone,
     Get,
     GetDone,
+    LeaseId,
     ModRevision,
     Put,
     PutDone,
@@ -85,12 +95,25 @@ __all__ = [
     "Delete",
     "DeleteDone",
     "DeleteResult",
+    "Election",
     "FutureRevisionError",
     "Get",
     "GetDone",
     "History",
     "InvalidArgumentError",
     "KeyVersion",
+    "Lease",
+    "LeaseExistsError",
+    "LeaseGranted",
+    "LeaseId",
+    "LeaseInfo",
+    "LeaseLostError",
+    "LeaseNotFoundError",
+    "Lock",
+    "LockHeldError",
+    "LockHolder",
+    "LockInfo",
+    "LockLostError",
     "Member",
     "ModRevision",
     "NoSpaceError",
@@ -105,6 +128,9 @@ __all__ = [
     "Record",
     "RefusedError",
     "SyncClient",
+    "SyncElection",
+    "SyncLease",
+    "SyncLock",
     "SyncWatch",
     "Transaction",
     "TxnDone",

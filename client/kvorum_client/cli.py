@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kvorum_client import cli_backup, cli_history, cli_range, cli_txn, cli_watch
+from kvorum_client import cli_backup, cli_history, cli_lease, cli_lock, cli_range, cli_txn, cli_watch
 from kvorum_client import cli_commands as commands
-from kvorum_client.arguments import TIMEOUT_S_MAX
+from kvorum_client.cli_arguments import add_output, lease_id, seconds, whole_number
 from kvorum_client.cli_output import give_up, say
 from kvorum_client.client import BACKUP_SILENCE_S, Client
 from kvorum_client.errors import (
@@ -60,7 +60,8 @@ A command that takes longer than a second says on stderr what it waits for.
 
 exit status:
   0  done
-  1  no such key, a compare that failed, a revision that is compacted or not yet
+  1  no such key or lease, a lock that is held or lost, an election without
+     a leader, a compare that failed, a revision that is compacted or not yet
      there, or another refusal, also by nodes of another cluster; or `kv status`
      found nodes of another cluster than --cluster-id, or of more than one, or a
      node that takes no part since a disk was set back
@@ -80,6 +81,7 @@ examples:
   kv put logo @logo.png
   kv put lock me --prev-revision 0      # only if it does not exist
   kv watch --prefix job/                # every change, until it is interrupted
+  kv lock backup -- ./backup.sh         # one at a time; kv lock --help
   kv get greeting --revision 7          # as it was at revision 7 of the cluster
   kv -addr 127.0.0.1:8001 -op put -key foo -val bar
 """
@@ -92,12 +94,18 @@ _DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     commands.health: commands.PROBE_TIMEOUT_S * commands.HEALTH_ROUNDS,
 }
 _PROBES = "deadline for the whole command, at most {0:g} [default {0:g}]"
+_HOLDS = "how long each request to the cluster may take; --wait says how long to wait for the others [default 10]"
+_LASTING = (cli_backup.save, cli_watch.watch, cli_lock.lock, cli_lock.elect, cli_lease.keep)
+"""They show what they do once a node has answered."""
 _TIMEOUT_HELPS: Mapping[object, str] = {
     commands.status: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.status]),
     commands.health: _PROBES.format(_DEFAULT_TIMEOUTS_S[commands.health]),
     cli_backup.save: "how long to look for a node that gives a backup, and to wait for a quorum to confirm it; the "
     f"node may then be silent for {BACKUP_SILENCE_S:g} s, or this long if it is more [default 10]",
     cli_backup.status: "ignored: it asks no node",
+    cli_lock.lock: _HOLDS,
+    cli_lock.elect: _HOLDS,
+    cli_lease.keep: "how long the first renewal may take; then it lasts until it is interrupted [default 10]",
     cli_watch.watch: "how long to look for a node to begin at; then it lasts until it is interrupted [default 10]",
     top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
 }
@@ -170,7 +178,7 @@ def _carry_out(options: argparse.Namespace) -> int:
 def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
     # argparse (until Python 3.13) takes a second "--" for a mark, too, and leaves an empty list in its place.
     for name, value in vars(options).items():
-        if value == []:
+        if value == [] and name != "command":
             setattr(options, name, "--")
     return options
 
@@ -222,7 +230,7 @@ class _Notice:
     def give(self) -> None:
         """Say what the command is waiting for."""
         run, reason = self._options.run, self._client.last_failure
-        is_arriving = run in (cli_backup.save, cli_watch.watch) and self._client.has_heard and reason is None
+        is_arriving = run in _LASTING and self._client.has_heard and reason is None
         if run in (top, cli_backup.status) or is_arriving:
             # It shows what it does, or asks nobody; and a backup that arrives has its own progress.
             return
@@ -326,6 +334,22 @@ def _usage(message: str) -> NoReturn:
 class _Parser(SubcommandParser):
     """A parser that fails when the help or the version cannot be written, which argparse ignores."""
 
+    takes_command = False
+    """What follows ``--`` is a command, with options of its own."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; see there."""
+        command: list[str] = []
+        if self.takes_command and args is not None and "--" in args:
+            place = list(args).index("--")
+            args, command = args[:place], list(args[place + 1 :])
+        known, unknown = super().parse_known_args(args, namespace)
+        if self.takes_command:
+            known.command = command
+        return known, unknown
+
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is sys.stdout:
             file.write(message)
@@ -351,7 +375,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_keys(add)
     _add_watch(add)
+    cli_lock.add_commands(add)
     _add_cluster(add)
+    _add_group(subparsers, "lease", "grant, renew, revoke or list leases", cli_lease.fill)
     _add_group(subparsers, "member", "list, add, promote or remove members", _member_commands)
     _add_group(subparsers, "snapshot", "save or inspect a backup", _snapshot_commands)
     _add_group(subparsers, "cluster", "finalize an upgrade", _cluster_commands)
@@ -386,41 +412,31 @@ def _shared_options(run: object = None) -> argparse.ArgumentParser:
     shared.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=argparse.SUPPRESS,
         help=_TIMEOUT_HELPS.get(run, "deadline for the whole command [default 10]"),
     )
     return shared
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= TIMEOUT_S_MAX:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, up to {TIMEOUT_S_MAX:,}, not {text!r}")
-    return seconds
-
-
 def _revision(text: str) -> int:
-    return _whole_number(text, "a revision, a whole number")
+    return whole_number(text, "a revision, a whole number")
 
 
 def _milliseconds(text: str) -> int:
-    return _whole_number(text, "a whole number of milliseconds")
+    return whole_number(text, "a whole number of milliseconds")
 
 
 def _versions(text: str) -> int:
-    return _whole_number(text, "a whole number of versions")
+    return whole_number(text, "a whole number of versions")
 
 
 def _changes(text: str) -> int:
-    return _whole_number(text, "a whole number of revisions")
+    return whole_number(text, "a whole number of revisions")
 
 
 def _frames(text: str) -> int:
-    return _whole_number(text, "a whole number of frames")
+    return whole_number(text, "a whole number of frames")
 
 
 def _base_url(text: str) -> str:
@@ -432,12 +448,6 @@ def _base_url(text: str) -> str:
     except InvalidArgumentError:
         pass
     raise argparse.ArgumentTypeError(f"must be HOST:PORT or http://HOST:PORT, not {text!r}")
-
-
-def _whole_number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be {what} from 0 to {2**63 - 1:,}, not {text!r}")
-    return int(text)
 
 
 def _add(
@@ -471,15 +481,6 @@ def _add_group(
     fill(lambda name, run, summary: _add(inner, name, run, summary))
 
 
-def _add_output(
-    command: argparse.ArgumentParser,
-    choices: Sequence[str] = ("table", "json"),
-    default: str = "table",
-    help: str = "[default table]",
-) -> None:
-    command.add_argument("-o", "--output", choices=choices, default=default, help=help)
-
-
 def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     put = add("put", commands.put, "set a key")
     put.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
@@ -496,7 +497,10 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=_revision,
         help="write only if the key's mod_revision is N; 0: only if the key does not exist",
     )
-    _add_output(put)
+    put.add_argument(
+        "--lease", metavar="ID", type=lease_id, help="delete the key with this lease; without it, it has none"
+    )
+    add_output(put)
 
     get = add("get", cli_range.get, "read a key, or a range of keys")
     get.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
@@ -508,7 +512,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     get.add_argument("--count-only", action="store_true", help="of a range: print only how many keys it has")
     get.add_argument("--sort", choices=SORTS, default="key", help="of a range of up to 10,000 keys [default key]")
     get.add_argument("--reverse", action="store_true", help="of a range: in descending order")
-    _add_output(
+    add_output(
         get,
         choices=("raw", "table", "json"),
         default="raw",
@@ -528,7 +532,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     history.add_argument("--limit", metavar="N", type=_versions, help="show at most N versions [default 100]")
     _add_revision(history, "leave out versions that are newer than this revision of the cluster")
     history.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
-    _add_output(history)
+    add_output(history)
 
     ls = add("ls", cli_range.ls, "list one level of keys, like a folder")
     ls.description = "Prints the keys of a level, and what other keys begin with, up to and with the next delimiter."
@@ -536,7 +540,7 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     ls.add_argument("--delimiter", metavar="TEXT", default="/", help="what ends a level [default /]")
     _add_revision(ls, "list the keys as they were at this revision of the cluster")
     ls.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
-    _add_output(ls, choices=("text", "json"), default="text", help="json: an object a line [default text]")
+    add_output(ls, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
     delete = add("del", cli_txn.delete, "remove a key, or a range of keys", "delete")
     delete.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
@@ -545,12 +549,12 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
     delete.add_argument("--from", metavar="KEY", help="all keys from this one on")
     delete.add_argument("--to", metavar="KEY", help="all keys before this one")
     delete.add_argument("--dry-run", action="store_true", help="only count the keys of the range")
-    _add_output(delete)
+    add_output(delete)
 
     txn = add("txn", cli_txn.txn, "do several operations at one revision, if conditions hold")
     txn.description, txn.formatter_class = cli_txn.TXN_HELP, argparse.RawDescriptionHelpFormatter
     txn.add_argument("file", metavar="FILE", nargs="?", default="-", help="where it is written; - is stdin [default -]")
-    _add_output(txn)
+    add_output(txn)
 
 
 def _add_watch(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -566,7 +570,7 @@ def _add_watch(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     watch.add_argument("--prev-value", action="store_true", help="show what each change replaced, too")
     watch.add_argument("--only", choices=("put", "delete"), help="leave out the others")
-    _add_output(watch, choices=("text", "json"), default="text", help="json: an object a line [default text]")
+    add_output(watch, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
 
 def _add_revision(command: argparse.ArgumentParser, help: str) -> None:
@@ -575,10 +579,10 @@ def _add_revision(command: argparse.ArgumentParser, help: str) -> None:
 
 def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     status = add("status", commands.status, "show every node: role, term, progress, revision, feature level, version")
-    _add_output(status)
+    add_output(status)
     live = add("top", top, "watch every node live: roles, lag, rates, latencies and events")
     live.add_argument(
-        "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="time between frames [default 1]"
+        "--interval", metavar="SECONDS", type=seconds, default=1.0, help="time between frames [default 1]"
     )
     live.add_argument("--count", metavar="N", type=_frames, default=0, help="stop after N frames [default: never]")
     live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
@@ -588,14 +592,14 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
         "revision", metavar="REVISION", nargs="?", type=_revision, help="the lowest one that can be read afterwards"
     )
     which.add_argument("--keep", metavar="N", type=_changes, help="keep the last N revisions")
-    _add_output(compact)
+    add_output(compact)
     health = add("health", commands.health, "ask every node whether it is ready, and why not")
-    _add_output(health)
+    add_output(health)
 
 
 def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("list", commands.member_list, "list the members, as the leader sees them")
-    _add_output(listing)
+    add_output(listing)
     adding = add("add", commands.member_add, "add a learner; the leader promotes it when it has caught up")
     adding.add_argument("name", metavar="NAME")
     adding.add_argument(
@@ -615,7 +619,7 @@ def _member_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     removing = add("remove", commands.member_remove, "remove a member; stop it first to keep it out")
     removing.add_argument("name", metavar="NAME")
     for command in (adding, promoting, removing):
-        _add_output(command)
+        add_output(command)
 
 
 def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -627,14 +631,14 @@ def _snapshot_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="save what one node has applied, also without a quorum; acknowledged writes may be missing",
     )
-    _add_output(save)
+    add_output(save)
     status = add("status", cli_backup.status, "check a backup's hash and show what it holds; asks no node")
     status.add_argument("file", metavar="FILE", help="file to read; - is stdin")
-    _add_output(status)
+    add_output(status)
 
 
 def _cluster_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    _add_output(
+    add_output(
         add(
             "finalize",
             commands.finalize,
@@ -648,7 +652,7 @@ def _quota_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     change = add("set", commands.quota_set, "set the quota on data; above it puts are refused")
     change.add_argument("quota_bytes", metavar="SIZE", type=_size, help="bytes, or for example 512MiB or 2GiB")
     for command in (show, change):
-        _add_output(command)
+        add_output(command)
 
 
 def _size(text: str) -> int:
@@ -663,7 +667,7 @@ def _leader_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     move = add("move", commands.leader_move, "transfer the leadership")
     move.add_argument("target", metavar="NAME", nargs="?", help="the new leader [default: the most caught-up voter]")
     for command in (show, move):
-        _add_output(command)
+        add_output(command)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from kvorum_client.cli_output import for_terminal, print_json, print_table, printable, say, text_fields
+from kvorum_client.cli_output import for_terminal, lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
 from kvorum_client.results import Member, NodeHealth, NodeStatus, Quota
@@ -25,7 +25,7 @@ HEALTH_ROUNDS = 3
 
 async def put(client: Client, options: argparse.Namespace) -> int:
     """``kv put KEY VALUE|-|@FILE``."""
-    result = await client.put(options.key, options.value, prev_revision=options.prev_revision)
+    result = await client.put(options.key, options.value, prev_revision=options.prev_revision, lease=options.lease)
     if options.output == "json":
         print_json(result)
     else:
@@ -78,6 +78,7 @@ async def get(client: Client, options: argparse.Namespace) -> int:
     fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
     if record.staleness_ms is not None:
         fields["staleness_ms"] = record.staleness_ms
+    fields |= lease_field(record.lease)
     if options.output == "json":
         print_json(fields)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
+from kvorum_client.cli_output import lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.results import Compacted, History, KeyVersion
 
@@ -39,7 +39,7 @@ def _version_fields(version: KeyVersion) -> dict[str, object]:
     if version.deleted:
         return {"mod_revision": version.mod_revision, "deleted": True}
     fields = {name: getattr(version, name) for name in ("mod_revision", "create_revision", "version")}
-    return {**fields, **text_fields("value", version.value)}
+    return {**fields, **text_fields("value", version.value), **lease_field(version.lease)}
 
 
 def _print(found: History) -> None:

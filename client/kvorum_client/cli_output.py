@@ -10,6 +10,8 @@ from typing import BinaryIO, TextIO
 
 import msgspec
 
+from kvorum_client.leases import shown_id
+
 
 def print_json(data: object, stream: BinaryIO | None = None) -> None:
     """Print data as JSON, to stdout unless told otherwise."""
@@ -24,6 +26,11 @@ def text_fields(name: str, data: bytes) -> dict[str, str]:
         return {name: data.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+def lease_field(lease: int) -> dict[str, str]:
+    """Return the id of a lease as a field of JSON; without a lease there is none."""
+    return {"lease": shown_id(lease)} if lease else {}
 
 
 def printable(value: object) -> str:

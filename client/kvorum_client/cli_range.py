@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from kvorum_client.cli_commands import get as get_key
-from kvorum_client.cli_output import print_table, printable, say, text_fields
+from kvorum_client.cli_output import lease_field, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.leases import shown_id
 from kvorum_client.results import Record
 
 PAGE_KEYS = 1000
@@ -50,12 +51,14 @@ async def get(client: Client, options: argparse.Namespace) -> int:
 
 
 async def _show_records(client: Client, reading: dict[str, Any], options: argparse.Namespace) -> int:
-    rows, left, cursor = [["KEY", "VALUE", "MOD-REVISION", "VERSION"]], options.limit, None
+    rows, left, cursor = [["KEY", "VALUE", "MOD-REVISION", "VERSION", "LEASE"]], options.limit, None
     while True:
         page = await client.page(**reading, cursor=cursor, limit=PAGE_KEYS if left is None else min(left, PAGE_KEYS))
         for record in page.records:
             if options.output == "table":
-                rows.append([_shown(record.key), _shown(record.value), str(record.mod_revision), str(record.version)])
+                numbers = (str(record.mod_revision), str(record.version))
+                lease = shown_id(record.lease) if record.lease else "-"
+                rows.append([_shown(record.key), _shown(record.value), *numbers, lease])
             else:
                 _write(_json(record, options) if options.output == "json" else _text(record, options))
         sys.stdout.flush()
@@ -99,7 +102,7 @@ def _json(record: Record, options: argparse.Namespace) -> bytes:
     if not options.keys_only:
         fields |= text_fields("value", record.value)
     fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
-    return msgspec.json.encode(fields)
+    return msgspec.json.encode({**fields, **lease_field(record.lease)})
 
 
 def _text(record: Record, options: argparse.Namespace) -> bytes:

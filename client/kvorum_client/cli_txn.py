@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from kvorum_client.cli_commands import delete as delete_key
-from kvorum_client.cli_output import print_json, printable, say, text_fields
+from kvorum_client.cli_output import lease_field, print_json, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, RefusedError
 from kvorum_client.results import Record
@@ -212,7 +212,12 @@ def _done_fields(done: OperationDone) -> dict[str, Any]:
 
 def _record_fields(record: Record) -> dict[str, Any]:
     numbers = {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version")}
-    return {**text_fields("key", record.key), **text_fields("value", record.value), **numbers}
+    return {
+        **text_fields("key", record.key),
+        **text_fields("value", record.value),
+        **numbers,
+        **lease_field(record.lease),
+    }
 
 
 def _print(result: TxnResult) -> None:

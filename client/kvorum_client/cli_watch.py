@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from kvorum_client.cli_output import printable, say, text_fields
+from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 from kvorum_client.results import WatchEvent
@@ -45,7 +45,7 @@ def _json(event: WatchEvent) -> bytes:
     }
     if event.is_put:
         fields |= {"create_revision": event.create_revision, "version": event.version}
-        fields |= text_fields("value", event.value)
+        fields |= {**text_fields("value", event.value), **lease_field(event.lease)}
     if event.prev_value is not None:
         fields |= text_fields("prev_value", event.prev_value)
     return msgspec.json.encode(fields)

@@ -26,20 +26,20 @@ from kvorum_client.arguments import (
 from kvorum_client.backup import Backup, Verifier
 from kvorum_client.batches import Batch
 from kvorum_client.concurrency import Turns
+from kvorum_client.coordination import Coordination
 from kvorum_client.errors import (
     BackupDamagedError,
     ClientError,
     CompactedError,
     CompareFailedError,
-    FutureRevisionError,
     InvalidArgumentError,
-    NoSpaceError,
     OutcomeUnknownError,
-    RefusedError,
     UnavailableError,
     WrongClusterError,
 )
+from kvorum_client.leases import Lease, id_of_lease, shown_id
 from kvorum_client.ranges import Parameters, SortBy, bounds, page_of, page_parameters
+from kvorum_client.refusals import refusal_of
 from kvorum_client.results import (
     Compacted,
     DeleteResult,
@@ -123,6 +123,8 @@ BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.5
 SUSPECT_S = 0.5
 """A node that has not answered for this long may be no use any more: the others are asked who leads."""
+SUSPECT_WAIT_S = 4.0
+"""Likewise a node that waits for a lock."""
 CLUSTER_ID_CHARS_MAX = 64
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
@@ -171,10 +173,23 @@ class _Call(msgspec.Struct):
     reason: str = "no node was asked in time"
     has_failed: bool = False
     """An attempt failed, and ``reason`` says why."""
+    settled_by: frozenset[str] = frozenset()
+    """Refusals that say all there is to know, whatever became of earlier attempts."""
+    attempt_s: float | None = None
+    """How long one attempt may take; None: as the client's calls do."""
+    wait_until: float = 0.0
+    """Until when a node may wait for a lock, on top of that; 0: it is no such call."""
+
+    @property
+    def wait_s(self) -> float:
+        """For how long a node may wait for a lock."""
+        return max(0.0, self.wait_until - time.monotonic())
 
     def target(self, timeout_s: float) -> str:
-        """Return path and query of an attempt that takes this long."""
+        """Return path and query of an attempt that takes this long, besides the wait for a lock."""
         parameters = self.parameters
+        if self.wait_until:
+            parameters = {**parameters, "wait_ms": str(int(1000 * self.wait_s))}
         if self.waits:
             # The node should give up first, since it knows more about why.
             parameters = {**parameters, "timeout_ms": str(max(1, int(900 * timeout_s)))}
@@ -200,7 +215,7 @@ class _Call(msgspec.Struct):
         self.perhaps_elsewhere = self.perhaps_elsewhere or not self.names_cluster
 
 
-class Client:
+class Client(Coordination):
     """A client of one cluster; for one event loop. Use it as an asynchronous context manager, or call :meth:`close`.
 
     In the child of a fork it begins anew, with sessions and connections of its own, and in another event loop.
@@ -258,6 +273,8 @@ class Client:
         self._turns = Turns(self._concurrent_calls_max)
         self._any_node_turns = Turns(self._concurrent_calls_max)
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
+        self.leases_kept: set[Lease] = set()
+        """Those that are kept alive in the background."""
 
     def after_fork(self) -> None:
         """Begin anew in the child of a fork; called by itself."""
@@ -275,6 +292,8 @@ class Client:
     async def close(self) -> None:
         """End the sessions and close the connections. What is under way and every later call end with an error.
 
+        Leases are not renewed any more: they are lost now, and the cluster ends them after their time.
+
         A session whose writes all have a known outcome makes room in the cluster for another client's. If the cluster
         does not answer within a second, it keeps the session for an hour.
 
@@ -285,6 +304,8 @@ class Client:
         if is_in_use:
             self._check_loop()
         try:
+            for lease in list(self.leases_kept):
+                lease.lose("the client is closed, and renews no lease any more")
             if is_in_use:
                 await self._end_sessions()
         finally:
@@ -302,7 +323,13 @@ class Client:
     # Keys.
 
     async def put(
-        self, key: bytes | str, value: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        prev_revision: int | None = None,
+        lease: Lease | int | None = None,
+        timeout_s: float | None = None,
     ) -> PutResult:
         """Set the key.
 
@@ -310,14 +337,18 @@ class Client:
             key: 1 to 1024 bytes; text is encoded as UTF-8.
             value: up to 1 MiB; text is encoded as UTF-8.
             prev_revision: only if the key's mod_revision is this; 0: only if it does not exist.
+            lease: the lease, or its id, with which the key is deleted. None: the key has none afterwards.
             timeout_s: the deadline.
 
         Raises:
             CompareFailedError: the key is at another revision.
+            LeaseNotFoundError: the lease does not exist, or its time is over.
             RefusedError, UnavailableError: not done.
             OutcomeUnknownError: perhaps done.
         """
-        answer = await self._write("PUT", key, encoded(value, "the value"), prev_revision, timeout_s)
+        data = encoded(value, "the value")
+        parameters: Parameters = {} if lease is None else {"lease": shown_id(id_of_lease(lease))}
+        answer = await self._write("PUT", key, data, prev_revision, timeout_s, parameters)
         return decode_write(answer.body, PutResult)
 
     async def delete(
@@ -617,9 +648,15 @@ class Client:
         return result_of(decode_write(answer.body, wire.TxnAnswer))
 
     async def _write(
-        self, method: str, key: bytes | str, body: bytes, prev_revision: int | None, timeout_s: float | None
+        self,
+        method: str,
+        key: bytes | str,
+        body: bytes,
+        prev_revision: int | None,
+        timeout_s: float | None,
+        parameters: Parameters | None = None,
     ) -> Answer:
-        parameters: Parameters = {**key_parameters(name := encoded(key, "the key"))}
+        parameters = {**key_parameters(name := encoded(key, "the key")), **(parameters or {})}
         if prev_revision is not None:
             parameters["prev_revision"] = str(check_whole_number(prev_revision, "prev_revision"))
         path, deadline = key_path(name), self._deadline(timeout_s)
@@ -682,18 +719,18 @@ class Client:
                 client's deadline to begin, and no limit to resume.
             on_resume: called with a revision and a reason when the watch goes on at another node.
         """
-        target = target_of(key, prefix, start, end, only, prev_value=prev_value)
+        target = target_of(key, prefix, start, end, only, prev_value=prev_value) + f"&progress_s={WATCH_PROGRESS_S}"
         begin_timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return Watch(self._watch_at_a_node, target, from_revision, begin_timeout_s, timeout_s, on_resume)
+        return Watch(self._stream, target, from_revision, begin_timeout_s, timeout_s, on_resume)
 
-    async def _watch_at_a_node(self, target: str, within_s: float) -> AsyncGenerator[bytes, None]:
-        """Yield what one node sends of a watch; see :class:`kvorum_client.watch.Connect`."""
+    async def _stream(self, target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield what one node sends of a watch, or of an election; see :class:`kvorum_client.watch.Connect`."""
         attempt_s = min(within_s, self._attempt_timeout_s)
         call = _Call("GET", "/v1/watch", self._deadline(attempt_s), any_node=True)
         base = await self._router.pick_any(attempt_s)
         if self._transport.is_closed:
             raise UnavailableError(CLOSED)
-        target += f"&progress_s={WATCH_PROGRESS_S}&timeout_ms={max(1, int(900 * attempt_s))}"
+        target += f"&timeout_ms={max(1, int(900 * attempt_s))}"
         try:
             if self.cluster_id or await self._learn_cluster(call, base, attempt_s):
                 pieces = self._transport.download(base, target, self._cluster_header(), WATCH_SILENCE_S)
@@ -948,6 +985,33 @@ class Client:
         call = _Call(method, "/v1/cluster/members" + path, self._deadline(timeout_s), body, is_write=True)
         return decode_write((await self._call(call)).body, Members).members
 
+    async def _coordinate(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+        attempt_s: float | None = None,
+        wait_until: float = 0.0,
+        settled_by: frozenset[str] = frozenset(),
+    ) -> Answer:
+        call = _Call(
+            method,
+            path,
+            max(wait_until - time.monotonic(), 0.0) + self._deadline(timeout_s),
+            body,
+            parameters=parameters or {},
+            is_write=method != "GET",
+            is_idempotent=True,
+            settled_by=settled_by,
+            attempt_s=attempt_s,
+            wait_until=wait_until,
+        )
+        # It takes no turn: a renewal must not wait for other calls, nor these for a call that waits for a lock.
+        return await self._try(call)
+
     async def _ask(self, endpoint: str, target: str, deadline: float) -> Answer:
         """Ask this one node, once."""
         base = Router(check_endpoints([endpoint])).endpoints[0]
@@ -1094,20 +1158,21 @@ class Client:
         Raises:
             OutcomeUnknownError: none came, and the call may not be repeated.
         """
-        timeout_s = min(remaining_s, self._attempt_timeout_s)
+        usual_s = (call.attempt_s or self._attempt_timeout_s) + call.wait_s
+        timeout_s = min(remaining_s, usual_s)
         call.names_cluster = bool(self.cluster_id)
         self.writes_perhaps_sent += call.is_write
         try:
             return await self._exchange(call, base, timeout_s)
         except NotSentError as error:
             self.writes_perhaps_sent -= call.is_write
-            call.note_failure(error, timeout_s, self._attempt_timeout_s)
+            call.note_failure(error, timeout_s, usual_s)
             if base == self._router.leader and call.waits:
                 # The leader is dead, or cannot be reached from here (a port-forward): its peers may reach it.
                 call.parameters = {**call.parameters, "forward": "true"}
             return None
         except NoAnswerError as error:
-            call.note_failure(error, timeout_s, self._attempt_timeout_s)
+            call.note_failure(error, timeout_s, usual_s)
             call.note_unknown()
             if not call.may_repeat:
                 raise OutcomeUnknownError(f"it may or may not have been applied: {error}") from None
@@ -1120,16 +1185,21 @@ class Client:
         long before the time is over.
         """
         headers = {**call.headers, **self._cluster_header()}
-        asking = self._transport.exchange(base, call.method, call.target(timeout_s), call.body, headers, timeout_s)
+        target = call.target(timeout_s - min(call.wait_s, timeout_s))
+        asking = self._transport.exchange(base, call.method, target, call.body, headers, timeout_s)
         if call.any_node or not call.may_repeat or timeout_s <= SUSPECT_S:
             return await asking
         doubting: asyncio.Task[None] | None = None
 
         def doubt() -> None:
             nonlocal doubting
-            doubting = asyncio.create_task(self._find_successor(base, patience), name=f"who leads instead of {base}?")
+            doubting = asyncio.create_task(
+                self._find_successor(base, patience, suspect_s / 2), name=f"who leads instead of {base}?"
+            )
 
-        timer = asyncio.get_running_loop().call_later(SUSPECT_S, doubt)
+        # Of a call that waits for a lock, silence says little.
+        suspect_s = SUSPECT_WAIT_S if call.wait_until else SUSPECT_S
+        timer = asyncio.get_running_loop().call_later(suspect_s, doubt)
         try:
             async with asyncio.timeout(None) as patience:
                 return await asking
@@ -1141,7 +1211,7 @@ class Client:
                 doubting.cancel()
                 await asyncio.gather(doubting, return_exceptions=True)
 
-    async def _find_successor(self, base: str, patience: asyncio.Timeout) -> None:
+    async def _find_successor(self, base: str, patience: asyncio.Timeout, pause_s: float) -> None:
         """Ask the others who leads, until one names another than ``base``; then end the patience with it."""
         while True:
             asking = (self._leader_according_to(other) for other in self._router.others(base))
@@ -1150,7 +1220,7 @@ class Client:
                 self._router.leader = leaders[0]
                 patience.reschedule(asyncio.get_running_loop().time())
                 return
-            await asyncio.sleep(SUSPECT_S / 2)
+            await asyncio.sleep(pause_s)
 
     async def _leader_according_to(self, base: str) -> str | None:
         try:
@@ -1216,17 +1286,15 @@ class Client:
         if problem.code == "compacted":
             # Of a compaction: it was done, whatever became of an earlier attempt.
             raise CompactedError(call.reason, problem.floor or 0, problem.revision or 0)
+        if problem.code in call.settled_by and problem.outcome == "refused":
+            raise refusal_of(answer.status, problem, call.reason, perhaps_done=call.perhaps_done)
         if call.is_write and problem.outcome != "refused" and not call.is_peer_port:
             # Only Kvorum says that nothing was done; a proxy's word is not enough.
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
         if call.is_write and call.perhaps_done:
             # An earlier attempt went into the dark, and this one was refused before it reached the log.
             raise OutcomeUnknownError(f"an earlier attempt may be done; this one was refused: {call.reason}")
-        if is_full:
-            raise NoSpaceError(call.reason, problem.reason or "", problem.limit or 0, problem.used or 0)
-        if problem.code == "future_revision":
-            raise FutureRevisionError(call.reason, problem.revision or 0)
-        raise RefusedError(answer.status, problem.code, call.reason)
+        raise refusal_of(answer.status, problem, call.reason, perhaps_done=False)
 
     def _note_refusal(self, call: _Call, problem: Problem) -> None:
         if problem.outcome == "refused":

@@ -9,10 +9,15 @@
     |   +-- CompactedError      the revision is no longer in the history
     |   +-- FutureRevisionError the cluster has not reached the revision
     |   +-- NoSpaceError        the cluster has no room for more data; deletes and reads go on
+    |   +-- LeaseNotFoundError  the lease does not exist, or its time is over
+    |   +-- LeaseExistsError    there is a lease with the id already
+    |   +-- LockHeldError       another one holds the lock, or is elected
     |   +-- WrongClusterError   the nodes belong to another cluster than the client's
     +-- UnavailableError        nobody answered, or nobody leads, until the deadline, or the client is closed; certainly
     |                           not done
     +-- OutcomeUnknownError     it may be done, now or later
+    +-- LeaseLostError          the lease of a block has ended before the block did, and its keys with it
+    |   +-- LockLostError       likewise the lock or the election; what was done last may overlap with the next holder
     +-- BackupDamagedError      a backup that is none, or not all of one
 
 Until version 0.1.0 these names did not end in ``Error``. The old ones can still be imported, with a warning.
@@ -117,6 +122,45 @@ class NoSpaceError(RefusedError):
         self.used = used
 
 
+class LeaseNotFoundError(RefusedError):
+    """The lease does not exist, or its time is over; nothing was done."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(404, "lease_not_found", detail)
+
+
+class LeaseExistsError(RefusedError):
+    """There is a lease with the id already; nothing was done.
+
+    Args:
+        detail: one readable sentence.
+        ttl_s: its time to live; 0: not known.
+        perhaps_ours: an earlier attempt of the same call may have granted it.
+    """
+
+    def __init__(self, detail: str, ttl_s: int, perhaps_ours: bool) -> None:
+        super().__init__(409, "lease_exists", detail)
+        self.ttl_s = ttl_s
+        self.perhaps_ours = perhaps_ours
+
+
+class LockHeldError(RefusedError):
+    """Another lease holds the lock, or is elected, and the wait is over; the place in the queue is given up.
+
+    Args:
+        detail: one readable sentence.
+        lease: the id of the holder's lease; 0: not known.
+        fencing_token: the holder's.
+        remaining_ms: for how long the holder's lease lives unless it is renewed.
+    """
+
+    def __init__(self, detail: str, lease: int, fencing_token: int, remaining_ms: int) -> None:
+        super().__init__(409, "lock_held", detail)
+        self.lease = lease
+        self.fencing_token = fencing_token
+        self.remaining_ms = remaining_ms
+
+
 class WrongClusterError(RefusedError):
     """The nodes that were asked belong to another cluster than this client's; nothing was done.
 
@@ -138,6 +182,17 @@ class UnavailableError(ClientError):
 
 class OutcomeUnknownError(ClientError):
     """The request may be done, or may still be done later. Read before you write again."""
+
+
+class LeaseLostError(ClientError):
+    """The lease was not renewed in time, or somebody revoked it: its keys are gone, now or soon."""
+
+
+class LockLostError(LeaseLostError):
+    """The lock, or the election, was lost before its block ended. Somebody else may have it already.
+
+    What was done last in the block may overlap with what the next holder does, where the fencing token was not checked.
+    """
 
 
 class BackupDamagedError(ClientError):

@@ -7,7 +7,7 @@ from typing import Literal
 from kvorum_client.arguments import check_text, check_whole_number
 from kvorum_client.errors import InvalidArgumentError
 from kvorum_client.results import CommonPrefix, Page, Record
-from kvorum_client.wire import bytes_of, decode, encoded
+from kvorum_client.wire import bytes_of, decode, encoded, id_of
 from kvorum_wire import RangeAnswer
 
 SortBy = Literal["key", "create", "mod", "version", "value"]
@@ -89,6 +89,7 @@ def page_of(body: bytes) -> Page:
             each.version,
             answer.revision,
             answer.staleness_ms,
+            id_of(each.lease),
         )
         for each in answer.records
     )

@@ -37,6 +37,8 @@ class Record(msgspec.Struct, frozen=True):
     revision: int
     staleness_ms: int | None = None
     """Of a stale read: everything committed this long ago was applied at the node that answered."""
+    lease: int = 0
+    """The id of the lease with which the key is deleted; 0: it has none. Here and in the next ones."""
 
 
 class KeyVersion(msgspec.Struct, frozen=True):
@@ -47,6 +49,7 @@ class KeyVersion(msgspec.Struct, frozen=True):
     mod_revision: int
     version: int
     deleted: bool = False
+    lease: int = 0
 
 
 class History(msgspec.Struct, frozen=True):
@@ -99,6 +102,7 @@ class WatchEvent(msgspec.Struct, frozen=True):
     version: int = 0
     prev_value: bytes | None = None
     """What the event replaced, if the watch asked for it; None: the key did not exist."""
+    lease: int = 0
 
     @property
     def type(self) -> str:

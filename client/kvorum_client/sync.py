@@ -28,6 +28,7 @@ from kvorum_client.results import (
     Quota,
     Record,
 )
+from kvorum_client.sync_coordination import SyncCoordination, SyncLease, id_of
 from kvorum_client.transactions import Operation, OperationDone, Transaction, TxnResult
 from kvorum_client.transport import CLOSED, UNCLOSED
 from kvorum_client.watch import Resumed, SyncWatch
@@ -38,7 +39,7 @@ CLOSING_S = 2.0
 """How long calls under way have to end by themselves when the client is closed."""
 
 
-class SyncClient:
+class SyncClient(SyncCoordination):
     """A client for programs without an event loop; any number of threads may share it.
 
     It runs an event loop in a thread of its own, from the first call on. In the child of a fork it begins anew, with a
@@ -47,6 +48,7 @@ class SyncClient:
     Arguments, results and errors are those of :class:`kvorum_client.Client`. Close it, or use it in a ``with``.
     """
 
+    _client: Client
     _thread: _LoopThread | None = None
     """None: not started yet."""
 
@@ -132,10 +134,17 @@ class SyncClient:
             raise
 
     def put(
-        self, key: bytes | str, value: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        prev_revision: int | None = None,
+        lease: SyncLease | int | None = None,
+        timeout_s: float | None = None,
     ) -> PutResult:
         """See :meth:`kvorum_client.Client.put`."""
-        return self._run(self._client.put(key, value, prev_revision=prev_revision, timeout_s=timeout_s))
+        which = None if lease is None else id_of(lease)
+        return self._run(self._client.put(key, value, prev_revision=prev_revision, lease=which, timeout_s=timeout_s))
 
     def delete(
         self, key: bytes | str, *, prev_revision: int | None = None, timeout_s: float | None = None

@@ -24,12 +24,13 @@ from msgspec import UNSET
 
 from kvorum_client.arguments import check_whole_number
 from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.leases import Lease, id_of_lease, shown_id
 from kvorum_client.results import Record
-from kvorum_client.wire import encoded
+from kvorum_client.wire import encoded, id_of
 from kvorum_wire import transactions as wire
 
 T = TypeVar("T")
-_Target = Literal["value", "version", "create_revision", "mod_revision"]
+_Target = Literal["value", "version", "create_revision", "mod_revision", "lease"]
 _Sign = Literal["=", "!=", "<", ">"]
 _NUMBER_MIN = -(2**63)
 
@@ -79,6 +80,10 @@ class Condition(msgspec.Struct, frozen=True):
             if isinstance(self.operand, int):
                 raise InvalidArgumentError(f"a value is compared with bytes or text, not {self.operand!r:.80}")
             fields |= _field("value", encoded(self.operand, "the value"))
+        elif self.target == "lease":
+            if not isinstance(self.operand, int):
+                raise InvalidArgumentError(f"a lease is compared with an id, a whole number, not {self.operand!r:.80}")
+            fields["lease"] = shown_id(check_whole_number(self.operand, "the id of a lease", _NUMBER_MIN))
         else:
             what = f"what the {self.target} is compared with"
             if isinstance(self.operand, bytes | str):
@@ -145,6 +150,12 @@ class ModRevision(_Subject):
     _target = "mod_revision"
 
 
+class LeaseId(_Subject):
+    """The id of the lease of a key; 0: it has none, or does not exist."""
+
+    _target = "lease"
+
+
 class Put(msgspec.Struct, frozen=True):
     """Set a key."""
 
@@ -153,13 +164,26 @@ class Put(msgspec.Struct, frozen=True):
     """None: keep the value that the key has, which must exist."""
     prev_value: bool = False
     """Answer with the record before."""
+    lease: Lease | int | None = None
+    """The lease, or its id, with which the key is deleted. None: the key has none afterwards."""
+    ignore_lease: bool = False
+    """Keep the lease that the key has, which must exist."""
 
     def body(self) -> wire.Operation:
         """Return its JSON. Raises as :meth:`Condition.body`."""
         fields = Keys(self.key).fields()
         if self.value is not None:
             fields |= _field("value", encoded(self.value, "the value"))
-        return wire.Operation(put=wire.Put(**fields, ignore_value=self.value is None, prev_value=bool(self.prev_value)))
+        if self.lease is not None:
+            fields["lease"] = shown_id(id_of_lease(self.lease))
+        return wire.Operation(
+            put=wire.Put(
+                **fields,
+                ignore_value=self.value is None,
+                prev_value=bool(self.prev_value),
+                ignore_lease=bool(self.ignore_lease),
+            )
+        )
 
 
 class Delete(msgspec.Struct, frozen=True):
@@ -372,6 +396,7 @@ def _record(record: wire.Record, revision: int) -> Record:
         record.mod_revision,
         record.version,
         revision,
+        lease=id_of(record.lease),
     )
 
 

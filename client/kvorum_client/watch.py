@@ -77,6 +77,26 @@ def target_of(
     return "/v1/watch?" + "&".join(parts)
 
 
+async def lines_of(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield whole lines of what a node sends in pieces.
+
+    Raises:
+        ClientError: a line does not end.
+    """
+    buffer = bytearray()
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            searched = len(buffer)
+            buffer += piece
+            begin = 0
+            while (end := buffer.find(b"\n", max(begin, searched))) >= 0:
+                text, begin = bytes(buffer[begin:end]), end + 1
+                yield text
+            del buffer[:begin]
+            if len(buffer) > LINE_BYTES_MAX:
+                raise ClientError("the answer is not Kvorum's: a line of a watch does not end")
+
+
 class Watch:
     """The events of a range of keys, one after another: ``async for event in watch``. It has no end of its own.
 
@@ -194,18 +214,9 @@ class Watch:
     async def _attempt(self, within_s: float) -> AsyncGenerator[WatchLine, None]:
         """Yield the lines of one node; an empty one is a sign of life."""
         target = self._target + (f"&from_revision={self._next}" if self._next else "")
-        buffer = bytearray()
-        async with contextlib.aclosing(self._connect(target, within_s)) as pieces:
-            async for piece in pieces:
-                searched = len(buffer)
-                buffer += piece
-                begin = 0
-                while (end := buffer.find(b"\n", max(begin, searched))) >= 0:
-                    text, begin = bytes(buffer[begin:end]), end + 1
-                    yield self._line(text) if text.strip() else WatchLine()
-                del buffer[:begin]
-                if len(buffer) > LINE_BYTES_MAX:
-                    raise ClientError("the answer is not Kvorum's: a line of a watch does not end")
+        async with contextlib.aclosing(lines_of(self._connect(target, within_s))) as lines:
+            async for text in lines:
+                yield self._line(text) if text.strip() else WatchLine()
         raise AttemptEndedError("the connection ended")
 
     def _line(self, text: bytes) -> WatchLine:

@@ -75,6 +75,7 @@ def record_of(key: bytes, answer: Answer) -> Record:
             int(headers["X-Kvorum-Version"]),
             int(headers["X-Kvorum-Revision"]),
             int(staleness) if staleness is not None else None,
+            id_of(headers.get("X-Kvorum-Lease")),
         )
     except (KeyError, ValueError):
         raise ClientError("the answer is not Kvorum's: it lacks the revisions") from None
@@ -90,7 +91,8 @@ def history_of(key: bytes, body: bytes) -> History:
     versions = []
     for each in answer.versions:
         value = bytes_of(each.value, each.value_base64)
-        versions.append(KeyVersion(value, each.create_revision, each.mod_revision, each.version, each.deleted))
+        lease = id_of(each.lease)
+        versions.append(KeyVersion(value, each.create_revision, each.mod_revision, each.version, each.deleted, lease))
     return History(key, tuple(versions), answer.revision, answer.floor, answer.truncated)
 
 
@@ -113,6 +115,7 @@ def watch_event_of(event: wire.WatchEvent) -> WatchEvent:
         event.create_revision,
         event.version,
         prev_value,
+        id_of(event.lease),
     )
 
 
@@ -126,6 +129,18 @@ def bytes_of(text: str | None, text_base64: str | None) -> bytes:
         return base64.b64decode(text_base64 or "", validate=True) or (text or "").encode()
     except ValueError:
         raise ClientError("the answer is not Kvorum's: a key or a value is not base64") from None
+
+
+def id_of(text: str | None) -> int:
+    """Return the id of a lease that the API wrote; 0: there is none.
+
+    Raises:
+        ClientError: it is not Kvorum's.
+    """
+    try:
+        return int(text or "0", 16)
+    except ValueError:
+        raise ClientError(f"the answer is not Kvorum's: the id of a lease is {text!r:.80}") from None
 
 
 def decode(body: bytes, kind: type[T]) -> T:

@@ -1,0 +1,122 @@
+"""Runs a command for as long as something is held: passes signals on, and stops the command when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from kvorum_client.cli_output import say
+
+EXIT_LOST = 1
+PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What ends `kv` before there is a command, after it has released what it holds. SIGINT is asyncio's matter."""
+
+
+class Signals:
+    """What becomes of signals: they end the current task, or go to a command.
+
+    Attributes:
+        ended_by: the signal that ended the task; 0: none.
+        lost_status: the status of a command that was stopped, since what was held is lost.
+    """
+
+    def __init__(self) -> None:
+        self.ended_by = 0
+        self.lost_status = 0
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._set: list[signal.Signals] = []
+
+    def __enter__(self) -> Signals:
+        for number in _ENDING:
+            self._handle(number, self._end)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number in self._set:
+            self._loop.remove_signal_handler(number)
+
+    def pass_on(self, send: Callable[[signal.Signals], None]) -> None:
+        """Let signals go to a command from now on."""
+        for number in PASSED_ON:
+            self._handle(number, send)
+
+    def _handle(self, number: signal.Signals, handler: Callable[[signal.Signals], None]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(number, handler, number)
+            self._set.append(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        self.ended_by = int(number)
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def run_command(
+    command: Sequence[str], environment: Mapping[str, str], lost: asyncio.Event, grace_s: float, signals: Signals
+) -> int:
+    """Run a command to its end, and return its exit status: 128 + N if signal N ended it.
+
+    Args:
+        command: and its arguments.
+        environment: of the command.
+        lost: when it is set, the command must end: SIGTERM, and SIGKILL after ``grace_s``.
+        grace_s: see there; in seconds.
+        signals: what becomes of those that this process gets.
+    """
+    has_terminal = sys.stdin is not None and sys.stdin.isatty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, process_group=None if has_terminal else 0
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        say(f"{command[0]}: {getattr(error, 'strerror', None) or error}")
+        return 127 if isinstance(error, FileNotFoundError) else 126
+
+    def send(number: signal.Signals) -> None:
+        if has_terminal and number in (signal.SIGINT, signal.SIGQUIT):
+            return  # The terminal has sent it to the command as well.
+        _send(process.pid, number, to_group=not has_terminal)
+
+    signals.pass_on(send)
+    ended, losing = asyncio.create_task(process.wait()), asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            say(f"{command[0]} is stopped, since what it ran under is lost")
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                _send(process.pid, number, to_group=not has_terminal)
+            await asyncio.wait({ended}, timeout=grace_s)
+            _send(process.pid, signal.SIGKILL, to_group=not has_terminal)
+        status = await ended
+    finally:
+        losing.cancel()
+        if not ended.done():
+            _send(process.pid, signal.SIGKILL, to_group=not has_terminal)
+            await ended
+    status = 128 - status if status < 0 else status
+    if lost.is_set():
+        signals.lost_status = status
+    return status
+
+
+def _send(pid: int, number: signal.Signals, *, to_group: bool) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        (os.killpg if to_group else os.kill)(pid, number)
