@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,10 @@ async def kill_the_leader(cluster: Cluster) -> str:
     return leader
 
 
+def _renewed_after(lease: leases.Lease, moment: float) -> bool:
+    return lease._renewed_at > moment
+
+
 def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster: Cluster) -> None:
     async def scenario() -> None:
         addresses = list(cluster.addresses.values())
@@ -69,7 +74,7 @@ def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster:
                 for _ in range(2):
                     killed = await kill_the_leader(cluster)
                     renewed_at = lease._renewed_at
-                    await until("renewed at the new leader", lambda at=renewed_at: lease._renewed_at > at)
+                    await until("renewed at the new leader", partial(_renewed_after, lease, renewed_at))
                     assert lease.is_alive
                     cluster.start(killed)
                     await asyncio.to_thread(cluster.settled)

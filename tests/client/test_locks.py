@@ -274,7 +274,7 @@ def test_a_lock_is_used_once_and_has_no_token_before() -> None:
             await lock.acquire()
         for arguments in ({"wait_s": -1}, {"wait_s": "1"}, {"wait_s": True}, {"ttl_s": 0}, {"lock_delay_s": 61}):
             with pytest.raises(InvalidArgumentError):
-                kv.lock("a", **arguments)  # type: ignore[arg-type]
+                kv.lock("a", **arguments)
         with pytest.raises(InvalidArgumentError):
             kv.lock("")
 
