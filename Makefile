@@ -44,6 +44,11 @@ fix: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff format service client tests bench
 	@$(BIN)/ruff check --fix service client tests bench
 
+.PHONY: fuzz-api
+EXAMPLES ?= 200
+fuzz-api: setup ## Send requests made from /openapi.json to a live node, and check the answers: EXAMPLES=200 of each operation
+	@KVORUM_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout 3600 tests/acceptance/test_openapi.py
+
 .PHONY: lock
 lock: setup ## Renew the lock files from pyproject.toml
 	@$(BIN)/pip install -q pip-tools

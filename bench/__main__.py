@@ -59,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=defaults.keys, help="default: %(default)s")
     parser.add_argument("--value-bytes", type=int, default=defaults.value_bytes, help="default: %(default)s")
     parser.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="default: %(default)s")
+    parser.add_argument("--stalls-keys", type=int, default=1_000_000, help="of a store; 0: none (default: %(default)s)")
     parser.add_argument("--no-grpc", action="store_true", help="leave out etcd's own client")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of data and results (default: bench/out)")
     options = parser.parse_args()
@@ -133,6 +134,7 @@ class Bench:
                 with Cluster(system, self.out / f"{system.name}-failover") as cluster:
                     self.failovers += measure_failovers(cluster, self.settings.failovers, tell)
         self._watch()
+        self._large_store()
         self._finish()
 
     def _watch(self) -> None:
@@ -144,6 +146,17 @@ class Bench:
                 tell(measure_watches(Path(folder)).row())
         except (BenchError, TimeoutError) as error:
             self._skip(f"watches: {error}")
+
+    def _large_store(self) -> None:
+        """Print what a store of a million keys costs, and the stalls while it is read: in a process of its own."""
+        if not any(system.name == "kvorum" for system in self.systems) or not self.options.stalls_keys:
+            return
+        command = [sys.executable, "-m", "bench.stalls", str(self.options.stalls_keys)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self._skip(f"a store of {self.options.stalls_keys:,} keys: {done.stderr[-200:]}")
+        for line in done.stdout.splitlines():
+            tell(line)
 
     def _round(self, system: System, round_: int) -> None:
         tell(f"round {round_ + 1} of {self.settings.rounds}: {system.name}")

@@ -128,7 +128,9 @@ SUSPECT_WAIT_S = 4.0
 CLUSTER_ID_CHARS_MAX = 64
 REDIRECTS_MAX = 4
 """Redirects in a row before a pause: two nodes that name each other are in the middle of an election."""
-_TRY_AGAIN = frozenset({"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal"})
+_TRY_AGAIN = frozenset(
+    {"no_leader", "overloaded", "read_timeout", "too_stale", "outcome_unknown", "internal", "too_many_watchers"}
+)
 _SESSION_REFUSALS = frozenset({"session_unknown", "session_stale", "session_ahead", "session_mismatch"})
 """This attempt is not applied. The session is of no use any more: it expired, the cluster was restored from a backup,
 or somebody else writes in it."""

@@ -362,6 +362,14 @@ class FeatureLevel(Struct, frozen=True):
     feature_level: int
 
 
+class Versions(Struct, frozen=True):
+    """The answer to ``GET /version``: of the node, of the HTTP API, and of Python."""
+
+    version: str
+    api: tuple[str, ...]
+    python: str
+
+
 # Errors.
 
 

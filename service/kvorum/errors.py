@@ -151,6 +151,12 @@ class OverloadedError(CallerError):
     code = "overloaded"
 
 
+class TooManyWatchersError(CallerError):
+    """This node has as many watchers as it may have; nothing was begun."""
+
+    code = "too_many_watchers"
+
+
 class OutcomeUnknownError(CallerError):
     """The request may have been done, or may still be done later. Never reported as a failure."""
 

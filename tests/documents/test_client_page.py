@@ -25,7 +25,8 @@ PRINTS = [
     "b'old'\n3 b'new'\n2 b'old'\nthe history begins at revision 3\n",
     "b'app/a' b'1'\nb'app/b/c' b'2'\n[b'app/a'] [b'app/b/']\n2\n",
     "True at revision 3\nb'1'\n",
-    "PutDone\nerror: the key 'x/2' does not exist, so there is nothing of it to keep (ignore_value, ignore_lease)\nDeleteDone\nGetDone\n"
+    "PutDone\nerror: the key 'x/2' does not exist: there is nothing to keep (ignore_value, ignore_lease)\n"
+    "DeleteDone\nGetDone\n"
     "1 deleted\n",
     "2 put b'job/1' b'new' None\n3 put b'job/1' b'done' b'new'\n4 delete b'job/1' b'' b'done'\nseen up to revision 4\n",
 ]

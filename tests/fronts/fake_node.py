@@ -27,6 +27,7 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
+    LeaseCommand,
     LeaseRevoke,
     Put,
     RaiseFeatureLevel,
@@ -126,6 +127,9 @@ class FakeNode:
         if self.watches.advance():
             self._advance_soon()
 
+    def check_watchers(self) -> None:
+        self.watches.check_room()
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         self.check_serves()
         return self.watches.open(interest, sink, first)
@@ -217,6 +221,11 @@ class FakeNode:
 
     def staleness_ms(self) -> int | None:
         return self.staleness
+
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        await self._admit(timeout_ms)
+        check_command_level(command, self.store.feature_level)
+        return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
     @property
     def cluster_id(self) -> str:

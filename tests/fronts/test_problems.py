@@ -68,6 +68,11 @@ async def _many_deletes(http: Server) -> Answer:
     return answer
 
 
+async def _too_many_watchers(http: Server) -> Answer:
+    http.node.watches._watchers_max = 0
+    return await http("GET", "/v1/watch?prefix=")
+
+
 async def _sessions_full(http: Server) -> Answer:
     from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 
@@ -185,6 +190,7 @@ CASES = [
     _raise(NotServingError("the node is stopping")),
     Case("no_leader", _put, error=NotLeaderError(None)),
     _raise(OverloadedError("too much")),
+    Case("too_many_watchers", _too_many_watchers),
     _raise(ReadTimeoutError("no quorum"), _get),
     Case("too_stale", _stale, {"staleness_ms": None, "limit": 1}),
     _raise(TransferFailedError("it did not move"), lambda http: http("POST", "/v1/cluster/leader")),

@@ -7,9 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp.web import BaseRequest
 from fronts.fake_node import FakeNode, Server, run
 
 from kvorum.errors import NotServingError
+from kvorum.fronts.http.response import Response
 from kvorum.service import scans
 
 
@@ -142,7 +144,7 @@ def test_the_key_of_a_path_is_still_a_key_and_head_reads_no_range() -> None:
         assert (await server("GET", "/v1/kv/")).status == 400
         assert (await server("HEAD", "/v1/kv?key=a")).status == 200
         head = await server("HEAD", "/v1/kv")
-        assert (head.status, head.headers["Allow"]) == (405, "GET")
+        assert head.status == 400  # The path takes HEAD, with the parameter key only.
 
     run(scenario, filled("a"))
 
@@ -204,3 +206,54 @@ def test_more_ranges_than_there_are_places_are_refused_and_a_small_one_needs_non
         assert (await server("GET", "/v1/kv?limit=3")).status == 200
 
     run(scenario, filled(*(f"{number:04}" for number in range(100))))
+
+
+def test_a_page_gives_its_place_back_when_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "PAGES_MAX", 1)
+
+    async def scenario(server: Server) -> None:
+        for _ in range(3):
+            answer = await server("GET", "/v1/kv")
+            assert answer.status == 200 and len(answer.json["records"]) == 100
+            assert answer.headers["Content-Length"] == str(len(answer.body))
+        assert not server.node.store.versions._pins
+
+    run(scenario, filled(*(f"{number:04}" for number in range(100))))
+
+
+def test_a_page_of_a_client_that_does_not_read_holds_its_place_and_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "PAGES_MAX", 1)
+
+    async def scenario(server: Server) -> None:
+        waiting = asyncio.Event()
+        is_over = asyncio.Event()
+
+        async def drain(self: Response, request: BaseRequest) -> None:
+            waiting.set()
+            await is_over.wait()
+
+        monkeypatch.setattr(Response, "_drain", drain)
+        monkeypatch.setattr(Response, "_write_more", lambda self, request, chunk: True)
+        async with asyncio.TaskGroup() as tasks:
+            slow = tasks.create_task(server.raw(b"GET /v1/kv HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+            await waiting.wait()
+            assert not server.node.store.versions._pins
+            assert (await server("GET", "/v1/kv")).status == 503
+            is_over.set()
+            await slow
+        monkeypatch.undo()
+        assert (await server("GET", "/v1/kv")).status == 200
+
+    run(scenario, filled(*(f"{number:04}" for number in range(100))))
+
+
+@pytest.mark.parametrize(
+    ("consistency", "barriers"), [("", 1), ("consistency=linearizable", 1), ("consistency=stale", 0)]
+)
+def test_a_range_asks_a_quorum_unless_it_may_be_stale(consistency: str, barriers: int) -> None:
+    async def scenario(server: Server) -> None:
+        before = server.node.barriers
+        assert (await server("GET", f"/v1/kv?{consistency}")).status == 200
+        assert server.node.barriers - before == barriers
+
+    run(scenario, filled("a"))

@@ -237,11 +237,23 @@ def test_a_watch_that_ends_says_why_in_its_last_line() -> None:
     run(scenario)
 
 
-def test_too_many_watchers_are_told_in_the_only_line() -> None:
+def test_one_watcher_too_many_is_refused_before_its_stream_begins() -> None:
     async def scenario(http: Server) -> None:
         http.node.watches._watchers_max = 0
+        answer = await http("GET", "/v1/watch?key=k")
+        assert (answer.status, answer.json["code"]) == (429, "too_many_watchers")
+
+    run(scenario)
+
+
+def test_the_last_place_that_is_taken_while_a_stream_begins_is_told_in_its_only_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(http: Server) -> None:
+        http.node.watches._watchers_max = 0
+        monkeypatch.setattr(http.node, "check_watchers", lambda: None)
         async with watching(http, "key=k&from_revision=1") as stream:
-            assert (await stream.line())["error"]["code"] == "overloaded"
+            assert (await stream.line())["error"]["code"] == "too_many_watchers"
             assert await stream.line() is None
 
     run(scenario)

@@ -22,6 +22,9 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     NoSpace,
     Put,
     PutResult,
@@ -137,6 +140,7 @@ class Model:
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
         assert not isinstance(command, Txn), "tests/kv/txn_model.py is the model of transactions"
+        assert not isinstance(command, LeaseGrant | LeaseRenew | LeaseRevoke), "tests/kv/lease_model.py is their model"
         if isinstance(command, RaiseFeatureLevel):
             return self._raise(command, alone)
         if isinstance(command, EndSession):

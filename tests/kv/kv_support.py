@@ -158,6 +158,14 @@ def store_at_level_4() -> Store:
     return store
 
 
+def store_at_level_5() -> Store:
+    """Return an empty store whose level was raised four times, as in a new cluster: five entries, revision 1."""
+    store = store_at_level_4()
+    apply(store, raise_to(5))
+    assert store.feature_level == 5
+    return store
+
+
 def apply(store: Store, *commands: BatchCommand, time_ms: int = 0) -> list[Result]:
     """Apply commands as the next entry."""
     return store.apply(entry_of(store.applied_index + 1, Batch(time_ms, commands)))

@@ -149,10 +149,11 @@ def test_a_raise_that_only_a_newer_version_supports_ends_the_process_and_changes
     store = store_at_level_2()
     apply(store, raise_to(3))
     apply(store, raise_to(4))
+    apply(store, raise_to(5))
     before = snapshot_of(store)
 
-    with pytest.raises(VersionTooOldError, match=r"entry 5 has feature level 5, and version .* levels 1 to 4 only"):
-        apply(store, raise_to(5))
+    with pytest.raises(VersionTooOldError, match=r"entry 6 has feature level 6, and version .* levels 1 to 5 only"):
+        apply(store, raise_to(6))
 
     assert snapshot_of(store) == before
 
@@ -161,22 +162,23 @@ def test_whether_this_version_supports_a_level_does_not_change_a_refusal() -> No
     store = store_at_level_2()
     apply(store, raise_to(3))
     apply(store, raise_to(4))
+    apply(store, raise_to(5))
 
-    assert apply(store, raise_to(5, "n1@1")) == [FeatureLevelRefused(1, 4, "blocked", ("n2@1", "n3@1"))]
+    assert apply(store, raise_to(6, "n1@1")) == [FeatureLevelRefused(1, 5, "blocked", ("n2@1", "n3@1"))]
 
 
 def test_a_snapshot_of_a_later_level_says_which_version_to_start() -> None:
     """The frame that says the level may have more fields then, and what follows may be anything."""
     header = Header(format=2, revision=0, applied_index=3, applied_term=1, state_hash=7, time_ms=9, keys=1, sessions=0)
     frames = FrameWriter()
-    data = frames.encode(header) + frames.encode(Features(5, "c", b""))
+    data = frames.encode(header) + frames.encode(Features(6, "c", b""))
     restorer = Restorer(CONFIGURATION)
 
     with pytest.raises(VersionTooOldError) as raised:
         restorer.feed(data)
 
     assert str(raised.value) == (
-        f"the snapshot has feature level 5, and version {kvorum.__version__} supports levels 1 to 4 only; "
+        f"the snapshot has feature level 6, and version {kvorum.__version__} supports levels 1 to 5 only; "
         "start the newer version again: a raised level cannot be taken back"
     )
 

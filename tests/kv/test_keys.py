@@ -71,3 +71,15 @@ def test_no_chunk_grows_without_bound_and_none_is_empty() -> None:
     assert len(keys) == 1
     assert [len(chunk) for chunk in keys._chunks] == [1]
     assert len(keys._firsts) == 1
+
+
+def test_after_mass_deletes_the_chunks_that_are_left_are_few() -> None:
+    with patch("kvorum.kv.keys.CHUNK_KEYS", 16):
+        keys = Keys([b"%05d" % number for number in range(16 * 100)])
+        for number in range(16 * 100):
+            if number % 16:
+                keys.remove(b"%05d" % number)
+        assert len(keys) == 100
+        assert len(keys._chunks) <= 26
+        assert keys.ascending(b"", None, 200) == [b"%05d" % number for number in range(0, 1600, 16)]
+        assert keys._firsts == [chunk[0] for chunk in keys._chunks]

@@ -14,7 +14,7 @@ from kvorum.kv import watch
 from kvorum.kv.matcher import Matcher
 from kvorum.kv.records import Record
 from kvorum.kv.store import Store
-from kvorum.kv.watch import Batch, Event, Hub, Interest, Watcher
+from kvorum.kv.watch import Event, EventBatch, Hub, Interest, Watcher
 
 ALL = Interest(b"", None)
 
@@ -84,10 +84,10 @@ class Seen:
     def __init__(self) -> None:
         self.is_full = False
         self.events: list[Event] = []
-        self.batches: list[Batch] = []
+        self.batches: list[EventBatch] = []
         self.error: CallerError | None = None
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         assert not self.is_full
         assert self.error is None
         assert batch.events

@@ -14,7 +14,7 @@ from kvorum.kv.commands import BatchCommand, Compact, Put, SetQuota, decode_batc
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
 from kvorum.node import compactions
-from kvorum.node.compactions import MARKS_A_SPAN, RECLAIMED_A_TICK, STEP_MS, Compactions, Marks
+from kvorum.node.compactions import MARKS_A_SPAN, RECLAIMED_A_TICK, Compactions, Marks
 from kvorum.node.leader_proposals import LeaderProposals
 from kvorum.node.state import State
 from kvorum.raft import Role
@@ -162,6 +162,22 @@ def test_history_may_take_a_quarter_of_the_quota() -> None:
     assert it.store.history_bytes <= MIB * 7 // 8
 
 
+def test_history_that_gives_way_to_the_quota_is_counted_and_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = Node(history_bytes_max=0)
+    apply(it.store, SetQuota(MIB, OPERATOR))
+    it.put(*[bytes(100_000)] * 30)
+    assert it.counters.compactions == {"quota": it.store.given_way} and it.store.given_way > 5
+    assert [record.message for record in caplog.records if "gives way" in record.message] == [
+        f"the data is near its quota of {MIB} bytes: the history gives way, and begins at revision "
+        f"{caplog.records[-1].args[1]} now"  # type: ignore[index]
+    ]
+    it.now_ms += compactions.GIVEN_WAY_TOLD_MS
+    it.put(*[bytes(100_000)] * 30)
+    assert len([record for record in caplog.records if "gives way" in record.message]) == 2
+
+
 @pytest.mark.parametrize(("is_tight", "refusal"), [(True, None), (False, "the disks are nearly full")])
 def test_history_gives_way_when_the_disks_have_little_room(is_tight: bool, refusal: str | None) -> None:
     """Snapshots hold it: a delete that makes history of a value would make no room."""
@@ -221,17 +237,10 @@ def test_marks_are_bounded_and_say_no_revision_too_much() -> None:
     assert marks.revision_at(START_MS - 1) == 0
 
 
-def test_marks_of_a_short_span_are_a_second_apart() -> None:
-    marks = Marks(1000)
-    for step in range(100):
-        marks.note(START_MS + step * 10, step + 1)
-    assert len(marks) == 1
-
-
 class Memory:
     """A store of which only the memory that lies below the floor counts."""
 
-    feature_level, revision, floor, time_ms, mismatch = 1, 0, 0, 0, None
+    feature_level, revision, floor, time_ms, mismatch, given_way = 1, 0, 0, 0, None, 0
 
     def __init__(self, below: int) -> None:
         self.below = below
@@ -257,6 +266,6 @@ def test_memory_follows_the_floor_by_twice_what_is_applied_and_by_a_thousand_eve
     assert memory.below == 0
 
 
-def test_by_age_a_short_history_is_compacted_every_few_seconds_at_most() -> None:
-    assert Node(history_age_s=10).compactions._step_ms == STEP_MS
+def test_by_age_the_history_is_compacted_twenty_times_in_its_age_at_most() -> None:
+    assert Node(history_age_s=400).compactions._step_ms == 20_000
     assert compactions.STEPS_A_SPAN * STEP_OF_600_S_MS == AGE_MS

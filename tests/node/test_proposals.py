@@ -101,6 +101,50 @@ def test_a_write_whose_place_is_taken_in_a_later_term_is_unknown_and_waits_no_mo
     asyncio.run(scenario())
 
 
+def test_writes_wait_for_the_save_in_flight_while_an_earlier_one_waits_for_a_quorum() -> None:
+    async def scenario() -> None:
+        server = leader("1", term=2, matched="bc")
+        writes = proposals(server)
+
+        def put(key: bytes) -> int:
+            writes.submit(Put(key, b"1"), 60.0)
+            writes.flush()
+            return server.raft.log.last_index
+
+        first = put(b"1")
+        assert (first, writes.is_holding_back) == (3, False)
+        server.ready()
+        assert put(b"2") == put(b"3") == first, "another entry would be saved no sooner"
+        assert writes.is_holding_back
+        server.save()
+        writes.flush()
+        assert put(b"4") == first + 2, "the second and the third share an entry; nothing is being saved"
+        assert not writes.is_holding_back
+
+    asyncio.run(scenario())
+
+
+def test_a_save_in_flight_holds_no_write_back_if_no_other_waits_for_a_quorum() -> None:
+    """A leader whose disk is slow commits by the disks of the others."""
+
+    async def scenario() -> None:
+        server = leader("1", term=2, matched="bc")
+        writes = proposals(server)
+        waiter = writes.submit(Put(b"1", b"1"), 60.0)
+        writes.flush()
+        index = server.raft.log.last_index
+        server.ready()
+        writes.applied(server.raft.log.slice(index, 1)[0], [PutResult(1, 1, 1, 1)])
+        assert waiter.done()
+
+        writes.submit(Put(b"2", b"1"), 60.0)
+        writes.flush()
+        assert server.raft.is_saving
+        assert server.raft.log.last_index == index + 1
+
+    asyncio.run(scenario())
+
+
 def test_idle_is_when_the_last_caller_is_answered_or_gone() -> None:
     async def scenario() -> None:
         server = leader("1", term=2, matched="bc")

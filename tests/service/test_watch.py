@@ -15,12 +15,12 @@ from kvorum.errors import (
     InvalidRequestError,
     NoLeaderError,
     NotServingError,
-    OverloadedError,
     RevisionCompactedError,
+    TooManyWatchersError,
 )
 from kvorum.kv.commands import Put
 from kvorum.kv.store import Store
-from kvorum.kv.watch import Batch, Interest
+from kvorum.kv.watch import EventBatch, Interest
 from kvorum.node.watches import Watches
 from kvorum.service.requests import Compact, Watch
 
@@ -33,7 +33,7 @@ class Seen:
         self.revisions: list[int] = []
         self.error: CallerError | None = None
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         self.revisions += [record.mod_revision for record, _ in batch.events]
 
     def end(self, error: CallerError) -> None:
@@ -125,7 +125,7 @@ class Scene:
 def test_more_watchers_than_a_node_may_have_are_refused() -> None:
     scene = Scene(b"1", watchers_max=2)
     watches = [scene.watches.open(ALL, Seen(), 2) for _ in range(2)]
-    with pytest.raises(OverloadedError, match="limit 2"):
+    with pytest.raises(TooManyWatchersError, match="limit 2"):
         scene.watches.open(ALL, Seen(), 2)
     watches[0].close()
     watches[0].close()

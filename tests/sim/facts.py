@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from sim import invariants, txn_invariants
+from sim import invariants, lease_invariants, txn_invariants
 from sim.history import Applied
+from sim.lease_invariants import LeaseTruth
 from sim.watchers import Truth
 
 from kvorum.kv.commands import (
     Delete,
     DeleteResult,
     FeatureLevelRaised,
+    LeaseRevoked,
     Put,
     PutResult,
     Result,
@@ -116,6 +118,8 @@ class Facts:
         """(client id, sequence) -> what came of the transaction when it was applied."""
         self.truth = Truth()
         """The events that watchers must see."""
+        self.leases = LeaseTruth()
+        """What becomes of the leases."""
         self.log_time_from_ms = 0
         """Where log time began; 0: it has not begun."""
         self.log_time_from_us = 0
@@ -152,6 +156,7 @@ class Facts:
         """A leader proposed entries."""
         assert node.raft is not None
         invariants.no_put_is_proposed_for_full_disks(node, payloads)
+        self.leases.proposed(node, node.raft.log.last_index, payloads)
         for data in payloads:
             time_ms = decode_batch(data).time_ms
             if time_ms:
@@ -286,9 +291,11 @@ class Facts:
         """A process is to apply an entry to its store."""
         if entry.index == len(self.applied):
             self.applied.append(entry)
-            before = self.model.configuration
-            self._log_writes(entry, self.model.apply(entry))
+            before, leases = self.model.configuration, lease_invariants.picture(self.model)
+            results = self.model.apply(entry)
+            self._log_writes(entry, results)
             self.truth.note(self.model)
+            self.leases.applied(node.world, entry, results, leases, self.model, self.truth)
             self.log_time_from_ms = self.log_time_from_ms or self.model.time_ms
             invariants.log_time_is_no_faster_than_real_time(self, node, self.model.time_ms)
             if self.model.configuration is not before:
@@ -306,6 +313,7 @@ class Facts:
         invariants.state_hashes_agree(node, store.applied_index, self.state_hashes.get(store.applied_index))
         if store.applied_index == self.model.applied_index:
             invariants.history_is_counted_alike(node, store, self.model)
+            lease_invariants.leases_agree(node, store, self.model)
 
     def _log_writes(self, entry: Entry, results: Sequence[Result]) -> None:
         """Note the writes that changed the store; a retry is answered with a revision of the past."""
@@ -317,6 +325,8 @@ class Facts:
                 self.log.append(Applied(result.revision, "raise", ""))
             if isinstance(command, Txn) and isinstance(result, TxnResult):
                 self._log_transaction(command, result)
+            if isinstance(result, LeaseRevoked):
+                self._log_leases(result.revision)
             changed = isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted == 1)
             if not changed or not isinstance(command, Put | Delete) or result.revision <= self._revision:
                 continue
@@ -326,9 +336,17 @@ class Facts:
                 self.log.append(Applied(result.revision, "put", key, command.value.decode(), client, sequence))
             else:
                 self.log.append(Applied(result.revision, "delete", key, None, client, sequence))
+        self._log_leases(self.model.revision)
+
+    def _log_leases(self, revision: int) -> None:
+        """Note that leases ended up to a revision, one at each."""
+        while self._revision < revision:
+            self._revision += 1
+            self.log.append(Applied(self._revision, "lease", ""))
 
     def _log_transaction(self, txn: Txn, result: TxnResult) -> None:
-        txn_invariants.a_transaction_is_applied_once(self, txn, result)
+        if txn.sequence:
+            txn_invariants.a_transaction_is_applied_once(self, txn, result)
         if not result.replayed:
             self.transactions[txn.client_id, txn.sequence] = result
         if result.revision > self._revision:
@@ -340,6 +358,16 @@ class Facts:
     def on_restore(self, node: SimNode, snapshot: Snapshot) -> None:
         """A process is to replace its store by a snapshot."""
         invariants.a_snapshot_is_of_committed_entries(self, node, snapshot)
+
+    def on_lease_read(self, node: SimNode, lease: int, remaining_ms: int | None) -> None:
+        """A linearizable read found a lease, or none (any more)."""
+        node.world.counts["reads of leases"] += 1
+        if remaining_ms:
+            promise = self.leases.promises.get(lease)
+            if promise is not None:
+                lease_invariants.a_lease_has_at_most_its_ttl_left(lease, remaining_ms, promise.ttl_s)
+        else:
+            lease_invariants.a_lease_never_ends_early(self.leases, node.world, lease)
 
     def on_read(self, node: SimNode, committed: int) -> None:
         """A read is served that was asked for when so much was committed."""

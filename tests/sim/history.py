@@ -61,7 +61,8 @@ class Applied(msgspec.Struct, frozen=True):
 
     revision: int
     kind: str
-    """``put``, ``delete``, or ``raise``: of the feature level from which on there is a history."""
+    """``put``, ``delete``, ``txn``, ``lease``: the end of one, or ``raise``: of the feature level from which on there
+    is a history."""
     key: str
     value: str | None = None
     client: str = ""

@@ -542,8 +542,8 @@ def log_time_passes_with_the_ticks(node: SimNode, before: Proposed, now: Propose
     if (before.term, before.starts) != (now.term, now.starts):
         return
     ticks, tick_ms, written_ms = now.ticks - before.ticks, node.plan.tick_us * 0.99 / MS, now.time_ms - before.time_ms
-    is_too_fast = before.is_settled and written_ms > (ticks + 1) * tick_ms + 1
-    if is_too_fast or written_ms < (ticks - 2) * tick_ms - 2:
+    is_too_fast = before.is_settled and written_ms > (ticks + 2) * tick_ms + 1
+    if is_too_fast or written_ms < (ticks - 3) * tick_ms - 2:
         raise Broken(
             "log_time_passes_with_the_ticks",
             f"{node.id} lets {written_ms} ms of log time pass between two entries, in {ticks} ticks of {tick_ms} ms",

@@ -24,9 +24,9 @@ from sim.history import ANY_REVISION, Applied, Operation, Violation
 from sim.register import check_register
 
 FOREVER = 1 << 62
-OTHERS = ("raise", "txn")
+OTHERS = ("raise", "txn", "lease")
 """Of the log, what takes a revision and is no write of one key: the raise of the feature level from which on there is a
-history, and a transaction, which :mod:`sim.tellers` judges."""
+history, a transaction, which :mod:`sim.tellers` judges, and the end of a lease (:mod:`sim.lease_invariants`)."""
 SAMPLE_OPERATIONS_MAX = 600
 """Keys with more operations than this are not searched."""
 

@@ -55,6 +55,7 @@ class Nemesis:
         if node is None:
             return
         world.counts[f"fault {fault.kind}"] += 1
+        world.counts[f"leases under {fault.kind}"] += bool(len(world.facts.model.leases))
         world.note("nemesis", "{} {} {} for {} ms", fault.kind, fault.point, node.id, fault.duration_us // MS)
         match fault.kind:
             case "crash":

@@ -39,7 +39,20 @@ from kvorum.errors import (
     StorageError,
 )
 from kvorum.identity import name_of
-from kvorum.kv.commands import ClientCommand, CompareFailed, Delete, EndSession, Put, Result, SessionRefused
+from kvorum.kv.commands import (
+    ClientCommand,
+    CompareFailed,
+    Delete,
+    EndSession,
+    LeaseCommand,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Put,
+    Result,
+    SessionRefused,
+    Txn,
+)
 from kvorum.kv.features import FIRST_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, start_node
@@ -66,15 +79,21 @@ MEMORY_BYTES = 64 << 20
 UNIX_MS = 1_700_000_000_000
 
 
-Request = ClientCommand | requests.Txn | bytes
+class TimeToLive(msgspec.Struct, frozen=True):
+    """A linearizable read of a lease."""
+
+    id: int
+
+
+Request = ClientCommand | LeaseCommand | requests.Txn | TimeToLive | bytes
 """What a client asks: ``bytes`` are a key to be read."""
 
 
 class Answer(msgspec.Struct, frozen=True):
     """What a node tells a client.
 
-    ``kind``: ``result`` (of a write), ``record`` (of a read), ``not_leader``, ``refused`` (certainly not done),
-    ``unknown``.
+    ``kind``: ``result`` (of a write), ``record`` (of a read), ``lease`` (it was read), ``not_leader``,
+    ``refused`` (certainly not done), ``unknown``.
     """
 
     kind: str
@@ -803,6 +822,14 @@ class SimNode:
                 case requests.Txn():
                     txn = msgspec.structs.replace(command, timeout_ms=timeout_ms)
                     return Answer("result", await service.execute(ANONYMOUS, txn))
+                case Txn() | LeaseGrant() | LeaseRenew() | LeaseRevoke():
+                    return Answer("result", await product.propose(command, timeout_ms))
+                case TimeToLive(lease):
+                    await product.read_barrier(timeout_ms)
+                    found_lease = product.store.leases.get(lease)
+                    remaining_ms = None if found_lease is None else found_lease.remaining_ms(product.now_ms())
+                    self.observe(self.world.facts.on_lease_read, self, lease, remaining_ms)
+                    return Answer("lease")
                 case bytes():
                     await self._look_at_staleness(service, command)
                     committed = self.world.facts.commit_index

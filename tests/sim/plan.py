@@ -164,6 +164,12 @@ class Plan(msgspec.Struct, frozen=True):
     tellers: int = 0
     """Clients that move money between accounts."""
     watchers: int = 0
+    holders: int = 0
+    """Clients that hold leases."""
+    readers: int = 0
+    """Clients that read ranges."""
+    slice_keys: int = 512
+    """Of a range, so many keys are examined in one turn of the loop."""
     # Time.
     duration_us: int = 12 * S
     """Of the safety phase; then the faults end."""
@@ -198,7 +204,7 @@ def draw_plan(seed: int) -> Plan:
         inflight_messages_max=draw.choice((1, 2, 4, 64)),
         committed_bytes_max=draw.choice((1, 200, 1 << 20)),
         promote_lag_max=draw.choice((0, 4, 64)),
-        tick_skew_per_mille=draw.choice((0, 0, 50, 250)),
+        tick_skew_per_mille=draw.choice((0, 10, 50, 250)),
         turn_us=draw.choice((0, 0, 200, 2000, 10 * MS)),
         snapshot_every=draw.choice((0, 3, 6, 12, 40)),
         retain=draw.choice((0, 0, 0, 1, 10)),
@@ -230,6 +236,9 @@ def draw_plan(seed: int) -> Plan:
     )
     plan = msgspec.structs.replace(plan, tellers=Random(f"{seed}:tellers").choice((0, 0, 1, 2)))
     plan = msgspec.structs.replace(plan, watchers=Random(f"{seed}:watchers").choice((0, 1, 2, 4)))
+    plan = msgspec.structs.replace(plan, holders=Random(f"{seed}:holders").choice((1, 1, 2, 3)))
+    ranges = Random(f"{seed}:ranges")
+    plan = msgspec.structs.replace(plan, readers=ranges.choice((0, 0, 1, 2)), slice_keys=ranges.choice((1, 2, 3, 512)))
     faults = (
         *_draw_faults(draw, plan),
         *_draw_full_disks(Random(f"{seed}:space"), plan),

@@ -11,12 +11,15 @@ from random import Random
 import msgspec
 from sim.clients import Client
 from sim.history import Operation, Violation
+from sim.holders import Holder
 from sim.invariants import Broken
+from sim.lease_invariants import RATE_PER_MILLE, a_lease_ends_in_time
 from sim.linearizability import check_history
 from sim.logs import told_logs
 from sim.nemesis import Nemesis
 from sim.node import SimNode
 from sim.plan import MS, Plan, S, draw_plan
+from sim.readers import Reader, small_slices
 from sim.tellers import Teller
 from sim.watchers import Watcher
 from sim.world import World
@@ -68,7 +71,7 @@ def _simulate(plan: Plan, transcript: Callable[[str], None] | None) -> Verdict:
     simulation = _Simulation(world)
     violation: Violation | None = None
     try:
-        with told_logs(world):
+        with told_logs(world), small_slices(plan):
             simulation.run()
     except Broken as broken:
         violation = Violation(broken.check, broken.detail)
@@ -107,7 +110,9 @@ class _Simulation:
         self._plan = world.plan
         self._clients = [Client(world, number, world.plan.operations) for number in range(world.plan.clients)]
         self._tellers = [Teller(world, number, world.plan.operations) for number in range(world.plan.tellers)]
+        self._readers = [Reader(world, number, world.plan.operations) for number in range(world.plan.readers)]
         self._watchers = [Watcher(world, number) for number in range(world.plan.watchers)]
+        self._holders = [Holder(world, number, world.plan.operations) for number in range(world.plan.holders)]
         self._nemesis = Nemesis(world)
         self._draw = Random(f"{world.plan.seed}:run")
 
@@ -140,13 +145,19 @@ class _Simulation:
             node.recover()
             node.start()
         self._await("a_leader_is_elected", self._leader_is_settled)
-        asking: list[Client | Teller] = [*self._clients, *self._tellers]
+        asking: list[Client | Teller | Reader | Holder] = [
+            *self._clients,
+            *self._tellers,
+            *self._readers,
+            *self._holders,
+        ]
         for each in asking:
             each.left = 0
         self._await("every_client_is_answered", lambda: all(each.is_idle for each in asking))
         self._await("membership_changes_end", lambda: not any(s.is_exclusive for s in self._nemesis.admin.scripts))
         self._await("addresses_are_agreed_on", self._addresses_are_agreed_on)
         self._write_and_read()
+        self._let_leases_end()
         self._await("all_members_converge", self._has_converged)
         if world.facts.truth.floor:
             self._await("every_watcher_has_seen_all", lambda: all(each.has_all for each in self._watchers))
@@ -224,6 +235,21 @@ class _Simulation:
         for number in range(self._plan.keys):
             key = f"k{number}"
             self._await("a_read_succeeds", lambda key=key: succeeds("get", key))  # type: ignore[misc]
+
+    def _let_leases_end(self) -> None:
+        """Every lease, which nobody renews any more, must end in time: by the slowest clock, a second later at most."""
+        world, plan, model = self._world, self._plan, self._world.facts.model
+        slowest = max(node.rate_per_mille for node in world.nodes.values())
+        slack_us = S + 4 * plan.tick_us * slowest // 1000 + 20 * plan.timely_us
+        limits_us = {
+            lease.id: world.clock.now + (lease.due_ms - model.time_ms) * slowest * MS // RATE_PER_MILLE + slack_us
+            for lease in model.leases
+        }
+        while not world.is_forked and len(model.leases):
+            for lease, limit_us in limits_us.items():
+                a_lease_ends_in_time(world, lease, limit_us)
+            world.clock.run_until(world.clock.now + plan.tick_us)
+        world.counts["leases that ended in time"] += len(limits_us)
 
     def _has_converged(self) -> bool:
         """Every member has applied what is committed, and all states are equal."""

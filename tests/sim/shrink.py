@@ -18,6 +18,7 @@ SIMPLER: tuple[tuple[str, tuple[int | bool, ...]], ...] = (
     ("duplicate_per_mille", (0,)),
     ("slow_per_mille", (0,)),
     ("client_duplicate_per_mille", (0,)),
+    ("holders", (0,)),
     ("tick_skew_per_mille", (0,)),
     ("turn_us", (0,)),
     ("snapshot_every", (0,)),

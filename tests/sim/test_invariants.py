@@ -299,9 +299,9 @@ def back_up_another_past(scene: Scene) -> None:
 def let_log_time_stand_still(scene: Scene) -> None:
     before = Proposed(3, 1, 0, 7)
     with pytest.raises(Broken):
-        invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 1041))
-    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 889))
-    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 888))
+        invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 1091))
+    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 840))
+    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 839))
 
 
 LIES: dict[str, Callable[[Scene], None]] = {

@@ -15,8 +15,8 @@ from sim.watchers import VALIDATORS, Event, Received, Truth, Wanted
 
 from kvorum.kv.store import Store
 from kvorum.kv.versions import Versions
-from kvorum.kv.watch import Batch, Hub, Watcher
 from kvorum.kv.watch import Event as HubEvent
+from kvorum.kv.watch import EventBatch, Hub, Watcher
 
 WANTED = Wanted(b"a", b"c", True, True, True)
 A2 = Event(2, b"a", b"1", 1, 2, None)
@@ -154,10 +154,10 @@ def mistakes(patch: pytest.MonkeyPatch) -> None:
 def doubles(patch: pytest.MonkeyPatch) -> None:
     """The last event of a batch comes twice."""
 
-    def __init__(self: Batch, events: list[HubEvent]) -> None:
+    def __init__(self: EventBatch, events: list[HubEvent]) -> None:
         self.events, self._encoded = [*events, events[-1]], {}
 
-    patch.setattr(Batch, "__init__", __init__)
+    patch.setattr(EventBatch, "__init__", __init__)
 
 
 BUGS: dict[Callable[[pytest.MonkeyPatch], None], set[str]] = {

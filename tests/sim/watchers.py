@@ -14,7 +14,7 @@ from sim.invariants import Broken
 
 from kvorum.errors import CallerError, RevisionCompactedError
 from kvorum.kv.store import Store
-from kvorum.kv.watch import Batch
+from kvorum.kv.watch import EventBatch
 from kvorum.service import requests
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.node_port import Watch
@@ -50,6 +50,8 @@ class Truth:
         self.floor = 0
         self._position = 0
         self._values: dict[bytes, bytes | None] = {}
+        self._early: dict[int, dict[bytes, Event]] = {}
+        """Revision -> the records, while there was no history."""
 
     def note(self, model: Store) -> None:
         """Take what the last entry did."""
@@ -63,7 +65,26 @@ class Truth:
             self._values[record.key] = value
         if not self.floor:
             self._values = {key: record.value for key, record in model.versions.records.items()}
+            self._early[self.revision] = {
+                key: Event(each.mod_revision, key, each.value, each.version, each.create_revision, None)
+                for key, each in model.versions.records.items()
+            }
         self._position = model.versions.end
+
+    def state(self, revision: int) -> dict[bytes, Event] | None:
+        """Return the last put of each key that existed at a revision; None: it is not known any more."""
+        begin = max(self._early, default=0)
+        if revision < begin or revision in self._early:
+            return self._early.get(revision)
+        state = dict(self._early.get(begin, {}))
+        for event in self.events:
+            if event.revision > revision:
+                break
+            if event.value is None:
+                del state[event.key]
+            else:
+                state[event.key] = event._replace(previous=None)
+        return state
 
     def between(self, first: int, last: int, wanted: Wanted) -> list[Event]:
         """Return what must be seen from one revision to another, both included."""
@@ -258,7 +279,7 @@ class _Connection:
         """Whether the process still runs that it goes to."""
         return not self.is_over and self.node.loop is self.loop and self.loop is not None and not self.loop.is_dead
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Let a batch leave the process."""
         self.batches.append(
             [

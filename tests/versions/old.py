@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2"}
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2", "0.4.0": "7729c71"}
 """Version -> a commit of it, the last one before the next version."""
 
 CHILD = """

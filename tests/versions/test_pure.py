@@ -13,6 +13,7 @@ from kv.kv_support import (
     apply,
     batches,
     commands,
+    compactions,
     configured,
     ends,
     entry_of,
@@ -23,6 +24,7 @@ from kv.kv_support import (
     store_at_level_2,
     store_at_level_3,
     store_at_level_4,
+    store_at_level_5,
 )
 from kv.kv_support import snapshot_of as snapshot_in_chunks
 from versions.old import OldVersion, OldVersionError, old_version
@@ -39,6 +41,13 @@ _logs = st.lists(st.one_of(batches, st.sampled_from([EntryKind.NOOP, EntryKind.C
 @pytest.fixture(scope="module")
 def old() -> Iterator[OldVersion]:
     with old_version() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def latest() -> Iterator[OldVersion]:
+    """Version 0.4.0, which has no leases."""
+    with old_version("0.4.0") as process:
         yield process
 
 
@@ -133,6 +142,45 @@ def test_the_version_before_says_that_a_snapshot_with_history_needs_a_newer_one(
     assert middle.apply(snapshot_of(store_at_level_3()), [], members, small=False)[0] == []
     with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 4"):
         middle.apply(snapshot_of(store_at_level_4()), [], members, small=False)
+
+
+_level_4 = st.builds(
+    Batch,
+    st.integers(0, 9),
+    st.lists(st.one_of(commands(), commands(), ends, quotas, compactions), max_size=8).map(tuple),
+)
+_logs_of_level_4 = st.lists(
+    st.one_of(_level_4, _level_4, st.sampled_from([EntryKind.NOOP, EntryKind.CONFIGURATION])), max_size=10
+)
+
+
+@examples
+@given(st.integers(1, 4), _logs_of_level_4, _logs_of_level_4)
+def test_below_the_level_of_leases_both_versions_have_equal_results_hashes_and_snapshots(
+    latest: OldVersion, level: int, past: list[Batch | EntryKind], future: list[Batch | EntryKind]
+) -> None:
+    """As below the level of the history."""
+    raises: list[Batch | EntryKind] = [Batch(0, (raise_to(each),)) for each in range(2, level + 1)]
+    log = [EntryKind.CONFIGURATION, *raises[:2], *past, *raises[2:]]
+    members = msgspec.to_builtins(CONFIGURATION)
+    with small_sessions():
+        store = Store()
+        outcomes = [outcome(store, entry) for entry in entries_of(log)]
+        ours = snapshot_of(store)
+        assert latest.apply(b"", builtins(entries_of(log)), small=True) == (outcomes, ours)
+
+        store = restore(ours)
+        entries = entries_of(future, len(log) + 1)
+        outcomes = [outcome(store, entry) for entry in entries]
+        assert store.feature_level == level
+
+        assert latest.apply(ours, builtins(entries), members, small=True) == (outcomes, snapshot_of(store))
+
+
+def test_version_0_4_0_says_that_a_snapshot_with_leases_needs_a_newer_one(latest: OldVersion) -> None:
+    members = msgspec.to_builtins(CONFIGURATION)
+    with pytest.raises(OldVersionError, match="VersionTooOldError: the snapshot has feature level 5"):
+        latest.apply(snapshot_of(store_at_level_5()), [], members, small=False)
 
 
 def test_a_refused_raise_ends_the_old_version_too(old: OldVersion) -> None:

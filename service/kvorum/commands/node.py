@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
+from kvorum.commands.garbage import collect_seldom, freeze, freeze_after_snapshots
 from kvorum.config import Config
 from kvorum.config.resources import memory_bytes
 from kvorum.node import Node, Ports, Supervisor, start_node
@@ -36,6 +37,7 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
         StorageError: the data folder cannot be trusted.
         OSError: the peer port cannot be had.
     """
+    collect_seldom()
     supervisor, counters, threads = Supervisor(), Counters(), LoopThreads()
     async with AsyncExitStack() as stack:
         storage = SqliteStorage(
@@ -65,6 +67,9 @@ async def running_node(config: Config, tracer: Tracer | None = None) -> AsyncIte
         stack.push_async_callback(node.close)
         watch = tasks.spawn(_watch_folder(storage, threads), name="data folder")
         stack.callback(watch.cancel)
+        freeze()
+        freezing = tasks.spawn(freeze_after_snapshots(counters), name="garbage")
+        stack.callback(freezing.cancel)
         yield node
 
 

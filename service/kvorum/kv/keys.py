@@ -8,6 +8,8 @@ from itertools import islice
 
 CHUNK_KEYS = 512
 """Keys in a new chunk; a chunk of twice as many is divided."""
+_SMALL_PARTS = 4
+"""A chunk of fewer than one of so many parts of that is joined to a neighbor if both together are a new chunk."""
 
 
 class Keys:
@@ -61,9 +63,19 @@ class Keys:
         chunk = self._chunks[number]
         del chunk[offset]
         self._size -= 1
-        if not chunk:
-            del self._chunks[number]
-            del self._firsts[number]
+        if len(chunk) < CHUNK_KEYS // _SMALL_PARTS or not chunk:
+            self._join(number)
+
+    def _join(self, number: int) -> None:
+        """Join a chunk that has become small to the one before or behind it, or drop it if it is empty."""
+        chunks = self._chunks
+        for left in (number - 1, number):
+            if 0 <= left < len(chunks) - 1 and len(chunks[left]) + len(chunks[left + 1]) <= CHUNK_KEYS:
+                chunks[left] += chunks[left + 1]
+                del chunks[left + 1], self._firsts[left + 1]
+                return
+        if not chunks[number]:
+            del chunks[number], self._firsts[number]
 
     def extend(self, ordered: Sequence[bytes]) -> None:
         """Add keys, ascending and distinct, that are above all keys of the set."""

@@ -76,6 +76,7 @@ class Scan:
         "_collected",
         "_high",
         "_is_descending",
+        "_is_plain",
         "_is_sorted",
         "_items",
         "_items_max",
@@ -104,6 +105,8 @@ class Scan:
         self._steps = 0
         """How many more keys this slice may examine, or do what takes as long."""
         self._is_descending = query.reverse and query.sort == "key"
+        self._is_plain = not (query.has_filter or query.keys_only)
+        """Every record is wanted as it is."""
         self._low = query.start
         self._high = query.bound
         """The keys from ``_low`` on and before ``_high`` are left to examine."""
@@ -224,16 +227,17 @@ class Scan:
     # --- The records --------------------------------------------------------------------------------------------
 
     def _scan(self, versions: Versions, latest: int, found: list[Item]) -> None:
+        revision, at, has_levels = self.revision, versions.at, bool(self.query.delimiter)
         while self._steps > 0 and not self.is_done:
             wanted = min(self._steps, _PREFIX_STEPS) if self.query.delimiter else self._steps
             keys = self._next_keys(versions, latest, wanted)
             for key in keys:
                 self._steps -= 1
-                record = versions.at(key, self.revision)
+                record = at(key, revision)
                 if record is None:
                     continue
-                prefix = self._common_prefix(key)
-                item = self._below(versions, prefix) if prefix else self._wanted(record)
+                prefix = self._common_prefix(key) if has_levels else b""
+                item = self._below(versions, prefix) if prefix else record if self._is_plain else self._wanted(record)
                 if item is not None and not self._take(item, found):
                     self._stop_before(key)
                     return

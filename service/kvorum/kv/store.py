@@ -108,6 +108,7 @@ class Store:
         configuration: the members at ``applied_index``; empty before the first configuration.
         cluster_id: the key of the sum over the records; empty below level 2.
         quota: the quota on data, and whether puts are refused because of it (:mod:`kvorum.kv.quota`).
+        given_way: how often the history gave way to the quota since this object was made; no part of the state.
         mismatch: the restored records do not have the sum that their snapshot carries: it was taken of a state that
             memory had changed. The store is usable, and its sum is that of its records.
     """
@@ -121,6 +122,7 @@ class Store:
         "cluster_id",
         "configuration",
         "feature_level",
+        "given_way",
         "leases",
         "mismatch",
         "quota",
@@ -139,6 +141,7 @@ class Store:
         self.feature_level = FIRST_LEVEL
         self.configuration = Configuration()
         self.cluster_id = ""
+        self.given_way = 0
         self.mismatch: Mismatch | None = None
         self.quota = Quota()
         self._changes: Changes | None = None
@@ -340,17 +343,18 @@ class Store:
         plan = plan_transaction(txn, self)
         return plan if isinstance(plan, TxnRefused) else run_transaction(txn, plan, self)
 
-    def pin(self, revision: int = 0) -> Pin:
+    def pin(self, revision: int = 0, bytes_max: int | None = None) -> Pin:
         """Keep what is visible at a revision until the pin is released; 0: at the latest one.
 
-        ``versions.at(key, pin.revision)`` reads it meanwhile, even if the history is compacted.
+        ``versions.at(key, pin.revision)`` reads it meanwhile, even if the history is compacted. A pin that holds back
+        more than ``bytes_max`` of history is lost: see ``Pin.is_lost``.
 
         Raises:
             RevisionCompactedError: it is below the floor.
             RevisionInFutureError: it does not exist yet.
         """
         self.check_revision(revision)
-        return self.versions.pin(revision or self.revision)
+        return self.versions.pin(revision or self.revision, bytes_max=bytes_max)
 
     def reclaim(self, budget: int) -> int:
         """Free memory of history that was compacted; see :meth:`Versions.reclaim`. Changes no part of the state."""
@@ -522,6 +526,7 @@ class Store:
             if floor > versions.floor:
                 versions.set_floor(floor)
                 changes.floor(floor)
+                self.given_way += 1
         if quota.judge(self.kept_bytes):
             changes.quota(quota)
 

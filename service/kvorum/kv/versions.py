@@ -10,7 +10,8 @@ follows in slices, on each node in its own time. What can be read, what is count
 floor and never on how far that has come. The events *at* the floor are part of the history (a watch may begin there),
 and so is what they replaced: memory keeps all that is visible from ``floor - 1`` on.
 
-A *pin* makes :meth:`Versions.reclaim` keep what a reader in slices still needs. It does not hold the floor.
+A *pin* makes :meth:`Versions.reclaim` keep what a reader in slices still needs. It does not hold the floor. A pin that
+holds back more than it may is lost, and its reader is told.
 
 Below feature level 4 the floor is 0: there is no history, and nothing is kept of replaced versions but for pins.
 """
@@ -35,13 +36,19 @@ class Pin:
     Attributes:
         revision: everything that is visible at it, and every event from it on, is kept.
         until: what comes after this revision is not needed; None: all of it is.
+        bytes_max: how much history it may hold back; None: any amount.
+        is_lost: it held back more, and was released: what was visible at the revision may be gone.
     """
 
-    __slots__ = ("_on_release", "revision", "until")
+    __slots__ = ("_on_release", "bytes_max", "is_lost", "revision", "until")
 
-    def __init__(self, revision: int, until: int | None, on_release: Callable[[Pin], None]) -> None:
+    def __init__(
+        self, revision: int, until: int | None, bytes_max: int | None, on_release: Callable[[Pin], None]
+    ) -> None:
         self.revision = revision
         self.until = until
+        self.bytes_max = bytes_max
+        self.is_lost = False
         self._on_release: Callable[[Pin], None] | None = on_release
 
     def release(self) -> None:
@@ -272,15 +279,17 @@ class Versions:
 
     # --- Forgetting ---------------------------------------------------------------------------------------------
 
-    def pin(self, revision: int, until: int | None = None) -> Pin:
+    def pin(self, revision: int, until: int | None = None, bytes_max: int | None = None) -> Pin:
         """Keep what is visible at a revision, which can be read, and all events from it on.
 
         Args:
             revision: the revision.
             until: the last revision that is needed, so that the memory of what comes later is freed all the same; only
                 the snapshot under way says so. None: there is none.
+            bytes_max: when it holds back more history than that, as the quota counts it, the pin is lost. All pins of
+                one bound together hold back no more: what the oldest holds back includes that of the others.
         """
-        pin = Pin(revision, until, self._release)
+        pin = Pin(revision, until, bytes_max, self._release)
         self._pins.append(pin)
         self._is_kept = True
         return pin
@@ -288,6 +297,18 @@ class Versions:
     def _release(self, pin: Pin) -> None:
         self._pins = [each for each in self._pins if each is not pin]
         self._is_kept = bool(self.floor or self._pins)
+
+    def held_bytes(self, revision: int) -> int:
+        """Return how much history below the floor a pin at a revision, which nobody has reclaimed, holds back."""
+        log = self._log
+        end_bytes = self._floor_bytes if self.floor else log.total_bytes
+        return max(end_bytes - log.bytes_before(log.position(revision + 1)), 0)
+
+    def _lose_pins(self) -> None:
+        for pin in self._pins:
+            if pin.bytes_max is not None and self.held_bytes(pin.revision) > pin.bytes_max:
+                pin.is_lost = True
+                pin.release()
 
     def reclaim(self, budget: int) -> int:
         """Free memory of what is below the floor and not pinned.
@@ -299,6 +320,8 @@ class Versions:
         Returns:
             How many were visited; less than ``budget``: nothing is left to do.
         """
+        if self._pins:
+            self._lose_pins()
         log = self._log
         kept = min([pin.revision for pin in self._pins], default=INTEGER_MAX)
         last = min(self.floor or INTEGER_MAX, kept) - 1

@@ -75,7 +75,7 @@ class Interest(msgspec.Struct, frozen=True):
             raise InvalidRequestError("the watch filters out puts and deletes: it would see nothing")
 
 
-class Batch:
+class EventBatch:
     """Events for all watchers of a group that are at the same revision: whole revisions, in order.
 
     Attributes:
@@ -103,7 +103,7 @@ class Sink(Protocol):
     def is_full(self) -> bool:
         """Whether it takes no more now; :meth:`Hub.has_room` must be called when it does again."""
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Take events, at once. Must not raise."""
 
     def end(self, error: CallerError) -> None:
@@ -351,7 +351,7 @@ class Hub:
         touched, self._next = self._scan(store.versions, first, store.revision + 1, is_in_step=True)
         left = DELIVERIES
         for group in touched:
-            batch, group.matched = Batch(group.matched), []
+            batch, group.matched = EventBatch(group.matched), []
             for watcher in list(group.in_step):
                 if left and not watcher.sink.is_full:
                     left -= 1
@@ -369,7 +369,7 @@ class Hub:
         waiting: set[Watcher] = set()
         for group in touched:
             events, group.matched = group.matched, []
-            batches: dict[int, Batch] = {}
+            batches: dict[int, EventBatch] = {}
             for watcher in list(group.behind):
                 if not first <= watcher.cursor < end:
                     continue
@@ -382,7 +382,7 @@ class Hub:
                 elif left:
                     left -= 1
                     if offset not in batches:
-                        batches[offset] = Batch(events[offset:] if offset else events)
+                        batches[offset] = EventBatch(events[offset:] if offset else events)
                     self._deliver(watcher, batches[offset])
                 else:
                     waiting.add(watcher)
@@ -392,7 +392,7 @@ class Hub:
             watcher.cursor = end
             self._place(watcher)
 
-    def _deliver(self, watcher: Watcher, batch: Batch) -> None:
+    def _deliver(self, watcher: Watcher, batch: EventBatch) -> None:
         self.delivered += len(batch.events)
         watcher.sink.take(batch)
 

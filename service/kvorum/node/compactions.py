@@ -3,7 +3,7 @@
 The leader proposes :class:`~kvorum.kv.commands.Compact` when the history is older than ``history_age_s``, or has more
 than ``history_bytes_max`` or a quarter of the quota, and all of it when the disks have little room: snapshots hold the
 history, and deletes must make room. Bytes and room count more than age. (Near the quota the history gives way when an
-entry is applied, without a command: :meth:`kvorum.kv.store.Store.apply`.)
+entry is applied, without a command: :meth:`kvorum.kv.store.Store.apply`. Every node counts and logs that.)
 
 How old a revision is, the state does not say. Every node marks, as it applies entries, which revision was reached at
 which log time. A node that has no marks, since it has just started or installed a snapshot, begins at that moment: if
@@ -12,6 +12,7 @@ it leads, history is kept longer than configured, and never shorter.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 from kvorum.config import Config
@@ -24,19 +25,20 @@ from kvorum.node.space import DiskSpace
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
 
-MARK_INTERVAL_MS = 1000
-"""Marks are at least so far apart."""
 MARKS_A_SPAN = 256
 """The age that is kept is divided into so many parts: no more marks than that are needed."""
-STEP_MS = 5000
-"""By age, the leader compacts at most so often, or 20 times in the age that is kept."""
+log = logging.getLogger(__name__)
+
 STEPS_A_SPAN = 20
+"""By age, the leader compacts at most so often in the age that is kept."""
 ROOM_STEP_MS = 1000
 """For room on the disks, the leader compacts at most so often."""
 QUOTA_PARTS = 4
 """The history may take one of so many parts of the quota."""
 STEP_PARTS = 8
 """When bytes force it, one of so many parts of what the history may take is freed at once, beyond what is needed."""
+GIVEN_WAY_TOLD_MS = 60_000
+"""A line tells at most so often that the history gives way to the quota: it may do so with every entry."""
 RECLAIMED_PER_APPLIED = 2
 """So many events are dropped from memory for each command that is applied: memory catches up with the floor."""
 RECLAIMED_A_TICK = 1000
@@ -65,7 +67,7 @@ class Compactions:
         counters: Counters,
     ) -> None:
         self._age_ms = int(config.history_age_s * 1000)
-        self._step_ms = max(STEP_MS, self._age_ms // STEPS_A_SPAN)
+        self._step_ms = self._age_ms // STEPS_A_SPAN
         self._bytes_max = config.history_bytes_max
         self._state = state
         self._log_time = log_time
@@ -77,6 +79,10 @@ class Compactions:
         """The log time of the last compaction that this node proposed for a reason that has its time."""
         self._reclaimed = 0
         """How many events were dropped since the last tick."""
+        self._given_way = 0
+        """How often the history of this store had given way to the quota, as far as it is counted."""
+        self._told_ms = 0
+        """The log time at which a line last told of it."""
 
     def applied(self, commands: int) -> None:
         """Take note that so many commands were applied, and let memory catch up."""
@@ -84,6 +90,22 @@ class Compactions:
         if self._age_ms:
             self._marks.note(store.time_ms, store.revision)
         self._reclaimed += store.reclaim(RECLAIMED_PER_APPLIED * commands)
+        if store.given_way != self._given_way:
+            self._note_given_way(store)
+
+    def _note_given_way(self, store: Store) -> None:
+        """Count that the history gave way; say it once, until it is some time without."""
+        # Another store, from a snapshot, counts from 0.
+        self._counters.compactions["quota"] += max(store.given_way - self._given_way, 0)
+        self._given_way = store.given_way
+        now_ms = store.time_ms
+        if now_ms >= self._told_ms + GIVEN_WAY_TOLD_MS:
+            log.warning(
+                "the data is near its quota of %d bytes: the history gives way, and begins at revision %d now",
+                store.quota.limit_bytes,
+                store.floor,
+            )
+            self._told_ms = now_ms
 
     def tick(self) -> None:
         """Let memory catch up, and propose a compaction if one is due. Called once a tick."""
@@ -126,7 +148,7 @@ class Marks:
 
     def __init__(self, span_ms: int) -> None:
         self._span_ms = span_ms
-        self._interval_ms = max(MARK_INTERVAL_MS, span_ms // MARKS_A_SPAN)
+        self._interval_ms = span_ms // MARKS_A_SPAN
         self._marks: deque[tuple[int, int]] = deque()
         """(log time, revision), both ascending. All up to that revision is at least as old."""
 

@@ -5,8 +5,8 @@ clock of the leader passes, and each new leader goes on from the last time in it
 is set, neither makes log time jump nor stops it. Log time may fall behind the time of day, because it does not pass
 while nobody leads; it is a measure of durations, and no date.
 
-Log time must not run ahead of real time, since leases end by it. So it passes at 0.99 of the leader's clock,
-and by no more than one tick of consensus in each tick.
+Log time must not run ahead of real time, since leases end by it. So it passes at 0.99 of the leader's clock, and by one
+tick of consensus in each tick: by no more ticks than there were, and one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LogTime:
     """The log time as this node would write it, were it to propose now.
 
     A leader whose process or event loop stood still has not read what its clients sent meanwhile, renewals of their
-    leases for example. Therefore such a time counts as one tick. A tick that is late by less than a tick loses nothing:
-    the rest counts in the next one.
+    leases for example. Therefore each tick allows one tick of log time; what passes beyond that never counts. One tick
+    more is allowed in advance, so that a tick which is a little late loses nothing.
 
     Args:
         raft: the consensus server.
@@ -45,8 +45,8 @@ class LogTime:
         """What has passed since the base, up to the last tick."""
         self._ticked_s = 0.0
         """When the last tick was."""
-        self._carried_s = 0.0
-        """What had passed before the last tick, and does not count before it: less than a tick."""
+        self._allowed_s = 0.0
+        """How much may count after the last tick and before the next one."""
 
     @property
     def is_unknown(self) -> bool:
@@ -59,11 +59,9 @@ class LogTime:
         self.now_ms()
         now_s = self._clock.monotonic()
         passed_s = self._passed_s(now_s)
-        counted_s = min(passed_s, self._tick_s)
-        late_s = passed_s - counted_s
-        self._counted_s += counted_s
+        self._counted_s += passed_s
+        self._allowed_s = min(self._allowed_s - passed_s + self._tick_s, 2 * self._tick_s)
         self._ticked_s = now_s
-        self._carried_s = late_s if late_s < self._tick_s else 0.0
 
     def now_ms(self) -> int:
         """Return the time for the leader's next entry (Unix, ms); on others, and while it is unknown, the state's time.
@@ -78,17 +76,18 @@ class LogTime:
             # What passed since the last entry of another leader is not known here.
             self._term = term
             self._begin(log_ms or max(self._clock.wall_ms(), 1), now_s)
-        time_ms = self._base_ms + int((self._counted_s + min(self._passed_s(now_s), self._tick_s)) * MS_PER_S)
+        time_ms = self._base_ms + int((self._counted_s + self._passed_s(now_s)) * MS_PER_S)
         if log_ms > time_ms:
             self._begin(log_ms, now_s)
             return log_ms
         return time_ms
 
     def _passed_s(self, now_s: float) -> float:
-        """Return what has passed on the clock and was not counted at a tick."""
-        return self._carried_s + now_s - self._ticked_s
+        """Return what has passed since the last tick, as far as it counts."""
+        return min(now_s - self._ticked_s, self._allowed_s)
 
     def _begin(self, time_ms: int, now_s: float) -> None:
         self._base_ms = time_ms
-        self._counted_s = self._carried_s = 0.0
+        self._counted_s = 0.0
+        self._allowed_s = 2 * self._tick_s
         self._ticked_s = now_s

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from kvorum.config import Config
 from kvorum.errors import InvariantViolatedError, NotLeaderError, NotServingError
 from kvorum.identity import Identity
-from kvorum.kv.commands import Compact, Compacted, CompactRefused, QueuedCommand, QuotaSet, Result, SetQuota
+from kvorum.kv.commands import (
+    Compact,
+    Compacted,
+    CompactRefused,
+    LeaseCommand,
+    QueuedCommand,
+    QuotaSet,
+    Result,
+    SetQuota,
+)
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.state_hash import StateDigest
 from kvorum.kv.store import Store
@@ -269,6 +278,14 @@ class Node:
         if self.parts.state.is_given_up:
             raise NotServingError(INSTALLING)
 
+    def check_watchers(self) -> None:
+        """Check that another watch may begin.
+
+        Raises:
+            TooManyWatchersError: there are as many as there may be.
+        """
+        self.parts.watches.check_room()
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
 
@@ -281,7 +298,7 @@ class Node:
             NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
             FeatureUnavailableError: there is no history below its feature level.
             RevisionCompactedError: the history begins above that revision.
-            OverloadedError: there are too many watchers.
+            TooManyWatchersError: there are too many watchers.
         """
         self.check_serves()
         if self.stopping:
@@ -394,6 +411,10 @@ class Node:
         if not isinstance(result, Compacted | CompactRefused):
             raise InvariantViolatedError(f"a compaction was answered with {result}")
         return result
+
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        """Grant, renew or revoke a lease within the limits; return what applying it gave. Raises as :meth:`propose`."""
+        return await self.propose(command, timeout_ms)
 
     # --- Membership ---------------------------------------------------------------------------------------------
 

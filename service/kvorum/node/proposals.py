@@ -101,7 +101,7 @@ class Proposals:
         self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
         """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
         self.is_holding_back = False
-        """The next transaction or revocation waits until others are applied."""
+        """What is queued waits until a save is done, or until others are applied."""
         self.pending = 0
         """Writes that are queued or wait for a quorum."""
         self._proposed: dict[int, tuple[int, list[Waiter], float]] = {}  # index -> (term, waiters, since)
@@ -174,8 +174,14 @@ class Proposals:
         return waiter
 
     def flush(self) -> None:
-        """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown."""
-        self.is_holding_back = False
+        """Propose the queued writes. They wait during a leadership transfer, and while the log time is unknown.
+
+        They also wait while this node saves, if an earlier write waits for a quorum. The disks save one after the
+        other, so what is proposed now would not be durable sooner, and cost an entry of its own.
+        """
+        self.is_holding_back = bool(self._proposed) and self._raft.is_saving
+        if self.is_holding_back:
+            return
         while self.queue and not self._raft.is_transferring and not self._log_time.is_unknown:
             queued = len(self.queue)
             commands, waiters, keys = self._take_batch()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvorum.config import Config
-from kvorum.errors import CallerError, NoLeaderError, NotServingError, OverloadedError
+from kvorum.errors import CallerError, NoLeaderError, NotServingError, TooManyWatchersError
 from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.watch import Hub, Interest, Sink, Watcher
 from kvorum.node.state import State
@@ -81,16 +81,26 @@ class Watches:
         """Begin a watch; see :meth:`kvorum.node.node.Node.watch`, which checks first that the node serves.
 
         Raises:
-            FeatureUnavailableError, RevisionCompactedError, OverloadedError: there is no such watch.
+            FeatureUnavailableError, RevisionCompactedError, TooManyWatchersError: there is no such watch.
         """
         store = self._state.store
         check_level("a watch", HISTORY_LEVEL, store.feature_level)
-        if self.hub.size >= self._watchers_max:
-            raise OverloadedError(f"{self._name} has {self.hub.size} watchers already (limit {self._watchers_max})")
+        self.check_room()
         watcher = self.hub.add(store, interest, _Ending(sink, self._counters), first)
         self._count()
         self._schedule()
         return Watch(self, watcher)
+
+    def check_room(self) -> None:
+        """Check that another watch may begin.
+
+        Raises:
+            TooManyWatchersError: there are as many as there may be.
+        """
+        if self.hub.size >= self._watchers_max:
+            raise TooManyWatchersError(
+                f"{self._name} has {self.hub.size} watchers already (limit {self._watchers_max}); watch at another node"
+            )
 
     def close(self, watcher: Watcher, reason: str) -> None:
         """End a watch for a reason of its front. Idempotent."""

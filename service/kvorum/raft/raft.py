@@ -283,6 +283,11 @@ class Raft:
         return self._state.remember()
 
     @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight: what is appended now is not part of it."""
+        return self._state.is_saving
+
+    @property
     def saved_number(self) -> int:
         """The number of the last save that is durable."""
         return self._state.saved_number

@@ -174,6 +174,11 @@ class State:
         return self._save_number
 
     @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight."""
+        return self._save is not None
+
+    @property
     def saved_number(self) -> int:
         """The number of the last save that is durable."""
         return self._save_number - (self._save is not None)

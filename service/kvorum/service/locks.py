@@ -40,7 +40,7 @@ from kvorum.kv.features import LEASE_LEVEL, check_level
 from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
 from kvorum.kv.operations import PutOpResult, RangeOpResult
 from kvorum.kv.records import Record
-from kvorum.kv.watch import Batch, Interest
+from kvorum.kv.watch import EventBatch, Interest
 from kvorum.service.access import Principal
 from kvorum.service.leases import lease_not_found
 from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX, bounded_timeout_ms
@@ -326,7 +326,7 @@ class _Wake:
     def __init__(self, gone: asyncio.Future[None]) -> None:
         self._gone = gone
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """The key is gone."""
         if not self._gone.done():
             self._gone.set_result(None)

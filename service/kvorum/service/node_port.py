@@ -10,6 +10,7 @@ from kvorum.kv.commands import (
     ClientCommand,
     Compacted,
     CompactRefused,
+    LeaseCommand,
     Result,
     Txn,
     TxnRefused,
@@ -89,8 +90,11 @@ class StoreView(Protocol):
             RevisionCompactedError, RevisionInFutureError: the history does not have the revision.
         """
 
-    def pin(self, revision: int = 0) -> Pin:
-        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision."""
+    def pin(self, revision: int = 0, bytes_max: int | None = None) -> Pin:
+        """Keep what is visible at a revision (0: the latest) until the pin is released. Raises as check_revision.
+
+        A pin that holds back more than so many bytes of history is lost (``Pin.is_lost``).
+        """
 
     def get(self, key: bytes, revision: int = 0) -> RecordView | None:
         """Return the key's record at a revision (0: the latest), or None.
@@ -192,6 +196,12 @@ class NodePort(Protocol):
             OutcomeUnknownError: it may be done, now or later.
         """
 
+    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
+        """Grant, renew or revoke a lease within the limits; return what applying it gave. Raises as :meth:`propose`.
+
+        A quota or disks that are full refuse grants only (NoSpaceError, or a NoSpace result).
+        """
+
     def check_leads(self) -> None:
         """Check that the node can propose commands.
 
@@ -225,6 +235,13 @@ class NodePort(Protocol):
             OverloadedError: too many reads wait.
         """
 
+    def check_watchers(self) -> None:
+        """Check that another watch may begin.
+
+        Raises:
+            TooManyWatchersError: there are as many as there may be.
+        """
+
     def watch(self, interest: Interest, sink: Sink, first: int) -> Watch:
         """Deliver all events from a revision on to a sink, until the watch is closed or its sink is told of its end.
 
@@ -232,7 +249,7 @@ class NodePort(Protocol):
             NotServingError, NotLeaderError: as :meth:`check_serves`; or the node is about to stop.
             FeatureUnavailableError: there is no history below its feature level.
             RevisionCompactedError: the history begins above that revision.
-            OverloadedError: there are too many watchers.
+            TooManyWatchersError: there are too many watchers.
         """
 
     async def begin_backup(self, *, stale: bool = False) -> Backup:

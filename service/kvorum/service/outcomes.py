@@ -58,6 +58,7 @@ OUTCOMES = MappingProxyType(
         "wrong_cluster": REFUSED,
         "not_serving": _REFUSED_FOR_NOW,
         "overloaded": _REFUSED_FOR_NOW,
+        "too_many_watchers": _REFUSED_FOR_NOW,
         "read_timeout": _REFUSED_FOR_NOW,
         "too_stale": _REFUSED_FOR_NOW,
         "membership_refused": REFUSED,

@@ -15,14 +15,14 @@ from kvorum.kv.operations import (
     RangeOpResult,
     TxnOpResult,
 )
-from kvorum.kv.watch import Batch, Event, Sink
+from kvorum.kv.watch import Event, EventBatch, Sink
 from kvorum.service.node_port import Backup, RecordView, Watch
 from kvorum.service.scans import RangeItem, RangeScan
 from kvorum.status import Check, MemberStatus, NodeStatus
 
 __all__ = [
     "Backup",
-    "Batch",
+    "EventBatch",
     "BatchResult",
     "Check",
     "Checks",

@@ -1,7 +1,12 @@
 """Ranges that are being read: in slices, between which the event loop goes on, and within bounds.
 
 A small range is read at once. A larger one gets a place among the scans of its kind, and pins its revision until it is
-closed. Of all scans together one slice runs at a time, and the loop has a turn before each.
+read. Of all scans together one slice runs at a time, and the loop has a turn before each.
+
+What readers hold is bounded in bytes, however slow their clients are. A place is given back when the client has been
+given the whole answer, and no place is given while the pages that wait for their clients are too large together. A
+stream holds one slice. The history that a reader keeps from being freed is bounded by its pin: it ends when that holds
+back too much.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from kvorum.errors import InvariantViolatedError, OverloadedError, ReadTimeoutError
+from kvorum.errors import InvariantViolatedError, OverloadedError, ReadTimeoutError, RevisionCompactedError
 from kvorum.kv.cursors import encode_cursor
 from kvorum.kv.scan import Item as RangeItem
 from kvorum.kv.scan import Scan
@@ -26,6 +31,10 @@ PAGES_MAX = 32
 """Pages that are being read at a time, each with up to a mebibyte of records."""
 STREAMS_MAX = 8
 """Whole ranges that are being read at a time. Each may hold back what compactions would free."""
+HISTORY_BYTES_MAX = 64 * 1024 * 1024
+"""Of history below the floor that all ranges together hold back. A range that holds back more has to begin again."""
+UNREAD_BYTES_MAX = 64 * 1024 * 1024
+"""With so many bytes of pages that wait for their clients, no other page is begun."""
 STREAM_S_MAX = 600.0
 """How long a whole range may take to be read, however fast its client is."""
 
@@ -43,6 +52,8 @@ class Scans:
         self.now = now
         self.turn = asyncio.Lock()
         """Whose slice is next."""
+        self.unread_bytes = 0
+        """Of the pages that wait for their clients."""
         self._running = {False: 0, True: 0}
 
     async def begin(self, scan: Scan, *, is_whole: bool, timeout_ms: int, staleness_ms: int | None) -> RangeScan:
@@ -80,6 +91,11 @@ class Scans:
         if self._running[is_whole] >= limit:
             what = "whole ranges" if is_whole else "pages of ranges"
             raise OverloadedError(f"this node is reading {limit} {what} already; try again, or ask another node")
+        if self.unread_bytes >= UNREAD_BYTES_MAX:
+            raise OverloadedError(
+                f"{self.unread_bytes} bytes of pages wait for slow clients (limit {UNREAD_BYTES_MAX}); try again, or "
+                "ask another node"
+            )
         self._running[is_whole] += 1
 
     def leave(self, *, is_whole: bool) -> None:
@@ -102,6 +118,7 @@ class RangeScan:
         revision: where it is read.
         staleness_ms: of a stale read: everything that was committed so many milliseconds ago is in it. None: no bound
             is known.
+        has_place: it was too large for one slice.
     """
 
     def __init__(
@@ -115,6 +132,8 @@ class RangeScan:
         self.revision = scan.revision
         self.staleness_ms = staleness_ms
         self._first: list[RangeItem] = []
+        self.has_place = False
+        self._unread_bytes = 0
         self._pin: Pin | None = None
         self._store = scans.node.store
 
@@ -141,7 +160,8 @@ class RangeScan:
         if self._scan.is_done:
             return
         self._scans.enter(is_whole=self._is_whole)
-        self._pin = store.pin(self.revision)
+        self.has_place = True
+        self._pin = store.pin(self.revision, HISTORY_BYTES_MAX)
         while self._scan.count is None:
             self._first += await self._next_slice()
 
@@ -149,7 +169,8 @@ class RangeScan:
         """Yield the records and common prefixes, in order, some at a time.
 
         Raises:
-            RevisionCompactedError: the state was replaced by a snapshot that no longer has the revision.
+            RevisionCompactedError: the state was replaced by a snapshot that no longer has the revision, or this range
+                held back too much history.
             ReadTimeoutError: the time is over. A page whose records are in the order of their keys ends early instead.
             NotServingError, NotLeaderError: the node serves nobody any more.
         """
@@ -159,12 +180,25 @@ class RangeScan:
             if part := await self._next_slice():
                 yield part
 
+    def wait_for_client(self, size_bytes: int) -> None:
+        """Let go of the revision, since all is read. So many bytes wait for the client until :meth:`close`."""
+        self._unpin()
+        self._unread_bytes += size_bytes
+        self._scans.unread_bytes += size_bytes
+
     def close(self) -> None:
         """Let go of the revision and of the place. Idempotent."""
+        self._unpin()
+        self._scans.unread_bytes -= self._unread_bytes
+        self._unread_bytes = 0
+        if self.has_place:
+            self.has_place = False
+            self._scans.leave(is_whole=self._is_whole)
+
+    def _unpin(self) -> None:
         pin, self._pin = self._pin, None
         if pin is not None:
             pin.release()
-            self._scans.leave(is_whole=self._is_whole)
 
     async def _next_slice(self) -> list[RangeItem]:
         async with self._scans.turn:
@@ -179,9 +213,11 @@ class RangeScan:
         store = scans.node.store
         if store is not self._store:
             # A snapshot was installed: what was pinned is gone.
-            pin = store.pin(self.revision)
+            pin = store.pin(self.revision, HISTORY_BYTES_MAX)
             self._pin.release()
             self._store, self._pin = store, pin
+        if self._pin.is_lost:
+            raise RevisionCompactedError(self.revision, store.floor, store.revision)
         if scans.now() < self._deadline_s:
             return scan.step(store.versions, store.revision, SLICE_KEYS)
         if self._is_whole:

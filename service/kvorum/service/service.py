@@ -520,6 +520,8 @@ class Service:
     async def _watch(self, request: Watch) -> WatchStart:
         interest = limits.watch_interest(request)
         limits.check_revision(request.from_revision)
+        # Before the answer begins: one that has begun can only say in its last line what is wrong.
+        self._node.check_watchers()
         # Also with a revision: a node that is cut off would have nothing to deliver, and not say so.
         await self._node.read_barrier(self._bounded(request.timeout_ms))
         store = self._node.store

@@ -155,7 +155,7 @@ class Transactions:
         match refused.reason:
             case txn.KEY_NOT_FOUND:
                 return KeyNotFoundError(
-                    f"the key {where} does not exist, so there is nothing of it to keep (ignore_value, ignore_lease)",
+                    f"the key {where} does not exist: there is nothing to keep (ignore_value, ignore_lease)",
                     refused.revision,
                 )
             case txn.COMPACTED:

@@ -62,7 +62,7 @@ class Counters:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)  # (op, code)
         self.request_duration: defaultdict[str, Histogram] = defaultdict(Histogram)  # op
         self.no_space: defaultdict[str, int] = defaultdict(int)  # what is full: quota, disk
-        self.compactions: defaultdict[str, int] = defaultdict(int)  # why: age, bytes, disk, request
+        self.compactions: defaultdict[str, int] = defaultdict(int)  # why: age, bytes, disk, quota, request
         self.lease_changes: defaultdict[str, int] = defaultdict(int)  # granted, renewed, revoked, expired
         self.redirects = 0
         self.inflight = 0

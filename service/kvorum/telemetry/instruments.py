@@ -31,7 +31,7 @@ ELECTION_REASONS = ("timeout", "disconnect", "transfer")
 ELECTIONS = tuple((result, reason) for reason in ELECTION_REASONS for result in ("won", "lost"))
 NO_SPACE_REASONS = ("quota", "disk")
 LEASE_CHANGES = ("granted", "renewed", "revoked", "expired")
-COMPACTION_REASONS = ("age", "bytes", "disk", "request")
+COMPACTION_REASONS = ("age", "bytes", "disk", "quota", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
@@ -559,7 +559,7 @@ def _state() -> tuple[Instrument, ...]:
             "kvorum.compactions",
             "{compaction}",
             "Compactions of the history that this node, as the leader, proposed: by age, by bytes, for room on "
-            "the disks, or at the request of a client.",
+            "the disks, or at the request of a client; and how often the history gave way to the quota on this node.",
             lambda s: _by(s.counters.compactions, COMPACTION_REASONS),
             "reason",
         ),

@@ -24,7 +24,9 @@ from mutants.table import (
     compactions,
     history,
     kv,
+    lease_ticks,
     node,
+    openapi,
     raft,
     ranges,
     service,
@@ -38,6 +40,7 @@ MUTANTS = (
     *raft.MUTANTS,
     *kv.MUTANTS,
     *history.MUTANTS,
+    *openapi.MUTANTS,
     *ranges.MUTANTS,
     *node.MUTANTS,
     *storage.MUTANTS,
@@ -47,4 +50,5 @@ MUTANTS = (
     *compactions.MUTANTS,
     *txn.MUTANTS,
     *watches.MUTANTS,
+    *lease_ticks.MUTANTS,
 )

@@ -11,6 +11,24 @@ _SERVICE = "tests/service/test_history.py"
 MUTANTS = (
     Mutant(
         "history",
+        "History that gives way to the quota is not counted.",
+        "kv.store:Store._judge_room",
+        "self.given_way += 1",
+        "pass",
+        tests="tests/node/test_compactions.py",
+        simulated=False,
+    ),
+    Mutant(
+        "history",
+        "A line tells with every entry that the history gives way.",
+        "node.compactions:Compactions._note_given_way",
+        "now_ms >= self._told_ms + GIVEN_WAY_TOLD_MS",
+        "True",
+        tests="tests/node/test_compactions.py",
+        simulated=False,
+    ),
+    Mutant(
+        "history",
         "What is younger than the configured age is compacted.",
         "node.compactions:Compactions._due",
         "self._marks.revision_at(now_ms - self._age_ms)",

@@ -117,7 +117,7 @@ MUTANTS = (
         "interest.prev_value and with_previous is not None",
         "with_previous is not None",
     ),
-    _hub("A group is encoded for each of its watchers.", "Batch.encoded", "encoded is None", "True"),
+    _hub("A group is encoded for each of its watchers.", "EventBatch.encoded", "encoded is None", "True"),
     _hub(
         "A watcher that ended in the future counts when its revision comes.",
         "Hub.remove",
@@ -181,11 +181,19 @@ MUTANTS = (
     Mutant(
         "watch",
         "There is no limit to the watchers of a node.",
-        "node.watches:Watches.open",
+        "node.watches:Watches.check_room",
         "self.hub.size >= self._watchers_max",
         "False",
         tests=_SERVICE,
         simulated=False,
+    ),
+    Mutant(
+        "watch",
+        "One watcher too many is told so in the last line of a 200.",
+        "service.service:Service._watch",
+        "self._node.check_watchers()",
+        "pass",
+        tests=f"{_FRONT} -k one_watcher_too_many",
     ),
     Mutant(
         "watch",

@@ -13,6 +13,8 @@ everything else is looked up in a table.
     request    the target, the query, the body, in limits   kv        /v1/kv/{key}
     cluster    /v1/cluster, members, leader, /v1/hash       health    /livez /readyz /metrics /version
     forward    forwards a request to the leader             backup    /v1/snapshot
+    parameters the rows of what a query may have            operations  what each route promises
+    openapi    /openapi.json, made of the routes
     ranges     GET /v1/kv                                   history   versions of a key, /v1/compact
 
 HTTP's own: entity tags and conditional headers, 304, redirects and forwarding to the leader, problem+json, content

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from aiohttp.web import BaseRequest
 
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import Snapshot
 
-_PARAMETERS = frozenset({"consistency", "timeout_ms"})
+SAVE = operations.Operation(
+    summary="Back up everything, as one file",
+    parameters=frozenset({parameters.CONSISTENCY, parameters.TIMEOUT_MS}),
+    answers=(
+        operations.Answer(
+            "The backup.",
+            {operations.BYTES: operations.BINARY},
+            (
+                *("Content-Disposition", "X-Kvorum-Snapshot-Index", "X-Kvorum-Snapshot-Consistency"),
+                "X-Kvorum-Snapshot-Sha256",
+            ),
+        ),
+    ),
+    errors=operations.READ_ERRORS,
+)
 
 
 class BackupHandlers:
@@ -26,9 +40,9 @@ class BackupHandlers:
 
     async def save(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/snapshot``."""
-        query = Query(raw_query, _PARAMETERS)
-        timeout_ms = query.integer("timeout_ms", TIMEOUT_MS_MIN)
-        stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
+        query = Query(raw_query, SAVE.parameters)
+        timeout_ms = query.integer(parameters.TIMEOUT_MS)
+        stale = query.choice(parameters.CONSISTENCY) == "stale"
         backup = await self._execute(ANONYMOUS, Snapshot(timeout_ms, stale))
         headers = (
             f'Content-Disposition: attachment; filename="kvorum-{backup.last_index}.snapshot"\r\n'

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum_wire as wire
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_text
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import (
     AddMember,
     FinalizeUpgrade,
@@ -24,9 +26,8 @@ from kvorum.service.requests import (
     SetQuota,
     TransferLeadership,
 )
-from kvorum.service.results import Members, Quota
+from kvorum.service.results import Members, Quota, StateHash
 
-_PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 16 * 1024
 _ADD_MEMBER_EXAMPLE = '{"name": "n4", "peer_url": "http://127.0.0.1:9004"}'
 _TRANSFER_EXAMPLE = '{"target": "n2"}'
@@ -35,6 +36,44 @@ _encode = msgspec.json.Encoder().encode
 _decode_add_member = msgspec.json.Decoder(wire.AddMember).decode
 _decode_quota = msgspec.json.Decoder(wire.SetQuota).decode
 _decode_transfer = msgspec.json.Decoder(wire.TransferLeadership).decode
+
+_MEMBERS = operations.json_answer(wire.Members, "All members.")
+
+
+def _change(summary: str, answers: tuple[operations.Answer, ...], *errors: str, **facts: Any) -> operations.Operation:
+    return operations.Operation(
+        summary=summary,
+        answers=answers,
+        parameters=operations.WRITE_PARAMETERS,
+        errors=operations.WRITE_ERRORS | frozenset(errors),
+        **facts,
+    )
+
+
+STATUS = operations.Operation(
+    summary="What this node says of itself and the cluster", answers=operations.json_answer(wire.NodeStatus)
+)
+HASH = operations.Operation(summary="The hash of the state", answers=operations.json_answer(StateHash))
+LEADER = operations.Operation(summary="The leader, as far as it is known", answers=operations.json_answer(wire.Leader))
+TRANSFER = _change(
+    "Transfer the leadership",
+    operations.json_answer(wire.NewLeader),
+    *("unknown_member", "transfer_failed"),
+    body=operations.Body(wire.TransferLeadership, required=False),
+)
+FINALIZE = _change(
+    "End an upgrade: raise the feature level", operations.json_answer(wire.FeatureLevel), "feature_level_blocked"
+)
+QUOTA = operations.Operation(summary="The quota on data", answers=operations.json_answer(wire.Quota))
+SET_QUOTA = _change("Set the quota on data", operations.json_answer(wire.Quota), body=operations.Body(wire.SetQuota))
+MEMBERS = operations.Operation(summary="The members", answers=_MEMBERS)
+ADD_MEMBER = _change("Add a learner", _MEMBERS, "membership_refused", body=operations.Body(wire.AddMember))
+PROMOTE_MEMBER = _change(
+    "Make a learner a voter", _MEMBERS, *("membership_refused", "unknown_member"), name=operations.MEMBER_NAME
+)
+REMOVE_MEMBER = _change(
+    "Remove a member", _MEMBERS, *("membership_refused", "unknown_member"), name=operations.MEMBER_NAME
+)
 
 
 class ClusterHandlers:
@@ -132,9 +171,9 @@ def _quota(result: Quota) -> Response:
 
 
 def _timeout_ms(raw_query: str) -> int | None:
-    query = Query(raw_query, _PARAMETERS)
-    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    query = Query(raw_query, operations.WRITE_PARAMETERS)
+    query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
+    return query.integer(parameters.TIMEOUT_MS)
 
 
 def _member_name(raw: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
@@ -13,7 +13,20 @@ from multidict import istr
 
 from kvorum.config import Config, KnownHosts
 from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
-from kvorum.fronts.http import kv, leases, locks, ranges, sessions, watch
+from kvorum.fronts.http import (
+    backup,
+    cluster,
+    health,
+    history,
+    kv,
+    leases,
+    locks,
+    parameters,
+    ranges,
+    sessions,
+    transactions,
+    watch,
+)
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
 from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
@@ -21,6 +34,8 @@ from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.leases import LeaseHandlers
 from kvorum.fronts.http.locks import LockHandlers
+from kvorum.fronts.http.openapi import DOCUMENT, PATH, DocumentHandler
+from kvorum.fronts.http.operations import Operation
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
 from kvorum.fronts.http.ranges import RangeHandlers
 from kvorum.fronts.http.request import BODY, SEC_FETCH_SITE, Bodies, Query, split_target
@@ -29,8 +44,8 @@ from kvorum.fronts.http.sessions import SessionHandlers
 from kvorum.fronts.http.transactions import TransactionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import TIMEOUT_MS_MIN, bounded_timeout_ms
-from kvorum.service.requests import GetStatus
+from kvorum.service.limits import bounded_timeout_ms
+from kvorum.service.requests import GetStatus, LockKind
 from kvorum.telemetry.counters import Counters
 from kvorum.telemetry.logs import RateLimit
 from kvorum_wire import CLUSTER_HEADER
@@ -42,7 +57,7 @@ Handler = Callable[[BaseRequest, str, str], Awaitable[Response]]
 
 _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr(CLUSTER_HEADER)
-_CLUSTER_PARAMETER = "cluster"
+_CLUSTER_PARAMETER = parameters.CLUSTER
 """The same in the query, where it survives a redirect that an HTTP library follows."""
 _FORWARDABLE = (
     kv.READ_PARAMETERS
@@ -56,11 +71,13 @@ _FORWARDABLE = (
 
 
 class Route(NamedTuple):
-    """One method of one path."""
+    """One method of one path. It is in ``/openapi.json`` because it is registered."""
 
     op: str
     """The metric's label."""
     handler: Handler
+    operation: Operation
+    """What it promises."""
 
 
 class Dispatcher:
@@ -94,72 +111,100 @@ class Dispatcher:
         self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
         self._bodies = bodies
-        transactions = TransactionHandlers(service, config, bodies)
-        keys = kv.KeyValueHandlers(service, config, bodies, transactions)
-        self._kv_routes = _read("get", keys.get) | {
-            "PUT": Route("put", keys.put),
-            "DELETE": Route("delete", keys.delete),
+        many = TransactionHandlers(service, config, bodies)
+        keys = kv.KeyValueHandlers(service, config, bodies, many)
+        self._kv_routes = _read("get", keys.get, kv.GET) | {
+            "PUT": Route("put", keys.put, kv.PUT),
+            "DELETE": Route("delete", keys.delete, kv.DELETE),
         }
-        health = HealthHandlers(service)
+        checks = HealthHandlers(service)
         self._routes: dict[str, dict[str, Route]] = {
-            "/livez": _read("livez", health.livez),
-            "/readyz": _read("readyz", health.readyz),
-            "/metrics": _read("metrics", health.metrics),
-            "/version": _read("version", health.version),
+            "/livez": _read("livez", checks.livez, health.LIVEZ),
+            "/readyz": _read("readyz", checks.readyz, health.READYZ),
+            "/metrics": _read("metrics", checks.metrics, health.METRICS),
+            "/version": _read("version", checks.version, health.VERSION),
         }
         self._prefixes = {
-            "/livez/": _read("livez", health.livez),
-            "/readyz/": _read("readyz", health.readyz),
+            "/livez/": _read("livez", checks.livez, health.LIVEZ_CHECK),
+            "/readyz/": _read("readyz", checks.readyz, health.READYZ_CHECK),
         }
         self._promote: dict[str, Route] = {}
         self._keep_alive: dict[str, Route] = {}
-        self._range = {"GET": Route("range", RangeHandlers(service).read)}
+        self._range = {"GET": Route("range", RangeHandlers(service).read, kv.GET_BY_PARAMETER)}
         if not health_only:
+            self._add_keys_by_parameter(keys)
             self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
-            self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
-            self._routes["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
-            self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
-            self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
-            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
+            self._routes["/v1/compact"] = {
+                "POST": Route("compact", HistoryHandlers(service, bodies).compact, history.COMPACT)
+            }
+            self._routes["/v1/txn"] = {"POST": Route("txn", many.txn, transactions.TXN)}
+            self._routes["/v1/batch"] = {"POST": Route("batch", many.batch, transactions.BATCH)}
+            self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch, watch.WATCH)}
+            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end, sessions.END)}
             self._add_leases(LeaseHandlers(service, bodies))
             for path, kind in locks.KINDS.items():
                 self._add_locks(path, kind, LockHandlers(kind, service, config, bodies))
+            document = DocumentHandler(service, self.routes)
+            self._routes[PATH] = _read("openapi", document.get, DOCUMENT)
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
         self.close_after_answers = False
         self._cluster = ("", "")
         """The id of the cluster, and the header line that says so."""
 
-    def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
-        self._routes |= {
-            kv.PATH: self._kv_routes,
-            "/v1/cluster": _read("cluster", cluster.status),
-            "/v1/cluster/leader": _read("leader", cluster.leader)
-            | {"POST": Route("leader", cluster.transfer_leadership)},
-            "/v1/cluster/finalize": {"POST": Route("finalize", cluster.finalize)},
-            "/v1/cluster/quota": _read("quota", cluster.quota) | {"PUT": Route("quota", cluster.set_quota)},
-            "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
-            "/v1/hash": _read("hash", cluster.hash),
-            "/v1/snapshot": {"GET": Route("snapshot", backup.save)},
+    def _add_keys_by_parameter(self, keys: kv.KeyValueHandlers) -> None:
+        self._routes[kv.PATH] = {
+            "GET": Route("get", keys.get, kv.GET_BY_PARAMETER),
+            "HEAD": Route("get", keys.get, kv.HEAD_BY_PARAMETER),
+            "PUT": Route("put", keys.put, kv.PUT_BY_PARAMETER),
+            "DELETE": Route("delete", keys.delete, kv.DELETE_BY_PARAMETER),
         }
-        self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
-        self._promote = {"POST": Route("members", cluster.promote_member)}
+
+    def _add_cluster(self, handlers: ClusterHandlers, backups: BackupHandlers) -> None:
+        self._routes |= {
+            "/v1/cluster": _read("cluster", handlers.status, cluster.STATUS),
+            "/v1/cluster/leader": _read("leader", handlers.leader, cluster.LEADER)
+            | {"POST": Route("leader", handlers.transfer_leadership, cluster.TRANSFER)},
+            "/v1/cluster/finalize": {"POST": Route("finalize", handlers.finalize, cluster.FINALIZE)},
+            "/v1/cluster/quota": _read("quota", handlers.quota, cluster.QUOTA)
+            | {"PUT": Route("quota", handlers.set_quota, cluster.SET_QUOTA)},
+            "/v1/cluster/members": _read("members", handlers.members, cluster.MEMBERS)
+            | {"POST": Route("members", handlers.add_member, cluster.ADD_MEMBER)},
+            "/v1/hash": _read("hash", handlers.hash, cluster.HASH),
+            "/v1/snapshot": {"GET": Route("snapshot", backups.save, backup.SAVE)},
+        }
+        self._prefixes[_MEMBERS] = {"DELETE": Route("members", handlers.remove_member, cluster.REMOVE_MEMBER)}
+        self._promote = {"POST": Route("members", handlers.promote_member, cluster.PROMOTE_MEMBER)}
+
+    def routes(self) -> Iterator[tuple[str, str, Operation]]:
+        """Yield every route that this port serves: its path, with the last part as ``{name}``; its method; itself."""
+        tables = [(path, "", each) for path, each in self._routes.items()]
+        tables += [(path, "", each) for path, each in self._prefixes.items()]
+        tables += [(self._kv_prefix, "", self._kv_routes), (_MEMBERS, "/promote", self._promote)]
+        tables += [(leases.PREFIX, f"/{leases.KEEPALIVE}", self._keep_alive)]
+        for path, suffix, table in tables:
+            for method, route in table.items():
+                name = route.operation.name
+                yield path + ("" if name is None else "{" + name.name + "}") + suffix, method, route.operation
 
     def _add_leases(self, handlers: LeaseHandlers) -> None:
-        self._routes[leases.PATH] = _read("leases", handlers.list_all) | {"POST": Route("lease_grant", handlers.grant)}
-        self._prefixes[leases.PREFIX] = _read("lease", handlers.get) | {
-            "DELETE": Route("lease_revoke", handlers.revoke)
+        self._routes[leases.PATH] = _read("leases", handlers.list_all, leases.LIST) | {
+            "POST": Route("lease_grant", handlers.grant, leases.GRANT)
         }
-        self._keep_alive = {"POST": Route("lease_keepalive", handlers.keep_alive)}
+        self._prefixes[leases.PREFIX] = _read("lease", handlers.get, leases.GET) | {
+            "DELETE": Route("lease_revoke", handlers.revoke, leases.REVOKE)
+        }
+        self._keep_alive = {"POST": Route("lease_keepalive", handlers.keep_alive, leases.KEEP_ALIVE)}
 
-    def _add_locks(self, path: str, kind: str, handlers: LockHandlers) -> None:
-        self._routes[path] = _read(f"{kind}s", handlers.list_all)
-        self._prefixes[path + "/"] = _read(kind, handlers.get) | {
-            "POST": Route(f"{kind}_acquire", handlers.acquire),
-            "DELETE": Route(f"{kind}_release", handlers.release),
+    def _add_locks(self, path: str, kind: LockKind, handlers: LockHandlers) -> None:
+        described = locks.OPERATIONS[kind]
+        self._routes[path] = _read(f"{kind}s", handlers.list_all, described.list_all)
+        self._prefixes[path + "/"] = _read(kind, handlers.get, described.get) | {
+            "POST": Route(f"{kind}_acquire", handlers.acquire, described.acquire),
+            "DELETE": Route(f"{kind}_release", handlers.release, described.release),
         }
         if kind == "election":
-            self._prefixes[path + "/"]["PUT"] = Route("election_proclaim", handlers.proclaim)
+            self._prefixes[path + "/"]["PUT"] = Route("election_proclaim", handlers.proclaim, locks.PROCLAIM)
 
     async def close(self) -> None:
         """Close what was opened to forward requests."""
@@ -197,7 +242,7 @@ class Dispatcher:
                 route = routes.get(request.method)
                 if route is None:
                     raise _method_not_allowed(routes)
-                op, handler = route
+                op, handler, _ = route
                 response = await handler(request, name, query)
             except NotLeaderError as error:
                 response = await self._to_leader(request, error)
@@ -260,7 +305,7 @@ class Dispatcher:
     def _find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
         """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
         routes, name = self._routes.get(path), ""
-        if path == kv.PATH and routes is not None and _is_read(method) and not kv.names_key(query):
+        if path == kv.PATH and routes is not None and method == "GET" and not kv.names_key(query):
             return self._range, name
         if routes is None:
             prefix, _, name = path.rpartition("/")
@@ -310,7 +355,7 @@ class Dispatcher:
 
     def _forward_timeout_s(self, query: Query) -> float:
         # The leader should give up first, since it knows more about why.
-        timeout_ms = bounded_timeout_ms(query.integer("timeout_ms", TIMEOUT_MS_MIN), self._config.request_timeout_ms)
+        timeout_ms = bounded_timeout_ms(query.integer(parameters.TIMEOUT_MS), self._config.request_timeout_ms)
         return 1.05 * timeout_ms / 1000
 
     def _bug(self, error: Exception) -> Response:
@@ -322,12 +367,8 @@ class Dispatcher:
         return problem("internal", f"a bug in Kvorum ({type(error).__name__}); see the log of the node", close=True)
 
 
-def _is_read(method: str) -> bool:
-    return method in {"GET", "HEAD"}
-
-
-def _read(op: str, handler: Handler) -> dict[str, Route]:
-    route = Route(op, handler)
+def _read(op: str, handler: Handler, operation: Operation) -> dict[str, Route]:
+    route = Route(op, handler, operation)
     return {"GET": route, "HEAD": route}
 
 

@@ -11,6 +11,7 @@ from aiohttp.web import BaseRequest
 from yarl import URL
 
 from kvorum.config import Config
+from kvorum.fronts.http.parameters import FORWARD
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response, header
@@ -27,7 +28,7 @@ CONNECTIONS_MAX = 256
 
 def is_forwarding(config: Config, request: BaseRequest, query: Query) -> bool:
     """Tell whether a request that is for the leader is forwarded there, rather than redirected."""
-    return (config.forward or query.switch("forward")) and FORWARDED_BY not in request.headers
+    return (config.forward or query.switch(FORWARD)) and FORWARDED_BY not in request.headers
 
 
 class Forwarder:

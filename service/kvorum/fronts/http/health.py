@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from aiohttp.web import BaseRequest
 
+import kvorum_wire as wire
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.fronts.http.request import Query
 from kvorum.fronts.http.response import Response
@@ -13,10 +15,35 @@ from kvorum.service.access import ANONYMOUS
 from kvorum.service.requests import CheckLiveness, CheckReadiness, GetMetrics, GetVersion
 from kvorum.service.results import Check, Checks
 
-_PARAMETERS = frozenset({"verbose", "exclude"})
-_EXCLUDE = frozenset({"exclude"})
-_TEXT = "text/plain; charset=utf-8"
 _NO_STORE = "Cache-Control: no-store\r\n"
+
+_CHECKED = {operations.TEXT: operations.STRING}
+_CHECKS = (
+    operations.Answer("Every check passed.", _CHECKED, ("Cache-Control",)),
+    operations.Answer("The checks that failed.", _CHECKED, ("Cache-Control",), status=503),
+)
+_PARAMETERS: frozenset[parameters.Parameter] = frozenset({parameters.VERBOSE, parameters.EXCLUDE})
+LIVEZ = operations.Operation(summary="Whether the process works", parameters=_PARAMETERS, answers=_CHECKS)
+LIVEZ_CHECK = operations.Operation(
+    summary="One check of /livez",
+    name=operations.CHECK_NAME,
+    parameters=_PARAMETERS,
+    answers=_CHECKS,
+    errors=frozenset({"unknown_path"}),
+)
+READYZ = operations.Operation(summary="Whether this node can serve clients", parameters=_PARAMETERS, answers=_CHECKS)
+READYZ_CHECK = operations.Operation(
+    summary="One check of /readyz",
+    name=operations.CHECK_NAME,
+    parameters=_PARAMETERS,
+    answers=_CHECKS,
+    errors=frozenset({"unknown_path"}),
+)
+METRICS = operations.Operation(
+    summary="Metrics in the text format of Prometheus; takes any parameter and ignores it",
+    answers=(operations.Answer("At most a second old.", {"text/plain": operations.STRING}, ("Cache-Control",)),),
+)
+VERSION = operations.Operation(summary="The versions of this node", answers=operations.json_answer(wire.Versions))
 
 
 class HealthHandlers:
@@ -44,21 +71,20 @@ class HealthHandlers:
 
     async def version(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /version``."""
-        Query(raw_query, frozenset())
+        Query(raw_query, VERSION.parameters)
         result = await self._execute(ANONYMOUS, GetVersion())
-        fields = {"version": result.version, "api": ["v1"], "python": result.python}
-        return Response(200, msgspec.json.encode(fields) + b"\n")
+        return Response(200, msgspec.json.encode(wire.Versions(result.version, ("v1",), result.python)) + b"\n")
 
 
 def _checked(path: str, result: Checks, only: str, raw_query: str) -> Response:
     checks = result.checks
-    query = Query(raw_query, _PARAMETERS, _EXCLUDE)
-    excluded = frozenset(filter(None, query.get("exclude", "").split(",")))
+    query = Query(raw_query, _PARAMETERS)
+    excluded = frozenset(filter(None, query.get(parameters.EXCLUDE, "").split(",")))
     if only:
         checks = tuple(check for check in checks if check.name == only)
         if not checks:
             raise RefusalError("unknown_path", f"/{path} has no such check")
-    verbose = query.switch("verbose")
+    verbose = query.switch(parameters.VERBOSE)
     failed = [check for check in checks if not check.ok and check.name not in excluded]
     lines = [_line(check, check.name in excluded) for check in checks]
     unknown = sorted(excluded - {check.name for check in checks})
@@ -69,7 +95,7 @@ def _checked(path: str, result: Checks, only: str, raw_query: str) -> Response:
         text = "\n".join(lines) + "\n"
     else:
         text = "ok\n"
-    return Response(503 if failed else 200, text.encode("utf-8", "backslashreplace"), _TEXT, _NO_STORE)
+    return Response(503 if failed else 200, text.encode("utf-8", "backslashreplace"), operations.TEXT, _NO_STORE)
 
 
 def _line(check: Check, excluded: bool) -> str:

@@ -8,19 +8,26 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum_wire as wire
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import Compact
 from kvorum.service.results import History, RecordView
 
-_PARAMETERS = frozenset({"timeout_ms", "forward"})
 _BODY_BYTES_MAX = 1024
 _EXAMPLE = '{"revision": 1000}'
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(wire.Compact).decode
+
+COMPACT = operations.Operation(
+    summary="Give up the history below a revision",
+    parameters=operations.WRITE_PARAMETERS,
+    body=operations.Body(wire.Compact),
+    answers=operations.json_answer(wire.Compacted),
+    errors=operations.WRITE_ERRORS | {"compacted", "future_revision"},
+)
 
 
 class HistoryHandlers:
@@ -37,9 +44,9 @@ class HistoryHandlers:
 
     async def compact(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``POST /v1/compact``: give up the history below a revision."""
-        query = Query(raw_query, _PARAMETERS)
-        query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-        timeout_ms = query.integer("timeout_ms", TIMEOUT_MS_MIN)
+        query = Query(raw_query, COMPACT.parameters)
+        query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
+        timeout_ms = query.integer(parameters.TIMEOUT_MS)
         body = request[BODY] = await self._bodies.read(request, _BODY_BYTES_MAX)
         result = await self._execute(ANONYMOUS, Compact(decode_json(body, _decode, _EXAMPLE).revision, timeout_ms))
         return Response(200, _encode(wire.Compacted(result.revision, result.floor)) + b"\n")

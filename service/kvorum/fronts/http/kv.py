@@ -12,10 +12,12 @@ from multidict import CIMultiDictProxy
 
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.history import history_response, text_or_base64
 from kvorum.fronts.http.leases import parse_id, shown_id
 from kvorum.fronts.http.problems import RefusalError, problem
+from kvorum.fronts.http.ranges import RANGE
 from kvorum.fronts.http.request import (
     BODY,
     IDEMPOTENCY_KEY,
@@ -28,23 +30,99 @@ from kvorum.fronts.http.request import (
     wants_json,
 )
 from kvorum.fronts.http.response import Response
-from kvorum.fronts.http.transactions import TransactionHandlers, names_range
+from kvorum.fronts.http.transactions import RANGE_PARAMETERS, TransactionHandlers, names_range
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
-from kvorum.service.limits import HISTORY_VERSIONS, HISTORY_VERSIONS_MAX, TIMEOUT_MS_MIN
+from kvorum.service.limits import HISTORY_VERSIONS
 from kvorum.service.requests import ANY_REVISION, MUST_NOT_EXIST, Delete, Get, GetHistory, Put, PutWithOptions
 from kvorum.service.results import GetResult, PutResult, PutWithPrevious, RecordView
-from kvorum_wire import DeleteAnswer, GetAnswer, PutAnswer
+from kvorum_wire import DeleteAnswer, DeleteRangeAnswer, GetAnswer, HistoryAnswer, PutAnswer
 
 PATH = "/v1/kv"
 PREFIX = "/v1/kv/"
 
-READ_PARAMETERS = frozenset(
-    {"consistency", "max_staleness_ms", "timeout_ms", "forward", "revision", "history", "limit"}
+READ_PARAMETERS: frozenset[parameters.Parameter] = frozenset(
+    {
+        *(parameters.CONSISTENCY, parameters.MAX_STALENESS_MS, parameters.TIMEOUT_MS, parameters.FORWARD),
+        *(parameters.REVISION, parameters.HISTORY, parameters.HISTORY_LIMIT),
+    }
 )
-WRITE_PARAMETERS = frozenset({"prev_revision", "timeout_ms", "forward"})
+WRITE_PARAMETERS = operations.WRITE_PARAMETERS | {parameters.PREV_REVISION}
+PUT_PARAMETERS = WRITE_PARAMETERS | {
+    *(parameters.IGNORE_VALUE, parameters.PREV_VALUE, parameters.LEASE, parameters.IGNORE_LEASE)
+}
 
-PUT_PARAMETERS = WRITE_PARAMETERS | {"ignore_value", "prev_value", "lease", "ignore_lease"}
+_WRITE_HEADERS = (operations.IDEMPOTENCY_KEY, operations.IF_MATCH, operations.IF_NONE_MATCH)
+_WRITE_ERRORS = operations.WRITE_ERRORS | operations.SESSION_ERRORS | {"compare_failed", "precondition_failed"}
+_REVISIONS = ("ETag", "X-Kvorum-Revision")
+GET = operations.Operation(
+    summary="Read a key, or its versions",
+    name=operations.KEY_NAME,
+    parameters=READ_PARAMETERS,
+    headers=(operations.IF_NONE_MATCH,),
+    answers=(
+        operations.Answer(
+            "The value as bytes; with Accept: application/json as JSON; with history=true the versions.",
+            {operations.BYTES: operations.BINARY, operations.JSON: (GetAnswer, HistoryAnswer)},
+            (
+                *_REVISIONS,
+                *("X-Kvorum-Create-Revision", "X-Kvorum-Mod-Revision", "X-Kvorum-Version", "X-Kvorum-Staleness-Ms"),
+                "X-Kvorum-Lease",
+            ),
+        ),
+        operations.Answer("The key has not changed.", {}, _REVISIONS, status=304),
+    ),
+    errors=operations.PAST_ERRORS | {"not_found"},
+)
+PUT = operations.Operation(
+    summary="Set a key",
+    name=operations.KEY_NAME,
+    parameters=PUT_PARAMETERS,
+    headers=_WRITE_HEADERS,
+    body=operations.Body(operations.BINARY, operations.BYTES, required=False),
+    answers=operations.json_answer(PutAnswer, "Done.", *_REVISIONS),
+    errors=_WRITE_ERRORS | {"key_not_found", "lease_not_found"},
+)
+DELETE = operations.Operation(
+    summary="Remove a key",
+    name=operations.KEY_NAME,
+    parameters=WRITE_PARAMETERS,
+    headers=_WRITE_HEADERS,
+    answers=operations.json_answer(DeleteAnswer, "Done.", "X-Kvorum-Revision"),
+    errors=_WRITE_ERRORS,
+)
+_BY_PARAMETER = {parameters.KEY}
+GET_BY_PARAMETER = msgspec.structs.replace(
+    GET,
+    summary="Read a key, or without key a range of keys",
+    name=None,
+    parameters=RANGE.parameters | READ_PARAMETERS | _BY_PARAMETER,
+    answers=(
+        operations.Answer(
+            "Of a key as for /v1/kv/{key}; of a range a page, or the whole range as lines of JSON.",
+            {
+                operations.BYTES: operations.BINARY,
+                operations.JSON: (GetAnswer, HistoryAnswer, RANGE.answers[0].content[operations.JSON]),
+                operations.NDJSON: RANGE.answers[0].content[operations.NDJSON],
+            },
+            GET.answers[0].headers,
+        ),
+        GET.answers[1],
+    ),
+)
+HEAD_BY_PARAMETER = msgspec.structs.replace(
+    GET, name=None, parameters=READ_PARAMETERS | _BY_PARAMETER, required=frozenset(_BY_PARAMETER)
+)
+PUT_BY_PARAMETER = msgspec.structs.replace(
+    PUT, name=None, parameters=PUT_PARAMETERS | _BY_PARAMETER, required=frozenset(_BY_PARAMETER)
+)
+DELETE_BY_PARAMETER = msgspec.structs.replace(
+    DELETE,
+    summary="Remove a key, or a range of keys",
+    name=None,
+    parameters=WRITE_PARAMETERS | set(RANGE_PARAMETERS) | _BY_PARAMETER,
+    answers=operations.json_answer((DeleteAnswer, DeleteRangeAnswer), "Done.", "X-Kvorum-Revision"),
+)
 
 _DOT_SEGMENT = re.compile(r"(?:\A|/)(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 
@@ -199,8 +277,9 @@ def _put_response(key: bytes, result: PutResult, options: PutWithPrevious | None
 def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool, int, bool] | None]:
     """Return ``prev_revision`` and ``timeout_ms``; and the options that need a transaction, if one is given."""
     query = Query(raw_query, PUT_PARAMETERS)
-    lease = parse_id(query["lease"], "the parameter lease") if "lease" in query else 0
-    options = query.switch("ignore_value"), query.switch("prev_value"), lease, query.switch("ignore_lease")
+    lease = parse_id(query[parameters.LEASE], "the parameter lease") if parameters.LEASE in query else 0
+    switches = query.switch(parameters.IGNORE_VALUE), query.switch(parameters.PREV_VALUE)
+    options = (*switches, lease, query.switch(parameters.IGNORE_LEASE))
     if lease and options[3]:
         raise InvalidRequestError("lease and ignore_lease contradict each other: give one of them")
     return *_common_parameters(query), options if any(options) else None
@@ -212,20 +291,20 @@ def _write_parameters(raw_query: str) -> tuple[int, int | None]:
 
 
 def _common_parameters(query: Query) -> tuple[int, int | None]:
-    prev_revision = query.integer("prev_revision", 0)
-    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return ANY_REVISION if prev_revision is None else prev_revision, query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    prev_revision = query.integer(parameters.PREV_REVISION)
+    query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
+    return ANY_REVISION if prev_revision is None else prev_revision, query.integer(parameters.TIMEOUT_MS)
 
 
 def _get_with_parameters(key: bytes, raw_query: str) -> Get | GetHistory:
     query = Query(raw_query, READ_PARAMETERS)
-    stale = query.choice("consistency", ("linearizable", "stale")) == "stale"
-    query.switch("forward")
+    stale = query.choice(parameters.CONSISTENCY) == "stale"
+    query.switch(parameters.FORWARD)
     consistency: Literal["linearizable", "stale"] = "stale" if stale else "linearizable"
-    max_staleness_ms, timeout_ms = query.integer("max_staleness_ms", 0), query.integer("timeout_ms", TIMEOUT_MS_MIN)
-    revision = query.integer("revision", 1) or 0
-    limit = query.integer("limit", 1, HISTORY_VERSIONS_MAX)
-    if query.switch("history"):
+    max_staleness_ms, timeout_ms = query.integer(parameters.MAX_STALENESS_MS), query.integer(parameters.TIMEOUT_MS)
+    revision = query.integer(parameters.REVISION) or 0
+    limit = query.integer(parameters.HISTORY_LIMIT)
+    if query.switch(parameters.HISTORY):
         return GetHistory(key, consistency, max_staleness_ms, timeout_ms, revision, limit or HISTORY_VERSIONS)
     if limit is not None:
         raise InvalidRequestError("limit needs history=true: a key has one value at a time")

@@ -8,12 +8,12 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 from kvorum.errors import InvalidRequestError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_text
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import LEASES_LISTED_MAX, TIMEOUT_MS_MIN
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseState
 from kvorum_wire import leases as wire
@@ -21,9 +21,45 @@ from kvorum_wire import leases as wire
 PATH = "/v1/leases"
 PREFIX = "/v1/leases/"
 KEEPALIVE = "keepalive"
-PARAMETERS = frozenset({"timeout_ms", "forward"})
-GET_PARAMETERS = PARAMETERS | {"keys"}
-LIST_PARAMETERS = PARAMETERS | {"after", "limit"}
+PARAMETERS = operations.WRITE_PARAMETERS
+GET_PARAMETERS = PARAMETERS | {parameters.LEASE_KEYS}
+LIST_PARAMETERS = PARAMETERS | {parameters.AFTER, parameters.LEASES_LIMIT}
+
+_ERRORS = operations.WRITE_ERRORS | {"lease_not_found"}
+GRANT = operations.Operation(
+    summary="Grant a lease",
+    parameters=PARAMETERS,
+    body=operations.Body(wire.GrantLease),
+    answers=(operations.Answer("Granted.", {operations.JSON: wire.LeaseGranted}, ("X-Kvorum-Revision",), 201),),
+    errors=operations.WRITE_ERRORS | {"lease_exists", "too_many_leases", "no_space"},
+)
+KEEP_ALIVE = operations.Operation(
+    summary="Renew a lease",
+    name=operations.LEASE_ID,
+    parameters=PARAMETERS,
+    answers=operations.json_answer(wire.LeaseRenewed, "Renewed.", "X-Kvorum-Revision"),
+    errors=_ERRORS,
+)
+REVOKE = operations.Operation(
+    summary="Revoke a lease, and delete its keys",
+    name=operations.LEASE_ID,
+    parameters=PARAMETERS,
+    answers=operations.json_answer(wire.LeaseRevoked, "Revoked.", "X-Kvorum-Revision"),
+    errors=_ERRORS,
+)
+GET = operations.Operation(
+    summary="How long a lease still lives",
+    name=operations.LEASE_ID,
+    parameters=GET_PARAMETERS,
+    answers=operations.json_answer(wire.LeaseState, "The lease."),
+    errors=operations.READ_ERRORS | {"lease_not_found"},
+)
+LIST = operations.Operation(
+    summary="List leases",
+    parameters=LIST_PARAMETERS,
+    answers=operations.json_answer(wire.LeaseList, "The leases.", "X-Kvorum-Revision"),
+    errors=operations.READ_ERRORS,
+)
 
 _BODY_BYTES_MAX = 1024
 _EXAMPLE = '{"ttl_s": 60}'
@@ -70,23 +106,23 @@ class LeaseHandlers:
     async def get(self, _: BaseRequest, raw_id: str, raw_query: str) -> Response:
         """``GET /v1/leases/ID``."""
         query = Query(raw_query, GET_PARAMETERS)
-        with_keys = query.switch("keys")
+        with_keys = query.switch(parameters.LEASE_KEYS)
         state = await self._execute(ANONYMOUS, GetLease(_path_id(raw_id), with_keys, common_parameters(query)))
         return respond(_state(state))
 
     async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:
         """``GET /v1/leases``."""
         query = Query(raw_query, LIST_PARAMETERS)
-        after = None if (text := query.get("after")) is None else parse_id(text, "after")
-        limit = query.integer("limit", 1, LEASES_LISTED_MAX) or _LISTED
+        after = None if (text := query.get(parameters.AFTER)) is None else parse_id(text, "after")
+        limit = query.integer(parameters.LEASES_LIMIT) or _LISTED
         found = await self._execute(ANONYMOUS, ListLeases(after, limit, common_parameters(query)))
         return respond(wire.LeaseList(tuple(map(_state, found.leases)), found.more, found.revision), found.revision)
 
 
 def common_parameters(query: Query) -> int | None:
     """Return ``timeout_ms``; ``forward`` must be well-formed, its meaning is the dispatcher's."""
-    query.switch("forward")
-    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    query.switch(parameters.FORWARD)
+    return query.integer(parameters.TIMEOUT_MS)
 
 
 def shown_id(id: int) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import NamedTuple
 
 from aiohttp.web import BaseRequest
+from msgspec.structs import replace
 
 from kvorum.config import Config
 from kvorum.errors import InvalidRequestError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.leases import common_parameters, parse_id, respond, shown_id
 from kvorum.fronts.http.observe import Observation, holder_of, watch_of
@@ -16,7 +19,6 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_bytes
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import LOCK_WAIT_MS_MAX
 from kvorum.service.locks import queue_prefix
 from kvorum.service.requests import AcquireLock, GetLock, ListLocks, LockKind, ProclaimLeader, ReleaseLock
 from kvorum.service.results import LockGrant, LockState
@@ -25,10 +27,90 @@ from kvorum_wire import leases as wire
 LOCKS = "/v1/locks"
 ELECTIONS = "/v1/elections"
 KINDS: dict[str, LockKind] = {LOCKS: "lock", ELECTIONS: "election"}
-PARAMETERS = frozenset({"timeout_ms", "forward"})
-LEASE_PARAMETERS = PARAMETERS | {"lease"}
-WAIT_PARAMETERS = LEASE_PARAMETERS | {"wait_ms"}
-GET_PARAMETERS = PARAMETERS | {"watch"}
+PARAMETERS = operations.WRITE_PARAMETERS
+LEASE_PARAMETERS = PARAMETERS | {parameters.LEASE}
+WAIT_PARAMETERS = LEASE_PARAMETERS | {parameters.WAIT_MS}
+GET_PARAMETERS = PARAMETERS | {parameters.OBSERVE}
+
+_ERRORS = operations.WRITE_ERRORS | {"lease_not_found", "no_space"}
+_NEEDED = frozenset({parameters.LEASE})
+_VALUE = operations.Body(operations.BINARY, operations.BYTES, required=False)
+_GRANTED = operations.json_answer(wire.LockGranted, "The lease holds it.", "X-Kvorum-Revision")
+_RELEASED = operations.json_answer(wire.LockReleased, "Done.", "X-Kvorum-Revision")
+
+
+class Operations(NamedTuple):
+    """What the routes of one kind promise."""
+
+    list_all: operations.Operation
+    get: operations.Operation
+    acquire: operations.Operation
+    release: operations.Operation
+
+
+_ACQUIRE = operations.Operation(
+    summary="Wait for a lock",
+    name=operations.LOCK_NAME,
+    parameters=WAIT_PARAMETERS,
+    required=_NEEDED,
+    answers=_GRANTED,
+    errors=_ERRORS | {"lock_held", *operations.BODY_ERRORS},
+)
+_RELEASE = operations.Operation(
+    summary="Release a lock, or leave its queue",
+    name=operations.LOCK_NAME,
+    parameters=LEASE_PARAMETERS,
+    required=_NEEDED,
+    answers=_RELEASED,
+    errors=operations.WRITE_ERRORS | {"lock_not_held"},
+)
+_GET = operations.Operation(
+    summary="Who holds a lock, and who waits for it",
+    name=operations.LOCK_NAME,
+    parameters=PARAMETERS,
+    answers=operations.json_answer(wire.LockState, "The lock.", "X-Kvorum-Revision"),
+    errors=operations.READ_ERRORS,
+)
+_LIST = operations.Operation(
+    summary="List the locks that somebody holds",
+    parameters=PARAMETERS,
+    answers=operations.json_answer(wire.LockList, "The locks.", "X-Kvorum-Revision"),
+    errors=operations.READ_ERRORS,
+)
+OPERATIONS: dict[LockKind, Operations] = {
+    "lock": Operations(_LIST, _GET, _ACQUIRE, _RELEASE),
+    "election": Operations(
+        replace(
+            _LIST,
+            summary="List the elections that somebody has won",
+            answers=operations.json_answer(wire.ElectionList, "The elections.", "X-Kvorum-Revision"),
+        ),
+        replace(
+            _GET,
+            summary="Who is elected, and who waits; with watch, line after line",
+            parameters=GET_PARAMETERS,
+            answers=(
+                operations.Answer(
+                    "The election; with watch=true lines of JSON, without end.",
+                    {operations.JSON: wire.LockState, operations.NDJSON: wire.LeaderLine},
+                    ("X-Kvorum-Revision",),
+                ),
+            ),
+            errors=operations.READ_ERRORS | {"not_elected"},
+        ),
+        replace(_ACQUIRE, summary="Campaign: wait until the lease is elected", body=_VALUE),
+        replace(_RELEASE, summary="Resign, or campaign no more"),
+    ),
+}
+PROCLAIM = operations.Operation(
+    summary="Change the value of an election, as the one who is elected",
+    name=operations.LOCK_NAME,
+    parameters=LEASE_PARAMETERS,
+    required=_NEEDED,
+    body=_VALUE,
+    answers=_GRANTED,
+    errors=_ERRORS | {"lock_not_held"},
+)
 
 _STREAM_HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
 _LOOK_S = 1.0
@@ -55,7 +137,7 @@ class LockHandlers:
     async def acquire(self, request: BaseRequest, raw_name: str, raw_query: str) -> Response:
         """``POST``: wait for the lock; or campaign, with the value in the body."""
         query = Query(raw_query, WAIT_PARAMETERS)
-        lease, wait_ms = _lease(query), query.integer("wait_ms", 0, LOCK_WAIT_MS_MAX) or 0
+        lease, wait_ms = _lease(query), query.integer(parameters.WAIT_MS) or 0
         value = await self._value(request)
         wanted = AcquireLock(self._kind, decode_bytes(raw_name), lease, value, wait_ms, common_parameters(query))
         granted = self._execute(ANONYMOUS, wanted)
@@ -82,7 +164,7 @@ class LockHandlers:
     async def get(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
         """``GET`` of a name."""
         query = Query(raw_query, GET_PARAMETERS if self._kind == "election" else PARAMETERS)
-        if query.switch("watch"):
+        if query.switch(parameters.OBSERVE):
             return await self._observe(decode_bytes(raw_name), common_parameters(query))
         state = await self._execute(ANONYMOUS, GetLock(self._kind, decode_bytes(raw_name), common_parameters(query)))
         return respond(_state(state), state.revision)
@@ -136,7 +218,7 @@ def _is_gone(request: BaseRequest) -> bool:
 
 
 def _lease(query: Query) -> int:
-    text = query.get("lease")
+    text = query.get(parameters.LEASE)
     if text is None:
         raise InvalidRequestError("the parameter lease is missing: grant a lease, and give its id (POST /v1/leases)")
     return parse_id(text, "the parameter lease")

@@ -14,7 +14,7 @@ from kvorum.fronts.http.problems import problem_of
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.requests import GetLock, Watch
-from kvorum.service.results import Batch, LockHolder, WatchStart
+from kvorum.service.results import EventBatch, LockHolder, WatchStart
 from kvorum_wire import leases as wire
 
 HEARTBEAT_S = 10.0
@@ -86,7 +86,7 @@ class Observation:
     is_full = False
     """What it keeps does not grow."""
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Somebody came or went, or said something else."""
         self._changed.set()
 

@@ -61,6 +61,7 @@ _STATUSES = {
     "session_mismatch": (422, "The sequence was used by another request"),
     "too_many_leases": (429, "There are too many leases"),
     "sessions_full": (429, "There are too many live sessions"),
+    "too_many_watchers": (429, "This node has too many watchers; another one may have room"),
     "head_too_large": (431, "The request line or the headers are too large"),
     "internal": (500, "Internal error: a bug in Kvorum"),
     "no_leader": (503, "There is no leader"),

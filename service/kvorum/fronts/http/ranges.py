@@ -5,37 +5,58 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
-from typing import get_args
 
 import msgspec
 from aiohttp.web import BaseRequest
 
 import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import Query, accepts, decode_bytes
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import TIMEOUT_MS_MIN
-from kvorum.service.requests import NO_END, CommonPrefix, Range, RangeQuery, SortBy, prefix_end
+from kvorum.service.requests import NO_END, CommonPrefix, Range, RangeQuery, prefix_end
 from kvorum.service.results import RangeItem, RangeScan
 
-NDJSON = "application/x-ndjson"
+NDJSON = operations.NDJSON
 
-_BYTES = ("prefix", "start", "end", "delimiter")
-_BASE64 = {f"{name}64": name for name in _BYTES}
-_NUMBERS = ("revision", "min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
-_SWITCHES = ("reverse", "keys_only", "count_only")
-PARAMETERS = frozenset(
-    {"limit", "cursor", "sort", "consistency", "max_staleness_ms", "timeout_ms", "forward", *_NUMBERS, *_SWITCHES}
+_BYTES: tuple[parameters.Parameter, ...] = (
+    *(parameters.PREFIX, parameters.START, parameters.END, parameters.DELIMITER),
+)
+_BASE64: dict[str, parameters.Parameter] = {parameters.base64_twin(each): each for each in _BYTES}
+_NUMBERS = (
+    *(parameters.REVISION, parameters.MIN_MOD_REVISION, parameters.MAX_MOD_REVISION),
+    *(parameters.MIN_CREATE_REVISION, parameters.MAX_CREATE_REVISION),
+)
+_SWITCHES = (parameters.REVERSE, parameters.KEYS_ONLY, parameters.COUNT_ONLY)
+PARAMETERS: frozenset[parameters.Parameter] = frozenset(
+    {
+        *(parameters.LIMIT, parameters.CURSOR, parameters.SORT, parameters.CONSISTENCY, parameters.MAX_STALENESS_MS),
+        *(parameters.TIMEOUT_MS, parameters.FORWARD, *_NUMBERS, *_SWITCHES),
+    }
 )
 """The parameters beside those that are bytes."""
 _NOT_COUNTED = ("limit", "cursor", "sort", "reverse", "keys_only", "delimiter", *_NUMBERS[1:])
 """What has no meaning, or another one than expected, with count_only: the count is that of the whole range."""
 
-SORTS: tuple[SortBy, ...] = get_args(SortBy)
+RANGE = operations.Operation(
+    summary="Read a range of keys at one revision",
+    parameters=PARAMETERS | set(_BYTES) | {parameters.base64_twin(each) for each in _BYTES},
+    answers=(
+        operations.Answer(
+            "A page, or the whole range as lines of JSON.",
+            {
+                operations.JSON: wire.RangeAnswer,
+                NDJSON: (wire.RangeBegin, wire.RangeRecord, wire.CommonPrefix, wire.RangeEnd, wire.RangeBroken),
+            },
+            ("X-Kvorum-Revision", "X-Kvorum-Staleness-Ms"),
+        ),
+    ),
+    errors=operations.PAST_ERRORS,
+)
 
 _encoder = msgspec.json.Encoder()
 
@@ -61,9 +82,13 @@ class RangeHandlers:
             return Response(200, content_type=NDJSON, headers=headers, stream=_Lines(scan))
         try:
             body = _encoder.encode(await _page(scan)) + b"\n"
-        finally:
+        except BaseException:
             scan.close()
-        return Response(200, body, headers=headers)
+            raise
+        if not scan.has_place:
+            return Response(200, body, headers=headers)
+        scan.wait_for_client(len(body))
+        return Response(200, headers=headers, stream=_Body(body, scan))
 
 
 def wants_stream(request: BaseRequest) -> bool:
@@ -99,14 +124,14 @@ def parse_range(raw_query: str, *, is_whole: bool) -> Range:
     """
     given, raw_rest = take_bytes(raw_query)
     query = Query(raw_rest, PARAMETERS)
-    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
+    query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
     start, end = _bounds(given)
-    limit = query.integer("limit", 1) or 0
+    limit = query.integer(parameters.LIMIT) or 0
     if query.get("cursor") == "":
         raise InvalidRequestError("the parameter cursor is empty: leave it out for the first page")
-    numbers = {name: query.integer(name, 1) or 0 for name in _NUMBERS}
-    switches = {name: query.switch(name) for name in _SWITCHES}
-    sort = query.choice("sort", SORTS)
+    numbers = {str(name): query.integer(name) or 0 for name in _NUMBERS}
+    switches = {str(name): query.switch(name) for name in _SWITCHES}
+    sort = query.choice(parameters.SORT)
     if switches["count_only"]:
         _check_count_only(query, given)
     return Range(
@@ -123,9 +148,9 @@ def parse_range(raw_query: str, *, is_whole: bool) -> Range:
         ),
         query.get("cursor", ""),
         is_whole,
-        "stale" if query.choice("consistency", ("linearizable", "stale")) == "stale" else "linearizable",
-        query.integer("max_staleness_ms", 0),
-        query.integer("timeout_ms", TIMEOUT_MS_MIN),
+        "stale" if query.choice(parameters.CONSISTENCY) == "stale" else "linearizable",
+        query.integer(parameters.MAX_STALENESS_MS),
+        query.integer(parameters.TIMEOUT_MS),
     )
 
 
@@ -150,7 +175,7 @@ def _check_count_only(query: Query, given: dict[str, bytes]) -> None:
 
 
 def _is_off(query: Query, name: str) -> bool:
-    return name in _SWITCHES and not query.switch(name)
+    return any(each == name and not query.switch(each) for each in _SWITCHES)
 
 
 def _decode_base64(text: str, name: str) -> bytes:
@@ -179,6 +204,28 @@ async def _page(scan: RangeScan) -> wire.RangeAnswer:
         scan.cursor,
         scan.staleness_ms,
     )
+
+
+class _Body:
+    """A page, which has its place until the client has been given it.
+
+    Args:
+        body: the page.
+        scan: where it is from; closed with this.
+    """
+
+    def __init__(self, body: bytes, scan: RangeScan) -> None:
+        self._body = body
+        self._scan = scan
+        self.size_bytes = len(body)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the page."""
+        yield self._body
+
+    def close(self) -> None:
+        """Let go of the place."""
+        self._scan.close()
 
 
 class _Lines:

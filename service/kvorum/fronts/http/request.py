@@ -15,11 +15,12 @@ from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayl
 from multidict import CIMultiDictProxy, istr
 
 from kvorum.errors import InvalidRequestError, OverloadedError, TooLargeError
+from kvorum.fronts.http.parameters import Choice, Integer, Parameter, Switch
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.service.limits import INTEGER_MAX
 
 T = TypeVar("T")
-Choice = TypeVar("Choice", bound=str)
+C = TypeVar("C", bound=str)
 
 BODY = RequestKey("body", bytes)
 """Where a handler leaves the body of a request that may have to be forwarded."""
@@ -80,15 +81,14 @@ def decode_text(text: str, what: str) -> str:
 
 
 class Query(dict[str, str]):
-    """The query's parameters, each named at most once but for those in ``repeatable``, joined by commas.
+    """The query's parameters, each named at most once but for repeatable ones, joined by commas.
 
     Args:
         text: the raw query.
         known: the parameters that this path takes. Others are refused: a misspelt condition must not be ignored.
-        repeatable: those of them that may come several times.
     """
 
-    def __init__(self, text: str, known: frozenset[str], repeatable: frozenset[str] = frozenset()) -> None:
+    def __init__(self, text: str, known: frozenset[Parameter]) -> None:
         super().__init__()
         for part in filter(None, text.split("&")):
             raw_name, _, raw_value = part.partition("=")
@@ -99,17 +99,17 @@ class Query(dict[str, str]):
             value = decode_text(raw_value, f"the parameter {name}")
             if name not in self:
                 self[name] = value
-            elif name in repeatable:
+            elif any(each.repeatable for each in known if each == name):
                 self[name] += "," + value
             else:
                 raise InvalidRequestError(f"the parameter {name} is given twice")
 
-    def integer(self, name: str, minimum: int, maximum: int = INTEGER_MAX) -> int | None:
+    def integer(self, name: Integer) -> int | None:
         """Return the parameter as a whole number, or None if it is absent."""
         text = self.get(name)
-        return None if text is None else parse_integer(text, name, minimum, maximum)
+        return None if text is None else parse_integer(text, name, name.minimum, name.maximum)
 
-    def switch(self, name: str) -> bool:
+    def switch(self, name: Switch) -> bool:
         """Return whether the parameter is there and true; ``?name`` alone is true."""
         text = self.get(name)
         if text is None:
@@ -118,13 +118,13 @@ class Query(dict[str, str]):
             raise InvalidRequestError(f"the parameter {name} must be true or false")
         return text.lower() in {"", "1", "true"}
 
-    def choice(self, name: str, choices: tuple[Choice, ...]) -> Choice:
+    def choice(self, name: Choice[C]) -> C:
         """Return the parameter, by default the first choice."""
-        text = self.get(name, choices[0])
-        for choice in choices:
+        text = self.get(name, name.choices[0])
+        for choice in name.choices:
             if choice == text:
                 return choice
-        raise InvalidRequestError(f"the parameter {name} is one of: {', '.join(choices)}")
+        raise InvalidRequestError(f"the parameter {name} is one of: {', '.join(filter(None, name.choices))}")
 
 
 def parse_integer(text: str, what: str, minimum: int, maximum: int) -> int:

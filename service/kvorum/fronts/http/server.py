@@ -280,6 +280,8 @@ class _Connection(LimitedConnection):
         if self.feed is not None:
             self.feed.lost()
         super().connection_lost(exc)
+        # Both refer to this connection. Without them, all of it is freed at once, and not by a collection.
+        self._keepalive_handle, self._latest_body = None, EMPTY_PAYLOAD
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head that is too long, whether it is complete or not."""

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from kvorum.config import Config
 from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import (
     BODY,
@@ -23,14 +24,12 @@ from kvorum.fronts.http.response import Response
 from kvorum.fronts.http.txn_bodies import FIRST_KEY, operation_of, result_of, results_of, transaction_of
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
-from kvorum.service.limits import TIMEOUT_MS_MIN
 from kvorum.service.requests import NO_END, Batch, BatchItem, DeleteRangeOp, Txn, prefix_end
 from kvorum.service.results import TxnResult
 from kvorum_wire import DeleteRangeAnswer
 from kvorum_wire import transactions as wire
 
-PARAMETERS = frozenset({"timeout_ms", "forward"})
-RANGE_PARAMETERS = ("prefix", "start", "end")
+RANGE_PARAMETERS = (parameters.PREFIX, parameters.START, parameters.END)
 """Of a delete; they are bytes, and need not be text."""
 
 _TXN = '{"compare": [{"key": "a", "target": "version", "number": 0}], "then": [{"put": {"key": "a", "value": "1"}}]}'
@@ -39,6 +38,23 @@ _BATCH = '{"operations": [{"put": {"key": "a", "value": "1"}}, {"range": {"prefi
 _decode_txn = msgspec.json.Decoder(wire.Txn).decode
 _decode_batch = msgspec.json.Decoder(wire.Batch).decode
 _encode = msgspec.json.Encoder().encode
+
+_ERRORS = operations.WRITE_ERRORS | operations.SESSION_ERRORS | {"compacted", "future_revision", "key_not_found"}
+TXN = operations.Operation(
+    summary="A transaction: compares, and operations on several keys at one revision",
+    parameters=operations.WRITE_PARAMETERS,
+    headers=(operations.IDEMPOTENCY_KEY,),
+    body=operations.Body(wire.Txn),
+    answers=operations.json_answer(wire.TxnAnswer, "Done, or the compares failed.", "X-Kvorum-Revision"),
+    errors=_ERRORS,
+)
+BATCH = operations.Operation(
+    summary="Many operations, each by itself",
+    parameters=operations.WRITE_PARAMETERS,
+    body=operations.Body(wire.Batch),
+    answers=operations.json_answer(wire.BatchAnswer, "What came of each operation."),
+    errors=_ERRORS,
+)
 
 
 class TransactionHandlers:
@@ -139,9 +155,9 @@ def take_range(raw_query: str) -> tuple[tuple[bytes, bytes], str]:
 
 
 def _timeout_ms(raw_query: str) -> int | None:
-    query = Query(raw_query, PARAMETERS)
-    query.switch("forward")  # Its meaning is the dispatcher's; here it must only be well-formed.
-    return query.integer("timeout_ms", TIMEOUT_MS_MIN)
+    query = Query(raw_query, operations.WRITE_PARAMETERS)
+    query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
+    return query.integer(parameters.TIMEOUT_MS)
 
 
 def _session(request: BaseRequest) -> tuple[Principal, str, int]:

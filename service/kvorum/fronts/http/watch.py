@@ -11,7 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from itertools import groupby
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import msgspec
 from aiohttp.web import BaseRequest
@@ -19,20 +19,21 @@ from multidict import istr
 
 import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError
+from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import Query, accepts, combined, decode_bytes, parse_integer
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import INTEGER_MAX, TIMEOUT_MS_MIN
+from kvorum.service.limits import INTEGER_MAX
 from kvorum.service.requests import Watch
-from kvorum.service.results import Batch, Event, WatchStart
+from kvorum.service.results import Event, EventBatch, WatchStart
 from kvorum.service.results import Watch as Watching
 
 PATH = "/v1/watch"
-SSE = "text/event-stream"
-NDJSON = "application/x-ndjson"
+SSE = operations.SSE
+NDJSON = operations.NDJSON
 PROGRESS_S = 10
 PROGRESS_S_MAX = 30
 """Proxies close a connection that is silent for a minute."""
@@ -45,9 +46,33 @@ LINGERING_S = 10.0
 
 _STALLED = "stalled"
 _LAST_EVENT_ID = istr("Last-Event-ID")
-_PARAMETERS = frozenset({"from_revision", "prev_value", "filter", "progress_s", "timeout_ms", "forward"})
-_BYTES = ("key", "prefix", "start", "end")
+_FROM_REVISION = parameters.Integer(
+    "from_revision", "Begin with this revision. Default: after everything that was acknowledged before.", 1
+)
+_PROGRESS = parameters.Integer(
+    "progress_s", f"On a quiet watch a line comes so often, in seconds. Default {PROGRESS_S}.", 1, PROGRESS_S_MAX
+)
+_FILTER: parameters.Choice[Literal["", "put", "delete"]] = parameters.Choice(
+    "filter", "Only events of this type.", ("", "put", "delete")
+)
+_PARAMETERS: frozenset[parameters.Parameter] = frozenset(
+    {_FROM_REVISION, parameters.PREV_VALUE, _FILTER, _PROGRESS, parameters.TIMEOUT_MS, parameters.FORWARD}
+)
+_BYTES = (parameters.KEY, parameters.PREFIX, parameters.START, parameters.END)
 _HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nVary: Accept\r\n"
+WATCH = operations.Operation(
+    summary="Every later put and delete of some keys, until the client ends it",
+    parameters=_PARAMETERS | set(_BYTES) | {parameters.base64_twin(each) for each in _BYTES},
+    headers=(operations.LAST_EVENT_ID,),
+    answers=(
+        operations.Answer(
+            "One JSON object a line, or the same as server-sent events.",
+            {NDJSON: wire.WatchLine, SSE: operations.STRING},
+            ("Cache-Control", "X-Kvorum-Revision"),
+        ),
+    ),
+    errors=operations.PAST_ERRORS | {"too_many_watchers"},
+)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -64,7 +89,7 @@ class WatchHandlers:
     async def watch(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/watch``."""
         given, query = _parameters(raw_query)
-        progress_s = query.integer("progress_s", 1, PROGRESS_S_MAX) or PROGRESS_S
+        progress_s = query.integer(_PROGRESS) or PROGRESS_S
         resumed = combined(request.headers, _LAST_EVENT_ID)
         wanted = _watch(given, query, resumed)
         start = await self._execute(ANONYMOUS, wanted)
@@ -103,20 +128,20 @@ def _decode_base64(data: bytes, name: str) -> bytes:
 
 def _watch(given: dict[str, bytes], query: Query, resumed: str | None) -> Watch:
     start, end = _range(given)
-    from_revision = query.integer("from_revision", 1) or 0
+    from_revision = query.integer(_FROM_REVISION) or 0
     if resumed is not None:
         # The browser sends the same URL again, and the id of the last event that it has.
         from_revision = parse_integer(resumed, "Last-Event-ID", 0, INTEGER_MAX - 1) + 1
-    kind = query.choice("filter", ("", "put", "delete"))
-    query.switch("forward")  # Any node serves a watch.
+    kind = query.choice(_FILTER)
+    query.switch(parameters.FORWARD)  # Any node serves a watch.
     return Watch(
         start,
         end,
         from_revision,
-        query.switch("prev_value"),
+        query.switch(parameters.PREV_VALUE),
         puts=kind != "delete",
         deletes=kind != "put",
-        timeout_ms=query.integer("timeout_ms", TIMEOUT_MS_MIN),
+        timeout_ms=query.integer(parameters.TIMEOUT_MS),
     )
 
 
@@ -261,7 +286,7 @@ class Feed:
         """Whether the client has too much to read."""
         return self._connection is not None and self._connection.writing_paused
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: EventBatch) -> None:
         """Write events."""
         self._write(batch.encoded(self._lines.events))
 

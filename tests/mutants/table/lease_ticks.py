@@ -1,0 +1,113 @@
+"""Bugs of the ticks by which leases end (:mod:`kvorum.node.leases`), and of what the node does for leases."""
+
+from __future__ import annotations
+
+from mutants.mutant import Mutant
+
+MUTANTS = (
+    Mutant(
+        "leases",
+        "No tick is written while nobody writes: after a failover every lease starts anew.",
+        "node.leases:LeaseTicks.tick",
+        "min(due_ms, self._state.store.time_ms + TICK_INTERVAL_MS)",
+        "due_ms",
+        tests="tests/node/test_leases.py",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "A lease whose time is over waits for the next tick of the second.",
+        "node.leases:LeaseTicks.tick",
+        "min(due_ms, self._state.store.time_ms + TICK_INTERVAL_MS)",
+        "self._state.store.time_ms + TICK_INTERVAL_MS",
+        tests="tests/node/test_leases.py",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "The driver writes no ticks: in an idle cluster no lease ever ends.",
+        "node.driver:Driver.tick",
+        "self._guard(self._leases.tick)",
+        "pass",
+        tests="tests/sim/test_leases.py -k idle",
+    ),
+    Mutant(
+        "leases",
+        "The leader ends leases by itself, without an entry.",
+        "node.leases:LeaseTicks.tick",
+        "self._proposals.propose()",
+        "list(self._leases.advance(self._log_time.now_ms()))",
+        tests="tests/node/test_leases.py",
+    ),
+    Mutant(
+        "leases",
+        "A new leader goes on from its wall clock: leases end early, or never.",
+        "node.log_time:LogTime.now_ms",
+        "log_ms or max(self._clock.wall_ms(), 1)",
+        "max(self._clock.wall_ms(), log_ms)",
+        tests="tests/node/test_log_time.py",
+    ),
+    Mutant(
+        "leases",
+        "A new leader renews every lease.",
+        "node.leases:LeaseTicks._count",
+        "self._leases, self._counts = leases, dict(leases.counts)",
+        "[leases.renew(each, self._log_time.now_ms()) for each in leases if not self._has_led]\n"
+        "self._leases, self._counts = leases, dict(leases.counts)",
+        tests="tests/sim/test_leases.py -k anew",
+    ),
+    Mutant(
+        "leases",
+        "A node that does not know what others proposed writes ticks.",
+        "node.leases:LeaseTicks.tick",
+        "not self._proposals.are_possible",
+        "False",
+        tests="tests/node/test_leases.py",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "Every node counts the changes of leases.",
+        "node.leases:LeaseTicks._count",
+        "leases is self._leases and self._has_led",
+        "leases is self._leases",
+        tests="tests/node/test_leases.py",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "The counts of a state that was replaced are taken off those of the new one.",
+        "node.leases:LeaseTicks._count",
+        "leases is self._leases and self._has_led",
+        "self._has_led",
+        tests="tests/node/test_leases.py",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "A full queue refuses renewals: it ends the leases of those who fill it, and of all others.",
+        "node.proposals:Proposals.submit",
+        "KEEPING_SHARE if is_keeping else 1",
+        "1",
+        tests="tests/node/test_txn_proposals.py -k full",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "Renewals that wait are not limited.",
+        "node.proposals:Proposals.submit",
+        "self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1)",
+        "not is_keeping and self.pending >= self._pending_max",
+        tests="tests/node/test_txn_proposals.py -k full",
+        simulated=False,
+    ),
+    Mutant(
+        "leases",
+        "Revocations in one entry delete any number of keys.",
+        "node.proposals:Proposals._take_batch",
+        "isinstance(command, Txn | LeaseRevoke)",
+        "isinstance(command, Txn)",
+        tests="tests/node/test_txn_proposals.py -k revocations",
+        simulated=False,
+    ),
+)
