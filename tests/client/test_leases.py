@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -47,6 +46,11 @@ def renewals(server: Server) -> int:
     return sum(isinstance(each, LeaseRenew) for each in server.node.proposed)
 
 
+async def renewed(server: Server, count: int) -> None:
+    """Wait until leases were renewed so often."""
+    await until(f"{count} renewals", lambda: renewals(server) >= count)
+
+
 class Clock:
     """What leases take for the time; timers go on by the real one."""
 
@@ -59,11 +63,6 @@ class Clock:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are renewed as soon as a thousandth of their time is over."""
     monkeypatch.setattr(leases, "RENEWALS", 1000)
-
-
-def renewed(server: Server, times: int) -> bool:
-    """Tell whether leases were renewed so often."""
-    return renewals(server) >= times
 
 
 def lose_answers(server: Server, kind: type[ClientCommand], count: int = 1) -> None:
@@ -85,10 +84,10 @@ def test_a_lease_is_kept_alive_until_its_block_ends_and_takes_its_keys_with_it()
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lease(10) as lease:
             await kv.put("k", "v", lease=lease)
-            for seconds in range(1, 5):
+            for _ in range(4):
                 before = renewals(server)
                 server.node.pass_time(6000)
-                await until(f"renewed {seconds} times", partial(renewed, server, before + 2))
+                await renewed(server, before + 2)
             assert lease.is_alive and 0 < lease.remaining_s <= 10
             record = await kv.get("k")
             assert record is not None and record.lease == lease.id
@@ -200,8 +199,7 @@ def test_a_callback_that_fails_hides_no_loss() -> None:
 def test_renewals_need_no_turn() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lease(30), kv._turns.turn(float("inf")):
-            before = renewals(server)
-            await until("renewed", lambda: renewals(server) > before + 1)
+            await renewed(server, renewals(server) + 2)
 
     with_node(scenario)
 

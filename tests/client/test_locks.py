@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import pytest
 from client.test_leases import lose_answers, with_node
@@ -272,7 +273,14 @@ def test_a_lock_is_used_once_and_has_no_token_before() -> None:
         await lock.release()
         with pytest.raises(InvalidArgumentError):
             await lock.acquire()
-        for arguments in ({"wait_s": -1}, {"wait_s": "1"}, {"wait_s": True}, {"ttl_s": 0}, {"lock_delay_s": 61}):
+        impossible: list[dict[str, Any]] = [
+            {"wait_s": -1},
+            {"wait_s": "1"},
+            {"wait_s": True},
+            {"ttl_s": 0},
+            {"lock_delay_s": 61},
+        ]
+        for arguments in impossible:
             with pytest.raises(InvalidArgumentError):
                 kv.lock("a", **arguments)
         with pytest.raises(InvalidArgumentError):

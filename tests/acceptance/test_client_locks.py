@@ -1,4 +1,4 @@
-"""Leases, locks and elections on real processes: nodes are killed, holders stand still, and no lock has two holders."""
+"""The client's leases, locks and elections on real processes: nodes are killed, and holders stand still."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,10 +60,6 @@ async def kill_the_leader(cluster: Cluster) -> str:
     return leader
 
 
-def _renewed_after(lease: leases.Lease, moment: float) -> bool:
-    return lease._renewed_at > moment
-
-
 def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster: Cluster) -> None:
     async def scenario() -> None:
         addresses = list(cluster.addresses.values())
@@ -74,7 +69,7 @@ def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster:
                 for _ in range(2):
                     killed = await kill_the_leader(cluster)
                     renewed_at = lease._renewed_at
-                    await until("renewed at the new leader", partial(_renewed_after, lease, renewed_at))
+                    await until("renewed at the new leader", lambda at=renewed_at: lease._renewed_at > at)
                     assert lease.is_alive
                     cluster.start(killed)
                     await asyncio.to_thread(cluster.settled)
@@ -177,7 +172,8 @@ def test_a_holder_that_stood_still_has_lost_the_lock_and_its_command_is_stopped(
         with pytest.raises(ProcessLookupError):
             os.kill(command, 0)
     finally:
-        holder.send_signal(signal.SIGCONT) if holder.poll() is None else None
+        if holder.poll() is None:
+            holder.send_signal(signal.SIGCONT)
         end(holder)
 
 
