@@ -69,7 +69,7 @@ def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster:
                 for _ in range(2):
                     killed = await kill_the_leader(cluster)
                     renewed_at = lease._renewed_at
-                    await until("renewed at the new leader", lambda at=renewed_at: lease._renewed_at > at)
+                    await until("renewed at the new leader", partial(_renewed_after, lease, renewed_at))
                     assert lease.is_alive
                     cluster.start(killed)
                     await asyncio.to_thread(cluster.settled)

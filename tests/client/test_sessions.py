@@ -105,8 +105,6 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
                     SessionRefused(1, reason)
                     if client_id_of(command) == refused_id
                     else await apply(command, timeout_ms)
-                    if client_id_of(command) == refused_id
-                    else await apply(command, timeout_ms)
                 )
 
             node.propose = refuse_the_old_session  # type: ignore[method-assign]
