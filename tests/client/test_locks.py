@@ -90,6 +90,7 @@ def test_who_gives_up_learns_who_holds_the_lock_and_leaves_nothing(wait_s: float
             with pytest.raises(LockHeldError) as caught:
                 async with kv.lock("a", wait_s=wait_s):
                     raise AssertionError("two holders")
+            assert lock.key == f"_locks/a/{lock.lease.id:x}".encode()
             assert (caught.value.lease, caught.value.fencing_token) == (lock.lease.id, lock.fencing_token)
             assert 0 < caught.value.remaining_ms <= 30_000
             info = await kv.lock_info("a")
@@ -331,6 +332,7 @@ def test_the_synchronous_twin() -> None:
         with SyncClient([server.url], timeout_s=4) as kv:
             with kv.lock("a") as lock:
                 assert lock.is_held and 0 < lock.remaining_s <= 30 and lock.name == b"a"
+                assert kv.get(lock.key) is not None
                 holder = kv.lock_info("a").holder
                 assert holder is not None and holder.fencing_token == lock.fencing_token
                 assert [each.name for each in kv.locks()] == [b"a"]
