@@ -22,7 +22,9 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOver,
     NoSpace,
+    OpenOrigin,
     Put,
     PutResult,
     QuotaSet,
@@ -145,6 +147,8 @@ class Model:
             return self._set_quota(command)
         if isinstance(command, Compact):
             return self._compact(command.revision)
+        if isinstance(command, OpenOrigin | HandedOver):
+            raise TypeError("the model hands nothing over")
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")

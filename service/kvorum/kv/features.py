@@ -15,7 +15,18 @@ import msgspec
 
 from kvorum import __version__
 from kvorum.errors import FeatureUnavailableError, VersionTooOldError
-from kvorum.kv.commands import BatchCommand, Compact, Delete, EndSession, Put, RaiseFeatureLevel, SetQuota, Txn
+from kvorum.kv.commands import (
+    BatchCommand,
+    Compact,
+    Delete,
+    EndSession,
+    HandedOver,
+    OpenOrigin,
+    Put,
+    RaiseFeatureLevel,
+    SetQuota,
+    Txn,
+)
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -58,6 +69,14 @@ LEVELS = (
             "Transactions: compares, and operations on several keys at one revision.",
         ),
     ),
+    Level(
+        5,
+        "0.5.0",
+        (
+            "A member hands writes to the leader between the nodes, and each of them is applied once.",
+            "Snapshots say which of these writes were applied.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -72,6 +91,8 @@ QUOTA_LEVEL = 3
 """From this level on there is a quota on data, and snapshots carry it."""
 HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
+HANDOVER_LEVEL = 5
+"""From this level on a member hands writes to the leader, and snapshots carry the origins."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
@@ -82,6 +103,8 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     SetQuota: QUOTA_LEVEL,
     Compact: HISTORY_LEVEL,
     Txn: HISTORY_LEVEL,
+    OpenOrigin: HANDOVER_LEVEL,
+    HandedOver: HANDOVER_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

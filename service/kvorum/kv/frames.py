@@ -2,8 +2,8 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), records,
-               SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), OriginsFrame (feature level 5),
+               records, SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
     records  = RecordsFrame* (below feature level 4)
              | HistoryFrame, BaseFrame*, EventsFrame* (from it on)
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
@@ -23,6 +23,7 @@ from zlib import crc32
 import msgspec
 
 from kvorum.errors import StorageCorruptError
+from kvorum.kv.origins import OriginRow
 from kvorum.kv.records import Key, Value
 from kvorum.kv.sessions import SessionRow
 
@@ -128,6 +129,12 @@ class EventsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     events: tuple[VersionRow, ...]
 
 
+class OriginsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="o"):
+    """The origins of what members hand over, in the order in which they were opened."""
+
+    origins: tuple[OriginRow, ...]
+
+
 class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="s"):
     """Sessions, from the least recently used on."""
 
@@ -157,6 +164,7 @@ Frame = (
     | HistoryFrame
     | BaseFrame
     | EventsFrame
+    | OriginsFrame
     | SessionsFrame
     | EndedSessionsFrame
     | Trailer

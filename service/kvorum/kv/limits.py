@@ -56,6 +56,8 @@ ENDED_SESSION_OVERHEAD_BYTES = 256
 """Likewise of an ended session, beside its client id (measured: 180)."""
 QUOTA_BYTES_MIN = 1024 * 1024
 """Of the quota: less is a mistake in the unit."""
+ORIGIN_WINDOW = 1024
+"""Numbers of what a member handed over that are remembered, and how far apart those may be that it has outstanding."""
 
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{CLIENT_ID_CHARS_MAX}}}")
 

@@ -8,6 +8,7 @@ from kvorum.errors import StorageCorruptError
 from kvorum.kv.features import (
     END_SESSION_LEVEL,
     FIRST_LEVEL,
+    HANDOVER_LEVEL,
     HISTORY_LEVEL,
     QUOTA_LEVEL,
     STATE_HASH_LEVEL,
@@ -24,6 +25,7 @@ from kvorum.kv.frames import (
     FrameReader,
     Header,
     HistoryFrame,
+    OriginsFrame,
     QuotaFrame,
     RecordsFrame,
     SessionsFrame,
@@ -36,6 +38,7 @@ from kvorum.kv.limits import (
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
+from kvorum.kv.origins import Origins
 from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
@@ -68,6 +71,7 @@ class Restorer:
         "_header",
         "_keeps_records",
         "_key_count",
+        "_origins",
         "_quota",
         "_reader",
         "_record_sum",
@@ -89,6 +93,7 @@ class Restorer:
         self._versions_restorer: VersionsRestorer | None = None
         """From feature level 4 on, once the snapshot has said what history follows."""
         self._quota: Quota | None = None
+        self._origins: Origins | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
         """How many ended sessions are still to come; None: none was announced yet."""
@@ -129,6 +134,7 @@ class Restorer:
             self._versions,
             self._sessions,
             self._quota or Quota(),
+            self._origins or Origins(),
         )
         if self._record_sum is not None and self._features is not None and self._features.state_sum:
             expected = int.from_bytes(self._features.state_sum)
@@ -156,6 +162,8 @@ class Restorer:
         match frame:
             case QuotaFrame():
                 self._take_quota(frame)
+            case OriginsFrame():
+                self._take_origins(frame)
             case RecordsFrame():
                 self._take_records(frame, self._header)
             case HistoryFrame():
@@ -205,6 +213,14 @@ class Restorer:
         if max(limit_bytes, configured_bytes) > INTEGER_MAX or (is_full and not limit_bytes):
             raise StorageCorruptError("the quota of the snapshot is impossible")
         self._quota = Quota(limit_bytes, configured_bytes, is_full)
+
+    def _take_origins(self, frame: OriginsFrame) -> None:
+        if self._features is None or self._features.level < HANDOVER_LEVEL or self._origins is not None:
+            raise StorageCorruptError("the snapshot carries the origins twice, or should not carry them")
+        self._origins = Origins()
+        for row in frame.origins:
+            if self._configuration.get(row.member) is None or not self._origins.restore(row):
+                raise StorageCorruptError("an origin of the snapshot is impossible")
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
         if self._features is not None and self._features.level >= HISTORY_LEVEL:
@@ -275,6 +291,8 @@ class Restorer:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
             raise StorageCorruptError("the snapshot does not carry its quota")
+        if self._features is not None and self._features.level >= HANDOVER_LEVEL and self._origins is None:
+            raise StorageCorruptError("the snapshot does not carry its origins")
         if self._features is not None and self._features.level >= HISTORY_LEVEL:
             self._history().check_complete(header.keys)
             self._key_count = header.keys

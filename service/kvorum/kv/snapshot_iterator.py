@@ -15,6 +15,7 @@ from kvorum.kv.frames import (
     Frame,
     FrameWriter,
     Header,
+    OriginsFrame,
     QuotaFrame,
     SessionsFrame,
     Trailer,
@@ -53,6 +54,7 @@ class SnapshotIterator:
         "_ended_written",
         "_features",
         "_on_close",
+        "_origins",
         "_preserved_sessions",
         "_quota",
         "_record_sum",
@@ -71,6 +73,7 @@ class SnapshotIterator:
         header: Header,
         features: Features | None,
         quota: QuotaFrame | None,
+        origins: OriginsFrame | None,
         versions: Versions,
         sessions: Sessions,
         on_close: Callable[[], None],
@@ -83,6 +86,7 @@ class SnapshotIterator:
             self._sum_expected = int.from_bytes(features.state_sum)
         self._features = features
         self._quota = quota
+        self._origins = origins
         has_history = features is not None and features.level >= HISTORY_LEVEL
         self._cut = (HistoryCut if has_history else LatestCut)(versions, header.revision, self._record_sum)
         self._sessions = sessions
@@ -137,6 +141,9 @@ class SnapshotIterator:
         if self._quota is not None:
             quota, self._quota = self._quota, None
             return quota
+        if self._origins is not None:
+            origins, self._origins = self._origins, None
+            return origins
         if not self._cut.is_done:
             return self._cut.next_frame(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):

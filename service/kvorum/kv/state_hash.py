@@ -46,6 +46,8 @@ _pack_logged_entry = Struct(">QQB").pack
 _pack_record = Struct(">QQQII").pack
 _pack_deletion = Struct(">QH").pack
 _pack_session = Struct(">QH").pack
+_pack_origin = Struct(">QH").pack
+_pack_number = Struct(">QQ").pack
 _pack_quota = Struct(">QQ?").pack
 _pack_member = Struct(">?H").pack
 
@@ -227,6 +229,15 @@ class Changes:
     def quota(self, quota: Quota) -> None:
         """The quota changed, or whether the state is full."""
         self._parts.append(b"q" + _pack_quota(quota.limit_bytes, quota.configured_bytes, quota.is_full))
+
+    def origin(self, member: str, nonce: int) -> None:
+        """A member opened a nonce."""
+        name = member.encode()
+        self._parts.append(b"o" + _pack_origin(nonce, len(name)) + name)
+
+    def handed_over(self, nonce: int, number: int) -> None:
+        """What was handed over under a number is applied now; what it changes follows."""
+        self._parts.append(b"h" + _pack_number(nonce, number))
 
     def configuration(self, configuration: Configuration) -> None:
         """The members changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
@@ -18,6 +19,7 @@ from kvorum.kv.commands import (
     ANY_REVISION,
     MUST_NOT_EXIST,
     Batch,
+    BatchCommand,
     Command,
     Compact,
     Compacted,
@@ -28,7 +30,12 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOver,
+    HandedOverDone,
     NoSpace,
+    OpenOrigin,
+    OriginOpened,
+    OriginRefused,
     Put,
     PutResult,
     QuotaSet,
@@ -47,13 +54,14 @@ from kvorum.kv.commands import (
 from kvorum.kv.features import (
     END_SESSION_LEVEL,
     FIRST_LEVEL,
+    HANDOVER_LEVEL,
     HISTORY_LEVEL,
     QUOTA_LEVEL,
     STATE_HASH_LEVEL,
     blockers,
     check_supported,
 )
-from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, QuotaFrame
+from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, OriginsFrame, QuotaFrame
 from kvorum.kv.limits import (
     BATCH_COMMANDS_MAX,
     CLIENT_ID_CHARS_MAX,
@@ -64,6 +72,7 @@ from kvorum.kv.limits import (
     RECORD_OVERHEAD_BYTES,
     VALUE_BYTES_MAX,
 )
+from kvorum.kv.origins import UNKNOWN, Origins
 from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session, Sessions, fingerprint
@@ -104,7 +113,9 @@ class Store:
 
     __slots__ = (
         "_changes",
+        "_handed_over",
         "_iterator",
+        "_origins",
         "_sessions",
         "applied_index",
         "applied_term",
@@ -133,6 +144,8 @@ class Store:
         self._changes: Changes | None = None
         self.versions = Versions()
         self._sessions = Sessions()
+        self._origins = Origins()
+        self._handed_over: list[tuple[HandedOver, HandedOverDone]] = []
         self._iterator: SnapshotIterator | None = None
 
     @classmethod
@@ -145,6 +158,7 @@ class Store:
         versions: Versions,
         sessions: Sessions,
         quota: Quota,
+        origins: Origins,
     ) -> Store:
         """Return the store that a snapshot describes; the parts become its own. Use the Restorer, which verifies.
 
@@ -156,6 +170,7 @@ class Store:
             versions: the versions of all keys.
             sessions: the sessions.
             quota: the quota on data.
+            origins: which writes of the members were applied.
         """
         store = cls()
         store.revision = header.revision
@@ -172,6 +187,7 @@ class Store:
         store.versions = versions
         store._sessions = sessions
         store.quota = quota
+        store._origins = origins
         return store
 
     def give_up(self) -> Store:
@@ -186,7 +202,7 @@ class Store:
                 setattr(left, name, getattr(self, name))
         left.versions.floor = self.versions.floor
         # Whoever still has this store must not keep what it held.
-        self.versions, self._sessions, self._changes = Versions(), Sessions(), None
+        self.versions, self._sessions, self._origins, self._changes = Versions(), Sessions(), Origins(), None
         return left
 
     def bump_revision(self, by: int) -> None:
@@ -257,6 +273,21 @@ class Store:
                 FULL,
                 self.revision,
             )
+
+    @property
+    def origins(self) -> Origins:
+        """Which writes of the members were applied. Only apply may change it."""
+        return self._origins
+
+    @property
+    def handed_over(self) -> Sequence[tuple[HandedOver, HandedOverDone]]:
+        """What the last entry carried that a member handed over, and that was applied; with the results."""
+        return self._handed_over
+
+    def keep_members(self, configuration: Configuration) -> None:
+        """Let these be the members, as a restored backup does that begins a new cluster."""
+        self.configuration = configuration
+        self._origins.keep(frozenset(member.id for member in configuration.members))
 
     @property
     def session_count(self) -> int:
@@ -412,7 +443,13 @@ class Store:
             sessions=len(self._sessions),
         )
         self._iterator = SnapshotIterator(
-            header, features, self._quota_frame(), self.versions, self._sessions, self._end_snapshot
+            header,
+            features,
+            self._quota_frame(),
+            OriginsFrame(self._origins.rows()) if self.feature_level >= HANDOVER_LEVEL else None,
+            self.versions,
+            self._sessions,
+            self._end_snapshot,
         )
         return self._iterator
 
@@ -446,7 +483,7 @@ class Store:
 
     def _apply_configuration(self, entry: Entry) -> None:
         try:
-            self.configuration = decode_configuration(entry.data)
+            self.keep_members(decode_configuration(entry.data))
         except msgspec.DecodeError as error:
             raise InvariantViolatedError(
                 f"the committed entry {entry.index} is not a configuration: {error}"
@@ -457,6 +494,8 @@ class Store:
     def _apply_batch(self, batch: Batch, data_bytes: int) -> list[Result]:
         if batch.time_ms > self.time_ms:
             self.time_ms = batch.time_ms
+        if self._handed_over:
+            self._handed_over = []
         commands = batch.commands
         results: list[Result] = []
         if len(commands) > BATCH_COMMANDS_MAX:
@@ -464,10 +503,19 @@ class Store:
             results.extend([SessionRefused(self.revision, INVALID)] * len(commands))
             return results
         large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
+        self._apply_commands(commands, results, large=large)
+        if self._changes is not None:
+            self._judge_room(self._changes)
+        return results
+
+    def _apply_commands(self, commands: Sequence[BatchCommand], results: list[Result], *, large: bool) -> None:
         is_full = self.quota.is_full
         for command in commands:
             if not isinstance(command, _WRITES):
-                results.append(self._apply_rare(command, is_alone=len(commands) == 1))
+                if isinstance(command, HandedOver):
+                    results.append(self._apply_handed_over(command, large=large))
+                else:
+                    results.append(self._apply_rare(command, is_alone=len(commands) == 1))
                 continue
             # The limits come first: what passes one must not open a session, nor be remembered by one.
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
@@ -481,9 +529,35 @@ class Store:
             else:
                 result = self._delete(command)
             results.append(result)
-        if self._changes is not None:
-            self._judge_room(self._changes)
-        return results
+
+    def _apply_handed_over(self, command: HandedOver, *, large: bool) -> HandedOverDone | OriginRefused:
+        """Apply what a member handed over, unless its number was applied already."""
+        is_possible = 1 <= command.number <= INTEGER_MAX and len(command.commands) <= BATCH_COMMANDS_MAX
+        if self._changes is None or self.feature_level < HANDOVER_LEVEL or not is_possible:
+            return OriginRefused(self.revision, INVALID)
+        origin = self._origins.find(command.nonce)
+        if origin is None:
+            return OriginRefused(self.revision, UNKNOWN)
+        refused = origin.take(command.number)
+        if refused is not None:
+            return OriginRefused(self.revision, refused)
+        self._changes.handed_over(command.nonce, command.number)
+        results: list[Result] = []
+        self._apply_commands(command.commands, results, large=large)
+        done = HandedOverDone(self.revision, tuple(results))
+        self._handed_over.append((command, done))
+        return done
+
+    def _open_origin(self, command: OpenOrigin) -> OriginOpened | OriginRefused:
+        is_possible = 1 <= command.nonce <= INTEGER_MAX
+        if self._changes is None or self.feature_level < HANDOVER_LEVEL or not is_possible:
+            return OriginRefused(self.revision, INVALID)
+        members = frozenset(member.id for member in self.configuration.members)
+        refused = self._origins.open(command.member, command.nonce, command.replaces, members)
+        if refused is not None:
+            return OriginRefused(self.revision, refused)
+        self._changes.origin(command.member, command.nonce)
+        return OriginOpened(self.revision, command.nonce)
 
     def _judge_room(self, changes: Changes) -> None:
         """Decide whether puts are refused from now on. Near the quota the history gives way first, as far as needed."""
@@ -497,7 +571,7 @@ class Store:
             changes.quota(quota)
 
     def _apply_rare(
-        self, command: Txn | EndSession | SetQuota | Compact | RaiseFeatureLevel, *, is_alone: bool
+        self, command: Txn | EndSession | SetQuota | Compact | OpenOrigin | RaiseFeatureLevel, *, is_alone: bool
     ) -> Result:
         match command:
             case Txn():
@@ -508,6 +582,8 @@ class Store:
                 return self._set_quota(command)
             case Compact():
                 return self._compact(command)
+            case OpenOrigin():
+                return self._open_origin(command)
             case RaiseFeatureLevel():
                 return self._raise_feature_level(command, is_alone=is_alone)
             case _:

@@ -31,7 +31,10 @@ from kvorum.kv.commands import (
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOverDone,
     NoSpace,
+    OriginOpened,
+    OriginRefused,
     QuotaSet,
     SessionEnded,
     SessionRefused,
@@ -327,6 +330,9 @@ class Service:
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()
+                | OriginOpened()
+                | HandedOverDone()
+                | OriginRefused()
                 | FeatureLevelRaised()
                 | FeatureLevelRefused()
             ):
