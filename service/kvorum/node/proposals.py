@@ -21,9 +21,23 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import Compact, Delete, EndSession, Put, QueuedCommand, Result, SetQuota, Txn, encode_batch
+from kvorum.kv.commands import (
+    Compact,
+    Delete,
+    EndSession,
+    HandedOver,
+    OpenOrigin,
+    ProposedCommand,
+    Put,
+    QueuedCommand,
+    Result,
+    SetQuota,
+    Txn,
+    encode_batch,
+)
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
+from kvorum.kv.store import Store
 from kvorum.kv.txn import visited_keys
 from kvorum.kv.txn_check import has_put, transaction_bytes
 from kvorum.node.deadlines import Deadlines
@@ -82,7 +96,7 @@ class Proposals:
         self._session_shares = session_shares
         self._space = space
         self._tracer = tracer
-        self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
+        self.queue: deque[tuple[ProposedCommand, Waiter, int]] = deque()
         """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
         self.is_holding_back = False
         """The next transaction waits until others are applied."""
@@ -133,12 +147,21 @@ class Proposals:
             NotLeaderError, OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: nothing was queued.
         """
         self.check_leads()
+        size_bytes = weight(command)
+        self.check(command, size_bytes, address)
+        return self.enqueue(command, size_bytes, timeout_s)
+
+    def check(self, command: QueuedCommand, size_bytes: int, address: str) -> None:
+        """Check that there is room for a write, which takes so many bytes of an entry.
+
+        Raises:
+            OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: there is none.
+        """
         store = self._state.store
         check_command_level(command, store.feature_level)
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        size_bytes = _weight(command)
         if isinstance(command, Put | Delete | Txn):
             try:
                 # Refused when it is applied, a put would only fill the log.
@@ -148,8 +171,11 @@ class Proposals:
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
                 raise
-        if address and isinstance(command, Put | Delete | Txn) and command.sequence == 1:
-            self._session_shares.admit(address, command.client_id)
+            if address and command.sequence == 1:
+                self._session_shares.admit(address, command.client_id)
+
+    def enqueue(self, command: ProposedCommand, size_bytes: int, timeout_s: float) -> Waiter:
+        """Queue a command that was checked; return the future of its result."""
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter, size_bytes))
         self._deadlines.add(waiter, timeout_s)
@@ -193,18 +219,18 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter], int]:
+    def _take_batch(self) -> tuple[list[ProposedCommand], list[Waiter], int]:
         """Return the commands of the next entry, their callers, and about how many keys its transactions visit.
 
         All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
         transactions visit are bounded together (one transaction alone may always be proposed).
         """
-        commands: list[QueuedCommand] = []
+        commands: list[ProposedCommand] = []
         waiters: list[Waiter] = []
-        size = keys = 0
+        size = keys = carried = 0
         # An entry of an earlier term may have been replaced, and is never applied then.
         in_flight = sum(visited for term, visited in self._visited.values() if term == self._raft.current_term)
-        while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
+        while self.queue and len(commands) + carried < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
             command, waiter, size_bytes = self.queue[0]
             if commands and size + size_bytes > self._batch_bytes_max:
                 break
@@ -212,8 +238,13 @@ class Proposals:
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self.pending -= 1
                 continue
-            if isinstance(command, Txn):
-                visited = visited_keys(command, self._state.store.versions)
+            if isinstance(command, HandedOver):
+                if commands and len(commands) + carried + len(command.commands) >= BATCH_COMMANDS_MAX:
+                    self.queue.appendleft((command, waiter, size_bytes))
+                    break
+                carried += len(command.commands)
+            if isinstance(command, Txn | HandedOver):
+                visited = _visited_keys(command, self._state.store)
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -300,7 +331,14 @@ class Proposals:
         self._complete_idle()
 
 
-def _weight(command: QueuedCommand) -> int:
+def _visited_keys(command: Txn | HandedOver, store: Store) -> int:
+    if isinstance(command, Txn):
+        return visited_keys(command, store.versions)
+    return sum(visited_keys(each, store.versions) for each in command.commands if isinstance(each, Txn))
+
+
+def weight(command: ProposedCommand) -> int:
+    """Return how many bytes of an entry a command takes, about."""
     match command:
         case Put():
             return len(command.key) + len(command.value) + _COMMAND_OVERHEAD_BYTES
@@ -310,7 +348,9 @@ def _weight(command: QueuedCommand) -> int:
             return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota() | Compact():
+        case SetQuota() | Compact() | OpenOrigin():
             return _COMMAND_OVERHEAD_BYTES
+        case HandedOver():
+            return _COMMAND_OVERHEAD_BYTES + sum(map(weight, command.commands))
         case _:
             assert_never(command)
