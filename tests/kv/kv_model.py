@@ -23,6 +23,9 @@ from kvorum.kv.commands import (
     FeatureLevelRaised,
     FeatureLevelRefused,
     HandedOver,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     NoSpace,
     OpenOrigin,
     Put,
@@ -139,6 +142,7 @@ class Model:
 
     def _apply(self, command: BatchCommand, alone: bool) -> Result:
         assert not isinstance(command, Txn), "tests/kv/txn_model.py is the model of transactions"
+        assert not isinstance(command, LeaseGrant | LeaseRenew | LeaseRevoke), "tests/kv/lease_model.py is their model"
         if isinstance(command, RaiseFeatureLevel):
             return self._raise(command, alone)
         if isinstance(command, EndSession):

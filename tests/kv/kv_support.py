@@ -82,11 +82,11 @@ def commands(draw: st.DrawFn) -> Command:
 _times = st.one_of(st.integers(0, 100), st.integers(0, 6).map(lambda hours: hours * (SESSION_IDLE_MS + 1)))
 batches = st.builds(Batch, _times, st.lists(commands(), max_size=8).map(tuple))
 
-# No member supports level 5 here, so no state is raised to it.
+# No member supports level 6 here, so no state is raised to it.
 raises = st.builds(
     RaiseFeatureLevel,
-    st.integers(0, 5),
-    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 4)),
+    st.integers(0, 6),
+    st.dictionaries(st.sampled_from([*MEMBERS, "other@1"]), st.integers(1, 5)),
     st.sampled_from([CLUSTER_ID, "another", "", "c" * 65]),
 )
 _likely_raises = st.sampled_from([raise_to(2), raise_to(3), raise_to(4)])
@@ -155,6 +155,14 @@ def store_at_level_4() -> Store:
     store = store_at_level_3()
     apply(store, raise_to(4))
     assert store.feature_level == 4
+    return store
+
+
+def store_at_level_5() -> Store:
+    """Return an empty store whose level was raised four times, as in a new cluster: five entries, revision 1."""
+    store = store_at_level_4()
+    apply(store, raise_to(5))
+    assert store.feature_level == 5
     return store
 
 

@@ -45,7 +45,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 def test_the_levels_are_numbered_from_1_without_a_gap() -> None:
     assert tuple(range(1, len(LEVELS) + 1)) == SUPPORTED_LEVELS
-    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0"]
+    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0"]
 
 
 def test_a_state_begins_at_level_1_and_keeps_it() -> None:
@@ -152,7 +152,7 @@ def test_a_raise_that_only_a_newer_version_supports_ends_the_process_and_changes
         apply(store, raise_to(level))
     before = snapshot_of(store)
 
-    with pytest.raises(VersionTooOldError, match=r"entry 6 has feature level 6, and version .* levels 1 to 5 only"):
+    with pytest.raises(VersionTooOldError, match=r"entry 7 has feature level 7, and version .* levels 1 to 6 only"):
         apply(store, raise_to(HIGHEST_LEVEL + 1))
 
     assert snapshot_of(store) == before
@@ -179,7 +179,7 @@ def test_a_snapshot_of_a_later_level_says_which_version_to_start() -> None:
         restorer.feed(data)
 
     assert str(raised.value) == (
-        f"the snapshot has feature level 6, and version {kvorum.__version__} supports levels 1 to 5 only; "
+        f"the snapshot has feature level 7, and version {kvorum.__version__} supports levels 1 to 6 only; "
         "start the newer version again: a raised level cannot be taken back"
     )
 

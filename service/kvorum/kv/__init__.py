@@ -15,6 +15,8 @@ nothing here reads a clock, a random number or the environment, iterates over a 
     keys               the keys in order
     event_log          every put and delete in order
     versions           the latest versions, and the history
+    leases             keys that are deleted together when their lease ends
+    lease_commands     what commands and time do to leases
     sessions           a retried write is applied once
     limits             how large anything may be
     quota              how much all of it may take

@@ -100,10 +100,35 @@ class Compact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """Above the present floor, and at most the store's revision."""
 
 
+class LeaseGrant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lg", gc=False):
+    """Create a lease (:mod:`kvorum.kv.leases`), whose id the proposer chooses: any signed 64-bit integer but 0."""
+
+    id: int
+    ttl_s: int
+    """Time to live after the grant and after each renewal; less than 2 is taken as 2."""
+    delay_s: int = 0
+    """Lock-delay: how much later than its deadline the keys of the lease are deleted."""
+
+
+class LeaseRenew(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lr", gc=False):
+    """Let a lease live for its time to live from now on."""
+
+    id: int
+
+
+class LeaseRevoke(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lv", gc=False):
+    """End a lease, and delete its keys, at once; also one whose deadline passed, during its lock-delay."""
+
+    id: int
+
+
+LeaseCommand = LeaseGrant | LeaseRenew | LeaseRevoke
+"""What a client may ask for about a lease. No session: each of them may be repeated."""
+
 ClientCommand = Write | EndSession
 """What a client may have proposed: a change of keys, or the end of a session."""
 
-QueuedCommand = ClientCommand | SetQuota | Compact
+QueuedCommand = ClientCommand | LeaseCommand | SetQuota | Compact
 """What shares an entry with other commands, while its caller waits for the result."""
 
 
@@ -188,9 +213,11 @@ class TxnResult(msgspec.Struct, frozen=True, array_like=True, tag="t"):
 class TxnRefused(msgspec.Struct, frozen=True, array_like=True, tag="tr", gc=False):
     """Nothing was done, and a session does not remember it; ``reason`` says why.
 
-    ``key_not_found``: the value of ``key`` was to be kept, and there is none. ``compacted``, ``future``: the revision
-    ``number`` cannot be read. ``too_many_keys``: the transaction would visit more than ``number`` keys, with the range
-    at ``key``. ``answer_too_large``: likewise it would answer with more than ``number`` bytes.
+    ``key_not_found``: the value or the lease of ``key`` was to be kept, and there is no such key. ``compacted``,
+    ``future``: the revision ``number`` cannot be read. ``too_many_keys``: the transaction would visit more than
+    ``number`` keys, with the range at ``key``. ``answer_too_large``: likewise it would answer with more than ``number``
+    bytes. ``lease_not_found``: the lease ``number``, which ``key`` was to have, does not exist, or its deadline passed.
+    ``lease_full``: with ``key`` the lease ``number`` would have too many keys.
     """
 
     revision: int
@@ -253,6 +280,38 @@ class CompactRefused(msgspec.Struct, frozen=True, array_like=True, tag="kr", gc=
     reason: str
 
 
+class LeaseGranted(msgspec.Struct, frozen=True, array_like=True, tag="lg", gc=False):
+    """The lease lives. ``revision`` is the store's; a grant makes none."""
+
+    revision: int
+    ttl_s: int
+
+
+class LeaseRenewed(msgspec.Struct, frozen=True, array_like=True, tag="lr", gc=False):
+    """The lease lives for ``ttl_s`` from now on. ``revision`` is the store's; a renewal makes none."""
+
+    revision: int
+    ttl_s: int
+
+
+class LeaseRevoked(msgspec.Struct, frozen=True, array_like=True, tag="lv", gc=False):
+    """The lease is gone, and with it ``deleted`` keys, all at ``revision``, which is new unless there were none."""
+
+    revision: int
+    deleted: int
+
+
+class LeaseRefused(msgspec.Struct, frozen=True, array_like=True, tag="lf", gc=False):
+    """Nothing was done; ``reason`` says why.
+
+    ``exists``: there is a lease of that id (perhaps this is the retry of a grant that was done). ``not_found``: there
+    is none, or its deadline passed. ``too_many``: there are as many leases as there may be.
+    """
+
+    revision: int
+    reason: str
+
+
 class OriginOpened(msgspec.Struct, frozen=True, array_like=True, tag="o", gc=False):
     """The member hands over under this nonce from now on."""
 
@@ -312,6 +371,10 @@ Result = (
     | QuotaSet
     | Compacted
     | CompactRefused
+    | LeaseGranted
+    | LeaseRenewed
+    | LeaseRevoked
+    | LeaseRefused
     | OriginOpened
     | HandedOverDone
     | OriginRefused
@@ -324,7 +387,20 @@ _decoder = msgspec.msgpack.Decoder(Batch)
 _newer_decoder = msgspec.msgpack.Decoder(list[object])
 _FIELDS = {
     str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
-    for kind in (Put, Delete, Txn, RaiseFeatureLevel, EndSession, SetQuota, Compact, OpenOrigin, HandedOver)
+    for kind in (
+        Put,
+        Delete,
+        Txn,
+        RaiseFeatureLevel,
+        EndSession,
+        SetQuota,
+        Compact,
+        LeaseGrant,
+        LeaseRenew,
+        LeaseRevoke,
+        OpenOrigin,
+        HandedOver,
+    )
 }
 """Tag of a command -> the length of its array."""
 _NEVER_HANDED_OVER = {str(kind.__struct_config__.tag) for kind in (RaiseFeatureLevel, OpenOrigin, HandedOver)}

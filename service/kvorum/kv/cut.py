@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvorum.errors import InvariantViolatedError
-from kvorum.kv.frames import BaseFrame, EventsFrame, HistoryFrame, RecordRow, RecordsFrame, VersionRow
+from kvorum.kv.frames import (
+    BaseFrame,
+    EventsFrame,
+    HistoryFrame,
+    LeasedBaseFrame,
+    LeasedEventsFrame,
+    LeasedVersionRow,
+    RecordRow,
+    RecordsFrame,
+    VersionRow,
+)
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import RecordSum
 from kvorum.kv.versions import Versions
@@ -69,31 +79,37 @@ class LatestCut:
 
 
 class HistoryCut:
-    """The history of a snapshot at feature level 4, and otherwise as :class:`LatestCut`.
+    """The history of a snapshot from feature level 4 on, and otherwise as :class:`LatestCut`.
 
     First the *base*: what was visible just below the floor, in the order of the keys. Then all events from the floor to
     the revision, in order. The bytes depend on the state and on the sizes asked for, not on what is reclaimed yet.
     """
 
     __slots__ = (
+        "_base_frame",
         "_begun",
         "_cursor",
         "_end",
+        "_events_frame",
         "_floor",
         "_pin",
         "_position",
         "_record_sum",
         "_revision",
+        "_row",
         "_rows",
         "_rows_bytes",
         "_versions",
         "keys",
     )
 
-    def __init__(self, versions: Versions, revision: int, record_sum: RecordSum | None) -> None:
+    def __init__(self, versions: Versions, revision: int, record_sum: RecordSum | None, *, has_leases: bool) -> None:
         self._versions = versions
         self._revision = revision
         self._record_sum = record_sum
+        self._row = _leased_row if has_leases else _row
+        self._base_frame: type[BaseFrame] = LeasedBaseFrame if has_leases else BaseFrame
+        self._events_frame: type[EventsFrame] = LeasedEventsFrame if has_leases else EventsFrame
         self._floor = versions.floor
         self._pin = versions.pin(versions.floor, until=revision)
         self._position = versions.position(versions.floor)
@@ -123,7 +139,7 @@ class HistoryCut:
                 return None
         if self._rows:
             rows, self._rows, self._rows_bytes = self._rows, [], 0
-            return BaseFrame(tuple(rows))
+            return self._base_frame(tuple(rows))
         return self._take_events(max_keys, max_bytes)
 
     def close(self) -> None:
@@ -145,7 +161,7 @@ class HistoryCut:
             base = record if is_latest else versions.at(key, last)
             if base is None:
                 continue
-            self._rows.append(_row(base, is_latest))
+            self._rows.append(self._row(base, is_latest))
             self._rows_bytes += len(key) + len(base.value)
             if len(self._rows) >= max_keys or self._rows_bytes >= max_bytes:
                 self._cursor = key + b"\0"
@@ -157,12 +173,12 @@ class HistoryCut:
         size = 0
         for event in self._events(max_keys):
             newest = self._versions.newest_at(event.key, self._revision)
-            rows.append(_row(event, newest is not None and newest.mod_revision == event.mod_revision))
+            rows.append(self._row(event, newest is not None and newest.mod_revision == event.mod_revision))
             size += len(event.key) + len(event.value)
             if size >= max_bytes:
                 break
         self._position += len(rows)
-        return EventsFrame(tuple(rows))
+        return self._events_frame(tuple(rows))
 
     def _events(self, limit: int) -> Iterable[Record]:
         events = self._versions.events(self._position, min(limit, self._end - self._position))
@@ -173,3 +189,15 @@ class HistoryCut:
 
 def _row(record: Record, is_latest: bool) -> VersionRow:
     return VersionRow(record.key, record.value, record.create_revision, record.mod_revision, record.version, is_latest)
+
+
+def _leased_row(record: Record, is_latest: bool) -> LeasedVersionRow:
+    return LeasedVersionRow(
+        record.key,
+        record.value,
+        record.create_revision,
+        record.mod_revision,
+        record.version,
+        is_latest,
+        record.lease,
+    )

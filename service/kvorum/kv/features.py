@@ -21,12 +21,16 @@ from kvorum.kv.commands import (
     Delete,
     EndSession,
     HandedOver,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     OpenOrigin,
     Put,
     RaiseFeatureLevel,
     SetQuota,
     Txn,
 )
+from kvorum.kv.txn_check import has_lease
 from kvorum.raft.messages import Configuration, NodeId
 
 
@@ -73,6 +77,15 @@ LEVELS = (
         5,
         "0.5.0",
         (
+            "Leases: keys that are deleted when their lease ends, by the log's time.",
+            "Versions of keys know their lease, puts in transactions set it, and compares may ask for it.",
+            "Snapshots carry the leases, and the lease of each version.",
+        ),
+    ),
+    Level(
+        6,
+        "0.6.0",
+        (
             "A member hands writes to the leader between the nodes, and each of them is applied once.",
             "Snapshots say which of these writes were applied.",
         ),
@@ -91,7 +104,9 @@ QUOTA_LEVEL = 3
 """From this level on there is a quota on data, and snapshots carry it."""
 HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
-HANDOVER_LEVEL = 5
+LEASE_LEVEL = 5
+"""From this level on there are leases, and snapshots carry them."""
+HANDOVER_LEVEL = 6
 """From this level on a member hands writes to the leader, and snapshots carry the origins."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
@@ -103,6 +118,9 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     SetQuota: QUOTA_LEVEL,
     Compact: HISTORY_LEVEL,
     Txn: HISTORY_LEVEL,
+    LeaseGrant: LEASE_LEVEL,
+    LeaseRenew: LEASE_LEVEL,
+    LeaseRevoke: LEASE_LEVEL,
     OpenOrigin: HANDOVER_LEVEL,
     HandedOver: HANDOVER_LEVEL,
 }
@@ -118,6 +136,8 @@ def check_command_level(command: BatchCommand, level: int) -> None:
         FeatureUnavailableError: the command needs a higher level; nothing was done.
     """
     check_level(type(command).__name__, _LEVELS_OF_COMMANDS[type(command)], level)
+    if level < LEASE_LEVEL and isinstance(command, Txn) and has_lease(command):
+        check_level("a transaction with leases", LEASE_LEVEL, level)
 
 
 def check_level(what: str, needed: int, level: int) -> None:

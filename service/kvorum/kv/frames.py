@@ -2,10 +2,12 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), OriginsFrame (feature level 5),
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), OriginsFrame (feature level 6),
+               LeasesFrame+ (feature level 5),
                records, SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
     records  = RecordsFrame* (below feature level 4)
-             | HistoryFrame, BaseFrame*, EventsFrame* (from it on)
+             | HistoryFrame, BaseFrame*, EventsFrame* (at it)
+             | HistoryFrame, LeasedBaseFrame*, LeasedEventsFrame* (above it)
     frame    = length (4 bytes, big-endian), crc (4 bytes, big-endian), payload (length bytes)
 
 ``crc`` is the CRC-32 of the payload, begun with the ``crc`` of the frame before: a frame that is changed, missing,
@@ -23,6 +25,8 @@ from zlib import crc32
 import msgspec
 
 from kvorum.errors import StorageCorruptError
+from kvorum.kv.leases import LeaseRow
+from kvorum.kv.limits import INTEGER_MAX, INTEGER_MIN
 from kvorum.kv.origins import OriginRow
 from kvorum.kv.records import Key, Value
 from kvorum.kv.sessions import SessionRow
@@ -41,6 +45,7 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
+LeaseId = Annotated[int, msgspec.Meta(ge=INTEGER_MIN, le=INTEGER_MAX)]
 _frame_header = Struct(">II")
 FRAME_HEADER_BYTES = _frame_header.size
 
@@ -77,6 +82,14 @@ class QuotaFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     limit_bytes: _Count
     configured_bytes: _Count
     is_full: bool
+
+
+class LeasesFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="l"):
+    """Leases, in the order of their grants. The last frame has 0 to come."""
+
+    leases: tuple[LeaseRow, ...]
+    remaining: _Count
+    """How many come in frames after this one."""
 
 
 class RecordRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -117,6 +130,13 @@ class VersionRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     verified by a reader that does not keep the records."""
 
 
+class LeasedVersionRow(VersionRow, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The same from feature level 5 on."""
+
+    lease: LeaseId
+    """The id of its lease; 0: none. Of the latest version of a key the lease is in the snapshot."""
+
+
 class BaseFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="b"):
     """The versions that were visible just below the floor, in the order of their keys."""
 
@@ -127,6 +147,18 @@ class EventsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     """Every put and delete from the floor on, in order."""
 
     events: tuple[VersionRow, ...]
+
+
+class LeasedBaseFrame(BaseFrame, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lb"):
+    """The same as :class:`BaseFrame` from feature level 5 on."""
+
+    versions: tuple[LeasedVersionRow, ...]
+
+
+class LeasedEventsFrame(EventsFrame, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lw"):
+    """The same as :class:`EventsFrame` from feature level 5 on."""
+
+    events: tuple[LeasedVersionRow, ...]
 
 
 class OriginsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="o"):
@@ -160,10 +192,13 @@ Frame = (
     Header
     | Features
     | QuotaFrame
+    | LeasesFrame
     | RecordsFrame
     | HistoryFrame
     | BaseFrame
     | EventsFrame
+    | LeasedBaseFrame
+    | LeasedEventsFrame
     | OriginsFrame
     | SessionsFrame
     | EndedSessionsFrame

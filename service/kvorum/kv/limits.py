@@ -21,6 +21,8 @@ CLUSTER_ID_BYTES_MAX = 64
 """Of the cluster id in UTF-8: the longest key of BLAKE2b."""
 INTEGER_MAX = 2**63 - 1
 """Of a sequence or a revision: what every client's language can hold."""
+INTEGER_MIN = -(2**63)
+"""Of a lease's id, which 0 is not, and of what a compare compares with."""
 BATCH_COMMANDS_MAX = 4096
 """Commands in one log entry: about 3 ms of applying, which is how long one entry may hold up the loop."""
 TXN_LIST_MAX = 128
@@ -44,6 +46,19 @@ SESSIONS_ENDED_MAX = 50_000
 SESSION_IDLE_MS = 3_600_000
 """A session may be evicted, when there are too many, once it has been idle for longer than this (of the log's time)."""
 
+LEASES_MAX = 100_000
+"""Leases at one time."""
+LEASE_KEYS_MAX = 10_000
+"""Keys attached to one lease: its end deletes them all in one entry, which cannot be refused (as TXN_KEYS_MAX)."""
+LEASE_EXPIRY_MAX = 1024
+"""Leases and keys together that end with one entry because their time is over, if more than one lease is due."""
+LEASE_TTL_S_MIN = 2
+"""Of a lease's time to live: less is taken as this (etcd)."""
+LEASE_TTL_S_MAX = 9_000_000_000
+"""Of a lease's time to live (etcd)."""
+LEASE_DELAY_S_MAX = 60
+"""Of a lease's lock-delay (Consul)."""
+
 RECORD_OVERHEAD_BYTES = 288
 """What a key takes in memory beside the bytes of key and value, counted towards the quota (measured: 270)."""
 VERSION_OVERHEAD_BYTES = 240
@@ -54,6 +69,10 @@ SESSION_OVERHEAD_BYTES = 512
 """Likewise of a session, beside its client id and its answers (measured: 330)."""
 ENDED_SESSION_OVERHEAD_BYTES = 256
 """Likewise of an ended session, beside its client id (measured: 180)."""
+LEASE_OVERHEAD_BYTES = 512
+"""Likewise of a lease, without its keys."""
+LEASE_KEY_OVERHEAD_BYTES = 96
+"""Likewise of a key that is attached to a lease, beside its record."""
 QUOTA_BYTES_MIN = 1024 * 1024
 """Of the quota: less is a mistake in the unit."""
 ORIGIN_WINDOW = 1024

@@ -28,7 +28,8 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """
 
     key: bytes
-    target: Literal["value", "version", "create_revision", "mod_revision"]
+    target: Literal["value", "version", "create_revision", "mod_revision", "lease"]
+    """``lease``, the id of the key's lease (0: none), only from feature level 5 on."""
     result: Literal["=", "!=", "<", ">"]
     operand: int | bytes
     """Bytes for the target ``value``, otherwise a number."""
@@ -44,6 +45,15 @@ class PutOp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """Keep the value that the key has, which must exist; ``value`` is empty."""
     prev_value: bool = False
     """Answer with the record before."""
+
+
+class LeasedPutOp(PutOp, frozen=True, array_like=True, forbid_unknown_fields=True, tag="lp"):
+    """Set a key, and say which lease it has; a :class:`PutOp` leaves it without one. From feature level 5 on."""
+
+    lease: int = 0
+    """The id of the lease, which must live; 0: none."""
+    ignore_lease: bool = False
+    """Keep the lease that the key has; the key must exist, and the lease, if it has one, live. ``lease`` is 0."""
 
 
 class DeleteRangeOp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="d"):
@@ -80,11 +90,12 @@ class TxnOp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     otherwise: tuple[Operation, ...] = ()
 
 
-Operation = PutOp | DeleteRangeOp | RangeOp | TxnOp
+Operation = PutOp | LeasedPutOp | DeleteRangeOp | RangeOp | TxnOp
 """What a transaction does if its compares hold, or if they do not."""
 
 OPERATION_FIELDS = {
-    str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1 for kind in (PutOp, DeleteRangeOp, RangeOp, TxnOp)
+    str(kind.__struct_config__.tag): len(kind.__struct_fields__) + 1
+    for kind in (PutOp, LeasedPutOp, DeleteRangeOp, RangeOp, TxnOp)
 }
 """Tag of an operation -> the length of its array."""
 

@@ -31,11 +31,13 @@ class Record(msgspec.Struct, gc=False):
     """How many puts since the key was created; 1 for a new key, 0: a tombstone."""
     older: Record | list[Record] | None = None
     """Of the newest version of a key: the older ones that are kept, oldest first."""
+    lease: int = 0
+    """The id of the lease whose end deletes the key (:mod:`kvorum.kv.leases`); 0: none."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self._identity() == other._identity()
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _identity(self) -> tuple[bytes, bytes, int, int, int]:
-        return self.key, self.value, self.create_revision, self.mod_revision, self.version
+    def _identity(self) -> tuple[bytes, bytes, int, int, int, int]:
+        return self.key, self.value, self.create_revision, self.mod_revision, self.version, self.lease

@@ -10,6 +10,7 @@ from kvorum.kv.features import (
     FIRST_LEVEL,
     HANDOVER_LEVEL,
     HISTORY_LEVEL,
+    LEASE_LEVEL,
     QUOTA_LEVEL,
     STATE_HASH_LEVEL,
     check_supported,
@@ -25,16 +26,19 @@ from kvorum.kv.frames import (
     FrameReader,
     Header,
     HistoryFrame,
+    LeasesFrame,
     OriginsFrame,
     QuotaFrame,
     RecordsFrame,
     SessionsFrame,
     Trailer,
 )
+from kvorum.kv.leases import Leases, deadline_after
 from kvorum.kv.limits import (
     CLIENT_ID_CHARS_MAX,
     CLUSTER_ID_BYTES_MAX,
     INTEGER_MAX,
+    LEASES_MAX,
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
@@ -71,6 +75,8 @@ class Restorer:
         "_header",
         "_keeps_records",
         "_key_count",
+        "_leases",
+        "_leases_expected",
         "_origins",
         "_quota",
         "_reader",
@@ -92,6 +98,9 @@ class Restorer:
         self._versions = Versions()
         self._versions_restorer: VersionsRestorer | None = None
         """From feature level 4 on, once the snapshot has said what history follows."""
+        self._leases = Leases()
+        self._leases_expected: int | None = None
+        """How many leases are still to come; None: none was announced yet."""
         self._quota: Quota | None = None
         self._origins: Origins | None = None
         self._sessions = Sessions()
@@ -132,6 +141,7 @@ class Restorer:
             self._record_sum,
             self._configuration,
             self._versions,
+            self._leases,
             self._sessions,
             self._quota or Quota(),
             self._origins or Origins(),
@@ -162,6 +172,8 @@ class Restorer:
         match frame:
             case QuotaFrame():
                 self._take_quota(frame)
+            case LeasesFrame():
+                self._take_leases(frame, self._header)
             case OriginsFrame():
                 self._take_origins(frame)
             case RecordsFrame():
@@ -214,6 +226,24 @@ class Restorer:
             raise StorageCorruptError("the quota of the snapshot is impossible")
         self._quota = Quota(limit_bytes, configured_bytes, is_full)
 
+    def _take_leases(self, frame: LeasesFrame, header: Header) -> None:
+        expected, announced = self._leases_expected, len(frame.leases) + frame.remaining
+        if not self._has_leases() or self._versions_restorer is not None:
+            raise StorageCorruptError("the snapshot has leases at a level or in a place where there are none")
+        if announced != (announced if expected is None else expected) or (frame.remaining and not frame.leases):
+            raise StorageCorruptError("the snapshot does not hold the leases that it announces")
+        if announced > LEASES_MAX:
+            raise StorageCorruptError(f"the snapshot announces {announced} leases (limit {LEASES_MAX})")
+        for row in frame.leases:
+            if not row.id or row.deadline_ms > deadline_after(header.time_ms, row.ttl_s):
+                raise StorageCorruptError("a lease of the snapshot is impossible")
+            if self._leases.grant(row) is not None:
+                raise StorageCorruptError("the snapshot has two leases of one id, or too many")
+        self._leases_expected = frame.remaining
+
+    def _has_leases(self) -> bool:
+        return self._features is not None and self._features.level >= LEASE_LEVEL
+
     def _take_origins(self, frame: OriginsFrame) -> None:
         if self._features is None or self._features.level < HANDOVER_LEVEL or self._origins is not None:
             raise StorageCorruptError("the snapshot carries the origins twice, or should not carry them")
@@ -250,8 +280,15 @@ class Restorer:
             raise StorageCorruptError("the snapshot has a history below the level that has one")
         if self._versions_restorer is not None:
             raise StorageCorruptError("the snapshot announces its history twice")
+        if self._has_leases() and self._leases_expected != 0:
+            raise StorageCorruptError("the snapshot does not hold the leases that it announces")
         self._versions_restorer = VersionsRestorer(
-            frame, header.revision, self._versions, self._record_sum, keeps_records=self._keeps_records
+            frame,
+            header.revision,
+            self._versions,
+            self._leases if self._has_leases() else None,
+            self._record_sum,
+            keeps_records=self._keeps_records,
         )
 
     def _history(self) -> VersionsRestorer:

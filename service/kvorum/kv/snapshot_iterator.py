@@ -15,11 +15,13 @@ from kvorum.kv.frames import (
     Frame,
     FrameWriter,
     Header,
+    LeasesFrame,
     OriginsFrame,
     QuotaFrame,
     SessionsFrame,
     Trailer,
 )
+from kvorum.kv.leases import LeaseRow, Leases
 from kvorum.kv.sessions import SessionRow, Sessions
 from kvorum.kv.state_hash import Mismatch, RecordSum
 from kvorum.kv.versions import Versions
@@ -34,10 +36,10 @@ class SnapshotIterator:
     """The state at the moment of :meth:`Store.begin_snapshot`, to be written chunk by chunk.
 
     Keys and records are read when their turn comes, as they were at the snapshot's revision (:mod:`kvorum.kv.cut`). A
-    session is copied before it changes. So the iterator costs memory for what changes, not for the state. The bytes
-    depend on the state, on the sizes asked for, and from the raise of level 2 to the end of a node's first sweep on
-    whether its sum counts yet. So two nodes may write one state as different bytes: a file is named by its hash, and
-    only that very file is resumed.
+    session or a lease is copied before it changes. So the iterator costs memory for what changes, not for the state.
+    The bytes depend on the state, on the sizes asked for, and from the raise of level 2 to the end of a node's first
+    sweep on whether its sum counts yet. So two nodes may write one state as different bytes: a file is named by its
+    hash, and only that very file is resumed.
 
     The sum of the records is computed while they are written: memory may have changed since the last sweep.
 
@@ -53,8 +55,12 @@ class SnapshotIterator:
         "_ended",
         "_ended_written",
         "_features",
+        "_lease_ids",
+        "_leases",
+        "_leases_written",
         "_on_close",
         "_origins",
+        "_preserved_leases",
         "_preserved_sessions",
         "_quota",
         "_record_sum",
@@ -75,6 +81,7 @@ class SnapshotIterator:
         quota: QuotaFrame | None,
         origins: OriginsFrame | None,
         versions: Versions,
+        leases: Leases | None,
         sessions: Sessions,
         on_close: Callable[[], None],
     ) -> None:
@@ -86,9 +93,19 @@ class SnapshotIterator:
             self._sum_expected = int.from_bytes(features.state_sum)
         self._features = features
         self._quota = quota
+        self._cut: HistoryCut | LatestCut
+        if features is not None and features.level >= HISTORY_LEVEL:
+            self._cut = HistoryCut(versions, header.revision, self._record_sum, has_leases=leases is not None)
+        else:
+            self._cut = LatestCut(versions, header.revision, self._record_sum)
+        self._leases = leases
+        self._lease_ids: list[int] = []
+        self._preserved_leases: dict[int, LeaseRow] = {}
+        if leases is not None:
+            self._lease_ids, self._preserved_leases = leases.begin_iteration()
+        self._leases_written: int | None = 0
+        """How many leases were written; None: all."""
         self._origins = origins
-        has_history = features is not None and features.level >= HISTORY_LEVEL
-        self._cut = (HistoryCut if has_history else LatestCut)(versions, header.revision, self._record_sum)
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
@@ -104,7 +121,7 @@ class SnapshotIterator:
         """Return the next bytes of the snapshot, none if there is more to do first, or None when it is complete.
 
         Args:
-            max_keys: at most so many keys, or remembered answers of sessions (one session may exceed it).
+            max_keys: at most so many keys or leases, or remembered answers of sessions (one session may exceed it).
             max_bytes: about so many bytes: the chunk ends with the record that reaches this.
 
         Raises:
@@ -129,6 +146,10 @@ class SnapshotIterator:
         self._cut.close()
         self._preserved_sessions = {}
         self._sessions.end_iteration()
+        self._lease_ids = []
+        self._preserved_leases = {}
+        if self._leases is not None:
+            self._leases.end_iteration()
         self._on_close()
 
     def _next_frame(self, max_keys: int, max_bytes: int) -> Frame | None:
@@ -141,6 +162,8 @@ class SnapshotIterator:
         if self._quota is not None:
             quota, self._quota = self._quota, None
             return quota
+        if self._leases is not None and self._leases_written is not None:
+            return self._take_leases(self._leases, self._leases_written, max_keys)
         if self._origins is not None:
             origins, self._origins = self._origins, None
             return origins
@@ -159,6 +182,15 @@ class SnapshotIterator:
         if self._record_sum is not None and self._record_sum.total != self._sum_expected:
             self.mismatch = Mismatch(self.header.applied_index, self._sum_expected, self._record_sum.total)
         return Trailer(self._cut.keys, self._sessions_written)
+
+    def _take_leases(self, leases: Leases, written: int, limit: int) -> LeasesFrame:
+        ids = self._lease_ids[written : written + limit]
+        preserved = self._preserved_leases
+        rows = tuple([preserved.pop(id) if id in preserved else leases.row(id) for id in ids])
+        written += len(rows)
+        remaining = len(self._lease_ids) - written
+        self._leases_written = written if remaining else None
+        return LeasesFrame(rows, remaining)
 
     def _take_sessions(self, max_answers: int) -> SessionsFrame:
         rows: list[SessionRow] = []

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.frames import BaseFrame, EventsFrame, HistoryFrame, VersionRow
+from kvorum.kv.frames import (
+    BaseFrame,
+    EventsFrame,
+    HistoryFrame,
+    LeasedBaseFrame,
+    LeasedEventsFrame,
+    LeasedVersionRow,
+    VersionRow,
+)
+from kvorum.kv.leases import Leases
+from kvorum.kv.limits import LEASE_KEYS_MAX
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import RecordSum
 from kvorum.kv.versions import Versions
 
 
 class VersionsRestorer:
-    """Fills the versions of a store from the frames of feature level 4.
+    """Fills the versions of a store from the frames of feature level 4 and above.
 
     Args:
         frame: what the snapshot announces.
         revision: the snapshot's.
         versions: what is filled; empty.
+        leases: the leases of the snapshot, which get their keys; None: it is of a level without leases.
         record_sum: adds up the latest versions.
         keeps_records: False: nothing is kept, and only what needs no memory of other rows is verified.
 
@@ -31,6 +42,8 @@ class VersionsRestorer:
         "_last_key",
         "_last_revision",
         "_latest",
+        "_lease_keys",
+        "_leases",
         "_record_sum",
         "_replaced",
         "_revision",
@@ -38,7 +51,14 @@ class VersionsRestorer:
     )
 
     def __init__(
-        self, frame: HistoryFrame, revision: int, versions: Versions, record_sum: RecordSum, *, keeps_records: bool
+        self,
+        frame: HistoryFrame,
+        revision: int,
+        versions: Versions,
+        leases: Leases | None,
+        record_sum: RecordSum,
+        *,
+        keeps_records: bool,
     ) -> None:
         if frame.floor > revision:
             raise StorageCorruptError(
@@ -49,6 +69,9 @@ class VersionsRestorer:
         self._events = 0
         self._events_expected = frame.events
         self._versions = versions
+        self._leases = leases
+        self._lease_keys: dict[int, int] = {}
+        """Lease -> how many keys it has so far."""
         self._record_sum = record_sum
         self._keeps_records = keeps_records
         self._last_key = b""
@@ -64,6 +87,7 @@ class VersionsRestorer:
         Raises:
             StorageCorruptError: they cannot be what was visible below the floor, or are out of order.
         """
+        self._check_kind(is_leased=isinstance(frame, LeasedBaseFrame))
         if self._events:
             raise StorageCorruptError("the snapshot has versions from below the floor after its events")
         for row in frame.versions:
@@ -82,6 +106,7 @@ class VersionsRestorer:
         Raises:
             StorageCorruptError: they are out of order, or do not follow from what was there before.
         """
+        self._check_kind(is_leased=isinstance(frame, LeasedEventsFrame))
         for row in frame.events:
             if not self._last_revision <= row.mod_revision <= self._revision or not _is_possible(row):
                 raise StorageCorruptError("an event of the snapshot has an impossible revision")
@@ -111,6 +136,7 @@ class VersionsRestorer:
             new = versions.put(key, row.value, revision, old)
             if (new.create_revision, new.version) != (row.create_revision, row.version):
                 raise StorageCorruptError("an event of the snapshot does not follow from the version before it")
+            new.lease = _lease_of(row)
         elif old is None:
             raise StorageCorruptError("an event of the snapshot deletes a key that does not exist")
         else:
@@ -124,15 +150,36 @@ class VersionsRestorer:
         if row.version:
             self._latest += 1
             self._record_sum.add(row.key, _record(row))
+            if lease := _lease_of(row):
+                self._attach(row.key, lease)
+
+    def _check_kind(self, *, is_leased: bool) -> None:
+        if is_leased != (self._leases is not None):
+            raise StorageCorruptError("the versions of the snapshot are of another feature level than it says")
+
+    def _attach(self, key: bytes, lease: int) -> None:
+        """Give a key to its lease, of which nobody knew it before."""
+        leases = self._leases
+        count = self._lease_keys.get(lease, 0) + 1
+        if leases is None or leases.get(lease) is None or count > LEASE_KEYS_MAX:
+            raise StorageCorruptError("a key of the snapshot has a lease that is not there, or that has too many keys")
+        self._lease_keys[lease] = count
+        if self._keeps_records:
+            record = self._versions.records.get(key)
+            leases.attach(key if record is None else record.key, lease)
 
 
 def _record(row: VersionRow) -> Record:
-    return Record(row.key, row.value, row.create_revision, row.mod_revision, row.version)
+    return Record(row.key, row.value, row.create_revision, row.mod_revision, row.version, lease=_lease_of(row))
+
+
+def _lease_of(row: VersionRow) -> int:
+    return row.lease if isinstance(row, LeasedVersionRow) else 0
 
 
 def _is_possible(row: VersionRow) -> bool:
     """Tell whether the numbers of a row can belong together."""
     if not row.version:
-        return not row.create_revision and not row.value
+        return not row.create_revision and not row.value and not _lease_of(row)
     # Each put takes a revision of its own.
     return 1 <= row.create_revision <= row.mod_revision - row.version + 1

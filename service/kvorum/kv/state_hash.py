@@ -7,18 +7,19 @@ a result changes it, so nodes of two versions could not be compared.
 
 *From level 2 on* there are two parts.
 
-1. :class:`Changes`, a chain over what each entry changed: records by key, revisions and checksum of the value; sessions
-   by the answer that they remember; the members; the level. It shows that nodes applied the same.
+1. :class:`Changes`, a chain over what each entry changed: records by key, revisions and checksum of the value;
+   sessions by the answer that they remember; leases by their deadlines and ends; the members; the level. It shows that
+   nodes applied the same.
 2. :class:`RecordSum`, the sum modulo 2^128 of a keyed hash of every live record. It is kept up with each change, from
    the records that memory holds, so it also depends on what a record has become since it was written. It is recomputed
    when a snapshot is restored and, slice by slice, by :class:`~kvorum.kv.sweep.StateSweep`. It shows that memory still
    holds what was applied.
 
-The hash of a record is BLAKE2b with 16 bytes of output over its revisions, the length and CRC-32 of its value, and its
-key. Its own key is a cluster id, so that nobody can choose keys whose hashes cancel out without knowing it. The value
-enters by its CRC: faults of memory are found as surely as by the CRCs of the log, and hashing 1 MiB with BLAKE2b would
-cost more than the rest of a write. The cluster id is part of the state and stays what it was when the level was raised
-to 2; a restored or recovered cluster keeps it, whatever its new id.
+The hash of a record is BLAKE2b with 16 bytes of output over its revisions, the length and CRC-32 of its value, its
+key, and its lease if it has one. Its own key is a cluster id, so that nobody can choose keys whose hashes cancel out
+without knowing it. The value enters by its CRC: faults of memory are found as surely as by the CRCs of the log, and
+hashing 1 MiB with BLAKE2b would cost more than the rest of a write. The cluster id is part of the state and stays what
+it was when the level was raised to 2; a restored or recovered cluster keeps it, whatever its new id.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _pack_session = Struct(">QH").pack
 _pack_origin = Struct(">QH").pack
 _pack_number = Struct(">QQ").pack
 _pack_quota = Struct(">QQ?").pack
+_pack_lease = Struct(">qQQQ").pack
+_pack_lease_id = Struct(">q").pack
 _pack_member = Struct(">?H").pack
 
 
@@ -141,6 +144,9 @@ class RecordSum:
         digest.update(
             _pack_record(record.create_revision, record.mod_revision, record.version, len(value), crc32(value)) + key
         )
+        if record.lease:
+            # The hash of a record without a lease stays what it was before there were any.
+            digest.update(_pack_lease_id(record.lease))
         return digest.digest()
 
     def replace(self, key: bytes, old: Record | None, new: Record | None) -> bytes:
@@ -229,6 +235,14 @@ class Changes:
     def quota(self, quota: Quota) -> None:
         """The quota changed, or whether the state is full."""
         self._parts.append(b"q" + _pack_quota(quota.limit_bytes, quota.configured_bytes, quota.is_full))
+
+    def lease(self, id: int, ttl_s: int, delay_s: int, deadline_ms: int) -> None:
+        """A lease was granted or renewed."""
+        self._parts.append(b"g" + _pack_lease(id, ttl_s, delay_s, deadline_ms))
+
+    def lease_end(self, id: int, *, is_expiry: bool) -> None:
+        """A lease expired, or was revoked."""
+        self._parts.append((b"y" if is_expiry else b"v") + _pack_lease_id(id))
 
     def origin(self, member: str, nonce: int) -> None:
         """A member opened a nonce."""

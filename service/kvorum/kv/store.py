@@ -32,6 +32,10 @@ from kvorum.kv.commands import (
     FeatureLevelRefused,
     HandedOver,
     HandedOverDone,
+    LeaseCommand,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     NoSpace,
     OpenOrigin,
     OriginOpened,
@@ -56,12 +60,15 @@ from kvorum.kv.features import (
     FIRST_LEVEL,
     HANDOVER_LEVEL,
     HISTORY_LEVEL,
+    LEASE_LEVEL,
     QUOTA_LEVEL,
     STATE_HASH_LEVEL,
     blockers,
     check_supported,
 )
 from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, OriginsFrame, QuotaFrame
+from kvorum.kv.lease_commands import LeaseResult, expire, run_lease_command
+from kvorum.kv.leases import Leases, is_possible
 from kvorum.kv.limits import (
     BATCH_COMMANDS_MAX,
     CLIENT_ID_CHARS_MAX,
@@ -79,7 +86,7 @@ from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session
 from kvorum.kv.snapshot_iterator import SnapshotIterator
 from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
 from kvorum.kv.txn import Plan, plan_transaction, run_transaction
-from kvorum.kv.txn_check import has_put, is_valid
+from kvorum.kv.txn_check import has_lease, has_put, is_valid
 from kvorum.kv.versions import Pin, Versions
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
@@ -100,6 +107,7 @@ class Store:
         versions: the versions of all keys (:mod:`kvorum.kv.versions`). They are changed here and nowhere else.
         applied_index: the log index of the last entry applied.
         applied_term: its term.
+        leases: the leases (:mod:`kvorum.kv.leases`). They are changed by applying and nowhere else.
         state_hash: 64 bits over every entry so far; equal on all nodes at the same index
             (:mod:`kvorum.kv.state_hash`).
         time_ms: the log's time: the highest ``time_ms`` of any batch so far (Unix, ms).
@@ -122,6 +130,7 @@ class Store:
         "cluster_id",
         "configuration",
         "feature_level",
+        "leases",
         "mismatch",
         "quota",
         "revision",
@@ -143,6 +152,7 @@ class Store:
         self.quota = Quota()
         self._changes: Changes | None = None
         self.versions = Versions()
+        self.leases = Leases()
         self._sessions = Sessions()
         self._origins = Origins()
         self._handed_over: list[tuple[HandedOver, HandedOverDone]] = []
@@ -156,6 +166,7 @@ class Store:
         record_sum: RecordSum | None,
         configuration: Configuration,
         versions: Versions,
+        leases: Leases,
         sessions: Sessions,
         quota: Quota,
         origins: Origins,
@@ -168,6 +179,7 @@ class Store:
             record_sum: the sum over the latest versions; None at level 1.
             configuration: the members at ``header.applied_index``.
             versions: the versions of all keys.
+            leases: the leases, with their keys.
             sessions: the sessions.
             quota: the quota on data.
             origins: which writes of the members were applied.
@@ -185,24 +197,27 @@ class Store:
         if record_sum is not None:
             store._changes = Changes(record_sum)
         store.versions = versions
+        store.leases = leases
+        leases.time_ms = header.time_ms
         store._sessions = sessions
         store.quota = quota
         store._origins = origins
         return store
 
     def give_up(self) -> Store:
-        """Drop all records and sessions; return a store that holds nothing and has the same numbers.
+        """Drop all records, leases and sessions; return a store that holds nothing and has the same numbers.
 
         Nothing can be applied to either of them. No snapshot iterator may be open.
         """
         left = Store()
-        # By convention, the data is in `versions` and the private attributes, and the others are numbers or the like.
+        # By convention, the data is in these two and the private attributes, and the others are numbers or the like.
         for name in self.__slots__:
-            if not name.startswith("_") and name != "versions":
+            if not name.startswith("_") and name not in ("versions", "leases"):
                 setattr(left, name, getattr(self, name))
         left.versions.floor = self.versions.floor
         # Whoever still has this store must not keep what it held.
-        self.versions, self._sessions, self._origins, self._changes = Versions(), Sessions(), Origins(), None
+        self.versions, self.leases, self._sessions = Versions(), Leases(), Sessions()
+        self._origins, self._handed_over, self._changes = Origins(), [], None
         return left
 
     def bump_revision(self, by: int) -> None:
@@ -222,13 +237,12 @@ class Store:
     @property
     def used_bytes(self) -> int:
         """What the state takes, as the quota counts it: the same on every node, and about what it takes in memory."""
-        versions = self.versions
-        return versions.record_bytes + versions.history_bytes + self._sessions.used_bytes
+        return self.kept_bytes + self.versions.history_bytes
 
     @property
     def kept_bytes(self) -> int:
-        """What keys and sessions take: :attr:`used_bytes` without the history, which gives way to them."""
-        return self.versions.record_bytes + self._sessions.used_bytes
+        """What keys, leases and sessions take: :attr:`used_bytes` without the history, which gives way to them."""
+        return self.versions.record_bytes + self.leases.used_bytes + self._sessions.used_bytes
 
     @property
     def history_bytes(self) -> int:
@@ -250,18 +264,22 @@ class Store:
         """The bytes of all keys and values; of each key the latest value."""
         return self.versions.record_bytes - RECORD_OVERHEAD_BYTES * len(self)
 
-    def check_room(self, command: Write) -> None:
-        """Refuse what the leader does not propose for lack of room: a put, or a delete that would open a session.
+    def check_room(self, command: Write | LeaseGrant) -> None:
+        """Refuse what the leader does not propose for lack of room: a put, a grant, or a delete that opens a session.
 
-        A transaction counts as a put if any of its branches has one. Such a put would be refused if it were applied
-        now, and such a delete would be done. But the session that it opens would take more than a small key frees, and
-        for an hour after its end as well.
+        A transaction counts as a put if any of its branches has one. A put or a grant would be refused if it were
+        applied now, and such a delete would be done. But the session that it opens would take more than a small key
+        frees, and for an hour after its end as well.
 
         Raises:
             NoSpaceError: the data takes more than the quota; nothing was done.
             SessionError: the same, for a delete, which needs no room without a session; nothing was done.
         """
-        if not self.quota.is_full or not self._is_new(command):
+        if not self.quota.is_full:
+            return
+        if isinstance(command, LeaseGrant):
+            raise quota_error(self.quota.limit_bytes, self.kept_bytes)
+        if not self._is_new(command):
             return
         if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
             raise quota_error(self.quota.limit_bytes, self.kept_bytes)
@@ -448,6 +466,7 @@ class Store:
             self._quota_frame(),
             OriginsFrame(self._origins.rows()) if self.feature_level >= HANDOVER_LEVEL else None,
             self.versions,
+            self.leases if self.feature_level >= LEASE_LEVEL else None,
             self._sessions,
             self._end_snapshot,
         )
@@ -496,19 +515,19 @@ class Store:
             self.time_ms = batch.time_ms
         if self._handed_over:
             self._handed_over = []
-        commands = batch.commands
-        results: list[Result] = []
-        if len(commands) > BATCH_COMMANDS_MAX:
+        if len(batch.commands) > BATCH_COMMANDS_MAX:
             # One refusal per command: whoever waits for the n-th result finds it.
-            results.extend([SessionRefused(self.revision, INVALID)] * len(commands))
-            return results
-        large = data_bytes > VALUE_BYTES_MAX  # only then can one of the values be too large
-        self._apply_commands(commands, results, large=large)
+            results: list[Result] = [SessionRefused(self.revision, INVALID)] * len(batch.commands)
+        else:
+            # Only in a large batch can one of the values be too large.
+            results = self._apply_commands(batch.commands, large=data_bytes > VALUE_BYTES_MAX)
         if self._changes is not None:
+            expire(self, self._changes)
             self._judge_room(self._changes)
         return results
 
-    def _apply_commands(self, commands: Sequence[BatchCommand], results: list[Result], *, large: bool) -> None:
+    def _apply_commands(self, commands: Sequence[BatchCommand], *, large: bool) -> list[Result]:
+        results: list[Result] = []
         is_full = self.quota.is_full
         for command in commands:
             if not isinstance(command, _WRITES):
@@ -529,6 +548,7 @@ class Store:
             else:
                 result = self._delete(command)
             results.append(result)
+        return results
 
     def _apply_handed_over(self, command: HandedOver, *, large: bool) -> HandedOverDone | OriginRefused:
         """Apply what a member handed over, unless its number was applied already."""
@@ -542,8 +562,7 @@ class Store:
         if refused is not None:
             return OriginRefused(self.revision, refused)
         self._changes.handed_over(command.nonce, command.number)
-        results: list[Result] = []
-        self._apply_commands(command.commands, results, large=large)
+        results = self._apply_commands(command.commands, large=large)
         done = HandedOverDone(self.revision, tuple(results))
         self._handed_over.append((command, done))
         return done
@@ -571,7 +590,10 @@ class Store:
             changes.quota(quota)
 
     def _apply_rare(
-        self, command: Txn | EndSession | SetQuota | Compact | OpenOrigin | RaiseFeatureLevel, *, is_alone: bool
+        self,
+        command: Txn | EndSession | SetQuota | Compact | LeaseCommand | OpenOrigin | RaiseFeatureLevel,
+        *,
+        is_alone: bool,
     ) -> Result:
         match command:
             case Txn():
@@ -582,6 +604,8 @@ class Store:
                 return self._set_quota(command)
             case Compact():
                 return self._compact(command)
+            case LeaseGrant() | LeaseRenew() | LeaseRevoke():
+                return self._change_lease(command)
             case OpenOrigin():
                 return self._open_origin(command)
             case RaiseFeatureLevel():
@@ -674,6 +698,8 @@ class Store:
     def _txn(self, command: Txn) -> Result:
         if self._changes is None or self.feature_level < HISTORY_LEVEL or not is_valid(command):
             return SessionRefused(self.revision, INVALID)
+        if self.feature_level < LEASE_LEVEL and has_lease(command):
+            return SessionRefused(self.revision, INVALID)
         if not self._is_new(command):
             return self._apply_once(command)
         # What is refused here must not open a session, nor be remembered by one.
@@ -684,10 +710,25 @@ class Store:
             return plan
         return self._apply_once(command, plan) if command.client_id else run_transaction(command, plan, self)
 
-    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
-        """Set a key, whose record is ``old``, at a revision, which is the store's from now on. Only apply may do it."""
+    def _change_lease(self, command: LeaseCommand) -> LeaseResult | NoSpace | SessionRefused:
+        if self._changes is None or self.feature_level < LEASE_LEVEL:
+            return SessionRefused(self.revision, INVALID)
+        if isinstance(command, LeaseGrant):
+            if not is_possible(command.id, command.ttl_s, command.delay_s):
+                return SessionRefused(self.revision, INVALID)
+            if self.quota.is_full:
+                return NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
+        return run_lease_command(command, self, self._changes)
+
+    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None, lease: int = 0) -> Record:
+        """Set a key, whose record is ``old``, at a revision, which is the store's from now on. Only apply may do it.
+
+        ``lease``: the id of its lease, which exists; 0: it has none any more.
+        """
         self.revision = revision
         new = self.versions.put(key, value, revision, old)
+        if lease or (old is not None and old.lease):
+            self._attach(new, 0 if old is None else old.lease, lease)
         if self._changes is not None:
             self._changes.put(key, old, new)
         return new
@@ -695,9 +736,21 @@ class Store:
     def remove_record(self, old: Record, revision: int) -> None:
         """Remove a key, whose record is ``old``; otherwise as :meth:`set_record`."""
         self.revision = revision
+        if old.lease:
+            self.leases.detach(old.key, old.lease)
         self.versions.delete(old, revision)
         if self._changes is not None:
             self._changes.delete(old.key, old, revision)
+
+    def _attach(self, record: Record, before: int, lease: int) -> None:
+        """Give a record, whose key had the lease ``before``, its lease."""
+        record.lease = lease
+        if before == lease:
+            return
+        if before:
+            self.leases.detach(record.key, before)
+        if lease:
+            self.leases.attach(record.key, lease)
 
     def _compact(self, command: Compact) -> Compacted | CompactRefused | SessionRefused:
         floor = self.versions.floor

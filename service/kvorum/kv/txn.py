@@ -20,12 +20,14 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from kvorum.kv.commands import Txn, TxnRefused, TxnResult
+from kvorum.kv.leases import Leases
 from kvorum.kv.limits import TXN_ANSWER_BYTES_MAX, TXN_KEYS_MAX
 from kvorum.kv.operations import (
     ONE_KEY,
     Compare,
     DeleteRangeOp,
     DeleteRangeOpResult,
+    LeasedPutOp,
     Operation,
     OperationResult,
     PutOp,
@@ -44,6 +46,8 @@ FUTURE = "future"
 KEY_NOT_FOUND = "key_not_found"
 TOO_MANY_KEYS = "too_many_keys"
 ANSWER_TOO_LARGE = "answer_too_large"
+LEASE_NOT_FOUND = "lease_not_found"
+LEASE_FULL = "lease_full"
 
 _RESULTS: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
     {"=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
@@ -55,9 +59,14 @@ class State(Protocol):
 
     revision: int
     versions: Versions
+    leases: Leases
 
-    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
-        """Set a key whose record is ``old``; the store's revision is ``revision`` afterwards. Return the new record."""
+    def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None, lease: int = 0) -> Record:
+        """Set a key whose record is ``old``, and its lease; the store's revision is ``revision`` afterwards.
+
+        Returns:
+            The new record.
+        """
 
     def remove_record(self, old: Record, revision: int) -> None:
         """Remove a key whose record is ``old``; the store's revision is ``revision`` afterwards."""
@@ -130,6 +139,9 @@ class _Planner:
         self.branches: list[bool] = []
         self._revision = state.revision
         self._versions = state.versions
+        self._leases = state.leases
+        self._attached: dict[int, int] = {}
+        """Lease -> how many keys the transaction gives it that it does not have."""
         self._keys = 0
         self._answer_bytes = 0
 
@@ -172,8 +184,24 @@ class _Planner:
         old = self._versions.records.get(put.key)
         if put.ignore_value and old is None:
             raise _RefusedError(KEY_NOT_FOUND, put.key, 0)
+        if isinstance(put, LeasedPutOp):
+            self._check_lease(put, old)
         if put.prev_value and old is not None:
             self._answer(put.key, (old,), keys_only=False)
+
+    def _check_lease(self, put: LeasedPutOp, old: Record | None) -> None:
+        if put.ignore_lease and old is None:
+            raise _RefusedError(KEY_NOT_FOUND, put.key, 0)
+        lease = _lease_of(put, old)
+        if not lease:
+            return
+        if self._leases.living(lease) is None:
+            raise _RefusedError(LEASE_NOT_FOUND, put.key, lease)
+        if old is None or old.lease != lease:
+            # Keys that the same transaction takes from the lease still count.
+            self._attached[lease] = self._attached.get(lease, 0) + 1
+            if not self._leases.has_room(lease, self._attached[lease]):
+                raise _RefusedError(LEASE_FULL, put.key, lease)
 
     def _check_range(self, each: RangeOp) -> None:
         key, end, limit, revision = each.key, each.end, each.limit, each.revision
@@ -240,7 +268,8 @@ class _Run:
     def _put(self, put: PutOp) -> PutOpResult:
         old = self._versions.records.get(put.key)
         value = old.value if put.ignore_value and old is not None else put.value
-        new = self._state.set_record(put.key, value, self._revision, old)
+        lease = _lease_of(put, old) if isinstance(put, LeasedPutOp) else 0
+        new = self._state.set_record(put.key, value, self._revision, old, lease)
         return PutOpResult(self._revision, new.create_revision, new.version, old if put.prev_value else None)
 
     def _delete_range(self, delete: DeleteRangeOp) -> DeleteRangeOpResult:
@@ -250,6 +279,13 @@ class _Run:
         self.deleted += len(records)
         previous = tuple(records) if delete.prev_values else ()
         return DeleteRangeOpResult(self._state.revision, len(records), previous)
+
+
+def _lease_of(put: LeasedPutOp, old: Record | None) -> int:
+    """Return the lease that a key is to have whose record is ``old``."""
+    if put.ignore_lease and old is not None:
+        return old.lease
+    return put.lease
 
 
 def answer_bytes(results: Sequence[OperationResult] | None) -> int:
@@ -322,4 +358,4 @@ def _past(versions: Versions, key: bytes, end: bytes, revision: int) -> Sequence
 
 
 def _without_value(record: Record) -> Record:
-    return Record(record.key, b"", record.create_revision, record.mod_revision, record.version)
+    return Record(record.key, b"", record.create_revision, record.mod_revision, record.version, lease=record.lease)

@@ -15,6 +15,7 @@ from kvorum.errors import InvalidRequestError, TooLargeError
 from kvorum.kv.commands import Txn
 from kvorum.kv.limits import (
     INTEGER_MAX,
+    INTEGER_MIN,
     KEY_BYTES_MAX,
     TXN_BYTES_MAX,
     TXN_DEPTH_MAX,
@@ -27,6 +28,7 @@ from kvorum.kv.operations import (
     ONE_KEY,
     Compare,
     DeleteRangeOp,
+    LeasedPutOp,
     Operation,
     PutOp,
     RangeOp,
@@ -34,7 +36,6 @@ from kvorum.kv.operations import (
     bound,
 )
 
-_INTEGER_MIN = -(2**63)
 _Range = tuple[bytes, bytes | None, int]
 """Start, end, and the number of the operation that deletes it."""
 
@@ -71,6 +72,14 @@ def has_put(txn: Txn | TxnOp) -> bool:
     """Tell whether any branch puts a key."""
     return any(
         isinstance(operation, PutOp) or (isinstance(operation, TxnOp) and has_put(operation))
+        for operation in (*txn.then, *txn.otherwise)
+    )
+
+
+def has_lease(txn: Txn | TxnOp) -> bool:
+    """Tell whether any part of it is about leases, so that it needs feature level 5."""
+    return any(compare.target == "lease" for compare in txn.compares) or any(
+        isinstance(operation, LeasedPutOp) or (isinstance(operation, TxnOp) and has_lease(operation))
         for operation in (*txn.then, *txn.otherwise)
     )
 
@@ -143,7 +152,7 @@ class _Check:
         if isinstance(operand, bytes):
             if len(operand) > VALUE_BYTES_MAX:
                 raise TooLargeError(f"{where}: the value has {len(operand)} bytes", VALUE_BYTES_MAX)
-        elif not _INTEGER_MIN <= operand <= INTEGER_MAX:
+        elif not INTEGER_MIN <= operand <= INTEGER_MAX:
             raise InvalidRequestError(f"{where}: {operand} is not between -2^63 and 2^63-1")
         self._count(_compare_bytes(compare))
 
@@ -155,6 +164,8 @@ class _Check:
                     raise TooLargeError(f"{where}: the value has {len(value)} bytes", VALUE_BYTES_MAX)
                 if ignore_value and value:
                     raise InvalidRequestError(f"{where}: a value is given, and ignore_value keeps the present one")
+                if isinstance(operation, LeasedPutOp):
+                    _check_lease(operation, where)
             case DeleteRangeOp(key, end):
                 _check_range(key, end, where)
             case RangeOp(key, end, limit, revision):
@@ -172,6 +183,13 @@ class _Check:
         self._bytes += size_bytes
         if self._bytes > TXN_BYTES_MAX:
             raise TooLargeError("the keys and values of the transaction take too many bytes", TXN_BYTES_MAX)
+
+
+def _check_lease(put: LeasedPutOp, where: str) -> None:
+    if not INTEGER_MIN <= put.lease <= INTEGER_MAX:
+        raise InvalidRequestError(f"{where}: the lease {put.lease} is not between -2^63 and 2^63-1")
+    if put.ignore_lease and put.lease:
+        raise InvalidRequestError(f"{where}: a lease is given, and ignore_lease keeps the present one")
 
 
 def _check_key(key: bytes, where: str, bytes_max: int) -> None:

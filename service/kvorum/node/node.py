@@ -230,7 +230,7 @@ class Node:
     ) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
-        ``hand_over``: a node that does not lead hands it to the leader, from feature level 5 on.
+        ``hand_over``: a node that does not lead hands it to the leader, from feature level 6 on.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, NoSpaceError: certainly not

@@ -26,6 +26,9 @@ from kvorum.kv.commands import (
     Delete,
     EndSession,
     HandedOver,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     OpenOrigin,
     ProposedCommand,
     Put,
@@ -162,17 +165,17 @@ class Proposals:
         if self.pending >= self._pending_max:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        if isinstance(command, Put | Delete | Txn):
+        if isinstance(command, Put | Delete | Txn | LeaseGrant):
             try:
                 # Refused when it is applied, a put would only fill the log.
                 store.check_room(command)
-                if isinstance(command, Put) or (isinstance(command, Txn) and has_put(command)):
+                if isinstance(command, Put | LeaseGrant) or (isinstance(command, Txn) and has_put(command)):
                     self._space.check(size_bytes)
             except (NoSpaceError, SessionError):
                 self._counters.proposals["refused"] += 1
                 raise
-            if address and command.sequence == 1:
-                self._session_shares.admit(address, command.client_id)
+        if address and isinstance(command, Put | Delete | Txn) and command.sequence == 1:
+            self._session_shares.admit(address, command.client_id)
 
     def enqueue(self, command: ProposedCommand, size_bytes: int, timeout_s: float) -> Waiter:
         """Queue a command that was checked; return the future of its result."""
@@ -348,7 +351,7 @@ def weight(command: ProposedCommand) -> int:
             return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota() | Compact() | OpenOrigin():
+        case SetQuota() | Compact() | LeaseGrant() | LeaseRenew() | LeaseRevoke() | OpenOrigin():
             return _COMMAND_OVERHEAD_BYTES
         case HandedOver():
             return _COMMAND_OVERHEAD_BYTES + sum(map(weight, command.commands))

@@ -263,7 +263,7 @@ class TimeoutNow(_Message, frozen=True, array_like=True, tag="tn", kw_only=True)
 class HandOver(_Message, frozen=True, array_like=True, tag="ho", kw_only=True):
     """What the drivers say to each other about writes that one hands to the other, which leads in ``term``.
 
-    Consensus does not look inside, and is not told. Sent from feature level 5 on.
+    Consensus does not look inside, and is not told. Sent from feature level 6 on.
     """
 
     data: Annotated[bytes, msgspec.Meta(max_length=HAND_OVER_BYTES_MAX)]

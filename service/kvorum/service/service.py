@@ -32,6 +32,10 @@ from kvorum.kv.commands import (
     FeatureLevelRaised,
     FeatureLevelRefused,
     HandedOverDone,
+    LeaseGranted,
+    LeaseRefused,
+    LeaseRenewed,
+    LeaseRevoked,
     NoSpace,
     OriginOpened,
     OriginRefused,
@@ -330,6 +334,10 @@ class Service:
                 | QuotaSet()
                 | Compacted()
                 | CompactRefused()
+                | LeaseGranted()
+                | LeaseRenewed()
+                | LeaseRevoked()
+                | LeaseRefused()
                 | OriginOpened()
                 | HandedOverDone()
                 | OriginRefused()

@@ -339,7 +339,7 @@ MUTANTS = (
     Mutant(
         "K6",
         "Puts above the quota are applied.",
-        "kv.store:Store._apply_batch",
+        "kv.store:Store._apply_commands",
         "is_full and isinstance(command, Put) and self._is_new(command)",
         "False",
         tests="tests/kv/test_quota.py",
@@ -348,7 +348,7 @@ MUTANTS = (
     Mutant(
         "K6",
         "Deletes above the quota are refused, so that nobody can make room.",
-        "kv.store:Store._apply_batch",
+        "kv.store:Store._apply_commands",
         "is_full and isinstance(command, Put) and self._is_new(command)",
         "is_full",
         tests="tests/kv/test_quota.py",

@@ -228,8 +228,8 @@ MUTANTS = (
     _row(
         "Each change takes a revision of its own: others see half of a transaction.",
         "kv.txn:_Run._put",
-        "self._state.set_record(put.key, value, self._revision, old)",
-        "self._state.set_record(put.key, value, self._state.revision + 1, old)",
+        "self._state.set_record(put.key, value, self._revision, old, lease)",
+        "self._state.set_record(put.key, value, self._state.revision + 1, old, lease)",
         _RULES,
     ),
     _row(
