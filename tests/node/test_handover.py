@@ -16,6 +16,7 @@ from node.local_cluster import TIMEOUT_MS, running
 from kvorum.errors import (
     CallerError,
     MalformedMessageError,
+    NoLeaderError,
     NoSpaceError,
     NotLeaderError,
     NotServingError,
@@ -385,7 +386,7 @@ async def test_without_a_next_leader_in_time_it_is_refused_and_not_done_later() 
     origin.raft.leader = None
     origin.now += 2
     origin.side.tick()
-    assert isinstance(error(hasty), NotLeaderError)
+    assert isinstance(error(hasty), NoLeaderError)
     origin.raft.leader, origin.raft.current_term = OTHER, 6
     origin.side.tick()
     [again] = origin.frames()
@@ -403,7 +404,7 @@ async def test_of_two_callers_the_one_that_was_told_refused_is_not_done_with_the
     origin.raft.leader = None
     origin.now += 2
     origin.side.tick()
-    assert isinstance(error(hasty), NotLeaderError)
+    assert isinstance(error(hasty), NoLeaderError)
     origin.raft.leader, origin.raft.current_term = OTHER, 6
     origin.side.tick()
     [again] = origin.frames()

@@ -19,7 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
-from kvorum.errors import CallerError, NotLeaderError, NotServingError, OutcomeUnknownError, OverloadedError
+from kvorum.errors import (
+    CallerError,
+    NoLeaderError,
+    NotLeaderError,
+    NotServingError,
+    OutcomeUnknownError,
+    OverloadedError,
+)
 from kvorum.kv.commands import HandedOver, HandedOverDone, QueuedCommand, Result, Txn
 from kvorum.kv.features import HANDOVER_LEVEL, check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW, TXN_KEYS_MAX
@@ -57,7 +64,6 @@ class Outstanding:
         "attempts",
         "commands",
         "is_lost",
-        "last_error",
         "sent",
         "sent_s",
         "size_bytes",
@@ -75,7 +81,6 @@ class Outstanding:
         """Those that were not refused."""
         self.is_lost = False
         """There were more of them than are remembered."""
-        self.last_error: CallerError = NotLeaderError(None)
         self.sent: tuple[NodeId, int] | None = None
         """To whom it was sent last, and in which term; None: it has to be sent again."""
         self.sent_s = 0.0
@@ -282,17 +287,14 @@ class HandOvers:
         if not expired:
             return
         queued = {each[1] for each in self.queue}
-        refused = {
-            waiter: frame.last_error
-            for frame in self.outstanding.values()
-            if not frame.may_be_done
-            for waiter in frame.waiters
-        }
+        refused = {waiter for frame in self.outstanding.values() if not frame.may_be_done for waiter in frame.waiters}
         for waiter in expired:
             if waiter in queued:
                 error: CallerError = OverloadedError("the write was not handed to the leader in time; it was not done")
+            elif waiter in refused:
+                error = NoLeaderError("no leader took the write in time; it was not done")
             else:
-                error = refused.get(waiter) or OutcomeUnknownError(
+                error = OutcomeUnknownError(
                     "the write was handed to the leader, and was not seen applied in time; it may still be done"
                 )
             self._tell([waiter], error)
@@ -316,7 +318,6 @@ class HandOvers:
         frame.attempts.difference_update(refusal.attempts)
         errors = {said.position: error_of(said) for said in refusal.errors}
         whole = errors.get(WHOLE_FRAME)
-        frame.last_error = whole or frame.last_error
         if frame.may_be_done or isinstance(whole, NotLeaderError):
             return  # It is sent to the next leader, if there is one in time.
         for position, waiter in enumerate(frame.waiters):

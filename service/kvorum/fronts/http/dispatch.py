@@ -16,7 +16,7 @@ from kvorum.errors import CallerError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http import kv, ranges, sessions, watch
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
+from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding, is_handing_over
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.problems import RefusalError, from_error, problem
@@ -54,6 +54,77 @@ class Route(NamedTuple):
     handler: Handler
 
 
+class _Routes:
+    """What is answered, by path and method.
+
+    Args:
+        service: what executes the requests.
+        config: the node's.
+        bodies: what reads the bodies of requests.
+        health_only: the health, metrics and version paths only.
+    """
+
+    def __init__(self, service: Service, config: Config, bodies: Bodies, *, health_only: bool) -> None:
+        transactions = TransactionHandlers(service, config, bodies)
+        keys = kv.KeyValueHandlers(service, config, bodies, transactions)
+        self.keys = _read("get", keys.get) | {
+            "PUT": Route("put", keys.put),
+            "DELETE": Route("delete", keys.delete),
+        }
+        health = HealthHandlers(service)
+        self._paths: dict[str, dict[str, Route]] = {
+            "/livez": _read("livez", health.livez),
+            "/readyz": _read("readyz", health.readyz),
+            "/metrics": _read("metrics", health.metrics),
+            "/version": _read("version", health.version),
+        }
+        self._prefixes = {
+            "/livez/": _read("livez", health.livez),
+            "/readyz/": _read("readyz", health.readyz),
+        }
+        self._promote: dict[str, Route] = {}
+        self._range = {"GET": Route("range", RangeHandlers(service).read)}
+        if not health_only:
+            self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
+            self._paths["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
+            self._paths["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
+            self._paths["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
+            self._paths[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
+            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
+
+    def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
+        self._paths |= {
+            kv.PATH: self.keys,
+            "/v1/cluster": _read("cluster", cluster.status),
+            "/v1/cluster/leader": _read("leader", cluster.leader)
+            | {"POST": Route("leader", cluster.transfer_leadership)},
+            "/v1/cluster/finalize": {"POST": Route("finalize", cluster.finalize)},
+            "/v1/cluster/quota": _read("quota", cluster.quota) | {"PUT": Route("quota", cluster.set_quota)},
+            "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
+            "/v1/hash": _read("hash", cluster.hash),
+            "/v1/snapshot": {"GET": Route("snapshot", backup.save)},
+        }
+        self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
+        self._promote = {"POST": Route("members", cluster.promote_member)}
+
+    def find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
+        """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
+        routes, name = self._paths.get(path), ""
+        if path == kv.PATH and routes is not None and _is_read(method) and not kv.names_key(query):
+            return self._range, name
+        if routes is None:
+            prefix, _, name = path.rpartition("/")
+            routes = self._prefixes.get(prefix + "/")
+            if routes is None and name == "promote" and prefix.startswith(_MEMBERS) and _MEMBERS in self._prefixes:
+                name = prefix.removeprefix(_MEMBERS)
+                routes = self._promote if name and "/" not in name else None
+        if routes is None or (not name and path not in self._paths):
+            raise RefusalError(
+                "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
+            )
+        return routes, name
+
+
 class Dispatcher:
     """Answers every request of one node.
 
@@ -85,52 +156,13 @@ class Dispatcher:
         self._hosts = KnownHosts(config)
         self._kv_prefix = "\0" if health_only else kv.PREFIX
         self._bodies = bodies
-        transactions = TransactionHandlers(service, config, bodies)
-        keys = kv.KeyValueHandlers(service, config, bodies, transactions)
-        self._kv_routes = _read("get", keys.get) | {
-            "PUT": Route("put", keys.put),
-            "DELETE": Route("delete", keys.delete),
-        }
-        health = HealthHandlers(service)
-        self._routes: dict[str, dict[str, Route]] = {
-            "/livez": _read("livez", health.livez),
-            "/readyz": _read("readyz", health.readyz),
-            "/metrics": _read("metrics", health.metrics),
-            "/version": _read("version", health.version),
-        }
-        self._prefixes = {
-            "/livez/": _read("livez", health.livez),
-            "/readyz/": _read("readyz", health.readyz),
-        }
-        self._promote: dict[str, Route] = {}
-        self._range = {"GET": Route("range", RangeHandlers(service).read)}
-        if not health_only:
-            self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
-            self._routes["/v1/compact"] = {"POST": Route("compact", HistoryHandlers(service, bodies).compact)}
-            self._routes["/v1/txn"] = {"POST": Route("txn", transactions.txn)}
-            self._routes["/v1/batch"] = {"POST": Route("batch", transactions.batch)}
-            self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch)}
-            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end)}
+        self._own = _Routes(service, config, bodies, health_only=health_only)
+        self._handing_over = _Routes(service.handing_over(), config, bodies, health_only=health_only)
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
         self.close_after_answers = False
         self._cluster = ("", "")
         """The id of the cluster, and the header line that says so."""
-
-    def _add_cluster(self, cluster: ClusterHandlers, backup: BackupHandlers) -> None:
-        self._routes |= {
-            kv.PATH: self._kv_routes,
-            "/v1/cluster": _read("cluster", cluster.status),
-            "/v1/cluster/leader": _read("leader", cluster.leader)
-            | {"POST": Route("leader", cluster.transfer_leadership)},
-            "/v1/cluster/finalize": {"POST": Route("finalize", cluster.finalize)},
-            "/v1/cluster/quota": _read("quota", cluster.quota) | {"PUT": Route("quota", cluster.set_quota)},
-            "/v1/cluster/members": _read("members", cluster.members) | {"POST": Route("members", cluster.add_member)},
-            "/v1/hash": _read("hash", cluster.hash),
-            "/v1/snapshot": {"GET": Route("snapshot", backup.save)},
-        }
-        self._prefixes[_MEMBERS] = {"DELETE": Route("members", cluster.remove_member)}
-        self._promote = {"POST": Route("members", cluster.promote_member)}
 
     async def close(self) -> None:
         """Close what was opened to forward requests."""
@@ -161,10 +193,13 @@ class Dispatcher:
                         self._service.check_cluster(wanted)
                 if _CLUSTER_PARAMETER in query:
                     query = self._without_cluster(query)
+                tables = self._own
+                if (self._config.forward or "forward" in query) and is_handing_over(self._config, request, query):
+                    tables = self._handing_over
                 if path.startswith(self._kv_prefix):
-                    routes, name = self._kv_routes, path[len(self._kv_prefix) :]
+                    routes, name = tables.keys, path[len(self._kv_prefix) :]
                 else:
-                    routes, name = self._find(path, query, request.method)
+                    routes, name = tables.find(path, query, request.method)
                 route = routes.get(request.method)
                 if route is None:
                     raise _method_not_allowed(routes)
@@ -227,23 +262,6 @@ class Dispatcher:
                 f"{self._config.name} does not know the host {host!r:.300}; if clients reach it under this name, add "
                 "it to the option hosts",
             )
-
-    def _find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
-        """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
-        routes, name = self._routes.get(path), ""
-        if path == kv.PATH and routes is not None and _is_read(method) and not kv.names_key(query):
-            return self._range, name
-        if routes is None:
-            prefix, _, name = path.rpartition("/")
-            routes = self._prefixes.get(prefix + "/")
-            if routes is None and name == "promote" and prefix.startswith(_MEMBERS) and _MEMBERS in self._prefixes:
-                name = prefix.removeprefix(_MEMBERS)
-                routes = self._promote if name and "/" not in name else None
-        if routes is None or (not name and path not in self._routes):
-            raise RefusalError(
-                "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
-            )
-        return routes, name
 
     async def _to_leader(self, request: BaseRequest, error: NotLeaderError) -> Response:
         """Redirect the client to the leader, or forward its request if it or the configuration says so."""
