@@ -25,7 +25,7 @@ RUN PYTHONPATH=/opt/backend python3 -m pip --python /opt/kvorum/bin/python \
  && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/kvorum/lib
 
 FROM ${BASE_IMAGE}
-ARG VERSION=0.5.0
+ARG VERSION=0.6.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="kvorum" \
       org.opencontainers.image.description="A linearizable key-value store that operates itself on Kubernetes" \

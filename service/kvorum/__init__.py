@@ -10,4 +10,4 @@ The layers, each of which imports only those below it (``pyproject.toml`` enforc
     config | errors               what everything may know
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -144,7 +144,7 @@ def test_a_write_whose_answer_was_lost_is_retried_and_applied_once() -> None:
             apply = node.propose
             lost: list[ClientCommand] = []
 
-            async def propose_and_lose_the_first_answer(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
+            async def propose_and_lose_the_first_answer(command, timeout_ms, address="", **_):  # type: ignore[no-untyped-def]
                 result = await apply(command, timeout_ms)
                 if not lost:
                     lost.append(command)
@@ -313,7 +313,7 @@ def test_no_room_after_a_try_without_an_answer_makes_the_outcome_unknown() -> No
             node = servers[0].node
             apply = node.propose
 
-            async def lose_then_refuse(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+            async def lose_then_refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
                 await apply(command, timeout_ms, address)
                 node.error = FULL
                 raise ServerOutcomeUnknown("no quorum answered in time")
@@ -405,7 +405,7 @@ def test_a_session_lost_after_a_try_makes_the_outcome_unknown() -> None:
             await kv.put("k", "1")
             apply, tries = node.propose, []
 
-            async def forget_after_the_first_try(command, timeout_ms, address=""):  # type: ignore[no-untyped-def]
+            async def forget_after_the_first_try(command, timeout_ms, address="", **_):  # type: ignore[no-untyped-def]
                 tries.append(command)
                 if len(tries) == 1:
                     node.store = Store()

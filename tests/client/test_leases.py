@@ -47,9 +47,11 @@ def record_leases(node: FakeNode) -> None:
     """Write down the commands about leases, with the calls of the node."""
     propose = node.propose
 
-    async def recorded(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def recorded(
+        command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+    ) -> Result:
         node.calls.append(("lease", command))
-        return await propose(command, timeout_ms, address)
+        return await propose(command, timeout_ms, address, hand_over=hand_over)
 
     node.propose = recorded  # type: ignore[method-assign]
 
@@ -86,8 +88,8 @@ def lose_a_grant(server: Server) -> None:
     """Grant the next lease, and answer as if nobody knew."""
     propose, lost = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
-        result = await propose(command, timeout_ms, address)
+    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
+        result = await propose(command, timeout_ms, address, hand_over=hand_over)
         if isinstance(command, LeaseGrant) and not lost:
             lost.append(command)
             raise ServerOutcomeUnknown("the leader lost its quorum")

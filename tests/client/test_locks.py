@@ -165,8 +165,10 @@ def test_a_lock_whose_answer_was_lost_is_held() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         propose, lost = server.node.propose, []
 
-        async def lossy(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
-            result = await propose(command, timeout_ms, address)
+        async def lossy(
+            command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+        ) -> Result:
+            result = await propose(command, timeout_ms, address, hand_over=hand_over)
             lost.append(command)
             if len(lost) == 1:
                 raise ServerOutcomeUnknown("the leader lost its quorum")

@@ -94,6 +94,8 @@ class FakeNode:
         self.state = State(Store())
         self.watches = Watches(self.config, self.state, self._advance_soon, self.counters, lambda: True)
         self.leads = True
+        self.hands_over = False
+        """As a follower it hands over what it is asked to: the cluster is at the feature level for it."""
         self.leader: tuple[str, str] | None = ("n1", self.config.advertise_client_url)
         self.error: KvorumError | Exception | None = None
         self.gate: asyncio.Event | None = None
@@ -185,25 +187,27 @@ class FakeNode:
         """End a lease, as somebody else does."""
         self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, [LeaseRevoke(lease)]))
 
-    def check_leads(self) -> None:
-        if not self.leads:
+    def check_leads(self, *, hand_over: bool = False) -> None:
+        if not self.leads and not (hand_over and self.hands_over):
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
-    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
-        await self._admit(timeout_ms)
+    async def propose(
+        self, command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+    ) -> Result:
+        await self._admit(timeout_ms, leaders_only=not (hand_over and self.hands_over))
         check_command_level(command, self.store.feature_level)
         self.proposed.append(command)
         self.addresses.append(address)
         return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
-    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
-        await self._admit(timeout_ms)
+    async def set_quota(self, limit_bytes: int, timeout_ms: int, *, hand_over: bool = False) -> None:
+        await self._admit(timeout_ms, leaders_only=not (hand_over and self.hands_over))
         command = SetQuota(limit_bytes, OPERATOR)
         check_command_level(command, self.store.feature_level)
         self._apply(EntryKind.COMMAND, encode_batch(0, [command]))
 
-    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
-        await self._admit(timeout_ms)
+    async def compact(self, revision: int, timeout_ms: int, *, hand_over: bool = False) -> Compacted | CompactRefused:
+        await self._admit(timeout_ms, leaders_only=not (hand_over and self.hands_over))
         command = Compact(revision)
         check_command_level(command, self.store.feature_level)
         result = self._apply(EntryKind.COMMAND, encode_batch(0, [command]))[0]

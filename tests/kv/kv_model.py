@@ -22,10 +22,12 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOver,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
     NoSpace,
+    OpenOrigin,
     Put,
     PutResult,
     QuotaSet,
@@ -149,6 +151,8 @@ class Model:
             return self._set_quota(command)
         if isinstance(command, Compact):
             return self._compact(command.revision)
+        if isinstance(command, OpenOrigin | HandedOver):
+            raise TypeError("the model hands nothing over")
         revision = len(self.history)
         if not 1 <= len(command.key) <= 1024 or len(command.client_id) > 64:
             return SessionRefused(revision, "invalid")

@@ -19,6 +19,7 @@ from kv.kv_support import (
     restore,
     snapshot_of,
     store_at_level_2,
+    store_at_level_4,
 )
 
 import kvorum
@@ -35,7 +36,7 @@ from kvorum.kv.commands import (
     RaiseFeatureLevel,
     encode_batch,
 )
-from kvorum.kv.features import LEVELS, SUPPORTED_LEVELS, blockers, check_command_level
+from kvorum.kv.features import HIGHEST_LEVEL, LEVELS, SUPPORTED_LEVELS, blockers, check_command_level
 from kvorum.kv.frames import Features, FrameWriter, Header
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
@@ -44,7 +45,7 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 def test_the_levels_are_numbered_from_1_without_a_gap() -> None:
     assert tuple(range(1, len(LEVELS) + 1)) == SUPPORTED_LEVELS
-    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0"]
+    assert [level.version for level in LEVELS] == ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0"]
 
 
 def test_a_state_begins_at_level_1_and_keeps_it() -> None:
@@ -146,39 +147,39 @@ def test_a_level_once_raised_stays() -> None:
 
 def test_a_raise_that_only_a_newer_version_supports_ends_the_process_and_changes_nothing() -> None:
     """Not a refusal: the members that support it raise it, and this one would go its own way."""
-    store = store_at_level_2()
-    apply(store, raise_to(3))
-    apply(store, raise_to(4))
-    apply(store, raise_to(5))
+    store = store_at_level_4()
+    for level in range(5, HIGHEST_LEVEL + 1):
+        apply(store, raise_to(level))
     before = snapshot_of(store)
 
-    with pytest.raises(VersionTooOldError, match=r"entry 6 has feature level 6, and version .* levels 1 to 5 only"):
-        apply(store, raise_to(6))
+    with pytest.raises(VersionTooOldError, match=r"entry 7 has feature level 7, and version .* levels 1 to 6 only"):
+        apply(store, raise_to(HIGHEST_LEVEL + 1))
 
     assert snapshot_of(store) == before
 
 
 def test_whether_this_version_supports_a_level_does_not_change_a_refusal() -> None:
-    store = store_at_level_2()
-    apply(store, raise_to(3))
-    apply(store, raise_to(4))
-    apply(store, raise_to(5))
+    store = store_at_level_4()
+    for level in range(5, HIGHEST_LEVEL + 1):
+        apply(store, raise_to(level))
 
-    assert apply(store, raise_to(6, "n1@1")) == [FeatureLevelRefused(1, 5, "blocked", ("n2@1", "n3@1"))]
+    assert apply(store, raise_to(HIGHEST_LEVEL + 1, "n1@1")) == [
+        FeatureLevelRefused(1, HIGHEST_LEVEL, "blocked", ("n2@1", "n3@1"))
+    ]
 
 
 def test_a_snapshot_of_a_later_level_says_which_version_to_start() -> None:
     """The frame that says the level may have more fields then, and what follows may be anything."""
     header = Header(format=2, revision=0, applied_index=3, applied_term=1, state_hash=7, time_ms=9, keys=1, sessions=0)
     frames = FrameWriter()
-    data = frames.encode(header) + frames.encode(Features(6, "c", b""))
+    data = frames.encode(header) + frames.encode(Features(HIGHEST_LEVEL + 1, "c", b""))
     restorer = Restorer(CONFIGURATION)
 
     with pytest.raises(VersionTooOldError) as raised:
         restorer.feed(data)
 
     assert str(raised.value) == (
-        f"the snapshot has feature level 6, and version {kvorum.__version__} supports levels 1 to 5 only; "
+        f"the snapshot has feature level 7, and version {kvorum.__version__} supports levels 1 to 6 only; "
         "start the newer version again: a raised level cannot be taken back"
     )
 

@@ -338,8 +338,8 @@ def test_a_new_cluster_begins_at_the_highest_level_that_all_announce() -> None:
         it = Leading()
         entries = it.levels.first_entries(MEMBERS, dict.fromkeys((OURS, VOTER, LEARNER), 9))
         commands = [command for data in entries for command in decode_batch(data).commands]
-        assert [command.level for command in commands if isinstance(command, RaiseFeatureLevel)] == [2, 3, 4, 5]
-        assert HIGHEST_LEVEL == 5
+        assert [command.level for command in commands if isinstance(command, RaiseFeatureLevel)] == [2, 3, 4, 5, 6]
+        assert HIGHEST_LEVEL == 6
 
     asyncio.run(scenario())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,9 +12,12 @@ from sim.lease_invariants import LeaseTruth
 from sim.watchers import Truth
 
 from kvorum.kv.commands import (
+    BatchCommand,
     Delete,
     DeleteResult,
     FeatureLevelRaised,
+    HandedOver,
+    HandedOverDone,
     LeaseRevoked,
     Put,
     PutResult,
@@ -31,6 +34,7 @@ from kvorum.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    HandOver,
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshotResponse,
@@ -116,6 +120,8 @@ class Facts:
         self.log: list[Applied] = []
         self.transactions: dict[tuple[str, int], TxnResult] = {}
         """(client id, sequence) -> what came of the transaction when it was applied."""
+        self.handed_over: set[tuple[int, int]] = set()
+        """(nonce, number) of what was handed over and applied."""
         self.truth = Truth()
         """The events that watchers must see."""
         self.leases = LeaseTruth()
@@ -256,6 +262,8 @@ class Facts:
 
     def on_send(self, node: SimNode, message: Message) -> None:
         """A message leaves a process."""
+        if isinstance(message, HandOver):
+            return  # Consensus is not told.
         if message.term > node.durable.hard_state.current_term:
             invariants.a_revealed_term_is_durable(self, node, message)
         if isinstance(message, HeartbeatResponse):
@@ -319,7 +327,7 @@ class Facts:
         """Note the writes that changed the store; a retry is answered with a revision of the past."""
         if entry.kind is not EntryKind.COMMAND:
             return
-        for command, result in zip(decode_batch(entry.data).commands, results, strict=True):
+        for command, result in self._each(decode_batch(entry.data).commands, results):
             if isinstance(result, FeatureLevelRaised) and result.revision > self._revision:
                 self._revision = result.revision
                 self.log.append(Applied(result.revision, "raise", ""))
@@ -343,6 +351,18 @@ class Facts:
         while self._revision < revision:
             self._revision += 1
             self.log.append(Applied(self._revision, "lease", ""))
+
+    def _each(
+        self, commands: Sequence[BatchCommand], results: Sequence[Result]
+    ) -> Iterator[tuple[BatchCommand, Result]]:
+        """Yield every command with its result, those that were handed over one by one."""
+        for command, result in zip(commands, results, strict=True):
+            if isinstance(command, HandedOver) and isinstance(result, HandedOverDone):
+                invariants.a_number_is_applied_once(self, command)
+                self.handed_over.add((command.nonce, command.number))
+                yield from zip(command.commands, result.results, strict=True)
+            else:
+                yield command, result
 
     def _log_transaction(self, txn: Txn, result: TxnResult) -> None:
         if txn.sequence:

@@ -14,7 +14,7 @@ from sim.damage import is_damaged
 from sim.history import Applied
 from sim.plan import MS
 
-from kvorum.kv.commands import Put, Txn, decode_batch
+from kvorum.kv.commands import HandedOver, Put, Txn, decode_batch
 from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
 from kvorum.kv.txn_check import has_put
@@ -394,6 +394,12 @@ def state_hashes_agree(node: SimNode, index: int, state_hash: int | None, store:
     """Every server has the same state after the same entry (section 2: replicated state machines)."""
     if (node.store if store is None else store).state_hash != state_hash:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
+
+
+def a_number_is_applied_once(facts: Facts, command: HandedOver) -> None:
+    """What a node hands over under a number is applied at most once, however often it is sent."""
+    if (command.nonce, command.number) in facts.handed_over:
+        raise Broken("a_number_is_applied_once", f"number {command.number} of origin {command.nonce}: {command}")
 
 
 def history_is_counted_alike(node: SimNode, store: Store, model: Store) -> None:

@@ -160,6 +160,7 @@ class SimNode:
         self.plan = world.plan
         self.draw = Random(f"{world.plan.seed}:{node}:driver")
         self._past = Random(f"{world.plan.seed}:{node}:past")
+        self._handing = Random(f"{world.plan.seed}:{node}:handing")
         self.disk = disk
         self.upgraded_at_us = world.plan.upgraded_at_us
         self.durable = Durable()
@@ -808,6 +809,10 @@ class SimNode:
         """Put the request to the service, the one way in that every front uses."""
         assert self.loop is not None
         service, timeout_ms = Service(product, self.loop.time), self.world.timeout_us // 1000
+        if self.plan.handing_per_mille and self._handing.random() * 1000 < self.plan.handing_per_mille:
+            service = service.handing_over()
+            if product.raft.leader != product.raft.id and product.parts.handover.origin.is_available:
+                self.world.counts["requests that may be handed over"] += 1
         try:
             match command:
                 case Put(key, value, prev_revision, client_id, sequence):

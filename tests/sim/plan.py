@@ -161,6 +161,8 @@ class Plan(msgspec.Struct, frozen=True):
     delete_per_mille: int = 100
     compare_per_mille: int = 300
     client_duplicate_per_mille: int = 0
+    handing_per_mille: int = 0
+    """How often a client asks a node to hand its write to the leader."""
     tellers: int = 0
     """Clients that move money between accounts."""
     watchers: int = 0
@@ -234,6 +236,8 @@ def draw_plan(seed: int) -> Plan:
     plan = msgspec.structs.replace(
         plan, history_age_s=history.choice((0, 0, 1, 3)), history_bytes_max=history.choice((0, 0, 1000, 20_000))
     )
+    handing = Random(f"{seed}:handing").choice((0, 300, 1000, 1000))
+    plan = msgspec.structs.replace(plan, handing_per_mille=handing)
     plan = msgspec.structs.replace(plan, tellers=Random(f"{seed}:tellers").choice((0, 0, 1, 2)))
     plan = msgspec.structs.replace(plan, watchers=Random(f"{seed}:watchers").choice((0, 1, 2, 4)))
     plan = msgspec.structs.replace(plan, holders=Random(f"{seed}:holders").choice((1, 1, 2, 3)))

@@ -19,7 +19,16 @@ from sim.run import simulate
 from sim.shrink import shrink
 from sim.world import World, identity_of
 
-from kvorum.kv.commands import Delete, Put, RaiseFeatureLevel, encode_batch
+from kvorum.kv.commands import (
+    Delete,
+    HandedOver,
+    HandedOverDone,
+    OriginRefused,
+    Put,
+    PutResult,
+    RaiseFeatureLevel,
+    encode_batch,
+)
 from kvorum.kv.sessions import Session, Sessions
 from kvorum.kv.store import Store
 from kvorum.node import set_back
@@ -265,6 +274,14 @@ def count_no_history(scene: Scene) -> None:
     invariants.history_is_counted_alike(scene.leader, with_history(), other)
 
 
+def hand_over_twice(scene: Scene) -> None:
+    command = HandedOver(7, 1, (Put(b"a", b"1"),))
+    for number in (1, 2):
+        list(scene.facts._each([HandedOver(7, number)], [HandedOverDone(1, ())]))
+    list(scene.facts._each([command], [OriginRefused(1, "applied")]))
+    list(scene.facts._each([command], [HandedOverDone(1, (PutResult(1, 1, 1, 1),))]))
+
+
 def change_the_past(scene: Scene) -> None:
     invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 1, None)
     invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 2, "1")
@@ -306,6 +323,7 @@ def let_log_time_stand_still(scene: Scene) -> None:
 
 LIES: dict[str, Callable[[Scene], None]] = {
     "history_is_counted_alike": count_no_history,
+    "a_number_is_applied_once": hand_over_twice,
     "the_past_does_not_change": change_the_past,
     "a_revision_is_refused_for_its_reason": call_any_revision_compacted,
     "a_compaction_that_was_answered_is_in_force": answer_a_compaction_too_early,

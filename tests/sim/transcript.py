@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from kvorum.node.handover_messages import decode_handover
 from kvorum.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
     Entry,
     EntryKind,
+    HandOver,
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
@@ -68,3 +70,5 @@ def phrase(message: Message) -> str:
             return f"my log begins behind {message.index}"
         case TimeoutNow():
             return "TimeoutNow: campaign at once"
+        case HandOver():
+            return f"HandOver: {decode_handover(message.data, message.sender)}"

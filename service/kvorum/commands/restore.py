@@ -109,6 +109,7 @@ async def _build(folder: Path, config: Config, snapshot: Snapshot, store: Store)
     async with offline(folder) as new:
         new.storage.write_identity(identity)
         writer = new.storage.snapshots.create(alone)
+        store.keep_members(alone.configuration)
         cut = store.begin_snapshot()
         while (chunk := cut.next_chunk()) is not None:
             writer.write(chunk)

@@ -285,7 +285,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Clients.
     forward: Annotated[
-        bool, Meta(description="Forward writes to the leader instead of redirecting the client, as ?forward=true does.")
+        bool,
+        Meta(
+            description="Hand writes to the leader instead of redirecting the client, as ?forward=true does; "
+            "?forward=false redirects."
+        ),
     ] = False
     connections_max: Annotated[
         int,

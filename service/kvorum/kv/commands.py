@@ -7,7 +7,7 @@ silently go its own way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -131,7 +131,34 @@ ClientCommand = Write | EndSession | LeaseCommand
 QueuedCommand = ClientCommand | SetQuota | Compact
 """What shares an entry with other commands, while its caller waits for the result."""
 
-BatchCommand = QueuedCommand | RaiseFeatureLevel
+
+class OpenOrigin(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="o"):
+    """Let a member hand over writes under a nonce from now on, and no more under the one that it ``replaces``.
+
+    It counts only while ``replaces`` is the one that this member has open (0: none). Otherwise a command that was sent
+    twice would make the state forget what it has applied (:mod:`kvorum.kv.origins`).
+    """
+
+    member: str
+    nonce: int
+    replaces: int
+
+
+class HandedOver(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="h"):
+    """What a member that does not lead has handed over under one number: applied once, however often it is sent.
+
+    Without commands it only says that the number will not be used.
+    """
+
+    nonce: int
+    number: int
+    commands: tuple[QueuedCommand, ...] = ()
+
+
+ProposedCommand = QueuedCommand | OpenOrigin | HandedOver
+"""What shares an entry with other commands."""
+
+BatchCommand = ProposedCommand | RaiseFeatureLevel
 """Everything that an entry may carry."""
 
 
@@ -285,6 +312,32 @@ class LeaseRefused(msgspec.Struct, frozen=True, array_like=True, tag="lf", gc=Fa
     reason: str
 
 
+class OriginOpened(msgspec.Struct, frozen=True, array_like=True, tag="o", gc=False):
+    """The member hands over under this nonce from now on."""
+
+    revision: int
+    nonce: int
+
+
+class HandedOverDone(msgspec.Struct, frozen=True, array_like=True, tag="h"):
+    """What came of each command that was handed over, in their order."""
+
+    revision: int
+    results: tuple[Result, ...]
+
+
+class OriginRefused(msgspec.Struct, frozen=True, array_like=True, tag="or", gc=False):
+    """Nothing was done; ``reason`` says why (:mod:`kvorum.kv.origins`).
+
+    Of an :class:`OpenOrigin`: ``no_member``, ``in_use``, ``replaced``. Of a :class:`HandedOver`: ``applied``: its
+    number was applied before, or lies below the window. ``unknown``: the nonce is not open. ``ahead``: its number is
+    more than a window above the highest one. Of both ``invalid``: a limit is passed, or it comes before its level.
+    """
+
+    revision: int
+    reason: str
+
+
 class FeatureLevelRaised(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
     """The feature level is ``level`` from the next entry on."""
 
@@ -322,6 +375,9 @@ Result = (
     | LeaseRenewed
     | LeaseRevoked
     | LeaseRefused
+    | OriginOpened
+    | HandedOverDone
+    | OriginRefused
     | FeatureLevelRaised
     | FeatureLevelRefused
 )
@@ -342,11 +398,17 @@ _FIELDS = {
         LeaseGrant,
         LeaseRenew,
         LeaseRevoke,
+        OpenOrigin,
+        HandedOver,
     )
 }
 """Tag of a command -> the length of its array."""
+_NEVER_HANDED_OVER = {str(kind.__struct_config__.tag) for kind in (RaiseFeatureLevel, OpenOrigin, HandedOver)}
+_QUEUED_FIELDS = {tag: fields for tag, fields in _FIELDS.items() if tag not in _NEVER_HANDED_OVER}
+"""Those that may be handed over."""
 _TXN = str(Txn.__struct_config__.tag)
 """Also the tag of a nested transaction, whose branches are at the same places."""
+_HANDED_OVER = str(HandedOver.__struct_config__.tag)
 
 
 def encode_batch(time_ms: int, commands: Sequence[BatchCommand]) -> bytes:
@@ -379,16 +441,27 @@ def unknown_part(data: bytes) -> str | None:
         return None
     if len(batch) < 2 or not isinstance(batch[0], int) or not isinstance(batch[1], list):
         return None
-    for command in batch[1]:
+    unknown = _unknown_command(batch[1], _FIELDS)
+    return unknown or ("a field of the batch" if len(batch) > 2 else None)
+
+
+def _unknown_command(commands: list[object], known: Mapping[str, int]) -> str | None:
+    """Return what a newer version may have put into these commands, of which it may know others than ``known``."""
+    for command in commands:
         if not isinstance(command, list) or not command or not isinstance(command[0], str):
             return None
-        if command[0] not in _FIELDS:
+        if command[0] not in known:
             return f"a command {command[0][:32]!r}"
-        if len(command) > _FIELDS[command[0]]:
+        if len(command) > known[command[0]]:
             return f"a field of the command {command[0]!r}"
-        if command[0] == _TXN and (unknown := _unknown_operation(command[2:4])) is not None:
+        unknown = None
+        if command[0] == _TXN:
+            unknown = _unknown_operation(command[2:4])
+        elif command[0] == _HANDED_OVER and len(command) > 3 and isinstance(command[3], list):
+            unknown = _unknown_command(command[3], _QUEUED_FIELDS)
+        if unknown is not None:
             return unknown
-    return "a field of the batch" if len(batch) > 2 else None
+    return None
 
 
 def _unknown_operation(branches: list[object]) -> str | None:

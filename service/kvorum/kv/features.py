@@ -20,9 +20,11 @@ from kvorum.kv.commands import (
     Compact,
     Delete,
     EndSession,
+    HandedOver,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
+    OpenOrigin,
     Put,
     RaiseFeatureLevel,
     SetQuota,
@@ -80,6 +82,14 @@ LEVELS = (
             "Snapshots carry the leases, and the lease of each version.",
         ),
     ),
+    Level(
+        6,
+        "0.6.0",
+        (
+            "A member hands writes to the leader between the nodes, and each of them is applied once.",
+            "Snapshots say which of these writes were applied.",
+        ),
+    ),
 )
 """Every level that this version supports, ascending."""
 
@@ -96,6 +106,8 @@ HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
 LEASE_LEVEL = 5
 """From this level on there are leases, and snapshots carry them."""
+HANDOVER_LEVEL = 6
+"""From this level on a member hands writes to the leader, and snapshots carry the origins."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
@@ -109,6 +121,8 @@ _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     LeaseGrant: LEASE_LEVEL,
     LeaseRenew: LEASE_LEVEL,
     LeaseRevoke: LEASE_LEVEL,
+    OpenOrigin: HANDOVER_LEVEL,
+    HandedOver: HANDOVER_LEVEL,
 }
 """Every command, and the level from which on it may be proposed."""
 

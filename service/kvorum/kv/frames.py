@@ -2,7 +2,8 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), LeasesFrame+ (feature level 5),
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), OriginsFrame (feature level 6),
+               LeasesFrame+ (feature level 5),
                records, SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
     records  = RecordsFrame* (below feature level 4)
              | HistoryFrame, BaseFrame*, EventsFrame* (at it)
@@ -26,6 +27,7 @@ import msgspec
 from kvorum.errors import StorageCorruptError
 from kvorum.kv.leases import LeaseRow
 from kvorum.kv.limits import INTEGER_MAX, INTEGER_MIN
+from kvorum.kv.origins import OriginRow
 from kvorum.kv.records import Key, Value
 from kvorum.kv.sessions import SessionRow
 
@@ -159,6 +161,12 @@ class LeasedEventsFrame(EventsFrame, frozen=True, array_like=True, forbid_unknow
     events: tuple[LeasedVersionRow, ...]
 
 
+class OriginsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="o"):
+    """The origins of what members hand over, in the order in which they were opened."""
+
+    origins: tuple[OriginRow, ...]
+
+
 class SessionsFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="s"):
     """Sessions, from the least recently used on."""
 
@@ -191,6 +199,7 @@ Frame = (
     | EventsFrame
     | LeasedBaseFrame
     | LeasedEventsFrame
+    | OriginsFrame
     | SessionsFrame
     | EndedSessionsFrame
     | Trailer

@@ -75,6 +75,8 @@ LEASE_KEY_OVERHEAD_BYTES = 96
 """Likewise of a key that has a lease, beside its record (measured: 160 for the first of a lease, else 15 to 30)."""
 QUOTA_BYTES_MIN = 1024 * 1024
 """Of the quota: less is a mistake in the unit."""
+ORIGIN_WINDOW = 1024
+"""Numbers of what a member handed over that are remembered, and how far apart those may be that it has outstanding."""
 
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{CLIENT_ID_CHARS_MAX}}}")
 

@@ -8,6 +8,7 @@ from kvorum.errors import StorageCorruptError
 from kvorum.kv.features import (
     END_SESSION_LEVEL,
     FIRST_LEVEL,
+    HANDOVER_LEVEL,
     HISTORY_LEVEL,
     LEASE_LEVEL,
     QUOTA_LEVEL,
@@ -26,6 +27,7 @@ from kvorum.kv.frames import (
     Header,
     HistoryFrame,
     LeasesFrame,
+    OriginsFrame,
     QuotaFrame,
     RecordsFrame,
     SessionsFrame,
@@ -40,6 +42,7 @@ from kvorum.kv.limits import (
     SESSIONS_ENDED_MAX,
     SESSIONS_MAX,
 )
+from kvorum.kv.origins import Origins
 from kvorum.kv.quota import Quota
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import SessionRow, Sessions
@@ -74,6 +77,7 @@ class Restorer:
         "_key_count",
         "_leases",
         "_leases_expected",
+        "_origins",
         "_quota",
         "_reader",
         "_record_sum",
@@ -98,6 +102,7 @@ class Restorer:
         self._leases_expected: int | None = None
         """How many leases are still to come; None: none was announced yet."""
         self._quota: Quota | None = None
+        self._origins: Origins | None = None
         self._sessions = Sessions()
         self._ended_expected: int | None = None
         """How many ended sessions are still to come; None: none was announced yet."""
@@ -139,6 +144,7 @@ class Restorer:
             self._leases,
             self._sessions,
             self._quota or Quota(),
+            self._origins or Origins(),
         )
         if self._record_sum is not None and self._features is not None and self._features.state_sum:
             expected = int.from_bytes(self._features.state_sum)
@@ -168,6 +174,8 @@ class Restorer:
                 self._take_quota(frame)
             case LeasesFrame():
                 self._take_leases(frame, self._header)
+            case OriginsFrame():
+                self._take_origins(frame)
             case RecordsFrame():
                 self._take_records(frame, self._header)
             case HistoryFrame():
@@ -235,6 +243,14 @@ class Restorer:
 
     def _has_leases(self) -> bool:
         return self._features is not None and self._features.level >= LEASE_LEVEL
+
+    def _take_origins(self, frame: OriginsFrame) -> None:
+        if self._features is None or self._features.level < HANDOVER_LEVEL or self._origins is not None:
+            raise StorageCorruptError("the snapshot carries the origins twice, or should not carry them")
+        self._origins = Origins()
+        for row in frame.origins:
+            if self._configuration.get(row.member) is None or not self._origins.restore(row):
+                raise StorageCorruptError("an origin of the snapshot is impossible")
 
     def _take_records(self, frame: RecordsFrame, header: Header) -> None:
         if self._features is not None and self._features.level >= HISTORY_LEVEL:
@@ -312,6 +328,8 @@ class Restorer:
             raise StorageCorruptError("the snapshot does not hold the ended sessions that it announces")
         if self._features is not None and self._features.level >= QUOTA_LEVEL and self._quota is None:
             raise StorageCorruptError("the snapshot does not carry its quota")
+        if self._features is not None and self._features.level >= HANDOVER_LEVEL and self._origins is None:
+            raise StorageCorruptError("the snapshot does not carry its origins")
         if self._features is not None and self._features.level >= HISTORY_LEVEL:
             self._history().check_complete(header.keys)
             self._key_count = header.keys

@@ -16,6 +16,7 @@ from kvorum.kv.frames import (
     FrameWriter,
     Header,
     LeasesFrame,
+    OriginsFrame,
     QuotaFrame,
     SessionsFrame,
     Trailer,
@@ -58,6 +59,7 @@ class SnapshotIterator:
         "_leases",
         "_leases_written",
         "_on_close",
+        "_origins",
         "_preserved_leases",
         "_preserved_sessions",
         "_quota",
@@ -77,6 +79,7 @@ class SnapshotIterator:
         header: Header,
         features: Features | None,
         quota: QuotaFrame | None,
+        origins: OriginsFrame | None,
         versions: Versions,
         leases: Leases | None,
         sessions: Sessions,
@@ -102,6 +105,7 @@ class SnapshotIterator:
             self._lease_ids, self._preserved_leases = leases.begin_iteration()
         self._leases_written: int | None = 0
         """How many leases were written; None: all."""
+        self._origins = origins
         self._sessions = sessions
         self._session_ids, self._preserved_sessions = sessions.begin_iteration()
         self._sessions_written = 0
@@ -160,6 +164,9 @@ class SnapshotIterator:
             return quota
         if self._leases is not None and self._leases_written is not None:
             return self._take_leases(self._leases, self._leases_written, max_keys)
+        if self._origins is not None:
+            origins, self._origins = self._origins, None
+            return origins
         if not self._cut.is_done:
             return self._cut.next_frame(max_keys, max_bytes)
         if self._sessions_written < len(self._session_ids):

@@ -47,6 +47,8 @@ _pack_logged_entry = Struct(">QQB").pack
 _pack_record = Struct(">QQQII").pack
 _pack_deletion = Struct(">QH").pack
 _pack_session = Struct(">QH").pack
+_pack_origin = Struct(">QH").pack
+_pack_number = Struct(">QQ").pack
 _pack_quota = Struct(">QQ?").pack
 _pack_lease = Struct(">qQQQ").pack
 _pack_lease_id = Struct(">q").pack
@@ -241,6 +243,15 @@ class Changes:
     def lease_end(self, id: int, *, is_expiry: bool) -> None:
         """A lease expired, or was revoked."""
         self._parts.append((b"y" if is_expiry else b"v") + _pack_lease_id(id))
+
+    def origin(self, member: str, nonce: int) -> None:
+        """A member opened a nonce."""
+        name = member.encode()
+        self._parts.append(b"o" + _pack_origin(nonce, len(name)) + name)
+
+    def handed_over(self, nonce: int, number: int) -> None:
+        """What was handed over under a number is applied now; what it changes follows."""
+        self._parts.append(b"h" + _pack_number(nonce, number))
 
     def configuration(self, configuration: Configuration) -> None:
         """The members changed."""

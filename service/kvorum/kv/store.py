@@ -30,11 +30,16 @@ from kvorum.kv.commands import (
     EndSession,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOver,
+    HandedOverDone,
     LeaseCommand,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
     NoSpace,
+    OpenOrigin,
+    OriginOpened,
+    OriginRefused,
     Put,
     PutResult,
     QuotaSet,
@@ -53,6 +58,7 @@ from kvorum.kv.commands import (
 from kvorum.kv.features import (
     END_SESSION_LEVEL,
     FIRST_LEVEL,
+    HANDOVER_LEVEL,
     HISTORY_LEVEL,
     LEASE_LEVEL,
     QUOTA_LEVEL,
@@ -60,7 +66,7 @@ from kvorum.kv.features import (
     blockers,
     check_supported,
 )
-from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, QuotaFrame
+from kvorum.kv.frames import FORMAT_OF_LEVEL_1, FORMAT_WITH_FEATURES, Features, Header, OriginsFrame, QuotaFrame
 from kvorum.kv.lease_commands import LeaseResult, expire, run_lease_command
 from kvorum.kv.leases import Leases, is_possible
 from kvorum.kv.limits import (
@@ -73,6 +79,7 @@ from kvorum.kv.limits import (
     RECORD_OVERHEAD_BYTES,
     VALUE_BYTES_MAX,
 )
+from kvorum.kv.origins import UNKNOWN, Origins
 from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session, Sessions, fingerprint
@@ -115,7 +122,9 @@ class Store:
 
     __slots__ = (
         "_changes",
+        "_handed_over",
         "_iterator",
+        "_origins",
         "_sessions",
         "applied_index",
         "applied_term",
@@ -148,6 +157,8 @@ class Store:
         self.versions = Versions()
         self.leases = Leases()
         self._sessions = Sessions()
+        self._origins = Origins()
+        self._handed_over: list[tuple[HandedOver, HandedOverDone]] = []
         self._iterator: SnapshotIterator | None = None
 
     @classmethod
@@ -161,6 +172,7 @@ class Store:
         leases: Leases,
         sessions: Sessions,
         quota: Quota,
+        origins: Origins,
     ) -> Store:
         """Return the store that a snapshot describes; the parts become its own. Use the Restorer, which verifies.
 
@@ -173,6 +185,7 @@ class Store:
             leases: the leases, with their keys.
             sessions: the sessions.
             quota: the quota on data.
+            origins: which writes of the members were applied.
         """
         store = cls()
         store.revision = header.revision
@@ -191,6 +204,7 @@ class Store:
         leases.time_ms = header.time_ms
         store._sessions = sessions
         store.quota = quota
+        store._origins = origins
         return store
 
     def give_up(self) -> Store:
@@ -205,7 +219,8 @@ class Store:
                 setattr(left, name, getattr(self, name))
         left.versions.floor = self.versions.floor
         # Whoever still has this store must not keep what it held.
-        self.versions, self.leases, self._sessions, self._changes = Versions(), Leases(), Sessions(), None
+        self.versions, self.leases, self._sessions = Versions(), Leases(), Sessions()
+        self._origins, self._handed_over, self._changes = Origins(), [], None
         return left
 
     def bump_revision(self, by: int) -> None:
@@ -279,6 +294,21 @@ class Store:
                 FULL,
                 self.revision,
             )
+
+    @property
+    def origins(self) -> Origins:
+        """Which writes of the members were applied. Only apply may change it."""
+        return self._origins
+
+    @property
+    def handed_over(self) -> Sequence[tuple[HandedOver, HandedOverDone]]:
+        """What the last entry carried that a member handed over, and that was applied; with the results."""
+        return self._handed_over
+
+    def keep_members(self, configuration: Configuration) -> None:
+        """Let these be the members, as a restored backup does that begins a new cluster."""
+        self.configuration = configuration
+        self._origins.keep(frozenset(member.id for member in configuration.members))
 
     @property
     def session_count(self) -> int:
@@ -438,6 +468,7 @@ class Store:
             header,
             features,
             self._quota_frame(),
+            OriginsFrame(self._origins.rows()) if self.feature_level >= HANDOVER_LEVEL else None,
             self.versions,
             self.leases if self.feature_level >= LEASE_LEVEL else None,
             self._sessions,
@@ -475,7 +506,7 @@ class Store:
 
     def _apply_configuration(self, entry: Entry) -> None:
         try:
-            self.configuration = decode_configuration(entry.data)
+            self.keep_members(decode_configuration(entry.data))
         except msgspec.DecodeError as error:
             raise InvariantViolatedError(
                 f"the committed entry {entry.index} is not a configuration: {error}"
@@ -486,6 +517,8 @@ class Store:
     def _apply_batch(self, batch: Batch, data_bytes: int) -> list[Result]:
         if batch.time_ms > self.time_ms:
             self.time_ms = batch.time_ms
+        if self._handed_over:
+            self._handed_over = []
         if len(batch.commands) > BATCH_COMMANDS_MAX:
             # One refusal per command: whoever waits for the n-th result finds it.
             results: list[Result] = [SessionRefused(self.revision, INVALID)] * len(batch.commands)
@@ -502,7 +535,10 @@ class Store:
         is_full = self.quota.is_full
         for command in commands:
             if not isinstance(command, _WRITES):
-                results.append(self._apply_rare(command, is_alone=len(commands) == 1))
+                if isinstance(command, HandedOver):
+                    results.append(self._apply_handed_over(command, large=large))
+                else:
+                    results.append(self._apply_rare(command, is_alone=len(commands) == 1))
                 continue
             # The limits come first: what passes one must not open a session, nor be remembered by one.
             if not 0 < len(command.key) <= KEY_BYTES_MAX or (large and _value_is_too_large(command)):
@@ -518,6 +554,34 @@ class Store:
             results.append(result)
         return results
 
+    def _apply_handed_over(self, command: HandedOver, *, large: bool) -> HandedOverDone | OriginRefused:
+        """Apply what a member handed over, unless its number was applied already."""
+        is_possible = 1 <= command.number <= INTEGER_MAX and len(command.commands) <= BATCH_COMMANDS_MAX
+        if self._changes is None or self.feature_level < HANDOVER_LEVEL or not is_possible:
+            return OriginRefused(self.revision, INVALID)
+        origin = self._origins.find(command.nonce)
+        if origin is None:
+            return OriginRefused(self.revision, UNKNOWN)
+        refused = origin.take(command.number)
+        if refused is not None:
+            return OriginRefused(self.revision, refused)
+        self._changes.handed_over(command.nonce, command.number)
+        results = self._apply_commands(command.commands, large=large)
+        done = HandedOverDone(self.revision, tuple(results))
+        self._handed_over.append((command, done))
+        return done
+
+    def _open_origin(self, command: OpenOrigin) -> OriginOpened | OriginRefused:
+        is_possible = 1 <= command.nonce <= INTEGER_MAX
+        if self._changes is None or self.feature_level < HANDOVER_LEVEL or not is_possible:
+            return OriginRefused(self.revision, INVALID)
+        members = frozenset(member.id for member in self.configuration.members)
+        refused = self._origins.open(command.member, command.nonce, command.replaces, members)
+        if refused is not None:
+            return OriginRefused(self.revision, refused)
+        self._changes.origin(command.member, command.nonce)
+        return OriginOpened(self.revision, command.nonce)
+
     def _judge_room(self, changes: Changes) -> None:
         """Decide whether puts are refused from now on. Near the quota the history gives way first, as far as needed."""
         quota, versions = self.quota, self.versions
@@ -531,7 +595,10 @@ class Store:
             changes.quota(quota)
 
     def _apply_rare(
-        self, command: Txn | EndSession | SetQuota | Compact | LeaseCommand | RaiseFeatureLevel, *, is_alone: bool
+        self,
+        command: Txn | EndSession | SetQuota | Compact | LeaseCommand | OpenOrigin | RaiseFeatureLevel,
+        *,
+        is_alone: bool,
     ) -> Result:
         match command:
             case Txn():
@@ -544,6 +611,8 @@ class Store:
                 return self._compact(command)
             case LeaseGrant() | LeaseRenew() | LeaseRevoke():
                 return self._change_lease(command)
+            case OpenOrigin():
+                return self._open_origin(command)
             case RaiseFeatureLevel():
                 return self._raise_feature_level(command, is_alone=is_alone)
             case _:

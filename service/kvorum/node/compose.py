@@ -10,6 +10,7 @@ from kvorum.node.compactions import Compactions
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.foreign import ForeignPeers
+from kvorum.node.handover_port import HandOverPort
 from kvorum.node.incarnation import ClusterIdentity, identity_at_start
 from kvorum.node.integrity import Integrity
 from kvorum.node.leader_proposals import LeaderProposals
@@ -119,6 +120,18 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         space,
         ports.tracer,
     )
+    handover = HandOverPort(
+        raft,
+        state,
+        proposals,
+        peers,
+        counters,
+        config.pending_max,
+        config.request_timeout_ms / 1000,
+        clock,
+        random,
+        turns,
+    )
     # The numbers of reads must never repeat, restarts included: a late answer would pass for a new one.
     start = random.getrandbits(40)
     reads = Reads(
@@ -139,6 +152,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
 
     def stopped(reason: str) -> None:
         proposals.stop(reason)
+        handover.origin.stop(reason)
         reads.stop(reason)
         fetcher.stop()
 
@@ -149,6 +163,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         raft,
         state,
         proposals,
+        handover,
         reads,
         snapshots,
         loader,
@@ -172,6 +187,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         supervisor,
         counters,
         proposals=proposals,
+        handover=handover,
         reads=reads,
         waits=waits,
         membership=membership,
@@ -213,6 +229,7 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         state=state,
         turns=turns,
         proposals=proposals,
+        handover=handover,
         reads=reads,
         membership=membership,
         snapshots=snapshots,
@@ -229,7 +246,9 @@ def compose(config: Config, identity: Identity, loaded: Loaded, store: Store, po
         ticker=ticker,
         report=report,
         backups=Backups(state, snapshots, storage.snapshots, threads),
-        shutdown=Shutdown(config, raft, membership, proposals, report, peer_requests.hello, peers, clock, tasks),
+        shutdown=Shutdown(
+            config, raft, membership, proposals, handover, report, peer_requests.hello, peers, clock, tasks
+        ),
         foreign=foreign,
         peer_requests=peer_requests,
     )

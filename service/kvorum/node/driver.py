@@ -21,6 +21,7 @@ from kvorum.errors import (
 from kvorum.kv.state_hash import STATE_SUM_BYTES, StateDigest
 from kvorum.node.compactions import Compactions
 from kvorum.node.fetch import Fetcher
+from kvorum.node.handover_port import HandOverPort
 from kvorum.node.integrity import Integrity
 from kvorum.node.leases import LeaseTicks
 from kvorum.node.levels import FeatureLevels
@@ -47,6 +48,7 @@ from kvorum.raft.messages import (
     AppendEntriesResponse,
     Entry,
     EntryKind,
+    HandOver,
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
@@ -80,6 +82,7 @@ class Driver:
         supervisor: ends the process after a failure that cannot be survived.
         counters: where things are counted.
         proposals: the writes on their way.
+        handover: the writes on their way from one node to another.
         reads: the linearizable reads on their way.
         waits: the changes of members and leader on their way.
         membership: what follows the configuration in force.
@@ -110,6 +113,7 @@ class Driver:
         counters: Counters,
         *,
         proposals: Proposals,
+        handover: HandOverPort,
         reads: Reads,
         waits: Waits,
         membership: Membership,
@@ -136,6 +140,7 @@ class Driver:
         self._supervisor = supervisor
         self._counters = counters
         self._proposals = proposals
+        self._handover = handover
         self._reads = reads
         self._waits = waits
         self._membership = membership
@@ -173,6 +178,7 @@ class Driver:
         self._guard(self._space.tick)
         self._guard(self._free_log)
         self._guard(self._proposals.expire)
+        self._guard(self._handover.origin.tick)
         self._guard(self._reads.expire)
         self._guard(self._waits.expire)
         self._guard(self._reads.probe)
@@ -207,6 +213,9 @@ class Driver:
     def _step(self, messages: tuple[Message, ...]) -> None:
         raft = self._raft
         for message in messages:
+            if isinstance(message, HandOver):
+                self._handover.on_message(message)
+                continue
             raft.step(message)
             if isinstance(message, AppendEntriesResponse):
                 continue
@@ -234,6 +243,7 @@ class Driver:
         self._turns.is_over = True
         reason = "the node stopped"
         self._proposals.stop(reason)
+        self._handover.origin.stop(reason)
         self._reads.stop(reason)
         self._waits.stop(reason)
         self._watches.stop("the node is stopping")
@@ -265,6 +275,8 @@ class Driver:
         turns.is_due = False
         if self._proposals.queue:
             self._proposals.flush()
+        if self._handover.origin.queue:
+            self._handover.origin.flush()
         if self._reads.queue:
             self._reads.flush()
         for _ in range(READIES_A_TURN_MAX):
@@ -334,6 +346,8 @@ class Driver:
             results = store.apply(entry)
             commands += len(results)
             proposals.applied(entry, results)
+            if store.handed_over:
+                self._handover.origin.applied(store.handed_over)
             hashes.applied(entry.index, store.digest)
             state.bytes_since_snapshot += entry_bytes(entry)
             if entry.kind is not EntryKind.COMMAND:

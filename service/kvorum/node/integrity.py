@@ -25,6 +25,7 @@ from kvorum.errors import (
 )
 from kvorum.kv.state_hash import StateDigest, hash_of_entry
 from kvorum.node.fetch import download
+from kvorum.node.handover_port import HandOverPort
 from kvorum.node.hashes import is_wrong
 from kvorum.node.loader import Load, Loader
 from kvorum.node.ports import Clock, Peers, Tasks, Threads
@@ -51,6 +52,7 @@ class Integrity:
         raft: the consensus server.
         state: what is compared, and replaced when it is wrong.
         proposals: the writes that are not answered from a wrong state.
+        handover: the writes that are handed to the leader; likewise.
         reads: the reads that are not answered from it.
         snapshots: none may be taken of it.
         loader: what puts another state in its place.
@@ -68,6 +70,7 @@ class Integrity:
         raft: Raft,
         state: State,
         proposals: Proposals,
+        handover: HandOverPort,
         reads: Reads,
         snapshots: Snapshots,
         loader: Loader,
@@ -84,6 +87,7 @@ class Integrity:
         self._raft = raft
         self._state = state
         self._proposals = proposals
+        self._handover = handover
         self._reads = reads
         self._snapshots = snapshots
         self._loader = loader
@@ -270,6 +274,7 @@ class Integrity:
         self._raft.set_unfit(True)
         self._snapshots.distrust_all()
         self._proposals.stop(reason)
+        self._handover.origin.stop(reason)
         self._reads.stop(reason)
         await self._snapshots.ended()
 

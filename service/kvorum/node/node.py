@@ -26,6 +26,7 @@ from kvorum.node.backup import Backup, Backups
 from kvorum.node.driver import Driver
 from kvorum.node.fetch import Fetcher
 from kvorum.node.foreign import ForeignPeers
+from kvorum.node.handover_port import HandOverPort
 from kvorum.node.incarnation import ClusterIdentity
 from kvorum.node.integrity import Integrity
 from kvorum.node.levels import FeatureLevels
@@ -67,6 +68,7 @@ class Parts:
     state: State
     turns: Turns
     proposals: Proposals
+    handover: HandOverPort
     reads: Reads
     membership: Membership
     snapshots: Snapshots
@@ -237,8 +239,12 @@ class Node:
         if self.distrusted:
             raise NotServingError(self.distrusted)
 
-    async def propose(self, command: QueuedCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(
+        self, command: QueuedCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+    ) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
+
+        ``hand_over``: a node that does not lead hands it to the leader, from feature level 6 on.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, NoSpaceError: certainly not
@@ -246,19 +252,24 @@ class Node:
             OutcomeUnknownError: it may be done, now or later.
         """
         self.check_takes_part()
-        waiter = self.parts.proposals.submit(command, timeout_ms / 1000, address)
+        parts = self.parts
+        if hand_over and self.raft.leader != self.raft.id and parts.handover.origin.is_available:
+            waiter = parts.handover.origin.submit(command, timeout_ms / 1000, address)
+        else:
+            waiter = parts.proposals.submit(command, timeout_ms / 1000, address)
         if self.ports.tracer is not None:
             self.ports.tracer.submitted(waiter)
-        self.parts.turns.schedule()
+        parts.turns.schedule()
         return await waiter
 
-    def check_leads(self) -> None:
-        """Check that this node can propose commands.
+    def check_leads(self, *, hand_over: bool = False) -> None:
+        """Check that this node can propose commands, or with ``hand_over`` can have them proposed.
 
         Raises:
             NotLeaderError: it does not lead.
         """
-        self.parts.proposals.check_leads()
+        if not (hand_over and self.raft.leader is not None and self.parts.handover.origin.is_available):
+            self.parts.proposals.check_leads()
 
     async def read_barrier(self, timeout_ms: int) -> None:
         """Return when ``store`` holds everything that was acknowledged, anywhere, before the call.
@@ -388,25 +399,25 @@ class Node:
         self.check_takes_part()
         return await self.parts.levels.finalize(timeout_ms)
 
-    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
+    async def set_quota(self, limit_bytes: int, timeout_ms: int, *, hand_over: bool = False) -> None:
         """Set the quota on data, from 1 MiB on; return when it is in force here.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not set.
             OutcomeUnknownError: it may be.
         """
-        result = await self.propose(SetQuota(limit_bytes, OPERATOR), timeout_ms)
+        result = await self.propose(SetQuota(limit_bytes, OPERATOR), timeout_ms, hand_over=hand_over)
         if not isinstance(result, QuotaSet):
             raise InvariantViolatedError(f"a quota was answered with {result}")
 
-    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+    async def compact(self, revision: int, timeout_ms: int, *, hand_over: bool = False) -> Compacted | CompactRefused:
         """Give up the history below a revision, from 0 on; return what applying it gave.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError: not done.
             OutcomeUnknownError: it may be.
         """
-        result = await self.propose(Compact(revision), timeout_ms)
+        result = await self.propose(Compact(revision), timeout_ms, hand_over=hand_over)
         if not isinstance(result, Compacted | CompactRefused):
             raise InvariantViolatedError(f"a compaction was answered with {result}")
         return result

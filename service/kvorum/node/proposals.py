@@ -25,9 +25,12 @@ from kvorum.kv.commands import (
     Compact,
     Delete,
     EndSession,
+    HandedOver,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
+    OpenOrigin,
+    ProposedCommand,
     Put,
     QueuedCommand,
     Result,
@@ -37,6 +40,7 @@ from kvorum.kv.commands import (
 )
 from kvorum.kv.features import check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
+from kvorum.kv.store import Store
 from kvorum.kv.txn import visited_keys
 from kvorum.kv.txn_check import has_put, transaction_bytes
 from kvorum.node.deadlines import Deadlines
@@ -98,7 +102,7 @@ class Proposals:
         self._session_shares = session_shares
         self._space = space
         self._tracer = tracer
-        self.queue: deque[tuple[QueuedCommand, Waiter, int]] = deque()
+        self.queue: deque[tuple[ProposedCommand, Waiter, int]] = deque()
         """Not proposed yet: the command, its caller, and how many bytes of an entry it takes."""
         self.is_holding_back = False
         """What is queued waits until a save is done, or until others are applied."""
@@ -149,13 +153,22 @@ class Proposals:
             NotLeaderError, OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: nothing was queued.
         """
         self.check_leads()
+        size_bytes = weight(command)
+        self.check(command, size_bytes, address)
+        return self.enqueue(command, size_bytes, timeout_s)
+
+    def check(self, command: QueuedCommand, size_bytes: int, address: str) -> None:
+        """Check that there is room for a write, which takes so many bytes of an entry.
+
+        Raises:
+            OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: there is none.
+        """
         store = self._state.store
         check_command_level(command, store.feature_level)
         is_keeping = isinstance(command, LeaseRenew | LeaseRevoke)
         if self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1):
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
-        size_bytes = _weight(command)
         if isinstance(command, Put | Delete | Txn | LeaseGrant):
             try:
                 # Refused when it is applied, a put would only fill the log.
@@ -167,6 +180,9 @@ class Proposals:
                 raise
         if address and isinstance(command, Put | Delete | Txn) and command.sequence == 1:
             self._session_shares.admit(address, command.client_id)
+
+    def enqueue(self, command: ProposedCommand, size_bytes: int, timeout_s: float) -> Waiter:
+        """Queue a command that was checked; return the future of its result."""
         waiter: Waiter = asyncio.Future()
         self.queue.append((command, waiter, size_bytes))
         self._deadlines.add(waiter, timeout_s)
@@ -216,18 +232,18 @@ class Proposals:
             self.pending -= len(waiters)
             self._fail(waiters, OutcomeUnknownError("another entry replaced the entry of this write"))
 
-    def _take_batch(self) -> tuple[list[QueuedCommand], list[Waiter], int]:
+    def _take_batch(self) -> tuple[list[ProposedCommand], list[Waiter], int]:
         """Return the commands of the next entry, their callers, and about how many keys they visit.
 
         All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
         transactions visit, and that its revocations delete, are bounded together (one alone may always be proposed).
         """
-        commands: list[QueuedCommand] = []
+        commands: list[ProposedCommand] = []
         waiters: list[Waiter] = []
-        size = keys = 0
+        size = keys = carried = 0
         # An entry of an earlier term may have been replaced, and is never applied then.
         in_flight = sum(visited for term, visited in self._visited.values() if term == self._raft.current_term)
-        while self.queue and len(commands) < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
+        while self.queue and len(commands) + carried < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
             command, waiter, size_bytes = self.queue[0]
             if commands and size + size_bytes > self._batch_bytes_max:
                 break
@@ -235,8 +251,13 @@ class Proposals:
             if waiter.done():  # Its caller gave up before the proposal: the write was certainly not done.
                 self.pending -= 1
                 continue
-            if isinstance(command, Txn | LeaseRevoke):
-                visited = self._visits(command)
+            if isinstance(command, HandedOver):
+                if commands and len(commands) + carried + len(command.commands) >= BATCH_COMMANDS_MAX:
+                    self.queue.appendleft((command, waiter, size_bytes))
+                    break
+                carried += len(command.commands)
+            if isinstance(command, Txn | LeaseRevoke | HandedOver):
+                visited = _visited_keys(command, self._state.store)
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -245,14 +266,6 @@ class Proposals:
             commands.append(command)
             waiters.append(waiter)
         return commands, waiters, keys
-
-    def _visits(self, command: Txn | LeaseRevoke) -> int:
-        """Return about how many keys it visits."""
-        store = self._state.store
-        if isinstance(command, Txn):
-            return visited_keys(command, store.versions)
-        lease = store.leases.get(command.id)
-        return 0 if lease is None else len(lease.keys)
 
     def applied(self, entry: Entry, results: list[Result]) -> None:
         """Answer the callers that wait for this entry, which was applied."""
@@ -331,7 +344,22 @@ class Proposals:
         self._complete_idle()
 
 
-def _weight(command: QueuedCommand) -> int:
+def _visited_keys(command: ProposedCommand, store: Store) -> int:
+    """Return about how many keys a command visits that may visit many; 0 of the others."""
+    match command:
+        case Txn():
+            return visited_keys(command, store.versions)
+        case LeaseRevoke(id):
+            lease = store.leases.get(id)
+            return 0 if lease is None else len(lease.keys)
+        case HandedOver():
+            return sum(_visited_keys(each, store) for each in command.commands)
+        case _:
+            return 0
+
+
+def weight(command: ProposedCommand) -> int:
+    """Return how many bytes of an entry a command takes, about."""
     match command:
         case Put():
             return len(command.key) + len(command.value) + _COMMAND_OVERHEAD_BYTES
@@ -341,7 +369,9 @@ def _weight(command: QueuedCommand) -> int:
             return _COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)
         case EndSession():
             return len(command.client_id) + _COMMAND_OVERHEAD_BYTES
-        case SetQuota() | Compact() | LeaseGrant() | LeaseRenew() | LeaseRevoke():
+        case SetQuota() | Compact() | LeaseGrant() | LeaseRenew() | LeaseRevoke() | OpenOrigin():
             return _COMMAND_OVERHEAD_BYTES
+        case HandedOver():
+            return _COMMAND_OVERHEAD_BYTES + sum(map(weight, command.commands))
         case _:
             assert_never(command)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from kvorum.config import Config
 from kvorum.errors import CallerError
+from kvorum.node.handover_port import HandOverPort
 from kvorum.node.hellos import ask_all, excludes
 from kvorum.node.membership import Membership
 from kvorum.node.ports import Clock, Peers, Tasks
@@ -42,6 +43,7 @@ class Shutdown:
         raft: the consensus server.
         membership: transfers the leadership.
         proposals: the writes that are in flight.
+        handover: the writes that are handed to the leader; likewise.
         report: what says that this node was removed.
         hello: returns what this node says of itself.
         peers: whom to ask whether they are up.
@@ -55,6 +57,7 @@ class Shutdown:
         raft: Raft,
         membership: Membership,
         proposals: Proposals,
+        handover: HandOverPort,
         report: Report,
         hello: Callable[[], Hello],
         peers: Peers,
@@ -66,6 +69,7 @@ class Shutdown:
         self._raft = raft
         self._membership = membership
         self._proposals = proposals
+        self._handover = handover
         self._report = report
         self._hello = hello
         self._peers = peers
@@ -121,6 +125,7 @@ class Shutdown:
                     log.warning("cannot transfer the leadership yet: %s", error)
                 await self._tasks.sleep(RETRY_S)
         await self._proposals.idle(deadline_s)
+        await self._handover.origin.idle(deadline_s)
 
     async def _wait_for_quorum_without_us(self, deadline_s: float) -> bool:
         """Return True once the others have a quorum; False if our staying does not help them, or the grace is over."""

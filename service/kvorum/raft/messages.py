@@ -24,6 +24,9 @@ anybody could be elected. An election raises the term by ``RaftConfig.term_step_
 server that is alone from holding any: a server that really falls so far behind, by a million elections, must rejoin
 with an empty disk."""
 
+HAND_OVER_BYTES_MAX = 4 * 1024 * 1024
+"""No :class:`HandOver` carries more."""
+
 HISTORY_TERMS_MAX = 256
 """A snapshot tells so many terms of the log that it replaces, the newest."""
 
@@ -257,11 +260,22 @@ class TimeoutNow(_Message, frozen=True, array_like=True, tag="tn", kw_only=True)
     """Leadership transfer, thesis 3.10: campaign at once."""
 
 
+class HandOver(_Message, frozen=True, array_like=True, tag="ho", kw_only=True):
+    """What the drivers say to each other about writes that one hands to the other, which leads in ``term``.
+
+    Consensus does not look inside, and is not told. Sent from feature level 6 on.
+    """
+
+    data: Annotated[bytes, msgspec.Meta(max_length=HAND_OVER_BYTES_MAX)]
+
+
 LeaderMessage = AppendEntries | Heartbeat | InstallSnapshot
 """What only the leader of a term sends."""
 Response = AppendEntriesResponse | HeartbeatResponse | InstallSnapshotResponse
 """The answers to it."""
-Message = LeaderMessage | Response | RequestVote | RequestVoteResponse | ReadIndex | ReadIndexResponse | TimeoutNow
+Message = (
+    LeaderMessage | Response | RequestVote | RequestVoteResponse | ReadIndex | ReadIndexResponse | TimeoutNow | HandOver
+)
 
 
 class Save(msgspec.Struct, frozen=True):

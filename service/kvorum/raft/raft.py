@@ -31,6 +31,7 @@ from kvorum.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    HandOver,
     HardState,
     LeaderMessage,
     Message,
@@ -521,6 +522,8 @@ class Raft:
                 # The leader hands over to this server (thesis 3.10): campaign at once, without a pre-vote.
                 if not isinstance(self._role, Leader) and state.is_electable():
                     self._become_candidate(leadership_transfer=True)
+            case HandOver():
+                pass  # The driver's.
             case _:
                 assert_never(message)
 

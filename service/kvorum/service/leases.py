@@ -40,6 +40,7 @@ class Leases:
         node: the node.
         elsewhere: makes the error for what only the leader can do of a NotLeaderError.
         draw_id: draws the id of a lease whose client leaves it to the node.
+        hands_over: a node that does not lead hands the commands to the leader.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class Leases:
         node: NodePort,
         elsewhere: Callable[[NotLeaderError], CallerError],
         draw_id: Callable[[], int] = draw_id,
+        *,
+        hands_over: bool = False,
     ) -> None:
         self._node = node
         self._elsewhere = elsewhere
         self._draw_id = draw_id
+        self._hands_over = hands_over
         self._counters = node.counters
 
     async def grant(self, request: GrantLease) -> LeaseGrant:
@@ -150,7 +154,7 @@ class Leases:
     async def _propose(self, command: commands.LeaseCommand, timeout_ms: int | None) -> _Done | LeaseRefused:
         timeout_ms = bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
         try:
-            result = await self._node.propose(command, timeout_ms)
+            result = await self._node.propose(command, timeout_ms, hand_over=self._hands_over)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         except NoSpaceError as error:

@@ -74,6 +74,7 @@ class Locks:
         now: a monotonic clock, in seconds.
         transactions: what makes the changes.
         elsewhere: makes the error for what only the leader can do of a NotLeaderError.
+        hands_over: a node that does not lead hands the changes to the leader.
     """
 
     def __init__(
@@ -82,11 +83,14 @@ class Locks:
         now: Callable[[], float],
         transactions: Transactions,
         elsewhere: Callable[[NotLeaderError], CallerError],
+        *,
+        hands_over: bool = False,
     ) -> None:
         self._node = node
         self._now = now
         self._transactions = transactions
         self._elsewhere = elsewhere
+        self._hands_over = hands_over
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
         """Wait until the lease holds the lock."""
@@ -295,7 +299,7 @@ class Locks:
 
     def _check_leads(self) -> None:
         try:
-            self._node.check_leads()
+            self._node.check_leads(hand_over=self._hands_over)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
 

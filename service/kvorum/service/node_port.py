@@ -184,10 +184,13 @@ class NodePort(Protocol):
     def cluster_id(self) -> str:
         """The id of the node's cluster; empty: it is in none yet."""
 
-    async def propose(self, command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+    async def propose(
+        self, command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+    ) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
-        ``address``: the client's; empty: not known.
+        ``address``: the client's; empty: not known. ``hand_over``: a node that does not lead hands it to the leader, if
+        the feature level allows it.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, SessionError: certainly not
@@ -195,14 +198,14 @@ class NodePort(Protocol):
             OutcomeUnknownError: it may be done, now or later.
         """
 
-    def check_leads(self) -> None:
-        """Check that the node can propose commands.
+    def check_leads(self, *, hand_over: bool = False) -> None:
+        """Check that the node can propose commands, or with ``hand_over`` can have them proposed.
 
         Raises:
             NotLeaderError: it does not lead.
         """
 
-    async def set_quota(self, limit_bytes: int, timeout_ms: int) -> None:
+    async def set_quota(self, limit_bytes: int, timeout_ms: int, *, hand_over: bool = False) -> None:
         """Set the quota on data, from 1 MiB on; return when it is in force here.
 
         Raises:
@@ -210,7 +213,7 @@ class NodePort(Protocol):
             OutcomeUnknownError: it may be.
         """
 
-    async def compact(self, revision: int, timeout_ms: int) -> Compacted | CompactRefused:
+    async def compact(self, revision: int, timeout_ms: int, *, hand_over: bool = False) -> Compacted | CompactRefused:
         """Give up the history below a revision, from 0 on; return what applying it gave.
 
         Raises:

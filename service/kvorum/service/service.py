@@ -31,11 +31,14 @@ from kvorum.kv.commands import (
     CompareFailed,
     FeatureLevelRaised,
     FeatureLevelRefused,
+    HandedOverDone,
     LeaseGranted,
     LeaseRefused,
     LeaseRenewed,
     LeaseRevoked,
     NoSpace,
+    OriginOpened,
+    OriginRefused,
     QuotaSet,
     SessionEnded,
     SessionRefused,
@@ -154,6 +157,7 @@ class Service:
         now: a monotonic clock, in seconds.
         render_metrics: renders the metrics; by default there are none.
         draw_lease_id: draws the id of a lease whose client leaves it to the node.
+        hands_over: a node that does not lead hands writes to the leader, from feature level 6 on.
     """
 
     def __init__(
@@ -162,18 +166,26 @@ class Service:
         now: Callable[[], float],
         render_metrics: RenderMetrics = lambda: (b"", "text/plain"),
         draw_lease_id: Callable[[], int] = draw_id,
+        *,
+        hands_over: bool = False,
     ) -> None:
         self._node = node
+        self._hands_over = hands_over
+        self._draw_lease_id = draw_lease_id
         self._render_metrics = render_metrics
         self._metrics: Metrics | None = None
         self._metrics_since_s = 0.0
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
-        self._transactions = Transactions(node, now, self._elsewhere, _session_error)
+        self._transactions = Transactions(node, now, self._elsewhere, _session_error, hands_over=hands_over)
         self._scans = Scans(node, now)
-        self._leases = Leases(node, self._elsewhere, draw_lease_id)
-        self._locks = Locks(node, now, self._transactions, self._elsewhere)
+        self._leases = Leases(node, self._elsewhere, draw_lease_id, hands_over=hands_over)
+        self._locks = Locks(node, now, self._transactions, self._elsewhere, hands_over=hands_over)
+
+    def handing_over(self) -> Service:
+        """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do."""
+        return Service(self._node, self._now, self._render_metrics, self._draw_lease_id, hands_over=True)
 
     # fmt: off
     @overload
@@ -338,7 +350,7 @@ class Service:
             NotLeaderError, NoLeaderError: as :meth:`execute` would.
         """
         try:
-            self._node.check_leads()
+            self._node.check_leads(hand_over=self._hands_over)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
 
@@ -369,7 +381,7 @@ class Service:
         check_command(command)
         timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
         try:
-            result = await self._node.propose(command, timeout_ms, principal.address)
+            result = await self._node.propose(command, timeout_ms, principal.address, hand_over=self._hands_over)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         except NoSpaceError as error:
@@ -398,6 +410,9 @@ class Service:
                 | LeaseRenewed()
                 | LeaseRevoked()
                 | LeaseRefused()
+                | OriginOpened()
+                | HandedOverDone()
+                | OriginRefused()
                 | FeatureLevelRaised()
                 | FeatureLevelRefused()
             ):
@@ -408,7 +423,9 @@ class Service:
     async def _compact(self, request: Compact) -> Compacted:
         limits.check_revision(request.revision)
         try:
-            result = await self._node.compact(request.revision, self._bounded(request.timeout_ms))
+            result = await self._node.compact(
+                request.revision, self._bounded(request.timeout_ms), hand_over=self._hands_over
+            )
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         match result:
@@ -425,7 +442,11 @@ class Service:
     async def _end_session(self, request: EndSession) -> SessionEnded:
         check_client_id(request.client_id)
         try:
-            result = await self._node.propose(commands.EndSession(request.client_id), self._bounded(request.timeout_ms))
+            result = await self._node.propose(
+                commands.EndSession(request.client_id),
+                self._bounded(request.timeout_ms),
+                hand_over=self._hands_over,
+            )
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         match result:
@@ -593,7 +614,9 @@ class Service:
     async def _set_quota(self, request: SetQuota) -> Quota:
         limits.check_quota(request.limit_bytes)
         try:
-            await self._node.set_quota(request.limit_bytes, self._bounded(request.timeout_ms))
+            await self._node.set_quota(
+                request.limit_bytes, self._bounded(request.timeout_ms), hand_over=self._hands_over
+            )
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         return self._quota()

@@ -43,6 +43,7 @@ class Transactions:
         now: a monotonic clock, in seconds.
         elsewhere: makes the error for what only the leader can do of a NotLeaderError.
         session_error: makes the error for a session that cannot take a write, of revision and reason.
+        hands_over: a node that does not lead hands transactions to the leader.
     """
 
     def __init__(
@@ -51,7 +52,10 @@ class Transactions:
         now: Callable[[], float],
         elsewhere: Callable[[NotLeaderError], CallerError],
         session_error: Callable[[int, str], SessionError],
+        *,
+        hands_over: bool = False,
     ) -> None:
+        self._hands_over = hands_over
         self._node = node
         self._now = now
         self._elsewhere = elsewhere
@@ -94,7 +98,7 @@ class Transactions:
         changes = [number for number, command in enumerate(batch) if not is_read_only(command)]
         if changes:
             try:
-                self._node.check_leads()
+                self._node.check_leads(hand_over=self._hands_over)
             except NotLeaderError as error:
                 raise self._elsewhere(error) from None
         check_command_level(batch[0], self._node.store.feature_level)
@@ -118,7 +122,7 @@ class Transactions:
             return await self._read(command, timeout_ms)
         started = self._now()
         try:
-            result = await self._node.propose(command, timeout_ms, principal.address)
+            result = await self._node.propose(command, timeout_ms, principal.address, hand_over=self._hands_over)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         except NoSpaceError as error:

@@ -16,7 +16,7 @@ import aiohttp
 from kvorum.errors import IdentityRejectedError, MalformedMessageError
 from kvorum.identity import name_of
 from kvorum.raft.codec import decode_frame, encode
-from kvorum.raft.messages import AppendEntries, Message
+from kvorum.raft.messages import AppendEntries, HandOver, Message
 from kvorum.telemetry.counters import Counters
 from kvorum.transport.failures import reason_of
 from kvorum.transport.handshake import check_answer, dialling_headers
@@ -51,9 +51,9 @@ COMPLAINTS_MAX = 16
 class Link:
     """The way to one peer.
 
-    AppendEntries are sent in order. Everything else is small, overtakes them, and has frames of its own: a leader that
-    sends a megabyte on a slow network must not be taken for dead because its heartbeats wait behind it, and neither a
-    vote nor a read has to. Consensus takes messages in any order.
+    AppendEntries are sent in order, and writes that are handed over with them. Everything else is small, overtakes
+    them, and has frames of its own: a leader that sends a megabyte on a slow network must not be taken for dead because
+    its heartbeats wait behind it, and neither a vote nor a read has to. Consensus takes messages in any order.
 
     A frame is written by whoever has messages for it, at once: a task's turn would be dearer than the write. Only when
     the peer does not read, and a write has to wait, does the stream's task finish it, and what comes meanwhile queues.
@@ -76,9 +76,9 @@ class Link:
         self._random: Random = dialling.random
         self._on_broken = on_broken
         self._urgent: deque[Message] = deque()
-        self._appends: deque[tuple[int, AppendEntries]] = deque()
+        self._appends: deque[tuple[int, AppendEntries | HandOver]] = deque()
         self._queued_bytes = 0
-        """Of the AppendEntries."""
+        """Of what is in ``_appends``."""
         self._stream: aiohttp.ClientWebSocketResponse | None = None
         """The open stream, while a frame can be written to it at once."""
         self._opened: aiohttp.ClientWebSocketResponse | None = None
@@ -122,13 +122,16 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Queue a message for the next :meth:`flush`; drop it when the queue is full."""
-        if not isinstance(message, AppendEntries):
+        if isinstance(message, AppendEntries):
+            size = 64 + sum(len(entry.data) + 24 for entry in message.entries)
+        elif isinstance(message, HandOver):
+            size = 64 + len(message.data)
+        else:
             if len(self._urgent) >= QUEUE_MESSAGES_MAX:
                 self._drop()
             else:
                 self._urgent.append(message)
             return
-        size = 64 + sum(len(entry.data) + 24 for entry in message.entries)
         if len(self._appends) >= QUEUE_MESSAGES_MAX or self._queued_bytes + size > QUEUE_BYTES_MAX:
             self._drop()
             return

@@ -22,6 +22,7 @@ from __future__ import annotations
 from mutants.table import (
     cluster,
     compactions,
+    handover,
     history,
     kv,
     lease_ticks,
@@ -50,6 +51,7 @@ MUTANTS = (
     *cluster.MUTANTS,
     *service.MUTANTS,
     *compactions.MUTANTS,
+    *handover.MUTANTS,
     *txn.MUTANTS,
     *watches.MUTANTS,
     *lease_ticks.MUTANTS,

@@ -156,8 +156,8 @@ MUTANTS = (
     Mutant(
         "version",
         "A newer version's command is taken for damage.",
-        "kv.commands:unknown_part",
-        "command[0] not in _FIELDS",
+        "kv.commands:_unknown_command",
+        "command[0] not in known",
         "False",
         simulated=False,
     ),

@@ -563,7 +563,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K1",
         "Writes that wait are not limited.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1)",
         "False",
         tests="tests/node/test_node.py -k more_writes",
@@ -754,7 +754,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "version",
         "A command above the level in force is proposed.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "check_command_level(command, store.feature_level)",
         "pass",
         tests="tests/node/test_levels.py",
@@ -1140,7 +1140,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K6",
         "Puts without room fill the log before they are refused.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "store.check_room(command)",
         "pass",
         tests="tests/node/test_quota.py",
@@ -1149,7 +1149,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K8",
         "Deletes with new client ids fill what is full already.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "store.check_room(command)",
         "isinstance(command, Put) and store.check_room(command)",
         tests="tests/node/test_quota.py",

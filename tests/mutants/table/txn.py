@@ -270,7 +270,7 @@ MUTANTS = (
     _row(
         "A batch that changes something is taken apart by a follower, operation by operation.",
         "service.transactions:Transactions.batch",
-        "self._node.check_leads()",
+        "self._node.check_leads(hand_over=self._hands_over)",
         "pass",
         _FRONT,
     ),
@@ -332,21 +332,21 @@ MUTANTS = (
     ),
     _row(
         "Puts inside of transactions are proposed for full disks.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "isinstance(command, Txn) and has_put(command)",
         "False",
         _LOG,
     ),
     _row(
         "Sessions are opened by transactions without a share.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "address and isinstance(command, Put | Delete | Txn) and command.sequence == 1",
         "address and isinstance(command, Put | Delete) and command.sequence == 1",
         _LOG,
     ),
     _row(
         "A transaction counts as a small command: entries far above their bound.",
-        "node.proposals:_weight",
+        "node.proposals:weight",
         "_COMMAND_OVERHEAD_BYTES + transaction_bytes(command, _COMMAND_OVERHEAD_BYTES)",
         "_COMMAND_OVERHEAD_BYTES",
         _LOG,

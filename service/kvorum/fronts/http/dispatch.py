@@ -29,7 +29,7 @@ from kvorum.fronts.http import (
 )
 from kvorum.fronts.http.backup import BackupHandlers
 from kvorum.fronts.http.cluster import ClusterHandlers
-from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding
+from kvorum.fronts.http.forward import CONNECTIONS_MAX, Forwarder, is_forwarding, is_handing_over
 from kvorum.fronts.http.health import HealthHandlers
 from kvorum.fronts.http.history import HistoryHandlers
 from kvorum.fronts.http.leases import LeaseHandlers
@@ -80,40 +80,21 @@ class Route(NamedTuple):
     """What it promises."""
 
 
-class Dispatcher:
-    """Answers every request of one node.
+class _Routes:
+    """What is answered, by path and method.
 
     Args:
         service: what executes the requests.
         config: the node's.
-        counters: where requests are counted.
         bodies: what reads the bodies of requests.
-        forwarded_max: how many connections to the leader may be open at a time.
-        health_only: serve the health, metrics and version paths only (the metrics port).
-
-    Attributes:
-        close_after_answers: each answer is the last of its connection.
+        health_only: the health, metrics and version paths only.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        config: Config,
-        counters: Counters,
-        bodies: Bodies,
-        *,
-        forwarded_max: int = CONNECTIONS_MAX,
-        health_only: bool = False,
-    ) -> None:
-        self._service = service
-        self._config = config
-        self._counters = counters
-        self._hosts = KnownHosts(config)
-        self._kv_prefix = "\0" if health_only else kv.PREFIX
-        self._bodies = bodies
+    def __init__(self, service: Service, config: Config, bodies: Bodies, *, health_only: bool) -> None:
+        self._keys_prefix = "\0" if health_only else kv.PREFIX
         many = TransactionHandlers(service, config, bodies)
         keys = kv.KeyValueHandlers(service, config, bodies, many)
-        self._kv_routes = _read("get", keys.get, kv.GET) | {
+        self.keys = _read("get", keys.get, kv.GET) | {
             "PUT": Route("put", keys.put, kv.PUT),
             "DELETE": Route("delete", keys.delete, kv.DELETE),
         }
@@ -146,11 +127,6 @@ class Dispatcher:
                 self._add_locks(path, kind, LockHandlers(kind, service, config, bodies))
             document = DocumentHandler(service, self.routes)
             self._routes[PATH] = _read("openapi", document.get, DOCUMENT)
-        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
-        self._bug_log = RateLimit()
-        self.close_after_answers = False
-        self._cluster = ("", "")
-        """The id of the cluster, and the header line that says so."""
 
     def _add_keys_by_parameter(self, keys: kv.KeyValueHandlers) -> None:
         self._routes[kv.PATH] = {
@@ -180,7 +156,7 @@ class Dispatcher:
         """Yield every route that this port serves: its path, with the last part as ``{name}``; its method; itself."""
         tables = [(path, "", each) for path, each in self._routes.items()]
         tables += [(path, "", each) for path, each in self._prefixes.items()]
-        tables += [(self._kv_prefix, "", self._kv_routes), (_MEMBERS, "/promote", self._promote)]
+        tables += [(self._keys_prefix, "", self.keys), (_MEMBERS, "/promote", self._promote)]
         tables += [(leases.PREFIX, f"/{leases.KEEPALIVE}", self._keep_alive)]
         for path, suffix, table in tables:
             for method, route in table.items():
@@ -205,6 +181,70 @@ class Dispatcher:
         }
         if kind == "election":
             self._prefixes[path + "/"]["PUT"] = Route("election_proclaim", handlers.proclaim, locks.PROCLAIM)
+
+    def find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
+        """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
+        routes, name = self._routes.get(path), ""
+        if path == kv.PATH and routes is not None and method == "GET" and not kv.names_key(query):
+            return self._range, name
+        if routes is None:
+            prefix, _, name = path.rpartition("/")
+            routes = self._prefixes.get(prefix + "/")
+            if routes is None and name == "promote" and prefix.startswith(_MEMBERS) and _MEMBERS in self._prefixes:
+                name = prefix.removeprefix(_MEMBERS)
+                routes = self._promote if name and "/" not in name else None
+            elif routes is None and name == leases.KEEPALIVE and prefix.startswith(leases.PREFIX):
+                name = prefix.removeprefix(leases.PREFIX)
+                routes = self._keep_alive if name and "/" not in name else None
+        if routes is None or (not name and path not in self._routes):
+            raise RefusalError(
+                "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
+            )
+        return routes, name
+
+
+class Dispatcher:
+    """Answers every request of one node.
+
+    Args:
+        service: what executes the requests.
+        config: the node's.
+        counters: where requests are counted.
+        bodies: what reads the bodies of requests.
+        forwarded_max: how many connections to the leader may be open at a time.
+        health_only: serve the health, metrics and version paths only (the metrics port).
+
+    Attributes:
+        close_after_answers: each answer is the last of its connection.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        config: Config,
+        counters: Counters,
+        bodies: Bodies,
+        *,
+        forwarded_max: int = CONNECTIONS_MAX,
+        health_only: bool = False,
+    ) -> None:
+        self._service = service
+        self._config = config
+        self._counters = counters
+        self._hosts = KnownHosts(config)
+        self._kv_prefix = "\0" if health_only else kv.PREFIX
+        self._bodies = bodies
+        self._own = _Routes(service, config, bodies, health_only=health_only)
+        self._handing_over = _Routes(service.handing_over(), config, bodies, health_only=health_only)
+        self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
+        self._bug_log = RateLimit()
+        self.close_after_answers = False
+        self._cluster = ("", "")
+        """The id of the cluster, and the header line that says so."""
+
+    def routes(self) -> Iterator[tuple[str, str, Operation]]:
+        """Yield every route that this port serves: its path, with the last part as ``{name}``; its method; itself."""
+        return self._own.routes()
 
     async def close(self) -> None:
         """Close what was opened to forward requests."""
@@ -235,10 +275,13 @@ class Dispatcher:
                         self._service.check_cluster(wanted)
                 if _CLUSTER_PARAMETER in query:
                     query = self._without_cluster(query)
+                tables = self._own
+                if (self._config.forward or "forward" in query) and is_handing_over(self._config, request, query):
+                    tables = self._handing_over
                 if path.startswith(self._kv_prefix):
-                    routes, name = self._kv_routes, path[len(self._kv_prefix) :]
+                    routes, name = tables.keys, path[len(self._kv_prefix) :]
                 else:
-                    routes, name = self._find(path, query, request.method)
+                    routes, name = tables.find(path, query, request.method)
                 route = routes.get(request.method)
                 if route is None:
                     raise _method_not_allowed(routes)
@@ -301,26 +344,6 @@ class Dispatcher:
                 f"{self._config.name} does not know the host {host!r:.300}; if clients reach it under this name, add "
                 "it to the option hosts",
             )
-
-    def _find(self, path: str, query: str, method: str) -> tuple[dict[str, Route], str]:
-        """Return the routes of a path that is not a key's, and the raw last part of the path if they have one."""
-        routes, name = self._routes.get(path), ""
-        if path == kv.PATH and routes is not None and method == "GET" and not kv.names_key(query):
-            return self._range, name
-        if routes is None:
-            prefix, _, name = path.rpartition("/")
-            routes = self._prefixes.get(prefix + "/")
-            if routes is None and name == "promote" and prefix.startswith(_MEMBERS) and _MEMBERS in self._prefixes:
-                name = prefix.removeprefix(_MEMBERS)
-                routes = self._promote if name and "/" not in name else None
-            elif routes is None and name == leases.KEEPALIVE and prefix.startswith(leases.PREFIX):
-                name = prefix.removeprefix(leases.PREFIX)
-                routes = self._keep_alive if name and "/" not in name else None
-        if routes is None or (not name and path not in self._routes):
-            raise RefusalError(
-                "unknown_path", "the path does not exist; try /v1/kv/KEY, /v1/cluster, /livez, /readyz, /metrics"
-            )
-        return routes, name
 
     async def _to_leader(self, request: BaseRequest, error: NotLeaderError) -> Response:
         """Redirect the client to the leader, or forward its request if it or the configuration says so."""

@@ -1,9 +1,14 @@
-"""Forwarding of requests to the leader, for clients that cannot follow a redirect there."""
+"""Forwarding of requests to the leader's client port, for clients that cannot follow a redirect there.
+
+From feature level 6 on writes are handed to the leader between the nodes instead (:mod:`kvorum.node.handover`). What is
+forwarded here is what only the leader can do: changes of the members and of the leader, and writes below that level.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import hdrs
@@ -28,7 +33,18 @@ CONNECTIONS_MAX = 256
 
 def is_forwarding(config: Config, request: BaseRequest, query: Query) -> bool:
     """Tell whether a request that is for the leader is forwarded there, rather than redirected."""
-    return (config.forward or query.switch(FORWARD)) and FORWARDED_BY not in request.headers
+    return query.switch(FORWARD, default=config.forward) and FORWARDED_BY not in request.headers
+
+
+def is_handing_over(config: Config, request: BaseRequest, raw_query: str) -> bool:
+    """Tell whether a write of this request is handed to the leader. A malformed query is the handler's to refuse."""
+    is_wanted = config.forward
+    if FORWARD in raw_query:
+        for part in raw_query.split("&"):
+            name, _, value = part.partition("=")
+            if name == FORWARD:
+                is_wanted = unquote(value).lower() in {"", "1", "true"}
+    return is_wanted and FORWARDED_BY not in request.headers
 
 
 class Forwarder:

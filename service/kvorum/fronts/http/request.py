@@ -109,11 +109,11 @@ class Query(dict[str, str]):
         text = self.get(name)
         return None if text is None else parse_integer(text, name, name.minimum, name.maximum)
 
-    def switch(self, name: Switch) -> bool:
-        """Return whether the parameter is there and true; ``?name`` alone is true."""
+    def switch(self, name: Switch, *, default: bool = False) -> bool:
+        """Return whether the parameter is true; ``?name`` alone is true, and without it the default counts."""
         text = self.get(name)
         if text is None:
-            return False
+            return default
         if text.lower() not in {"", "1", "true", "0", "false"}:
             raise InvalidRequestError(f"the parameter {name} must be true or false")
         return text.lower() in {"", "1", "true"}

@@ -1,0 +1,247 @@
+"""Mutants of writes that one node hands to the leader."""
+
+from __future__ import annotations
+
+from mutants.mutant import Mutant
+
+_STATE = "tests/kv/test_origins.py"
+_NODE = "tests/node/test_handover.py"
+_FRONT = "tests/fronts/test_forward.py"
+
+
+def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
+    return Mutant("handing over", fault, where, old, new, tests=tests, simulated=False)
+
+
+MUTANTS = (
+    # Rule 1: the nonce.
+    _row(
+        "An opening that is sent again makes the state forget what it applied.",
+        "kv.origins:Origins.open",
+        "nonce in self._by_nonce",
+        "False",
+        _STATE,
+    ),
+    _row(
+        "An opening replaces whatever nonce is open: that of the process before comes late, and counts.",
+        "kv.origins:Origins.open",
+        "replaces != self.nonce_of(member)",
+        "False",
+        _STATE,
+    ),
+    _row(
+        "The nonce of the process before stays open.",
+        "kv.origins:Origins.open",
+        "self._forget(member)",
+        "pass",
+        _STATE,
+    ),
+    _row(
+        "A nonce that the cluster forgot is opened again, with an empty window.",
+        "node.handover:HandOvers._follow_state",
+        "self._was_open and not is_open",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "A node opens its nonce in the place of none, whatever its last process opened.",
+        "node.handover:HandOvers._is_open",
+        "replaces = self._state.store.origins.nonce_of(self._raft.id)",
+        "replaces = 0",
+        _NODE,
+    ),
+    _row(
+        "A member that was removed goes on handing over.",
+        "kv.store:Store.keep_members",
+        "self._origins.keep(frozenset(member.id for member in configuration.members))",
+        "pass",
+        _STATE,
+    ),
+    # Rule 2: the window.
+    _row(
+        "A number is applied twice.",
+        "kv.origins:Origin.take",
+        "self.is_applied(number)",
+        "False",
+        _STATE,
+    ),
+    _row(
+        "A number below the window is taken for new.",
+        "kv.origins:Origin.is_applied",
+        "below >= ORIGIN_WINDOW or (below >= 0 and bool(self._applied >> below & 1))",
+        "0 <= below < ORIGIN_WINDOW and bool(self._applied >> below & 1)",
+        _STATE,
+    ),
+    _row(
+        "A number far ahead moves the window over what is outstanding.",
+        "kv.origins:Origin.take",
+        "ahead > ORIGIN_WINDOW",
+        "False",
+        _STATE,
+    ),
+    _row(
+        "The state hash does not tell which numbers were applied.",
+        "kv.store:Store._apply_handed_over",
+        "self._changes.handed_over(command.nonce, command.number)",
+        "pass",
+        _STATE,
+    ),
+    _row(
+        "Below its feature level a frame is applied.",
+        "kv.store:Store._apply_handed_over",
+        "self.feature_level < HANDOVER_LEVEL",
+        "False",
+        _STATE,
+    ),
+    # Rule 3: numbers stay outstanding.
+    _row(
+        "A frame whose callers have gone is never sent again without its commands.",
+        "node.handover:HandOvers._send",
+        "frame.commands and all(waiter.done() for waiter in frame.waiters)",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "Numbers run away from the lowest outstanding one.",
+        "node.handover:HandOvers._has_room",
+        "self._next_number < lowest + ORIGIN_WINDOW",
+        "True",
+        _NODE,
+    ),
+    _row(
+        "A new leader is not told of what the last one may have lost.",
+        "node.handover:HandOvers.tick",
+        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
+        "now_s - frame.sent_s >= RESEND_S",
+        _NODE,
+    ),
+    _row(
+        "A frame that got lost is sent again to a new leader only.",
+        "node.handover:HandOvers.tick",
+        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
+        "is_other_leader",
+        _NODE,
+    ),
+    # Rule 4: what is told.
+    _row(
+        "A refusal of one attempt is told as one of all.",
+        "node.handover:HandOvers.refused",
+        "frame.may_be_done or isinstance(whole, NotLeaderError)",
+        "isinstance(whole, NotLeaderError)",
+        _NODE,
+    ),
+    _row(
+        "Attempts beyond those that are remembered count as refused.",
+        "node.handover:HandOvers._send",
+        "frame.is_lost = True",
+        "pass",
+        _NODE,
+    ),
+    _row(
+        "A write that may be done is called refused at its deadline.",
+        "node.handover:HandOvers._expire",
+        "waiter in refused",
+        "True",
+        _NODE,
+    ),
+    _row(
+        "A write that was called refused at its deadline is done with the others of its frame.",
+        "node.handover:HandOvers._expire",
+        "self._keep_waiting(frame)",
+        "pass",
+        _NODE,
+    ),
+    _row(
+        "A frame that a snapshot holds is waited for for ever.",
+        "node.handover:HandOvers._follow_state",
+        "origin is not None and origin.is_applied(number)",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "A frame that a snapshot does not hold is given up.",
+        "node.handover:HandOvers._follow_state",
+        "origin is not None and origin.is_applied(number)",
+        "True",
+        _NODE,
+    ),
+    _row(
+        "When the node stops, a write that may be applied is called refused.",
+        "node.handover:HandOvers.stop",
+        "frame.may_be_done",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "A leader that does not lead in the term of an attempt proposes it.",
+        "node.handover_leader:Receiver._leads",
+        "self._raft.current_term == term",
+        "True",
+        _NODE,
+    ),
+    _row(
+        "The leader calls refused what may still be applied.",
+        "node.handover_leader:Receiver._done",
+        "not isinstance(error, OutcomeUnknownError)",
+        "True",
+        _NODE,
+    ),
+    _row(
+        "A frame is proposed again while it is under way.",
+        "node.handover_leader:Receiver.take",
+        "attempts is not None",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "What the leader refuses is sent again with the rest.",
+        "node.handover:HandOvers.refused",
+        "self._keep_waiting(frame)",
+        "pass",
+        _NODE,
+    ),
+    # Rule 5: snapshots.
+    _row(
+        "A restored store knows no origins.",
+        "kv.store:Store.restored",
+        "store._origins = origins",
+        "pass",
+        _STATE,
+    ),
+    _row(
+        "A snapshot with an impossible window is taken.",
+        "kv.origins:Origins.restore",
+        "is_known or not row.is_possible()",
+        "is_known",
+        _STATE,
+    ),
+    _row(
+        "A snapshot of the level without origins is taken.",
+        "kv.snapshot:Restorer._take_trailer",
+        "self._features is not None and self._features.level >= HANDOVER_LEVEL and self._origins is None",
+        "False",
+        _STATE,
+    ),
+    # Bounds, and the front.
+    _row(
+        "Any number of bytes waits to be handed over.",
+        "node.handover:HandOvers.submit",
+        "self._queued_bytes + size_bytes > QUEUED_BYTES_MAX",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "A request that was forwarded once is handed over again.",
+        "fronts.http.forward:is_handing_over",
+        "FORWARDED_BY not in request.headers",
+        "True",
+        _FRONT,
+    ),
+    _row(
+        "?forward=false does not override the option.",
+        "fronts.http.forward:is_handing_over",
+        "unquote(value).lower() in {'', '1', 'true'}",
+        "True",
+        _FRONT,
+    ),
+)
