@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "leases",
         "A full queue refuses renewals: it ends the leases of those who fill it, and of all others.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "KEEPING_SHARE if is_keeping else 1",
         "1",
         tests="tests/node/test_txn_proposals.py -k full",
@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         "leases",
         "Renewals that wait are not limited.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1)",
         "not is_keeping and self.pending >= self._pending_max",
         tests="tests/node/test_txn_proposals.py -k full",
@@ -105,8 +105,8 @@ MUTANTS = (
         "leases",
         "Revocations in one entry delete any number of keys.",
         "node.proposals:Proposals._take_batch",
-        "isinstance(command, Txn | LeaseRevoke)",
-        "isinstance(command, Txn)",
+        "isinstance(command, Txn | LeaseRevoke | HandedOver)",
+        "isinstance(command, Txn | HandedOver)",
         tests="tests/node/test_txn_proposals.py -k revocations",
         simulated=False,
     ),

@@ -81,7 +81,7 @@ MUTANTS = (
     ),
     _row(
         "The keys of a lease are deleted in the order in which they were attached.",
-        "kv.leases:Leases.remove",
+        "kv.leases:Leases._remove",
         "sorted(lease.keys)",
         "list(lease.keys)",
     ),
@@ -111,7 +111,7 @@ MUTANTS = (
     ),
     _row(
         "Places of leases that were revoked fill the memory until they would have been due.",
-        "kv.leases:Leases.remove",
+        "kv.leases:Leases._remove",
         "len(self._heap) > 2 * len(self._leases) + _STALE_PLACES_MIN",
         "False",
     ),
@@ -226,7 +226,7 @@ MUTANTS = (
     ),
     _row(
         "A lease that ends under a snapshot is missing in it.",
-        "kv.leases:Leases.remove",
+        "kv.leases:Leases._remove",
         "self._preserve(lease)",
         "pass",
         _SNAPSHOTS,

@@ -7,7 +7,7 @@ from mutants.mutant import Mutant
 _ROWS = (
     (
         "Routes with a name at the end of their path are not described.",
-        "fronts.http.dispatch:Dispatcher.routes",
+        "fronts.http.dispatch:_Routes.routes",
         "tables += [(path, '', each) for path, each in self._prefixes.items()]",
         "pass",
     ),
@@ -31,7 +31,7 @@ _ROWS = (
     ),
     (
         "HEAD of /v1/kv without a key is said to be no method of the path.",
-        "fronts.http.dispatch:Dispatcher._find",
+        "fronts.http.dispatch:_Routes.find",
         "method == 'GET'",
         "method in ('GET', 'HEAD')",
     ),
