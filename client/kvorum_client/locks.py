@@ -259,7 +259,7 @@ class Queueing:
         if self._granted is None:
             return ""
         key = self.key
-        attempt_s = self._lease.ttl_s / (2 * leases.RENEWALS)
+        attempt_s = self._lease.renewal_s / 2
         parameters: dict[str, str | bytes] = {**key_parameters(key)}
         answer = await self._calls._coordinate(
             "GET", key_path(key), parameters=parameters, timeout_s=attempt_s, attempt_s=attempt_s

@@ -32,6 +32,7 @@ from kvorum_client import (
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are renewed, and places looked at, as soon as a thousandth of their time is over."""
     monkeypatch.setattr(leases, "RENEWALS", 1000)
+    monkeypatch.setattr(leases, "RENEWAL_S_MIN", 20.0)
 
 
 async def waiters(kv: Client, count: int, name: str = "a") -> None:
