@@ -13,7 +13,7 @@ from waiting import until
 
 from kvorum.errors import KvorumError, NoLeaderError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import LeaseCommand, LeaseGrant, LeaseRenew, Result
+from kvorum.kv.commands import ClientCommand, LeaseCommand, LeaseGrant, LeaseRenew, Result
 from kvorum_client import (
     Client,
     InvalidArgumentError,
@@ -45,13 +45,13 @@ def with_node(scenario: Callable[[Server, Client], Awaitable[None]], level: bool
 
 def record_leases(node: FakeNode) -> None:
     """Write down the commands about leases, with the calls of the node."""
-    change_lease = node.change_lease
+    propose = node.propose
 
-    async def recorded(command: LeaseCommand, timeout_ms: int) -> Result:
+    async def recorded(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         node.calls.append(("lease", command))
-        return await change_lease(command, timeout_ms)
+        return await propose(command, timeout_ms, address)
 
-    node.change_lease = recorded  # type: ignore[method-assign]
+    node.propose = recorded  # type: ignore[method-assign]
 
 
 def lease_commands(server: Server, kind: type[LeaseCommand]) -> int:
@@ -85,16 +85,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lose_a_grant(server: Server) -> None:
     """Grant the next lease, and answer as if nobody knew."""
-    change_lease, lost = server.node.change_lease, list[LeaseCommand]()
+    propose, lost = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: LeaseCommand, timeout_ms: int) -> Result:
-        result = await change_lease(command, timeout_ms)
+    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+        result = await propose(command, timeout_ms, address)
         if isinstance(command, LeaseGrant) and not lost:
             lost.append(command)
             raise ServerOutcomeUnknown("the leader lost its quorum")
         return result
 
-    server.node.change_lease = lossy  # type: ignore[method-assign]
+    server.node.propose = lossy  # type: ignore[method-assign]
 
 
 @pytest.mark.usefixtures("often")
