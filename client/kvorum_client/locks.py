@@ -266,7 +266,7 @@ class Queueing:
         )
         if answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token:
             return ""
-        return f"somebody has deleted the key of the {self._what}"
+        return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
 
     # --- Waiting ------------------------------------------------------------------------------------------------
 
