@@ -67,9 +67,9 @@ exit status:
      node that takes no part since a disk was set back
   2  wrong usage
   3  no node reachable, or no leader; nothing was done
-  4  the write, the compaction, the change of the members or of the quota, or the
-     transfer of the leadership may or may not be done, now or later: look before
-     you try again
+  4  the write, the compaction, the change of a lease, of the members or of the
+     quota, or the transfer of the leadership may or may not be done, now or
+     later: look before you try again
   5  done, but the answer could not be written (a full disk, say)
   6  refused: the cluster has no room for more data; deletes and reads go on
   130  interrupted
@@ -87,7 +87,7 @@ examples:
 """
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
-_WRITES = commands.WRITES | {cli_history.compact, cli_txn.delete, cli_txn.txn}
+_WRITES = commands.WRITES | {cli_history.compact, cli_lease.grant, cli_lease.revoke, cli_txn.delete, cli_txn.txn}
 
 _DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     commands.status: commands.PROBE_TIMEOUT_S * commands.STATUS_ROUNDS,

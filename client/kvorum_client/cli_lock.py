@@ -47,7 +47,8 @@ kv elect --listen NAME prints a line whenever the leader, or its value, changes.
 HOLD_EPILOG = """\
 exit status: that of COMMAND (128 + N if signal N ended it); 1 if the lock is
 held by another one after --wait, or was lost; 126 or 127 if COMMAND cannot be
-run. Others, and defaults: kv --help.
+run; 130 or 143 if a signal ended kv, which has released the lock then. Others,
+and defaults: kv --help.
 """
 
 

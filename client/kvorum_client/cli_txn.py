@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from kvorum_client.cli_arguments import lease_id
 from kvorum_client.cli_commands import delete as delete_key
 from kvorum_client.cli_output import lease_field, print_json, printable, say, text_fields
 from kvorum_client.client import Client
@@ -37,13 +38,14 @@ The transaction is read from FILE, or from stdin. A line is a condition or an
 operation; a word with spaces is quoted as in a shell; # begins a comment:
 
   if value a = 1          # the conditions: value, version, create_revision or
-  if version b = 0        #   mod_revision, of a key or --prefix P; =, !=, < or >
+  if version b = 0        #   mod_revision, lease (an id in hex; 0: none), of a key
+                          #   or --prefix P; =, !=, < or >
   then put a 2            # done if all of them hold
   then delete --prefix tmp/
   else get a              # done if one does not
 
-put takes --prev-value, and --ignore-value in place of a value; delete takes
---prev-values; get takes --limit N, --revision N, --keys-only, --count-only and
+put takes --prev-value, --lease ID, --ignore-lease, and --ignore-value in place of
+a value; delete takes --prev-values; get takes --limit N, --revision N, --keys-only, --count-only and
 --descending. Or the JSON of POST /v1/txn, which begins with {.
 
 exit status 1: a condition did not hold (what "else" says was done).
@@ -51,7 +53,7 @@ exit status 1: a condition did not hold (what "else" says was done).
 example:
   printf 'if version lock = 0\\nthen put lock me\\nelse get lock\\n' | kv txn
 """
-_TARGETS = ("value", "version", "create_revision", "mod_revision")
+_TARGETS = ("value", "version", "create_revision", "mod_revision", "lease")
 _SIGNS = ("=", "!=", "<", ">")
 _FORMS = 'a line begins with "if", "then" or "else"; kv txn --help shows an example'
 
@@ -127,10 +129,19 @@ def _condition(words: list[str]) -> Condition:
     options = parser.parse_intermixed_args(words)
     rest = options.rest if options.prefix is not None else options.rest[1:]
     if len(rest) != 2 or rest[0] not in _SIGNS or (options.prefix is None and not options.rest):
-        raise InvalidArgumentError("a condition is: if value|version|create_revision|mod_revision KEY =|!=|<|> WHAT")
+        raise InvalidArgumentError(f"a condition is: if {'|'.join(_TARGETS)} KEY =|!=|<|> WHAT")
     keys = Keys(prefix=options.prefix) if options.prefix is not None else Keys(options.rest[0])
     sign, text = rest
+    if options.target == "lease":
+        return Condition(keys, "lease", sign, 0 if text == "0" else _lease(text))
     return Condition(keys, options.target, sign, text if options.target == "value" else _number(text))
+
+
+def _lease(text: str) -> int:
+    try:
+        return lease_id(text)
+    except argparse.ArgumentTypeError as error:
+        raise InvalidArgumentError(f"a lease {error}") from None
 
 
 def _number(text: str) -> int:
@@ -150,10 +161,12 @@ def _operation(words: list[str]) -> wire.Operation:
         parser.add_argument("value", nargs="?")
         parser.add_argument("--ignore-value", action="store_true")
         parser.add_argument("--prev-value", action="store_true")
+        parser.add_argument("--ignore-lease", action="store_true")
+        parser.add_argument("--lease", type=lease_id)
         options = parser.parse_args(words[1:])
         if (options.value is None) != options.ignore_value:
             raise InvalidArgumentError("put takes a value, or --ignore-value, and not both")
-        return Put(options.key, options.value, options.prev_value).body()
+        return Put(options.key, options.value, options.prev_value, options.lease, options.ignore_lease).body()
     parser.add_argument("key", nargs="?")
     for bound in ("--prefix", "--from", "--to"):
         parser.add_argument(bound)

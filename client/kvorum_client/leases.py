@@ -32,6 +32,8 @@ TTL_S_MAX = 9_000_000_000
 LOCK_DELAY_S_MAX = 60
 RENEWALS = 3
 """How many renewals the time of a lease has room for."""
+RENEWAL_S_MIN = 1.0
+"""Of what one renewal may take."""
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 0.5
 LATE_S = 1.0
@@ -172,6 +174,11 @@ class Lease:
         return 0.0 if self._is_over else max(0.0, self._deadline - now())
 
     @property
+    def renewal_s(self) -> float:
+        """How long one renewal may take, over all its attempts, if the lease lives so long."""
+        return max(self.ttl_s / RENEWALS, RENEWAL_S_MIN)
+
+    @property
     def lost_reason(self) -> str:
         """Why the lease is lost; empty: it is not."""
         return self._reason
@@ -259,7 +266,7 @@ class Lease:
             sent = now()
             try:
                 async with asyncio.timeout(remaining_s):
-                    within_s = min(remaining_s, self.ttl_s / RENEWALS)
+                    within_s = min(remaining_s, self.renewal_s)
                     self.ttl_s = await self._calls.renew_lease(self.id, within_s, within_s / 2)
             except LeaseNotFoundError as error:
                 return self.lose(str(error))
@@ -280,7 +287,7 @@ class Lease:
         if self._check is None or self._is_over:
             return
         with contextlib.suppress(ClientError, TimeoutError):
-            async with asyncio.timeout(self.ttl_s / (2 * RENEWALS)):
+            async with asyncio.timeout(self.renewal_s / 2):
                 if reason := await self._check():
                     self.lose(reason)
 

@@ -259,14 +259,14 @@ class Queueing:
         if self._granted is None:
             return ""
         key = self.key
-        attempt_s = self._lease.ttl_s / (2 * leases.RENEWALS)
+        attempt_s = self._lease.renewal_s / 2
         parameters: dict[str, str | bytes] = {**key_parameters(key)}
         answer = await self._calls._coordinate(
             "GET", key_path(key), parameters=parameters, timeout_s=attempt_s, attempt_s=attempt_s
         )
         if answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token:
             return ""
-        return f"somebody has deleted the key of the {self._what}"
+        return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
 
     # --- Waiting ------------------------------------------------------------------------------------------------
 

@@ -157,6 +157,29 @@ def test_a_waiter_keeps_its_place_when_nodes_are_killed(cluster: Cluster) -> Non
     asyncio.run(scenario())
 
 
+def test_a_waiter_leaves_a_node_that_stands_still_and_keeps_its_place(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with Client(list(cluster.addresses.values()), timeout_s=20) as kv:
+            first = await kv.lock("a", ttl_s=20).acquire()
+            second = asyncio.create_task(kv.lock("a", ttl_s=20).acquire())
+
+            async def waits() -> bool:
+                return (await kv.lock_info("a")).waiter_count == 1
+
+            await until("the second one waits", waits)
+            place = (await kv.lock_info("a")).waiters[0].fencing_token
+            leader = await asyncio.to_thread(cluster.leader)
+            cluster.pause(leader)
+            await asyncio.to_thread(cluster.leader, cluster.others(leader))
+            await first.release()
+            async with asyncio.timeout(30):
+                assert (await second).fencing_token == place
+            await (await second).release()
+            cluster.resume(leader)
+
+    asyncio.run(scenario())
+
+
 def test_a_holder_that_stood_still_has_lost_the_lock_and_its_command_is_stopped(cluster: Cluster) -> None:
     holder = spawn(cluster, "lock", "a", "--ttl", "2", "--", "sh", "-c", "echo $$; exec sleep 600")
     try:

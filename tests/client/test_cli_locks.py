@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from client.test_cli import Kv
@@ -104,6 +105,25 @@ def test_keeping_a_lease_goes_on_until_it_is_gone(out: Out, monkeypatch: pytest.
         assert await keeping == 1
         lines, errors = out()
         assert lines.count("lease a lives for 30 s") >= 3 and "the lease a does not exist" in errors[-1]
+
+    run(scenario)
+
+
+def test_a_transaction_puts_with_a_lease_and_compares_it(out: Out, tmp_path: Path) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        await kv("lease", "grant", "60", "--id", "1a")
+        for lines, status in (
+            ("if lease k = 0\nthen put k v --lease 1a", 0),
+            ("if lease k = 1a\nthen put k w --ignore-lease\nthen get k", 0),
+            ("if lease k = 1b\nthen put k x", 1),
+            ("if lease k = xyz\nthen put k x", 2),
+            ("then put k x --lease 0", 2),
+        ):
+            (tmp_path / "txn").write_text(lines)
+            assert await kv("txn", str(tmp_path / "txn"), "-o", "json") == status
+        assert '"lease": "1a"' in "".join(out()[0])
+        assert await kv("get", "k") == 0
+        assert out()[0] == ["w"]
 
     run(scenario)
 

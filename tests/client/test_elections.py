@@ -89,6 +89,7 @@ def test_a_block_leads_and_resigns() -> None:
 
 def test_a_leader_learns_that_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWALS", 1000)
+    monkeypatch.setattr(leases, "RENEWAL_S_MIN", 20.0)
 
     async def scenario(server: Server, kv: Client) -> None:
         with pytest.raises(LockLostError):

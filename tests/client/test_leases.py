@@ -82,6 +82,7 @@ class Clock:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are renewed as soon as a thousandth of their time is over."""
     monkeypatch.setattr(leases, "RENEWALS", 1000)
+    monkeypatch.setattr(leases, "RENEWAL_S_MIN", 20.0)
 
 
 def lose_a_grant(server: Server) -> None:
