@@ -124,23 +124,20 @@ MUTANTS = (
         "watcher.cursor = 0",
         "pass",
     ),
-    Mutant(
-        "watch",
-        "The key behind a range is in it.",
-        "kv.matcher:Matcher._split",
-        "bisect_left(self._bounds, key)",
-        "bisect_right(self._bounds, key)",
-        tests=f"{_HUB} -k matcher",
-        simulated=False,
-    ),
-    Mutant(
-        "watch",
-        "Segments that are no longer needed stay.",
-        "kv.matcher:Matcher.remove",
-        "self._cover[number] == self._cover[number - 1]",
-        "False",
-        tests=f"{_HUB} -k matcher",
-        simulated=False,
+    *(
+        Mutant("watch", fault, f"kv.matcher:{where}", old, new, tests=f"{_HUB} -k matcher", simulated=False)
+        for fault, where, old, new in (
+            (
+                "The key behind a range is in it.",
+                "_Ranges.find",
+                "key < member.end",
+                "key <= member.end",
+            ),
+            ("Segments that are no longer needed stay.", "Matcher._disuse", "not self._uses[key]", "False"),
+            ("A range that comes later is not found by events.", "Matcher.add", "self._forget(member)", "pass"),
+            ("What nested ranges keep has no bound.", "Matcher._look_up", "self._kept > self._kept_max", "False"),
+            ("Every event scans all ranges.", "Matcher._look_up", "self._cover[number] = found", "pass"),
+        )
     ),
     Mutant(
         "watch",
