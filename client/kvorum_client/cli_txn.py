@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from typing import Any
@@ -35,7 +36,8 @@ PAGE_KEYS = 10_000
 """How many keys one request may delete."""
 TXN_HELP = """\
 The transaction is read from FILE, or from stdin. A line is a condition or an
-operation; a word with spaces is quoted as in a shell; # begins a comment:
+operation; a word with spaces is quoted as in a shell; a # that begins a word
+begins a comment, which ends with the line:
 
   if value a = 1          # the conditions: value, version, create_revision or
   if version b = 0        #   mod_revision, lease (an id in hex; 0: none), of a key
@@ -92,9 +94,9 @@ def parse_transaction(data: bytes, name: str) -> wire.Txn:
             raise InvalidArgumentError(f"{name}: {error}") from None
     compares: list[wire.Compare] = []
     branches: dict[str, list[wire.Operation]] = {"then": [], "else": []}
-    for number, line in enumerate(data.decode("utf-8", "surrogateescape").splitlines(), 1):
+    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         try:
-            words = shlex.split(line, comments=True)
+            words = _words(line)
             if not words:
                 continue
             if words[0] == "if":
@@ -110,8 +112,38 @@ def parse_transaction(data: bytes, name: str) -> wire.Txn:
     return wire.Txn(compare=tuple(compares), then=tuple(branches["then"]), otherwise=tuple(branches["else"]))
 
 
+def _words(line: str) -> list[str]:
+    """Return the words of a line, as a shell reads them.
+
+    Raises:
+        ValueError: a quotation does not end.
+    """
+    text = io.StringIO(line)
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""  # Its comments begin within words, too.
+    words: list[str] = []
+    begin = 0
+    while True:
+        while begin < len(line) and line[begin] in lexer.whitespace:
+            begin += 1
+        if begin == len(line) or line[begin] == "#":
+            return words
+        text.seek(begin)
+        word = lexer.get_token()
+        if word is None:
+            return words
+        words.append(word)
+        begin = text.tell()
+
+
 class _Words(argparse.ArgumentParser):
     """Reads one line, and says what is wrong with it."""
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """Return what the words of a line say; options may stand anywhere before a ``--``."""
+        # The other parser does not take a -- in front of positional words.
+        return self.parse_args(words) if "--" in words else self.parse_intermixed_args(words)
 
     def error(self, message: str) -> Any:
         raise InvalidArgumentError(message)
@@ -126,7 +158,7 @@ def _condition(words: list[str]) -> Condition:
     parser.add_argument("target", choices=_TARGETS)
     parser.add_argument("--prefix")
     parser.add_argument("rest", nargs="*")
-    options = parser.parse_intermixed_args(words)
+    options = parser.parse(words)
     rest = options.rest if options.prefix is not None else options.rest[1:]
     if len(rest) != 2 or rest[0] not in _SIGNS or (options.prefix is None and not options.rest):
         raise InvalidArgumentError(f"a condition is: if {'|'.join(_TARGETS)} KEY =|!=|<|> WHAT")
@@ -163,7 +195,7 @@ def _operation(words: list[str]) -> wire.Operation:
         parser.add_argument("--prev-value", action="store_true")
         parser.add_argument("--ignore-lease", action="store_true")
         parser.add_argument("--lease", type=lease_id)
-        options = parser.parse_args(words[1:])
+        options = parser.parse(words[1:])
         if (options.value is None) != options.ignore_value:
             raise InvalidArgumentError("put takes a value, or --ignore-value, and not both")
         return Put(options.key, options.value, options.prev_value, options.lease, options.ignore_lease).body()
@@ -172,13 +204,13 @@ def _operation(words: list[str]) -> wire.Operation:
         parser.add_argument(bound)
     if kind == "delete":
         parser.add_argument("--prev-values", action="store_true")
-        options = parser.parse_args(words[1:])
+        options = parser.parse(words[1:])
         return Delete(*_bounds(options), prev_values=options.prev_values).body()
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--revision", type=int, default=0)
     for switch in ("--keys-only", "--count-only", "--descending"):
         parser.add_argument(switch, action="store_true")
-    options = parser.parse_args(words[1:])
+    options = parser.parse(words[1:])
     return Get(
         *_bounds(options),
         options.limit,

@@ -1,7 +1,8 @@
 """Watches: the events of keys, without a gap and without a repetition, whichever nodes come and go.
 
-A node sends one line for each revision. The client counts a revision as received when its whole line is here, and when
-the connection ends it goes on at another node, from the revision after that.
+A node sends one line for each revision, or several if it is long. The client counts a revision as received when its
+last line is here, and when the connection ends it goes on at another node, from the revision after that. Of a revision
+that was not whole it then leaves out the events that it has: their order is the same at every node.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kvorum_wire import WatchLine
 T = TypeVar("T")
 
 LINE_BYTES_MAX = 256 * 1024 * 1024
-"""No revision is as long."""
+"""No line is as long: one has 1 MiB of events, or one event more, of which JSON makes six times as much at most."""
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 1.0
 _FOR_EVER_S = 365 * 86_400.0
@@ -68,6 +69,7 @@ def target_of(
         raise InvalidArgumentError('watch a key, a prefix (b"": all keys), or a range from start to end')
     given = {"key": key, "prefix": prefix, "start": start, "end": end}
     parts = [f"{name}={quote(encoded(data, name))}" for name, data in given.items() if data is not None]
+    parts.append("fragment=true")
     if kind is not None:
         if kind not in ("put", "delete"):
             raise InvalidArgumentError(f'only is "put" or "delete", not {kind!r}')
@@ -124,6 +126,10 @@ class Watch:
         self._resume_timeout_s = _FOR_EVER_S if resume_timeout_s is None else check_timeout(resume_timeout_s)
         self._on_resume = on_resume
         self._events: deque[WatchEvent] = deque()
+        self._part = (0, 0)
+        """A revision that is not whole yet, and how many of its events were received."""
+        self._passed = 0
+        """How many of them this attempt has sent."""
         self._lines: AsyncGenerator[WatchLine, None] | None = None
         self._has_begun = False
         self._is_closed = False
@@ -182,8 +188,23 @@ class Watch:
             # The generator has ended; the next call makes another one, which begins at the next revision.
             self._lines = None
             raise
-        self._events += map(watch_event_of, line.events)
-        if line.revision:
+        self._take(line)
+
+    def _take(self, line: WatchLine) -> None:
+        events = line.events
+        revision, received = self._part
+        if events and revision == line.revision:
+            # What was received already comes again in another attempt.
+            events = events[max(received - self._passed, 0) :]
+        else:
+            received = self._passed = 0
+        self._passed += len(line.events)
+        if line.more:
+            self._part = (line.revision, max(received, self._passed))
+        elif line.events:
+            self._part, self._passed = (0, 0), 0
+        self._events += map(watch_event_of, events)
+        if line.revision and not line.more:
             self._next = max(self._next, line.revision + 1)
 
     # --- Attempt after attempt ----------------------------------------------------------------------------------
@@ -213,6 +234,7 @@ class Watch:
 
     async def _attempt(self, within_s: float) -> AsyncGenerator[WatchLine, None]:
         """Yield the lines of one node; an empty one is a sign of life."""
+        self._passed = 0
         target = self._target + (f"&from_revision={self._next}" if self._next else "")
         async with contextlib.aclosing(lines_of(self._connect(target, within_s))) as lines:
             async for text in lines:

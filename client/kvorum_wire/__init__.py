@@ -130,11 +130,15 @@ class WatchEvent(Struct, frozen=True, omit_defaults=True):
     lease: str | None = None
 
 
-class WatchRevision(Struct, frozen=True):
-    """A line of ``GET /v1/watch``: all events of one revision, in the order of its operations."""
+class WatchRevision(Struct, frozen=True, omit_defaults=True):
+    """A line of ``GET /v1/watch``: all events of one revision, in the order of its operations.
+
+    ``more``: the revision has more events, which come with the next line; only if fragments were asked for.
+    """
 
     revision: int
     events: tuple[WatchEvent, ...]
+    more: bool = False
 
 
 class WatchProgress(Struct, frozen=True):
@@ -428,6 +432,7 @@ class WatchLine(Struct, frozen=True):
     revision: int = 0
     events: tuple[WatchEvent, ...] = ()
     progress: bool = False
+    more: bool = False
     error: Problem | None = None
 
 

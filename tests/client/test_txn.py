@@ -351,6 +351,25 @@ def test_the_lines_of_a_transaction_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "operation"),
+    [
+        ("delete --prefix tmp/#1", Delete(prefix="tmp/#1")),
+        ("put url http://x/#frag", Put("url", "http://x/#frag")),
+        ("put a b# # it's a comment", Put("a", "b#")),
+        ("put a '# b' #don't", Put("a", "# b")),
+        ("put a '' \t#", Put("a", "")),
+        ("put a b\r", Put("a", "b")),
+        ("put a 'b\u2028\u0085\f\v c'", Put("a", "b\u2028\u0085\f\v c")),
+        ("put a --prev-value 2", Put("a", "2", True)),
+    ],
+)
+def test_a_word_of_a_line_is_what_a_shell_would_read(line: str, operation: Put | Delete) -> None:
+    parsed = parse_transaction(f"# first\nthen {line}\n#".encode(), "stdin")
+
+    assert parsed.then == (operation.body(),)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no transaction"),

@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 from client.test_client import run
@@ -16,11 +16,13 @@ from fronts.fake_node import FakeNode, Server, serving
 from waiting import until
 
 from kvorum.errors import NoLeaderError, NotServingError, RevisionCompactedError
+from kvorum.fronts.http import watch as fronts_watch
 from kvorum.fronts.http.server import _Connection
 from kvorum_client import (
     Client,
     CompactedError,
     InvalidArgumentError,
+    Put,
     RefusedError,
     SyncClient,
     UnavailableError,
@@ -129,6 +131,54 @@ def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_t
                     await asyncio.sleep(0)
             events = await take(watch, 30)
         assert [event.mod_revision for event in events] == list(range(2, 32))
+
+    with_nodes(scenario)
+
+
+def test_a_connection_that_breaks_within_a_revision_of_several_lines_repeats_no_event_of_it() -> None:
+    def line(revision: int, keys: str, *, more: bool = False) -> bytes:
+        events = [{"type": "put", "mod_revision": revision, "key": key, "value": ""} for key in keys]
+        return json.dumps({"revision": revision, "events": events, "more": more}).encode() + b"\n"
+
+    attempts = [
+        [line(3, "x"), line(5, "ab", more=True), line(5, "c", more=True)],
+        [line(5, "abcd", more=True), b'{"revision": 5, "ev'],
+        [line(5, "a", more=True), line(5, "bcde"), line(6, "a", more=True), line(6, "b")],
+    ]
+    targets: list[str] = []
+
+    async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        targets.append(target.rpartition("=")[2])
+        for piece in attempts.pop(0):
+            yield piece
+
+    async def main() -> None:
+        watch = Watch(connect, "/v1/watch?prefix=", 2, 1, 1, None)
+        assert watch.revision == 1
+        events = []
+        for _ in range(8):
+            events.append(await anext(watch))
+            if len(events) == 5:
+                assert watch.revision == 3  # The next one is not whole.
+        assert b"".join(event.key for event in events) == b"xabcdeab"
+        assert watch.revision == 6
+        await watch.close()
+
+    asyncio.run(main())
+    assert targets == ["2", "4", "4"]
+
+
+def test_the_client_takes_revisions_that_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fronts_watch, "FRAGMENT_BYTES", 1500)
+    monkeypatch.setattr(fronts_watch, "REVISION_BYTES_MAX", 1500)
+
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        txn = kv.txn()
+        for number in range(20):
+            txn = txn.then(Put(f"k{number:02}", "v" * 1000))
+        await txn.commit()
+        events = await take(kv.watch(prefix="k", from_revision=2), 20)
+        assert [event.key for event in events] == [b"k%02d" % number for number in range(20)]
 
     with_nodes(scenario)
 

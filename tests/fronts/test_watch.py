@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fronts.fake_node import FakeNode, Server, api_of
@@ -17,6 +17,8 @@ from waiting import until
 from kvorum.errors import NotServingError
 from kvorum.fronts.http import watch
 from kvorum.fronts.http.watch import prefix_end
+from kvorum.fronts.http.watch_buffers import Buffers
+from kvorum.fronts.http.watch_lines import NDJSON_LINES
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -358,6 +360,174 @@ def test_a_client_that_reads_nothing_for_long_is_disconnected() -> None:
         patch.setattr(watch, "PROGRESS_S", 0.02)
         patch.setattr(watch, "STALL_S", 0.1)
         run(scenario)
+
+
+def feeds(http: Server) -> list[watch.Feed]:
+    """Return the feeds of all watchers that are not in the future."""
+    hub = http.node.watches.hub
+    watchers = [*hub._full, *hub._behind, *(each for group in hub._groups.values() for each in group.in_step)]
+    return [cast(Any, each.sink)._sink for each in watchers]
+
+
+async def put_together(http: Server, count: int, size_bytes: int = 1000) -> None:
+    """Put k0 and so on at one revision."""
+    puts = [{"put": {"key": f"k{number}", "value": "x" * size_bytes}} for number in range(count)]
+    assert (await http("POST", "/v1/txn", json.dumps({"then": puts}).encode())).status == 200
+
+
+def test_a_long_revision_comes_in_fragments_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FRAGMENT_BYTES", 1500)
+
+    async def scenario(http: Server) -> None:
+        await put(http, "k")
+        await put_together(http, 5)
+        await put(http, "k")
+        async with (
+            watching(http, "prefix=k&from_revision=2&fragment=true") as stream,
+            watching(http, "prefix=k&from_revision=2&fragment=true", SSE) as events,
+            watching(http, "prefix=k&from_revision=2") as whole,
+        ):
+            lines = [await stream.line() for _ in range(4)]
+            found = [(line["revision"], [e["key"] for e in line["events"]], line.get("more")) for line in lines]
+            # A fragment may have whole revisions before a part of one.
+            assert found == [
+                (2, ["k"], None),
+                (3, ["k0", "k1"], True),
+                (3, ["k2", "k3"], True),
+                (3, ["k4"], None),
+            ]
+            assert (await stream.line())["revision"] == 4
+            # A browser that resumes in the middle must not believe that it has all.
+            assert [(await events.event()).get("id") for _ in range(5)] == ["2", None, None, "3", "4"]
+            assert [len((await whole.line())["events"]) for _ in range(3)] == [1, 5, 1]
+
+    run(scenario)
+
+
+def test_without_fragments_a_revision_that_is_too_long_ends_the_watch_after_those_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "REVISION_BYTES_MAX", 4000)
+
+    async def scenario(http: Server) -> None:
+        await put(http, "k")
+        await put_together(http, 5)
+        async with watching(http, "prefix=k&from_revision=2") as stream:
+            assert (await stream.line())["revision"] == 2
+            error = (await stream.line())["error"]
+            assert (error["code"], error["limit"]) == ("too_large", 4000)
+            assert "fragment=true" in error["detail"]
+            assert await stream.line() is None
+            assert http.node.counters.watch_ends == {"too_large": 1}
+        async with watching(http, "prefix=k&from_revision=2&fragment=true") as stream:
+            assert len(await stream.events(6)) == 6
+
+    run(scenario)
+
+
+def test_fragments_wait_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FRAGMENT_BYTES", 100_000)
+
+    async def scenario(http: Server) -> None:
+        hub = http.node.watches.hub
+        for _ in range(30):
+            await put_together(http, 100, 10_000)
+        query = "prefix=k&from_revision=2&fragment=true"
+        client = await asyncio.to_thread(slow_socket, http.port, query)
+        try:
+            await until("it has much to read", lambda: hub.behind == 1)
+            [feed] = feeds(http)
+            assert feed.unread_bytes < watch.BUFFER_BYTES_MAX + 2 * watch.FRAGMENT_BYTES
+            client.settimeout(10)
+
+            def read() -> int:
+                count = 0
+                with client.makefile("rb") as file:
+                    while count < 3000:
+                        line = file.readline()
+                        count += len(json.loads(line).get("events", ())) if line.startswith(b"{") else 0
+                return count
+
+            assert await asyncio.to_thread(read) == 3000
+        finally:
+            client.close()
+
+    run(scenario)
+
+
+class _Transport:
+    """A transport whose client reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.unread_bytes = 0
+        self.is_aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread_bytes
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize(("bytes_each", "is_aborted"), [(1, True), (watch.STALL_BYTES - 1, True), (1 << 20, False)])
+def test_a_client_that_drips_does_not_keep_its_buffer(bytes_each: int, is_aborted: bool) -> None:
+    feed = watch.Feed(cast(Any, None), NDJSON_LINES, 1, Buffers(), is_from_now=True, is_fragmented=True)
+    transport = _Transport()
+    transport.unread_bytes = 10 << 20
+    for turn in range(3):
+        feed._judge_stall(cast(Any, transport), turn * watch.STALL_S)
+        transport.unread_bytes -= bytes_each
+    assert transport.is_aborted == is_aborted
+
+
+class _Buffer:
+    def __init__(self, unread_bytes: int) -> None:
+        self.unread_bytes = unread_bytes
+        self.calls = 0
+
+    def has_room(self) -> None:
+        self.calls += 1
+
+
+def test_all_watches_together_have_a_bound_and_quick_clients_are_served_beyond_it() -> None:
+    async def main() -> None:
+        buffers = Buffers(100)
+        slow, other, quick = _Buffer(60), _Buffer(39), _Buffer(0)
+        for each in (slow, other, quick):
+            buffers.note(each)
+        assert not buffers.is_full_for(slow)
+        other.unread_bytes = 40
+        buffers.note(other)
+        assert [buffers.is_full_for(each) for each in (slow, other, quick)] == [True, True, False]
+        slow.unread_bytes = 160
+        buffers.note(slow)
+        assert buffers.is_full_for(quick)
+        slow.unread_bytes = 30  # It is looked at again in a while.
+        await until("they are told", lambda: (slow.calls, other.calls, quick.calls) == (1, 1, 1))
+        assert buffers.unread_bytes == 70
+        buffers.remove(slow)
+        buffers.remove(slow)
+        assert buffers.unread_bytes == 40
+
+    asyncio.run(main())
+
+
+def test_the_buffers_of_a_watch_count_until_it_ends() -> None:
+    async def scenario(http: Server) -> None:
+        client = await asyncio.to_thread(slow_socket, http.port, "key=k&from_revision=2")
+        await until("it watches", lambda: http.node.watches.hub.size == 1)
+        [feed] = feeds(http)
+        while not http.node.watches.hub.behind:
+            await put(http, value=b"x" * 500_000)
+        assert feed._buffers.unread_bytes >= watch.BUFFER_BYTES_MAX
+        client.close()
+        await until("it is gone", lambda: http.node.watches.hub.size == 0)
+        await until("its bytes are", lambda: feed._buffers.unread_bytes == 0)
+
+    run(scenario)
 
 
 def test_watches_are_no_requests_in_flight_and_a_server_that_stops_tells_them_at_once() -> None:

@@ -139,17 +139,30 @@ class Span:
     def __init__(self, start: bytes, end: bytes | None) -> None:
         self.start, self.end = start, end
 
+    @property
+    def is_one_key(self) -> bool:
+        return self.end == self.start + b"\0"
+
     def covers(self, key: bytes) -> bool:
         return self.start <= key and (self.end is None or key < self.end)
 
 
-@given(st.lists(RANGES, max_size=12), st.lists(KEYS, max_size=12), st.randoms(use_true_random=False))
-def test_the_matcher_finds_what_a_linear_scan_finds(ranges, keys, random) -> None:  # type: ignore[no-untyped-def]
-    matcher: Matcher[Span] = Matcher()
+@given(
+    st.lists(RANGES, max_size=12),
+    st.lists(KEYS, max_size=12),
+    st.randoms(use_true_random=False),
+    st.sampled_from([0, 5, 1000]),
+)
+def test_the_matcher_finds_what_a_linear_scan_finds(ranges, keys, random, kept_max) -> None:  # type: ignore[no-untyped-def]
+    matcher: Matcher[Span] = Matcher(kept_max)
     spans = [Span(start, end) for start, end in ranges] + [Span(key, key + b"\0") for key in keys]
     random.shuffle(spans)
-    for span in spans:
+    for number, span in enumerate(spans):
         matcher.add(span)
+        for key in keys:
+            assert list(matcher.find(key)) == sorted(
+                (each for each in spans[: number + 1] if each.covers(key)), key=lambda each: (each.is_one_key,)
+            )
     while True:
         for key in [*keys, b"", b"\0", b"\3\3\3"]:
             found = matcher.find(key)
@@ -159,6 +172,41 @@ def test_the_matcher_finds_what_a_linear_scan_finds(ranges, keys, random) -> Non
             break
         matcher.remove(spans.pop(random.randrange(len(spans))))
     assert matcher.segments == 1
+
+
+def nested_spans(count: int) -> list[Span]:
+    return [Span(b"%06d" % (count - each), b"%06d" % (count + each + 1)) for each in range(count)]
+
+
+def test_many_nested_ranges_are_found_added_and_removed() -> None:
+    matcher: Matcher[Span] = Matcher()
+    spans = nested_spans(1000)
+    for each in spans:
+        matcher.add(each)
+    assert matcher.segments == 2001
+    assert matcher.find(b"000700") == tuple(spans[300:])
+    for each in spans[::2]:
+        matcher.remove(each)
+    assert matcher.find(b"000700") == tuple(spans[301::2])
+    assert matcher.find(b"001001") == tuple(spans[1::2])
+    for each in spans[1::2]:
+        matcher.remove(each)
+    assert (matcher.segments, matcher.find(b"000700")) == (1, ())
+
+
+def test_what_the_matcher_keeps_of_nested_ranges_is_bounded_and_one_lookup_serves_many_events() -> None:
+    matcher: Matcher[Span] = Matcher(kept_max=5_000)
+    for each in nested_spans(1000):
+        matcher.add(each)
+    assert matcher.lookups == 0  # To add a range copies nothing of the others.
+
+    for number in range(2000):
+        matcher.find(b"%06d" % number)
+        assert sum(len(cover or ()) for cover in matcher._cover) <= 5_000
+    lookups = matcher.lookups
+    for _ in range(9):
+        matcher.find(b"001999")
+    assert matcher.lookups == lookups
 
 
 # --- One watcher ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from kv.kv_support import apply, raise_to, store_at_level_3, store_at_level_4
 from node.local_cluster import running
 
-from kvorum.errors import FeatureUnavailableError, NoSpaceError, OverloadedError
+from kvorum.errors import FeatureUnavailableError, NoSpaceError, OverloadedError, TooLargeError
 from kvorum.kv.commands import EndSession, LeaseGrant, LeaseRenew, LeaseRevoke, Put, QueuedCommand, Txn, TxnResult
 from kvorum.kv.limits import TXN_KEYS_MAX
 from kvorum.kv.operations import DeleteRangeOp, Operation, PutOp, RangeOp, RangeOpResult, TxnOp
@@ -73,6 +73,13 @@ class Leading:
 def test_a_transaction_is_not_proposed_below_its_level() -> None:
     with pytest.raises(FeatureUnavailableError, match="Txn needs feature level 4"):
         Leading(store_at_level_3()).submit(Txn((), (PUT,)))
+
+
+def test_below_level_5_a_transaction_is_not_proposed_whose_ranges_see_too_much_of_its_own_puts() -> None:
+    wide = Txn((), (PutOp(b"k", b"v" * (1 << 20)), *(RangeOp(b"k"),) * 5))
+    with pytest.raises(TooLargeError, match="raise the feature level"):
+        Leading(store_at_level_4()).submit(wide)
+    Leading(store_at_level_5()).submit(wide)  # There every node refuses it.
 
 
 def test_a_transaction_with_a_put_in_any_branch_needs_room_on_the_disks_and_a_delete_does_not() -> None:

@@ -7,7 +7,8 @@ makes no revision.
 
 One transaction visits a bounded number of keys, and answers with a bounded number of bytes; what would pass a bound is
 refused before anything is done. Both are counted on the live keys and the events since a revision, never on what memory
-still holds of deleted keys, which differs from node to node.
+still holds of deleted keys, which differs from node to node. From feature level 5 on what the transaction's own earlier
+operations do counts too (:mod:`kvorum.kv.txn_own`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from kvorum.kv.commands import Txn, TxnRefused, TxnResult
+from kvorum.kv.features import LEASE_LEVEL
 from kvorum.kv.leases import Leases
 from kvorum.kv.limits import TXN_ANSWER_BYTES_MAX, TXN_KEYS_MAX
 from kvorum.kv.operations import (
@@ -39,6 +41,7 @@ from kvorum.kv.operations import (
     bound,
 )
 from kvorum.kv.records import Record
+from kvorum.kv.txn_own import Own, own_keys
 from kvorum.kv.versions import Versions
 
 COMPACTED = "compacted"
@@ -60,6 +63,7 @@ class State(Protocol):
     revision: int
     versions: Versions
     leases: Leases
+    feature_level: int
 
     def set_record(self, key: bytes, value: bytes, revision: int, old: Record | None, lease: int = 0) -> Record:
         """Set a key whose record is ``old``, and its lease; the store's revision is ``revision`` afterwards.
@@ -101,6 +105,10 @@ def run_transaction(txn: Txn, plan: Plan, state: State) -> TxnResult:
 
 def visited_keys(txn: Txn | TxnOp, versions: Versions) -> int:
     """Return about how many keys a transaction would visit now, whichever of its branches run."""
+    return own_keys(txn) + _visited_before(txn, versions)
+
+
+def _visited_before(txn: Txn | TxnOp, versions: Versions) -> int:
     keys = sum(_count(versions, compare.key, compare.end) for compare in txn.compares)
     return keys + max(_visited_keys(txn.then, versions), _visited_keys(txn.otherwise, versions))
 
@@ -109,7 +117,7 @@ def _visited_keys(operations: Sequence[Operation], versions: Versions) -> int:
     keys = 0
     for each in operations:
         if isinstance(each, TxnOp):
-            keys += visited_keys(each, versions)
+            keys += _visited_before(each, versions)
         elif isinstance(each, PutOp) or (isinstance(each, RangeOp) and each.count_only):
             keys += 1
         else:
@@ -144,6 +152,7 @@ class _Planner:
         """Lease -> how many keys the transaction gives it that it does not have."""
         self._keys = 0
         self._answer_bytes = 0
+        self._own = Own() if state.feature_level >= LEASE_LEVEL else None
 
     def choose(self, txn: Txn | TxnOp) -> None:
         """Evaluate all compares of the branches that run."""
@@ -159,10 +168,8 @@ class _Planner:
             match each:
                 case PutOp():
                     self._check_put(each)
-                case DeleteRangeOp(key, end, prev_values):
-                    self._visit(key, _count(self._versions, key, end))
-                    if prev_values:
-                        self._answer(key, _latest(self._versions, key, end, TXN_KEYS_MAX), keys_only=False)
+                case DeleteRangeOp():
+                    self._check_delete(each)
                 case RangeOp():
                     self._check_range(each)
                 case TxnOp():
@@ -187,7 +194,19 @@ class _Planner:
         if isinstance(put, LeasedPutOp):
             self._check_lease(put, old)
         if put.prev_value and old is not None:
-            self._answer(put.key, (old,), keys_only=False)
+            self._answer(put.key, _bytes_of((old,)))
+        if self._own is not None:
+            kept = old if put.ignore_value else None
+            self._own.put(put.key, len(put.value if kept is None else kept.value), is_new=old is None)
+
+    def _check_delete(self, each: DeleteRangeOp) -> None:
+        key, end = each.key, each.end
+        count = _count(self._versions, key, end)
+        self._visit(key, count)
+        if each.prev_values:
+            self._answer(key, _bytes_of(_latest(self._versions, key, end, TXN_KEYS_MAX)))
+        if self._own is not None:
+            self._own.removed += count
 
     def _check_lease(self, put: LeasedPutOp, old: Record | None) -> None:
         if put.ignore_lease and old is None:
@@ -209,25 +228,34 @@ class _Planner:
             raise _RefusedError(FUTURE, key, revision)
         if 0 < revision < self._versions.floor:
             raise _RefusedError(COMPACTED, key, revision)
+        own = self._own
         count = _count(self._versions, key, end)
+        if own is not None and end != ONE_KEY:
+            count += own.made(key, end)
+            limit += own.removed if limit else 0
         if revision and end != ONE_KEY:
             # It looks at the live keys, and at those that were changed since.
             count += self._versions.end - self._versions.position(revision + 1)
+            count += 0 if own is None else own.changes
         elif each.count_only:
             count = 1
         elif limit:
             count = min(count, limit)
         self._visit(key, count)
-        if not each.count_only:
-            self._answer(key, _read(self._versions, each, self._revision).records, keys_only=each.keys_only)
+        if each.count_only:
+            return
+        if own is None or revision:
+            self._answer(key, _bytes_of(_read(self._versions, each, self._revision).records, each.keys_only))
+        else:
+            self._answer(key, own.answer_bytes(each, _latest(self._versions, key, end, count, each.descending), count))
 
     def _visit(self, key: bytes, keys: int) -> None:
         self._keys += max(keys, 1)
         if self._keys > TXN_KEYS_MAX:
             raise _RefusedError(TOO_MANY_KEYS, key, TXN_KEYS_MAX)
 
-    def _answer(self, key: bytes, records: Sequence[Record], *, keys_only: bool) -> None:
-        self._answer_bytes += sum(len(each.key) + (0 if keys_only else len(each.value)) for each in records)
+    def _answer(self, key: bytes, size_bytes: int) -> None:
+        self._answer_bytes += size_bytes
         if self._answer_bytes > TXN_ANSWER_BYTES_MAX:
             raise _RefusedError(ANSWER_TOO_LARGE, key, TXN_ANSWER_BYTES_MAX)
 
@@ -281,6 +309,10 @@ class _Run:
         return DeleteRangeOpResult(self._state.revision, len(records), previous)
 
 
+def _bytes_of(records: Sequence[Record], keys_only: bool = False) -> int:
+    return sum(len(each.key) + (0 if keys_only else len(each.value)) for each in records)
+
+
 def _lease_of(put: LeasedPutOp, old: Record | None) -> int:
     """Return the lease that a key is to have whose record is ``old``."""
     if put.ignore_lease and old is not None:
@@ -312,7 +344,7 @@ def _count(versions: Versions, key: bytes, end: bytes) -> int:
     return 1 if end == ONE_KEY else versions.live.count(key, bound(key, end))
 
 
-def _latest(versions: Versions, key: bytes, end: bytes, limit: int, *, descending: bool = False) -> Sequence[Record]:
+def _latest(versions: Versions, key: bytes, end: bytes, limit: int, descending: bool = False) -> Sequence[Record]:
     """Return the first (or last) records of a range as they are now, at most ``limit``."""
     records = versions.records
     if end == ONE_KEY:
@@ -334,7 +366,7 @@ def _read(versions: Versions, each: RangeOp, revision: int) -> RangeOpResult:
             found = found[:limit]
     else:
         count = versions.live.count(key, bound(key, end))
-        found = () if each.count_only else _latest(versions, key, end, limit or count, descending=each.descending)
+        found = () if each.count_only else _latest(versions, key, end, limit or count, each.descending)
     if each.count_only:
         return RangeOpResult(revision, count)
     if each.keys_only:

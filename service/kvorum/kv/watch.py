@@ -82,11 +82,19 @@ class EventBatch:
         events: ascending by revision; in a revision in the order of its operations. At least one.
     """
 
-    __slots__ = ("_encoded", "events")
+    __slots__ = ("_encoded", "_size_bytes", "events")
 
     def __init__(self, events: list[Event]) -> None:
         self.events = events
+        self._size_bytes = 0
         self._encoded: dict[Callable[[list[Event]], bytes], bytes] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes of keys and values it has, and :data:`EVENT_BYTES` for each event."""
+        if not self._size_bytes:
+            self._size_bytes = sum(map(event_bytes, self.events))
+        return self._size_bytes
 
     def encoded(self, encode: Callable[[list[Event]], bytes]) -> bytes:
         """Return the events as ``encode`` writes them; it is called once, whoever asks."""
@@ -416,7 +424,7 @@ class Hub:
             last = revision
             count += 1
             with_previous: Event | None = None
-            event_bytes = 0
+            size_bytes = 0
             for group in find(event.key):
                 receivers, interest = group.in_step if is_in_step else group.behind, group.interest
                 if not receivers or not (interest.puts if event.version else interest.deletes):
@@ -427,9 +435,9 @@ class Hub:
                 if not group.matched:
                     touched.append(group)
                 group.matched.append(matched)
-                event_bytes = _size(matched)
-                delivered_bytes += event_bytes * len(receivers)
-            slice_bytes += event_bytes
+                size_bytes = event_bytes(matched)
+                delivered_bytes += size_bytes * len(receivers)
+            slice_bytes += size_bytes
         return touched, end
 
     # --- What must not be reclaimed -----------------------------------------------------------------------------
@@ -461,7 +469,8 @@ def _revision_of(event: Event) -> int:
     return event[0].mod_revision
 
 
-def _size(event: Event) -> int:
+def event_bytes(event: Event) -> int:
+    """Return how many bytes an event takes: its key and values, and :data:`EVENT_BYTES`."""
     record, previous = event
     size = EVENT_BYTES + len(record.key) + len(record.value)
     return size if previous is None else size + len(previous.value)

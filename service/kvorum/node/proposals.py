@@ -38,11 +38,12 @@ from kvorum.kv.commands import (
     Txn,
     encode_batch,
 )
-from kvorum.kv.features import check_command_level
+from kvorum.kv.features import LEASE_LEVEL, check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, TXN_KEYS_MAX
 from kvorum.kv.store import Store
 from kvorum.kv.txn import visited_keys
 from kvorum.kv.txn_check import has_put, transaction_bytes
+from kvorum.kv.txn_own import check_own
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.log_time import LogTime
 from kvorum.node.ports import Clock
@@ -151,6 +152,7 @@ class Proposals:
 
         Raises:
             NotLeaderError, OverloadedError, FeatureUnavailableError, NoSpaceError, SessionError: nothing was queued.
+            TooLargeError: a transaction that no node would bound at this feature level; likewise.
         """
         self.check_leads()
         size_bytes = weight(command)
@@ -165,6 +167,8 @@ class Proposals:
         """
         store = self._state.store
         check_command_level(command, store.feature_level)
+        if store.feature_level < LEASE_LEVEL and isinstance(command, Txn):
+            check_own(command)
         is_keeping = isinstance(command, LeaseRenew | LeaseRevoke)
         if self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1):
             self._counters.proposals["refused"] += 1

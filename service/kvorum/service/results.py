@@ -15,7 +15,7 @@ from kvorum.kv.operations import (
     RangeOpResult,
     TxnOpResult,
 )
-from kvorum.kv.watch import Event, EventBatch, Sink
+from kvorum.kv.watch import Event, EventBatch, Sink, event_bytes
 from kvorum.service.node_port import Backup, RecordView, Watch
 from kvorum.service.scans import RangeItem, RangeScan
 from kvorum.status import Check, MemberStatus, NodeStatus
@@ -30,6 +30,7 @@ __all__ = [
     "DeleteRangeOpResult",
     "DeleteResult",
     "Event",
+    "event_bytes",
     "FeatureLevel",
     "GetResult",
     "History",

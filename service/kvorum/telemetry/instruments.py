@@ -36,7 +36,7 @@ PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
 REQUESTS = tuple((op, code) for op in ("put", "get", "delete") for code in (200, 500, 503, 504))
-WATCH_END_REASONS = ("closed", "stalled", "compacted", "no_leader", "not_serving")
+WATCH_END_REASONS = ("closed", "stalled", "compacted", "no_leader", "not_serving", "too_large")
 IDENTITY_REASONS = ("cluster", "name", "incarnation", "version", "token", "removed", "malformed")
 
 

@@ -8,6 +8,7 @@ _CHECK = "tests/kv/test_txn_check.py"
 _RULES = "tests/kv/test_txn.py"
 _FRONT = "tests/fronts/test_txn.py"
 _LOG = "tests/node/test_txn_proposals.py"
+_OWN = "tests/kv/test_txn_own.py"
 
 
 def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
@@ -224,6 +225,48 @@ MUTANTS = (
         "self._answer_bytes > TXN_ANSWER_BYTES_MAX",
         "False",
         _RULES,
+    ),
+    _row(
+        "The keys that a transaction itself puts are visited again without a bound.",
+        "kv.txn:_Planner._check_range",
+        "count += own.made(key, end)",
+        "pass",
+        _OWN,
+    ),
+    _row(
+        "The values that a transaction itself puts are answered with without a bound.",
+        "kv.txn:_Planner._check_put",
+        "self._own is not None",
+        "False",
+        _OWN,
+    ),
+    _row(
+        "A delete moves large values up to a limit, and nobody counts them.",
+        "kv.txn:_Planner._check_range",
+        "limit += own.removed if limit else 0",
+        "pass",
+        _OWN,
+    ),
+    _row(
+        "What a transaction changes itself is not visited by its reads of the past.",
+        "kv.txn:_Planner._check_range",
+        "count += 0 if own is None else own.changes",
+        "pass",
+        f"{_OWN} -k past",
+    ),
+    _row(
+        "An entry of feature level 4 is refused by new nodes, and done by old ones.",
+        "kv.txn:_Planner.__init__",
+        "state.feature_level >= LEASE_LEVEL",
+        "True",
+        _OWN,
+    ),
+    _row(
+        "Below level 5 a transaction is proposed that fills the memory of every node.",
+        "node.proposals:Proposals.submit",
+        "store.feature_level < LEASE_LEVEL and isinstance(command, Txn)",
+        "False",
+        _LOG,
     ),
     _row(
         "Each change takes a revision of its own: others see half of a transaction.",

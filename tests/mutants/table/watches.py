@@ -124,23 +124,20 @@ MUTANTS = (
         "watcher.cursor = 0",
         "pass",
     ),
-    Mutant(
-        "watch",
-        "The key behind a range is in it.",
-        "kv.matcher:Matcher._split",
-        "bisect_left(self._bounds, key)",
-        "bisect_right(self._bounds, key)",
-        tests=f"{_HUB} -k matcher",
-        simulated=False,
-    ),
-    Mutant(
-        "watch",
-        "Segments that are no longer needed stay.",
-        "kv.matcher:Matcher.remove",
-        "self._cover[number] == self._cover[number - 1]",
-        "False",
-        tests=f"{_HUB} -k matcher",
-        simulated=False,
+    *(
+        Mutant("watch", fault, f"kv.matcher:{where}", old, new, tests=f"{_HUB} -k matcher", simulated=False)
+        for fault, where, old, new in (
+            (
+                "The key behind a range is in it.",
+                "_Ranges.find",
+                "key < member.end",
+                "key <= member.end",
+            ),
+            ("Segments that are no longer needed stay.", "Matcher._disuse", "not self._uses[key]", "False"),
+            ("A range that comes later is not found by events.", "Matcher.add", "self._forget(member)", "pass"),
+            ("What nested ranges keep has no bound.", "Matcher._look_up", "self._kept > self._kept_max", "False"),
+            ("Every event scans all ranges.", "Matcher._look_up", "self._cover[number] = found", "pass"),
+        )
     ),
     Mutant(
         "watch",
@@ -221,13 +218,80 @@ MUTANTS = (
         'max(parse_integer(resumed, "Last-Event-ID", 0, INTEGER_MAX - 1), 1)',
         tests=_FRONT,
     ),
-    Mutant(
-        "watch",
-        "A client that does not read is never disconnected.",
-        "fronts.http.watch:Feed._judge_stall",
-        "now_s - self._unread_since_s >= STALL_S and self._watch is not None",
-        "False",
-        tests=f"{_FRONT} -k reads_nothing",
+    *(
+        Mutant("watch", fault, f"fronts.http.{where}", old, new, tests=f"{_FRONT} -k '{which}'", simulated=False)
+        for fault, where, old, new, which in (
+            (
+                "A client that does not read is never disconnected.",
+                "watch:Feed._judge_stall",
+                "now_s - self._unread_since_s >= STALL_S",
+                "False",
+                "reads_nothing",
+            ),
+            (
+                "A client that reads a byte in half a minute keeps a megabyte for ever.",
+                "watch:Feed._judge_stall",
+                "min(STALL_BYTES, self._unread_bytes)",
+                "1",
+                "drips",
+            ),
+            (
+                "The buffers of all watches together have no bound.",
+                "watch_buffers:Buffers._has_room_for",
+                "self.unread_bytes < self._bytes_max",
+                "True",
+                "together",
+            ),
+            (
+                "One slow client stops all watches once the buffers are full.",
+                "watch_buffers:Buffers._has_room_for",
+                "not buffer.unread_bytes and self.unread_bytes < 2 * self._bytes_max",
+                "False",
+                "together",
+            ),
+            (
+                "A watch that had to wait for others gets nothing more.",
+                "watch_buffers:Buffers._recount",
+                "buffer.has_room()",
+                "pass",
+                "together",
+            ),
+            (
+                "The buffers of watches that ended count for ever.",
+                "watch:Feed.run",
+                "self._buffers.remove(self)",
+                "pass",
+                "count_until",
+            ),
+            (
+                "A revision of 10 GB is one line.",
+                "watch:Feed.take",
+                "not self._is_fragmented and batch.size_bytes > REVISION_BYTES_MAX",
+                "False",
+                "without_fragments",
+            ),
+            (
+                "A part of a revision looks like the whole.",
+                "watch_lines:fragments",
+                "not is_last and events[number][0].mod_revision == event[0].mod_revision",
+                "False",
+                "fragments",
+            ),
+            (
+                "A browser takes a part of a revision for the whole when it resumes.",
+                "watch_lines:_sse",
+                "revision.more",
+                "False",
+                "fragments",
+            ),
+            (
+                "Fragments do not wait for the client.",
+                "watch:Feed._write_rest",
+                "self._rest is None or self._is_blocked or self._watch is None",
+                "self._rest is None or self._watch is None",
+                "fragments",
+            ),
+        )
     ),
     Mutant(
         "watch",

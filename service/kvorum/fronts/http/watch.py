@@ -9,26 +9,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable
-from itertools import groupby
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Literal, Protocol, cast
 
-import msgspec
 from aiohttp.web import BaseRequest
 from multidict import istr
 
 import kvorum_wire as wire
-from kvorum.errors import CallerError, InvalidRequestError
+from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
 from kvorum.fronts.http import operations, parameters
-from kvorum.fronts.http.history import text_or_base64
-from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import Query, accepts, combined, decode_bytes, parse_integer
 from kvorum.fronts.http.response import Response
+from kvorum.fronts.http.watch_buffers import Buffers
+from kvorum.fronts.http.watch_lines import NDJSON_LINES, SSE_LINES, Fragment, Lines, fragments
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import INTEGER_MAX
 from kvorum.service.requests import Watch
-from kvorum.service.results import Event, EventBatch, WatchStart
+from kvorum.service.results import Event, EventBatch, WatchStart, event_bytes
 from kvorum.service.results import Watch as Watching
 
 PATH = "/v1/watch"
@@ -39,8 +38,13 @@ PROGRESS_S_MAX = 30
 """Proxies close a connection that is silent for a minute."""
 BUFFER_BYTES_MAX = 1024 * 1024
 """With more than that unread by the client, a watch falls behind."""
+FRAGMENT_BYTES = 1024 * 1024
+"""With fragments, what takes more is written in several lines, one in each turn of the loop."""
+REVISION_BYTES_MAX = 16 * 1024 * 1024
+"""Without them, a revision whose keys and values take more ends the watch."""
 STALL_S = 30.0
-"""A client that reads nothing for so long, with so much to read, is disconnected."""
+STALL_BYTES = 512 * 1024
+"""A client that reads less in :data:`STALL_S`, with so much to read, is disconnected."""
 LINGERING_S = 10.0
 """How long a client may take to read what is left once the watch has ended."""
 
@@ -52,11 +56,14 @@ _FROM_REVISION = parameters.Integer(
 _PROGRESS = parameters.Integer(
     "progress_s", f"On a quiet watch a line comes so often, in seconds. Default {PROGRESS_S}.", 1, PROGRESS_S_MAX
 )
+_FRAGMENT = parameters.Switch(
+    "fragment", 'A long revision comes in several lines; all of them but the last have "more": true.'
+)
 _FILTER: parameters.Choice[Literal["", "put", "delete"]] = parameters.Choice(
     "filter", "Only events of this type.", ("", "put", "delete")
 )
 _PARAMETERS: frozenset[parameters.Parameter] = frozenset(
-    {_FROM_REVISION, parameters.PREV_VALUE, _FILTER, _PROGRESS, parameters.TIMEOUT_MS, parameters.FORWARD}
+    {_FROM_REVISION, parameters.PREV_VALUE, _FRAGMENT, _FILTER, _PROGRESS, parameters.TIMEOUT_MS, parameters.FORWARD}
 )
 _BYTES = (parameters.KEY, parameters.PREFIX, parameters.START, parameters.END)
 _HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nVary: Accept\r\n"
@@ -73,7 +80,6 @@ WATCH = operations.Operation(
     ),
     errors=operations.PAST_ERRORS | {"too_many_watchers"},
 )
-_encode = msgspec.json.Encoder().encode
 
 
 class WatchHandlers:
@@ -85,6 +91,7 @@ class WatchHandlers:
 
     def __init__(self, service: Service) -> None:
         self._execute = service.execute
+        self._buffers = Buffers()
 
     async def watch(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/watch``."""
@@ -93,9 +100,12 @@ class WatchHandlers:
         resumed = combined(request.headers, _LAST_EVENT_ID)
         wanted = _watch(given, query, resumed)
         start = await self._execute(ANONYMOUS, wanted)
-        lines = _SSE if accepts(request.headers, SSE) else _NDJSON
+        lines = SSE_LINES if accepts(request.headers, SSE) else NDJSON_LINES
+        is_fragmented = query.switch(_FRAGMENT)
         headers = f"{_HEADERS}X-Kvorum-Revision: {start.revision}\r\n"
-        feed = Feed(start, lines, progress_s, is_from_now=not wanted.from_revision)
+        feed = Feed(
+            start, lines, progress_s, self._buffers, is_from_now=not wanted.from_revision, is_fragmented=is_fragmented
+        )
         return Response(200, content_type=lines.content_type, headers=headers, live=feed)
 
 
@@ -169,60 +179,6 @@ def prefix_end(prefix: bytes) -> bytes | None:
 # --- What is written --------------------------------------------------------------------------------------------------
 
 
-class _Lines(msgspec.Struct, frozen=True):
-    """How a body is written."""
-
-    content_type: str
-    events: Callable[[list[Event]], bytes]
-    progress: Callable[[int], bytes]
-    end: Callable[[CallerError], bytes]
-    heartbeat: bytes
-
-
-def _revisions(events: list[Event]) -> list[wire.WatchRevision]:
-    grouped = groupby(events, key=lambda event: event[0].mod_revision)
-    return [wire.WatchRevision(revision, tuple(map(_event, group))) for revision, group in grouped]
-
-
-def _event(event: Event) -> wire.WatchEvent:
-    record, previous = event
-    is_put = record.version > 0
-    return wire.WatchEvent(
-        "put" if is_put else "delete",
-        record.mod_revision,
-        record.create_revision,
-        record.version,
-        *text_or_base64(record.key),
-        *(text_or_base64(record.value) if is_put else (None, None)),
-        *(text_or_base64(previous.value) if previous is not None else (None, None)),
-        f"{record.lease:x}" if record.lease else None,
-    )
-
-
-def _ndjson_events(events: list[Event]) -> bytes:
-    return b"".join([_encode(revision) + b"\n" for revision in _revisions(events)])
-
-
-def _sse_events(events: list[Event]) -> bytes:
-    return b"".join([b"id: %d\ndata: %b\n\n" % (each.revision, _encode(each)) for each in _revisions(events)])
-
-
-_NDJSON = _Lines(
-    NDJSON,
-    _ndjson_events,
-    lambda revision: _encode(wire.WatchProgress(revision)) + b"\n",
-    lambda error: _encode(wire.WatchEnd(problem_of(error))) + b"\n",
-    b"\n",
-)
-_SSE = _Lines(
-    SSE,
-    _sse_events,
-    lambda revision: b"event: progress\nid: %d\ndata: %b\n\n" % (revision, _encode(wire.WatchProgress(revision))),
-    lambda error: b"event: end\ndata: %b\n\n" % _encode(wire.WatchEnd(problem_of(error))),
-    b":\n\n",
-)
-
-
 class _FedConnection(Protocol):
     feed: Feed | None
     writing_paused: bool
@@ -235,14 +191,30 @@ class Feed:
         start: the watch, which can begin.
         lines: how its events are written.
         progress_s: after so many seconds without an event, a line says how far the watch has come.
+        buffers: those of all watches.
         is_from_now: nobody knows yet where it begins: the first line says it.
+        is_fragmented: the client takes a revision in several lines.
     """
 
-    def __init__(self, start: WatchStart, lines: _Lines, progress_s: float, *, is_from_now: bool) -> None:
+    def __init__(
+        self,
+        start: WatchStart,
+        lines: Lines,
+        progress_s: float,
+        buffers: Buffers,
+        *,
+        is_from_now: bool,
+        is_fragmented: bool,
+    ) -> None:
         self._start = start
         self._lines = lines
         self._progress_s = progress_s
+        self._buffers = buffers
         self._is_from_now = is_from_now
+        self._is_fragmented = is_fragmented
+        self._rest: Iterator[Fragment] | None = None
+        """What is left to write of what was taken."""
+        self._has_ended = False
         self._connection: _FedConnection | None = None
         self._transport: asyncio.Transport | None = None
         self._watch: Watching | None = None
@@ -278,21 +250,71 @@ class Feed:
                 self._timer.cancel()
             if self._watch is not None:
                 self._watch.close()
+            self._rest = None
+            self._has_ended = True
+            self._buffers.remove(self)
 
     # --- The sink -----------------------------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
         """Whether the client has too much to read."""
-        return self._connection is not None and self._connection.writing_paused
+        return self._rest is not None or self._is_blocked
 
     def take(self, batch: EventBatch) -> None:
-        """Write events."""
-        self._write(batch.encoded(self._lines.events))
+        """Write events, or begin to."""
+        if self._is_fragmented and batch.size_bytes > 2 * FRAGMENT_BYTES:
+            self._rest = fragments(batch.events, FRAGMENT_BYTES)
+            self._write_rest()
+        elif not self._is_fragmented and batch.size_bytes > REVISION_BYTES_MAX:
+            self._refuse(batch.events)
+        else:
+            self._write(batch.encoded(self._lines.events))
+
+    def _write_rest(self) -> None:
+        """Write the next fragment, unless the client has too much to read."""
+        if self._rest is None or self._is_blocked or self._watch is None:
+            return
+        fragment = next(self._rest, None)
+        if fragment is None:
+            self._rest = None
+            self._watch.has_room()
+            return
+        self._write(self._lines.fragment(fragment))
+        asyncio.get_running_loop().call_soon(self._write_rest)
+
+    def _refuse(self, events: list[Event]) -> None:
+        """Write whole revisions up to one that is too long for a line, which can be the last one only; then end."""
+        last = events[-1][0].mod_revision
+        begin = bisect_left(events, last, key=_revision_of)
+        if begin:
+            self._write(self._lines.events(events[:begin]))
+        size_bytes = sum(map(event_bytes, events[begin:]))
+        if size_bytes <= REVISION_BYTES_MAX:
+            self._write(self._lines.events(events[begin:]))
+            return
+        # Nothing more is written until the end, which must not come while the hub delivers.
+        self._rest = iter(())
+        error = TooLargeError(
+            f"the events of revision {last} take {size_bytes} bytes, too many for one line; watch with fragment=true",
+            REVISION_BYTES_MAX,
+        )
+        asyncio.get_running_loop().call_soon(self.stop, error)
+
+    @property
+    def unread_bytes(self) -> int:
+        """How many bytes wait to be sent to the client."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def _is_blocked(self) -> bool:
+        is_paused = self._connection is not None and self._connection.writing_paused
+        return is_paused or self._buffers.is_full_for(self)
 
     def end(self, error: CallerError) -> None:
         """Write why the watch ends, and end the connection."""
         transport = self._transport
+        self._rest = None
         if transport is not None and not transport.is_closing():
             self._write(self._lines.end(error))
             if transport.get_write_buffer_size():
@@ -303,8 +325,14 @@ class Feed:
     # --- The connection -----------------------------------------------------------------------------------------
 
     def has_room(self) -> None:
-        """The client has read most of what was written."""
-        if self._watch is not None:
+        """The client has read most of what was written, or others have."""
+        if self._has_ended:
+            return
+        self._buffers.note(self)
+        self._unread_bytes = 0
+        if self._rest is not None:
+            self._write_rest()
+        elif self._watch is not None:
             self._watch.has_room()
 
     def lost(self) -> None:
@@ -322,6 +350,8 @@ class Feed:
         if self._transport is not None and not self._transport.is_closing():
             self._is_idle = False
             self._transport.write(data)
+            if not self._has_ended:
+                self._buffers.note(self)
 
     # --- Once in a while ----------------------------------------------------------------------------------------
 
@@ -331,6 +361,7 @@ class Feed:
         if transport is None or self._watch is None or self._done is None or self._done.done():
             return
         self._timer = loop.call_later(self._progress_s, self._beat)
+        self._buffers.note(self)
         if self.is_full:
             self._judge_stall(transport, loop.time())
             return
@@ -342,9 +373,17 @@ class Feed:
 
     def _judge_stall(self, transport: asyncio.Transport, now_s: float) -> None:
         unread_bytes = transport.get_write_buffer_size()
-        if not self._unread_bytes or unread_bytes < self._unread_bytes:
+        if not self._unread_bytes:
             self._unread_bytes, self._unread_since_s = unread_bytes, now_s
-        elif now_s - self._unread_since_s >= STALL_S and self._watch is not None:
-            self._watch.close(_STALLED)
+        elif now_s - self._unread_since_s >= STALL_S:
+            if self._unread_bytes - unread_bytes >= min(STALL_BYTES, self._unread_bytes):
+                self._unread_bytes, self._unread_since_s = unread_bytes, now_s
+                return
+            if self._watch is not None:
+                self._watch.close(_STALLED)
             transport.abort()
             self.lost()
+
+
+def _revision_of(event: Event) -> int:
+    return event[0].mod_revision
