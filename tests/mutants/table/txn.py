@@ -263,7 +263,7 @@ MUTANTS = (
     ),
     _row(
         "Below level 5 a transaction is proposed that fills the memory of every node.",
-        "node.proposals:Proposals.submit",
+        "node.proposals:Proposals.check",
         "store.feature_level < LEASE_LEVEL and isinstance(command, Txn)",
         "False",
         _LOG,

@@ -133,7 +133,7 @@ MUTANTS = (
                 "key < member.end",
                 "key <= member.end",
             ),
-            ("Segments that are no longer needed stay.", "Matcher._disuse", "not self._uses[key]", "False"),
+            ("Segments that are no longer needed stay.", "Matcher._disuse", "if self._uses[key]: ...", "return"),
             ("A range that comes later is not found by events.", "Matcher.add", "self._forget(member)", "pass"),
             ("What nested ranges keep has no bound.", "Matcher._look_up", "self._kept > self._kept_max", "False"),
             ("Every event scans all ranges.", "Matcher._look_up", "self._cover[number] = found", "pass"),
