@@ -303,6 +303,20 @@ def test_a_slice_ends_when_it_has_found_many_bytes() -> None:
     assert max(found for _, found in counted_slices(versions, RangeQuery(), 512)) <= 8
 
 
+def test_a_sorted_range_goes_on_when_its_count_has_taken_a_whole_slice() -> None:
+    """It ended with an IndexError, which a client saw as a 500."""
+    for steps in range(1, 9):
+        world = World()
+        world.put(b"a", b"b", b"c")
+        revision = world.store.revision
+        world.put(*(b"d%d" % number for number in range(20)))
+        scan = Scan(RangeQuery(revision=revision, sort="version"), revision, is_whole=True)
+        found: list[Item] = []
+        while not scan.is_done:
+            found += scan.step(world.store.versions, world.store.revision, steps)
+        assert found == [world.past[revision][key] for key in (b"a", b"b", b"c")], steps
+
+
 def test_a_count_at_the_latest_revision_looks_at_no_key() -> None:
     versions = Counted().fill(*numbered(5000))
     scan = Scan(RangeQuery(b"0001000", b"0003000", count_only=True), versions.revision, is_whole=True)

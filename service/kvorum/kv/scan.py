@@ -322,6 +322,8 @@ class Scan:
     def _scan_sorted(self, versions: Versions, latest: int, found: list[Item]) -> None:
         if not self._is_sorted:
             wanted = self._steps
+            if wanted <= 0:  # The count has taken them all.
+                return
             keys = self._next_keys(versions, latest, wanted)
             records = (versions.at(key, self.revision) for key in keys)
             self._collected += [record for record in records if record is not None and self.query.admits(record)]
