@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from fronts.fake_node import Answer, FakeNode, Server, make_config
 from waiting import until
 
 from kvorum.errors import NotServingError
+from kvorum.service import Service
+from kvorum.service.access import ANONYMOUS, Principal
+from kvorum.service.locks import Locks
+from kvorum.service.requests import AcquireLock
 
 
 def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
@@ -172,6 +177,38 @@ def test_an_attempt_that_another_one_took_over_does_not_remove_the_place() -> No
         assert held(http) == [b"_locks/a/1", b"_locks/a/2"]
         await http("DELETE", "/v1/locks/a?lease=1")
         assert (await late).status == 200
+
+    run(scenario)
+
+
+def test_a_place_that_is_the_first_one_by_then_is_not_given_up() -> None:
+    """Another attempt of the same lease may have been told already that it holds the lock."""
+
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        service = Service(http.node, perf_counter)
+        attempt = asyncio.ensure_future(service.execute(ANONYMOUS, AcquireLock("lock", b"a", 2, wait_ms=9000)))
+        await waiting(http, 2)
+        http.node.remove(b"_locks/a/1")
+        attempt.cancel()
+        await asyncio.wait({attempt})
+        assert attempt.cancelled()
+        assert held(http) == [b"_locks/a/2"]
+
+    run(scenario)
+
+
+def test_a_lock_that_becomes_free_as_the_time_ends_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        withdraw = Locks._withdraw
+
+        async def too_late(self: Locks, principal: Principal, attempt: Any) -> bool:
+            http.node.remove(b"_locks/a/1")
+            return await withdraw(self, principal, attempt)
+
+        monkeypatch.setattr(Locks, "_withdraw", too_late)
+        assert (await lock(http, 2, 30)).status == 200
 
     run(scenario)
 

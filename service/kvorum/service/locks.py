@@ -7,7 +7,7 @@ before its own to go; nobody else is woken.
 
 Every attempt puts the key again. So its ``mod_revision`` names the attempt, and its ``create_revision``, the place,
 stays: an attempt that is repeated, here or at another node, takes the place over, and the earlier one, should it give
-up later, does not remove it any more.
+up later, does not remove it any more. Nor does any attempt remove a place that may be the first one by then.
 
 A lock is granted by a state in which the place is the first one and its lease lives, and which was reached during the
 attempt: as a put was committed, or behind a read that a quorum has confirmed. So two leases never hold a lock at one
@@ -102,8 +102,8 @@ class Locks:
             return granted
         await self._put(principal, attempt)
         try:
-            return await self._wait(attempt, deadline_s)
-        except (LockError, asyncio.CancelledError):
+            return await self._wait(principal, attempt, deadline_s)
+        except asyncio.CancelledError:
             await self._withdraw(principal, attempt)
             raise
 
@@ -199,7 +199,7 @@ class Locks:
         txn = Txn(compares, (put,), otherwise, timeout_ms=attempt.request.timeout_ms)
         return await self._transactions.txn(principal, txn)
 
-    async def _wait(self, attempt: _Attempt, deadline_s: float) -> LockGrant:
+    async def _wait(self, principal: Principal, attempt: _Attempt, deadline_s: float) -> LockGrant:
         request = attempt.request
         is_confirmed = True  # by the quorum that committed the put
         while True:
@@ -210,10 +210,12 @@ class Locks:
             if place is None or lease is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
             if place:
+                before = attempt.before = queue[place - 1]
                 left_s = deadline_s - self._now()
-                if left_s <= 0:
+                if left_s > 0:
+                    await self._gone(before, attempt, left_s)
+                elif await self._withdraw(principal, attempt):
                     raise self._held(attempt, queue[0])
-                await self._gone(queue[place - 1], attempt, left_s)
                 is_confirmed = False
             elif is_confirmed:
                 return attempt.granted(self._node.store.revision)
@@ -237,11 +239,27 @@ class Locks:
             for watch in watches:
                 watch.close()
 
-    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> None:
-        """Remove the place, unless a later attempt has taken it over. If that fails, it stays as long as its lease."""
-        compare = Compare(attempt.key, "mod_revision", "=", attempt.mod_revision)
-        with suppress(CallerError):
-            await self._transactions.txn(principal, Txn((compare,), (DeleteRangeOp(attempt.key),)))
+    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> bool:
+        """Give the place up; return False if it stays because it may be the first one now.
+
+        Then another attempt of the lease may have been told already that it holds the lock. The place stays as well if
+        another attempt has taken it over, or if it cannot be removed; it ends with its lease.
+        """
+        before, key = attempt.before, attempt.key
+        if before is None:
+            return True
+        is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
+        is_waiting = Compare(before.key, "create_revision", "=", before.create_revision)
+        look = RangeOp(key, keys_only=True)
+        try:
+            result = await self._transactions.txn(principal, Txn((is_own, is_waiting), (DeleteRangeOp(key),), (look,)))
+        except CallerError:
+            return True
+        match result.results:
+            case (RangeOpResult(records=(record,)),):
+                return record.mod_revision != attempt.mod_revision
+            case _:
+                return True
 
     def _held(self, attempt: _Attempt, holder: Record) -> LockError:
         request = attempt.request
@@ -307,7 +325,7 @@ class Locks:
 class _Attempt:
     """One attempt to get a lock."""
 
-    __slots__ = ("key", "mod_revision", "prefix", "request", "token")
+    __slots__ = ("before", "key", "mod_revision", "prefix", "request", "token")
 
     def __init__(self, request: AcquireLock) -> None:
         self.request = request
@@ -316,6 +334,8 @@ class _Attempt:
         self.mod_revision = 0
         """Of the key, as this attempt has put it."""
         self.token = 0
+        self.before: Record | None = None
+        """The place before its own, for which it waits."""
 
     def granted(self, revision: int) -> LockGrant:
         """Return what the lease has got."""
