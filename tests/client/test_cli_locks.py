@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -44,14 +48,21 @@ def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
     run_cli(with_level)
 
 
-def spawn(server: Server, *arguments: str) -> subprocess.Popen[str]:
-    """Start `kv`, with pipes."""
+def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subprocess.Popen[str]:
+    """Start `kv`, with pipes; ``terminal``: its stdin, which becomes the terminal of its session."""
+
+    def take_the_terminal() -> None:
+        if terminal is not None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     return subprocess.Popen(
         [sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=terminal is not None,
+        preexec_fn=take_the_terminal,
     )
 
 
@@ -274,6 +285,30 @@ def test_signals_are_passed_on_to_the_command() -> None:
             holding.send_signal(number)
             assert (await ended(holding))[0] == 40
             assert len(server.node.store.leases) == 0
+
+    run(scenario)
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_command_once() -> None:
+    script = """
+import signal
+signal.signal(signal.SIGINT, lambda *_: print("int", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: exit(40))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        terminal, slave = pty.openpty()
+        holding = spawn(server, "lock", "a", "--", sys.executable, "-c", script, terminal=slave)
+        os.close(slave)
+        assert holding.stdout is not None
+        assert await asyncio.to_thread(holding.stdout.readline) == "ready\n"
+        os.write(terminal, b"\x03")
+        assert await asyncio.to_thread(holding.stdout.readline) == "int\n"
+        holding.send_signal(signal.SIGTERM)
+        assert (await ended(holding))[:2] == (40, "")
+        os.close(terminal)
 
     run(scenario)
 
