@@ -51,7 +51,8 @@ def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
 def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subprocess.Popen[str]:
     """Start `kv`, with pipes; ``terminal``: its stdin, which becomes the terminal of its session."""
 
-    def take_the_terminal() -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A shell lets what runs in the background ignore it.
         if terminal is not None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -62,7 +63,7 @@ def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subpr
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=terminal is not None,
-        preexec_fn=take_the_terminal,
+        preexec_fn=prepare,
     )
 
 
