@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,20 @@ def out(capsys: pytest.CaptureFixture[str]) -> Out:
     return read
 
 
+_spawned: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Kill what a test that failed has left behind."""
+    yield
+    for process in _spawned:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _spawned.clear()
+
+
 def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
     async def with_level(server: Server, kv: Kv) -> None:
         server.node.raise_feature_level()
@@ -56,7 +70,7 @@ def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subpr
         if terminal is not None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, *arguments],
         stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
@@ -65,6 +79,8 @@ def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subpr
         start_new_session=terminal is not None,
         preexec_fn=prepare,
     )
+    _spawned.append(process)
+    return process
 
 
 async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
