@@ -15,6 +15,9 @@ true: nothing was done (:class:`UnavailableError`), or nobody can tell (:class:`
 Any number of calls may be made at once; 64 of them (``concurrent_calls_max``) are in progress, and the others wait for
 their turn (:mod:`kvorum_client.concurrency`).
 
+Leases are kept alive in the background (:mod:`kvorum_client.leases`), and locks and elections have one each
+(:mod:`kvorum_client.locks`). Their calls take no turn: a renewal must not wait.
+
 Needs aiohttp and msgspec; imports nothing of ``kvorum``.
 """
 

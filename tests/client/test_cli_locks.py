@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+import termios
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,20 @@ def out(capsys: pytest.CaptureFixture[str]) -> Out:
     return read
 
 
+_spawned: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Kill what a test that failed has left behind."""
+    yield
+    for process in _spawned:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _spawned.clear()
+
+
 def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
     async def with_level(server: Server, kv: Kv) -> None:
         server.node.raise_feature_level()
@@ -44,15 +62,25 @@ def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
     run_cli(with_level)
 
 
-def spawn(server: Server, *arguments: str) -> subprocess.Popen[str]:
-    """Start `kv`, with pipes."""
-    return subprocess.Popen(
+def spawn(server: Server, *arguments: str, terminal: int | None = None) -> subprocess.Popen[str]:
+    """Start `kv`, with pipes; ``terminal``: its stdin, which becomes the terminal of its session."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A shell lets what runs in the background ignore it.
+        if terminal is not None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
         [sys.executable, "-m", "kvorum_client.cli", "--endpoints", server.url, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=terminal is not None,
+        preexec_fn=prepare,
     )
+    _spawned.append(process)
+    return process
 
 
 async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -274,6 +302,30 @@ def test_signals_are_passed_on_to_the_command() -> None:
             holding.send_signal(number)
             assert (await ended(holding))[0] == 40
             assert len(server.node.store.leases) == 0
+
+    run(scenario)
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_command_once() -> None:
+    script = """
+import signal
+signal.signal(signal.SIGINT, lambda *_: print("int", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: exit(40))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        terminal, slave = pty.openpty()
+        holding = spawn(server, "lock", "a", "--", sys.executable, "-c", script, terminal=slave)
+        os.close(slave)
+        assert holding.stdout is not None
+        assert await asyncio.to_thread(holding.stdout.readline) == "ready\n"
+        os.write(terminal, b"\x03")
+        assert await asyncio.to_thread(holding.stdout.readline) == "int\n"
+        holding.send_signal(signal.SIGTERM)
+        assert (await ended(holding))[:2] == (40, "")
+        os.close(terminal)
 
     run(scenario)
 

@@ -102,15 +102,23 @@ def test_a_leader_learns_that_it_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     with_node(scenario)
 
 
+async def look_again(server: Server, looked: int) -> None:
+    """Wait until another connection has asked who leads."""
+    await until("it looked", lambda: server.node.barriers > looked and server.node.watches.hub.size > 0)
+
+
 def test_an_observation_goes_on_at_another_connection_and_repeats_nothing() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         first = await kv.election("e", "one").campaign()
         async with contextlib.aclosing(kv.election("e").observe()) as leaders:
             assert await value(leaders) == b"one"
-            server.node.watches.end_all(NotServingError("stopping"))
-            server.node.watches.end_all(NotServingError("stopping"))
+            following = asyncio.create_task(value(leaders))
+            for _ in range(2):
+                looked = server.node.barriers
+                server.node.watches.end_all(NotServingError("stopping"))
+                await look_again(server, looked)
             await first.proclaim("two")
-            assert await value(leaders) == b"two"
+            assert await following == b"two"
         await first.resign()
 
     with_node(scenario)

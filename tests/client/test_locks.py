@@ -17,6 +17,7 @@ from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import ClientCommand, LeaseGrant, Result, Txn
 from kvorum_client import (
     Client,
+    ClientError,
     InvalidArgumentError,
     LockHeldError,
     LockLostError,
@@ -26,6 +27,7 @@ from kvorum_client import (
     leases,
     locks,
 )
+from kvorum_client.transport import Answer
 
 
 @pytest.fixture
@@ -162,24 +164,70 @@ def test_a_waiter_outlives_a_node_that_ends_its_wait_and_an_outage() -> None:
     with_node(scenario)
 
 
+def lose_a_transaction(server: Server) -> list[ClientCommand]:
+    """Do the next transaction, and answer as if nobody knew; return a list that all of them are put into."""
+    propose, seen = server.node.propose, list[ClientCommand]()
+
+    async def lossy(
+        command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+    ) -> Result:
+        result = await propose(command, timeout_ms, address, hand_over=hand_over)
+        if isinstance(command, Txn):
+            seen.append(command)
+            if len(seen) == 1:
+                raise ServerOutcomeUnknown("the leader lost its quorum")
+        return result
+
+    server.node.propose = lossy  # type: ignore[method-assign]
+    return seen
+
+
 def test_a_lock_whose_answer_was_lost_is_held() -> None:
     async def scenario(server: Server, kv: Client) -> None:
-        propose, lost = server.node.propose, []
-
-        async def lossy(
-            command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
-        ) -> Result:
-            result = await propose(command, timeout_ms, address, hand_over=hand_over)
-            lost.append(command)
-            if isinstance(command, Txn) and sum(isinstance(each, Txn) for each in lost) == 1:
-                raise ServerOutcomeUnknown("the leader lost its quorum")
-            return result
-
-        server.node.propose = lossy  # type: ignore[method-assign]
+        seen = lose_a_transaction(server)
         async with kv.lock("a") as lock:
             info = await kv.lock_info("a")
             assert info.holder is not None and info.holder.fencing_token == lock.fencing_token
-            assert sum(isinstance(each, Txn) for each in lost) == 2
+            assert len(seen) == 2
+
+    with_node(scenario)
+
+
+def test_a_refusal_is_one_also_after_a_lost_answer() -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        async with kv.lock("a"):
+            seen = lose_a_transaction(server)
+            with pytest.raises(LockHeldError):
+                await kv.lock("a", wait_s=0).acquire()
+            assert len(seen) == 2
+
+    with_node(scenario)
+
+
+def test_a_waiter_outlives_an_outage_that_is_longer_than_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.2)
+    request, failures = locks.Queueing._request, list[ClientError]()
+
+    async def counted(self: locks.Queueing, value: bytes, until_s: float) -> Answer:
+        try:
+            return await request(self, value, until_s)
+        except ClientError as error:
+            failures.append(error)
+            raise
+
+    monkeypatch.setattr(locks.Queueing, "_request", counted)
+
+    async def scenario(server: Server, kv: Client) -> None:
+        async with Client([server.url], timeout_s=0.3) as other, kv.lock("a") as first:
+            second = asyncio.create_task(other.lock("a").acquire())
+            await waiters(kv, 1)
+            server.node.error = NoLeaderError("no leader")
+            await until(
+                "two requests failed", lambda: sum(isinstance(each, UnavailableError) for each in failures) >= 2
+            )
+            server.node.error = None
+            await first.release()
+            await (await second).release()
 
     with_node(scenario)
 
