@@ -411,6 +411,35 @@ def test_a_sorted_range_may_have_ten_thousand_keys() -> None:
     assert len(page_of(versions, RangeQuery(limit=2))[1]) == 2
 
 
+def test_keys_that_came_and_went_do_not_refuse_the_next_page_of_a_sorted_range() -> None:
+    versions = Counted().fill(*numbered(SORTED_KEYS_MAX - 1000))
+    versions.pin(versions.revision)
+    revision = versions.revision
+    first = Scan(RangeQuery(sort="mod", limit=5), revision, is_whole=False)
+    finish(first, versions)
+    others = [b"z" + key for key in numbered(2000)]
+    versions.fill(*others)
+    for key in others:
+        versions.revision += 1
+        versions.delete(versions.records[key], versions.revision)
+    second = Scan(RangeQuery(sort="mod", limit=5), revision, first.cursor(), is_whole=False)
+    assert [item.key for item in finish(second, versions) if isinstance(item, Record)] == numbered(10)[5:]
+
+
+def test_a_page_that_has_not_passed_a_key_is_no_page() -> None:
+    versions = Counted().fill(b"a/1", b"b/1", *numbered(10))
+    versions.pin(versions.revision)
+    revision = versions.revision
+    query = RangeQuery(delimiter=b"/", limit=1)
+    first = Scan(query, revision, is_whole=False)
+    finish(first, versions)
+    for _ in range(1000):
+        versions.fill(b"y")
+    second = Scan(query, revision, first.cursor(), is_whole=False)
+    assert second.step(versions, versions.revision, 1) == []  # It follows the events.
+    assert not second.is_done and not second.may_stop
+
+
 def test_a_page_that_runs_out_of_time_is_a_shorter_page() -> None:
     versions = Counted().fill(*numbered(10))
     for query in (RangeQuery(), RangeQuery(reverse=True)):
