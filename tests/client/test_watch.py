@@ -314,5 +314,15 @@ def test_kv_watch_prints_a_line_an_event_and_ends_cleanly_when_it_is_interrupted
             {"type": "put", "mod_revision": 3, "key": "k", "create_revision": 2, "version": 2, "value": "two\n"},
             {"type": "delete", "mod_revision": 4, "key": "k"},
         ]
+        text = await asyncio.to_thread(watch, "--from", "j", "--to", "l", "--rev", "2")
+        assert [line.split()[0] for line in text] == ["2", "3", "4"]
 
     with_nodes(scenario)
+
+
+@pytest.mark.parametrize("arguments", [(), ("k", "--prefix", ""), ("k", "--to", "l"), ("--prefix", "a", "--from", "b")])
+def test_kv_watch_is_of_one_key_a_prefix_or_a_range(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "kvorum_client.cli", "watch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "--from and --to" in done.stderr
