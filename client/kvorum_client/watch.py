@@ -67,6 +67,8 @@ def target_of(
     is_range = start is not None or end is not None
     if (key is not None) + (prefix is not None) + is_range != 1:
         raise InvalidArgumentError('watch a key, a prefix (b"": all keys), or a range from start to end')
+    if start is not None and not start:
+        start = b"\0"  # An empty start is the first key, as in every range.
     given = {"key": key, "prefix": prefix, "start": start, "end": end}
     parts = [f"{name}={quote(encoded(data, name))}" for name, data in given.items() if data is not None]
     parts.append("fragment=true")

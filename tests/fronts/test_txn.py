@@ -343,7 +343,7 @@ def test_a_range_is_deleted_and_counted() -> None:
             await http("PUT", f"/v1/kv/{key}", b"")
         assert (await http("DELETE", "/v1/kv?prefix=a")).json == {"revision": 8, "deleted": 2}
         assert (await http("DELETE", "/v1/kv?prefix=a")).json == {"revision": 8, "deleted": 0}
-        assert (await http("DELETE", "/v1/kv?start=b&end=c")).json["deleted"] == 1
+        assert (await http("DELETE", "/v1/kv?start64=Yg&end64=Yw%3D%3D")).json["deleted"] == 1
         by_session = await http("DELETE", "/v1/kv/?prefix=%ff", None, {"Idempotency-Key": "c/1"})
         assert by_session.json == {"revision": 10, "deleted": 2}
         again = await http("DELETE", "/v1/kv/?prefix=%ff", None, {"Idempotency-Key": "c/1"})
@@ -364,6 +364,8 @@ def test_a_range_is_deleted_and_counted() -> None:
         "",
         "?prefix=a&start=b",
         "?prefix=a&prefix=b",
+        "?prefix=a&prefix64=YQ",
+        "?prefix64=%21",
         "?start=",
         "?end=",
         "?end=%00",

@@ -159,14 +159,14 @@ _FRONT = (
     ),
     (
         "A parameter that is given twice counts once.",
-        "fronts.http.ranges:take_bytes",
+        "fronts.http.key_ranges:take_bytes",
         "name in found",
         "False",
     ),
     (
         "A prefix and an end are taken together, and the end is ignored.",
-        "fronts.http.ranges:_bounds",
-        "name in given",
+        "fronts.http.key_ranges:range_of",
+        "name in given and 'prefix' in given",
         "False",
     ),
     (

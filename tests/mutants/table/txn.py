@@ -354,7 +354,7 @@ MUTANTS = (
     ),
     _row(
         "A delete of the keys before a zero byte deletes all keys.",
-        "fronts.http.transactions:take_range",
+        "fronts.http.key_ranges:range_of",
         "given.get('end') == NO_END",
         "False",
         _FRONT,
