@@ -167,9 +167,22 @@ class Queueing:
         Raises:
             InvalidArgumentError: it was never held.
         """
+        return self._grant.fencing_token
+
+    @property
+    def key(self) -> bytes:
+        """The key of its place, whose create_revision is the fencing token.
+
+        Raises:
+            InvalidArgumentError: it was never held.
+        """
+        return bytes_of(self._grant.key, self._grant.key_base64)
+
+    @property
+    def _grant(self) -> wire.LockGranted:
         if self._granted is None:
             raise InvalidArgumentError(f"this {self._what} has never been held: enter it first")
-        return self._granted.fencing_token
+        return self._granted
 
     @property
     def lease(self) -> Lease:
@@ -245,13 +258,13 @@ class Queueing:
         """Return why it is not held any more; empty: it is, or was not held yet."""
         if self._granted is None:
             return ""
-        key = bytes_of(self._granted.key, self._granted.key_base64)
+        key = self.key
         attempt_s = self._lease.ttl_s / (2 * leases.RENEWALS)
         parameters: dict[str, str | bytes] = {**key_parameters(key)}
         answer = await self._calls._coordinate(
             "GET", key_path(key), parameters=parameters, timeout_s=attempt_s, attempt_s=attempt_s
         )
-        if answer.status != 404 and record_of(key, answer).create_revision == self._granted.fencing_token:
+        if answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token:
             return ""
         return f"somebody has deleted the key of the {self._what}"
 

@@ -8,6 +8,7 @@ keeps the interpreter's lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, Self, TypeVar
 from kvorum_client.arguments import check_timeout
 from kvorum_client.coordination import Coordination
 from kvorum_client.elections import Election
+from kvorum_client.errors import ClientError
 from kvorum_client.leases import Lease, LeaseGranted, LeaseInfo
 from kvorum_client.locks import TTL_S, Lock, LockHolder, LockInfo, Queueing
 
@@ -103,6 +105,11 @@ class _SyncQueueing:
         return self._queueing.fencing_token
 
     @property
+    def key(self) -> bytes:
+        """See :attr:`Lock.key`."""
+        return self._queueing.key
+
+    @property
     def lost_reason(self) -> str:
         """See :attr:`Lock.lost_reason`."""
         return self._queueing.lost_reason
@@ -177,7 +184,9 @@ class SyncElection(_SyncQueueing):
             while True:
                 yield self._run(_next(leaders))
         finally:
-            self._run(leaders.aclose())
+            # Whoever leaves it to the garbage collector may have closed the client before.
+            with contextlib.suppress(ClientError):
+                self._run(leaders.aclose())
 
     def __enter__(self) -> Self:
         return self.campaign()
@@ -286,11 +295,9 @@ def _wait_lost(run: Run, lost: asyncio.Event, timeout_s: float) -> bool:
 
 
 async def _wait(lost: asyncio.Event, timeout_s: float) -> None:
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await lost.wait()
-    except TimeoutError:
-        pass
 
 
 async def _next(leaders: AsyncGenerator[LockHolder | None, None]) -> LockHolder | None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from client.test_cli import Kv
 from client.test_cli import run as run_cli
+from client.test_leases import record_leases, renewals
 from fronts.fake_node import Server
 from waiting import until
 
@@ -36,6 +37,7 @@ def out(capsys: pytest.CaptureFixture[str]) -> Out:
 def run(scenario: Callable[[Server, Kv], Awaitable[None]]) -> None:
     async def with_level(server: Server, kv: Kv) -> None:
         server.node.raise_feature_level()
+        record_leases(server.node)
         await scenario(server, kv)
 
     run_cli(with_level)
@@ -97,7 +99,7 @@ def test_keeping_a_lease_goes_on_until_it_is_gone(out: Out, monkeypatch: pytest.
     async def scenario(server: Server, kv: Kv) -> None:
         assert await kv("lease", "grant", "30", "--id", "a") == 0
         keeping = asyncio.create_task(kv("lease", "keep", "a"))
-        await until("renewed", lambda: len(server.node.proposed) > 4)
+        await until("renewed", lambda: renewals(server) > 3)
         server.node.revoke(10)
         assert await keeping == 1
         lines, errors = out()
@@ -155,7 +157,7 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
             status = await kv(*arguments)
         except SystemExit as error:
             status = int(str(error.code))
-        assert status == 2 and server.node.proposed == []
+        assert status == 2 and server.node.calls == []
 
     run(scenario)
 
@@ -176,7 +178,7 @@ def test_a_command_runs_under_a_lock_and_its_status_is_that_of_kv(out: Out) -> N
 def test_the_lock_is_not_taken_for_a_command_that_cannot_run(command: str, status: int, out: Out) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         assert await kv("lock", "a", "--", command) == status
-        assert server.node.proposed == [] and command in out()[1][0]
+        assert server.node.calls == [] and command in out()[1][0]
 
     run(scenario)
 

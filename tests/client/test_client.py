@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fronts.fake_node import CLUSTER, FakeNode, Server, make_config, serving
+from fronts.fake_node import CLUSTER, FakeNode, Server, client_id_of, make_config, serving
 from serving import stream_server
 from waiting import until
 
@@ -335,7 +335,7 @@ def test_the_first_write_of_a_session_goes_alone_and_the_others_follow() -> None
             assert (len(node.timeouts_ms), node.counters.inflight) == (1, 1)
             node.gate.set()
             await asyncio.gather(*writes)
-            assert {command.client_id for command in node.proposed} == {node.proposed[0].client_id}
+            assert {client_id_of(command) for command in node.proposed} == {client_id_of(node.proposed[0])}
             assert sorted(each.sequence for each in node.proposed if isinstance(each, Put)) == list(range(1, 51))
 
     run(scenario)
@@ -392,7 +392,7 @@ def test_a_session_that_the_cluster_forgot_is_replaced_without_the_caller_notici
             await kv.put("k", "1")
             servers[0].node.store = Store()
             assert (await kv.put("k", "2")).revision == 1
-            ids = [command.client_id for command in servers[0].node.proposed]
+            ids = [client_id_of(command) for command in servers[0].node.proposed]
             assert ids[0] == ids[1] != ids[2]
 
     run(scenario)

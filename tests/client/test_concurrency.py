@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import CLUSTER, FakeNode, make_config, serving
+from fronts.fake_node import CLUSTER, FakeNode, client_id_of, make_config, serving
 from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, OutcomeUnknownError, SyncClient, UnavailableError
@@ -158,6 +158,6 @@ def test_thousands_of_calls_at_once_are_all_done() -> None:
         ):
             await asyncio.gather(*(kv.put(f"k{number}", "v") for number in range(3000)))
             assert server.node.store.revision == 3000
-            assert len({command.client_id for command in server.node.proposed}) == 1
+            assert len({client_id_of(command) for command in server.node.proposed}) == 1
 
     run(scenario)

@@ -17,6 +17,9 @@ from kvorum_client import (
     CompactedError,
     CompareFailedError,
     FutureRevisionError,
+    LeaseExistsError,
+    LeaseNotFoundError,
+    LockHeldError,
     NoSpaceError,
     RefusedError,
     WrongClusterError,
@@ -30,6 +33,9 @@ SAMPLES = {
     CompactedError: CompactedError("revision 3 is compacted", 5, 9),
     FutureRevisionError: FutureRevisionError("the cluster is at revision 9", 9),
     CompareFailedError: CompareFailedError("the key is at revision 7", 7, 12),
+    LeaseExistsError: LeaseExistsError("there is a lease 1f already", 30, False),
+    LeaseNotFoundError: LeaseNotFoundError("the lease 1f does not exist"),
+    LockHeldError: LockHeldError("the lease 1f holds the lock", 31, 7, 1500),
     WrongClusterError: WrongClusterError("n1 belongs to another cluster", "d" * 32, "c" * 32),
 }
 
@@ -54,7 +60,7 @@ def test_a_name_that_never_was_is_an_attribute_error() -> None:
 
 
 def test_every_exception_ends_in_error() -> None:
-    assert len(KINDS) == 11
+    assert len(KINDS) == 16
     assert all(kind.__name__.endswith("Error") for kind in KINDS)
 
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from client.test_client import run
-from fronts.fake_node import Server, serving
+from fronts.fake_node import Server, client_id_of, serving
 from waiting import until
 
 HEAD = """
@@ -118,7 +118,7 @@ def test_of_parent_and_children_that_create_one_key_one_succeeds(client: str) ->
         async with serving() as server:
             out, err = await asyncio.to_thread(lambda: _end(_start(client + RACE, server)))
             assert (out, err) == ("[0, 0, 0] [b'done', b'refused', b'refused', b'refused']\n", "")
-            assert len({command.client_id for command in server.node.proposed}) == 4
+            assert len({client_id_of(command) for command in server.node.proposed}) == 4
 
     run(scenario)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from client.test_client import run
@@ -12,7 +13,7 @@ from waiting import until
 
 from kvorum.errors import KvorumError, NoLeaderError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
-from kvorum.kv.commands import ClientCommand, LeaseGrant, LeaseRenew, Result
+from kvorum.kv.commands import ClientCommand, LeaseCommand, LeaseGrant, LeaseRenew, Result
 from kvorum_client import (
     Client,
     InvalidArgumentError,
@@ -32,6 +33,7 @@ def with_node(scenario: Callable[[Server, Client], Awaitable[None]], level: bool
 
     async def main() -> None:
         node = FakeNode()
+        record_leases(node)
         if level:
             node.raise_feature_level()
         async with serving(node) as server, Client([server.url], timeout_s=4, concurrent_calls_max=1) as kv:
@@ -41,8 +43,29 @@ def with_node(scenario: Callable[[Server, Client], Awaitable[None]], level: bool
     run(main)
 
 
+def record_leases(node: FakeNode) -> None:
+    """Write down the commands about leases, with the calls of the node."""
+    propose = node.propose
+
+    async def recorded(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+        node.calls.append(("lease", command))
+        return await propose(command, timeout_ms, address)
+
+    node.propose = recorded  # type: ignore[method-assign]
+
+
+def lease_commands(server: Server, kind: type[LeaseCommand]) -> int:
+    """How many commands of a kind there were."""
+    return sum(name == "lease" and isinstance(command, kind) for name, *rest in server.node.calls for command in rest)
+
+
 def renewals(server: Server) -> int:
-    return sum(isinstance(each, LeaseRenew) for each in server.node.proposed)
+    return lease_commands(server, LeaseRenew)
+
+
+async def renewed(server: Server, count: int) -> None:
+    """Wait until leases were renewed so often."""
+    await until(f"{count} renewals", lambda: renewals(server) >= count)
 
 
 class Clock:
@@ -59,14 +82,14 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWALS", 1000)
 
 
-def lose_answers(server: Server, kind: type[ClientCommand], count: int = 1) -> None:
-    """Do the next commands of a kind, and answer them as if nobody knew."""
-    propose, left = server.node.propose, [count]
+def lose_a_grant(server: Server) -> None:
+    """Grant the next lease, and answer as if nobody knew."""
+    propose, lost = server.node.propose, list[ClientCommand]()
 
     async def lossy(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         result = await propose(command, timeout_ms, address)
-        if isinstance(command, kind) and left[0]:
-            left[0] -= 1
+        if isinstance(command, LeaseGrant) and not lost:
+            lost.append(command)
             raise ServerOutcomeUnknown("the leader lost its quorum")
         return result
 
@@ -78,10 +101,10 @@ def test_a_lease_is_kept_alive_until_its_block_ends_and_takes_its_keys_with_it()
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lease(10) as lease:
             await kv.put("k", "v", lease=lease)
-            for seconds in range(1, 5):
+            for _ in range(4):
                 before = renewals(server)
                 server.node.pass_time(6000)
-                await until(f"renewed {seconds} times", lambda before=before: renewals(server) >= before + 2)
+                await renewed(server, before + 2)
             assert lease.is_alive and 0 < lease.remaining_s <= 10
             record = await kv.get("k")
             assert record is not None and record.lease == lease.id
@@ -124,8 +147,9 @@ def test_a_lease_whose_time_is_over_by_the_local_clock_is_lost_whatever_is_answe
         told: list[str] = []
         lease = await kv.lease(30, on_lost=told.append)
         server.node.gate, asked = asyncio.Event(), len(server.node.timeouts_ms)
+        clock.now_s += 1
         await until("a renewal is on its way", lambda: len(server.node.timeouts_ms) > asked)
-        clock.now_s += 29.99
+        clock.now_s += 28.99
         assert lease.is_alive
         clock.now_s += 0.01
         assert not lease.is_alive  # before the event loop could notice anything
@@ -193,8 +217,7 @@ def test_a_callback_that_fails_hides_no_loss() -> None:
 def test_renewals_need_no_turn() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lease(30), kv._turns.turn(float("inf")):
-            before = renewals(server)
-            await until("renewed", lambda: renewals(server) > before + 1)
+            await renewed(server, renewals(server) + 2)
 
     with_node(scenario)
 
@@ -212,10 +235,10 @@ def test_closing_the_client_loses_its_leases() -> None:
 
 def test_a_grant_whose_answer_was_lost_is_done_once() -> None:
     async def scenario(server: Server, kv: Client) -> None:
-        lose_answers(server, LeaseGrant)
+        lose_a_grant(server)
         granted = await kv.grant_lease(30, id=7)
         assert (granted.id, granted.ttl_s) == (7, 30)
-        assert sum(isinstance(each, LeaseGrant) for each in server.node.proposed) == 2
+        assert lease_commands(server, LeaseGrant) == 2
         assert [each.id for each in await kv.leases()] == [7]
 
     with_node(scenario)
@@ -227,7 +250,7 @@ def test_an_id_that_is_taken_is_an_error_with_its_time() -> None:
         with pytest.raises(LeaseExistsError) as caught:
             await kv.grant_lease(30, id=7)
         assert caught.value.ttl_s == 30
-        lose_answers(server, LeaseGrant)
+        lose_a_grant(server)
         with pytest.raises(LeaseExistsError):
             await kv.grant_lease(31, id=7)
 
@@ -306,13 +329,13 @@ def test_below_the_level_a_lease_is_refused() -> None:
     "arguments",
     [{"ttl_s": 0}, {"ttl_s": "30"}, {"ttl_s": 9_000_000_001}, {"lock_delay_s": 61}, {"id": 0}, {"id": 2**63}],
 )
-def test_impossible_arguments_are_refused_before_anything_is_sent(arguments: dict[str, int]) -> None:
+def test_impossible_arguments_are_refused_before_anything_is_sent(arguments: dict[str, Any]) -> None:
     async def scenario(server: Server, kv: Client) -> None:
         with pytest.raises(InvalidArgumentError):
             kv.lease(**{"ttl_s": 30, **arguments})
         with pytest.raises(InvalidArgumentError):
             await kv.grant_lease(**{"ttl_s": 30, **arguments})
-        assert server.node.proposed == []
+        assert server.node.calls == []
 
     with_node(scenario)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import pytest
-from client.test_leases import lose_answers, with_node
+from client.test_leases import lease_commands, with_node
 from fronts.fake_node import Server
 from waiting import until
 
 from kvorum.errors import NoLeaderError, NotServingError
-from kvorum.kv.commands import LeaseGrant, Txn
+from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
+from kvorum.kv.commands import ClientCommand, LeaseGrant, Result, Txn
 from kvorum_client import (
     Client,
     InvalidArgumentError,
@@ -88,6 +90,7 @@ def test_who_gives_up_learns_who_holds_the_lock_and_leaves_nothing(wait_s: float
             with pytest.raises(LockHeldError) as caught:
                 async with kv.lock("a", wait_s=wait_s):
                     raise AssertionError("two holders")
+            assert lock.key == f"_locks/a/{lock.lease.id:x}".encode()
             assert (caught.value.lease, caught.value.fencing_token) == (lock.lease.id, lock.fencing_token)
             assert 0 < caught.value.remaining_ms <= 30_000
             info = await kv.lock_info("a")
@@ -160,10 +163,20 @@ def test_a_waiter_outlives_a_node_that_ends_its_wait_and_an_outage() -> None:
 
 def test_a_lock_whose_answer_was_lost_is_held() -> None:
     async def scenario(server: Server, kv: Client) -> None:
-        lose_answers(server, Txn)
+        propose, lost = server.node.propose, []
+
+        async def lossy(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
+            result = await propose(command, timeout_ms, address)
+            lost.append(command)
+            if len(lost) == 1:
+                raise ServerOutcomeUnknown("the leader lost its quorum")
+            return result
+
+        server.node.propose = lossy  # type: ignore[method-assign]
         async with kv.lock("a") as lock:
             info = await kv.lock_info("a")
             assert info.holder is not None and info.holder.fencing_token == lock.fencing_token
+            assert len(lost) == 2
 
     with_node(scenario)
 
@@ -272,9 +285,16 @@ def test_a_lock_is_used_once_and_has_no_token_before() -> None:
         await lock.release()
         with pytest.raises(InvalidArgumentError):
             await lock.acquire()
-        for arguments in ({"wait_s": -1}, {"wait_s": "1"}, {"wait_s": True}, {"ttl_s": 0}, {"lock_delay_s": 61}):
+        impossible: list[dict[str, Any]] = [
+            {"wait_s": -1},
+            {"wait_s": "1"},
+            {"wait_s": True},
+            {"ttl_s": 0},
+            {"lock_delay_s": 61},
+        ]
+        for arguments in impossible:
             with pytest.raises(InvalidArgumentError):
-                kv.lock("a", **arguments)  # type: ignore[arg-type]
+                kv.lock("a", **arguments)
         with pytest.raises(InvalidArgumentError):
             kv.lock("")
 
@@ -287,7 +307,7 @@ def test_without_a_cluster_there_is_no_lock() -> None:
         async with Client([server.url], timeout_s=0.3) as other:
             with pytest.raises(UnavailableError):
                 await other.lock("a").acquire()
-        assert not any(isinstance(each, LeaseGrant) for each in server.node.proposed)
+        assert lease_commands(server, LeaseGrant) > 0 and len(server.node.store.leases) == 0
         server.node.error = None
 
     with_node(scenario)
@@ -312,6 +332,7 @@ def test_the_synchronous_twin() -> None:
         with SyncClient([server.url], timeout_s=4) as kv:
             with kv.lock("a") as lock:
                 assert lock.is_held and 0 < lock.remaining_s <= 30 and lock.name == b"a"
+                assert kv.get(lock.key) is not None
                 holder = kv.lock_info("a").holder
                 assert holder is not None and holder.fencing_token == lock.fencing_token
                 assert [each.name for each in kv.locks()] == [b"a"]

@@ -166,8 +166,8 @@ def test_kv_gets_a_range_a_line_each(capsys: pytest.CaptureFixture[str]) -> None
         assert told.err == "kv: 2 keys are in the range; the rest is left out (--limit)\n"
         assert await kv("get", "--prefix", "b", "-o", "table") == 0
         assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-            ["KEY", "VALUE", "MOD-REVISION", "VERSION"],
-            ["b", "three", "4", "1"],
+            ["KEY", "VALUE", "MOD-REVISION", "VERSION", "LEASE"],
+            ["b", "three", "4", "1", "-"],
         ]
 
     run_cli(scenario)

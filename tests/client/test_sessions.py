@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 from client.test_client import cluster, run
-from fronts.fake_node import Server
+from fronts.fake_node import Server, client_id_of
 
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import ClientCommand, Delete, EndSession, Put, Result, SessionRefused, encode_batch
@@ -85,7 +85,7 @@ def test_a_session_that_went_back_with_the_cluster_is_replaced() -> None:
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             for _ in range(SESSION_WINDOW + 3):
                 await kv.put("k", "v")
-            _go_back(servers[0], servers[0].node.proposed[0].client_id)
+            _go_back(servers[0], client_id_of(servers[0].node.proposed[0]))
             assert (await kv.put("k", "new")).version == 2
             assert (await kv.put("k", "new")).version == 3
 
@@ -98,11 +98,13 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             node = servers[0].node
             await kv.put("k", "0")
-            apply, refused_id = node.propose, node.proposed[0].client_id
+            apply, refused_id = node.propose, client_id_of(node.proposed[0])
 
             async def refuse_the_old_session(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
                 return (
-                    SessionRefused(1, reason) if command.client_id == refused_id else await apply(command, timeout_ms)
+                    SessionRefused(1, reason)
+                    if client_id_of(command) == refused_id
+                    else await apply(command, timeout_ms)
                 )
 
             node.propose = refuse_the_old_session  # type: ignore[method-assign]
@@ -131,7 +133,7 @@ def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason
                 await kv.put("k", "1")
             assert len(tries) == 2
             assert (await kv.put("k", "2")).revision == 2
-            assert tries[2].client_id != tries[1].client_id
+            assert client_id_of(tries[2]) != client_id_of(tries[1])
 
     run(scenario)
 
@@ -160,7 +162,7 @@ def _without_room(server: Server) -> list[ClientCommand]:
 
     async def refuse_sessions(command: ClientCommand, timeout_ms: int, address: str = "") -> Result:
         asked.append(command)
-        return await apply(command, timeout_ms) if not command.client_id else SessionRefused(0, "full")
+        return await apply(command, timeout_ms) if not client_id_of(command) else SessionRefused(0, "full")
 
     server.node.propose = refuse_sessions  # type: ignore[method-assign]
     return asked
@@ -223,7 +225,7 @@ def test_a_client_that_needs_a_session_is_refused_where_there_is_no_room(make: t
             with pytest.raises(RefusedError) as caught:
                 await (kv.put("k", "v") if make is Client else asyncio.to_thread(kv.put, "k", "v"))
             assert (caught.value.status, caught.value.code) == (429, "sessions_full")
-            assert [bool(command.client_id) for command in asked] == [True]
+            assert [bool(client_id_of(command)) for command in asked] == [True]
             await (kv.close() if make is Client else asyncio.to_thread(kv.close))
 
     run(scenario)

@@ -13,6 +13,7 @@ from client.test_cli import Kv, run
 from fronts.fake_node import Server
 
 import kvorum_client
+from kvorum.fronts.http import observe
 from kvorum_client import errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
@@ -29,7 +30,16 @@ PRINTS = [
     "DeleteDone\nGetDone\n"
     "1 deleted\n",
     "2 put b'job/1' b'new' None\n3 put b'job/1' b'done' b'new'\n4 delete b'job/1' b'' b'done'\nseen up to revision 4\n",
+    "True True\nNone\n60 60 0\n",
+    "held with the fencing token 2\nheld by 2\nNone 0\n",
+    "None\nTrue b'host-a:7000'\nb'host-a:7001'\n",
 ]
+
+
+@pytest.fixture(autouse=True)
+def short_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node notices with the next heartbeat that an observer is gone, and the server of the test waits for that."""
+    monkeypatch.setattr(observe, "HEARTBEAT_S", 0.1)
 
 
 @pytest.mark.parametrize(("block", "prints"), list(zip(BLOCKS, PRINTS, strict=True)), ids=range(len(PRINTS)))

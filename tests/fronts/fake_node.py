@@ -27,7 +27,6 @@ from kvorum.kv.commands import (
     Compacted,
     CompactRefused,
     Delete,
-    LeaseCommand,
     LeaseRevoke,
     Put,
     RaiseFeatureLevel,
@@ -46,6 +45,11 @@ from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 from kvorum.service import Service
 from kvorum.status import Check, MemberStatus, NodeStatus
 from kvorum.telemetry.counters import Counters
+
+
+def client_id_of(command: ClientCommand) -> str:
+    """Return the id of the session of a command; empty: it has none."""
+    return getattr(command, "client_id", "")
 
 
 def make_config(**options: Any) -> Config:
@@ -221,11 +225,6 @@ class FakeNode:
 
     def staleness_ms(self) -> int | None:
         return self.staleness
-
-    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
-        await self._admit(timeout_ms)
-        check_command_level(command, self.store.feature_level)
-        return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
     @property
     def cluster_id(self) -> str:

@@ -11,10 +11,15 @@ from kv.kv_support import CONFIGURATION, apply, framed, frames_of, restore, snap
 from kv.test_leases import NOW, granted, leased
 
 from kvorum.errors import StorageCorruptError
-from kvorum.kv.commands import Delete, LeaseGrant, LeaseRenew, Put
+from kvorum.kv.commands import Delete, LeaseGrant, LeaseRefused, LeaseRenew, LeaseRevoke, Put
 from kvorum.kv.limits import LEASE_TTL_S_MAX
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
+
+
+def leases_of(store: Store) -> list[tuple[int, int, int, int]]:
+    """Return the numbers of all leases, in the order of their grants."""
+    return [(each.id, each.ttl_s, each.delay_s, each.deadline_ms) for each in store.leases]
 
 
 def test_a_restored_lease_has_its_deadline_delay_and_keys() -> None:
@@ -22,12 +27,40 @@ def test_a_restored_lease_has_its_deadline_delay_and_keys() -> None:
     apply(store, leased(1, b"b", b"a"), leased(-5, b"c"), Put(b"d", b""), time_ms=NOW)
     apply(store, LeaseRenew(1), Delete(b"c"), time_ms=NOW + 500)
     for restored in (restore(snapshot_of(store, 1)), restore(snapshot_of(store))):
-        assert [each.row() for each in restored.leases] == [each.row() for each in store.leases]
+        assert leases_of(restored) == [(1, 10, 3, NOW + 10_500), (-5, 20, 0, NOW + 20_000)]
         assert restored.leases.keys(1) == [b"a", b"b"]
         key = next(iter(restored.leases.get(1).keys))  # type: ignore[union-attr]
         assert key is restored.versions.records[key].key, "the bytes of a key are held once"
         apply(restored, time_ms=NOW + 13_500)
         assert restored.get(b"a") is None and restored.leases.time_ms == NOW + 13_500
+
+
+def test_a_snapshot_holds_the_leases_of_its_index_while_the_store_goes_on() -> None:
+    store = granted(*(LeaseGrant(id, 10) for id in range(1, 6)))
+    apply(store, leased(1, b"a"), leased(2, b"b"), leased(3, b"c"))
+    before = leases_of(store)
+    iterator = store.begin_snapshot()
+    chunks = [iterator.next_chunk(1) or b"" for _ in range(4)]
+
+    apply(store, LeaseRenew(1), LeaseRenew(4), LeaseRevoke(2), LeaseGrant(2, 60), LeaseGrant(9, 10), time_ms=NOW + 1)
+    apply(store, leased(9, b"c"), LeaseRevoke(1), time_ms=NOW + 2)
+    apply(store, time_ms=NOW + 10_000)
+    while (chunk := iterator.next_chunk(1)) is not None:
+        chunks.append(chunk)
+    iterator.close()
+
+    restored = restore(b"".join(chunks))
+    assert (leases_of(restored), restored.mismatch) == (before, None)
+    assert [restored.leases.keys(id) for id in range(1, 4)] == [[b"a"], [b"b"], [b"c"]]
+    assert [each[0] for each in leases_of(store)] == [4, 2, 9]
+
+
+def test_a_restored_lease_that_is_over_stays_over() -> None:
+    store = granted(LeaseGrant(1, 10, 60))
+    apply(store, time_ms=NOW + 10_000)
+    restored = restore(snapshot_of(store))
+    assert restored.leases.living(1) is None
+    assert apply(restored, LeaseRenew(1)) == [LeaseRefused(1, "not_found")]
 
 
 def _broken(change: Callable[[list[list[object]]], object]) -> bytes:

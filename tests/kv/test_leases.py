@@ -316,6 +316,16 @@ def test_an_entry_of_too_many_commands_still_carries_the_time() -> None:
     assert len(store.leases) == 0
 
 
+def test_leases_that_come_and_go_leave_nothing_behind() -> None:
+    """Their places in the heap would stay until the leases would have been due."""
+    store = granted(LeaseGrant(1, 2))
+    for number in range(40):
+        apply(store, *(LeaseGrant(id, LEASE_TTL_S_MAX) for id in range(2, 52)), time_ms=NOW + number)
+        apply(store, *(LeaseRevoke(id) for id in range(2, 52)), time_ms=NOW + number)
+    assert (len(store.leases), store.leases.next_due_ms()) == (1, NOW + 2000)
+    assert len(store.leases._heap) < 1200
+
+
 # --- Keys ---------------------------------------------------------------------------------------------------------
 
 

@@ -125,10 +125,10 @@ class LeaseRevoke(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 LeaseCommand = LeaseGrant | LeaseRenew | LeaseRevoke
 """What a client may ask for about a lease. No session: each of them may be repeated."""
 
-ClientCommand = Write | EndSession
-"""What a client may have proposed: a change of keys, or the end of a session."""
+ClientCommand = Write | EndSession | LeaseCommand
+"""What a client may have proposed: a change of keys, the end of a session, or a change of leases."""
 
-QueuedCommand = ClientCommand | LeaseCommand | SetQuota | Compact
+QueuedCommand = ClientCommand | SetQuota | Compact
 """What shares an entry with other commands, while its caller waits for the result."""
 
 BatchCommand = QueuedCommand | RaiseFeatureLevel

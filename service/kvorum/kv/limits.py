@@ -70,9 +70,9 @@ SESSION_OVERHEAD_BYTES = 512
 ENDED_SESSION_OVERHEAD_BYTES = 256
 """Likewise of an ended session, beside its client id (measured: 180)."""
 LEASE_OVERHEAD_BYTES = 512
-"""Likewise of a lease, without its keys."""
+"""Likewise of a lease, without its keys (measured: 440)."""
 LEASE_KEY_OVERHEAD_BYTES = 96
-"""Likewise of a key that is attached to a lease, beside its record."""
+"""Likewise of a key that has a lease, beside its record (measured: 160 for the first of a lease, else 15 to 30)."""
 QUOTA_BYTES_MIN = 1024 * 1024
 """Of the quota: less is a mistake in the unit."""
 

@@ -13,7 +13,6 @@ from kvorum.kv.commands import (
     Compact,
     Compacted,
     CompactRefused,
-    LeaseCommand,
     QueuedCommand,
     QuotaSet,
     Result,
@@ -411,10 +410,6 @@ class Node:
         if not isinstance(result, Compacted | CompactRefused):
             raise InvariantViolatedError(f"a compaction was answered with {result}")
         return result
-
-    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
-        """Grant, renew or revoke a lease within the limits; return what applying it gave. Raises as :meth:`propose`."""
-        return await self.propose(command, timeout_ms)
 
     # --- Membership ---------------------------------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class Leases:
     async def _propose(self, command: commands.LeaseCommand, timeout_ms: int | None) -> _Done | LeaseRefused:
         timeout_ms = bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
         try:
-            result = await self._node.change_lease(command, timeout_ms)
+            result = await self._node.propose(command, timeout_ms)
         except NotLeaderError as error:
             raise self._elsewhere(error) from None
         except NoSpaceError as error:

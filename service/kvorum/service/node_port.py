@@ -10,7 +10,6 @@ from kvorum.kv.commands import (
     ClientCommand,
     Compacted,
     CompactRefused,
-    LeaseCommand,
     Result,
     Txn,
     TxnRefused,
@@ -194,12 +193,6 @@ class NodePort(Protocol):
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, SessionError: certainly not
                 done.
             OutcomeUnknownError: it may be done, now or later.
-        """
-
-    async def change_lease(self, command: LeaseCommand, timeout_ms: int) -> Result:
-        """Grant, renew or revoke a lease within the limits; return what applying it gave. Raises as :meth:`propose`.
-
-        A quota or disks that are full refuse grants only (NoSpaceError, or a NoSpace result).
         """
 
     def check_leads(self) -> None:

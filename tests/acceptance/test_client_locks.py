@@ -1,4 +1,4 @@
-"""Leases, locks and elections on real processes: nodes are killed, holders stand still, and no lock has two holders."""
+"""The client's leases, locks and elections on real processes: nodes are killed, and holders stand still."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from acceptance.processes import Cluster
 from waiting import eventually, until
 
-from kvorum_client import Client, SyncClient, leases
+from kvorum_client import Client, Lease, SyncClient, leases
 
 WORKERS = 5
 TURNS = 3
@@ -60,6 +60,12 @@ async def kill_the_leader(cluster: Cluster) -> str:
     return leader
 
 
+async def renewed(lease: Lease) -> None:
+    """Wait for the next renewal."""
+    before = lease._renewed_at
+    await until("renewed", lambda: lease._renewed_at > before)
+
+
 def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster: Cluster) -> None:
     async def scenario() -> None:
         addresses = list(cluster.addresses.values())
@@ -68,8 +74,7 @@ def test_a_lease_outlives_its_leaders_and_is_over_when_nobody_renews_it(cluster:
                 await kv.put("k", "v", lease=lease)
                 for _ in range(2):
                     killed = await kill_the_leader(cluster)
-                    renewed_at = lease._renewed_at
-                    await until("renewed at the new leader", lambda at=renewed_at: lease._renewed_at > at)
+                    await renewed(lease)
                     assert lease.is_alive
                     cluster.start(killed)
                     await asyncio.to_thread(cluster.settled)
@@ -172,7 +177,8 @@ def test_a_holder_that_stood_still_has_lost_the_lock_and_its_command_is_stopped(
         with pytest.raises(ProcessLookupError):
             os.kill(command, 0)
     finally:
-        holder.send_signal(signal.SIGCONT) if holder.poll() is None else None
+        if holder.poll() is None:
+            holder.send_signal(signal.SIGCONT)
         end(holder)
 
 
