@@ -1,8 +1,8 @@
 """Which keys a query names: one way for reads of ranges, deletes of ranges, and watches.
 
 ``prefix`` is all keys that begin with it, and an empty one all keys; or ``start``, which is included, and ``end``,
-which is not, one or both of them. Each may come as base64 as well (``prefix64``), with or without its padding, in either
-alphabet.
+which is not, one or both of them. Each may come as base64 as well (``prefix64``), with or without its padding, in
+either alphabet.
 """
 
 from __future__ import annotations
