@@ -148,7 +148,7 @@ def test_a_connection_that_breaks_within_a_revision_of_several_lines_repeats_no_
     targets: list[str] = []
 
     async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
-        targets.append(target.rpartition("=")[2])
+        targets.append(target.partition("from_revision=")[2])
         for piece in attempts.pop(0):
             yield piece
 
@@ -165,7 +165,31 @@ def test_a_connection_that_breaks_within_a_revision_of_several_lines_repeats_no_
         await watch.close()
 
     asyncio.run(main())
-    assert targets == ["2", "4", "4"]
+    assert targets == ["2&fragment=true", "4&fragment=true", "4&fragment=true"]
+
+
+def test_a_node_of_an_older_version_that_knows_no_fragments_is_watched_without() -> None:
+    targets: list[str] = []
+
+    async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        targets.append(target)
+        if "fragment" in target:
+            raise RefusedError(400, "invalid_request", "unknown parameter 'fragment'; this path takes: key")
+        for revision in (2, 3):
+            yield (
+                json.dumps(
+                    {"revision": revision, "events": [{"type": "put", "mod_revision": revision, "key": "k"}]}
+                ).encode()
+                + b"\n"
+            )
+
+    async def main() -> None:
+        watch = Watch(connect, "/v1/watch?key=k", 2, 1, 1, None)
+        assert [event.mod_revision for event in await take(watch, 2)] == [2, 3]
+        await watch.close()
+
+    asyncio.run(main())
+    assert targets[:2] == ["/v1/watch?key=k&from_revision=2&fragment=true", "/v1/watch?key=k&from_revision=2"]
 
 
 def test_the_client_takes_revisions_that_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
