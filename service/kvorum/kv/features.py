@@ -96,7 +96,7 @@ QUOTA_LEVEL = 3
 HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
 LEASE_LEVEL = 5
-"""From this level on there are leases, snapshots carry them, and transactions are bounded by what they do themselves."""
+"""From this level on there are leases, snapshots carry them, and a transaction's bounds count what it does itself."""
 
 _LEVELS_OF_COMMANDS: Mapping[type[BatchCommand], int] = {
     Put: 1,
