@@ -352,7 +352,7 @@ def test_a_scan_goes_on_with_the_store_of_a_snapshot() -> None:
     for versions in (first, second):
         versions.pin(revision)
     first.fill(*numbered(20, b"new"))
-    second.fill(*numbered(20, b"new"), *numbered(20))
+    second.fill(*numbered(20), *numbered(15, b"other"))
     scan = Scan(RangeQuery(), revision, is_whole=True)
     found = scan.step(first, first.revision, 3)
     assert scan.count is None and found == []
