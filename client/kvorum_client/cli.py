@@ -558,9 +558,11 @@ def _add_keys(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_watch(add: Callable[..., argparse.ArgumentParser]) -> None:
-    watch = add("watch", cli_watch.watch, "show every change of a key, or of all keys with a prefix, a line each")
+    watch = add("watch", cli_watch.watch, "show every change of a key, or of a range of keys, a line each")
     watch.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
     watch.add_argument("--prefix", metavar="PREFIX", help="all keys that begin with this; '' is all keys")
+    watch.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    watch.add_argument("--to", metavar="KEY", help="all keys before this one")
     watch.add_argument(
         "--from-revision",
         *("--rev",),

@@ -14,12 +14,17 @@ from kvorum_client.results import WatchEvent
 
 
 async def watch(client: Client, options: argparse.Namespace) -> int:
-    """``kv watch KEY|--prefix PREFIX``."""
-    if (options.key is None) == (options.prefix is None):
-        raise InvalidArgumentError("watch a KEY or a --prefix, one of them; --prefix '' watches all keys")
+    """``kv watch KEY``, ``--prefix PREFIX``, or ``--from A --to B``."""
+    start, end = getattr(options, "from"), options.to
+    if (options.key is not None) + (options.prefix is not None) + (start is not None or end is not None) != 1:
+        raise InvalidArgumentError(
+            "watch a KEY, a --prefix, or a range by --from and --to, one of them; --prefix '' watches all keys"
+        )
     watching = client.watch(
         options.key,
         prefix=options.prefix,
+        start=start,
+        end=end,
         from_revision=options.from_revision,
         prev_value=options.prev_value,
         only=options.only,

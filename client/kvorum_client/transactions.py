@@ -35,6 +35,10 @@ _Sign = Literal["=", "!=", "<", ">"]
 _NUMBER_MIN = -(2**63)
 
 
+FIRST_KEY = b"\0"
+"""The first key that there may be: an empty start means that, as in :meth:`Client.range`."""
+
+
 class Keys(msgspec.Struct, frozen=True):
     """One key, or a range of them: all that begin with a prefix, or those from ``start`` on and before ``end``."""
 
@@ -55,7 +59,10 @@ class Keys(msgspec.Struct, frozen=True):
             raise InvalidArgumentError("say which keys by one of these: a key, a prefix, or start and end")
         fields: dict[str, Any] = {}
         for name, each in given.items():
-            if not (data := encoded(each, f"the {name}")) and name != "prefix":
+            data = encoded(each, f"the {name}")
+            if not data and name == "start":
+                data = FIRST_KEY
+            elif not data and name != "prefix":
                 raise InvalidArgumentError(f"the {name} is empty")
             fields |= _field(name, data)
         return fields

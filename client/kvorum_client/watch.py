@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from kvorum_client.arguments import check_timeout, check_whole_number
-from kvorum_client.errors import ClientError, CompactedError, InvalidArgumentError, UnavailableError
+from kvorum_client.errors import ClientError, CompactedError, InvalidArgumentError, RefusedError, UnavailableError
 from kvorum_client.results import WatchEvent
 from kvorum_client.wire import decode, encoded, quote, watch_event_of
 from kvorum_wire import WatchLine
@@ -67,9 +67,10 @@ def target_of(
     is_range = start is not None or end is not None
     if (key is not None) + (prefix is not None) + is_range != 1:
         raise InvalidArgumentError('watch a key, a prefix (b"": all keys), or a range from start to end')
+    if start is not None and not start:
+        start = b"\0"  # An empty start is the first key, as in every range.
     given = {"key": key, "prefix": prefix, "start": start, "end": end}
     parts = [f"{name}={quote(encoded(data, name))}" for name, data in given.items() if data is not None]
-    parts.append("fragment=true")
     if kind is not None:
         if kind not in ("put", "delete"):
             raise InvalidArgumentError(f'only is "put" or "delete", not {kind!r}')
@@ -130,6 +131,8 @@ class Watch:
         """A revision that is not whole yet, and how many of its events were received."""
         self._passed = 0
         """How many of them this attempt has sent."""
+        self._asks_for_fragments = True
+        """Whether the next attempt does."""
         self._lines: AsyncGenerator[WatchLine, None] | None = None
         self._has_begun = False
         self._is_closed = False
@@ -236,9 +239,17 @@ class Watch:
         """Yield the lines of one node; an empty one is a sign of life."""
         self._passed = 0
         target = self._target + (f"&from_revision={self._next}" if self._next else "")
-        async with contextlib.aclosing(lines_of(self._connect(target, within_s))) as lines:
-            async for text in lines:
-                yield self._line(text) if text.strip() else WatchLine()
+        asks_for_fragments, self._asks_for_fragments = self._asks_for_fragments, True
+        target += "&fragment=true" if asks_for_fragments else ""
+        try:
+            async with contextlib.aclosing(lines_of(self._connect(target, within_s))) as lines:
+                async for text in lines:
+                    yield self._line(text) if text.strip() else WatchLine()
+        except RefusedError as error:
+            if not asks_for_fragments or "unknown parameter 'fragment'" not in str(error):
+                raise
+            self._asks_for_fragments = False  # The next attempt may meet the same node, of version 0.4.
+            raise AttemptEndedError(str(error)) from None
         raise AttemptEndedError("the connection ended")
 
     def _line(self, text: bytes) -> WatchLine:

@@ -177,7 +177,7 @@ def test_what_the_cluster_refuses_is_an_error() -> None:
         lambda kv: kv.txn().then(Put("a", cast("str", 1))),
         lambda kv: kv.txn().then(Delete()),
         lambda kv: kv.txn().then(Delete("a", end="b")),
-        lambda kv: kv.txn().then(Delete(start="")),
+        lambda kv: kv.txn().then(Delete(end="")),
         lambda kv: kv.txn().then(Get("a", limit=-1)),
         lambda kv: kv.txn().otherwise(Get("a", revision=cast("int", "1"))),
     ],
@@ -348,6 +348,11 @@ def test_the_lines_of_a_transaction_are_what_they_say() -> None:
             Get(prefix="", count_only=True),
         )
     )
+
+
+def test_an_empty_start_is_the_first_key_as_in_ranges() -> None:
+    assert Delete(start="").body() == Delete(start=b"\0").body()
+    assert parse_transaction(b"then get --from '' --to b", "stdin").then == (Get(start=b"\0", end="b").body(),)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_connection_that_breaks_within_a_revision_of_several_lines_repeats_no_
     targets: list[str] = []
 
     async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
-        targets.append(target.rpartition("=")[2])
+        targets.append(target.partition("from_revision=")[2])
         for piece in attempts.pop(0):
             yield piece
 
@@ -165,7 +165,31 @@ def test_a_connection_that_breaks_within_a_revision_of_several_lines_repeats_no_
         await watch.close()
 
     asyncio.run(main())
-    assert targets == ["2", "4", "4"]
+    assert targets == ["2&fragment=true", "4&fragment=true", "4&fragment=true"]
+
+
+def test_a_node_of_an_older_version_that_knows_no_fragments_is_watched_without() -> None:
+    targets: list[str] = []
+
+    async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        targets.append(target)
+        if "fragment" in target:
+            raise RefusedError(400, "invalid_request", "unknown parameter 'fragment'; this path takes: key")
+        for revision in (2, 3):
+            yield (
+                json.dumps(
+                    {"revision": revision, "events": [{"type": "put", "mod_revision": revision, "key": "k"}]}
+                ).encode()
+                + b"\n"
+            )
+
+    async def main() -> None:
+        watch = Watch(connect, "/v1/watch?key=k", 2, 1, 1, None)
+        assert [event.mod_revision for event in await take(watch, 2)] == [2, 3]
+        await watch.close()
+
+    asyncio.run(main())
+    assert targets[:2] == ["/v1/watch?key=k&from_revision=2&fragment=true", "/v1/watch?key=k&from_revision=2"]
 
 
 def test_the_client_takes_revisions_that_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,5 +338,15 @@ def test_kv_watch_prints_a_line_an_event_and_ends_cleanly_when_it_is_interrupted
             {"type": "put", "mod_revision": 3, "key": "k", "create_revision": 2, "version": 2, "value": "two\n"},
             {"type": "delete", "mod_revision": 4, "key": "k"},
         ]
+        text = await asyncio.to_thread(watch, "--from", "j", "--to", "l", "--rev", "2")
+        assert [line.split()[0] for line in text] == ["2", "3", "4"]
 
     with_nodes(scenario)
+
+
+@pytest.mark.parametrize("arguments", [(), ("k", "--prefix", ""), ("k", "--to", "l"), ("--prefix", "a", "--from", "b")])
+def test_kv_watch_is_of_one_key_a_prefix_or_a_range(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "kvorum_client.cli", "watch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "--from and --to" in done.stderr

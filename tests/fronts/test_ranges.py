@@ -112,6 +112,8 @@ def test_keys_and_values_that_are_no_text_are_base64_and_a_level_has_its_prefixe
         ("prefix=a&end=b", "prefix and end contradict"),
         ("prefix64=%21", "prefix64 is not base64"),
         ("end=", "end is empty"),
+        ("start=", "start is empty"),
+        ("end=%00", "no key is below it"),
         ("delimiter=", "delimiter is empty"),
         ("cursor=", "cursor is empty"),
         ("cursor=xyz", "the cursor is damaged"),

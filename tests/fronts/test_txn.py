@@ -157,7 +157,7 @@ def test_the_answer_has_the_branch_and_a_result_for_each_operation() -> None:
         ({"then": [{"put": {"value": "a"}}]}, "$.then[0].put: the key is missing"),
         ({"then": [{"put": {"key": "a"}}]}, "$.then[0].put: give a value"),
         ({"then": [put("a", ignore_value=True)]}, "$.then[0].put: give a value"),
-        ({"then": [put("a", lease=7)]}, "unknown field `lease` - at `$.then[0].put`"),
+        ({"then": [put("a", colour=7)]}, "unknown field `colour` - at `$.then[0].put`"),
         ({"then": [put("a", key_base64="YQ==")]}, "$.then[0].put: key and key_base64 contradict"),
         ({"then": [{"put": {"key_base64": "?", "value": ""}}]}, "$.then[0].put.key_base64 is not base64"),
         ({"then": [{"put": {"key": "a", "value_base64": "YQ"}}]}, "$.then[0].put.value_base64 is not base64"),
@@ -217,7 +217,11 @@ def test_a_transaction_that_only_reads_makes_no_entry_and_any_node_answers_it() 
         await post(http, "/v1/txn", {"then": [put("a")]})
         http.node.follow("n2", "http://leader:1")
         read = {"compare": [{"key": "a", "target": "version", "number": 1}], "then": [{"range": {"key": "a"}}]}
-        answer = await post(http, "/v1/txn", read, key="c/1")
+        # A session would not count it, so that the next number would be refused as unknown.
+        numbered = await post(http, "/v1/txn", read, key="c/1")
+        assert (numbered.status, numbered.json["code"], http.node.barriers) == (400, "invalid_request", 0)
+        assert "for the next write" in numbered.json["detail"]
+        answer = await post(http, "/v1/txn", read)
         assert (answer.status, answer.json["results"][0]["range"]["count"], http.node.barriers) == (200, 1, 1)
         assert len(http.node.proposed) == 1
         written = await post(http, "/v1/txn?timeout_ms=5", {**read, "else": [put("b")]})
@@ -286,6 +290,28 @@ def test_a_put_can_answer_with_the_value_before_and_keep_it() -> None:
     run(scenario)
 
 
+def test_a_failed_put_with_options_tells_the_revision_of_the_moment_when_it_failed() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/kv/k", b"1")
+        propose = http.node.propose
+
+        async def overtaken(command: Any, timeout_ms: int, address: str = "") -> Any:
+            result = await propose(command, timeout_ms, address)
+            await propose(Put(b"k", b"later"), timeout_ms)
+            return result
+
+        http.node.propose = overtaken  # type: ignore[method-assign]
+        failed = await http("PUT", "/v1/kv/k?prev_revision=9&prev_value", b"2", {"Idempotency-Key": "c/1"})
+        assert (failed.json["revision"], failed.json["mod_revision"]) == (2, 2)
+        missing = await http("PUT", "/v1/kv/other?prev_revision=9&prev_value", b"2")
+        assert (missing.json["revision"], missing.json["mod_revision"]) == (3, 0)
+        # What a session keeps of it has no records: it tells the present one.
+        again = await http("PUT", "/v1/kv/k?prev_revision=9&prev_value", b"2", {"Idempotency-Key": "c/1"})
+        assert (again.status, again.json["revision"], again.json["mod_revision"]) == (409, 2, 5)
+
+    run(scenario)
+
+
 def test_a_put_with_options_keeps_its_conditions_and_limits() -> None:
     async def scenario(http: Server) -> None:
         await http("PUT", "/v1/kv/k", b"1")
@@ -317,7 +343,7 @@ def test_a_range_is_deleted_and_counted() -> None:
             await http("PUT", f"/v1/kv/{key}", b"")
         assert (await http("DELETE", "/v1/kv?prefix=a")).json == {"revision": 8, "deleted": 2}
         assert (await http("DELETE", "/v1/kv?prefix=a")).json == {"revision": 8, "deleted": 0}
-        assert (await http("DELETE", "/v1/kv?start=b&end=c")).json["deleted"] == 1
+        assert (await http("DELETE", "/v1/kv?start64=Yg&end64=Yw%3D%3D")).json["deleted"] == 1
         by_session = await http("DELETE", "/v1/kv/?prefix=%ff", None, {"Idempotency-Key": "c/1"})
         assert by_session.json == {"revision": 10, "deleted": 2}
         again = await http("DELETE", "/v1/kv/?prefix=%ff", None, {"Idempotency-Key": "c/1"})
@@ -338,6 +364,8 @@ def test_a_range_is_deleted_and_counted() -> None:
         "",
         "?prefix=a&start=b",
         "?prefix=a&prefix=b",
+        "?prefix=a&prefix64=YQ",
+        "?prefix64=%21",
         "?start=",
         "?end=",
         "?end=%00",

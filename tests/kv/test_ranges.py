@@ -366,7 +366,7 @@ def test_a_scan_goes_on_with_the_store_of_a_snapshot() -> None:
     for versions in (first, second):
         versions.pin(revision)
     first.fill(*numbered(20, b"new"))
-    second.fill(*numbered(20, b"new"), *numbered(20))
+    second.fill(*numbered(20), *numbered(15, b"other"))
     scan = Scan(RangeQuery(), revision, is_whole=True)
     found = scan.step(first, first.revision, 3)
     assert scan.count is None and found == []
@@ -423,6 +423,35 @@ def test_a_sorted_range_may_have_ten_thousand_keys() -> None:
     with pytest.raises(TooLargeError, match=r"has 10,001 keys.*smaller range.*limit 10000"):
         page_of(versions, RangeQuery(sort="mod", limit=2))
     assert len(page_of(versions, RangeQuery(limit=2))[1]) == 2
+
+
+def test_keys_that_came_and_went_do_not_refuse_the_next_page_of_a_sorted_range() -> None:
+    versions = Counted().fill(*numbered(SORTED_KEYS_MAX - 1000))
+    versions.pin(versions.revision)
+    revision = versions.revision
+    first = Scan(RangeQuery(sort="mod", limit=5), revision, is_whole=False)
+    finish(first, versions)
+    others = [b"z" + key for key in numbered(2000)]
+    versions.fill(*others)
+    for key in others:
+        versions.revision += 1
+        versions.delete(versions.records[key], versions.revision)
+    second = Scan(RangeQuery(sort="mod", limit=5), revision, first.cursor(), is_whole=False)
+    assert [item.key for item in finish(second, versions) if isinstance(item, Record)] == numbered(10)[5:]
+
+
+def test_a_page_that_has_not_passed_a_key_is_no_page() -> None:
+    versions = Counted().fill(b"a/1", b"b/1", *numbered(10))
+    versions.pin(versions.revision)
+    revision = versions.revision
+    query = RangeQuery(delimiter=b"/", limit=1)
+    first = Scan(query, revision, is_whole=False)
+    finish(first, versions)
+    for _ in range(1000):
+        versions.fill(b"y")
+    second = Scan(query, revision, first.cursor(), is_whole=False)
+    assert second.step(versions, versions.revision, 1) == []  # It follows the events.
+    assert not second.is_done and not second.may_stop
 
 
 def test_a_page_that_runs_out_of_time_is_a_shorter_page() -> None:

@@ -474,6 +474,33 @@ def test_the_floor_does_not_end_who_is_in_step() -> None:
     assert history.store.versions.events(0, 10) == history.store.versions.events(history.store.versions.position(4), 10)
 
 
+def test_those_in_step_who_hold_back_too_much_are_told_and_count_as_behind_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_slices(monkeypatch, events=1)
+    monkeypatch.setattr(watch, "PINNED_BYTES_MAX", 20_000)
+    history, hub, seen, other = History(), Hub(), Seen(), Seen()
+    hub.add(history.store, ALL, seen, 2)
+    for _ in range(10):
+        history.put(value=b"x" * 1000)
+    hub.turn(history.store)
+    assert (seen.revisions, hub.behind) == ([2], 1)
+    history.compact(11)
+    hub.turn(history.store)
+    assert (seen.revisions, seen.error) == ([2, 3], None)
+
+    for _ in range(30):
+        history.put(value=b"x" * 1000)
+    history.compact(41)
+    hub.add(history.store, ALL, other, 41)
+    drain(hub, history.store)
+    assert seen.revisions == [2, 3]
+    assert isinstance(seen.error, RevisionCompactedError)
+    assert seen.error.facts == {"revision": 41, "floor": 41}
+    assert (other.revisions, other.error, hub.behind) == ([41], None, 0)
+    assert history.store.versions.floor == 41
+
+
 def test_who_falls_behind_below_the_floor_is_told() -> None:
     history, hub, seen = History(), Hub(), Seen()
     hub.add(history.store, ALL, seen, 2)

@@ -80,6 +80,7 @@ LEVELS = (
             "Leases: keys that are deleted when their lease ends, by the log's time.",
             "Versions of keys know their lease, puts in transactions set it, and compares may ask for it.",
             "Snapshots carry the leases, and the lease of each version.",
+            "The bounds of a transaction count what its own earlier puts and deletes do.",
         ),
     ),
     Level(
@@ -105,7 +106,7 @@ QUOTA_LEVEL = 3
 HISTORY_LEVEL = 4
 """From this level on old versions are kept until they are compacted, and snapshots carry them."""
 LEASE_LEVEL = 5
-"""From this level on there are leases, and snapshots carry them."""
+"""From this level on there are leases, snapshots carry them, and a transaction's bounds count what it does itself."""
 HANDOVER_LEVEL = 6
 """From this level on a member hands writes to the leader, and snapshots carry the origins."""
 

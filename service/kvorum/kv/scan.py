@@ -70,6 +70,7 @@ class Scan:
     """
 
     __slots__ = (
+        "_begins_at",
         "_bytes",
         "_bytes_max",
         "_changes",
@@ -119,6 +120,7 @@ class Scan:
         self._visited_to = query.start
         if cursor is not None:
             self._go_to(cursor.position)
+        self._begins_at = self._position
 
     def _go_to(self, position: bytes | int) -> None:
         if isinstance(position, int):
@@ -131,20 +133,21 @@ class Scan:
 
     def cursor(self) -> Cursor:
         """Return where to go on. The count must be known."""
-        position: bytes | int
-        if self.query.sort != "key":
-            position = self._items
-        elif self._is_descending:
-            position = self._high or b""
-        else:
-            position = self._low
-        return Cursor(self.revision, self.count or 0, position, digest(self.query))
+        position = self._position
+        return Cursor(self.revision, self.count or 0, b"" if position is None else position, digest(self.query))
 
     @property
     def may_stop(self) -> bool:
-        """Whether what was found so far is a page, though a short one."""
-        is_begun = self._is_sorted or (self.query.sort == "key" and not (self._is_descending and self._high is None))
-        return self.count is not None and is_begun and not self.query.count_only
+        """Whether what was found so far is a page, though a short one: the next one begins behind it."""
+        # A page that ends where it began would be asked for again, for ever.
+        has_passed = self._position != self._begins_at and (self.query.sort == "key" or self._is_sorted)
+        return self.count is not None and has_passed and not self.query.count_only
+
+    @property
+    def _position(self) -> bytes | int | None:
+        if self.query.sort != "key":
+            return self._items
+        return self._high if self._is_descending else self._low
 
     def stop(self) -> None:
         """End the page here; only if :attr:`may_stop`."""
@@ -171,6 +174,13 @@ class Scan:
             self._count(versions)
         if self.count is None:
             return found
+        if self.query.sort != "key" and self.count > SORTED_KEYS_MAX:
+            # What is examined besides, keys of other revisions, differs from node to node: the deadline bounds it.
+            raise TooLargeError(
+                f"the range has {self.count:,} keys, and sort={self.query.sort} reads them all: ask for a smaller "
+                "range, or for the order of the keys",
+                SORTED_KEYS_MAX,
+            )
         if self.query.count_only:
             self.is_done = True
         elif self.query.sort == "key":
@@ -189,12 +199,6 @@ class Scan:
         keys = versions.live.count(start, end)
         if latest != self.revision:
             keys += versions.dead.count(start, end)
-        if self.query.sort != "key" and keys > SORTED_KEYS_MAX and not self._is_sorted:
-            raise TooLargeError(
-                f"the range has {keys:,} keys, and sort={self.query.sort} reads them all: ask for a smaller range, or "
-                "for the order of the keys",
-                SORTED_KEYS_MAX,
-            )
         if self.query.delimiter or (self.count is None and versions.end - versions.position(self.revision + 1) <= keys):
             self._changes = _Changes(versions, self.revision, start, end)
 

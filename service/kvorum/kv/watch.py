@@ -17,7 +17,8 @@ one slice of the history for the watcher that waited longest, which all others s
 cursor. A slice ends between two revisions: a receiver gets a revision whole.
 
 The floor ends a watcher that is behind it. It does not end one that is in step: a pin keeps the events that a turn has
-not reached yet, for the moment between apply and that turn.
+not reached yet, for the moment between apply and that turn. What it keeps is bounded; beyond that, the floor ends those
+as well.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ DELIVERIES = 2000
 """A slice goes to so many watchers; the others are behind then, and get it in later turns."""
 EVENT_BYTES = 64
 """An event takes so many bytes besides keys and values."""
+PINNED_BYTES_MAX = 64 * 1024 * 1024
+"""Those in step may hold back so much history below the floor; then they are behind it, and end."""
 _CHUNK_EVENTS = 256
 
 Event = tuple[Record, Record | None]
@@ -165,6 +168,8 @@ class Hub:
         self._next = 0
         """The next revision for those in step."""
         self._in_step = 0
+        self._is_late = False
+        """The last turn had more for those in step than it delivered."""
         self._behind: dict[Watcher, None] = {}
         """The one that waited longest comes first."""
         self._full: dict[Watcher, None] = {}
@@ -181,8 +186,8 @@ class Hub:
 
     @property
     def behind(self) -> int:
-        """How many watchers are behind or full."""
-        return len(self._behind) + len(self._full)
+        """How many watchers have not seen all that there was in the last turn."""
+        return len(self._behind) + len(self._full) + (self._in_step if self._is_late else 0)
 
     @property
     def has_work(self) -> bool:
@@ -308,6 +313,9 @@ class Hub:
             self._release()
             return False
         self._adopt(store)
+        if self._pin is not None and self._pin.is_lost:
+            self._release()
+            self._end_in_step(store)
         if self._in_step:
             if self._next <= store.revision:
                 self._deliver_new(store)
@@ -322,16 +330,21 @@ class Hub:
         if self._behind:
             self._deliver_old(store)
         self._hold(store)
-        return self._next <= store.revision or bool(self._behind)
+        self._is_late = self._next <= store.revision
+        return self._is_late or bool(self._behind)
 
     def _adopt(self, store: Store) -> None:
         """Take the state of this turn, which may be another one than before."""
         if store is not self._store and self._in_step and self._next < store.floor:
             # Nothing was pinned in it for those in step.
-            for watcher in [watcher for group in self._groups.values() for watcher in group.in_step]:
-                self.end(watcher, RevisionCompactedError(self._next, store.floor, store.revision))
+            self._end_in_step(store)
         if store.revision + 1 < self._next:
             self._go_back(store)
+
+    def _end_in_step(self, store: Store) -> None:
+        """Tell all in step that what they have not seen may be gone."""
+        for watcher in [watcher for group in self._groups.values() for watcher in group.in_step]:
+            self.end(watcher, RevisionCompactedError(self._next, store.floor, store.revision))
 
     def _go_back(self, store: Store) -> None:
         """Take a state that is not as far as the one before: who has seen more waits until it is."""
@@ -448,7 +461,7 @@ class Hub:
             self._release()
         elif self._pin is None or self._store is not store:
             self._release()
-            self._store, self._pin = store, store.versions.pin(self._next)
+            self._store, self._pin = store, store.versions.pin(self._next, bytes_max=PINNED_BYTES_MAX)
         else:
             self._pin.revision = self._next
 

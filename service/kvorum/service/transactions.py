@@ -23,9 +23,9 @@ from kvorum.errors import (
 )
 from kvorum.kv import commands, txn
 from kvorum.kv.commands import ANY_REVISION, NoSpace, PutResult, SessionRefused, TxnRefused, TxnResult
-from kvorum.kv.features import check_command_level
+from kvorum.kv.features import LEASE_LEVEL, check_command_level
 from kvorum.kv.limits import LEASE_KEYS_MAX, TXN_ANSWER_BYTES_MAX, check_command
-from kvorum.kv.operations import Compare, LeasedPutOp, PutOp, PutOpResult
+from kvorum.kv.operations import Compare, LeasedPutOp, PutOp, PutOpResult, RangeOp, RangeOpResult
 from kvorum.kv.quota import quota_error
 from kvorum.kv.txn_check import check_transaction, is_read_only
 from kvorum.service.access import Principal
@@ -76,17 +76,28 @@ class Transactions:
         options = (key, request.value, request.ignore_value, request.prev_value)
         is_leased = request.lease or request.ignore_lease
         operation = LeasedPutOp(*options, request.lease, request.ignore_lease) if is_leased else PutOp(*options)
-        command = commands.Txn(compares, (operation,), (), request.client_id, request.sequence)
+        # At level 4 an older node may have done the first attempt of a retry, without such a range.
+        has_range = compares and self._node.store.feature_level >= LEASE_LEVEL
+        otherwise = (RangeOp(key, keys_only=True),) if has_range else ()
+        command = commands.Txn(compares, (operation,), otherwise, request.client_id, request.sequence)
         result = await self._do(principal, command, self._bounded(request.timeout_ms))
         if not result.succeeded:
-            record = self._node.store.get(key)
-            raise CompareFailedError(result.revision, 0 if record is None else record.mod_revision, expected)
+            raise CompareFailedError(result.revision, self._mod_revision(key, result), expected)
         match result.results:
             case (PutOpResult(revision, create_revision, version, previous),):
                 done = PutResult(revision, create_revision, revision, version)
                 return PutWithPrevious(done, previous, result.replayed)
             case _:
                 raise InvariantViolatedError(f"a put was answered with {result}")
+
+    def _mod_revision(self, key: bytes, failed: TxnResult) -> int:
+        """Return the revision that a key had when its put failed; after a replay, which keeps no record, has now."""
+        match failed.results:
+            case (RangeOpResult(records=records),):
+                return records[0].mod_revision if records else 0
+            case _:
+                record = self._node.store.get(key)
+                return 0 if record is None else record.mod_revision
 
     async def batch(self, principal: Principal, request: Batch) -> BatchResult:
         """Do every operation by itself. The changes are proposed in one turn of the loop, in their order."""
@@ -119,6 +130,12 @@ class Transactions:
     async def _do(self, principal: Principal, command: commands.Txn, timeout_ms: int) -> TxnResult:
         check_transaction(command)
         if is_read_only(command):
+            if command.client_id:
+                # No session would hear of it, and the sequence after this one would be unknown to it.
+                raise InvalidRequestError(
+                    "the transaction only reads, so it needs no idempotency key: leave it out, and use its number for "
+                    "the next write"
+                )
             return await self._read(command, timeout_ms)
         started = self._now()
         try:

@@ -35,7 +35,13 @@ _ROWS = (
         "self._bytes + size_bytes > self._bytes_max",
         "False",
     ),
-    ("A sorted range has no bound.", "kv.scan:Scan._begin", "keys > SORTED_KEYS_MAX", "False"),
+    ("A sorted range has no bound.", "kv.scan:Scan.step", "self.count > SORTED_KEYS_MAX", "False"),
+    (
+        "A page that ran out of time before its first key is empty, and so is the next one, for ever.",
+        "kv.scan:Scan.may_stop",
+        "self._position != self._begins_at",
+        "True",
+    ),
     ("A cursor of another query is taken.", "kv.cursors:decode_cursor", "cursor.query != digest(query)", "False"),
     ("A damaged cursor is taken.", "kv.cursors:_decode", "checksum != _checksum(body)", "False"),
     (
@@ -153,14 +159,14 @@ _FRONT = (
     ),
     (
         "A parameter that is given twice counts once.",
-        "fronts.http.ranges:take_bytes",
+        "fronts.http.key_ranges:take_bytes",
         "name in found",
         "False",
     ),
     (
         "A prefix and an end are taken together, and the end is ignored.",
-        "fronts.http.ranges:_bounds",
-        "name in given",
+        "fronts.http.key_ranges:range_of",
+        "name in given and 'prefix' in given",
         "False",
     ),
     (

@@ -269,6 +269,20 @@ MUTANTS = (
         _LOG,
     ),
     _row(
+        "A put that failed tells a revision that the key got later.",
+        "service.transactions:Transactions._mod_revision",
+        "records[0].mod_revision if records else 0",
+        "getattr(self._node.store.get(key), 'mod_revision', 0)",
+        f"{_FRONT} -k moment",
+    ),
+    _row(
+        "A read uses up the number of a session's write, which is refused then.",
+        "service.transactions:Transactions._do",
+        "if command.client_id: ...",
+        "pass",
+        f"{_FRONT} -k only_reads",
+    ),
+    _row(
         "Each change takes a revision of its own: others see half of a transaction.",
         "kv.txn:_Run._put",
         "self._state.set_record(put.key, value, self._revision, old, lease)",
@@ -340,7 +354,7 @@ MUTANTS = (
     ),
     _row(
         "A delete of the keys before a zero byte deletes all keys.",
-        "fronts.http.transactions:take_range",
+        "fronts.http.key_ranges:range_of",
         "given.get('end') == NO_END",
         "False",
         _FRONT,

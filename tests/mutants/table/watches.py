@@ -117,6 +117,14 @@ MUTANTS = (
         "interest.prev_value and with_previous is not None",
         "with_previous is not None",
     ),
+    _hub(
+        "Those in step hold back any amount of history.",
+        "Hub._hold",
+        "store.versions.pin(self._next, bytes_max=PINNED_BYTES_MAX)",
+        "store.versions.pin(self._next)",
+    ),
+    _hub("Those in step who lost their pin miss events in silence.", "Hub.turn", "self._end_in_step(store)", "pass"),
+    _hub("Those in step who come late are not counted.", "Hub.behind", "self._in_step if self._is_late else 0", "0"),
     _hub("A group is encoded for each of its watchers.", "EventBatch.encoded", "encoded is None", "True"),
     _hub(
         "A watcher that ended in the future counts when its revision comes.",
@@ -133,7 +141,7 @@ MUTANTS = (
                 "key < member.end",
                 "key <= member.end",
             ),
-            ("Segments that are no longer needed stay.", "Matcher._disuse", "if self._uses[key]: ...", "return"),
+            ("Segments that are no longer needed stay.", "Matcher._disuse", "if key: ...", "pass"),
             ("A range that comes later is not found by events.", "Matcher.add", "self._forget(member)", "pass"),
             ("What nested ranges keep has no bound.", "Matcher._look_up", "self._kept > self._kept_max", "False"),
             ("Every event scans all ranges.", "Matcher._look_up", "self._cover[number] = found", "pass"),

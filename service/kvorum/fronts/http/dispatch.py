@@ -18,6 +18,7 @@ from kvorum.fronts.http import (
     cluster,
     health,
     history,
+    key_ranges,
     kv,
     leases,
     locks,
@@ -355,7 +356,7 @@ class Dispatcher:
         if path in {kv.PATH, kv.PREFIX} and kv.names_key(raw_query):
             _, raw_query = kv.decode_key("", raw_query)
         elif path == kv.PATH:
-            _, raw_query = ranges.take_bytes(raw_query)
+            _, raw_query = key_ranges.take_bytes(raw_query, ranges.BYTES)
         # What streams is redirected, and never forwarded: a watch would take a connection of this node for as long as
         # it lasts, so would one that waits for a lock, and of a range this node would have to hold all.
         is_stream = path == watch.PATH or ranges.wants_stream(request) or locks.waits(path, raw_query)

@@ -12,7 +12,7 @@ from multidict import CIMultiDictProxy
 
 from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
-from kvorum.fronts.http import operations, parameters
+from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.forward import is_forwarding
 from kvorum.fronts.http.history import history_response, text_or_base64
 from kvorum.fronts.http.leases import parse_id, shown_id
@@ -30,7 +30,7 @@ from kvorum.fronts.http.request import (
     wants_json,
 )
 from kvorum.fronts.http.response import Response
-from kvorum.fronts.http.transactions import RANGE_PARAMETERS, TransactionHandlers, names_range
+from kvorum.fronts.http.transactions import TransactionHandlers
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
 from kvorum.service.limits import HISTORY_VERSIONS
@@ -120,7 +120,7 @@ DELETE_BY_PARAMETER = msgspec.structs.replace(
     DELETE,
     summary="Remove a key, or a range of keys",
     name=None,
-    parameters=WRITE_PARAMETERS | set(RANGE_PARAMETERS) | _BY_PARAMETER,
+    parameters=WRITE_PARAMETERS | key_ranges.with_twins(key_ranges.PARAMETERS) | _BY_PARAMETER,
     answers=operations.json_answer((DeleteAnswer, DeleteRangeAnswer), "Done.", "X-Kvorum-Revision"),
 )
 
@@ -181,7 +181,7 @@ class KeyValueHandlers:
 
     async def delete(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``DELETE /v1/kv/KEY``, or of a range."""
-        if not raw_key and names_range(raw_query):
+        if not raw_key and key_ranges.names_range(raw_query):
             return await self._transactions.delete_range(request, raw_query)
         key, raw_query = decode_key(raw_key, raw_query)
         headers = request.headers

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -11,22 +9,20 @@ from aiohttp.web import BaseRequest
 
 import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError
-from kvorum.fronts.http import operations, parameters
+from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.problems import problem_of
-from kvorum.fronts.http.request import Query, accepts, decode_bytes
+from kvorum.fronts.http.request import Query, accepts
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.requests import NO_END, CommonPrefix, Range, RangeQuery, prefix_end
+from kvorum.service.requests import CommonPrefix, Range, RangeQuery
 from kvorum.service.results import RangeItem, RangeScan
 
 NDJSON = operations.NDJSON
 
-_BYTES: tuple[parameters.Parameter, ...] = (
-    *(parameters.PREFIX, parameters.START, parameters.END, parameters.DELIMITER),
-)
-_BASE64: dict[str, parameters.Parameter] = {parameters.base64_twin(each): each for each in _BYTES}
+BYTES: tuple[parameters.Parameter, ...] = (*key_ranges.PARAMETERS, parameters.DELIMITER)
+"""The parameters that are bytes, and need not be text."""
 _NUMBERS = (
     *(parameters.REVISION, parameters.MIN_MOD_REVISION, parameters.MAX_MOD_REVISION),
     *(parameters.MIN_CREATE_REVISION, parameters.MAX_CREATE_REVISION),
@@ -44,7 +40,7 @@ _NOT_COUNTED = ("limit", "cursor", "sort", "reverse", "keys_only", "delimiter", 
 
 RANGE = operations.Operation(
     summary="Read a range of keys at one revision",
-    parameters=PARAMETERS | set(_BYTES) | {parameters.base64_twin(each) for each in _BYTES},
+    parameters=PARAMETERS | key_ranges.with_twins(BYTES),
     answers=(
         operations.Answer(
             "A page, or the whole range as lines of JSON.",
@@ -96,36 +92,18 @@ def wants_stream(request: BaseRequest) -> bool:
     return accepts(request.headers, NDJSON)
 
 
-def take_bytes(raw_query: str) -> tuple[dict[str, bytes], str]:
-    """Return the parameters that are bytes, which need not be text, and the rest of the query.
-
-    Raises:
-        InvalidRequestError: one is given twice, or is malformed.
-    """
-    found: dict[str, bytes] = {}
-    rest = []
-    for part in raw_query.split("&"):
-        raw_name, _, raw_value = part.partition("=")
-        name = _BASE64.get(raw_name, raw_name)
-        if name not in _BYTES:
-            rest.append(part)
-            continue
-        if name in found:
-            raise InvalidRequestError(f"the parameter {name} is given twice (also {name}64 counts)")
-        found[name] = _decode_base64(raw_value, raw_name) if raw_name in _BASE64 else decode_bytes(raw_value)
-    return found, "&".join(rest)
-
-
 def parse_range(raw_query: str, *, is_whole: bool) -> Range:
     """Return the range that a query asks for.
 
     Raises:
         InvalidRequestError: a parameter is unknown or malformed, or some contradict each other.
     """
-    given, raw_rest = take_bytes(raw_query)
+    given, raw_rest = key_ranges.take_bytes(raw_query, BYTES)
     query = Query(raw_rest, PARAMETERS)
     query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
-    start, end = _bounds(given)
+    if given.get("delimiter") == b"":
+        raise InvalidRequestError("the parameter delimiter is empty: leave it out")
+    start, end = key_ranges.range_of(given)
     limit = query.integer(parameters.LIMIT) or 0
     if query.get("cursor") == "":
         raise InvalidRequestError("the parameter cursor is empty: leave it out for the first page")
@@ -154,18 +132,6 @@ def parse_range(raw_query: str, *, is_whole: bool) -> Range:
     )
 
 
-def _bounds(given: dict[str, bytes]) -> tuple[bytes, bytes]:
-    for name in ("end", "delimiter"):
-        if given.get(name) == b"":
-            raise InvalidRequestError(f"the parameter {name} is empty: leave it out")
-    if "prefix" not in given:
-        return given.get("start", b""), given.get("end", NO_END)
-    for name in ("start", "end"):
-        if name in given:
-            raise InvalidRequestError(f"the parameters prefix and {name} contradict each other: give one of them")
-    return given["prefix"], prefix_end(given["prefix"])
-
-
 def _check_count_only(query: Query, given: dict[str, bytes]) -> None:
     others = [name for name in _NOT_COUNTED if name in given or (name in query and not _is_off(query, name))]
     if others:
@@ -176,14 +142,6 @@ def _check_count_only(query: Query, given: dict[str, bytes]) -> None:
 
 def _is_off(query: Query, name: str) -> bool:
     return any(each == name and not query.switch(each) for each in _SWITCHES)
-
-
-def _decode_base64(text: str, name: str) -> bytes:
-    try:
-        plain = decode_bytes(text).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-        return b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
-    except binascii.Error:
-        raise InvalidRequestError(f"the parameter {name} is not base64") from None
 
 
 async def _page(scan: RangeScan) -> wire.RangeAnswer:

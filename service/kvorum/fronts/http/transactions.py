@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from kvorum.config import Config
 from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
-from kvorum.fronts.http import operations, parameters
+from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import (
     BODY,
@@ -16,7 +16,6 @@ from kvorum.fronts.http.request import (
     Bodies,
     Query,
     combined,
-    decode_bytes,
     decode_json,
     parse_idempotency_key,
 )
@@ -24,13 +23,10 @@ from kvorum.fronts.http.response import Response
 from kvorum.fronts.http.txn_bodies import FIRST_KEY, operation_of, result_of, results_of, transaction_of
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
-from kvorum.service.requests import NO_END, Batch, BatchItem, DeleteRangeOp, Txn, prefix_end
+from kvorum.service.requests import Batch, BatchItem, DeleteRangeOp, Txn
 from kvorum.service.results import TxnResult
 from kvorum_wire import DeleteRangeAnswer
 from kvorum_wire import transactions as wire
-
-RANGE_PARAMETERS = (parameters.PREFIX, parameters.START, parameters.END)
-"""Of a delete; they are bytes, and need not be text."""
 
 _TXN = '{"compare": [{"key": "a", "target": "version", "number": 0}], "then": [{"put": {"key": "a", "value": "1"}}]}'
 _BATCH = '{"operations": [{"put": {"key": "a", "value": "1"}}, {"range": {"prefix": "b/"}}]}'
@@ -106,10 +102,11 @@ class TransactionHandlers:
 
     async def delete_range(self, request: BaseRequest, raw_query: str) -> Response:
         """``DELETE /v1/kv?prefix=P``, or ``?start=A&end=B``."""
-        bounds, rest = take_range(raw_query)
+        given, rest = key_ranges.take_bytes(raw_query, key_ranges.PARAMETERS)
+        start, end = key_ranges.range_of(given)
         timeout_ms = _timeout_ms(rest)
         principal, client_id, sequence = _session(request)
-        operation = DeleteRangeOp(*bounds)
+        operation = DeleteRangeOp(start or FIRST_KEY, end)
         try:
             result = await self._execute(principal, Txn((), (operation,), (), client_id, sequence, timeout_ms))
         except TooLargeError as error:
@@ -118,40 +115,6 @@ class TransactionHandlers:
                 error.limit,
             ) from None
         return _response(DeleteRangeAnswer(result.revision, result.deleted, result.replayed), result.revision)
-
-
-def names_range(raw_query: str) -> bool:
-    """Tell whether a query names a range of keys."""
-    return any(part.partition("=")[0] in RANGE_PARAMETERS for part in raw_query.split("&"))
-
-
-def take_range(raw_query: str) -> tuple[tuple[bytes, bytes], str]:
-    """Return the range that a query names, as key and end, and the rest of the query.
-
-    Raises:
-        InvalidRequestError: it names none, or two.
-    """
-    given: dict[str, bytes] = {}
-    rest = []
-    for part in raw_query.split("&"):
-        name, _, value = part.partition("=")
-        if name not in RANGE_PARAMETERS:
-            rest.append(part)
-            continue
-        if name in given:
-            raise InvalidRequestError(f"the parameter {name} is given twice")
-        given[name] = decode_bytes(value)
-        if not given[name] and name != "prefix":
-            raise InvalidRequestError(f"the parameter {name} is empty: leave it out")
-    if not given:
-        raise InvalidRequestError("say which keys: /v1/kv/KEY, or /v1/kv with key, prefix, or start and end")
-    if len(given) > 1 and "prefix" in given:
-        raise InvalidRequestError("prefix cannot be combined with start and end")
-    if (prefix := given.get("prefix")) is not None:
-        return (prefix or FIRST_KEY, prefix_end(prefix)), "&".join(rest)
-    if given.get("end") == NO_END:
-        raise InvalidRequestError("end is a single zero byte: no key is below it; leave it out for no end")
-    return (given.get("start", FIRST_KEY), given.get("end", NO_END)), "&".join(rest)
 
 
 def _timeout_ms(raw_query: str) -> int | None:

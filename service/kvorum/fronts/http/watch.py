@@ -7,8 +7,6 @@ each watcher. The same bytes go to all that watch the same. The body ends with t
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Literal, Protocol, cast
@@ -18,15 +16,15 @@ from multidict import istr
 
 import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
-from kvorum.fronts.http import operations, parameters
-from kvorum.fronts.http.request import Query, accepts, combined, decode_bytes, parse_integer
+from kvorum.fronts.http import key_ranges, operations, parameters
+from kvorum.fronts.http.request import Query, accepts, combined, parse_integer
 from kvorum.fronts.http.response import Response
 from kvorum.fronts.http.watch_buffers import Buffers
 from kvorum.fronts.http.watch_lines import NDJSON_LINES, SSE_LINES, Fragment, Lines, fragments
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import INTEGER_MAX
-from kvorum.service.requests import Watch
+from kvorum.service.requests import NO_END, Watch
 from kvorum.service.results import Event, EventBatch, WatchStart, event_bytes
 from kvorum.service.results import Watch as Watching
 
@@ -65,11 +63,11 @@ _FILTER: parameters.Choice[Literal["", "put", "delete"]] = parameters.Choice(
 _PARAMETERS: frozenset[parameters.Parameter] = frozenset(
     {_FROM_REVISION, parameters.PREV_VALUE, _FRAGMENT, _FILTER, _PROGRESS, parameters.TIMEOUT_MS, parameters.FORWARD}
 )
-_BYTES = (parameters.KEY, parameters.PREFIX, parameters.START, parameters.END)
+_BYTES = (parameters.KEY, *key_ranges.PARAMETERS)
 _HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nVary: Accept\r\n"
 WATCH = operations.Operation(
     summary="Every later put and delete of some keys, until the client ends it",
-    parameters=_PARAMETERS | set(_BYTES) | {parameters.base64_twin(each) for each in _BYTES},
+    parameters=_PARAMETERS | key_ranges.with_twins(_BYTES),
     headers=(operations.LAST_EVENT_ID,),
     answers=(
         operations.Answer(
@@ -95,7 +93,8 @@ class WatchHandlers:
 
     async def watch(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/watch``."""
-        given, query = _parameters(raw_query)
+        given, rest = key_ranges.take_bytes(raw_query, _BYTES)
+        query = Query(rest, _PARAMETERS)
         progress_s = query.integer(_PROGRESS) or PROGRESS_S
         resumed = combined(request.headers, _LAST_EVENT_ID)
         wanted = _watch(given, query, resumed)
@@ -110,30 +109,6 @@ class WatchHandlers:
 
 
 # --- What is asked for ------------------------------------------------------------------------------------------------
-
-
-def _parameters(raw_query: str) -> tuple[dict[str, bytes], Query]:
-    """Return the parameters that are bytes, given as they are or as base64, and the others."""
-    found: dict[str, bytes] = {}
-    rest = []
-    for part in raw_query.split("&"):
-        raw_name, _, raw_value = part.partition("=")
-        name = raw_name.removesuffix("64")
-        if name not in _BYTES:
-            rest.append(part)
-        elif name in found:
-            raise InvalidRequestError(f"the parameter {name} is given twice (also {name}64 counts)")
-        else:
-            data = decode_bytes(raw_value)
-            found[name] = data if name == raw_name else _decode_base64(data, raw_name)
-    return found, Query("&".join(rest), _PARAMETERS)
-
-
-def _decode_base64(data: bytes, name: str) -> bytes:
-    try:
-        return base64.b64decode(data, altchars=b"-_" if b"-" in data or b"_" in data else None, validate=True)
-    except binascii.Error:
-        raise InvalidRequestError(f"the parameter {name} is not base64 (write %2B for a plus sign)") from None
 
 
 def _watch(given: dict[str, bytes], query: Query, resumed: str | None) -> Watch:
@@ -156,24 +131,16 @@ def _watch(given: dict[str, bytes], query: Query, resumed: str | None) -> Watch:
 
 
 def _range(given: dict[str, bytes]) -> tuple[bytes, bytes | None]:
-    kinds = sorted({"range" if name in ("start", "end") else name for name in given})
-    if len(kinds) != 1:
+    if not given or ("key" in given and len(given) > 1):
         raise InvalidRequestError(
             "say what to watch: key=KEY; or prefix=PREFIX (empty: all keys); or start=KEY, end=KEY or both"
         )
-    if "key" in given:
-        if not given["key"]:
-            raise InvalidRequestError("the key is empty: to watch all keys, give an empty prefix")
-        return given["key"], given["key"] + b"\0"
-    if "prefix" in given:
-        return given["prefix"], prefix_end(given["prefix"])
-    return given.get("start", b""), given.get("end")
-
-
-def prefix_end(prefix: bytes) -> bytes | None:
-    """Return the first key behind all that begin with a prefix; None: there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
+    if "key" not in given:
+        start, end = key_ranges.range_of(given)
+        return start, None if end == NO_END else end
+    if not given["key"]:
+        raise InvalidRequestError("the key is empty: to watch all keys, give an empty prefix")
+    return given["key"], given["key"] + b"\0"
 
 
 # --- What is written --------------------------------------------------------------------------------------------------
