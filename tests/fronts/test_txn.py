@@ -295,7 +295,7 @@ def test_a_failed_put_with_options_tells_the_revision_of_the_moment_when_it_fail
         await http("PUT", "/v1/kv/k", b"1")
         propose = http.node.propose
 
-        async def overtaken(command: Any, timeout_ms: int, address: str = "") -> Any:
+        async def overtaken(command: Any, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Any:
             result = await propose(command, timeout_ms, address)
             await propose(Put(b"k", b"later"), timeout_ms)
             return result

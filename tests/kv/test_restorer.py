@@ -383,6 +383,7 @@ def test_a_store_that_is_given_up_leaves_its_numbers_and_no_data() -> None:
     store = store_at_level_3()
     apply(store, Put(b"k", b"v", client_id="c", sequence=1), SetQuota(QUOTA_BYTES_MIN, OPERATOR), time_ms=9)
     store.mismatch = Mismatch(store.applied_index, 1, 2)
+    store.given_way = 3
     names = [name for name in Store.__slots__ if not name.startswith("_") and name not in ("versions", "leases")]
     numbers = {name: getattr(store, name) for name in names}
     assert [name for name in names if numbers[name] == getattr(Store(), name)] == [], "these would not be checked"

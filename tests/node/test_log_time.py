@@ -50,6 +50,7 @@ class Member:
         self.state = State(store)
         self.clock = Clock()
         self.raft = SimpleNamespace(
+            is_saving=False,
             id="n1", leader="n1", role=Role.FOLLOWER, current_term=0, is_transferring=False, propose=self._propose
         )
         self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock, TICK_MS)
