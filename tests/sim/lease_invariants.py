@@ -173,14 +173,18 @@ def keys_of_a_living_lease_stay(before: Picture, after: Picture, model: Store) -
 
 
 def keys_of_an_ended_lease_go_in_one_revision(before: Picture, after: Picture, truth: Truth) -> None:
-    """All keys of a lease are deleted at one revision, in their order, and no others with them."""
+    """All keys of a lease are deleted at one revision, in their order, and no others with them.
+
+    A key that was put in the same entry may have got the lease there.
+    """
     events = truth.events[bisect_left(truth.events, (before.revision + 1,)) :]
     deleted = {event.key: event.revision for event in events if event.value is None}
+    put = {event.key for event in events if event.value is not None}
     for lease in before.ids - after.ids:
         keys = sorted(key for key, of in before.attached.items() if of == lease and key in deleted)
         for revision in {deleted[key] for key in keys}:
             at_once = [event.key for event in events if event.revision == revision]
-            if at_once != keys:
+            if [key for key in at_once if key in keys or key not in put] != keys or at_once != sorted(at_once):
                 raise Broken(
                     "keys_of_an_ended_lease_go_in_one_revision",
                     f"with lease {lease} went {keys}, at revision {revision} {at_once}",

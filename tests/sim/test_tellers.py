@@ -120,10 +120,10 @@ def does_the_first_operation_only(patch: pytest.MonkeyPatch) -> None:
     """Money is taken from one account, and not put into the other."""
     true = Store.set_record
 
-    def set_record(self: Store, key: bytes, value: bytes, revision: int, old: Record | None) -> Record:
+    def set_record(self: Store, key: bytes, value: bytes, revision: int, old: Record | None, lease: int = 0) -> Record:
         if key == b"account3" and old is not None:
             return old
-        return true(self, key, value, revision, old)
+        return true(self, key, value, revision, old, lease)
 
     patch.setattr(Store, "set_record", set_record)
 
