@@ -51,7 +51,12 @@ class Member:
         self.clock = Clock()
         self.raft = SimpleNamespace(
             is_saving=False,
-            id="n1", leader="n1", role=Role.FOLLOWER, current_term=0, is_transferring=False, propose=self._propose
+            id="n1",
+            leader="n1",
+            role=Role.FOLLOWER,
+            current_term=0,
+            is_transferring=False,
+            propose=self._propose,
         )
         self.log_time = LogTime(cast(Any, self.raft), self.state, self.clock, TICK_MS)
         self.writes = Proposals(
