@@ -24,10 +24,21 @@ from kvorum.errors import (
     OverloadedError,
     SessionError,
 )
-from kvorum.kv.commands import BatchCommand, HandedOver, OpenOrigin, Put, PutResult, QueuedCommand, SetQuota, Txn
+from kvorum.kv.commands import (
+    BatchCommand,
+    HandedOver,
+    LeaseGrant,
+    LeaseRevoke,
+    OpenOrigin,
+    Put,
+    PutResult,
+    QueuedCommand,
+    SetQuota,
+    Txn,
+)
 from kvorum.kv.features import HANDOVER_LEVEL, HIGHEST_LEVEL
 from kvorum.kv.limits import ORIGIN_WINDOW
-from kvorum.kv.operations import PutOp
+from kvorum.kv.operations import LeasedPutOp, PutOp
 from kvorum.kv.store import Store
 from kvorum.node import handover
 from kvorum.node.handover import HandOvers
@@ -655,6 +666,22 @@ def test_an_error_arrives_as_it_was(said: CallerError) -> None:
 
 
 # --- Real nodes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "TXN_KEYS_MAX", 3)
+
+    async def scenario() -> None:
+        origin = Origin()
+        origin.open()
+        for lease in (1, 2):
+            origin.apply(LeaseGrant(lease, 60))
+            puts = tuple(LeasedPutOp(b"%d/%d" % (lease, number), b"v", lease=lease) for number in range(2))
+            origin.apply(Txn(then=puts))
+        origin.ask(LeaseRevoke(1), LeaseRevoke(2))
+        assert [frame.commands for frame in origin.frames()] == [(LeaseRevoke(1),), (LeaseRevoke(2),)]
+
+    asyncio.run(scenario())
 
 
 def test_every_node_takes_every_write(tmp_path: Path) -> None:

@@ -27,14 +27,13 @@ from kvorum.errors import (
     OutcomeUnknownError,
     OverloadedError,
 )
-from kvorum.kv.commands import HandedOver, HandedOverDone, QueuedCommand, Result, Txn
+from kvorum.kv.commands import HandedOver, HandedOverDone, QueuedCommand, Result
 from kvorum.kv.features import HANDOVER_LEVEL, check_command_level
 from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW, TXN_KEYS_MAX
-from kvorum.kv.txn import visited_keys
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, HandoverMessage, Opening, Refusal, error_of
 from kvorum.node.ports import Clock
-from kvorum.node.proposals import Waiter, weight
+from kvorum.node.proposals import Waiter, visits, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
@@ -227,7 +226,7 @@ class HandOvers:
         size = keys = 0
         while self.queue and len(commands) < FRAME_COMMANDS_MAX:
             command, waiter, size_bytes, address = self.queue[0]
-            visited = visited_keys(command, self._state.store.versions) if isinstance(command, Txn) else 0
+            visited = visits(command, self._state.store)
             if commands and (size + size_bytes > FRAME_BYTES_MAX or keys + visited > TXN_KEYS_MAX):
                 break
             self.queue.popleft()

@@ -261,7 +261,7 @@ class Proposals:
                     break
                 carried += len(command.commands)
             if isinstance(command, Txn | LeaseRevoke | HandedOver):
-                visited = _visited_keys(command, self._state.store)
+                visited = visits(command, self._state.store)
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -348,7 +348,7 @@ class Proposals:
         self._complete_idle()
 
 
-def _visited_keys(command: ProposedCommand, store: Store) -> int:
+def visits(command: ProposedCommand, store: Store) -> int:
     """Return about how many keys a command visits that may visit many; 0 of the others."""
     match command:
         case Txn():
@@ -357,7 +357,7 @@ def _visited_keys(command: ProposedCommand, store: Store) -> int:
             lease = store.leases.get(id)
             return 0 if lease is None else len(lease.keys)
         case HandedOver():
-            return sum(_visited_keys(each, store) for each in command.commands)
+            return sum(visits(each, store) for each in command.commands)
         case _:
             return 0
 
