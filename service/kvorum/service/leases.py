@@ -113,7 +113,7 @@ class Leases:
     async def get(self, request: GetLease) -> LeaseState:
         """Return how long a lease still lives. One that is over, and has not expired yet, has 0 ms left."""
         _check_id(request.id)
-        await self._barrier(request.timeout_ms)
+        await leases_barrier(self._node, "a lease", request.timeout_ms)
         store = self._node.store
         lease = store.leases.get(request.id)
         if lease is None:
@@ -124,7 +124,7 @@ class Leases:
         """Return the leases from an id on."""
         if not 1 <= request.limit <= LEASES_LISTED_MAX:
             raise InvalidRequestError(f"limit must be a whole number from 1 to {LEASES_LISTED_MAX:,}")
-        await self._barrier(request.timeout_ms)
+        await leases_barrier(self._node, "a lease", request.timeout_ms)
         store = self._node.store
         after = INTEGER_MIN - 1 if request.after is None else request.after
         found = nsmallest(request.limit + 1, (each.id for each in store.leases if each.id > after))
@@ -146,11 +146,6 @@ class Leases:
             **facts,
         )
 
-    async def _barrier(self, timeout_ms: int | None) -> None:
-        await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
-        check_level("a lease", LEASE_LEVEL, self._node.store.feature_level)
-        self._counters.reads += 1
-
     async def _propose(self, command: commands.LeaseCommand, timeout_ms: int | None) -> _Done | LeaseRefused:
         timeout_ms = bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
         try:
@@ -170,6 +165,18 @@ class Leases:
                 raise InvalidRequestError("the lease exceeds a limit")
             case _:
                 raise InvariantViolatedError(f"a command for a lease was answered with {result}")
+
+
+async def leases_barrier(node: NodePort, what: str, timeout_ms: int | None) -> None:
+    """Return when the state holds everything that was acknowledged before the call, and count the read.
+
+    Raises:
+        FeatureUnavailableError: there are no leases below their feature level; ``what`` names what needs them.
+        CallerError: as :meth:`NodePort.read_barrier`.
+    """
+    await node.read_barrier(bounded_timeout_ms(timeout_ms, node.config.request_timeout_ms))
+    check_level(what, LEASE_LEVEL, node.store.feature_level)
+    node.counters.reads += 1
 
 
 def lease_not_found(id: int, revision: int) -> LeaseError:

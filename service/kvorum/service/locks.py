@@ -29,21 +29,19 @@ from kvorum.errors import (
     InvalidRequestError,
     InvariantViolatedError,
     LockError,
-    NotLeaderError,
     OverloadedError,
     RevisionCompactedError,
     TooLargeError,
 )
 from kvorum.kv import commands
 from kvorum.kv.commands import TxnRefused
-from kvorum.kv.features import LEASE_LEVEL, check_level
 from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
 from kvorum.kv.operations import PutOpResult, RangeOpResult
 from kvorum.kv.records import Record
 from kvorum.kv.watch import EventBatch, Interest
 from kvorum.service.access import Principal
-from kvorum.service.leases import lease_not_found
-from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX, bounded_timeout_ms
+from kvorum.service.leases import lease_not_found, leases_barrier
+from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX
 from kvorum.service.node_port import NodePort
 from kvorum.service.requests import (
     AcquireLock,
@@ -73,8 +71,7 @@ class Locks:
         node: the node.
         now: a monotonic clock, in seconds.
         transactions: what makes the changes.
-        elsewhere: makes the error for what only the leader can do of a NotLeaderError.
-        hands_over: a node that does not lead hands the changes to the leader.
+        check_leads: raises an error unless this node can execute writes.
     """
 
     def __init__(
@@ -82,15 +79,12 @@ class Locks:
         node: NodePort,
         now: Callable[[], float],
         transactions: Transactions,
-        elsewhere: Callable[[NotLeaderError], CallerError],
-        *,
-        hands_over: bool = False,
+        check_leads: Callable[[], None],
     ) -> None:
         self._node = node
         self._now = now
         self._transactions = transactions
-        self._elsewhere = elsewhere
-        self._hands_over = hands_over
+        self._check_leads = check_leads
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
         """Wait until the lease holds the lock."""
@@ -120,7 +114,7 @@ class Locks:
         """Change the value of an election. Whoever is first stays that until its key goes."""
         key = _key("election", request.name, request.lease)
         self._check_leads()
-        await self._barrier(request.timeout_ms)
+        await leases_barrier(self._node, "a lock", request.timeout_ms)
         queue = self._queue("election", request.name)
         if not queue or queue[0].key != key:
             raise _not_held("election", request.name, request.lease)
@@ -138,7 +132,7 @@ class Locks:
     async def get(self, request: GetLock) -> LockState:
         """Return who holds a lock, and who waits."""
         _check_name(request.name)
-        await self._barrier(request.timeout_ms)
+        await leases_barrier(self._node, "a lock", request.timeout_ms)
         queue = self._queue(request.kind, request.name)
         if request.kind == "election" and not queue:
             raise LockError(
@@ -148,7 +142,7 @@ class Locks:
 
     async def list_all(self, request: ListLocks) -> LockList:
         """Return all that somebody holds."""
-        await self._barrier(request.timeout_ms)
+        await leases_barrier(self._node, "a lock", request.timeout_ms)
         prefix = PREFIXES[request.kind]
         places = [each for each in self._read(prefix, f"{request.kind}s") if _is_place(each)]
         # A prefix orders names otherwise than a name does: those of `a/b` come before those of `a0`, and after `a`.
@@ -220,7 +214,7 @@ class Locks:
             elif is_confirmed:
                 return attempt.granted(self._node.store.revision)
             else:
-                await self._barrier(request.timeout_ms)
+                await leases_barrier(self._node, "a lock", request.timeout_ms)
                 is_confirmed = True
 
     async def _gone(self, before: Record, attempt: _Attempt, left_s: float) -> None:
@@ -309,17 +303,6 @@ class Locks:
         lease = self._node.store.leases.get(place.lease)
         remaining_ms = 0 if lease is None else lease.remaining_ms(self._node.now_ms())
         return LockHolder(place.lease, place.create_revision, remaining_ms, place.value)
-
-    async def _barrier(self, timeout_ms: int | None) -> None:
-        await self._node.read_barrier(bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms))
-        check_level("a lock", LEASE_LEVEL, self._node.store.feature_level)
-        self._node.counters.reads += 1
-
-    def _check_leads(self) -> None:
-        try:
-            self._node.check_leads(hand_over=self._hands_over)
-        except NotLeaderError as error:
-            raise self._elsewhere(error) from None
 
 
 class _Attempt:

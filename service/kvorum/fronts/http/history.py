@@ -76,8 +76,13 @@ def _version(record: RecordView) -> wire.Version:
         record.version,
         False,
         *text_or_base64(record.value),
-        f"{record.lease:x}" if record.lease else None,
+        shown_lease(record),
     )
+
+
+def shown_lease(record: RecordView) -> str | None:
+    """Return the id of a record's lease, in hex; None: it has none."""
+    return f"{record.lease:x}" if record.lease else None
 
 
 def text_or_base64(data: bytes) -> tuple[str | None, str | None]:

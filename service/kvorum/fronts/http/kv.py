@@ -14,8 +14,8 @@ from kvorum.config import Config
 from kvorum.errors import CompareFailedError, InvalidRequestError, NotLeaderError
 from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.forward import is_forwarding
-from kvorum.fronts.http.history import history_response, text_or_base64
-from kvorum.fronts.http.leases import parse_id, shown_id
+from kvorum.fronts.http.history import history_response, shown_lease, text_or_base64
+from kvorum.fronts.http.leases import parse_id
 from kvorum.fronts.http.problems import RefusalError, problem
 from kvorum.fronts.http.ranges import RANGE
 from kvorum.fronts.http.request import (
@@ -358,13 +358,13 @@ def _record_response(
             *text_or_base64(key),
             *text_or_base64(record.value),
             staleness_ms,
-            shown_id(record.lease) if record.lease else None,
+            shown_lease(record),
         )
         return Response(200, _encode(answer) + b"\n", headers=headers + "Vary: Accept\r\n")
     headers += (
         f"X-Kvorum-Create-Revision: {record.create_revision}\r\nX-Kvorum-Mod-Revision: {mod_revision}\r\n"
         f"X-Kvorum-Version: {record.version}\r\nVary: Accept\r\nX-Content-Type-Options: nosniff\r\n"
     )
-    if record.lease:
-        headers += f"X-Kvorum-Lease: {shown_id(record.lease)}\r\n"
+    if (lease := shown_lease(record)) is not None:
+        headers += f"X-Kvorum-Lease: {lease}\r\n"
     return Response(200, record.value, "application/octet-stream", headers)

@@ -13,7 +13,7 @@ from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.problems import problem_of
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.requests import GetLock, Watch
+from kvorum.service.requests import GetLock, Watch, prefix_end
 from kvorum.service.results import EventBatch, LockHolder, WatchStart
 from kvorum_wire import leases as wire
 
@@ -98,7 +98,7 @@ class Observation:
 
 def watch_of(prefix: bytes, timeout_ms: int | None) -> Watch:
     """Return the request for the watch of a queue."""
-    return Watch(prefix, prefix[:-1] + b"0", timeout_ms=timeout_ms)  # "0" follows "/", with which the prefix ends.
+    return Watch(prefix, prefix_end(prefix), timeout_ms=timeout_ms)
 
 
 def holder_of(holder: LockHolder | None) -> wire.LockHolder | None:

@@ -10,7 +10,7 @@ from aiohttp.web import BaseRequest
 import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError
 from kvorum.fronts.http import key_ranges, operations, parameters
-from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.history import shown_lease, text_or_base64
 from kvorum.fronts.http.problems import problem_of
 from kvorum.fronts.http.request import Query, accepts
 from kvorum.fronts.http.response import Response
@@ -226,6 +226,7 @@ def _shown(scan: RangeScan, part: Sequence[RangeItem]) -> list[wire.RangeRecord 
             continue
         value = (None, None) if keys_only else text_or_base64(item.value)
         key = text_or_base64(item.key)
-        lease = f"{item.lease:x}" if item.lease else None
-        shown.append(wire.RangeRecord(item.create_revision, item.mod_revision, item.version, *key, *value, lease))
+        shown.append(
+            wire.RangeRecord(item.create_revision, item.mod_revision, item.version, *key, *value, shown_lease(item))
+        )
     return shown

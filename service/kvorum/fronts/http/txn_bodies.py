@@ -9,8 +9,8 @@ from typing import assert_never
 from msgspec import UNSET, UnsetType
 
 from kvorum.errors import InvalidRequestError
-from kvorum.fronts.http.history import text_or_base64
-from kvorum.fronts.http.leases import parse_id, shown_id
+from kvorum.fronts.http.history import shown_lease, text_or_base64
+from kvorum.fronts.http.leases import parse_id
 from kvorum.service.requests import (
     NO_END,
     ONE_KEY,
@@ -186,5 +186,5 @@ def _record(record: RecordView, *, has_value: bool = True) -> wire.Record:
         create_revision=record.create_revision,
         mod_revision=record.mod_revision,
         version=record.version,
-        lease=shown_id(record.lease) if record.lease else None,
+        lease=shown_lease(record),
     )

@@ -10,7 +10,7 @@ import msgspec
 import kvorum_wire as wire
 from kvorum.errors import CallerError
 from kvorum.fronts.http import operations
-from kvorum.fronts.http.history import text_or_base64
+from kvorum.fronts.http.history import shown_lease, text_or_base64
 from kvorum.fronts.http.problems import problem_of
 from kvorum.service.results import Event, event_bytes
 
@@ -68,7 +68,7 @@ def _event(event: Event) -> wire.WatchEvent:
         *text_or_base64(record.key),
         *(text_or_base64(record.value) if is_put else (None, None)),
         *(text_or_base64(previous.value) if previous is not None else (None, None)),
-        f"{record.lease:x}" if record.lease else None,
+        shown_lease(record),
     )
 
 
