@@ -47,3 +47,23 @@ def add_output(
 ) -> None:
     """Add the option for how to print the answer."""
     command.add_argument("-o", "--output", choices=choices, default=default, help=help)
+
+
+def revision_number(text: str) -> int:
+    """Return a revision."""
+    return whole_number(text, "a revision, a whole number")
+
+
+def versions_number(text: str) -> int:
+    """Return how many versions, or keys."""
+    return whole_number(text, "a whole number of versions")
+
+
+def milliseconds(text: str) -> int:
+    """Return a number of milliseconds."""
+    return whole_number(text, "a whole number of milliseconds")
+
+
+def add_revision(command: argparse.ArgumentParser, help: str) -> None:
+    """Add the option for the revision at which to read."""
+    command.add_argument("--revision", *("--rev",), metavar="N", type=revision_number, help=help)

@@ -9,18 +9,35 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from kvorum_client.backup import Backup, describe
+from kvorum_client.cli_arguments import add_output
 from kvorum_client.cli_output import print_json, print_table
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 
 PROGRESS_S = 0.2
 STALE = "kv: warning: no quorum confirmed this backup: writes that were acknowledged before it may be missing"
+
+
+def fill(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands of the group."""
+    saving = add("save", save, "save all acknowledged writes to a file for `kvorum restore`")
+    saving.add_argument("file", metavar="FILE", help="file to write; - is stdout")
+    saving.add_argument("--force", action="store_true", help="overwrite an existing file")
+    saving.add_argument(
+        "--stale",
+        action="store_true",
+        help="save what one node has applied, also without a quorum; acknowledged writes may be missing",
+    )
+    add_output(saving)
+    showing = add("status", status, "check a backup's hash and show what it holds; asks no node")
+    showing.add_argument("file", metavar="FILE", help="file to read; - is stdin")
+    add_output(showing)
 
 
 async def save(client: Client, options: argparse.Namespace) -> int:

@@ -4,18 +4,61 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_commands import get as get_key
+from kvorum_client.cli_arguments import add_output, add_revision, milliseconds, versions_number
+from kvorum_client.cli_keys import get as get_key
 from kvorum_client.cli_output import lease_field, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 from kvorum_client.leases import shown_id
+from kvorum_client.ranges import SORTS
 from kvorum_client.results import Record
 
 PAGE_KEYS = 1000
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    getting = add("get", get, "read a key, or a range of keys")
+    getting.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    getting.add_argument("--prefix", metavar="P", help="all keys that begin with P, a line each; '' is all keys")
+    getting.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    getting.add_argument("--to", metavar="KEY", help="all keys before this one")
+    getting.add_argument("--limit", metavar="N", type=versions_number, help="of a range: show at most N keys")
+    getting.add_argument("--keys-only", action="store_true", help="of a range: leave out the values")
+    getting.add_argument("--count-only", action="store_true", help="of a range: print only how many keys it has")
+    getting.add_argument("--sort", choices=SORTS, default="key", help="of a range of up to 10,000 keys [default key]")
+    getting.add_argument("--reverse", action="store_true", help="of a range: in descending order")
+    add_output(
+        getting,
+        choices=("raw", "table", "json"),
+        default="raw",
+        help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",
+    )
+    getting.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    getting.add_argument(
+        "--max-staleness-ms",
+        metavar="MS",
+        type=milliseconds,
+        help="read only from a node that has applied everything committed this long ago (implies --stale)",
+    )
+
+    add_revision(getting, "read the key as it was at this revision of the cluster")
+    listing = add("ls", ls, "list one level of keys, like a folder")
+    listing.description = (
+        "Prints the keys of a level, and what other keys begin with, up to and with the next delimiter."
+    )
+    listing.add_argument(
+        "prefix", metavar="PREFIX", nargs="?", default="", help="what the keys begin with [default: all]"
+    )
+    listing.add_argument("--delimiter", metavar="TEXT", default="/", help="what ends a level [default /]")
+    add_revision(listing, "list the keys as they were at this revision of the cluster")
+    listing.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    add_output(listing, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
 
 async def get(client: Client, options: argparse.Namespace) -> int:

@@ -6,12 +6,13 @@ import argparse
 import io
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_arguments import lease_id
-from kvorum_client.cli_commands import delete as delete_key
+from kvorum_client.cli_arguments import add_output, lease_id, revision_number
+from kvorum_client.cli_keys import delete as delete_key
 from kvorum_client.cli_output import lease_field, print_json, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, RefusedError
@@ -58,6 +59,27 @@ example:
 _TARGETS = ("value", "version", "create_revision", "mod_revision", "lease")
 _SIGNS = ("=", "!=", "<", ">")
 _FORMS = 'a line begins with "if", "then" or "else"; kv txn --help shows an example'
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    deleting = add("del", delete, "remove a key, or a range of keys", "delete")
+    deleting.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    deleting.add_argument(
+        "--prev-revision", metavar="N", type=revision_number, help="only if the key's mod_revision is N"
+    )
+    deleting.add_argument("--prefix", metavar="P", help="all keys that begin with P; more than 10,000 in several steps")
+    deleting.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    deleting.add_argument("--to", metavar="KEY", help="all keys before this one")
+    deleting.add_argument("--dry-run", action="store_true", help="only count the keys of the range")
+    add_output(deleting)
+
+    doing = add("txn", txn, "do several operations at one revision, if conditions hold")
+    doing.description, doing.formatter_class = TXN_HELP, argparse.RawDescriptionHelpFormatter
+    doing.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="where it is written; - is stdin [default -]"
+    )
+    add_output(doing)
 
 
 def read_transaction(options: argparse.Namespace) -> None:

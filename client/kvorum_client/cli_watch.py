@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import msgspec
 
+from kvorum_client.cli_arguments import add_output, revision_number
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 from kvorum_client.results import WatchEvent
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    watching = add("watch", watch, "show every change of a key, or of a range of keys, a line each")
+    watching.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    watching.add_argument("--prefix", metavar="PREFIX", help="all keys that begin with this; '' is all keys")
+    watching.add_argument("--from", metavar="KEY", help="all keys from this one on")
+    watching.add_argument("--to", metavar="KEY", help="all keys before this one")
+    watching.add_argument(
+        "--from-revision",
+        *("--rev",),
+        metavar="N",
+        type=revision_number,
+        help="begin with this revision of the cluster, if it is still in the history [default: the next one]",
+    )
+    watching.add_argument("--prev-value", action="store_true", help="show what each change replaced, too")
+    watching.add_argument("--only", choices=("put", "delete"), help="leave out the others")
+    add_output(watching, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
 
 async def watch(client: Client, options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ import kvorum
 from kvorum.errors import FeatureLevelBlockedError, NoLeaderError, NoSpaceError
 from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown
 from kvorum.kv.commands import Put
-from kvorum_client import cli
+from kvorum_client import cli, cli_endpoints, cli_parser, cli_waiting
 
 Kv = Callable[..., Coroutine[Any, Any, int]]
 
@@ -143,7 +143,7 @@ def test_exit_3_without_a_node_or_a_leader(capsys: pytest.CaptureFixture[str]) -
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("no leader is known")
         assert await kv("get", "k", "--timeout", "0.9") == 3
-        assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
+        assert capsys.readouterr().err == f"kv: {cli_waiting.NO_LEADER}\n"
         server.node.leader = None
         assert await kv("status") == 3
         assert await kv("leader", "show") == 3
@@ -204,10 +204,10 @@ def test_the_quota_is_shown_and_set_and_the_status_says_when_it_is_used_up(capsy
 )  # fmt: skip
 def test_a_size_is_bytes_or_has_a_binary_unit(text: str, size: int | None) -> None:
     if size is not None:
-        assert cli.build_parser().parse_args(["quota", "set", text]).quota_bytes == size
+        assert cli_parser.build_parser().parse_args(["quota", "set", text]).quota_bytes == size
         return
     with pytest.raises(SystemExit) as caught:
-        cli.build_parser().parse_args(["quota", "set", "--", text])
+        cli_parser.build_parser().parse_args(["quota", "set", "--", text])
     assert caught.value.code == 2
 
 
@@ -342,18 +342,18 @@ def test_what_was_stored_does_not_move_the_terminals_cursor(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("environ", "endpoints"),
     [
-        ({}, cli.LOCAL_ENDPOINTS),
+        ({}, cli_endpoints.LOCAL_ENDPOINTS),
         ({"KVORUM_ENDPOINTS": "a:1,b:2"}, "a:1,b:2"),
         ({"KVORUM_ENDPOINTS": "a:1", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "a:1"),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "127.0.0.1:8001"),
         ({"KVORUM_CLIENT_PORT": "7001"}, "127.0.0.1:7001"),
         ({"KVORUM_LISTEN_CLIENT": "0.0.0.0:7002"}, "127.0.0.1:7002"),
         ({"KVORUM_LISTEN_CLIENT": "[::]:7003"}, "127.0.0.1:7003"),
-        ({"KVORUM_LISTEN_CLIENT": "nonsense"}, cli.LOCAL_ENDPOINTS),
+        ({"KVORUM_LISTEN_CLIENT": "nonsense"}, cli_endpoints.LOCAL_ENDPOINTS),
     ],
 )
 def test_the_cluster_is_found_without_being_named(environ: dict[str, str], endpoints: str) -> None:
-    assert cli.default_endpoints(environ) == endpoints
+    assert cli_endpoints.default_endpoints(environ) == endpoints
 
 
 def _unread(pipe: int) -> int:

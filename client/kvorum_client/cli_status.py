@@ -1,21 +1,19 @@
-"""What each ``kv`` command does: ask the client, print the answer, return the exit status."""
+"""``kv status`` and ``kv health``: what every node says of itself."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from kvorum_client.cli_output import for_terminal, lease_field, print_json, print_table, printable, say, text_fields
+from kvorum_client.cli_arguments import add_output
+from kvorum_client.cli_output import print_json, print_table, printable, say
 from kvorum_client.client import Client
-from kvorum_client.errors import ClientError, InvalidArgumentError, RefusedError, UnavailableError
-from kvorum_client.results import Member, NodeHealth, NodeStatus, Quota
+from kvorum_client.errors import ClientError
+from kvorum_client.results import Member, NodeHealth, NodeStatus
 from kvorum_client.transport import base_of
 
-VALUE_BYTES_MAX = 1024 * 1024
 PROBE_TIMEOUT_S = 2.0
 """What a dead node may cost `kv status`."""
 STATUS_ROUNDS = 2
@@ -23,79 +21,10 @@ STATUS_ROUNDS = 2
 HEALTH_ROUNDS = 3
 
 
-async def put(client: Client, options: argparse.Namespace) -> int:
-    """``kv put KEY VALUE|-|@FILE``."""
-    result = await client.put(options.key, options.value, prev_revision=options.prev_revision, lease=options.lease)
-    if options.output == "json":
-        print_json(result)
-    else:
-        print(f"{printable(options.key)}: revision {result.revision}, version {result.version}")
-    return 0
-
-
-def read_value(options: argparse.Namespace) -> None:
-    """Put the bytes that ``VALUE|-|@FILE`` stands for in the place of it; no more than make a value.
-
-    Called before there is an event loop, whose handler of Ctrl-C a blocked read would not notice.
-    """
-    argument: str = options.value
-    if options.literal or not (argument == "-" or argument.startswith("@")):
-        options.value = argument.encode("utf-8", "surrogateescape")
-        return
-    name = "stdin" if argument == "-" else argument[1:]
-    if not name:
-        raise InvalidArgumentError("@ names no file: write @FILE, or add --literal to store the value '@'")
-    if argument == "-" and sys.stdin is None:
-        raise InvalidArgumentError("stdin is closed")
-    try:
-        with sys.stdin.buffer if argument == "-" else open(name, "rb") as file:
-            options.value = file.read(VALUE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    if argument == "-" and not options.value:
-        # A shell in a pod has no stdin unless it is asked for.
-        say("stdin is empty: the value has 0 bytes")
-    if len(options.value) > VALUE_BYTES_MAX:
-        raise RefusedError(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
-
-
-async def get(client: Client, options: argparse.Namespace) -> int:
-    """``kv get KEY``."""
-    revision = options.revision
-    record = await client.get(
-        options.key, revision=revision, stale=options.stale, max_staleness_ms=options.max_staleness_ms
-    )
-    if record is None:
-        say(f"no such key{'' if revision is None else f' at revision {revision}'}: {options.key}")
-        return 1
-    if options.output == "raw":
-        if sys.stdout.isatty():
-            print(for_terminal(record.value))
-        else:
-            sys.stdout.buffer.write(record.value)
-        return 0
-    fields: dict[str, object] = {**text_fields("key", record.key), **text_fields("value", record.value)}
-    fields |= {name: getattr(record, name) for name in ("create_revision", "mod_revision", "version", "revision")}
-    if record.staleness_ms is not None:
-        fields["staleness_ms"] = record.staleness_ms
-    fields |= lease_field(record.lease)
-    if options.output == "json":
-        print_json(fields)
-    else:
-        print_table([list(fields), [str(value) for value in fields.values()]])
-    return 0
-
-
-async def delete(client: Client, options: argparse.Namespace) -> int:
-    """``kv del KEY``."""
-    result = await client.delete(options.key, prev_revision=options.prev_revision)
-    if options.output == "json":
-        print_json(result)
-    elif result.deleted:
-        print(f"{printable(options.key)}: deleted at revision {result.revision}")
-    else:
-        say(f"no such key: {options.key}")
-    return 0 if result.deleted else 1
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    add_output(add("status", status, "show every node: role, term, progress, revision, feature level, version"))
+    add_output(add("health", health, "ask every node whether it is ready, and why not"))
 
 
 _LAST_COLUMNS = ("KEYS", "FLOOR", "HISTORY", "LEVEL", "VERSION", "HEALTH")
@@ -263,131 +192,3 @@ def _print_health(answer: NodeHealth) -> None:
     print(f"{answer.endpoint} is {'ready' if answer.ready else 'NOT ready'}")
     for line in answer.detail.splitlines():
         print(f"  {printable(line)}")
-
-
-async def member_list(client: Client, options: argparse.Namespace) -> int:
-    """``kv member list``."""
-    _show_members((await _leader_status(client)).members, options)
-    return 0
-
-
-async def _leader_status(client: Client) -> NodeStatus:
-    """Return the leader's view, or any node's if the leader cannot be reached from here."""
-    answer = await client.status()
-    if answer.leader_client_url and answer.state != "leader":
-        try:
-            return await client.status(answer.leader_client_url, timeout_s=PROBE_TIMEOUT_S)
-        except UnavailableError:
-            return answer
-    return answer
-
-
-def _show_members(members: Sequence[Member], options: argparse.Namespace) -> None:
-    if options.output == "json":
-        print_json(members)
-        return
-    rows = [["NAME", "ROLE", "CLIENT-URL", "PEER-URL", "LAG", "HEALTHY", "ID"]]
-    for m in members:
-        lag = "-" if m.lag is None else str(m.lag)
-        healthy = {None: "-", True: "yes", False: "NO"}[m.healthy]
-        rows.append([m.name, "voter" if m.voter else "learner", m.client_url, m.peer_url, lag, healthy, m.id])
-    print_table(rows)
-
-
-async def member_add(client: Client, options: argparse.Namespace) -> int:
-    """``kv member add NAME PEER-URL [CLIENT-URL]``."""
-    _show_members(await client.add_member(options.name, options.peer_url, options.client_url or ""), options)
-    return 0
-
-
-async def member_promote(client: Client, options: argparse.Namespace) -> int:
-    """``kv member promote NAME``."""
-    _show_members(await client.promote_member(options.name), options)
-    return 0
-
-
-async def member_remove(client: Client, options: argparse.Namespace) -> int:
-    """``kv member remove NAME``."""
-    _show_members(await client.remove_member(options.name), options)
-    say(
-        f"{options.name} is removed; if it runs and is one of the configured peers, it is soon added again, as a new "
-        "member with an empty disk: to keep it out, stop it first"
-    )
-    return 0
-
-
-async def leader_show(client: Client, options: argparse.Namespace) -> int:
-    """``kv leader show``."""
-    answer = await client.status()
-    if not answer.leader_name:
-        say(f"{answer.name} knows no leader")
-        return 3
-    if options.output == "json":
-        url = answer.leader_client_url
-        print_json({"leader": answer.leader_name, "term": answer.term, "client_url": url, "according_to": answer.name})
-        return 0
-    where = answer.leader_client_url or "an unknown address"
-    print(printable(f"{answer.leader_name} leads term {answer.term}, at {where}, says {answer.name}"))
-    return 0
-
-
-async def leader_move(client: Client, options: argparse.Namespace) -> int:
-    """``kv leader move [NAME]``."""
-    leader = await client.move_leader(options.target)
-    if options.output == "json":
-        print_json({"leader": leader})
-    else:
-        print(printable(f"{leader} leads now"))
-    return 0
-
-
-async def finalize(client: Client, options: argparse.Namespace) -> int:
-    """``kv cluster finalize``."""
-    level = await client.finalize()
-    if options.output == "json":
-        print_json({"feature_level": level})
-    else:
-        print(f"the cluster is at feature level {level}")
-    return 0
-
-
-_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_SIZE = re.compile(r"([0-9]{1,19})([A-Za-z]*)", re.ASCII)
-
-
-def size_bytes(text: str) -> int:
-    """Return the bytes that ``512MiB``, ``2GiB`` or a plain number of bytes stands for.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size: write a number of bytes, or for example 512MiB or 2GiB")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-async def quota_get(client: Client, options: argparse.Namespace) -> int:
-    """``kv quota get``."""
-    return _show_quota(await client.quota(), options)
-
-
-async def quota_set(client: Client, options: argparse.Namespace) -> int:
-    """``kv quota set SIZE``."""
-    return _show_quota(await client.set_quota(options.quota_bytes), options)
-
-
-def _show_quota(quota: Quota, options: argparse.Namespace) -> int:
-    if options.output == "json":
-        print_json(quota)
-    elif not quota.quota_bytes:
-        print(f"there is no quota yet; the data takes {quota.used_bytes} bytes")
-    else:
-        share = 100 * quota.used_bytes // quota.quota_bytes
-        full = "; puts are refused" if quota.no_space else ""
-        print(f"the data takes {quota.used_bytes} of {quota.quota_bytes} bytes ({share} %){full}")
-    return 0
-
-
-WRITES = frozenset({put, delete, member_add, member_promote, member_remove, leader_move, finalize, quota_set})
-"""The commands that may be done, or not, when they are interrupted."""
