@@ -24,7 +24,7 @@ from kvorum_client.cli_exit import (
 )
 from kvorum_client.cli_output import give_up, say
 from kvorum_client.cli_parser import Command, build_parser, from_go
-from kvorum_client.cli_waiting import NO_LEADER, NOTICE_S, OR_STALE, Notice
+from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice
 from kvorum_client.client import Client
 from kvorum_client.errors import (
     ClientError,
@@ -134,15 +134,16 @@ async def _run(options: argparse.Namespace, sent: _Sent) -> int:
     ) as client:
         run: Command = options.run
         notice = Notice(client, options, are_default)
-        timer = asyncio.get_running_loop().call_later(NOTICE_S, notice.give)
         try:
-            status = await run(client, options)
+            with notice:
+                status = await run(client, options)
         except UnavailableError as error:
+            if notice.has_begun:
+                raise
             reason = NO_LEADER if client.lacks_leader else f"{error}"
             stale = OR_STALE if run is cli_backup.save and client.has_heard and not options.stale else ""
             raise UnavailableError(f"{reason}{stale}{notice.hint()}") from None
         finally:
-            timer.cancel()
             sent.writes = client.writes_perhaps_sent
         if status == EXIT_UNAVAILABLE and (hint := notice.hint()):
             say(f"no node answers{hint}")

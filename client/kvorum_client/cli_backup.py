@@ -45,6 +45,7 @@ async def save(client: Client, options: argparse.Namespace) -> int:
     with _target(options.file, options.force) as file, _Progress() as progress:
 
         def write(chunk: bytes, size_bytes: int) -> None:
+            options.has_begun = lambda: True
             file.write(chunk)
             progress.show(len(chunk), size_bytes)
 

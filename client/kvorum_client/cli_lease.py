@@ -67,6 +67,7 @@ async def keep(client: Client, options: argparse.Namespace) -> int:
     """``kv lease keep ID``."""
     sent = now()
     ttl_s = await client.keep_lease_alive(options.id)
+    options.has_begun = lambda: True
     while True:
         if options.output == "json":
             print_json({"id": shown_id(options.id), "ttl_s": ttl_s})

@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from kvorum_client.cli_lease import add_delay, ttl
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.elections import Election
-from kvorum_client.errors import ClientError, InvalidArgumentError, LockLostError
+from kvorum_client.errors import ClientError, InvalidArgumentError, LockLostError, UnavailableError
 from kvorum_client.leases import shown_id
 from kvorum_client.locks import TTL_S, Lock, LockHolder, LockInfo
 
@@ -125,6 +125,7 @@ def _status_without(command: list[str], what: str) -> int:
 async def _hold(client: Client, holding: Lock | Election, what: str, options: argparse.Namespace) -> int:
     if status := _status_without(options.command, what):
         return status
+    options.has_begun = lambda: holding.lease.is_alive
     with Signals() as signals:
         try:
             notice = asyncio.create_task(_say_who_holds(client, what, options.name))
@@ -170,8 +171,20 @@ async def _say_who_holds(client: Client, what: str, name: str) -> None:
 
 
 async def _listen(client: Client, options: argparse.Namespace) -> int:
-    async with contextlib.aclosing(client.election(options.name).observe()) as leaders:
+    observing = client.election(options.name).observe(timeout_s=getattr(options, "timeout", None))
+    try:
+        await _show_leaders(observing, options)
+    except UnavailableError as error:
+        if not hasattr(options, "has_begun"):
+            raise
+        raise UnavailableError(f"the election is out of sight, and no node answers in time: {error}") from None
+    return 0
+
+
+async def _show_leaders(observing: AsyncGenerator[LockHolder | None, None], options: argparse.Namespace) -> None:
+    async with contextlib.aclosing(observing) as leaders:
         async for leader in leaders:
+            options.has_begun = lambda: True
             if options.output == "json":
                 line = msgspec.json.encode(None if leader is None else _holder_fields(leader, with_value=True))
             elif leader is None:
@@ -180,7 +193,6 @@ async def _listen(client: Client, options: argparse.Namespace) -> int:
                 line = f"{leader.fencing_token} {_shown(leader.value)}".encode("utf-8", "backslashreplace")
             sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()
-    return 0
 
 
 async def locks(client: Client, options: argparse.Namespace) -> int:

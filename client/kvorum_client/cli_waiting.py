@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 
 from kvorum_client import cli_backup, cli_lease, cli_lock, cli_status, cli_watch
 from kvorum_client.cli_output import say
@@ -15,14 +16,15 @@ OR_STALE = "; add --stale to save what one node has applied, which may lack ackn
 NOTICE_S = 1.0
 """How long a command is silent before it says what it waits for."""
 
+_STREAMS = (cli_watch.watch, cli_lock.elect)
+"""They read what a node sends until they are interrupted."""
+
 DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     cli_status.status: cli_status.PROBE_TIMEOUT_S * cli_status.STATUS_ROUNDS,
     cli_status.health: cli_status.PROBE_TIMEOUT_S * cli_status.HEALTH_ROUNDS,
 }
 _PROBES = "deadline for the whole command, at most {0:g} [default {0:g}]"
 _HOLDS = "how long each request to the cluster may take; --wait says how long to wait for the others [default 10]"
-_LASTING = (cli_backup.save, cli_watch.watch, cli_lock.lock, cli_lock.elect, cli_lease.keep)
-"""They show what they do once a node has answered."""
 TIMEOUT_HELPS: Mapping[object, str] = {
     cli_status.status: _PROBES.format(DEFAULT_TIMEOUTS_S[cli_status.status]),
     cli_status.health: _PROBES.format(DEFAULT_TIMEOUTS_S[cli_status.health]),
@@ -32,13 +34,17 @@ TIMEOUT_HELPS: Mapping[object, str] = {
     cli_lock.lock: _HOLDS,
     cli_lock.elect: _HOLDS,
     cli_lease.keep: "how long the first renewal may take; then it lasts until it is interrupted [default 10]",
-    cli_watch.watch: "how long to look for a node to begin at; then it lasts until it is interrupted [default 10]",
+    cli_watch.watch: "how long to look for a node to begin at [default 10], and for another one each time that the "
+    "connection is lost [default: for ever]; it exits with 3 when there is none",
     top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
 }
 
 
 class Notice:
     """Says what a command waits for, and how to start a cluster where nothing answers.
+
+    A command that lasts sets ``options.has_begun``: from when it returns True, the command shows what it does. Of a
+    stream of a node that has begun, the notice says when it is lost for longer than a second.
 
     Args:
         client: its client.
@@ -50,22 +56,56 @@ class Notice:
         self._client = client
         self._options = options
         self._are_default = are_default
+        self._is_lost = self._was_failing = False
+        self._timer: asyncio.TimerHandle | None = None
 
-    def give(self) -> None:
+    def __enter__(self) -> Notice:
+        if self._options.run not in (top, cli_backup.status):  # One shows what it does, the other asks nobody.
+            self._in_a_second(self._give)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _in_a_second(self, do: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(NOTICE_S, do)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a command that lasts has begun what it is for."""
+        has_begun: Callable[[], bool] = getattr(self._options, "has_begun", bool)
+        return has_begun()
+
+    def _give(self) -> None:
         """Say what the command is waiting for."""
-        run, reason = self._options.run, self._client.last_failure
-        is_arriving = run in _LASTING and self._client.has_heard and reason is None
-        if run in (top, cli_backup.status) or is_arriving:
-            # It shows what it does, or asks nobody; and a backup that arrives has its own progress.
-            return
-        timeout_s = getattr(self._options, "timeout", DEFAULT_TIMEOUTS_S.get(run, 10.0))
-        if run in (cli_status.status, cli_status.health):
-            timeout_s = min(timeout_s, DEFAULT_TIMEOUTS_S[run])
-        reason = reason or f"no answer yet from {', '.join(self._client.endpoints)}"
-        what = ""
-        if run is cli_backup.save:
-            what = f" for a node{'' if self._options.stale else ' and a quorum'}, then for the backup"
-        say(f"still waiting, for up to {timeout_s:g} s{what}: {reason}{self.hint()}")
+        if not self.has_begun:
+            run, reason = self._options.run, self._client.last_failure
+            timeout_s = getattr(self._options, "timeout", DEFAULT_TIMEOUTS_S.get(run, 10.0))
+            if run in DEFAULT_TIMEOUTS_S:
+                timeout_s = min(timeout_s, DEFAULT_TIMEOUTS_S[run])
+            reason = reason or f"no answer yet from {', '.join(self._client.endpoints)}"
+            what = ""
+            if run is cli_backup.save:
+                what = f" for a node{'' if self._options.stale else ' and a quorum'}, then for the backup"
+            say(f"still waiting, for up to {timeout_s:g} s{what}: {reason}{self.hint()}")
+        if self._options.run in _STREAMS:
+            self._in_a_second(self._look)
+
+    def _look(self) -> None:
+        """Say that the stream is lost, or that it goes on."""
+        reason = self._client.last_failure if self.has_begun else None
+        if reason is None:
+            if self._is_lost and self._options.run is not cli_watch.watch:  # A watch says where it goes on.
+                say("a node answers again; going on")
+            self._is_lost = False
+        elif self._was_failing and not self._is_lost:
+            self._is_lost = True
+            limit_s = getattr(self._options, "timeout", None)
+            until = "until a node answers, or Ctrl-C" if limit_s is None else f"for up to {limit_s:g} s"
+            say(f"the connection is lost; trying to go on, {until}: {reason}")
+        self._was_failing = reason is not None
+        self._in_a_second(self._look)
 
     def hint(self) -> str:
         """Return what to do if there seems to be no cluster, to append to a message."""

@@ -11,7 +11,7 @@ import msgspec
 from kvorum_client.cli_arguments import add_output, revision_number
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
-from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.errors import InvalidArgumentError, UnavailableError
 from kvorum_client.results import WatchEvent
 
 
@@ -49,13 +49,21 @@ async def watch(client: Client, options: argparse.Namespace) -> int:
         from_revision=options.from_revision,
         prev_value=options.prev_value,
         only=options.only,
+        timeout_s=getattr(options, "timeout", None),
         on_resume=_say_resumed,
     )
-    async with watching:
-        async for event in watching:
-            line = _json(event) if options.output == "json" else _text(event)
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
+    options.has_begun = lambda: watching.has_begun
+    try:
+        async with watching:
+            async for event in watching:
+                line = _json(event) if options.output == "json" else _text(event)
+                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.flush()
+    except UnavailableError as error:
+        if not watching.has_begun:
+            raise
+        where = f"to go on, watch --from-revision {watching.revision + 1}"
+        raise UnavailableError(f"the watch is lost, and no node goes on with it in time; {where}: {error}") from None
     return 0
 
 
