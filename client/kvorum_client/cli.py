@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import io
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kvorum_client import cli_backup, cli_cluster, cli_history, cli_keys, cli_lease, cli_txn
 from kvorum_client.cli_endpoints import endpoints_of
@@ -22,10 +24,10 @@ from kvorum_client.cli_exit import (
     EXIT_UNKNOWN,
     EXIT_USAGE,
 )
-from kvorum_client.cli_output import give_up, say
+from kvorum_client.cli_output import give_up, say, warn
 from kvorum_client.cli_parser import Command, build_parser, from_go
 from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice
-from kvorum_client.client import Client
+from kvorum_client.client import Client, logger
 from kvorum_client.errors import (
     ClientError,
     InvalidArgumentError,
@@ -33,6 +35,7 @@ from kvorum_client.errors import (
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
+    WrongClusterError,
 )
 
 _WRITES = cli_cluster.WRITES | {
@@ -93,9 +96,12 @@ def _carry_out(options: argparse.Namespace) -> int:
             cli_keys.read_value(options)
         elif options.run is cli_txn.txn:
             cli_txn.read_transaction(options)
-        return asyncio.run(_run(options, sent))
+        with _warnings():
+            return asyncio.run(_run(options, sent))
     except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
+    except WrongClusterError as error:
+        return _fail(_wrong_cluster(error, options), EXIT_NO)
     except OutcomeUnknownError as error:
         return _fail(str(error), EXIT_UNKNOWN)
     except UnavailableError as error:
@@ -109,6 +115,37 @@ def _carry_out(options: argparse.Namespace) -> int:
         if options.run in _WRITES:
             doubt = "; it may or may not have been applied" if sent.writes else "; nothing was done"
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
+
+
+def _wrong_cluster(error: WrongClusterError, options: argparse.Namespace) -> str:
+    if hasattr(options, "cluster_id"):
+        return (
+            f"--cluster-id names the cluster {error.expected}, and the nodes belong to {error.cluster_id:.64}; nothing "
+            "was done. Check --endpoints, or give the id that `kv status -o json` shows: a cluster that was recovered "
+            "or restored has a new one"
+        )
+    return (
+        f"the nodes belong to more than one cluster, {error.expected} and {error.cluster_id:.64}; nothing was done. "
+        "Check --endpoints (`kv status` shows the clusters), and name the one that is meant with --cluster-id"
+    )
+
+
+class _Warnings(logging.Handler):
+    """Says what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        warn(text[:1].lower() + text[1:])
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    handler = _Warnings()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:

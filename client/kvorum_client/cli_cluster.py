@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from kvorum_client.cli_arguments import add_output
-from kvorum_client.cli_output import print_json, print_table, printable, say
+from kvorum_client.arguments import INTEGER_MAX
+from kvorum_client.cli_arguments import QUOTA_BYTES_MIN, add_output, node_name
+from kvorum_client.cli_output import print_json, print_table, printable, say, size_text, warn
 from kvorum_client.cli_status import PROBE_TIMEOUT_S
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, UnavailableError
@@ -21,7 +23,7 @@ def fill_member(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("list", member_list, "list the members, as the leader sees them")
     add_output(listing)
     adding = add("add", member_add, "add a learner; the leader promotes it when it has caught up")
-    adding.add_argument("name", metavar="NAME")
+    adding.add_argument("name", metavar="NAME", type=node_name)
     adding.add_argument(
         "peer_url", metavar="PEER-URL", type=_base_url, help="where its peers reach it: HOST:PORT or http://HOST:PORT"
     )
@@ -33,9 +35,9 @@ def fill_member(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="where clients reach it; refused if its advertise_client_url differs [default: what it announces]",
     )
     promoting = add("promote", member_promote, "make a learner a voter now; the leader does it when it has caught up")
-    promoting.add_argument("name", metavar="NAME")
+    promoting.add_argument("name", metavar="NAME", type=node_name)
     removing = add("remove", member_remove, "remove a member; stop it first to keep it out")
-    removing.add_argument("name", metavar="NAME")
+    removing.add_argument("name", metavar="NAME", type=node_name)
     for command in (adding, promoting, removing):
         add_output(command)
 
@@ -44,7 +46,9 @@ def fill_leader(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands of the group."""
     show = add("show", leader_show, "show who leads")
     move = add("move", leader_move, "transfer the leadership")
-    move.add_argument("target", metavar="NAME", nargs="?", help="the new leader [default: the most caught-up voter]")
+    move.add_argument(
+        "target", metavar="NAME", type=node_name, nargs="?", help="the new leader [default: the most caught-up voter]"
+    )
     for command in (show, move):
         add_output(command)
 
@@ -71,9 +75,12 @@ def fill_quota(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _size(text: str) -> int:
     try:
-        return size_bytes(text)
+        size = size_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not QUOTA_BYTES_MIN <= size <= INTEGER_MAX:
+        raise argparse.ArgumentTypeError(f"must be from 1MiB to {INTEGER_MAX:,} bytes, not {text!r:.80}")
+    return size
 
 
 def _base_url(text: str) -> str:
@@ -89,8 +96,16 @@ def _base_url(text: str) -> str:
 
 async def member_list(client: Client, options: argparse.Namespace) -> int:
     """``kv member list``."""
-    _show_members((await _leader_status(client)).members, options)
+    answer = await _leader_status(client)
+    _show_members(answer.members, options)
+    _warn_without_quorum(answer)
     return 0
+
+
+def _warn_without_quorum(answer: NodeStatus) -> None:
+    """Say it if what a node answered is its own state, which no quorum confirms."""
+    if not answer.caught_up:
+        warn(f"no quorum confirms this: it is what {answer.name} has applied, and may be old (kv status)")
 
 
 async def _leader_status(client: Client) -> NodeStatus:
@@ -165,12 +180,24 @@ async def leader_move(client: Client, options: argparse.Namespace) -> int:
 
 async def finalize(client: Client, options: argparse.Namespace) -> int:
     """``kv cluster finalize``."""
-    level = await client.finalize()
+    # A node that is at the highest level says so without asking anybody.
+    ends = time.monotonic() + getattr(options, "timeout", 10.0)
+    await _ask_quorum(client)
+    level = await client.finalize(timeout_s=max(ends - time.monotonic(), 0.1))
     if options.output == "json":
         print_json({"feature_level": level})
     else:
         print(f"the cluster is at feature level {level}")
     return 0
+
+
+async def _ask_quorum(client: Client) -> None:
+    """Return when a quorum has answered.
+
+    Raises:
+        UnavailableError: none did until the deadline.
+    """
+    await client.get("-")  # Any linearizable read will do.
 
 
 _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -191,7 +218,10 @@ def size_bytes(text: str) -> int:
 
 async def quota_get(client: Client, options: argparse.Namespace) -> int:
     """``kv quota get``."""
-    return _show_quota(await client.quota(), options)
+    answer = await _leader_status(client)
+    status = _show_quota(Quota(answer.quota_bytes, answer.used_bytes, answer.quota_exceeded), options)
+    _warn_without_quorum(answer)
+    return status
 
 
 async def quota_set(client: Client, options: argparse.Namespace) -> int:
@@ -203,11 +233,11 @@ def _show_quota(quota: Quota, options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(quota)
     elif not quota.quota_bytes:
-        print(f"there is no quota yet; the data takes {quota.used_bytes} bytes")
+        print(f"there is no quota yet; the data takes {size_text(quota.used_bytes)}")
     else:
         share = 100 * quota.used_bytes // quota.quota_bytes
         full = "; puts are refused" if quota.no_space else ""
-        print(f"the data takes {quota.used_bytes} of {quota.quota_bytes} bytes ({share} %){full}")
+        print(f"the data takes {size_text(quota.used_bytes)} of {size_text(quota.quota_bytes)} ({share} %){full}")
     return 0
 
 

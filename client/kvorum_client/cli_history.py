@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from kvorum_client.cli_arguments import add_output, add_revision, revision_number, versions_number, whole_number
+from kvorum_client.cli_arguments import (
+    HISTORY_VERSIONS_MAX,
+    add_output,
+    add_revision,
+    key,
+    revision_number,
+    whole_number,
+)
 from kvorum_client.cli_output import lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.results import Compacted, History, KeyVersion
-
-_HISTORY_LEVEL = 4
 
 VALUE_CHARS_MAX = 60
 """Of a value in the table; `kv get --revision` prints all of it."""
@@ -19,8 +24,13 @@ VALUE_CHARS_MAX = 60
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     showing = add("history", history, "show the versions of a key that can still be read, newest first")
-    showing.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
-    showing.add_argument("--limit", metavar="N", type=versions_number, help="show at most N versions [default 100]")
+    showing.add_argument("key", metavar="KEY", type=key, help="1 to 1024 bytes; text is UTF-8")
+    showing.add_argument(
+        "--limit",
+        metavar="N",
+        type=whole_number("a whole number of versions", 1, HISTORY_VERSIONS_MAX),
+        help="show at most N versions [default 100]",
+    )
     add_revision(showing, "leave out versions that are newer than this revision of the cluster")
     showing.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
     add_output(showing)
@@ -34,12 +44,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=revision_number,
         help="the lowest one that can be read afterwards",
     )
-    which.add_argument("--keep", metavar="N", type=_revisions, help="keep the last N revisions")
+    which.add_argument(
+        "--keep", metavar="N", type=whole_number("a whole number of revisions", 1), help="keep the last N revisions"
+    )
     add_output(compacting)
-
-
-def _revisions(text: str) -> int:
-    return whole_number(text, "a whole number of revisions")
 
 
 async def history(client: Client, options: argparse.Namespace) -> int:
@@ -90,10 +98,7 @@ async def compact(client: Client, options: argparse.Namespace) -> int:
     """``kv compact REVISION``, ``kv compact --keep N``."""
     revision = options.revision
     if revision is None:
-        status = await client.status()
-        revision = max(status.revision - options.keep + 1, 1)
-        if revision <= status.floor and status.feature_level >= _HISTORY_LEVEL:
-            return _show(Compacted(status.revision, status.floor), options)
+        revision = max((await client.page(limit=1, keys_only=True)).revision - options.keep + 1, 1)
     return _show(await client.compact(revision), options)
 
 

@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from kvorum_client.cli_arguments import add_output, lease_id, revision_number
+from kvorum_client.cli_arguments import add_output, key, lease_id, prev_revision_number
 from kvorum_client.cli_output import for_terminal, lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
-from kvorum_client.errors import InvalidArgumentError, RefusedError
+from kvorum_client.errors import InvalidArgumentError
 
 VALUE_BYTES_MAX = 1024 * 1024
 
@@ -17,7 +17,7 @@ VALUE_BYTES_MAX = 1024 * 1024
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command that puts a key."""
     adding = add("put", put, "set a key")
-    adding.add_argument("key", metavar="KEY", help="1 to 1024 bytes; text is UTF-8")
+    adding.add_argument("key", metavar="KEY", type=key, help="1 to 1024 bytes; text is UTF-8")
     adding.add_argument(
         "value",
         metavar="VALUE",
@@ -28,7 +28,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--prev-revision",
         *("--prev_revision",),
         metavar="N",
-        type=revision_number,
+        type=prev_revision_number,
         help="write only if the key's mod_revision is N; 0: only if the key does not exist",
     )
     adding.add_argument(
@@ -70,7 +70,7 @@ def read_value(options: argparse.Namespace) -> None:
         # A shell in a pod has no stdin unless it is asked for.
         say("stdin is empty: the value has 0 bytes")
     if len(options.value) > VALUE_BYTES_MAX:
-        raise RefusedError(413, "too_large", f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX})")
+        raise InvalidArgumentError(f"{name} is longer than a value may be (limit {VALUE_BYTES_MAX:,} bytes)")
 
 
 async def get(client: Client, options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_arguments import add_output, seconds
+from kvorum_client.cli_arguments import add_output, name, seconds
 from kvorum_client.cli_guard import EXIT_LOST, Signals, run_command
 from kvorum_client.cli_lease import add_delay, ttl
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
@@ -56,10 +56,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     locking = add("lock", lock, "hold a lock while a command runs, or until interrupted")
     locking.description, locking.epilog = LOCK_HELP, HOLD_EPILOG
-    locking.add_argument("name", metavar="NAME", help="of the lock")
+    locking.add_argument("name", metavar="NAME", type=name, help="of the lock")
     electing = add("elect", elect, "lead an election while a command runs, or see who leads")
     electing.description, electing.epilog = ELECT_HELP, HOLD_EPILOG
-    electing.add_argument("name", metavar="NAME", help="of the election")
+    electing.add_argument("name", metavar="NAME", type=name, help="of the election")
     electing.add_argument(
         "value", metavar="VALUE", nargs="?", help="what the leader says of itself, such as its address"
     )
@@ -85,7 +85,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("locks", locks, "list all locks, or show who holds a lock and who waits for it")
     elections_ = add("elections", elections, "list all elections, or show who leads and who waits")
     for command in (listing, elections_):
-        command.add_argument("name", metavar="NAME", nargs="?", help="show this one [default: list all]")
+        command.add_argument("name", metavar="NAME", type=name, nargs="?", help="show this one [default: list all]")
         add_output(command)
 
 

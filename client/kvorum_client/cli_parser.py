@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -20,8 +21,8 @@ from kvorum_client import (
     cli_txn,
     cli_watch,
 )
-from kvorum_client.cli_arguments import seconds, whole_number
-from kvorum_client.cli_exit import EXIT_USAGE
+from kvorum_client.cli_arguments import cluster_id, seconds, whole_number
+from kvorum_client.cli_exit import EXIT_USAGE, table
 from kvorum_client.cli_output import say
 from kvorum_client.cli_waiting import TIMEOUT_HELPS
 from kvorum_client.client import Client
@@ -31,7 +32,7 @@ from kvorum_entry.parser import SubcommandParser
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-EPILOG = """\
+EPILOG = f"""\
 where the cluster is:
   --endpoints, or KVORUM_ENDPOINTS, or inside a pod the pod's own node, or else
   127.0.0.1:8001, :8002 and :8003, where `kvorum local` listens. A few nodes are
@@ -39,21 +40,8 @@ where the cluster is:
 
 A command that takes longer than a second says on stderr what it waits for.
 
-exit status:
-  0  done
-  1  no such key or lease, a lock that is held or lost, an election without
-     a leader, a compare that failed, a revision that is compacted or not yet
-     there, or another refusal, also by nodes of another cluster; or `kv status`
-     found nodes of another cluster than --cluster-id, or of more than one, or a
-     node that takes no part since a disk was set back
-  2  wrong usage
-  3  no node reachable, or no leader; nothing was done
-  4  the write, the compaction, the change of a lease, of the members or of the
-     quota, or the transfer of the leadership may or may not be done, now or
-     later: look before you try again
-  5  done, but the answer could not be written (a full disk, say)
-  6  refused: the cluster has no room for more data; deletes and reads go on
-  130  interrupted
+exit status (docs/kv.md says what each command exits with):
+{table()}
 
 examples:
   kv put greeting hello
@@ -75,19 +63,31 @@ class _Parser(SubcommandParser):
 
     takes_command = False
     """What follows ``--`` is a command, with options of its own."""
+    _has_command = False
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse; see there."""
         command: list[str] = []
+        self._has_command = False
         if self.takes_command and args is not None and "--" in args:
             place = list(args).index("--")
             args, command = args[:place], list(args[place + 1 :])
+            self._has_command = True
         known, unknown = super().parse_known_args(args, namespace)
         if self.takes_command:
             known.command = command
         return known, unknown
+
+    def hint(self) -> str:
+        """See there."""
+        hint = super().hint()
+        if not self.takes_command or self._has_command or "did you mean" in hint or not self._unknown:
+            return hint
+        place = list(self._given).index(self._unknown[0])
+        before, after = shlex.join(self._given[:place]), shlex.join(self._given[place:])
+        return f"; put -- before the COMMAND: {self.prog} {before} -- {after}"
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is sys.stdout:
@@ -143,6 +143,7 @@ def _shared_options(run: object = None) -> argparse.ArgumentParser:
     shared.add_argument(
         "--cluster-id",
         metavar="ID",
+        type=cluster_id,
         default=argparse.SUPPRESS,
         help="the cluster that is meant; nodes of another one refuse (kv status -o json shows the id) [default: the "
         "cluster of the first node that answers; `top` ignores it]",
@@ -193,12 +194,14 @@ def _add_top(add: Callable[..., argparse.ArgumentParser]) -> None:
     live.add_argument(
         "--interval", metavar="SECONDS", type=seconds, default=1.0, help="time between frames [default 1]"
     )
-    live.add_argument("--count", metavar="N", type=_frames, default=0, help="stop after N frames [default: never]")
+    live.add_argument(
+        "--count",
+        metavar="N",
+        type=whole_number("a whole number of frames"),
+        default=0,
+        help="stop after N frames [default: never]",
+    )
     live.add_argument("--once", action="store_true", help="print one frame after one interval and exit; for scripts")
-
-
-def _frames(text: str) -> int:
-    return whole_number(text, "a whole number of frames")
 
 
 def from_go(arguments: list[str]) -> list[str]:

@@ -9,7 +9,18 @@ from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_arguments import add_output, add_revision, milliseconds, versions_number
+from kvorum_client.cli_arguments import (
+    KEY_BYTES_MAX,
+    add_output,
+    add_range,
+    add_revision,
+    key,
+    keys_number,
+    milliseconds,
+    prefix,
+    range_of,
+    text_of_bytes,
+)
 from kvorum_client.cli_keys import get as get_key
 from kvorum_client.cli_output import lease_field, print_table, printable, say, text_fields
 from kvorum_client.client import Client
@@ -21,14 +32,15 @@ from kvorum_client.results import Record
 PAGE_KEYS = 1000
 
 
+delimiter = text_of_bytes("a delimiter", 1, KEY_BYTES_MAX)
+
+
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     getting = add("get", get, "read a key, or a range of keys")
-    getting.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
-    getting.add_argument("--prefix", metavar="P", help="all keys that begin with P, a line each; '' is all keys")
-    getting.add_argument("--from", metavar="KEY", help="all keys from this one on")
-    getting.add_argument("--to", metavar="KEY", help="all keys before this one")
-    getting.add_argument("--limit", metavar="N", type=versions_number, help="of a range: show at most N keys")
+    getting.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_range(getting, "all keys that begin with P, a line each; '' is all keys")
+    getting.add_argument("--limit", metavar="N", type=keys_number, help="of a range: show at most N keys")
     getting.add_argument("--keys-only", action="store_true", help="of a range: leave out the values")
     getting.add_argument("--count-only", action="store_true", help="of a range: print only how many keys it has")
     getting.add_argument("--sort", choices=SORTS, default="key", help="of a range of up to 10,000 keys [default key]")
@@ -53,9 +65,11 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Prints the keys of a level, and what other keys begin with, up to and with the next delimiter."
     )
     listing.add_argument(
-        "prefix", metavar="PREFIX", nargs="?", default="", help="what the keys begin with [default: all]"
+        "prefix", metavar="PREFIX", type=prefix, nargs="?", default="", help="what the keys begin with [default: all]"
     )
-    listing.add_argument("--delimiter", metavar="TEXT", default="/", help="what ends a level [default /]")
+    listing.add_argument(
+        "--delimiter", metavar="TEXT", type=delimiter, default="/", help="what ends a level [default /]"
+    )
     add_revision(listing, "list the keys as they were at this revision of the cluster")
     listing.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
     add_output(listing, choices=("text", "json"), default="text", help="json: an object a line [default text]")
@@ -63,8 +77,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 async def get(client: Client, options: argparse.Namespace) -> int:
     """``kv get KEY``, ``kv get --prefix P``, ``kv get --from A --to B``."""
-    bounds = {"prefix": options.prefix, "start": getattr(options, "from"), "end": options.to}
-    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    bounds = range_of(options)
     only_ranges = [
         name
         for name, given in (

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from kvorum_client.cli_arguments import add_output
-from kvorum_client.cli_output import print_json, print_table, printable, say
+from kvorum_client.cli_output import print_json, print_table, printable, say, size_text, warn
 from kvorum_client.client import Client
+from kvorum_client.condition import APART, Condition, condition_of, health_of, state_of
 from kvorum_client.errors import ClientError
 from kvorum_client.results import Member, NodeHealth, NodeStatus
 from kvorum_client.transport import base_of
@@ -24,7 +25,16 @@ HEALTH_ROUNDS = 3
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     add_output(add("status", status, "show every node: role, term, progress, revision, feature level, version"))
-    add_output(add("health", health, "ask every node whether it is ready, and why not"))
+    asking = add("health", health, "ask every node whether it is ready, and why not")
+    asking.description = (
+        "Asks every node whether it is ready, and why not. Exit status 0: the cluster serves, since a node is ready, "
+        "which takes a quorum; a warning names the others. 3: no node is ready. 1: with --all, a node is not ready; or "
+        "nodes belong to another cluster than --cluster-id."
+    )
+    asking.add_argument(
+        "--all", action="store_true", help="exit with 1 unless every node is ready: before you restart the next one"
+    )
+    add_output(asking)
 
 
 _LAST_COLUMNS = ("KEYS", "FLOOR", "HISTORY", "LEVEL", "VERSION", "HEALTH")
@@ -80,7 +90,7 @@ def _strangers(statuses: Sequence[NodeStatus], cluster_id: str) -> str:
 
 
 def _is_stranger(answer: NodeStatus, cluster_id: str) -> bool:
-    return cluster_id not in ("", answer.cluster_id) and answer.cluster_id != ""
+    return condition_of(answer, cluster_id) is Condition.FOREIGN
 
 
 def _clusters(statuses: Sequence[NodeStatus]) -> str:
@@ -134,15 +144,16 @@ def _endpoint_of(member: Member) -> str:
 def _status_cells(answer: NodeStatus | str, leader: NodeStatus | None, cluster_id: str) -> list[str]:
     if isinstance(answer, str):
         return ["unreachable", *["-"] * 10, answer]
-    lag = next((str(m.lag) for m in leader.members if m.id == answer.id and m.lag is not None), "-") if leader else "-"
-    full = answer.disks_full or ("the data takes more than the quota" if answer.quota_exceeded else "")
-    health = answer.distrusted or answer.quarantined or ("behind" if not answer.caught_up else full or "ok")
-    if _is_stranger(answer, cluster_id):
-        health = "of another cluster"
-    figures = (answer.term, answer.leader_name or "none", answer.applied_index, lag, answer.revision, answer.keys)
-    history = f"{answer.history_events}/{answer.history_bytes}"
+    condition = condition_of(answer, cluster_id)
+    led = condition not in (*APART, Condition.LEADERLESS)
+    members = leader.members if leader and led else ()
+    lag = next((str(m.lag) for m in members if m.id == answer.id and m.lag is not None), "-")
+    leads = answer.leader_name or "none" if led else "none"
+    figures = (answer.term, leads, answer.applied_index, lag, answer.revision, answer.keys)
+    history = f"{answer.history_events}/{size_text(answer.history_bytes, '')}"
     levels = f"{answer.feature_level}/{answer.highest_feature_level}"
-    return [answer.state, *map(str, figures), str(answer.floor), history, levels, answer.version, health]
+    health = health_of(answer, cluster_id)
+    return [state_of(answer), *map(str, figures), str(answer.floor), history, levels, answer.version, health]
 
 
 def _probe_s(options: argparse.Namespace, rounds: int) -> float:
@@ -171,7 +182,7 @@ async def _ask(client: Client, endpoints: Sequence[str], timeout_s: float) -> li
 
 
 async def health(client: Client, options: argparse.Namespace) -> int:
-    """``kv health``: every node's ``/readyz``."""
+    """``kv health``: every node's ``/readyz``. The cluster serves if one node is ready, which takes a quorum."""
     timeout_s = _probe_s(options, HEALTH_ROUNDS)
     found = await _ask_everybody(client, timeout_s)
     endpoints = list(found)
@@ -185,7 +196,15 @@ async def health(client: Client, options: argparse.Namespace) -> int:
     if others := _strangers(statuses, client.cluster_id):
         say(others)
         return 1
-    return 0 if all(answer.ready for answer in answers) else 3
+    if not any(answer.ready for answer in answers):
+        say("the cluster does not serve: no node is ready")
+        return 3
+    names = _names(found)
+    missing = [names.get(each.endpoint, each.endpoint) for each in answers if not each.ready]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        warn(f"the cluster serves, but {', '.join(missing)} {are} not ready")
+    return 1 if missing and options.all else 0
 
 
 def _print_health(answer: NodeHealth) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvorum_client.cli_arguments import add_output, revision_number
+from kvorum_client.cli_arguments import add_output, add_range, key, range_of, revision_number
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, UnavailableError
@@ -18,10 +18,8 @@ from kvorum_client.results import WatchEvent
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command."""
     watching = add("watch", watch, "show every change of a key, or of a range of keys, a line each")
-    watching.add_argument("key", metavar="KEY", nargs="?", help="1 to 1024 bytes; text is UTF-8")
-    watching.add_argument("--prefix", metavar="PREFIX", help="all keys that begin with this; '' is all keys")
-    watching.add_argument("--from", metavar="KEY", help="all keys from this one on")
-    watching.add_argument("--to", metavar="KEY", help="all keys before this one")
+    watching.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_range(watching, "all keys that begin with P; '' is all keys")
     watching.add_argument(
         "--from-revision",
         *("--rev",),
@@ -36,16 +34,14 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 async def watch(client: Client, options: argparse.Namespace) -> int:
     """``kv watch KEY``, ``--prefix PREFIX``, or ``--from A --to B``."""
-    start, end = getattr(options, "from"), options.to
-    if (options.key is not None) + (options.prefix is not None) + (start is not None or end is not None) != 1:
+    bounds = range_of(options)
+    if (options.key is None) != bool(bounds):
         raise InvalidArgumentError(
             "watch a KEY, a --prefix, or a range by --from and --to, one of them; --prefix '' watches all keys"
         )
     watching = client.watch(
         options.key,
-        prefix=options.prefix,
-        start=start,
-        end=end,
+        **bounds,
         from_revision=options.from_revision,
         prev_value=options.prev_value,
         only=options.only,

@@ -349,7 +349,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
     [
         (
             ["get", "k", "--max-staleness-ms", "soon"],
-            "must be a whole number of milliseconds from 0 to 9,223,372,036,854,775,807, not 'soon'",
+            "must be a whole number of milliseconds from 0 to 86,400,000, not 'soon'",
         ),
         (["top", "--count", "-1"], "must be a whole number of frames from 0 to 9,223,372,036,854,775,807, not '-1'"),
         (
