@@ -83,7 +83,13 @@ class _Parser(SubcommandParser):
     def hint(self) -> str:
         """See there."""
         hint = super().hint()
-        if not self.takes_command or self._has_command or "did you mean" in hint or not self._unknown:
+        if (
+            not self.takes_command
+            or self._has_command
+            or "--listen" in self._given
+            or "did you mean" in hint
+            or not self._unknown
+        ):
             return hint
         place = list(self._given).index(self._unknown[0])
         before, after = shlex.join(self._given[:place]), shlex.join(self._given[place:])

@@ -96,6 +96,7 @@ async def get(client: Client, options: argparse.Namespace) -> int:
     if not bounds:
         raise InvalidArgumentError("give a KEY, or a range: --prefix, or --from and --to; --prefix '' is all keys")
     reading: dict[str, Any] = {**bounds, "revision": options.revision, "stale": options.stale}
+    reading["max_staleness_ms"] = options.max_staleness_ms
     if options.count_only:
         others = [name for name in only_ranges if name != "--count-only"]
         if others:

@@ -518,6 +518,7 @@ class Client(Coordination):
         end: bytes | str | None = None,
         revision: int | None = None,
         stale: bool = False,
+        max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Return how many keys a range has; arguments and errors are those of :meth:`page`."""
@@ -525,7 +526,7 @@ class Client(Coordination):
         if revision is not None:
             parameters["revision"] = str(check_whole_number(revision, "revision", 1))
         call = _Call("GET", "/v1/kv", self._deadline(timeout_s), parameters=parameters)
-        _read_stale(call, stale, None)
+        _read_stale(call, stale, max_staleness_ms)
         return page_of((await self._call(call)).body).count
 
     def _read(

@@ -40,6 +40,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("elect e v true", "put -- before the COMMAND: kv elect e v -- true"),
         ("lock l1 --tttl 5 -- true", "did you mean --ttl?"),
         ("lock l1 --tttl 5 true", "did you mean --ttl?"),
+        ("elect e --listen v", "unrecognized arguments: v"),
         ("del -dash", "put -- before an argument that begins with -, as in: kv del -- -dash"),
         ("put -dash v", "put -- before an argument that begins with -, as in: kv put -- -dash"),
         ("get --prefx a", "did you mean --prefix?"),
@@ -227,6 +228,19 @@ def test_a_node_that_takes_no_part_shows_no_leader_and_no_lag(capsys: pytest.Cap
         cells = dict(zip(heading, row, strict=True))
         assert (cells["STATE"], cells["LEADER"], cells["LAG"]) == ("distrusted", "none", "-")
         assert cells["HEALTH"] == "its disk was set back"
+
+    run(scenario)
+
+
+def test_a_range_that_may_be_stale_is_not_staler_than_it_may_be(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        server.node.raise_feature_level()
+        server.node.staleness = 5_000
+        for count, options in enumerate(((), ("--count-only",))):
+            assert await kv("get", "--prefix", "", *options, "--max-staleness-ms", "6000") == 0
+            assert server.node.barriers == count
+            assert await kv("get", "--prefix", "", *options, "--max-staleness-ms", "4000") == 0
+            assert server.node.barriers == count + 1, "a quorum was asked how current the state is"
 
     run(scenario)
 
