@@ -9,18 +9,35 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from kvorum_client.backup import Backup, describe
-from kvorum_client.cli_output import print_json, print_table
+from kvorum_client.cli_arguments import add_output
+from kvorum_client.cli_output import print_json, print_table, size_text, warn
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 
 PROGRESS_S = 0.2
-STALE = "kv: warning: no quorum confirmed this backup: writes that were acknowledged before it may be missing"
+STALE = "no quorum confirmed this backup: writes that were acknowledged before it may be missing"
+
+
+def fill(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands of the group."""
+    saving = add("save", save, "save all acknowledged writes to a file for `kvorum restore`")
+    saving.add_argument("file", metavar="FILE", help="file to write; - is stdout")
+    saving.add_argument("--force", action="store_true", help="overwrite an existing file")
+    saving.add_argument(
+        "--stale",
+        action="store_true",
+        help="save what one node has applied, also without a quorum; acknowledged writes may be missing",
+    )
+    add_output(saving)
+    showing = add("status", status, "check a backup's hash and show what it holds; asks no node")
+    showing.add_argument("file", metavar="FILE", help="file to read; - is stdin")
+    add_output(showing)
 
 
 async def save(client: Client, options: argparse.Namespace) -> int:
@@ -28,6 +45,7 @@ async def save(client: Client, options: argparse.Namespace) -> int:
     with _target(options.file, options.force) as file, _Progress() as progress:
 
         def write(chunk: bytes, size_bytes: int) -> None:
+            options.has_begun = lambda: True
             file.write(chunk)
             progress.show(len(chunk), size_bytes)
 
@@ -37,10 +55,10 @@ async def save(client: Client, options: argparse.Namespace) -> int:
         # With the backup itself on stdout, what is said of it goes elsewhere.
         print_json(backup, sys.stderr.buffer if options.file == "-" else sys.stdout.buffer)
     else:
-        text = f"{options.file}: {backup.keys} keys at revision {backup.revision}, {_bytes(backup.size_bytes)}"
+        text = f"{options.file}: {backup.keys} keys at revision {backup.revision}, {size_text(backup.size_bytes)}"
         print(text, file=sys.stderr if options.file == "-" else sys.stdout)
     if backup.stale:
-        print(STALE, file=sys.stderr)
+        warn(STALE)
     return 0
 
 
@@ -53,11 +71,11 @@ async def status(client: Client, options: argparse.Namespace) -> int:
         written = datetime.fromtimestamp(backup.time_ms / 1000).astimezone().isoformat(timespec="seconds")
         rows = [
             ["REVISION", "KEYS", "SESSIONS", "INDEX", "TERM", "LOG TIME", "SIZE", "SHA256"],
-            [*_figures(backup), written, _bytes(backup.size_bytes), backup.sha256],
+            [*_figures(backup), written, size_text(backup.size_bytes), backup.sha256],
         ]
         print_table(rows)
     if backup.stale:
-        print(STALE, file=sys.stderr)
+        warn(STALE)
     return 0
 
 
@@ -131,14 +149,5 @@ class _Progress:
         if self._wanted and now - self._shown_at >= PROGRESS_S:
             self._shown_at = now
             share = 100 * self._done_bytes // max(size_bytes, 1)
-            sys.stderr.write(f"\r{share:3d} %  {_bytes(self._done_bytes)} of {_bytes(size_bytes)}\x1b[K")
+            sys.stderr.write(f"\r{share:3d} %  {size_text(self._done_bytes)} of {size_text(size_bytes)}\x1b[K")
             sys.stderr.flush()
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"

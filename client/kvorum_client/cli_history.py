@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
+from kvorum_client.cli_arguments import (
+    HISTORY_VERSIONS_MAX,
+    add_output,
+    add_revision,
+    key,
+    revision_number,
+    whole_number,
+)
 from kvorum_client.cli_output import lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.results import Compacted, History, KeyVersion
 
-_HISTORY_LEVEL = 4
-
 VALUE_CHARS_MAX = 60
 """Of a value in the table; `kv get --revision` prints all of it."""
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    showing = add("history", history, "show the versions of a key that can still be read, newest first")
+    showing.add_argument("key", metavar="KEY", type=key, help="1 to 1024 bytes; text is UTF-8")
+    showing.add_argument(
+        "--limit",
+        metavar="N",
+        type=whole_number("a whole number of versions", 1, HISTORY_VERSIONS_MAX),
+        help="show at most N versions [default 100]",
+    )
+    add_revision(showing, "leave out versions that are newer than this revision of the cluster")
+    showing.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    add_output(showing)
+
+    compacting = add("compact", compact, "give up the history below a revision; it cannot be brought back")
+    which = compacting.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "revision",
+        metavar="REVISION",
+        nargs="?",
+        type=revision_number,
+        help="the lowest one that can be read afterwards",
+    )
+    which.add_argument(
+        "--keep", metavar="N", type=whole_number("a whole number of revisions", 1), help="keep the last N revisions"
+    )
+    add_output(compacting)
 
 
 async def history(client: Client, options: argparse.Namespace) -> int:
@@ -62,10 +98,7 @@ async def compact(client: Client, options: argparse.Namespace) -> int:
     """``kv compact REVISION``, ``kv compact --keep N``."""
     revision = options.revision
     if revision is None:
-        status = await client.status()
-        revision = max(status.revision - options.keep + 1, 1)
-        if revision <= status.floor and status.feature_level >= _HISTORY_LEVEL:
-            return _show(Compacted(status.revision, status.floor), options)
+        revision = max((await client.page(limit=1, keys_only=True)).revision - options.keep + 1, 1)
     return _show(await client.compact(revision), options)
 
 

@@ -12,14 +12,14 @@ from kvorum_client.cli_arguments import add_output, lease_id, whole_number
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import OutcomeUnknownError, UnavailableError
-from kvorum_client.leases import LOCK_DELAY_S_MAX, RENEWALS, LeaseInfo, now, shown_id
+from kvorum_client.leases import LOCK_DELAY_S_MAX, RENEWALS, TTL_S_MAX, LeaseInfo, now, shown_id
 
 
 def fill(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands of the group."""
     granting = add("grant", grant, "grant a lease and print its id")
     granting.add_argument(
-        "ttl", metavar="TTL", type=ttl, help="how long it lives without a renewal, in seconds; from 2"
+        "ttl", metavar="TTL", type=ttl, help="how long it lives without a renewal, in seconds: 2 to 9,000,000,000"
     )
     granting.add_argument("--id", metavar="ID", type=lease_id, help="in hex [default: drawn at random]")
     add_delay(granting, "how much longer its keys stay if it was not renewed in time")
@@ -43,14 +43,8 @@ def add_delay(command: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def ttl(text: str) -> int:
-    """Return a time to live."""
-    return whole_number(text, "a whole number of seconds")
-
-
-def delay(text: str) -> int:
-    """Return a lock-delay."""
-    return whole_number(text, "a whole number of seconds")
+ttl = whole_number("a whole number of seconds", 1, TTL_S_MAX, note=" (1 is taken as 2)")
+delay = whole_number("a whole number of seconds", 0, LOCK_DELAY_S_MAX)
 
 
 async def grant(client: Client, options: argparse.Namespace) -> int:
@@ -68,6 +62,7 @@ async def keep(client: Client, options: argparse.Namespace) -> int:
     """``kv lease keep ID``."""
     sent = now()
     ttl_s = await client.keep_lease_alive(options.id)
+    options.has_begun = lambda: True
     while True:
         if options.output == "json":
             print_json({"id": shown_id(options.id), "ttl_s": ttl_s})

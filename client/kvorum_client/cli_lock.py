@@ -8,18 +8,18 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_arguments import add_output, seconds
+from kvorum_client.cli_arguments import add_output, name, seconds
 from kvorum_client.cli_guard import EXIT_LOST, Signals, run_command
 from kvorum_client.cli_lease import add_delay, ttl
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.elections import Election
-from kvorum_client.errors import ClientError, InvalidArgumentError, LockLostError
+from kvorum_client.errors import ClientError, InvalidArgumentError, LockLostError, UnavailableError
 from kvorum_client.leases import shown_id
 from kvorum_client.locks import TTL_S, Lock, LockHolder, LockInfo
 
@@ -56,10 +56,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     locking = add("lock", lock, "hold a lock while a command runs, or until interrupted")
     locking.description, locking.epilog = LOCK_HELP, HOLD_EPILOG
-    locking.add_argument("name", metavar="NAME", help="of the lock")
+    locking.add_argument("name", metavar="NAME", type=name, help="of the lock")
     electing = add("elect", elect, "lead an election while a command runs, or see who leads")
     electing.description, electing.epilog = ELECT_HELP, HOLD_EPILOG
-    electing.add_argument("name", metavar="NAME", help="of the election")
+    electing.add_argument("name", metavar="NAME", type=name, help="of the election")
     electing.add_argument(
         "value", metavar="VALUE", nargs="?", help="what the leader says of itself, such as its address"
     )
@@ -85,7 +85,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     listing = add("locks", locks, "list all locks, or show who holds a lock and who waits for it")
     elections_ = add("elections", elections, "list all elections, or show who leads and who waits")
     for command in (listing, elections_):
-        command.add_argument("name", metavar="NAME", nargs="?", help="show this one [default: list all]")
+        command.add_argument("name", metavar="NAME", type=name, nargs="?", help="show this one [default: list all]")
         add_output(command)
 
 
@@ -125,6 +125,7 @@ def _status_without(command: list[str], what: str) -> int:
 async def _hold(client: Client, holding: Lock | Election, what: str, options: argparse.Namespace) -> int:
     if status := _status_without(options.command, what):
         return status
+    options.has_begun = lambda: holding.lease.is_alive
     with Signals() as signals:
         try:
             notice = asyncio.create_task(_say_who_holds(client, what, options.name))
@@ -170,8 +171,20 @@ async def _say_who_holds(client: Client, what: str, name: str) -> None:
 
 
 async def _listen(client: Client, options: argparse.Namespace) -> int:
-    async with contextlib.aclosing(client.election(options.name).observe()) as leaders:
+    observing = client.election(options.name).observe(timeout_s=getattr(options, "timeout", None))
+    try:
+        await _show_leaders(observing, options)
+    except UnavailableError as error:
+        if not hasattr(options, "has_begun"):
+            raise
+        raise UnavailableError(f"the election is out of sight, and no node answers in time: {error}") from None
+    return 0
+
+
+async def _show_leaders(observing: AsyncGenerator[LockHolder | None, None], options: argparse.Namespace) -> None:
+    async with contextlib.aclosing(observing) as leaders:
         async for leader in leaders:
+            options.has_begun = lambda: True
             if options.output == "json":
                 line = msgspec.json.encode(None if leader is None else _holder_fields(leader, with_value=True))
             elif leader is None:
@@ -180,7 +193,6 @@ async def _listen(client: Client, options: argparse.Namespace) -> int:
                 line = f"{leader.fencing_token} {_shown(leader.value)}".encode("utf-8", "backslashreplace")
             sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()
-    return 0
 
 
 async def locks(client: Client, options: argparse.Namespace) -> int:

@@ -61,6 +61,21 @@ def say(message: str) -> None:
         give_up(sys.stderr)
 
 
+def warn(message: str) -> None:
+    """Print a warning on stderr: the command goes on."""
+    say(f"warning: {message}")
+
+
+def size_text(size_bytes: float, space: str = " ") -> str:
+    """Return a number of bytes for people; the JSON has the exact one. In a table there is no space before the unit."""
+    amount = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{size_bytes:.0f}{space}B" if unit == "B" else f"{amount:.1f}{space}{unit}"
+
+
 def give_up(stream: TextIO) -> None:
     """Let what is left in the buffer go nowhere, so that the interpreter does not complain at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -4,24 +4,80 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_commands import get as get_key
+from kvorum_client.cli_arguments import (
+    KEY_BYTES_MAX,
+    add_output,
+    add_range,
+    add_revision,
+    key,
+    keys_number,
+    milliseconds,
+    prefix,
+    range_of,
+    text_of_bytes,
+)
+from kvorum_client.cli_keys import get as get_key
 from kvorum_client.cli_output import lease_field, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
 from kvorum_client.leases import shown_id
+from kvorum_client.ranges import SORTS
 from kvorum_client.results import Record
 
 PAGE_KEYS = 1000
 
 
+delimiter = text_of_bytes("a delimiter", 1, KEY_BYTES_MAX)
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    getting = add("get", get, "read a key, or a range of keys")
+    getting.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_range(getting, "all keys that begin with P, a line each; '' is all keys")
+    getting.add_argument("--limit", metavar="N", type=keys_number, help="of a range: show at most N keys")
+    getting.add_argument("--keys-only", action="store_true", help="of a range: leave out the values")
+    getting.add_argument("--count-only", action="store_true", help="of a range: print only how many keys it has")
+    getting.add_argument("--sort", choices=SORTS, default="key", help="of a range of up to 10,000 keys [default key]")
+    getting.add_argument("--reverse", action="store_true", help="of a range: in descending order")
+    add_output(
+        getting,
+        choices=("raw", "table", "json"),
+        default="raw",
+        help="raw: the value's bytes; on a terminal with a newline, and escaped where not printable [default raw]",
+    )
+    getting.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    getting.add_argument(
+        "--max-staleness-ms",
+        metavar="MS",
+        type=milliseconds,
+        help="read only from a node that has applied everything committed this long ago (implies --stale)",
+    )
+
+    add_revision(getting, "read the key as it was at this revision of the cluster")
+    listing = add("ls", ls, "list one level of keys, like a folder")
+    listing.description = (
+        "Prints the keys of a level, and what other keys begin with, up to and with the next delimiter."
+    )
+    listing.add_argument(
+        "prefix", metavar="PREFIX", type=prefix, nargs="?", default="", help="what the keys begin with [default: all]"
+    )
+    listing.add_argument(
+        "--delimiter", metavar="TEXT", type=delimiter, default="/", help="what ends a level [default /]"
+    )
+    add_revision(listing, "list the keys as they were at this revision of the cluster")
+    listing.add_argument("--stale", action="store_true", help="read the local state of one node; do not ask a quorum")
+    add_output(listing, choices=("text", "json"), default="text", help="json: an object a line [default text]")
+
+
 async def get(client: Client, options: argparse.Namespace) -> int:
     """``kv get KEY``, ``kv get --prefix P``, ``kv get --from A --to B``."""
-    bounds = {"prefix": options.prefix, "start": getattr(options, "from"), "end": options.to}
-    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    bounds = range_of(options)
     only_ranges = [
         name
         for name, given in (
@@ -40,6 +96,7 @@ async def get(client: Client, options: argparse.Namespace) -> int:
     if not bounds:
         raise InvalidArgumentError("give a KEY, or a range: --prefix, or --from and --to; --prefix '' is all keys")
     reading: dict[str, Any] = {**bounds, "revision": options.revision, "stale": options.stale}
+    reading["max_staleness_ms"] = options.max_staleness_ms
     if options.count_only:
         others = [name for name in only_ranges if name != "--count-only"]
         if others:

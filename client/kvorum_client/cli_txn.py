@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvorum_client.cli_arguments import lease_id
-from kvorum_client.cli_commands import delete as delete_key
+from kvorum_client.cli_arguments import (
+    add_output,
+    add_range,
+    key,
+    lease_id,
+    prev_revision_number,
+    range_of,
+    whole_number,
+)
+from kvorum_client.cli_keys import delete as delete_key
 from kvorum_client.cli_output import lease_field, print_json, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, RefusedError
@@ -58,6 +68,25 @@ example:
 _TARGETS = ("value", "version", "create_revision", "mod_revision", "lease")
 _SIGNS = ("=", "!=", "<", ">")
 _FORMS = 'a line begins with "if", "then" or "else"; kv txn --help shows an example'
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    deleting = add("del", delete, "remove a key, or a range of keys", "delete")
+    deleting.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    deleting.add_argument(
+        "--prev-revision", metavar="N", type=prev_revision_number, help="only if the key's mod_revision is N"
+    )
+    add_range(deleting, "all keys that begin with P; more than 10,000 in several steps")
+    deleting.add_argument("--dry-run", action="store_true", help="only count the keys of the range")
+    add_output(deleting)
+
+    doing = add("txn", txn, "do several operations at one revision, if conditions hold")
+    doing.description, doing.formatter_class = TXN_HELP, argparse.RawDescriptionHelpFormatter
+    doing.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="where it is written; - is stdin [default -]"
+    )
+    add_output(doing)
 
 
 def read_transaction(options: argparse.Namespace) -> None:
@@ -155,11 +184,17 @@ def _line(kind: str) -> _Words:
 
 def _condition(words: list[str]) -> Condition:
     parser = _line("if")
-    parser.add_argument("target", choices=_TARGETS)
+    parser.add_argument("target", metavar="WHAT")
     parser.add_argument("--prefix")
     parser.add_argument("rest", nargs="*")
     options = parser.parse(words)
     rest = options.rest if options.prefix is not None else options.rest[1:]
+    if options.target not in _TARGETS:
+        near = difflib.get_close_matches(options.target, _TARGETS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise InvalidArgumentError(
+            f"a condition is on {', '.join(_TARGETS)} of a key, not {options.target!r:.80}{meant}"
+        )
     if len(rest) != 2 or rest[0] not in _SIGNS or (options.prefix is None and not options.rest):
         raise InvalidArgumentError(f"a condition is: if {'|'.join(_TARGETS)} KEY =|!=|<|> WHAT")
     keys = Keys(prefix=options.prefix) if options.prefix is not None else Keys(options.rest[0])
@@ -189,8 +224,8 @@ def _operation(words: list[str]) -> wire.Operation:
         raise InvalidArgumentError("an operation is put, delete or get")
     parser = _line(kind)
     if kind == "put":
-        parser.add_argument("key")
-        parser.add_argument("value", nargs="?")
+        parser.add_argument("key", metavar="KEY", type=key)
+        parser.add_argument("value", metavar="VALUE", nargs="?")
         parser.add_argument("--ignore-value", action="store_true")
         parser.add_argument("--prev-value", action="store_true")
         parser.add_argument("--ignore-lease", action="store_true")
@@ -199,18 +234,19 @@ def _operation(words: list[str]) -> wire.Operation:
         if (options.value is None) != options.ignore_value:
             raise InvalidArgumentError("put takes a value, or --ignore-value, and not both")
         return Put(options.key, options.value, options.prev_value, options.lease, options.ignore_lease).body()
-    parser.add_argument("key", nargs="?")
-    for bound in ("--prefix", "--from", "--to"):
-        parser.add_argument(bound)
+    parser.add_argument("key", metavar="KEY", type=key, nargs="?")
+    add_range(parser, "")
     if kind == "delete":
         parser.add_argument("--prev-values", action="store_true")
         options = parser.parse(words[1:])
+        _check_keys(options)
         return Delete(*_bounds(options), prev_values=options.prev_values).body()
-    parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--revision", type=int, default=0)
+    parser.add_argument("--limit", type=whole_number("a whole number of keys"), default=0)
+    parser.add_argument("--revision", type=whole_number("a revision, a whole number"), default=0)
     for switch in ("--keys-only", "--count-only", "--descending"):
         parser.add_argument(switch, action="store_true")
     options = parser.parse(words[1:])
+    _check_keys(options)
     return Get(
         *_bounds(options),
         options.limit,
@@ -219,6 +255,11 @@ def _operation(words: list[str]) -> wire.Operation:
         options.count_only,
         options.descending,
     ).body()
+
+
+def _check_keys(options: argparse.Namespace) -> None:
+    if (options.key is not None) == bool(range_of(options)):
+        raise InvalidArgumentError("say which keys by one of these: a KEY, --prefix, or --from and --to")
 
 
 def _bounds(options: argparse.Namespace) -> tuple[str | None, str | None, str | None, str | None]:
@@ -344,15 +385,15 @@ def _show(count: int, what: str, options: argparse.Namespace) -> int:
         print_json({"keys" if options.dry_run else "deleted": count})
     else:
         print(f"{count} keys {what}")
-    return 0 if count else 1
+    return 0
 
 
 async def delete(client: Client, options: argparse.Namespace) -> int:
     """``kv del KEY``, or of a range."""
-    is_range = any(bound is not None for bound in _bounds(options)[1:])
-    if (options.key is None) != is_range or (options.prefix is not None and _bounds(options)[2:] != (None, None)):
-        raise InvalidArgumentError("name one key, or a range by --prefix, or by --from and --to")
-    if not is_range:
+    bounds = range_of(options)
+    if (options.key is None) != bool(bounds):
+        raise InvalidArgumentError("name one KEY, or a range by --prefix, or by --from and --to; and not both")
+    if not bounds:
         if options.dry_run:
             raise InvalidArgumentError("--dry-run counts the keys of a range: --prefix, or --from and --to")
         return await delete_key(client, options)

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import msgspec
 
+from kvorum_client.cli_arguments import add_output, add_range, key, range_of, revision_number
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
-from kvorum_client.errors import InvalidArgumentError
+from kvorum_client.errors import InvalidArgumentError, UnavailableError
 from kvorum_client.results import WatchEvent
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    watching = add("watch", watch, "show every change of a key, or of a range of keys, a line each")
+    watching.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_range(watching, "all keys that begin with P; '' is all keys")
+    watching.add_argument(
+        "--from-revision",
+        *("--rev",),
+        metavar="N",
+        type=revision_number,
+        help="begin with this revision of the cluster, if it is still in the history [default: the next one]",
+    )
+    watching.add_argument("--prev-value", action="store_true", help="show what each change replaced, too")
+    watching.add_argument("--only", choices=("put", "delete"), help="leave out the others")
+    add_output(watching, choices=("text", "json"), default="text", help="json: an object a line [default text]")
 
 
 async def watch(client: Client, options: argparse.Namespace) -> int:
     """``kv watch KEY``, ``--prefix PREFIX``, or ``--from A --to B``."""
-    start, end = getattr(options, "from"), options.to
-    if (options.key is not None) + (options.prefix is not None) + (start is not None or end is not None) != 1:
+    bounds = range_of(options)
+    if (options.key is None) != bool(bounds):
         raise InvalidArgumentError(
             "watch a KEY, a --prefix, or a range by --from and --to, one of them; --prefix '' watches all keys"
         )
     watching = client.watch(
         options.key,
-        prefix=options.prefix,
-        start=start,
-        end=end,
+        **bounds,
         from_revision=options.from_revision,
         prev_value=options.prev_value,
         only=options.only,
+        timeout_s=getattr(options, "timeout", None),
         on_resume=_say_resumed,
     )
-    async with watching:
-        async for event in watching:
-            line = _json(event) if options.output == "json" else _text(event)
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
+    options.has_begun = lambda: watching.has_begun
+    try:
+        async with watching:
+            async for event in watching:
+                line = _json(event) if options.output == "json" else _text(event)
+                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.flush()
+    except UnavailableError as error:
+        if not watching.has_begun:
+            raise
+        where = f"to go on, watch --from-revision {watching.revision + 1}"
+        raise UnavailableError(f"the watch is lost, and no node goes on with it in time; {where}: {error}") from None
     return 0
 
 

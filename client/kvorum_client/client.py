@@ -518,6 +518,7 @@ class Client(Coordination):
         end: bytes | str | None = None,
         revision: int | None = None,
         stale: bool = False,
+        max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Return how many keys a range has; arguments and errors are those of :meth:`page`."""
@@ -525,7 +526,7 @@ class Client(Coordination):
         if revision is not None:
             parameters["revision"] = str(check_whole_number(revision, "revision", 1))
         call = _Call("GET", "/v1/kv", self._deadline(timeout_s), parameters=parameters)
-        _read_stale(call, stale, None)
+        _read_stale(call, stale, max_staleness_ms)
         return page_of((await self._call(call)).body).count
 
     def _read(
@@ -725,17 +726,17 @@ class Client(Coordination):
 
     async def _stream(self, target: str, within_s: float) -> AsyncGenerator[bytes, None]:
         """Yield what one node sends of a watch, or of an election; see :class:`kvorum_client.watch.Connect`."""
-        attempt_s = min(within_s, self._attempt_timeout_s)
-        call = _Call("GET", "/v1/watch", self._deadline(attempt_s), any_node=True)
-        base = await self._router.pick_any(attempt_s)
+        deadline = time.monotonic() + within_s
+        call = _Call("GET", "/v1/watch", self._deadline(min(within_s, self._attempt_timeout_s)), any_node=True)
+        base = await self._router.pick_any(call.remaining_s())
         if self._transport.is_closed:
             raise UnavailableError(CLOSED)
-        target += f"&timeout_ms={max(1, int(900 * attempt_s))}"
         try:
-            if self.cluster_id or await self._learn_cluster(call, base, attempt_s):
+            if self.cluster_id or await self._learn_cluster(call, base, call.remaining_s()):
+                target += f"&timeout_ms={max(1, int(900 * call.remaining_s()))}"
                 pieces = self._transport.download(base, target, self._cluster_header(), WATCH_SILENCE_S)
                 async with contextlib.aclosing(pieces):
-                    async with asyncio.timeout(attempt_s):
+                    async with asyncio.timeout(call.remaining_s()):
                         piece = await anext(pieces, None)
                     while piece is not None:
                         self.has_heard, self.last_failure = True, None
@@ -755,7 +756,7 @@ class Client(Coordination):
             self._router.skip(base)
             raise
         self.last_failure = call.reason
-        await self._router.failed(base, attempt_s)
+        await self._router.failed(base, max(0.0, min(deadline - time.monotonic(), self._attempt_timeout_s)))
         raise AttemptEndedError(call.reason)
 
     # The cluster.
@@ -1085,7 +1086,8 @@ class Client(Coordination):
         if call.is_write and call.perhaps_done:
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
         if self._router.are_endpoints(call.foreign):
-            raise WrongClusterError(call.reason, list(call.foreign.values())[-1], self.cluster_id)
+            advice = "; if the cluster was recovered or restored, make a new client"
+            raise WrongClusterError(call.reason + advice, list(call.foreign.values())[-1], self.cluster_id)
         raise UnavailableError(call.reason)
 
     @property
@@ -1135,10 +1137,7 @@ class Client(Coordination):
             call.foreign = {base: cluster for base, cluster in call.foreign.items() if base != answer.base}
             return True
         call.foreign = {**call.foreign, answer.base: theirs}
-        call.reason = (
-            f"{answer.base} belongs to cluster {theirs:.64}, and this client to {self.cluster_id}; if the cluster was "
-            "recovered or restored, make a new client"
-        )
+        call.reason = f"{answer.base} belongs to cluster {theirs:.64}, and not to {self.cluster_id}, which is meant"
         return False
 
     def _check_not_done(self, call: _Call, answer: Answer) -> None:

@@ -212,11 +212,20 @@ class SyncClient(SyncCoordination):
         end: bytes | str | None = None,
         revision: int | None = None,
         stale: bool = False,
+        max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """See :meth:`kvorum_client.Client.count`."""
         return self._run(
-            self._client.count(prefix=prefix, start=start, end=end, revision=revision, stale=stale, timeout_s=timeout_s)
+            self._client.count(
+                prefix=prefix,
+                start=start,
+                end=end,
+                revision=revision,
+                stale=stale,
+                max_staleness_ms=max_staleness_ms,
+                timeout_s=timeout_s,
+            )
         )
 
     def txn(self) -> Transaction[TxnResult]:

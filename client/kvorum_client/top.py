@@ -20,7 +20,9 @@ from datetime import datetime
 
 import msgspec
 
+from kvorum_client.cli_output import size_text
 from kvorum_client.client import Client
+from kvorum_client.condition import state_of
 from kvorum_client.errors import ClientError
 from kvorum_client.exposition import Exposition, percentile, rate
 from kvorum_client.results import NodeStatus
@@ -263,10 +265,11 @@ def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:
     contact = None if status.last_contact_ms is None else status.last_contact_ms / 1000
     free, size = now.total("kvorum_storage_disk_free_bytes"), now.total("kvorum_storage_disk_size_bytes")
     started = now.total("process_start_time_seconds")
+    memory = now.total("process_resident_memory_bytes")
     cpu = rate(then, now, "process_cpu_seconds_total")
     return (
         _printable(name),
-        "quarantined" if status.quarantined else "distrusted" if status.distrusted else status.state,
+        state_of(status),
         str(status.term),
         _duration(contact),
         str(status.applied_index),
@@ -278,7 +281,7 @@ def _row(name: str, before: Turn, after: Turn) -> tuple[str, ...]:
         _duration(percentile(then, now, SAVE_DURATION, 0.99)),
         _duration(percentile(then, now, "kvorum_loop_lag_seconds", 0.99)),
         "-" if cpu is None else f"{100 * cpu:.0f}%",
-        _bytes(now.total("process_resident_memory_bytes")),
+        "-" if memory is None else size_text(memory, ""),
         f"{100 * free / size:.0f}%" if free is not None and size else "-",
         _duration(None if started is None else max(after.at.timestamp() - started, 0.0)),
     )
@@ -309,16 +312,6 @@ def _duration(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds / factor:.0f}{unit}"
     return f"{seconds / 86_400:.0f}d"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return "-"
-    for unit in ("B", "K", "M"):
-        if value < 1024:
-            return f"{value:.0f}{unit}"
-        value /= 1024
-    return f"{value:.1f}G"
 
 
 def _printable(text: str) -> str:

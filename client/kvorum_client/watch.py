@@ -146,6 +146,11 @@ class Watch:
         """
         return self._events[0].mod_revision - 1 if self._events else max(self._next - 1, 0)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a node has sent anything of the watch."""
+        return self._has_begun
+
     async def __aenter__(self) -> Watch:
         while not self._has_begun:
             await self._receive()
@@ -228,9 +233,8 @@ class Watch:
                         self._has_begun = True
                         yield line
             except AttemptEndedError as error:
-                if not reason:
-                    wait_s = self._resume_timeout_s if self._has_begun else self._begin_timeout_s
-                    deadline = time.monotonic() + wait_s
+                if not reason and self._has_begun:
+                    deadline = time.monotonic() + self._resume_timeout_s
                 reason = str(error)
             await asyncio.sleep(min(pause_s * self._random.uniform(0.5, 1.5), max(deadline - time.monotonic(), 0)))
             pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -21,7 +21,7 @@ from fronts.fake_node import Server
 from serving import stop_server
 
 from kvorum.errors import NoLeaderError
-from kvorum_client import Backup, Client, NodeStatus, UnavailableError, cli
+from kvorum_client import Backup, Client, NodeStatus, UnavailableError, cli, cli_endpoints, cli_parser, cli_waiting
 
 
 async def _shell(server_url: str, arguments: list[str], redirection: str, **environ: str) -> tuple[int, str, str]:
@@ -125,7 +125,7 @@ def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[
         assert await kv("get", "k", "--timeout", "3") == 3
         waiting, failed = capsys.readouterr().err.splitlines()
         assert waiting == "kv: still waiting, for up to 3 s: no leader is known"
-        assert failed == f"kv: {cli.NO_LEADER}"
+        assert failed == f"kv: {cli_waiting.NO_LEADER}"
         server.node.error, server.node.gate = None, asyncio.Event()
         putting = asyncio.create_task(kv("put", "k", "v", "--timeout", "30"))
         said = await first_words(capsys, putting)
@@ -140,7 +140,7 @@ def test_where_nothing_runs_it_hints_how_to_start_a_cluster(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
-    monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", "127.0.0.1:1,127.0.0.1:2")
+    monkeypatch.setattr(cli_endpoints, "LOCAL_ENDPOINTS", "127.0.0.1:1,127.0.0.1:2")
     hint = "; start a cluster with `kvorum local`, or name its nodes with --endpoints"
     assert cli.main(["put", "k", "v", "--timeout", "0.9"]) == 3
     assert capsys.readouterr().err.endswith(f"connection refused{hint}\n")
@@ -159,10 +159,10 @@ def test_a_cluster_that_answers_gets_no_hint_to_start_one(
 ) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
-        monkeypatch.setattr(cli, "LOCAL_ENDPOINTS", server.url)
+        monkeypatch.setattr(cli_endpoints, "LOCAL_ENDPOINTS", server.url)
         server.node.error = NoLeaderError("no leader is known")
         assert await asyncio.to_thread(cli.main, ["get", "k", "--timeout", "0.9"]) == 3
-        assert capsys.readouterr().err == f"kv: {cli.NO_LEADER}\n"
+        assert capsys.readouterr().err == f"kv: {cli_waiting.NO_LEADER}\n"
 
     run(scenario)
 
@@ -349,7 +349,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
     [
         (
             ["get", "k", "--max-staleness-ms", "soon"],
-            "must be a whole number of milliseconds from 0 to 9,223,372,036,854,775,807, not 'soon'",
+            "must be a whole number of milliseconds from 0 to 86,400,000, not 'soon'",
         ),
         (["top", "--count", "-1"], "must be a whole number of frames from 0 to 9,223,372,036,854,775,807, not '-1'"),
         (
@@ -405,7 +405,7 @@ def test_a_backup_without_a_quorum_says_what_it_waits_for_and_names_stale(
         server.node.gate.set()
         assert await saving == 3
         failed = capsys.readouterr().err
-        assert failed == f"kv: {cli.NO_LEADER}{cli.OR_STALE}\n" and "--stale" in failed
+        assert failed == f"kv: {cli_waiting.NO_LEADER}{cli_waiting.OR_STALE}\n" and "--stale" in failed
         assert server.node.timeouts_ms[0] <= 5000
 
     run(scenario)
@@ -496,8 +496,8 @@ def test_every_output_option_has_a_long_form() -> None:
         *(["snapshot", "save", "f"], ["snapshot", "status", "f"]),
         *(["history", "k"], ["compact", "7"], ["compact", "--keep", "7"]),
     ):
-        assert cli.build_parser().parse_args([*command, "--output", "json"]).output == "json"
-        assert cli.build_parser().parse_args([*command, "-o", "json"]).output == "json"
+        assert cli_parser.build_parser().parse_args([*command, "--output", "json"]).output == "json"
+        assert cli_parser.build_parser().parse_args([*command, "-o", "json"]).output == "json"
 
 
 def test_changes_of_the_cluster_are_told_in_json(capsys: pytest.CaptureFixture[str]) -> None:

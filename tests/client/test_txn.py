@@ -395,7 +395,7 @@ def test_a_word_of_a_line_is_what_a_shell_would_read(line: str, operation: Put |
         ("\nthen put a", "line 2: put takes a value"),
         ("then put a 1 --ignore-value", "put takes a value"),
         ("then put a 1 2", "line 1: unrecognized arguments: 2"),
-        ("then put", "line 1: the following arguments are required: key"),
+        ("then put", "line 1: the following arguments are required: KEY"),
         ("then swap a", "line 1: an operation is put, delete or get"),
         ("then", "line 1: an operation is"),
         ("then delete", "line 1: say which keys"),
@@ -403,7 +403,10 @@ def test_a_word_of_a_line_is_what_a_shell_would_read(line: str, operation: Put |
         ("then put 'a", "line 1: No closing quotation"),
         ("if value a", "line 1: a condition is"),
         ("if value a == 1", "line 1: a condition is"),
-        ("if size a = 1", "line 1: argument target"),
+        ("if size a = 1", "line 1: a condition is on value, version, create_revision, mod_revision, lease of a key"),
+        ("if mod_revison a = 1", "not 'mod_revison'; did you mean mod_revision?"),
+        ("then get --limit x a", "must be a whole number of keys from 0"),
+        ("then put '' b", "argument KEY: is empty; a key has 1 to 1,024"),
         ("if version a = one", "line 1: 'one' is not a whole number"),
         ("if version --prefix a b = 1", "line 1: a condition is"),
         ('{"then": [{"put": {"key": 1}}]}', "`$.then[0].put.key`"),
@@ -464,7 +467,8 @@ def test_kv_del_counts_and_deletes_a_range(capsys: pytest.CaptureFixture[str]) -
 
     assert said("--prefix", "a", "--dry-run") == (0, "2 keys would be deleted\n")
     assert said("--prefix", "a") == (0, "2 keys deleted\n")
-    assert said("--prefix", "a") == (1, "0 keys deleted\n")
+    assert said("--prefix", "a") == (0, "0 keys deleted\n")
+    assert said("--prefix", "a", "--dry-run") == (0, "0 keys would be deleted\n")
     assert said("--from", "b", "--to", "c", "-o", "json") == (0, '{\n  "deleted": 1\n}\n')
     assert said("c")[0] == 0
     assert len(node.store) == 0

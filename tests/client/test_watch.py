@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from client.test_client import run
@@ -29,6 +30,10 @@ from kvorum_client import (
     Watch,
     WatchEvent,
 )
+from kvorum_client import client as client_module
+from kvorum_client import watch as watch_module
+from kvorum_client.transport import NotSentError, Transport
+from kvorum_client.watch import AttemptEndedError
 
 
 def with_nodes(scenario: Callable[[list[Server], Client], Awaitable[None]], count: int = 1) -> None:
@@ -306,6 +311,57 @@ def test_the_synchronous_client_watches_as_well() -> None:
                 return [next(events).key, next(iter(events)).key]
 
         assert await asyncio.to_thread(watch) == [b"a", b"b"]
+
+    with_nodes(scenario)
+
+
+class Clock:
+    """A clock that passes only when it is told to."""
+
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_the_search_for_a_node_ends_in_time_whatever_the_first_attempt_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, within = Clock(), []
+    monkeypatch.setattr(watch_module, "time", clock)
+
+    async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        within.append(within_s)
+        clock.now_s += 6
+        raise AttemptEndedError("no node")
+        yield b""
+
+    async def main() -> None:
+        with pytest.raises(UnavailableError, match="no node"):
+            await anext(Watch(connect, "/v1/watch?key=k", None, 10, None, None))
+
+    asyncio.run(main())
+    assert within == [10, 4]
+
+
+def test_what_a_node_took_to_name_its_cluster_counts_towards_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        clock, asked = Clock(), []
+        monkeypatch.setattr(client_module, "time", clock)
+
+        async def learn(self: Client, call: Any, base: str, timeout_s: float) -> bool:
+            clock.now_s += timeout_s - 0.1
+            return True
+
+        async def download(self: Any, base: str, target: str, *_: object) -> AsyncGenerator[tuple[bytes, int], None]:
+            asked.append(target)
+            raise NotSentError("gone")
+            yield b"", 0
+
+        monkeypatch.setattr(Client, "_learn_cluster", learn)
+        monkeypatch.setattr(Transport, "download", download)
+        with pytest.raises(AttemptEndedError):
+            await anext(kv._stream("/v1/watch?key=k", 4))
+        [timeout_ms] = [target.rpartition("timeout_ms=")[2] for target in asked]
+        assert int(timeout_ms) <= 90
 
     with_nodes(scenario)
 

@@ -43,7 +43,7 @@ def test_a_client_keeps_to_the_cluster_that_answered_first() -> None:
             # The address of the leader leads to another cluster.
             ours[1].node.follow("n1", other.url)
             kv._router.leader = None
-            with pytest.raises(UnavailableError, match=f"belongs to cluster {THEIRS}, and this client to {OURS}"):
+            with pytest.raises(UnavailableError, match=f"belongs to cluster {THEIRS}, and not to {OURS}"):
                 await kv.put("a", "2", timeout_s=0.5)
             assert other.node.proposed == []
             elect(ours, 0)
