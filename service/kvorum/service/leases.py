@@ -62,7 +62,7 @@ class Leases:
         if not 1 <= request.ttl_s <= LEASE_TTL_S_MAX:
             raise InvalidRequestError(f"ttl_s must be a whole number from 1 to {LEASE_TTL_S_MAX:,} (seconds)")
         if not 0 <= request.delay_s <= LEASE_DELAY_S_MAX:
-            raise InvalidRequestError(f"the lock-delay must be a whole number from 0 to {LEASE_DELAY_S_MAX} (seconds)")
+            raise InvalidRequestError(f"lock_delay_s must be a whole number from 0 to {LEASE_DELAY_S_MAX} (seconds)")
         ttl_s = max(request.ttl_s, LEASE_TTL_S_MIN)
         if request.id:
             _check_id(request.id)
@@ -188,4 +188,6 @@ def lease_not_found(id: int, revision: int) -> LeaseError:
 
 def _check_id(id: int) -> None:
     if id == 0 or not INTEGER_MIN <= id <= INTEGER_MAX:
-        raise InvalidRequestError("the id of a lease is a 64-bit number, and not 0")
+        raise InvalidRequestError(
+            f"the id of a lease is a whole number from {INTEGER_MIN:,} to {INTEGER_MAX:,}, and not 0"
+        )

@@ -623,7 +623,7 @@ class Service:
 
     def _quota(self) -> Quota:
         store = self._node.store
-        return Quota(store.quota.limit_bytes, store.used_bytes, store.quota.is_full)
+        return Quota(store.quota.limit_bytes, store.counted_bytes, store.quota.is_full)
 
     async def _snapshot(self, request: Snapshot) -> Backup:
         timeout_ms = self._bounded(request.timeout_ms)
