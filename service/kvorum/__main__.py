@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import kvorum_entry
 
+EXIT_CONFIG = 2
+"""Also in :mod:`kvorum.commands.serve`, which cannot be imported without those packages."""
 OUR_PACKAGES = frozenset({"kvorum", "kvorum_client", "kvorum_wire"})
 
 
@@ -18,11 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] in OUR_PACKAGES:
             raise
         print(
-            f"kvorum: {error}: the packages of the node are not installed here, only those of the client. Install "
-            "them: pip install --require-hashes -r requirements.lock (docs/install.md)",
+            f"kvorum: {error}: the packages of the node are not installed here, only those of the client. For `kv` "
+            "they are not needed; to run a node install them: pip install --require-hashes -r requirements.lock "
+            "(docs/install.md)",
             file=sys.stderr,
         )
-        return 1
+        return EXIT_CONFIG
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kvorum
 from kvorum.commands import local, recover, restore, serve
+from kvorum.commands.confirm import confirm
 from kvorum.config import parse_peers
 from kvorum.config import sources as config_sources
 from kvorum.errors import ConfigError, StorageError, VersionTooOldError
@@ -19,8 +20,10 @@ from kvorum_entry.parser import SubcommandParser
 EXIT_STATUS = f"""\
 exit status:
   0  done, or a clean shutdown
-  1  `local` refused to start, stop, kill or wipe the node; with a traceback: a bug, please report it
-  {serve.EXIT_CONFIG}  invalid options; `recover` found no data, or a better log elsewhere; `restore` found data
+  1  `local` refused to start, stop, kill or wipe the node, or no cluster runs in its --data-dir; with a traceback: a
+     bug, please report it
+  {serve.EXIT_CONFIG}  invalid options; `recover` found no data, or a better log elsewhere, or was not confirmed;
+     `restore` found data; the packages of the node are not installed
   {serve.EXIT_ADDRESS}  cannot listen: a port is in use, or an address does not belong to this machine
   {serve.EXIT_STORAGE}  the data folder is locked, damaged or belongs to another node, or the disk failed
   {serve.EXIT_FATAL}  the node stopped itself to protect its data; the log says why
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.run is not _serve and (warning := config_sources.unknown_variables_warning(os.environ)):
+        # A node logs it.
+        print(f"kvorum: {warning}", file=sys.stderr)
     try:
         return int(options.run(options))
     except ConfigError as error:
@@ -86,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-older-log",
         action="store_true",
         help="Recover although another member that answers has a more up-to-date log.",
+    )
+    command.add_argument(
+        "--yes",
+        action="store_true",
+        help="Do not ask before the data is changed. Without a terminal at stdin, as in a script or `kubectl exec` "
+        "without -it, nothing is done unless this is given.",
     )
     command.add_argument(
         "--peers",
@@ -149,7 +161,7 @@ def _command(
 def _serve(options: argparse.Namespace) -> int:
     config, _ = config_sources.load(vars(options))
     path = getattr(options, "config", "") or os.environ.get(config_sources.CONFIG_FILE_ENV, "")
-    return serve.run(config, path, config_sources.unknown_variables(os.environ))
+    return serve.run(config, path, config_sources.unknown_variables_warning(os.environ))
 
 
 def _local(options: argparse.Namespace) -> int:
@@ -161,13 +173,16 @@ def _config(options: argparse.Namespace) -> int:
         print(config_sources.markdown(), end="")
     else:
         print(config_sources.describe(*config_sources.load(vars(options))), end="")
-        if unknown := config_sources.unknown_variables(os.environ):
-            print(f"kvorum: ignoring unknown environment variables: {', '.join(unknown)}", file=sys.stderr)
     return 0
 
 
 def _recover(options: argparse.Namespace) -> int:
     if options.at_next_start:
+        confirm(
+            f"Make the node of {options.data_dir} the only member of a new cluster at its next start? This cannot be "
+            "undone.",
+            yes=options.yes,
+        )
         try:
             datadir.request_recovery(Path(options.data_dir), accept_older_log=options.accept_older_log)
         except StorageError as error:
@@ -183,6 +198,7 @@ def _recover(options: argparse.Namespace) -> int:
             options.data_dir,
             accept_older_log=options.accept_older_log,
             peer_urls={peer.name: peer.url for peer in peers},
+            confirm=lambda: confirm("Go on? This cannot be undone.", yes=options.yes),
         )
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)

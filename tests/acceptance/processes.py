@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench.processes import free_ports, serve_arguments, spawn
@@ -44,15 +45,17 @@ class EndedByItselfError(AssertionError):
         super().__init__(f"{name} ended by itself: {how}. The end of {log}:\n" + "\n".join(lines))
 
 
-def kvorum(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run the `kvorum` command to its end. It inherits no options."""
+def kvorum(
+    *arguments: str, timeout_s: float = 60, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run the `kvorum` command to its end. It inherits no options; ``variables`` are added to its environment."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("KVORUM_")}
     return subprocess.run(
         [sys.executable, "-m", "kvorum", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env={**own, "KVORUM_LOG_FORMAT": "text"},
+        env={**own, "KVORUM_LOG_FORMAT": "text", **variables},
         check=False,
     )
 

@@ -65,7 +65,7 @@ def test_two_survivors_that_were_both_recovered_are_noticed(tmp_path: Path) -> N
         cluster.put_somewhere("k", b"v")
         cluster.kill(*cluster.names)
         for name in ("n1", "n2"):
-            done = kvorum("recover", "--data-dir", str(cluster.data_dir(name)), "--force-new-cluster")
+            done = kvorum("recover", "--data-dir", str(cluster.data_dir(name)), "--force-new-cluster", "--yes")
             assert done.returncode == 0, done.stderr
         for name in ("n1", "n2"):
             cluster.start(name)

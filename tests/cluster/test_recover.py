@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import os
 import socket
 import threading
@@ -258,7 +259,7 @@ def test_a_member_at_whose_address_another_node_answers_was_not_compared(
 def test_the_command_takes_the_addresses_of_the_peers(
     survivor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
-    command = ["recover", "--data-dir", str(survivor), "--force-new-cluster"]
+    command = ["recover", "--data-dir", str(survivor), "--force-new-cluster", "--yes"]
     with moved(ahead_of(survivor)) as node:
         peers = f"n1=127.0.0.1:{node.port}"
         if by == "--peers":
@@ -267,6 +268,56 @@ def test_the_command_takes_the_addresses_of_the_peers(
             monkeypatch.setenv(by, peers)
         assert main(command) == 2
     assert "n1 answers and has a more up-to-date log" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """A stdin at which somebody answers."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("options", [[], ["--at-next-start"]])
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [(io.StringIO("y\n"), "--yes"), (None, "--yes"), (Terminal("\n"), "[y/N]"), (Terminal(), "[y/N]")],
+)
+def test_nothing_is_recovered_that_nobody_confirmed(
+    survivor: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdin: io.StringIO | None,
+    said: str,
+    options: list[str],
+) -> None:
+    before = read_disk(survivor).identity
+    monkeypatch.setattr("sys.stdin", stdin)
+    command = ["recover", "--data-dir", str(survivor), "--force-new-cluster", "--accept-older-log", *options]
+    assert main(command) == serve.EXIT_CONFIG
+    output = capsys.readouterr().err
+    assert "nothing was done" in output
+    assert said in output
+    assert read_disk(survivor).identity == before
+    assert not (survivor / REQUEST).exists()
+
+
+@pytest.mark.parametrize(("stdin", "options"), [(Terminal("y\n"), []), (Terminal("Yes\n"), []), (None, ["--yes"])])
+def test_what_was_confirmed_is_recovered(
+    survivor: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdin: io.StringIO | None,
+    options: list[str],
+) -> None:
+    before = read_disk(survivor).identity
+    assert before is not None
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["recover", "--data-dir", str(survivor), "--force-new-cluster", "--accept-older-log", *options]) == 0
+    after = read_disk(survivor).identity
+    assert after is not None
+    assert after.cluster_id != before.cluster_id
+    # The question comes after what it is about.
+    assert "becomes the only member" in capsys.readouterr().err.partition("[y/N]")[0]
 
 
 def test_peers_that_are_no_addresses_are_refused(survivor: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def test_the_wheel_is_built_and_installed_as_it_is_written(tmp_path: Path) -> No
     node = subprocess.run(
         [tmp_path / "dist/client/bin/kvorum", "version"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (node.returncode, node.stderr.count("\n")) == (1, 1), node
+    assert (node.returncode, node.stderr.count("\n")) == (2, 1), node
 
 
 def test_the_client_is_installed_with_the_versions_that_the_project_names() -> None:

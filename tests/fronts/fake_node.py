@@ -297,7 +297,7 @@ class FakeNode:
             state_hash=f"{self.store.state_hash:016x}",
             keys=len(self.store),
             sessions=0,
-            used_bytes=self.store.used_bytes,
+            used_bytes=self.store.counted_bytes,
             floor=self.store.floor,
             leases=len(self.store.leases),
             history_events=self.store.history_events,

@@ -19,8 +19,8 @@ from acceptance.processes import kvorum
 from waiting import until
 
 from kvorum.__main__ import main
-from kvorum.commands import serve
-from kvorum.commands.local import EXIT_NODES
+from kvorum.commands import local, serve
+from kvorum.commands.local import EXIT_NODES, EXIT_REFUSED
 from kvorum.storage import datadir
 from kvorum_client import Client
 
@@ -309,7 +309,7 @@ def test_one_node_of_a_local_cluster_is_stopped_killed_wiped_and_started_by_name
             assert local.process.returncode == 0
             assert not (tmp_path / "local.sock").exists()
             status, said = await act("stop", "n1")
-            assert (status, "no local cluster runs" in said) == (3, True)
+            assert (status, "no local cluster runs" in said) == (EXIT_REFUSED, True)
 
     asyncio.run(scenario())
 
@@ -391,12 +391,52 @@ def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) ->
     asyncio.run(scenario())
 
 
-def test_config_warns_of_variables_that_nobody_reads(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [["config", "--name", "n1"], ["version"], ["local", "start"], ["restore"]])
+def test_every_command_warns_of_variables_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
 ) -> None:
     monkeypatch.setenv("KVORUM_TICKMS", "1")
-    assert main(["config", "--name", "n1"]) == 0
-    assert capsys.readouterr().err == "kvorum: ignoring unknown environment variables: KVORUM_TICKMS\n"
+    monkeypatch.chdir(tmp_path)
+    main([*command, "--from", str(tmp_path / "none")] if command == ["restore"] else command)
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "kvorum: Ignoring unknown environment variables: KVORUM_TICKMS. Did you mean KVORUM_TICK_MS?"
+    )
+
+
+def test_a_node_logs_once_which_variables_nobody_reads(ports: int, tmp_path: Path) -> None:
+    (tmp_path / "no folder").write_bytes(b"")
+    options = ("--name", "n1", *listen(ports), "--data-dir", str(tmp_path / "no folder"))
+    result = kvorum("serve", *options, variables={"KVORUM_TICKMS": "1"})
+    assert result.stdout.count("Ignoring unknown environment variables: KVORUM_TICKMS. Did you mean") == 1
+
+
+def test_the_nodes_of_a_local_cluster_do_not_repeat_its_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVORUM_TICKMS", "1")
+    monkeypatch.setenv("KVORUM_TICK_MS", "20")
+    environ = local._environment()
+    assert "KVORUM_TICKMS" not in environ
+    assert environ["KVORUM_TICK_MS"] == "20"
+
+
+def test_without_the_packages_of_the_node_the_command_says_which_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(module: str, arguments: object) -> int:
+        raise ModuleNotFoundError("No module named 'sqlitedict'", name="sqlitedict")
+
+    monkeypatch.setattr("kvorum_entry.run", run)
+    assert main(["version"]) == serve.EXIT_CONFIG
+    assert "pip install --require-hashes -r requirements.lock" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "kill", "wipe"])
+def test_an_action_without_a_local_cluster_is_refused_and_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    assert main(["local", action, "n1", "--data-dir", str(tmp_path)]) == EXIT_REFUSED
+    said = capsys.readouterr().err
+    assert f"no local cluster runs in {tmp_path}: nothing was done. Start one" in said
+    assert "--data-dir" in said
 
 
 def test_version_and_help_say_what_there_is() -> None:

@@ -250,6 +250,10 @@ def test_the_token_is_not_printed() -> None:
 def test_variables_that_nobody_reads_are_noticed() -> None:
     environ = {"KVORUM_TICK_MS": "1", "KVORUM_TICKMS": "1", "KVORUM_ENDPOINTS": "x", "PATH": "/"}
     assert config_sources.unknown_variables(environ) == ["KVORUM_TICKMS"]
+    assert config_sources.unknown_variables_warning({}) == ""
+    assert config_sources.unknown_variables_warning({"KVORUM_COLOUR": "1", "KVORUM_LOCK_NAME": "a"}) == (
+        "Ignoring unknown environment variables: KVORUM_COLOUR"
+    )
 
 
 def test_the_page_of_the_knobs_is_the_one_that_is_generated() -> None:

@@ -7,8 +7,13 @@ import asyncio
 import pytest
 from fronts.fake_node import FakeNode, make_config, serving
 
+from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import FORWARDED_BY
+from kvorum.fronts.http.request import Bodies
 from kvorum.kv.commands import Put
+from kvorum.service import Service
+
+MIB = 1024 * 1024
 
 WRITES = [
     ("PUT", "/v1/kv/k", b"v"),
@@ -96,3 +101,21 @@ def test_below_the_level_a_write_goes_to_its_client_port_as_well() -> None:
             assert node.proposed == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("health_only", [False, True])
+def test_handing_over_has_no_second_bound_for_what_only_reads(*, health_only: bool) -> None:
+    node = FakeNode()
+    service = Service(node, lambda: 0.0)
+    bodies = Bodies(MIB, 1)
+    dispatcher = Dispatcher(service, node.config, node.counters, bodies, health_only=health_only)
+    own, other = dispatcher._own, dispatcher._handing_over
+    assert service.handing_over()._scans is service._scans
+    if health_only:
+        assert other is own
+        return
+    for path in ("/v1/watch", "/v1/snapshot", "/openapi.json", "/metrics"):
+        assert other._routes[path] is own._routes[path]
+    assert other._range is own._range
+    assert other.keys["PUT"] is not own.keys["PUT"]
+    assert [row[:2] for row in other.routes()] == [row[:2] for row in own.routes()]

@@ -29,6 +29,18 @@ def test_the_quota_is_shown_set_and_kept_to() -> None:
     run(scenario)
 
 
+def test_a_delete_of_everything_above_the_quota_is_seen_at_once() -> None:
+    async def scenario(http: Server) -> None:
+        await http("PUT", "/v1/cluster/quota", b'{"quota_bytes": 1048576}')
+        await http("PUT", "/v1/kv/k", bytes(MIB))
+        assert (await http("DELETE", "/v1/kv?prefix=k")).status == 200
+        shown = (await http("GET", "/v1/cluster/quota")).json
+        assert shown == {"quota_bytes": MIB, "used_bytes": 0, "no_space": False}
+        assert (await http("GET", "/v1/cluster")).json["used_bytes"] == 0
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"quota_bytes": 5}', b'{"quota_bytes": "1GiB"}', b'{"bytes": 9999999}'])
 def test_what_is_no_quota_is_refused(body: bytes) -> None:
     async def scenario(http: Server) -> None:

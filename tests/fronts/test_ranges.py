@@ -259,3 +259,13 @@ def test_a_range_asks_a_quorum_unless_it_may_be_stale(consistency: str, barriers
         assert server.node.barriers - before == barriers
 
     run(scenario, filled("a"))
+
+
+def test_a_delete_without_keys_says_how_to_name_them() -> None:
+    async def scenario(http: Server) -> None:
+        for query in ("", "?", "?timeout_ms=5"):
+            answer = await http("DELETE", f"/v1/kv{query}")
+            assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+            assert all(name in answer.json["detail"] for name in ("key=KEY", "prefix=P", "start=A&end=B", "prefix64"))
+
+    run(scenario)

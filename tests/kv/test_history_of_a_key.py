@@ -8,7 +8,8 @@ from hypothesis import given
 from kv.kv_support import apply, examples, store_at_level_3, store_at_level_4
 
 from kvorum.errors import RevisionCompactedError, RevisionInFutureError
-from kvorum.kv.commands import Compact, Delete, NoSpace, Put, PutResult, SetQuota
+from kvorum.kv.commands import Compact, Delete, NoSpace, Put, PutResult, SetQuota, Txn
+from kvorum.kv.operations import DeleteRangeOp
 from kvorum.kv.quota import OPERATOR, resume_bytes
 from kvorum.kv.store import Store
 
@@ -131,6 +132,29 @@ def test_what_the_last_change_replaced_fills_no_quota() -> None:
         assert isinstance(apply(store, Put(b"k", bytes(MIB * 9 // 10)))[0], PutResult)
     assert store.history_bytes > MIB * 9 // 10
     assert not store.quota.is_full
+
+
+def test_what_only_the_next_write_can_free_near_the_quota_is_not_shown_as_used() -> None:
+    store = with_quota()
+    for number in range(16):
+        apply(store, Put(b"k%d" % number, LARGE))
+    operation = DeleteRangeOp(b"k", b"l")
+    apply(store, Txn((), (operation,), ()))
+    assert (len(store), store.floor) == (0, store.revision)
+    assert store.used_bytes > MIB
+    assert (store.counted_bytes, store.counted_history_bytes) == (store.kept_bytes, 0)
+    apply(store, Put(b"k", b""))
+    assert store.used_bytes == store.counted_bytes < resume_bytes(MIB)
+
+
+def test_history_that_need_not_give_way_is_shown_as_used() -> None:
+    store = with_quota()
+    for _ in range(3):
+        apply(store, Put(b"k", LARGE))
+    apply(store, Compact(store.revision))
+    assert store.floor == store.revision
+    assert store.counted_history_bytes == store.history_bytes > len(LARGE)
+    assert store.counted_bytes == store.used_bytes
 
 
 def test_giving_way_depends_on_the_entries_alone_and_is_part_of_the_hash() -> None:

@@ -354,6 +354,7 @@ def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_th
         node.tick(1000)
         participation.heard("c", [mark(5)])
         assert "keep every disk" in (participation.why_not or "")
+        assert "No leader" not in (participation.why_not or "")
         await until("it has asked", partial(tasks.has_slept, 1))
         advice: list[str] = []
         for leader, is_serving, term in (
@@ -369,6 +370,8 @@ def test_the_advice_is_an_empty_disk_only_while_a_leader_has_a_quorum_without_th
         empty = ["give this node an empty disk" in text for text in advice]
         assert empty == [False, False, False, False, False, True, False, True, False]
         assert ["keep every disk" in text for text in advice] == [not each for each in empty]
+        # Only where it found none, it says so: the others' tables name the leader.
+        assert ["No leader" in text for text in advice] == [each in {1, 2, 8} for each in range(len(advice))]
         assert set(hellos.asked) == {"b", "c"}
         await participation.close()
 

@@ -160,8 +160,12 @@ def _act(data_dir: str, words: list[str]) -> int:
     try:
         status, text = local_control.ask(data_dir, *words)
     except OSError:
-        print_line(f"kvorum local: no local cluster runs in {data_dir}; start one with `kvorum local`", sys.stderr)
-        return EXIT_ADDRESS
+        print_line(
+            f"kvorum local: no local cluster runs in {data_dir}: nothing was done. Start one with `kvorum local` in "
+            "another terminal, or name the folder of the one that runs with --data-dir",
+            sys.stderr,
+        )
+        return EXIT_REFUSED
     print_line(text if status == 0 else f"kvorum local: {text}", sys.stdout if status == 0 else sys.stderr)
     return status
 
@@ -316,7 +320,7 @@ class _LocalCluster:
         prefix = self._prefix(node)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kvorum", *node.arguments),
-            env={"KVORUM_LOG_FORMAT": "text", "KVORUM_SHUTDOWN_GRACE_S": str(GRACE_S), **os.environ},
+            env=_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -415,6 +419,13 @@ def _delete(node: LocalNode) -> str:
     finally:
         lock.release()
     return f"{node.name}: deleted {folder}"
+
+
+def _environment() -> dict[str, str]:
+    """Return that of a node: ours, without the variables of which this command has warned."""
+    ignored = sources.unknown_variables(os.environ)
+    ours = {name: value for name, value in os.environ.items() if name not in ignored}
+    return {"KVORUM_LOG_FORMAT": "text", "KVORUM_SHUTDOWN_GRACE_S": str(GRACE_S), **ours}
 
 
 def _how(code: int) -> str:

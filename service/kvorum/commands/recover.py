@@ -78,11 +78,17 @@ class _Node(Protocol):
 
 Report = Callable[[str], None]
 """Takes a text that a person should read, of one or more lines."""
+Confirm = Callable[[], None]
+"""Returns if it is to be done; raises ConfigError or KeyboardInterrupt if not."""
 
 
 def to_stderr(text: str) -> None:
     """Show it to whoever runs the command."""
     sys.stderr.write(f"{text}\n")
+
+
+def go_on() -> None:
+    """Ask nobody: who calls this has asked, or was asked to do it."""
 
 
 def to_log(text: str) -> None:
@@ -96,6 +102,7 @@ def force_new_cluster(
     accept_older_log: bool = True,
     peer_urls: Mapping[str, str] | None = None,
     report: Report = to_stderr,
+    confirm: Confirm = go_on,
 ) -> Identity:
     """Make the folder's node the only member of a new cluster; return its new identity. Blocking.
 
@@ -105,9 +112,10 @@ def force_new_cluster(
         peer_urls: where the options say that the peer ports of members are, by name. These are asked in addition to
             the addresses that the log names: a member may have moved when there was no leader to publish it.
         report: where the warning goes, and the names of members that did not answer.
+        confirm: is called after the warning, and before anything is changed.
 
     Raises:
-        ConfigError: the folder holds no member of a cluster.
+        ConfigError: the folder holds no member of a cluster, or it was not confirmed.
         BetterLogError: another member has a more up-to-date log.
         StorageError: the folder is in use, or cannot be trusted.
     """
@@ -116,19 +124,20 @@ def force_new_cluster(
     if not holds_data(Path(data_dir)):
         # Opening the storage would make one of it.
         raise ConfigError(f"{data_dir} does not hold the data of a node")
-    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log, peer_urls or {}, report))
+    identity = asyncio.run(_force_new_cluster(data_dir, accept_older_log, peer_urls or {}, report, confirm))
     # A cluster of its own may be at home wherever it starts next.
     forget_place(Path(data_dir))
     return identity
 
 
 async def _force_new_cluster(
-    data_dir: str, accept_older_log: bool, peer_urls: Mapping[str, str], report: Report
+    data_dir: str, accept_older_log: bool, peer_urls: Mapping[str, str], report: Report, confirm: Confirm
 ) -> Identity:
     async with offline(data_dir) as folder:
         if folder.loaded.identity is not None and not accept_older_log:
             await _check_no_better_log(folder.loaded.identity, folder.loaded, Path(data_dir), peer_urls, report)
         identity, save = plan(folder.loaded, data_dir, report)
+        confirm()
         if folder.loaded.identity is not None and folder.loaded.identity.cluster_id:
             note_replaced_cluster(Path(data_dir), folder.loaded.identity.cluster_id)
         # The new cluster id first: after a crash in between, the node can reach nobody, and this can be done again.

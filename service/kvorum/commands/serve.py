@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -53,28 +53,28 @@ ELSEWHERE_LOGGED_EVERY_S = 60.0
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, config_path: str = "", unknown_variables: Sequence[str] = ()) -> int:
+def run(config: Config, config_path: str = "", warning: str = "") -> int:
     """Run a node until a signal ends it, and return the exit status.
 
     Args:
         config: as resolved.
         config_path: the file that it came from, if any; in a pod, where the replica count may change while we run.
-        unknown_variables: environment variables that look as if they were meant for us.
+        warning: of the environment, to be logged; empty: nothing is wrong with it.
     """
     # Files of the data folder are nobody else's business.
     os.umask(0o077)
     output = LogOutput(sys.stdout.fileno() if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY))
     logs.configure(config.name, config.log_format, config.log_level, output)
     try:
-        return _run(config, config_path, unknown_variables)
+        return _run(config, config_path, warning)
     finally:
         output.close()
 
 
-def _run(config: Config, config_path: str, unknown_variables: Sequence[str]) -> int:
+def _run(config: Config, config_path: str, warning: str) -> int:
     raise_descriptor_limit()
-    if unknown_variables:
-        logger.warning("Ignoring unknown environment variables: %s", ", ".join(unknown_variables))
+    if warning:
+        logger.warning("%s", warning)
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.uvloop)) as runner:
             return runner.run(_serve(config, config_path))
@@ -145,8 +145,8 @@ async def _prepare_data(config: Config) -> None:
             logger.error(
                 "Not started: the data in %s belongs to %s, and this is %s. If it was copied on purpose, make it a "
                 "cluster of its own: run `kvorum recover --data-dir %s --force-new-cluster --at-next-start "
-                "--accept-older-log` here, for one node only, and give the others new volumes. This node goes on by "
-                "itself then",
+                "--accept-older-log --yes` here, for one node only, and give the others new volumes. This node goes on "
+                "by itself then",
                 config.data_dir,
                 recorded,
                 place,

@@ -6,6 +6,7 @@ Everything here is derived from the fields of :class:`kvorum.config.Config`, so 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import socket
 import tomllib
@@ -20,8 +21,14 @@ from kvorum.errors import ConfigError
 ENV_PREFIX = "KVORUM_"
 CONFIG_FILE_ENV = "KVORUM_CONFIG"
 
-_OTHER_ENV = ("KVORUM_ENDPOINTS", "KVORUM_CLIENT_PORT", "KVORUM_BUILD_REVISION")
-"""Read by the client, and by the metrics of an image that was built with it."""
+_OTHER_ENV = (
+    *("KVORUM_ENDPOINTS", "KVORUM_CLIENT_PORT", "KVORUM_BUILD_REVISION"),
+    *("KVORUM_LOCK_NAME", "KVORUM_LOCK_TOKEN", "KVORUM_ELECTION_NAME", "KVORUM_ELECTION_TOKEN"),
+)
+"""Read by the client, and by the metrics of an image that was built with it; set by `kv lock` and `kv elect`."""
+
+_LIKENESS = 0.85
+"""Of two names, from 0 to 1: the prefix alone makes any two somewhat alike."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -211,8 +218,23 @@ def _convert_peers(value: Any) -> tuple[PeerAddress, ...]:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the ``KVORUM_`` variables that no option reads: most likely misspelt."""
-    known = {option.env for option in options()} | {CONFIG_FILE_ENV, *_OTHER_ENV}
+    known = _known_variables()
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def unknown_variables_warning(environ: Mapping[str, str]) -> str:
+    """Return one line that names these variables, and what was perhaps meant; empty: there are none."""
+    unknown = unknown_variables(environ)
+    if not unknown:
+        return ""
+    known = sorted(_known_variables())
+    likely = [match for name in unknown for match in difflib.get_close_matches(name, known, 1, _LIKENESS)]
+    hint = f". Did you mean {', '.join(dict.fromkeys(likely))}?" if likely else ""
+    return f"Ignoring unknown environment variables: {', '.join(unknown)}{hint}"
+
+
+def _known_variables() -> set[str]:
+    return {option.env for option in options()} | {CONFIG_FILE_ENV, *_OTHER_ENV}
 
 
 def markdown() -> str:

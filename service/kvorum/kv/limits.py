@@ -129,4 +129,4 @@ def check_session(client_id: str, sequence: int) -> None:
             "could not be ended; choose another one"
         )
     if not 1 <= sequence <= INTEGER_MAX:
-        raise InvalidRequestError(f"sequence {sequence} is not between 1 and 2^63-1")
+        raise InvalidRequestError(f"sequence {sequence} is not from 1 to {INTEGER_MAX:,}")

@@ -248,6 +248,24 @@ class Store:
         return self.versions.record_bytes + self.leases.used_bytes + self._sessions.used_bytes
 
     @property
+    def counted_bytes(self) -> int:
+        """:attr:`used_bytes` for people and metrics: without history that the quota makes give way to the next write.
+
+        Near the quota the floor is raised as far as it can be, which is to the present revision. What the last write
+        itself has replaced or deleted is above that, and is only freed by the next one, however much it is. No
+        decision of the state machine may depend on this.
+        """
+        return self.kept_bytes + self.counted_history_bytes
+
+    @property
+    def counted_history_bytes(self) -> int:
+        """The history in :attr:`counted_bytes`."""
+        limit_bytes = self.quota.limit_bytes
+        if limit_bytes and self.floor >= self.revision and self.used_bytes > resume_bytes(limit_bytes):
+            return 0
+        return self.history_bytes
+
+    @property
     def history_bytes(self) -> int:
         """The part of :attr:`used_bytes` that compaction can free: 0 below level 4."""
         return self.versions.history_bytes

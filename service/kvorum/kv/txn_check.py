@@ -153,7 +153,7 @@ class _Check:
             if len(operand) > VALUE_BYTES_MAX:
                 raise TooLargeError(f"{where}: the value has {len(operand)} bytes", VALUE_BYTES_MAX)
         elif not INTEGER_MIN <= operand <= INTEGER_MAX:
-            raise InvalidRequestError(f"{where}: {operand} is not between -2^63 and 2^63-1")
+            raise InvalidRequestError(f"{where}: {operand} is not from {INTEGER_MIN:,} to {INTEGER_MAX:,}")
         self._count(_compare_bytes(compare))
 
     def _operation(self, operation: Operation, where: str, room: int, depth: int) -> None:
@@ -187,7 +187,7 @@ class _Check:
 
 def _check_lease(put: LeasedPutOp, where: str) -> None:
     if not INTEGER_MIN <= put.lease <= INTEGER_MAX:
-        raise InvalidRequestError(f"{where}: the lease {put.lease} is not between -2^63 and 2^63-1")
+        raise InvalidRequestError(f"{where}: the lease {put.lease} is not from {INTEGER_MIN:,} to {INTEGER_MAX:,}")
     if put.ignore_lease and put.lease:
         raise InvalidRequestError(f"{where}: a lease is given, and ignore_lease keeps the present one")
 

@@ -60,7 +60,7 @@ class QuotaProposals:
         store = self._state.store
         quota, (limit_bytes, was_full) = store.quota, self._logged
         if quota.limit_bytes != limit_bytes:
-            log.info("the quota on data is %d bytes, of which %d are used", quota.limit_bytes, store.used_bytes)
+            log.info("the quota on data is %d bytes, of which %d are used", quota.limit_bytes, store.counted_bytes)
         if quota.is_full and not was_full:
             log.warning(
                 "no space: the data takes %d of %d bytes (the quota); puts are refused until it takes less than %d",

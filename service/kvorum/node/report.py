@@ -243,10 +243,10 @@ def node_status(
         keys=len(store),
         sessions=store.session_count,
         leases=len(store.leases),
-        used_bytes=store.used_bytes,
+        used_bytes=store.counted_bytes,
         floor=store.floor,
         history_events=store.history_events,
-        history_bytes=store.history_bytes,
+        history_bytes=store.counted_history_bytes,
         quota_bytes=store.quota.limit_bytes,
         quota_exceeded=store.quota.is_full,
         members=tuple(

@@ -41,6 +41,10 @@ timeout of a dial (CONNECT_TIMEOUT_S in transport/link.py)."""
 ADVISE_S = 5.0
 """How often a node that takes no part asks whether the others have a leader."""
 
+NOT_KNOWN_YET = (
+    "Whether a leader has a quorum without this node is not known yet, and is found out within seconds: keep every "
+    "disk until then (docs/operations/a-volume-was-set-back.md)"
+)
 KEEP_ALL = (
     "No leader has a quorum without this node: keep every disk, and see "
     "docs/operations/a-volume-was-set-back.md before anything is deleted"
@@ -219,7 +223,7 @@ class Participation:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _stop(self, finding: str, advice: str = "") -> None:
-        self._finding, self._advice = finding, advice or KEEP_ALL
+        self._finding, self._advice = finding, advice or NOT_KNOWN_YET
         self.is_active = False
         self._raft.stand_down()
         self._stopped(finding)
@@ -259,7 +263,7 @@ class Participation:
             if leader != first:
                 first, since = leader, self._ticks
             is_lasting = self._ticks - since > self._silent_ticks
-            self._advice = EMPTY_THIS.format(leader=name_of(leader[1])) if leader and is_lasting else KEEP_ALL
+            self._advice = _advice_for(leader, is_lasting=is_lasting)
             if self._advice != told:
                 told = self._advice
                 self._tell()
@@ -275,3 +279,9 @@ class Participation:
             ),
             default=None,
         )
+
+
+def _advice_for(leader: tuple[int, NodeId] | None, *, is_lasting: bool) -> str:
+    if leader is None:
+        return KEEP_ALL
+    return EMPTY_THIS.format(leader=name_of(leader[1])) if is_lasting else NOT_KNOWN_YET

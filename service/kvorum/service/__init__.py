@@ -12,6 +12,7 @@ stale it may be, what a session's answer means. So a second front speaks another
     outcomes   every error code: refused or unknown, and when to try again
     service    execute(principal, request)                 node_port  what is asked of a node
     transactions  transactions, batches, and the puts that need a transaction
+    refusals   the errors for what is not proposed or not applied
     past       reads of the past                           scans      ranges, read in slices
 
 Three outcomes. A result means that it is done. An error is a :class:`~kvorum.errors.CallerError`, whose code

@@ -7,7 +7,6 @@ from heapq import nsmallest
 from secrets import randbelow
 
 from kvorum.errors import (
-    CallerError,
     InvalidRequestError,
     InvariantViolatedError,
     LeaseError,
@@ -19,9 +18,9 @@ from kvorum.kv.commands import LeaseGranted, LeaseRefused, LeaseRenewed, LeaseRe
 from kvorum.kv.features import LEASE_LEVEL, check_level
 from kvorum.kv.leases import Lease
 from kvorum.kv.limits import INTEGER_MAX, INTEGER_MIN, LEASE_DELAY_S_MAX, LEASE_TTL_S_MAX, LEASE_TTL_S_MIN, LEASES_MAX
-from kvorum.kv.quota import quota_error
 from kvorum.service.limits import LEASES_LISTED_MAX, bounded_timeout_ms
 from kvorum.service.node_port import NodePort
+from kvorum.service.refusals import Refusals
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseGrant, LeaseList, LeaseRenewal, LeaseRevocation, LeaseState
 
@@ -38,7 +37,7 @@ class Leases:
 
     Args:
         node: the node.
-        elsewhere: makes the error for what only the leader can do of a NotLeaderError.
+        refusals: makes the errors for what is not proposed or not applied.
         draw_id: draws the id of a lease whose client leaves it to the node.
         hands_over: a node that does not lead hands the commands to the leader.
     """
@@ -46,13 +45,13 @@ class Leases:
     def __init__(
         self,
         node: NodePort,
-        elsewhere: Callable[[NotLeaderError], CallerError],
+        refusals: Refusals,
         draw_id: Callable[[], int] = draw_id,
         *,
         hands_over: bool = False,
     ) -> None:
         self._node = node
-        self._elsewhere = elsewhere
+        self._refusals = refusals
         self._draw_id = draw_id
         self._hands_over = hands_over
         self._counters = node.counters
@@ -62,7 +61,7 @@ class Leases:
         if not 1 <= request.ttl_s <= LEASE_TTL_S_MAX:
             raise InvalidRequestError(f"ttl_s must be a whole number from 1 to {LEASE_TTL_S_MAX:,} (seconds)")
         if not 0 <= request.delay_s <= LEASE_DELAY_S_MAX:
-            raise InvalidRequestError(f"the lock-delay must be a whole number from 0 to {LEASE_DELAY_S_MAX} (seconds)")
+            raise InvalidRequestError(f"lock_delay_s must be a whole number from 0 to {LEASE_DELAY_S_MAX} (seconds)")
         ttl_s = max(request.ttl_s, LEASE_TTL_S_MIN)
         if request.id:
             _check_id(request.id)
@@ -150,17 +149,13 @@ class Leases:
         timeout_ms = bounded_timeout_ms(timeout_ms, self._node.config.request_timeout_ms)
         try:
             result = await self._node.propose(command, timeout_ms, hand_over=self._hands_over)
-        except NotLeaderError as error:
-            raise self._elsewhere(error) from None
-        except NoSpaceError as error:
-            self._counters.no_space[error.reason] += 1
-            raise
+        except (NotLeaderError, NoSpaceError) as error:
+            raise self._refusals.of_proposal(error) from None
         match result:
             case LeaseGranted() | LeaseRenewed() | LeaseRevoked() | LeaseRefused():
                 return result
-            case NoSpace(_, limit_bytes, used_bytes):
-                self._counters.no_space["quota"] += 1
-                raise quota_error(limit_bytes, used_bytes)
+            case NoSpace():
+                raise self._refusals.no_space(result)
             case SessionRefused():
                 raise InvalidRequestError("the lease exceeds a limit")
             case _:
@@ -188,4 +183,6 @@ def lease_not_found(id: int, revision: int) -> LeaseError:
 
 def _check_id(id: int) -> None:
     if id == 0 or not INTEGER_MIN <= id <= INTEGER_MAX:
-        raise InvalidRequestError("the id of a lease is a 64-bit number, and not 0")
+        raise InvalidRequestError(
+            f"the id of a lease is a whole number from {INTEGER_MIN:,} to {INTEGER_MAX:,}, and not 0"
+        )

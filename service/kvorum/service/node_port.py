@@ -63,8 +63,8 @@ class StoreView(Protocol):
         """The quota on data."""
 
     @property
-    def used_bytes(self) -> int:
-        """What the state takes, as the quota counts it."""
+    def counted_bytes(self) -> int:
+        """What the state takes, as the quota counts it, without history that gives way to the next write."""
 
     @property
     def feature_level(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from copy import copy
 from functools import partial
 from types import MappingProxyType
 from typing import assert_never, overload
 
 import kvorum
 from kvorum.errors import (
-    CallerError,
     CompareFailedError,
     InvalidRequestError,
     InvariantViolatedError,
@@ -21,7 +21,6 @@ from kvorum.errors import (
     ReadTimeoutError,
     RevisionCompactedError,
     RevisionInFutureError,
-    SessionError,
     TooStaleError,
     WrongClusterError,
 )
@@ -47,7 +46,6 @@ from kvorum.kv.commands import (
 from kvorum.kv.cursors import decode_cursor
 from kvorum.kv.features import HISTORY_LEVEL, check_level
 from kvorum.kv.limits import check_client_id, check_command
-from kvorum.kv.quota import quota_error
 from kvorum.kv.ranges import check_range
 from kvorum.kv.scan import Scan
 from kvorum.service import limits
@@ -55,8 +53,8 @@ from kvorum.service.access import Principal, authorize
 from kvorum.service.leases import Leases, draw_id
 from kvorum.service.locks import Locks
 from kvorum.service.node_port import NodePort
-from kvorum.service.outcomes import SESSION_REASONS
 from kvorum.service.past import read_past
+from kvorum.service.refusals import Refusals, session_error
 from kvorum.service.requests import (
     AcquireLock,
     AddMember,
@@ -170,7 +168,6 @@ class Service:
         hands_over: bool = False,
     ) -> None:
         self._node = node
-        self._hands_over = hands_over
         self._draw_lease_id = draw_lease_id
         self._render_metrics = render_metrics
         self._metrics: Metrics | None = None
@@ -178,14 +175,25 @@ class Service:
         self._counters = node.counters
         self._timeout_max_ms = node.config.request_timeout_ms
         self._now = now
-        self._transactions = Transactions(node, now, self._elsewhere, _session_error, hands_over=hands_over)
+        self._refusals = Refusals(node)
         self._scans = Scans(node, now)
-        self._leases = Leases(node, self._elsewhere, draw_lease_id, hands_over=hands_over)
+        self._compose(hands_over=hands_over)
+
+    def _compose(self, *, hands_over: bool) -> None:
+        node, now = self._node, self._now
+        self._hands_over = hands_over
+        self._transactions = Transactions(node, now, self._refusals, hands_over=hands_over)
+        self._leases = Leases(node, self._refusals, self._draw_lease_id, hands_over=hands_over)
         self._locks = Locks(node, now, self._transactions, self.check_leads)
 
     def handing_over(self) -> Service:
-        """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do."""
-        return Service(self._node, self._now, self._render_metrics, self._draw_lease_id, hands_over=True)
+        """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do.
+
+        Both count towards the same bound of ranges that are being read.
+        """
+        other = copy(self)
+        other._compose(hands_over=True)
+        return other
 
     # fmt: off
     @overload
@@ -352,7 +360,7 @@ class Service:
         try:
             self._node.check_leads(hand_over=self._hands_over)
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
 
     @property
     def cluster_id(self) -> str:
@@ -382,11 +390,8 @@ class Service:
         timeout_ms = self._timeout_max_ms if timeout_ms is None else self._bounded(timeout_ms)
         try:
             result = await self._node.propose(command, timeout_ms, principal.address, hand_over=self._hands_over)
-        except NotLeaderError as error:
-            raise self._elsewhere(error) from None
-        except NoSpaceError as error:
-            self._counters.no_space[error.reason] += 1
-            raise
+        except (NotLeaderError, NoSpaceError) as error:
+            raise self._refusals.of_proposal(error) from None
         self._counters.writes += 1
         self._counters.write_duration.record(self._now() - started)
         match result:
@@ -395,10 +400,9 @@ class Service:
             case CompareFailed(revision, mod_revision):
                 raise CompareFailedError(revision, mod_revision, command.prev_revision)
             case SessionRefused(revision, reason):
-                raise _session_error(revision, reason)
-            case NoSpace(_, limit_bytes, used_bytes):
-                self._counters.no_space["quota"] += 1
-                raise quota_error(limit_bytes, used_bytes)
+                raise session_error(revision, reason)
+            case NoSpace():
+                raise self._refusals.no_space(result)
             case (
                 SessionEnded()
                 | TxnResult()
@@ -427,7 +431,7 @@ class Service:
                 request.revision, self._bounded(request.timeout_ms), hand_over=self._hands_over
             )
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
         match result:
             case Compacted():
                 self._counters.compactions["request"] += 1
@@ -448,12 +452,12 @@ class Service:
                 hand_over=self._hands_over,
             )
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
         match result:
             case SessionEnded():
                 return result
             case SessionRefused(revision, reason):
-                raise _session_error(revision, reason, _NOT_ENDED)
+                raise session_error(revision, reason, _NOT_ENDED)
             case _:
                 raise InvariantViolatedError(f"the end of a session was answered with {result}")
 
@@ -587,7 +591,7 @@ class Service:
                 case _:
                     assert_never(request)
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
         return Members(self._node.status().members)
 
     async def _transfer_leadership(self, request: TransferLeadership) -> NewLeader:
@@ -599,13 +603,13 @@ class Service:
         try:
             return NewLeader(await self._node.transfer_leadership(request.target, timeout_ms))
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
 
     async def _finalize(self, timeout_ms: int | None) -> FeatureLevel:
         try:
             return FeatureLevel(await self._node.finalize(self._bounded(timeout_ms)))
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
 
     async def _get_quota(self) -> Quota:
         self._node.check_serves()
@@ -618,12 +622,12 @@ class Service:
                 request.limit_bytes, self._bounded(request.timeout_ms), hand_over=self._hands_over
             )
         except NotLeaderError as error:
-            raise self._elsewhere(error) from None
+            raise self._refusals.elsewhere(error) from None
         return self._quota()
 
     def _quota(self) -> Quota:
         store = self._node.store
-        return Quota(store.quota.limit_bytes, store.used_bytes, store.quota.is_full)
+        return Quota(store.quota.limit_bytes, store.counted_bytes, store.quota.is_full)
 
     async def _snapshot(self, request: Snapshot) -> Backup:
         timeout_ms = self._bounded(request.timeout_ms)
@@ -650,22 +654,3 @@ class Service:
 
     def _bounded(self, timeout_ms: int | None) -> int:
         return limits.bounded_timeout_ms(timeout_ms, self._timeout_max_ms)
-
-    def _elsewhere(self, error: NotLeaderError) -> CallerError:
-        """Return the error for a request that only the leader can execute: where to go, or that nobody leads."""
-        name, url = self._node.leader_name(), self._node.leader_client_url()
-        if not url or url == self._node.config.advertise_client_url:
-            # There is nowhere to go; or this node has been elected since, and the client finds it leading next time.
-            return NoLeaderError(str(error), leader=name or None)
-        return NotLeaderError(
-            error.leader,
-            leader_name=name or "",
-            leader_client_url=url,
-            cluster_id=self._node.cluster_id if self._node.leader_checks_cluster() else "",
-        )
-
-
-def _session_error(revision: int, reason: str, details: Mapping[str, str] = MappingProxyType({})) -> SessionError:
-    """Return the error for the state machine's reason; ``details`` has sentences that fit better than the usual."""
-    code, detail = SESSION_REASONS.get(reason, ("session_unknown", reason))
-    return SessionError(code, details.get(reason, detail), reason, revision)

@@ -18,7 +18,6 @@ from kvorum.errors import (
     NotLeaderError,
     RevisionCompactedError,
     RevisionInFutureError,
-    SessionError,
     TooLargeError,
 )
 from kvorum.kv import commands, txn
@@ -26,11 +25,11 @@ from kvorum.kv.commands import ANY_REVISION, NoSpace, PutResult, SessionRefused,
 from kvorum.kv.features import LEASE_LEVEL, check_command_level
 from kvorum.kv.limits import LEASE_KEYS_MAX, TXN_ANSWER_BYTES_MAX, check_command
 from kvorum.kv.operations import Compare, LeasedPutOp, PutOp, PutOpResult, RangeOp, RangeOpResult
-from kvorum.kv.quota import quota_error
 from kvorum.kv.txn_check import check_transaction, is_read_only
 from kvorum.service.access import Principal
 from kvorum.service.limits import BATCH_OPERATIONS_MAX, bounded_timeout_ms
 from kvorum.service.node_port import NodePort
+from kvorum.service.refusals import Refusals, session_error
 from kvorum.service.requests import Batch, BatchItem, PutWithOptions, Txn
 from kvorum.service.results import BatchResult, PutWithPrevious
 
@@ -41,8 +40,7 @@ class Transactions:
     Args:
         node: the node.
         now: a monotonic clock, in seconds.
-        elsewhere: makes the error for what only the leader can do of a NotLeaderError.
-        session_error: makes the error for a session that cannot take a write, of revision and reason.
+        refusals: makes the errors for what is not proposed or not applied.
         hands_over: a node that does not lead hands transactions to the leader.
     """
 
@@ -50,16 +48,14 @@ class Transactions:
         self,
         node: NodePort,
         now: Callable[[], float],
-        elsewhere: Callable[[NotLeaderError], CallerError],
-        session_error: Callable[[int, str], SessionError],
+        refusals: Refusals,
         *,
         hands_over: bool = False,
     ) -> None:
         self._hands_over = hands_over
         self._node = node
         self._now = now
-        self._elsewhere = elsewhere
-        self._session_error = session_error
+        self._refusals = refusals
         self._counters = node.counters
 
     async def txn(self, principal: Principal, request: Txn) -> TxnResult:
@@ -111,7 +107,7 @@ class Transactions:
             try:
                 self._node.check_leads(hand_over=self._hands_over)
             except NotLeaderError as error:
-                raise self._elsewhere(error) from None
+                raise self._refusals.elsewhere(error) from None
         check_command_level(batch[0], self._node.store.feature_level)
         reads = [number for number, command in enumerate(batch) if is_read_only(command)]
         results: dict[int, TxnResult | CallerError] = {}
@@ -140,11 +136,8 @@ class Transactions:
         started = self._now()
         try:
             result = await self._node.propose(command, timeout_ms, principal.address, hand_over=self._hands_over)
-        except NotLeaderError as error:
-            raise self._elsewhere(error) from None
-        except NoSpaceError as error:
-            self._counters.no_space[error.reason] += 1
-            raise
+        except (NotLeaderError, NoSpaceError) as error:
+            raise self._refusals.of_proposal(error) from None
         self._counters.writes += 1
         self._counters.write_duration.record(self._now() - started)
         match result:
@@ -153,10 +146,9 @@ class Transactions:
             case TxnRefused():
                 raise self._refusal(result)
             case SessionRefused(revision, reason):
-                raise self._session_error(revision, reason)
-            case NoSpace(_, limit_bytes, used_bytes):
-                self._counters.no_space["quota"] += 1
-                raise quota_error(limit_bytes, used_bytes)
+                raise session_error(revision, reason)
+            case NoSpace():
+                raise self._refusals.no_space(result)
             case _:
                 raise InvariantViolatedError(f"a transaction was answered with {result}")
 

@@ -238,6 +238,20 @@ MUTANTS = (
         _FRONT,
     ),
     _row(
+        "Requests with ?forward have a second bound of ranges that are read at a time.",
+        "service.service:Service.handing_over",
+        "copy(self)",
+        "Service(self._node, self._now)",
+        _FRONT,
+    ),
+    _row(
+        "Requests with ?forward have a second bound of what watches leave unread.",
+        "fronts.http.dispatch:_Routes.handing_over",
+        "copy(self)",
+        "_Routes(service, self._config, self._bodies, health_only=False)",
+        _FRONT,
+    ),
+    _row(
         "?forward=false does not override the option.",
         "fronts.http.forward:is_handing_over",
         "unquote(value).lower() in {'', '1', 'true'}",

@@ -1431,8 +1431,8 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "The advice stays when it is wrong.",
         "node.set_back:Participation._advise",
-        "EMPTY_THIS.format(leader=name_of(leader[1])) if leader and is_lasting else KEEP_ALL",
-        "EMPTY_THIS.format(leader=name_of(leader[1])) if leader and is_lasting else self._advice",
+        "self._advice = _advice_for(leader, is_lasting=is_lasting)",
+        "self._advice = _advice_for(leader or first, is_lasting=is_lasting)",
         tests="tests/node/test_set_back.py",
     ),
     Mutant(

@@ -161,21 +161,21 @@ MUTANTS = (
     Mutant(
         "outcomes",
         "A client is sent to this very node as the leader.",
-        "service.service:Service._elsewhere",
+        "service.refusals:Refusals.elsewhere",
         "url == self._node.config.advertise_client_url",
         "False",
     ),
     Mutant(
         "outcomes",
         "A client is sent to a leader whose address is not known.",
-        "service.service:Service._elsewhere",
+        "service.refusals:Refusals.elsewhere",
         "not url or url == self._node.config.advertise_client_url",
         "url == self._node.config.advertise_client_url",
     ),
     Mutant(
         "outcomes",
         "A session's reason that this version does not know is reported as certainly not done.",
-        "service.service:_session_error",
+        "service.refusals:session_error",
         "('session_unknown', reason)",
         "('session_ahead', reason)",
     ),
@@ -467,7 +467,7 @@ self._changed.notify_all()
     Mutant(
         "K3",
         "A redirect names the cluster to a leader that refuses unknown parameters.",
-        "service.service:Service._elsewhere",
+        "service.refusals:Refusals.elsewhere",
         "self._node.cluster_id if self._node.leader_checks_cluster() else ''",
         "self._node.cluster_id",
         tests="tests/fronts/test_wrong_cluster.py",

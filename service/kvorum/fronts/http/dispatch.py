@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from copy import copy
 from time import perf_counter
 from typing import NamedTuple
 
@@ -92,13 +93,9 @@ class _Routes:
     """
 
     def __init__(self, service: Service, config: Config, bodies: Bodies, *, health_only: bool) -> None:
+        self._config = config
+        self._bodies = bodies
         self._keys_prefix = "\0" if health_only else kv.PREFIX
-        many = TransactionHandlers(service, config, bodies)
-        keys = kv.KeyValueHandlers(service, config, bodies, many)
-        self.keys = _read("get", keys.get, kv.GET) | {
-            "PUT": Route("put", keys.put, kv.PUT),
-            "DELETE": Route("delete", keys.delete, kv.DELETE),
-        }
         checks = HealthHandlers(service)
         self._routes: dict[str, dict[str, Route]] = {
             "/livez": _read("livez", checks.livez, health.LIVEZ),
@@ -110,24 +107,47 @@ class _Routes:
             "/livez/": _read("livez", checks.livez, health.LIVEZ_CHECK),
             "/readyz/": _read("readyz", checks.readyz, health.READYZ_CHECK),
         }
+        self.keys: dict[str, Route] = {}
         self._promote: dict[str, Route] = {}
         self._keep_alive: dict[str, Route] = {}
-        self._range = {"GET": Route("range", RangeHandlers(service).read, kv.GET_BY_PARAMETER)}
+        self._range: dict[str, Route] = {}
         if not health_only:
-            self._add_keys_by_parameter(keys)
-            self._add_cluster(ClusterHandlers(service, bodies), BackupHandlers(service))
-            self._routes["/v1/compact"] = {
-                "POST": Route("compact", HistoryHandlers(service, bodies).compact, history.COMPACT)
-            }
-            self._routes["/v1/txn"] = {"POST": Route("txn", many.txn, transactions.TXN)}
-            self._routes["/v1/batch"] = {"POST": Route("batch", many.batch, transactions.BATCH)}
+            self._range = {"GET": Route("range", RangeHandlers(service).read, kv.GET_BY_PARAMETER)}
+            self._routes["/v1/snapshot"] = {"GET": Route("snapshot", BackupHandlers(service).save, backup.SAVE)}
             self._routes[watch.PATH] = {"GET": Route("watch", watch.WatchHandlers(service).watch, watch.WATCH)}
-            self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end, sessions.END)}
-            self._add_leases(LeaseHandlers(service, bodies))
-            for path, kind in locks.KINDS.items():
-                self._add_locks(path, kind, LockHandlers(kind, service, config, bodies))
-            document = DocumentHandler(service, self.routes)
-            self._routes[PATH] = _read("openapi", document.get, DOCUMENT)
+            self._routes[PATH] = _read("openapi", DocumentHandler(service, self.routes).get, DOCUMENT)
+            self._add_writing(service)
+
+    def handing_over(self, service: Service) -> _Routes:
+        """Return the same routes, of which those that may write do it by ``service``.
+
+        The others are shared, and so is what they bound: the buffers of watches, for example.
+        """
+        other = copy(self)
+        other._routes, other._prefixes = dict(self._routes), dict(self._prefixes)
+        other._add_writing(service)
+        return other
+
+    def _add_writing(self, service: Service) -> None:
+        """Add the paths of which at least one method writes."""
+        config, bodies = self._config, self._bodies
+        many = TransactionHandlers(service, config, bodies)
+        keys = kv.KeyValueHandlers(service, config, bodies, many)
+        self.keys = _read("get", keys.get, kv.GET) | {
+            "PUT": Route("put", keys.put, kv.PUT),
+            "DELETE": Route("delete", keys.delete, kv.DELETE),
+        }
+        self._add_keys_by_parameter(keys)
+        self._add_cluster(ClusterHandlers(service, bodies))
+        self._routes["/v1/compact"] = {
+            "POST": Route("compact", HistoryHandlers(service, bodies).compact, history.COMPACT)
+        }
+        self._routes["/v1/txn"] = {"POST": Route("txn", many.txn, transactions.TXN)}
+        self._routes["/v1/batch"] = {"POST": Route("batch", many.batch, transactions.BATCH)}
+        self._prefixes[sessions.PREFIX] = {"DELETE": Route("session", SessionHandlers(service).end, sessions.END)}
+        self._add_leases(LeaseHandlers(service, bodies))
+        for path, kind in locks.KINDS.items():
+            self._add_locks(path, kind, LockHandlers(kind, service, config, bodies))
 
     def _add_keys_by_parameter(self, keys: kv.KeyValueHandlers) -> None:
         self._routes[kv.PATH] = {
@@ -137,7 +157,7 @@ class _Routes:
             "DELETE": Route("delete", keys.delete, kv.DELETE_BY_PARAMETER),
         }
 
-    def _add_cluster(self, handlers: ClusterHandlers, backups: BackupHandlers) -> None:
+    def _add_cluster(self, handlers: ClusterHandlers) -> None:
         self._routes |= {
             "/v1/cluster": _read("cluster", handlers.status, cluster.STATUS),
             "/v1/cluster/leader": _read("leader", handlers.leader, cluster.LEADER)
@@ -148,7 +168,6 @@ class _Routes:
             "/v1/cluster/members": _read("members", handlers.members, cluster.MEMBERS)
             | {"POST": Route("members", handlers.add_member, cluster.ADD_MEMBER)},
             "/v1/hash": _read("hash", handlers.hash, cluster.HASH),
-            "/v1/snapshot": {"GET": Route("snapshot", backups.save, backup.SAVE)},
         }
         self._prefixes[_MEMBERS] = {"DELETE": Route("members", handlers.remove_member, cluster.REMOVE_MEMBER)}
         self._promote = {"POST": Route("members", handlers.promote_member, cluster.PROMOTE_MEMBER)}
@@ -236,7 +255,8 @@ class Dispatcher:
         self._kv_prefix = "\0" if health_only else kv.PREFIX
         self._bodies = bodies
         self._own = _Routes(service, config, bodies, health_only=health_only)
-        self._handing_over = _Routes(service.handing_over(), config, bodies, health_only=health_only)
+        # The paths of the metrics port write nothing.
+        self._handing_over = self._own if health_only else self._own.handing_over(service.handing_over())
         self._forwarder = Forwarder(self._config.name, self._config.election_timeout_ms / 1000, forwarded_max)
         self._bug_log = RateLimit()
         self.close_after_answers = False

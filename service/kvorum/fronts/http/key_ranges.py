@@ -29,10 +29,11 @@ def with_twins(names: Collection[parameters.Parameter]) -> frozenset[parameters.
 
 def names_range(raw_query: str) -> bool:
     """Tell whether a query names a range of keys."""
-    return any(part.partition("=")[0] in _RANGE for part in raw_query.split("&"))
+    return any(part.partition("=")[0] in ALL for part in raw_query.split("&"))
 
 
-_RANGE = with_twins(PARAMETERS)
+ALL = with_twins(PARAMETERS)
+"""All ways to name a range."""
 
 
 def take_bytes(raw_query: str, names: Collection[str]) -> tuple[dict[str, bytes], str]:

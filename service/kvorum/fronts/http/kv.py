@@ -91,7 +91,7 @@ DELETE = operations.Operation(
     answers=operations.json_answer(DeleteAnswer, "Done.", "X-Kvorum-Revision"),
     errors=_WRITE_ERRORS,
 )
-_BY_PARAMETER = {parameters.KEY}
+_BY_PARAMETER: frozenset[parameters.Parameter] = frozenset({parameters.KEY})
 GET_BY_PARAMETER = msgspec.structs.replace(
     GET,
     summary="Read a key, or without key a range of keys",
@@ -111,16 +111,16 @@ GET_BY_PARAMETER = msgspec.structs.replace(
     ),
 )
 HEAD_BY_PARAMETER = msgspec.structs.replace(
-    GET, name=None, parameters=READ_PARAMETERS | _BY_PARAMETER, required=frozenset(_BY_PARAMETER)
+    GET, name=None, parameters=READ_PARAMETERS | _BY_PARAMETER, required=_BY_PARAMETER
 )
 PUT_BY_PARAMETER = msgspec.structs.replace(
-    PUT, name=None, parameters=PUT_PARAMETERS | _BY_PARAMETER, required=frozenset(_BY_PARAMETER)
+    PUT, name=None, parameters=PUT_PARAMETERS | _BY_PARAMETER, required=_BY_PARAMETER
 )
 DELETE_BY_PARAMETER = msgspec.structs.replace(
     DELETE,
     summary="Remove a key, or a range of keys",
     name=None,
-    parameters=WRITE_PARAMETERS | key_ranges.with_twins(key_ranges.PARAMETERS) | _BY_PARAMETER,
+    parameters=WRITE_PARAMETERS | key_ranges.ALL | _BY_PARAMETER,
     answers=operations.json_answer((DeleteAnswer, DeleteRangeAnswer), "Done.", "X-Kvorum-Revision"),
 )
 
@@ -151,14 +151,18 @@ class KeyValueHandlers:
     async def put(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``PUT /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        if not request.content.is_eof() and not is_forwarding(self._config, request, Query(raw_query, PUT_PARAMETERS)):
+        if not request.content.is_eof() and not is_forwarding(
+            self._config, request, Query(raw_query, PUT_PARAMETERS, _taken(raw_key))
+        ):
             # A body that this node will only refuse is not worth reading.
             self._service.check_leads()
         value = await self._bodies.read(request, self._body_bytes_max)
         headers = request.headers
         if hdrs.CONTENT_RANGE in headers:
             raise InvalidRequestError("Content-Range is not supported: put the whole value")
-        prev_revision, timeout_ms, options = _put_parameters(raw_query) if raw_query else (ANY_REVISION, None, None)
+        prev_revision, timeout_ms, options = (
+            _put_parameters(raw_query, raw_key) if raw_query else (ANY_REVISION, None, None)
+        )
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
         principal, client_id, sequence = ANONYMOUS, "", 0
@@ -183,9 +187,15 @@ class KeyValueHandlers:
         """``DELETE /v1/kv/KEY``, or of a range."""
         if not raw_key and key_ranges.names_range(raw_query):
             return await self._transactions.delete_range(request, raw_query)
+        if not raw_key and not names_key(raw_query):
+            raise InvalidRequestError(
+                "the request does not say which keys to delete: the path is /v1/kv/KEY or /v1/kv?key=KEY for one key, "
+                "and /v1/kv?prefix=P or /v1/kv?start=A&end=B for a range (start or end may be left out); "
+                "prefix64, start64 and end64 take base64"
+            )
         key, raw_query = decode_key(raw_key, raw_query)
         headers = request.headers
-        prev_revision, timeout_ms = _write_parameters(raw_query) if raw_query else (ANY_REVISION, None)
+        prev_revision, timeout_ms = _write_parameters(raw_query, raw_key) if raw_query else (ANY_REVISION, None)
         if conditional := hdrs.IF_MATCH in headers or hdrs.IF_NONE_MATCH in headers:
             prev_revision = _precondition(headers, prev_revision)
         principal, client_id, sequence = ANONYMOUS, "", 0
@@ -203,7 +213,7 @@ class KeyValueHandlers:
     async def get(self, request: BaseRequest, raw_key: str, raw_query: str) -> Response:
         """``GET /v1/kv/KEY``."""
         key, raw_query = decode_key(raw_key, raw_query)
-        wanted = _get_with_parameters(key, raw_query) if raw_query else Get(key)
+        wanted = _get_with_parameters(key, raw_query, raw_key) if raw_query else Get(key)
         if isinstance(wanted, GetHistory):
             return history_response(key, await self._execute(ANONYMOUS, wanted))
         result = await self._execute(ANONYMOUS, wanted)
@@ -274,9 +284,14 @@ def _put_response(key: bytes, result: PutResult, options: PutWithPrevious | None
     )
 
 
-def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool, int, bool] | None]:
+def _taken(raw_key: str) -> frozenset[parameters.Parameter]:
+    """Return what :func:`decode_key` took from the query: the key, if the path has none."""
+    return frozenset() if raw_key else _BY_PARAMETER
+
+
+def _put_parameters(raw_query: str, raw_key: str) -> tuple[int, int | None, tuple[bool, bool, int, bool] | None]:
     """Return ``prev_revision`` and ``timeout_ms``; and the options that need a transaction, if one is given."""
-    query = Query(raw_query, PUT_PARAMETERS)
+    query = Query(raw_query, PUT_PARAMETERS, _taken(raw_key))
     lease = parse_id(query[parameters.LEASE], "the parameter lease") if parameters.LEASE in query else 0
     switches = query.switch(parameters.IGNORE_VALUE), query.switch(parameters.PREV_VALUE)
     options = (*switches, lease, query.switch(parameters.IGNORE_LEASE))
@@ -285,9 +300,9 @@ def _put_parameters(raw_query: str) -> tuple[int, int | None, tuple[bool, bool, 
     return *_common_parameters(query), options if any(options) else None
 
 
-def _write_parameters(raw_query: str) -> tuple[int, int | None]:
+def _write_parameters(raw_query: str, raw_key: str) -> tuple[int, int | None]:
     """Return ``prev_revision`` and ``timeout_ms``."""
-    return _common_parameters(Query(raw_query, WRITE_PARAMETERS))
+    return _common_parameters(Query(raw_query, WRITE_PARAMETERS, _taken(raw_key)))
 
 
 def _common_parameters(query: Query) -> tuple[int, int | None]:
@@ -296,8 +311,8 @@ def _common_parameters(query: Query) -> tuple[int, int | None]:
     return ANY_REVISION if prev_revision is None else prev_revision, query.integer(parameters.TIMEOUT_MS)
 
 
-def _get_with_parameters(key: bytes, raw_query: str) -> Get | GetHistory:
-    query = Query(raw_query, READ_PARAMETERS)
+def _get_with_parameters(key: bytes, raw_query: str, raw_key: str) -> Get | GetHistory:
+    query = Query(raw_query, READ_PARAMETERS, _taken(raw_key))
     stale = query.choice(parameters.CONSISTENCY) == "stale"
     query.switch(parameters.FORWARD)
     consistency: Literal["linearizable", "stale"] = "stale" if stale else "linearizable"

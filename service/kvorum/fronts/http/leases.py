@@ -14,6 +14,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.limits import INTEGER_MAX
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseState
 from kvorum_wire import leases as wire
@@ -138,7 +139,9 @@ def parse_id(text: str, what: str) -> int:
     """
     id = int(text, 16) if len(text) <= 64 and _ID.fullmatch(text) else 0
     if id == 0 or not -(2**63) <= id < 2**63:
-        raise InvalidRequestError(f"{what} is not the id of a lease: up to 16 hex digits, below 2^63, and not 0")
+        raise InvalidRequestError(
+            f"{what} is not the id of a lease, which is a hexadecimal number from 1 to {INTEGER_MAX:x}"
+        )
     return id
 
 

@@ -35,6 +35,8 @@ PARAMETERS: frozenset[parameters.Parameter] = frozenset(
     }
 )
 """The parameters beside those that are bytes."""
+_TAKEN = key_ranges.with_twins(BYTES) | {parameters.KEY}
+"""What is taken from the query first. With ``key`` the request is one for that key."""
 _NOT_COUNTED = ("limit", "cursor", "sort", "reverse", "keys_only", "delimiter", *_NUMBERS[1:])
 """What has no meaning, or another one than expected, with count_only: the count is that of the whole range."""
 
@@ -99,7 +101,7 @@ def parse_range(raw_query: str, *, is_whole: bool) -> Range:
         InvalidRequestError: a parameter is unknown or malformed, or some contradict each other.
     """
     given, raw_rest = key_ranges.take_bytes(raw_query, BYTES)
-    query = Query(raw_rest, PARAMETERS)
+    query = Query(raw_rest, PARAMETERS, _TAKEN)
     query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
     if given.get("delimiter") == b"":
         raise InvalidRequestError("the parameter delimiter is empty: leave it out")

@@ -15,7 +15,7 @@ from aiohttp.web import BaseRequest, PayloadAccessError, RequestKey, RequestPayl
 from multidict import CIMultiDictProxy, istr
 
 from kvorum.errors import InvalidRequestError, OverloadedError, TooLargeError
-from kvorum.fronts.http.parameters import Choice, Integer, Parameter, Switch
+from kvorum.fronts.http.parameters import CLUSTER, Choice, Integer, Parameter, Switch
 from kvorum.fronts.http.problems import RefusalError
 from kvorum.service.limits import INTEGER_MAX
 
@@ -85,17 +85,19 @@ class Query(dict[str, str]):
 
     Args:
         text: the raw query.
-        known: the parameters that this path takes. Others are refused: a misspelt condition must not be ignored.
+        known: the parameters that this request takes. Others are refused: a misspelt condition must not be ignored.
+        taken: what it takes besides, and the caller has taken from the query already.
     """
 
-    def __init__(self, text: str, known: frozenset[Parameter]) -> None:
+    def __init__(self, text: str, known: frozenset[Parameter], taken: frozenset[Parameter] = frozenset()) -> None:
         super().__init__()
         for part in filter(None, text.split("&")):
             raw_name, _, raw_value = part.partition("=")
             name = decode_text(raw_name, "a parameter's name")
             if name not in known:
-                names = ", ".join(sorted(known)) or "none"
-                raise InvalidRequestError(f"unknown parameter {name!r}; this path takes: {names}")
+                # The dispatcher takes the cluster from every query.
+                names = ", ".join(sorted({*known, *taken, CLUSTER}))
+                raise InvalidRequestError(f"unknown parameter {name!r}; this request takes: {names}")
             value = decode_text(raw_value, f"the parameter {name}")
             if name not in self:
                 self[name] = value

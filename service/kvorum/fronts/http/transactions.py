@@ -104,7 +104,7 @@ class TransactionHandlers:
         """``DELETE /v1/kv?prefix=P``, or ``?start=A&end=B``."""
         given, rest = key_ranges.take_bytes(raw_query, key_ranges.PARAMETERS)
         start, end = key_ranges.range_of(given)
-        timeout_ms = _timeout_ms(rest)
+        timeout_ms = _timeout_ms(rest, key_ranges.ALL | {parameters.KEY})
         principal, client_id, sequence = _session(request)
         operation = DeleteRangeOp(start or FIRST_KEY, end)
         try:
@@ -117,8 +117,8 @@ class TransactionHandlers:
         return _response(DeleteRangeAnswer(result.revision, result.deleted, result.replayed), result.revision)
 
 
-def _timeout_ms(raw_query: str) -> int | None:
-    query = Query(raw_query, operations.WRITE_PARAMETERS)
+def _timeout_ms(raw_query: str, taken: frozenset[parameters.Parameter] = frozenset()) -> int | None:
+    query = Query(raw_query, operations.WRITE_PARAMETERS, taken)
     query.switch(parameters.FORWARD)  # Its meaning is the dispatcher's; here it must only be well-formed.
     return query.integer(parameters.TIMEOUT_MS)
 

@@ -64,10 +64,11 @@ _PARAMETERS: frozenset[parameters.Parameter] = frozenset(
     {_FROM_REVISION, parameters.PREV_VALUE, _FRAGMENT, _FILTER, _PROGRESS, parameters.TIMEOUT_MS, parameters.FORWARD}
 )
 _BYTES = (parameters.KEY, *key_ranges.PARAMETERS)
+_TAKEN = key_ranges.with_twins(_BYTES)
 _HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nVary: Accept\r\n"
 WATCH = operations.Operation(
     summary="Every later put and delete of some keys, until the client ends it",
-    parameters=_PARAMETERS | key_ranges.with_twins(_BYTES),
+    parameters=_PARAMETERS | _TAKEN,
     headers=(operations.LAST_EVENT_ID,),
     answers=(
         operations.Answer(
@@ -94,7 +95,7 @@ class WatchHandlers:
     async def watch(self, request: BaseRequest, name: str, raw_query: str) -> Response:
         """``GET /v1/watch``."""
         given, rest = key_ranges.take_bytes(raw_query, _BYTES)
-        query = Query(rest, _PARAMETERS)
+        query = Query(rest, _PARAMETERS, _TAKEN)
         progress_s = query.integer(_PROGRESS) or PROGRESS_S
         resumed = combined(request.headers, _LAST_EVENT_ID)
         wanted = _watch(given, query, resumed)
