@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kv.kv_support import CONFIGURATION, MEMBERS, apply, configured, raise_to
-from node.local_cluster import TIMEOUT_MS, running
+from kv.kv_support import CONFIGURATION, apply, configured
+from node.handover_support import LEADER, ME, OTHER, PUT, error, in_loop, store_at
 
 from kvorum.errors import (
     CallerError,
-    InvariantViolatedError,
     MalformedMessageError,
     NoLeaderError,
     NoSpaceError,
@@ -38,12 +35,11 @@ from kvorum.kv.commands import (
     Txn,
 )
 from kvorum.kv.features import HANDOVER_LEVEL, HIGHEST_LEVEL
-from kvorum.kv.limits import ORIGIN_WINDOW
-from kvorum.kv.operations import LeasedPutOp, PutOp
+from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW
+from kvorum.kv.operations import LeasedPutOp
 from kvorum.kv.store import Store
-from kvorum.node import handover, handover_leader
+from kvorum.node import handover
 from kvorum.node.handover import HandOvers
-from kvorum.node.handover_leader import Attempts, Receiver
 from kvorum.node.handover_messages import (
     WHOLE_FRAME,
     Frame,
@@ -57,19 +53,7 @@ from kvorum.node.handover_messages import (
 )
 from kvorum.node.proposals import Waiter
 from kvorum.node.state import State
-from kvorum.raft.messages import HandOver, Message
 from kvorum.telemetry.counters import Counters
-
-ME, LEADER, OTHER = MEMBERS
-PUT = Put(b"a", b"v")
-
-
-def store_at(level: int) -> Store:
-    store = Store()
-    store.apply(configured(CONFIGURATION))
-    for each in range(2, level + 1):
-        apply(store, raise_to(each))
-    return store
 
 
 class Origin:
@@ -128,7 +112,7 @@ class Origin:
 
     def refuse(self, frame: Frame, *errors: tuple[int, CallerError]) -> None:
         said = tuple(refused(position, error) for position, error in errors)
-        self.side.refused(Refusal(frame.nonce, frame.number, (frame.attempt,), said))
+        self.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), said))
 
     def install(self, store: Store) -> None:
         """Let a snapshot take the place of the state."""
@@ -136,25 +120,10 @@ class Origin:
         self.side.tick()
 
 
-def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        async def inside() -> None:
-            await test()
-
-        asyncio.run(inside())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
-
-
 def opened(**options: int) -> Origin:
     origin = Origin(**options)
     origin.open()
     return origin
-
-
-def error(waiter: Waiter) -> BaseException | None:
-    return waiter.exception() if waiter.done() else None
 
 
 # --- The nonce ----------------------------------------------------------------------------------------------------
@@ -358,7 +327,8 @@ async def test_a_refusal_of_another_attempt_or_process_says_nothing() -> None:
         Refusal(frame.nonce, frame.number + 1, (frame.attempt,), said),
         Refusal(frame.nonce, frame.number, (frame.attempt + 1,), said),
     ):
-        origin.side.refused(other)
+        origin.side.refused(LEADER, other)
+    origin.side.refused(OTHER, Refusal(frame.nonce, frame.number, (frame.attempt,), said))
     assert not waiter.done()
 
 
@@ -556,225 +526,19 @@ async def test_when_the_node_stops_what_was_not_sent_is_refused_and_the_rest_is_
     assert origin.side._pending >= 0
 
 
-# --- The leader's side --------------------------------------------------------------------------------------------
-
-
-class Leader:
-    """A receiver, and the queue that it fills."""
-
-    def __init__(self, level: int = HIGHEST_LEVEL) -> None:
-        self.raft = SimpleNamespace(id=LEADER, leader=None, current_term=4)
-        self.state = State(store_at(level))
-        self.queued: list[tuple[object, Waiter]] = []
-        self.said: list[tuple[str, Refusal]] = []
-        self.terms: list[int] = []
-        """Of what was said."""
-        self.turns = 0
-        self.full: CallerError | None = None
-        self.side = Receiver(cast(Any, self.raft), self.state, cast(Any, self), 10, self.answer, self.schedule)
-        self.raft.leader, self.raft.current_term = LEADER, 5
-
-    def answer(self, node: str, term: int, refusal: Refusal) -> None:
-        self.said.append((node, refusal))
-        self.terms.append(term)
-
-    def schedule(self) -> None:
-        self.turns += 1
-
-    async def turn(self) -> None:
-        """Let the loop call back, and then the driver take its turn."""
-        await asyncio.sleep(0)
-        self.side.settle()
-
-    def check(self, command: QueuedCommand, _: int, address: str) -> None:
-        if self.full is not None and isinstance(command, Put):
-            raise self.full
-
-    def enqueue(self, command: object, _size: int, _timeout_s: float) -> Waiter:
-        waiter: Waiter = asyncio.Future()
-        self.queued.append((command, waiter))
-        return waiter
-
-
-def frame_of(attempt: int, *commands: QueuedCommand) -> Frame:
-    return Frame(7, 3, attempt, commands, ("",) * len(commands))
-
-
-@in_loop
-async def test_the_leader_proposes_a_frame_once_while_it_is_under_way() -> None:
-    leader = Leader()
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.side.take(ME, 5, frame_of(2, PUT))
-    [(command, waiter)] = leader.queued
-    assert command == HandedOver(7, 3, (PUT,))
-    waiter.set_exception(OverloadedError("expired"))
-    await leader.turn()
-    [(node, refusal)] = leader.said
-    assert (node, refusal.attempts) == (ME, (1, 2)), "both attempts are refused with it"
-    leader.side.take(ME, 5, frame_of(3, PUT))
-    assert len(leader.queued) == 2
-
-
-@in_loop
-async def test_the_leader_says_nothing_of_what_may_be_done() -> None:
-    leader = Leader()
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.queued[0][1].set_exception(OutcomeUnknownError("?"))
-    await leader.turn()
-    assert leader.said == []
-
-
-@in_loop
-async def test_it_refuses_the_whole_frame_with_the_error_of_each_command() -> None:
-    leader = Leader()
-    leader.full = NoSpaceError("full", reason="disk", limit=1, used=2)
-    leader.side.take(ME, 5, frame_of(1, PUT, Txn((), (PutOp(b"x", b"y"),), ())))
-    assert leader.queued == []
-    [(_, refusal)] = leader.said
-    assert [(said.position, type(error_of(said))) for said in refusal.errors] == [(0, NoSpaceError)]
-
-
-@pytest.mark.parametrize(("leader_id", "term"), [(OTHER, 5), (LEADER, 6), (None, 5)])
-def test_one_that_does_not_lead_in_that_term_refuses(leader_id: str | None, term: int) -> None:
-    leader = Leader()
-    leader.raft.leader, leader.raft.current_term = leader_id, term
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.side.open(ME, 5, Opening(7, 0))
-    assert leader.queued == []
-    [(_, refusal)] = leader.said
-    assert isinstance(error_of(refusal.errors[0]), NotLeaderError)
-
-
-@in_loop
-async def test_an_opening_is_proposed_once_while_it_is_under_way() -> None:
-    leader = Leader()
-    leader.side.open(ME, 5, Opening(7, 1))
-    leader.side.open(ME, 5, Opening(7, 1))
-    [(command, waiter)] = leader.queued
-    assert command == OpenOrigin(ME, 7, 1)
-    waiter.set_exception(NotLeaderError(None))
-    await asyncio.sleep(0)
-    leader.side.open(ME, 5, Opening(7, 1))
-    assert len(leader.queued) == 2
-
-
-@in_loop
-async def test_a_copy_of_a_refused_attempt_is_not_proposed() -> None:
-    leader = Leader()
-    leader.full = OverloadedError("full")
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.full = None
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert (leader.queued, len(leader.said)) == ([], 1)
-    leader.side.take(ME, 5, frame_of(2, PUT))
-    assert len(leader.queued) == 1, "another attempt is"
-
-
-@in_loop
-async def test_a_copy_of_a_proposed_attempt_is_not_refused() -> None:
-    leader = Leader()
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.queued[0][1].set_exception(OutcomeUnknownError("?"))
-    await leader.turn()
-    leader.raft.leader = None
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert leader.said == []
-
-
-@in_loop
-async def test_what_an_earlier_start_of_the_process_may_have_proposed_is_not_refused() -> None:
-    leader = Leader()
-    leader.side.take(ME, 4, frame_of(1, PUT))
-    assert (leader.queued, leader.said) == ([], [])
-    leader.side.take(ME, 6, frame_of(2, PUT))
-    assert len(leader.said) == 1
-
-
-def test_a_refusal_has_the_term_of_its_frame() -> None:
-    leader = Leader()
-    leader.raft.current_term = 9
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert leader.terms == [5]
-
-
-def test_attempts_arrive_in_any_order_and_each_is_taken_once() -> None:
-    attempts = Attempts()
-    for order in ([3, 1, 2, 10, 4], [ORIGIN_WINDOW + 3, 5]):
-        assert all(attempts.take(each) for each in order)
-        assert not any(attempts.take(each) for each in (3, 1, 2, 10, 4, *order))
-    far = 5 * ORIGIN_WINDOW
-    assert attempts.take(far)
-    assert attempts.take(far - 1)
-    assert not attempts.take(far - ORIGIN_WINDOW), "that one counts as arrived"
-
-
-@in_loop
-async def test_a_number_that_was_applied_is_not_proposed_again() -> None:
-    leader = Leader()
-    apply(leader.state.store, OpenOrigin(ME, 7, 0), HandedOver(7, 3, (PUT,)))
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert (leader.queued, leader.said) == ([], [])
-    leader.side.take(ME, 5, Frame(7, 4, 2, (PUT,), ("",)))
-    assert len(leader.queued) == 1
-
-
-@in_loop
-async def test_a_member_uses_no_number_of_another_one() -> None:
-    leader = Leader()
-    apply(leader.state.store, OpenOrigin(ME, 7, 0))
-    leader.side.take(OTHER, 5, frame_of(1, PUT))
-    assert (leader.queued, leader.said) == ([], [])
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert len(leader.queued) == 1
-
-
-@in_loop
-async def test_below_the_level_nothing_is_proposed_that_an_older_version_does_not_know() -> None:
-    leader = Leader(HANDOVER_LEVEL - 1)
-    leader.side.open(ME, 5, Opening(7, 0))
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert (leader.queued, leader.said) == ([], [])
-
-
-@in_loop
-async def test_frames_without_commands_are_bounded_too() -> None:
-    leader = Leader()
-    for number in range(handover_leader.FRAMES_MAX + 1):
-        leader.side.take(ME, 5, Frame(7, number + 1, number + 1))
-    assert len(leader.queued) == handover_leader.FRAMES_MAX
-    [(_, refusal)] = leader.said
-    assert (refusal.number, type(error_of(refusal.errors[0]))) == (handover_leader.FRAMES_MAX + 1, OverloadedError)
-
-
-@in_loop
-async def test_the_attempts_that_wait_for_a_frame_are_bounded() -> None:
-    leader = Leader()
-    for attempt in range(1, handover_leader.ATTEMPTS_MAX + 10):
-        leader.side.take(ME, 5, frame_of(attempt, PUT))
-    leader.queued[0][1].set_exception(OverloadedError("expired"))
-    await leader.turn()
-    assert len(leader.said[0][1].attempts) == handover_leader.ATTEMPTS_MAX
-
-
-@in_loop
-async def test_the_origins_that_are_remembered_are_bounded_and_an_open_one_is_kept() -> None:
-    leader = Leader()
-    apply(leader.state.store, OpenOrigin(ME, 7, 0))
-    leader.full = OverloadedError("full")
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    for nonce in range(100, 100 + 3 * handover_leader.ORIGINS_MAX):
-        leader.side.take(OTHER, 5, Frame(nonce, 1, 1))
-    assert len(leader.side._attempts) <= handover_leader.ORIGINS_MAX
-    leader.full = None
-    before = len(leader.queued)
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    assert len(leader.queued) == before, "a copy of what was refused"
-
-
 # --- The messages -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", encode_handover(Frame(1, 1, 1, (PUT,), ())), b"\x93\xa1o\x00\x00"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\xa1o\x00\x00",
+        encode_handover(Frame(1, 1, 1, (PUT,), ())),
+        encode_handover(Frame(1, 1, 1, (PUT,) * (BATCH_COMMANDS_MAX + 1), ("",) * (BATCH_COMMANDS_MAX + 1))),
+    ],
+)
 def test_what_is_no_message_is_the_peers_fault(data: bytes) -> None:
     with pytest.raises(MalformedMessageError):
         decode_handover(data, LEADER)
@@ -795,9 +559,6 @@ def test_an_error_arrives_as_it_was(said: CallerError) -> None:
     assert (type(found), found.code, str(found), found.facts) == (type(said), said.code, str(said), said.facts)
 
 
-# --- Real nodes ---------------------------------------------------------------------------------------------------
-
-
 def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "TXN_KEYS_MAX", 3)
 
@@ -810,62 +571,6 @@ def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch:
             origin.apply(Txn(then=puts))
         origin.ask(LeaseRevoke(1), LeaseRevoke(2))
         assert [frame.commands for frame in origin.frames()] == [(LeaseRevoke(1),), (LeaseRevoke(2),)]
-
-    asyncio.run(scenario())
-
-
-def test_every_node_takes_every_write(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(tmp_path) as cluster:
-            leader = await cluster.leader()
-            await leader.finalize(TIMEOUT_MS)
-            await cluster.converge()
-            for node in cluster.nodes.values():
-                name = node.config.name.encode()
-                writes: list[QueuedCommand] = [Put(b"%s-%d" % (name, each), b"v") for each in range(20)]
-                results = await asyncio.gather(
-                    *(node.propose(write, TIMEOUT_MS, hand_over=True) for write in writes),
-                    node.propose(Txn((), (PutOp(name, b"t"),), ()), TIMEOUT_MS, hand_over=True),
-                )
-                assert node.store.get(b"%s-19" % name) is not None, "it has applied it itself"
-                assert len({result.revision for result in results}) == len(results)
-            follower = cluster.others(leader)[0]
-            await follower.set_quota(64 << 20, TIMEOUT_MS, hand_over=True)
-            assert follower.store.quota.limit_bytes == 64 << 20
-            with pytest.raises(NotLeaderError):
-                await follower.propose(PUT, TIMEOUT_MS)
-            await cluster.converge()
-            digests = {node.store.digest for node in cluster.nodes.values()}
-            assert len(digests) == 1
-
-    asyncio.run(scenario())
-
-
-def test_an_error_while_a_refusal_is_sent_ends_the_process(tmp_path: Path) -> None:
-    """What the event loop calls back would be swallowed by it: the answer is given in the driver's turn."""
-
-    async def scenario() -> None:
-        async with running(tmp_path) as cluster:
-            leader = await cluster.leader()
-            await leader.finalize(TIMEOUT_MS)
-            await cluster.converge()
-            follower = cluster.others(leader)[0]
-            await follower.propose(PUT, TIMEOUT_MS, hand_over=True)
-            send = leader.peers.send
-
-            def fail(messages: Iterable[Message]) -> None:
-                messages = tuple(messages)
-                if any(isinstance(message, HandOver) for message in messages):
-                    raise ValueError("what nobody expects")
-                send(messages)
-
-            leader.peers.send = fail  # type: ignore[method-assign]
-            follower.parts.handover.origin.submit(PUT, 1)
-            leader.parts.proposals.flush = lambda: leader.parts.proposals.stop("no time")  # type: ignore[method-assign]
-            follower.parts.turns.schedule()
-            with pytest.raises(InvariantViolatedError, match="what nobody expects"):
-                async with asyncio.timeout(10):
-                    await leader.run()
 
     asyncio.run(scenario())
 

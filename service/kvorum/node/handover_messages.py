@@ -21,7 +21,7 @@ from kvorum.errors import (
     SessionError,
 )
 from kvorum.kv.commands import QueuedCommand
-from kvorum.kv.limits import INTEGER_MAX
+from kvorum.kv.limits import BATCH_COMMANDS_MAX, INTEGER_MAX
 
 WHOLE_FRAME = -1
 """The position of an error that concerns all commands."""
@@ -43,7 +43,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     number: _Number
     attempt: _Number
     """Counts what this origin has sent: no two messages have the same, unless one is a copy."""
-    commands: tuple[QueuedCommand, ...] = ()
+    commands: Annotated[tuple[QueuedCommand, ...], msgspec.Meta(max_length=BATCH_COMMANDS_MAX)] = ()
     addresses: tuple[str, ...] = ()
     """Of each command the client's address; empty: it is not known."""
 

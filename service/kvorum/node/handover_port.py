@@ -71,7 +71,7 @@ class HandOverPort:
             case Frame():
                 self.receiver.take(sender, term, message)
             case Refusal():
-                self.origin.refused(message)
+                self.origin.refused(sender, message)
         self._turns.schedule()
 
     def _post(self, recipient: NodeId, term: int, message: HandoverMessage) -> None:
