@@ -26,7 +26,7 @@ FRAMES_MAX = 8 * ORIGIN_WINDOW
 ATTEMPTS_MAX = 64
 """Attempts that wait for one frame; more are ignored."""
 ORIGINS_MAX = 64
-"""Origins whose attempts are remembered; those that are not open any more are forgotten first."""
+"""Origins whose attempts are remembered; with more, those are forgotten that are not open: one is of each member."""
 OPENINGS_MAX = 64
 """Openings under way; more are ignored, and asked for again."""
 
@@ -152,8 +152,6 @@ class Receiver:
             if len(self._attempts) >= ORIGINS_MAX:
                 nonce_of = self._state.store.origins.nonce_of
                 self._attempts = {key: each for key, each in self._attempts.items() if nonce_of(key[0]) == key[1]}
-            if len(self._attempts) >= ORIGINS_MAX:
-                return False
             self._attempts[sender, frame.nonce] = attempts = Attempts()
         return attempts.take(frame.attempt)
 

@@ -320,8 +320,8 @@ MUTANTS = (
     _row(
         "The attempts of any number of origins are remembered.",
         "node.handover_leader:Receiver._is_first",
-        "if len(self._attempts) >= ORIGINS_MAX: return False",
-        "pass",
+        "len(self._attempts) >= ORIGINS_MAX",
+        "False",
         _LEADER,
     ),
     _row(
