@@ -64,11 +64,12 @@ class Origin:
         self.state = State(store_at(level))
         self.raft = SimpleNamespace(id=ME, leader=LEADER, current_term=5)
         self.sent: list[tuple[str, int, HandoverMessage]] = []
+        self.counters = Counters()
         clock = SimpleNamespace(monotonic=lambda: self.now)
         self.side = HandOvers(
             cast(Any, self.raft),
             self.state,
-            Counters(),
+            self.counters,
             pending_max,
             cast(Any, clock),
             Random(1),
@@ -209,6 +210,9 @@ async def test_a_frame_that_was_not_applied_is_sent_again_with_its_number() -> N
     [again] = origin.frames()
     assert (again.number, again.commands) == (frame.number, frame.commands)
     assert again.attempt != frame.attempt
+    assert origin.counters.handover_frames == {"sent": 2, "resent": 1}
+    assert origin.counters.handover_writes == {"sent": 2}
+    assert origin.side.pending == 1
     revision = origin.state.store.revision
     origin.propose(frame)
     origin.propose(again)

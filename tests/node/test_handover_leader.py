@@ -37,6 +37,7 @@ from kvorum.node.handover_messages import (
 )
 from kvorum.node.proposals import Waiter
 from kvorum.node.state import State
+from kvorum.telemetry.counters import Counters
 
 
 class Leader:
@@ -50,8 +51,11 @@ class Leader:
         self.terms: list[int] = []
         """Of what was said."""
         self.turns = 0
+        self.counters = Counters()
         self.full: CallerError | None = None
-        self.side = Receiver(cast(Any, self.raft), self.state, cast(Any, self), 10, self.answer, self.schedule)
+        self.side = Receiver(
+            cast(Any, self.raft), self.state, cast(Any, self), self.counters, 10, self.answer, self.schedule
+        )
         self.raft.leader, self.raft.current_term = LEADER, 5
 
     def answer(self, node: str, term: int, refusal: Refusal) -> None:
@@ -249,3 +253,21 @@ async def test_the_origins_that_are_remembered_are_bounded_and_an_open_one_is_ke
     before = len(leader.queued)
     leader.side.take(ME, 5, frame_of(1, PUT))
     assert len(leader.queued) == before, "a copy of what was refused"
+
+
+@in_loop
+async def test_every_frame_is_counted_by_what_became_of_it() -> None:
+    leader = Leader()
+    counters = leader.counters
+    apply(leader.state.store, OpenOrigin(ME, 7, 0), HandedOver(7, 1, (PUT,)))
+    leader.side.take(ME, 5, Frame(7, 2, 1, (PUT, PUT), ("", "")))
+    leader.side.take(ME, 5, Frame(7, 2, 1, (PUT, PUT), ("", "")))
+    leader.side.take(ME, 5, Frame(7, 1, 2, (PUT,), ("",)))
+    leader.side.take(ME, 4, Frame(7, 3, 3, (PUT,), ("",)))
+    leader.side.take(OTHER, 5, Frame(7, 3, 3, (PUT,), ("",)))
+    leader.full = OverloadedError("full")
+    leader.side.take(ME, 5, Frame(7, 3, 3, (PUT,), ("",)))
+    assert counters.handover_frames == {"received": 6}
+    assert counters.handover_writes == {"received": 2}
+    assert counters.handover_ignored == {"copy": 1, "applied": 1, "stale": 1, "foreign": 1}
+    assert counters.handover_refused == {"overloaded": 1}

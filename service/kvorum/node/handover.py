@@ -139,6 +139,11 @@ class HandOvers:
         self._idle: list[tuple[float, asyncio.Future[None]]] = []
 
     @property
+    def pending(self) -> int:
+        """How many writes wait to be handed over, or to be seen applied."""
+        return self._pending
+
+    @property
     def is_available(self) -> bool:
         """Whether the feature level allows to hand over."""
         return self._state.store.feature_level >= HANDOVER_LEVEL
@@ -199,6 +204,8 @@ class HandOvers:
                 self._next_number += 1
                 self.outstanding[number] = frame
                 self._outstanding_bytes += frame.size_bytes
+                self._counters.handover_frames["sent"] += 1
+                self._counters.handover_writes["sent"] += len(frame.commands)
                 self._send(number, frame, leader)
 
     def _is_open(self, leader: NodeId) -> bool:
@@ -275,6 +282,7 @@ class HandOvers:
             for number, frame in list(self.outstanding.items()):
                 is_other_leader = frame.sent != (leader, self._raft.current_term)
                 if is_other_leader or now_s - frame.sent_s >= RESEND_S:
+                    self._counters.handover_frames["resent"] += 1
                     self._send(number, frame, leader)
         elif self.queue and leader is not None:
             self.flush()
