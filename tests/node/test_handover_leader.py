@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kv.kv_support import apply
+from kv.kv_support import CONFIGURATION, apply
 from node.handover_support import LEADER, ME, OTHER, PUT, in_loop, store_at
 
 from kvorum.errors import (
@@ -37,6 +37,7 @@ from kvorum.node.handover_messages import (
 )
 from kvorum.node.proposals import Waiter
 from kvorum.node.state import State
+from kvorum.raft.messages import Configuration
 from kvorum.telemetry.counters import Counters
 
 
@@ -44,7 +45,7 @@ class Leader:
     """A receiver, and the queue that it fills."""
 
     def __init__(self, level: int = HIGHEST_LEVEL) -> None:
-        self.raft = SimpleNamespace(id=LEADER, leader=None, current_term=4)
+        self.raft = SimpleNamespace(id=LEADER, leader=None, current_term=4, configuration=CONFIGURATION)
         self.state = State(store_at(level))
         self.queued: list[tuple[object, Waiter]] = []
         self.said: list[tuple[str, Refusal]] = []
@@ -213,11 +214,33 @@ async def test_a_member_uses_no_number_of_another_one() -> None:
 
 
 @in_loop
+async def test_a_node_that_is_no_member_hands_nothing_over() -> None:
+    leader = Leader()
+    leader.raft.configuration = Configuration(CONFIGURATION.members[1:])
+    leader.side.take(ME, 5, frame_of(1, PUT))
+    assert (leader.queued, leader.said) == ([], [])
+
+
+@in_loop
 async def test_below_the_level_nothing_is_proposed_that_an_older_version_does_not_know() -> None:
     leader = Leader(HANDOVER_LEVEL - 1)
     leader.side.open(ME, 5, Opening(7, 0))
     leader.side.take(ME, 5, frame_of(1, PUT))
     assert (leader.queued, leader.said) == ([], [])
+
+
+@in_loop
+async def test_the_bytes_that_wait_at_the_leader_are_bounded() -> None:
+    leader, large = Leader(), Put(b"a", bytes(1024 * 1024))
+    count = 0
+    while not leader.said:
+        count += 1
+        leader.side.take(ME, 5, Frame(7, count, count, (large,), ("",)))
+    assert len(leader.queued) == count - 1 == handover_leader.BYTES_MAX // len(large.value)
+    leader.queued[0][1].set_exception(OutcomeUnknownError("?"))
+    await leader.turn()
+    leader.side.take(ME, 5, Frame(7, count, count + 1, (large,), ("",)))
+    assert len(leader.queued) == count
 
 
 @in_loop

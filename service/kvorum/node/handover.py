@@ -49,7 +49,9 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 ATTEMPTS_MAX = 16
 """Attempts of a frame that are remembered; with more of them its outcome stays unknown until it is applied."""
 RESEND_S = 1.0
-"""A frame is sent again, to the same leader, when it was not seen applied for so long."""
+"""A frame is sent again, to the same leader, when it was not seen applied for so long; then after twice as long."""
+RESEND_MAX_S = 8.0
+"""At the latest after so long. On a slow network a frame may still wait in the queue of its stream."""
 
 Post = Callable[[NodeId, int, HandoverMessage], None]
 """Sends a message to a member, which leads in that term as far as we know."""
@@ -63,6 +65,7 @@ class Outstanding:
         "attempts",
         "commands",
         "is_lost",
+        "resend_s",
         "sent",
         "sent_s",
         "size_bytes",
@@ -83,6 +86,8 @@ class Outstanding:
         self.sent: tuple[NodeId, int] | None = None
         """To whom it was sent last, and in which term; None: it has to be sent again."""
         self.sent_s = 0.0
+        self.resend_s = RESEND_S
+        """After how long it is sent again."""
 
     @property
     def may_be_done(self) -> bool:
@@ -281,7 +286,8 @@ class HandOvers:
             now_s = self._clock.monotonic()
             for number, frame in list(self.outstanding.items()):
                 is_other_leader = frame.sent != (leader, self._raft.current_term)
-                if is_other_leader or now_s - frame.sent_s >= RESEND_S:
+                if is_other_leader or now_s - frame.sent_s >= frame.resend_s:
+                    frame.resend_s = RESEND_S if is_other_leader else min(2 * frame.resend_s, RESEND_MAX_S)
                     self._counters.handover_frames["resent"] += 1
                     self._send(number, frame, leader)
         elif self.queue and leader is not None:

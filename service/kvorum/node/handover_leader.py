@@ -146,7 +146,8 @@ class Receiver:
         if term <= self._first_term or not self._is_possible:
             return "stale"
         origin = self._state.store.origins.find(frame.nonce)
-        if origin is not None and origin.member != sender:
+        is_anothers = origin is not None and origin.member != sender
+        if is_anothers or self._raft.configuration.get(sender) is None:
             return "foreign"
         if origin is not None and origin.is_applied(frame.number):
             return "applied"

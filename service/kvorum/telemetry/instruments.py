@@ -547,7 +547,7 @@ def _clients() -> tuple[Instrument, ...]:
             "kvorum.handover.ignored",
             "{frame}",
             "Frames that this node was handed and ignored: a copy; applied already; stale (of a term before its "
-            "process began, or below the feature level); foreign (of another member's origin).",
+            "process began, or below the feature level); foreign (of no member, or of another one).",
             lambda s: _by(s.counters.handover_ignored, HANDOVER_IGNORED),
             "reason",
         ),

@@ -113,15 +113,29 @@ MUTANTS = (
     _row(
         "A new leader is not told of what the last one may have lost.",
         "node.handover:HandOvers.tick",
-        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
-        "now_s - frame.sent_s >= RESEND_S",
+        "is_other_leader or now_s - frame.sent_s >= frame.resend_s",
+        "now_s - frame.sent_s >= frame.resend_s",
         _NODE,
     ),
     _row(
         "A frame that got lost is sent again to a new leader only.",
         "node.handover:HandOvers.tick",
-        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
+        "is_other_leader or now_s - frame.sent_s >= frame.resend_s",
         "is_other_leader",
+        _NODE,
+    ),
+    _row(
+        "A frame that waits in the queue of a slow stream is sent again every second.",
+        "node.handover:HandOvers.tick",
+        "min(2 * frame.resend_s, RESEND_MAX_S)",
+        "RESEND_S",
+        _NODE,
+    ),
+    _row(
+        "A frame that an earlier leader was sent often is sent again late to the next one.",
+        "node.handover:HandOvers.tick",
+        "RESEND_S if is_other_leader else min(2 * frame.resend_s, RESEND_MAX_S)",
+        "min(2 * frame.resend_s, RESEND_MAX_S)",
         _NODE,
     ),
     # Rule 4: what is told.
@@ -253,6 +267,13 @@ MUTANTS = (
         _LEADER,
     ),
     _row(
+        "A node that is no member hands writes over.",
+        "node.handover_leader:Receiver._why_ignored",
+        "self._raft.configuration.get(sender) is None",
+        "False",
+        _LEADER,
+    ),
+    _row(
         "A frame that comes below the feature level is proposed.",
         "node.handover_leader:Receiver._why_ignored",
         "not self._is_possible",
@@ -308,6 +329,20 @@ MUTANTS = (
         "node.handover_leader:Receiver._errors",
         "len(self._under_way) >= FRAMES_MAX",
         "False",
+        _LEADER,
+    ),
+    _row(
+        "Any number of bytes waits at the leader.",
+        "node.handover_leader:Receiver._errors",
+        "self._bytes >= BYTES_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "Bytes that wait no more at the leader are counted for ever.",
+        "node.handover_leader:Receiver.settle",
+        "self._bytes -= size_bytes",
+        "pass",
         _LEADER,
     ),
     _row(
