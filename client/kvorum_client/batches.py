@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, RefusedError, UnavailableError
+from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, UnavailableError
+from kvorum_client.refusals import refusal_of
 from kvorum_client.transactions import OperationDone, TxnResult, done_of, only_reads
 from kvorum_client.wire import decode
 from kvorum_wire import transactions as wire
@@ -79,7 +80,7 @@ class Batch:
             elif problem.retry_after_s is not UNSET or problem.code == "not_leader":
                 error = UnavailableError(detail)
             else:
-                error = RefusedError(done.status, problem.code, detail)
+                error = refusal_of(done.status, problem, detail, perhaps_done=False)
             self.fail([number], error)
         elif done.deleted is not UNSET:
             self._set(number, TxnResult(done.revision, True, done.deleted, None))

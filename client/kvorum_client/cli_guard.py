@@ -104,7 +104,8 @@ async def run_command(
             for number in (signal.SIGTERM, signal.SIGCONT):
                 _send(process.pid, number, to_group=not has_terminal)
             await asyncio.wait({ended}, timeout=grace_s)
-            _send(process.pid, signal.SIGKILL, to_group=not has_terminal)
+            if not ended.done():  # Afterwards its number may be another process's.
+                _send(process.pid, signal.SIGKILL, to_group=not has_terminal)
         status = await ended
     finally:
         losing.cancel()

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_arguments import add_output, lease_id, whole_number
 from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
@@ -83,7 +84,7 @@ async def _renew(client: Client, id: int, deadline: float) -> tuple[float, int]:
     while True:
         sent = now()
         try:
-            return sent, await client.keep_lease_alive(id, timeout_s=max(0.5, deadline - sent))
+            return sent, await client.keep_lease_alive(id, timeout_s=min(max(0.5, deadline - sent), TIMEOUT_S_MAX))
         except (UnavailableError, OutcomeUnknownError) as error:
             if now() >= deadline:
                 raise

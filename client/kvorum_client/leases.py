@@ -21,8 +21,14 @@ from typing import Protocol
 
 import msgspec
 
-from kvorum_client.arguments import INTEGER_MAX, check_whole_number
-from kvorum_client.errors import ClientError, InvalidArgumentError, LeaseLostError, LeaseNotFoundError
+from kvorum_client.arguments import INTEGER_MAX, TIMEOUT_S_MAX, check_whole_number
+from kvorum_client.errors import (
+    ClientError,
+    InvalidArgumentError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    OutcomeUnknownError,
+)
 from kvorum_client.wire import bytes_of, decode, id_of
 from kvorum_wire import leases as wire
 
@@ -152,6 +158,7 @@ class Lease:
     ) -> None:
         self._calls = calls
         self.id = draw_id() if id is None else check_id(id)
+        self._is_own_id = id is None
         self.ttl_s = check_whole_number(ttl_s, "ttl_s", 1)
         self._lock_delay_s = check_whole_number(lock_delay_s, "lock_delay_s")
         self._on_lost = on_lost
@@ -162,6 +169,8 @@ class Lease:
         self._renewed_at = float("-inf")
         self._keeper: asyncio.Task[None] | None = None
         self._is_over = False
+        self._may_exist = False
+        """The cluster may have it: it was asked for, and has not been revoked."""
 
     @property
     def is_alive(self) -> bool:
@@ -176,7 +185,7 @@ class Lease:
     @property
     def renewal_s(self) -> float:
         """How long one renewal may take, over all its attempts, if the lease lives so long."""
-        return max(self.ttl_s / RENEWALS, RENEWAL_S_MIN)
+        return min(max(self.ttl_s / RENEWALS, RENEWAL_S_MIN), TIMEOUT_S_MAX)
 
     @property
     def lost_reason(self) -> str:
@@ -200,7 +209,7 @@ class Lease:
         """End the lease and delete its keys. It is done if the lease is gone already.
 
         Raises:
-            UnavailableError: not done; it ends by itself after its time to live.
+            UnavailableError: not done; call it again, or the lease ends by itself after its time to live.
             OutcomeUnknownError: perhaps done; likewise.
         """
         await self._end(None)
@@ -238,12 +247,25 @@ class Lease:
             raise InvalidArgumentError("this lease has ended: make another one")
         if self._keeper is None:
             sent = now()
-            granted = await self._calls.grant_lease(self.ttl_s, id=self.id, lock_delay_s=self._lock_delay_s)
+            granted = await self._granted()
             self.ttl_s = granted.ttl_s
             self._take_renewal(sent)
             self._calls.leases_kept.add(self)
             self._keeper = asyncio.create_task(self._keep(), name=f"keeps the lease {shown_id(self.id)}")
         return self
+
+    async def _granted(self) -> LeaseGranted:
+        """Have it granted. What may be granted although this fails is revoked, unless another program may have it."""
+        self._may_exist = True
+        try:
+            return await self._calls.grant_lease(self.ttl_s, id=self.id, lock_delay_s=self._lock_delay_s)
+        except BaseException as error:
+            is_refused = isinstance(error, ClientError) and not isinstance(error, OutcomeUnknownError)
+            if is_refused or not self._is_own_id:
+                self._may_exist = False
+            else:
+                await self.abandon()
+            raise
 
     def _take_renewal(self, sent: float) -> None:
         self._renewed_at, self._deadline = sent, sent + self.ttl_s
@@ -270,6 +292,8 @@ class Lease:
                     self.ttl_s = await self._calls.renew_lease(self.id, within_s, within_s / 2)
             except LeaseNotFoundError as error:
                 return self.lose(str(error))
+            except InvalidArgumentError:
+                raise  # It would be one the next time, too.
             except ClientError as error:
                 reason = str(error)
             except TimeoutError:
@@ -298,12 +322,13 @@ class Lease:
             self._keeper.cancel()
 
     async def _end(self, timeout_s: float | None) -> None:
-        if self._keeper is None:
-            self._is_over = True
-            return
+        """Revoke the lease unless that is done. What failed, or was cancelled, can be tried again."""
         if not self._is_over:
             self._stop()
-        keeper, self._keeper = self._keeper, None
-        await asyncio.wait([keeper])
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper])
+        if not self._may_exist:
+            return
         with contextlib.suppress(LeaseNotFoundError):
             await self._calls.revoke_lease(self.id, timeout_s=timeout_s)
+        self._may_exist = False

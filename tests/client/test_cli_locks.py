@@ -22,7 +22,7 @@ from fronts.fake_node import Server
 from waiting import until
 
 from kvorum.fronts.http import observe
-from kvorum_client import Client, cli
+from kvorum_client import Client, cli, cli_guard
 from kvorum_client.cli_guard import Signals, run_command
 
 Out = Callable[[], tuple[list[str], list[str]]]
@@ -344,6 +344,26 @@ def test_a_command_is_stopped_when_the_lock_is_lost(ignores: bool) -> None:
         assert "kv: the lock a is lost: the lease" in err and "sh is stopped" in err
 
     run(scenario)
+
+
+def test_a_command_that_has_ended_is_sent_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be that of another process by then."""
+    sent = list[signal.Signals]()
+    send = cli_guard._send
+
+    def recorded(pid: int, number: signal.Signals, *, to_group: bool) -> None:
+        sent.append(number)
+        send(pid, number, to_group=to_group)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(cli_guard, "_send", recorded)
+        lost = asyncio.Event()
+        lost.set()
+        with Signals() as signals:
+            assert await run_command(["sleep", "60"], dict(os.environ), lost, 60.0, signals) == 128 + signal.SIGTERM
+        assert sent == [signal.SIGTERM, signal.SIGCONT]
+
+    asyncio.run(scenario())
 
 
 def test_a_command_that_cannot_be_started_is_a_status(out: Out) -> None:

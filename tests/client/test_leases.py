@@ -24,6 +24,8 @@ from kvorum_client import (
     Put,
     RefusedError,
     SyncClient,
+    UnavailableError,
+    arguments,
     leases,
 )
 
@@ -258,6 +260,99 @@ def test_an_id_that_is_taken_is_an_error_with_its_time() -> None:
             await kv.grant_lease(31, id=7)
 
     with_node(scenario)
+
+
+class LonelyCalls:
+    """What a lease asks of a client, answered by nobody but this test."""
+
+    def __init__(self) -> None:
+        self.leases_kept: set[leases.Lease] = set()
+        self.granted: set[int] = set()
+        self.renewals_s: list[float] = []
+        self.holds_grants = False
+        self.revoke_error: Exception | None = None
+
+    async def grant_lease(self, ttl_s: int, *, id: int | None, lock_delay_s: int) -> leases.LeaseGranted:
+        assert id is not None
+        self.granted.add(id)
+        if self.holds_grants:
+            await asyncio.Event().wait()
+        return leases.LeaseGranted(id, ttl_s, lock_delay_s, 1)
+
+    async def renew_lease(self, id: int, timeout_s: float, attempt_s: float) -> int:
+        arguments.check_timeout(timeout_s)
+        arguments.check_timeout(attempt_s)
+        self.renewals_s.append(timeout_s)
+        return 400_000
+
+    async def revoke_lease(self, id: int, *, timeout_s: float | None) -> int:
+        if self.revoke_error is not None:
+            raise self.revoke_error
+        self.granted.discard(id)
+        return 0
+
+
+def test_a_lease_that_lives_for_days_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of its time is more than a call may take."""
+    clock = Clock(monkeypatch)
+
+    async def main() -> None:
+        calls = LonelyCalls()
+        monkeypatch.setattr(leases, "RENEWALS", 1e9)  # Due at once; and as long as a third of it may take.
+        monkeypatch.setattr(leases, "RENEWAL_S_MIN", 400_000 / 3)
+        lease = await leases.Lease(calls, 400_000)
+        await until("a renewal", lambda: bool(calls.renewals_s))
+        clock.now_s += 1
+        assert lease.is_alive
+        await lease.revoke()
+
+    asyncio.run(main())
+
+
+def test_a_revocation_that_failed_or_was_cancelled_is_made_again() -> None:
+    async def main() -> None:
+        calls = LonelyCalls()
+        for error in (UnavailableError("no node"), asyncio.CancelledError()):
+            lease = await leases.Lease(calls, 86_400)
+            calls.revoke_error = error  # type: ignore[assignment]
+            with pytest.raises(type(error)):
+                await lease.revoke()
+            assert not lease.is_alive and calls.granted
+            calls.revoke_error = None
+            await lease.revoke()
+            assert not calls.granted
+
+    asyncio.run(main())
+
+
+def test_a_grant_that_is_cancelled_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        calls = LonelyCalls()
+        calls.holds_grants = True
+        granting = asyncio.create_task(leases.Lease(calls, 86_400)._begin())
+        await until("the grant", lambda: bool(calls.granted))
+        granting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await granting
+        assert not calls.granted
+
+    asyncio.run(main())
+
+
+def test_a_grant_that_is_cancelled_revokes_no_lease_that_another_program_may_have() -> None:
+    """An id that the caller chose may be that of a lease that was there before."""
+
+    async def main() -> None:
+        calls = LonelyCalls()
+        calls.holds_grants = True
+        granting = asyncio.create_task(leases.Lease(calls, 86_400, id=7)._begin())
+        await until("the grant", lambda: bool(calls.granted))
+        granting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await granting
+        assert calls.granted == {7}
+
+    asyncio.run(main())
 
 
 def test_plain_calls() -> None:

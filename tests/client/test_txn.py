@@ -22,6 +22,7 @@ from kvorum_client import (
     Get,
     GetDone,
     InvalidArgumentError,
+    LeaseNotFoundError,
     ModRevision,
     OutcomeUnknownError,
     Put,
@@ -227,6 +228,17 @@ def test_a_batch_does_each_operation_by_itself() -> None:
         assert [getattr(each, "sequence", 0) for each in node.proposed] == [1, 2, 3, 4, 5]
         again = await kv.batch(Put("a", "2"), Get("a"))
         assert again[0] == PutDone(2, 5, 2)
+
+    run(scenario)
+
+
+def test_an_operation_of_a_batch_that_is_refused_is_the_error_of_the_same_call() -> None:
+    async def scenario(kv: Client, node: FakeNode) -> None:
+        await kv.put("warm", "up")
+        no_lease, in_future = await kv.batch(Put("a", "1", lease=7), Get("a", revision=99))
+        assert isinstance(no_lease, LeaseNotFoundError)
+        assert isinstance(in_future, FutureRevisionError)
+        assert in_future.revision == 2
 
     run(scenario)
 

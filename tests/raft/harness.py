@@ -229,9 +229,12 @@ class Server:
         """Take what there is to do; its save, if any, is in flight until :meth:`save` is called.
 
         The number of the save is replaced by 0: :func:`saves`. What it and messages say of disks, besides what the
-        paper has them say, is left out: tests/raft/test_marks.py.
+        paper has them say, is left out: tests/raft/test_marks.py. So is whether there is more: it is checked here.
         """
         ready = plain(self.raft.ready() or NOTHING)
+        if not ready.has_more:
+            assert self.raft.ready() is None, "there was more to do"
+        ready = msgspec.structs.replace(ready, has_more=False)
         if ready.save is None:
             assert ready.messages_after_save == (), "there is nothing to wait for"
             return ready

@@ -288,11 +288,11 @@ def test_committed_entries_are_handed_over_once_and_in_order() -> None:
 
 
 def test_a_ready_hands_over_a_bounded_number_of_bytes() -> None:
-    """Applying must not stop the loop for long; the rest comes with the next Ready."""
+    """Applying must not stop the loop for long; the rest comes with the next Ready, and each says if one follows."""
     server = Server(log("11111"), term=1, config=RaftConfig("a", ELECTION, HEARTBEAT, committed_bytes_max=60))
     server.raft.step(heartbeat("b", "a", 1, commit=5))
-    sizes = [len(ready.committed) for ready in iter(server.raft.ready, None)]
-    assert sizes == [1, 2, 2]
+    handed_over = [(len(ready.committed), ready.has_more) for ready in iter(server.raft.ready, None)]
+    assert handed_over == [(1, True), (2, True), (2, False)]
 
 
 # --- Figure 7: every kind of follower is brought in line ------------------------------------------------------------

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from operator import attrgetter
 
+from kvorum.kv.limits import INTEGER_MAX
 from kvorum.kv.records import Record
 
 _DROPPED_MIN = 4096
@@ -51,6 +52,12 @@ class EventLog:
     def begin(self) -> int:
         """The position of the first event that is not forgotten."""
         return self._dropped + self._forgotten
+
+    @property
+    def first_revision(self) -> int:
+        """The revision of the first event that is not forgotten; above every revision if there is none."""
+        offset = self._forgotten
+        return self._events[offset].mod_revision if offset < len(self._events) else INTEGER_MAX
 
     @property
     def end(self) -> int:

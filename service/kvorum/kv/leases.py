@@ -214,7 +214,7 @@ class Leases:
         """
         self.time_ms = time_ms
         left = LEASE_EXPIRY_MAX
-        while True:
+        while self._heap:
             self._settle()
             if not self._heap or self._heap[0][0] > time_ms:
                 return

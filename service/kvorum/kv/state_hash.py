@@ -39,6 +39,7 @@ from kvorum.raft.messages import Configuration, Entry
 STATE_SUM_BYTES = 16
 ENTRY_HASH_BYTES = 8
 _SUM_MASK = (1 << 8 * STATE_SUM_BYTES) - 1
+_number = int.from_bytes
 
 _results_encoder = msgspec.msgpack.Encoder()
 _pack_entry_of_level_1 = Struct(">QQQBQI").pack
@@ -128,10 +129,10 @@ class RecordSum:
             first sweep, because summing everything at once would stall the node.
     """
 
-    __slots__ = ("_keyed", "_sweep_total", "is_counted", "sweep_cursor", "total")
+    __slots__ = ("_begin", "_sweep_total", "is_counted", "sweep_cursor", "total")
 
     def __init__(self, cluster_id: str, is_counted: bool) -> None:
-        self._keyed = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record")
+        self._begin = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record").copy
         self.total = 0
         self.is_counted = is_counted
         self._sweep_total = 0
@@ -140,7 +141,7 @@ class RecordSum:
     def hash_of(self, key: bytes, record: Record) -> bytes:
         """Return the hash of one record."""
         value = record.value
-        digest = self._keyed.copy()
+        digest = self._begin()
         digest.update(
             _pack_record(record.create_revision, record.mod_revision, record.version, len(value), crc32(value)) + key
         )
@@ -155,9 +156,9 @@ class RecordSum:
         change = 0
         if new is not None:
             digest = self.hash_of(key, new)
-            change = int.from_bytes(digest, "big")
+            change = _number(digest, "big")
         if old is not None:
-            change -= int.from_bytes(self.hash_of(key, old), "big")
+            change -= _number(self.hash_of(key, old), "big")
         self.total = (self.total + change) & _SUM_MASK
         if self.sweep_cursor is not None and key <= self.sweep_cursor:
             self._sweep_total = (self._sweep_total + change) & _SUM_MASK
@@ -204,8 +205,7 @@ class Changes:
 
     def put(self, key: bytes, old: Record | None, new: Record) -> None:
         """A record was created or replaced."""
-        self._parts.append(b"p")
-        self._parts.append(self.records.replace(key, old, new))
+        self._parts.append(b"p" + self.records.replace(key, old, new))
 
     def delete(self, key: bytes, old: Record, revision: int) -> None:
         """A record was deleted; ``revision`` is the one of the deletion."""

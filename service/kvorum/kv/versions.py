@@ -320,9 +320,11 @@ class Versions:
         Returns:
             How many were visited; less than ``budget``: nothing is left to do.
         """
+        log = self._log
         if self._pins:
             self._lose_pins()
-        log = self._log
+        elif log.first_revision >= (self.floor or INTEGER_MAX):
+            return 0
         kept = min([pin.revision for pin in self._pins], default=INTEGER_MAX)
         last = min(self.floor or INTEGER_MAX, kept) - 1
         """What is visible at this revision stays, and every event after it."""

@@ -166,32 +166,40 @@ class Driver:
 
     def take_turn(self) -> None:
         """Do what consensus has to do. Called by :class:`~kvorum.node.turns.Turns`, once for each turn asked for."""
-        self._guard(self._take_turn)
+        if self._turns.is_over:
+            return
+        try:  # As _guard, without a call: this runs a few times for each request.
+            self._take_turn()
+        except Exception as error:  # noqa: BLE001 - it ends the process
+            self._failed(error)
 
     def tick(self) -> None:
         """Let one tick of consensus time pass."""
-        if self._participation.is_active:
-            self._guard(self._raft.tick)
-        else:
-            self._guard(self._participation.tick)
-        self._guard(self._log_time.tick)
-        self._guard(self._space.tick)
-        self._guard(self._free_log)
-        self._guard(self._proposals.expire)
-        self._guard(self._handover.origin.tick)
-        self._guard(self._reads.expire)
-        self._guard(self._waits.expire)
-        self._guard(self._reads.probe)
-        self._guard(self._levels.tick)
-        self._guard(self._quota.tick)
-        self._guard(self._compactions.tick)
-        self._guard(self._leases.tick)
-        self._guard(self._watches.tick)
-        self._guard(self._membership.publish_addresses)
-        # A sweep, or another state in the place of this one, may have changed it without an entry.
-        self._guard(self._report_digest)
+        self._guard(self._tick)
         self._turns.may_have_changed = True
         self._turns.schedule()
+
+    def _tick(self) -> None:
+        if self._participation.is_active:
+            self._raft.tick()
+        else:
+            self._participation.tick()
+        self._log_time.tick()
+        self._space.tick()
+        self._free_log()
+        self._proposals.expire()
+        self._handover.origin.tick()
+        self._reads.expire()
+        self._waits.expire()
+        self._reads.probe()
+        self._levels.tick()
+        self._quota.tick()
+        self._compactions.tick()
+        self._leases.tick()
+        self._watches.tick()
+        self._membership.publish_addresses()
+        # A sweep, or another state in the place of this one, may have changed it without an entry.
+        self._report_digest()
 
     def _free_log(self) -> None:
         """Take the snapshots that give a full disk room."""
@@ -254,13 +262,18 @@ class Driver:
             return
         try:
             act(*args)
-        except ContradictionError as error:
-            self._participation.contradicted(error)
-        except FatalError as error:
-            self._fail(error)
         except MalformedMessageError:
             raise  # The peer's fault: the peer port closes its stream.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it ends the process
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """A step of consensus raised this. Call it where it is handled."""
+        if isinstance(error, ContradictionError):
+            self._participation.contradicted(error)
+        elif isinstance(error, FatalError):
+            self._fail(error)
+        else:
             log.exception("the driver failed")
             self._fail(InvariantViolatedError(f"the driver failed: {error!r}"))
 
@@ -288,6 +301,8 @@ class Driver:
             self._handle(ready)
             if ready.reads_refused:
                 self._reads.flush()
+            elif not ready.has_more and ready.restore is None:
+                break
         else:
             turns.schedule()
         if self._state.hashes.reported is not None and (index := self._state.hashes.mismatch()) is not None:

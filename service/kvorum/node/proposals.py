@@ -246,7 +246,10 @@ class Proposals:
         waiters: list[Waiter] = []
         size = keys = carried = 0
         # An entry of an earlier term may have been replaced, and is never applied then.
-        in_flight = sum(visited for term, visited in self._visited.values() if term == self._raft.current_term)
+        in_flight = 0
+        for term, visited in self._visited.values():
+            if term == self._raft.current_term:
+                in_flight += visited
         while self.queue and len(commands) + carried < BATCH_COMMANDS_MAX and size < self._batch_bytes_max:
             command, waiter, size_bytes = self.queue[0]
             if commands and size + size_bytes > self._batch_bytes_max:

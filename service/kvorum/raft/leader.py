@@ -421,7 +421,8 @@ class Leader:
                 self._state.reads.passed(read.context, index)
             else:
                 self._send(ReadIndexResponse(self._term, self._id, read.origin, context=read.context, index=index))
-        self.is_flush_due = True  # The reads that wait may begin the next round.
+        if self._reads.can_start():
+            self.is_flush_due = True  # The reads that wait begin the next round.
 
     def abandon_reads(self) -> None:
         """Give up every read: the leadership is over."""

@@ -348,3 +348,5 @@ class Ready(msgspec.Struct, frozen=True):
     """Begin this fetch. The one before it has ended."""
     load: Load | None = None
     """Begin this load, after ``save`` if both are here. The one before it has ended."""
+    has_more: bool = False
+    """There is more to do already. Otherwise there is none before the next input, or the end of what is begun here."""

@@ -337,4 +337,5 @@ class State:
         load = self._begin_load() if log.wanted_index else None
         if not (save or messages or restore or committed or reads or refused or fetch or load):
             return None
-        return Ready(save, messages, after_save, restore, committed, reads, refused, fetch, load)
+        has_more = bool(committed) and log.applied_index < min(log.commit_index, log.saved_index)
+        return Ready(save, messages, after_save, restore, committed, reads, refused, fetch, load, has_more)

@@ -9,6 +9,8 @@ What is wrong with it as shipped, and what is done about it here:
 - An error surfaces at a later, unrelated call, and is then forgotten. We wait for each statement's own answer, on which
   its thread is asked; and we put requests into its queue ourselves, so that nobody forgets.
 - SQLite's automatic checkpoint swallows its errors, and tries a failed fsync again. Ours is a statement like any other.
+- Its queue of requests is a ``queue.Queue``, which takes 18 calls of Python functions to hand one over. Ours is a
+  ``SimpleQueue``, which takes none.
 - Two connections to one file harm each other. Besides the folder's lock, ours holds SQLite's own, exclusively.
 """
 
@@ -19,6 +21,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from sqlitedict import SqliteDict
@@ -62,6 +65,9 @@ class Table:
             )
         except _ERRORS as error:
             raise StorageError(f"cannot open {path}: {error}") from error
+        waited_for, self._dict.conn.reqs = self._dict.conn.reqs, SimpleQueue()
+        # The thread waits for one request from the old queue; then it turns to the new one.
+        waited_for.put(("PRAGMA synchronous=FULL", (), None, None))
         try:
             self._make_safe(path)
         except StorageError:

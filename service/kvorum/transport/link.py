@@ -123,7 +123,9 @@ class Link:
     def send(self, message: Message) -> None:
         """Queue a message for the next :meth:`flush`; drop it when the queue is full."""
         if isinstance(message, AppendEntries):
-            size = 64 + sum(len(entry.data) + 24 for entry in message.entries)
+            size = 64
+            for entry in message.entries:
+                size += len(entry.data) + 24
         elif isinstance(message, HandOver):
             size = 64 + len(message.data)
         else:
@@ -143,8 +145,9 @@ class Link:
 
     def flush(self) -> None:
         """Write what is queued, if the stream is open and takes it."""
-        while self._stream is not None and (messages := self._take()):
+        while self._stream is not None and (self._urgent or self._appends):
             self._idle = False
+            messages = self._take()
             self._write(self._stream, encode(messages))
             self._counters.messages_sent[self._counters.peer_label(self._name)] += len(messages)
 

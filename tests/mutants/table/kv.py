@@ -173,7 +173,7 @@ MUTANTS = (
         "integrity",
         "The chain leaves out what was put.",
         "kv.state_hash:Changes.put",
-        "self._parts.append(self.records.replace(key, old, new))",
+        "self._parts.append(b'p' + self.records.replace(key, old, new))",
         "self.records.replace(key, old, new)",
         simulated=False,
     ),

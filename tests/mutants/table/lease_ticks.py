@@ -26,8 +26,8 @@ MUTANTS = (
     Mutant(
         "leases",
         "The driver writes no ticks: in an idle cluster no lease ever ends.",
-        "node.driver:Driver.tick",
-        "self._guard(self._leases.tick)",
+        "node.driver:Driver._tick",
+        "self._leases.tick()",
         "pass",
         tests="tests/sim/test_leases.py -k idle",
     ),

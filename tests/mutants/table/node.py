@@ -321,8 +321,8 @@ MUTANTS = (
     Mutant(
         "integrity",
         "What a sweep finds on a leader is reported only with the next entry.",
-        "node.driver:Driver.tick",
-        "self._guard(self._report_digest)",
+        "node.driver:Driver._tick",
+        "self._report_digest()",
         "pass",
         tests="tests/node/test_rebuild.py -k reports_what",
     ),
@@ -1068,8 +1068,8 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "B24",
         "The driver lets no log time pass while nobody writes.",
-        "node.driver:Driver.tick",
-        "self._guard(self._log_time.tick)",
+        "node.driver:Driver._tick",
+        "self._log_time.tick()",
         "pass",
         tests="tests/sim/test_log_time.py",
         simulated=False,
@@ -1470,7 +1470,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K4",
         "Consensus counts ticks before the peers were heard.",
-        "node.driver:Driver.tick",
+        "node.driver:Driver._tick",
         "self._participation.is_active",
         "True",
         tests="tests/node/test_set_back.py",
@@ -1494,7 +1494,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     Mutant(
         "K4",
         "What contradicts the disk ends the process, at every start.",
-        "node.driver:Driver._guard",
+        "node.driver:Driver._failed",
         "self._participation.contradicted(error)",
         "self._fail(error)",
         tests="tests/node/test_set_back.py",

@@ -1178,6 +1178,14 @@ progress = progress or Progress(1)
     ),
     Mutant(
         "calls",
+        "A turn ends although more entries are committed: they are applied with the next input.",
+        "raft.state:State.ready",
+        "bool(committed) and log.applied_index < min(log.commit_index, log.saved_index)",
+        "False",
+        tests="tests/raft",
+    ),
+    Mutant(
+        "calls",
         "Every ready() flushes.",
         "raft.raft:Raft.ready",
         "isinstance(self._role, Leader) and self._role.is_flush_due",
