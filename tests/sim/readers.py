@@ -199,7 +199,9 @@ class Reader:
         *, is_complete: bool,
     ) -> None:  # fmt: skip
         facts, query = self._world.facts, reading.query
-        if self._world.is_forked:
+        # Between two pages a value may have been damaged, which has another place in the order of the values then.
+        is_disordered = query.sort == "value" and self._world.counts["states damaged"] > 0
+        if self._world.is_forked or is_disordered:
             return
         node.observe(range_invariants.a_range_is_at_the_revision_that_was_asked_for, node, asked, scan.revision)
         node.observe(range_invariants.a_page_is_within_its_limit, node, query, items)

@@ -6,6 +6,8 @@ from mutants.mutant import Mutant
 
 _STATE = "tests/kv/test_origins.py"
 _NODE = "tests/node/test_handover.py"
+_LEADER = "tests/node/test_handover_leader.py"
+_NODES = "tests/node/test_handover_nodes.py"
 _FRONT = "tests/fronts/test_forward.py"
 
 
@@ -111,15 +113,29 @@ MUTANTS = (
     _row(
         "A new leader is not told of what the last one may have lost.",
         "node.handover:HandOvers.tick",
-        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
-        "now_s - frame.sent_s >= RESEND_S",
+        "is_other_leader or now_s - frame.sent_s >= frame.resend_s",
+        "now_s - frame.sent_s >= frame.resend_s",
         _NODE,
     ),
     _row(
         "A frame that got lost is sent again to a new leader only.",
         "node.handover:HandOvers.tick",
-        "is_other_leader or now_s - frame.sent_s >= RESEND_S",
+        "is_other_leader or now_s - frame.sent_s >= frame.resend_s",
         "is_other_leader",
+        _NODE,
+    ),
+    _row(
+        "A frame that waits in the queue of a slow stream is sent again every second.",
+        "node.handover:HandOvers.tick",
+        "min(2 * frame.resend_s, RESEND_MAX_S)",
+        "RESEND_S",
+        _NODE,
+    ),
+    _row(
+        "A frame that an earlier leader was sent often is sent again late to the next one.",
+        "node.handover:HandOvers.tick",
+        "RESEND_S if is_other_leader else min(2 * frame.resend_s, RESEND_MAX_S)",
+        "min(2 * frame.resend_s, RESEND_MAX_S)",
         _NODE,
     ),
     # Rule 4: what is told.
@@ -152,6 +168,13 @@ MUTANTS = (
         _NODE,
     ),
     _row(
+        "A member refuses what was sent to another one.",
+        "node.handover:HandOvers.refused",
+        "frame.attempts.get(attempt) == sender",
+        "attempt in frame.attempts",
+        _NODE,
+    ),
+    _row(
         "A frame that a snapshot holds is waited for for ever.",
         "node.handover:HandOvers._follow_state",
         "origin is not None and origin.is_applied(number)",
@@ -177,21 +200,21 @@ MUTANTS = (
         "node.handover_leader:Receiver._leads",
         "self._raft.current_term == term",
         "True",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "The leader calls refused what may still be applied.",
-        "node.handover_leader:Receiver._done",
+        "node.handover_leader:Receiver.settle",
         "not isinstance(error, OutcomeUnknownError)",
         "True",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "A frame is proposed again while it is under way.",
         "node.handover_leader:Receiver.take",
         "attempts is not None",
         "False",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "What the leader refuses is sent again with the rest.",
@@ -199,6 +222,77 @@ MUTANTS = (
         "self._keep_waiting(frame)",
         "pass",
         _NODE,
+    ),
+    # Copies of messages.
+    _row(
+        "A copy of an attempt that was refused is proposed; a copy of one that was proposed is refused.",
+        "node.handover_leader:Attempts.take",
+        "ahead <= -ORIGIN_WINDOW or self._arrived >> -ahead & 1",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A higher attempt makes the leader forget which lower ones have arrived.",
+        "node.handover_leader:Attempts.take",
+        "(self._arrived << min(ahead, ORIGIN_WINDOW) | 1) & _ARRIVED",
+        "1",
+        _LEADER,
+    ),
+    _row(
+        "What an earlier start of the leader's process may have proposed is refused.",
+        "node.handover_leader:Receiver._why_ignored",
+        "term <= self._first_term",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A refusal has the term of its sender, which may not be durable.",
+        "node.handover_leader:Receiver._refuse",
+        "self._answer(sender, term, refusal)",
+        "self._answer(sender, self._raft.current_term, refusal)",
+        _LEADER,
+    ),
+    _row(
+        "A leader proposes again what it has applied.",
+        "node.handover_leader:Receiver._why_ignored",
+        "origin.is_applied(frame.number)",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A member uses up the numbers of another one.",
+        "node.handover_leader:Receiver._why_ignored",
+        "origin.member != sender",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A node that is no member hands writes over.",
+        "node.handover_leader:Receiver._why_ignored",
+        "self._raft.configuration.get(sender) is None",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A frame that comes below the feature level is proposed.",
+        "node.handover_leader:Receiver._why_ignored",
+        "not self._is_possible",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "An opening that comes below the feature level is proposed.",
+        "node.handover_leader:Receiver.open",
+        "not self._is_possible",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A refusal is sent from the event loop's call, which swallows an error.",
+        "node.handover_leader:Receiver._done",
+        "self._schedule()",
+        "self.settle()",
+        _NODES,
     ),
     # Rule 5: snapshots.
     _row(
@@ -231,6 +325,48 @@ MUTANTS = (
         _NODE,
     ),
     _row(
+        "Any number of frames without commands waits at the leader.",
+        "node.handover_leader:Receiver._errors",
+        "len(self._under_way) >= FRAMES_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "Any number of bytes waits at the leader.",
+        "node.handover_leader:Receiver._errors",
+        "self._bytes >= BYTES_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "Bytes that wait no more at the leader are counted for ever.",
+        "node.handover_leader:Receiver.settle",
+        "self._bytes -= size_bytes",
+        "pass",
+        _LEADER,
+    ),
+    _row(
+        "Any number of attempts waits for a frame.",
+        "node.handover_leader:Receiver.take",
+        "len(attempts) < ATTEMPTS_MAX",
+        "True",
+        _LEADER,
+    ),
+    _row(
+        "The attempts of any number of origins are remembered.",
+        "node.handover_leader:Receiver._is_first",
+        "len(self._attempts) >= ORIGINS_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "With many origins, what arrived of an open one is forgotten.",
+        "node.handover_leader:Receiver._is_first",
+        "nonce_of(key[0]) == key[1]",
+        "False",
+        _LEADER,
+    ),
+    _row(
         "A request that was forwarded once is handed over again.",
         "fronts.http.forward:is_handing_over",
         "FORWARDED_BY not in request.headers",
@@ -257,5 +393,20 @@ MUTANTS = (
         "unquote(value).lower() in {'', '1', 'true'}",
         "True",
         _FRONT,
+    ),
+    # What is counted.
+    _row(
+        "A frame that is sent again is counted as a new one.",
+        "node.handover:HandOvers.tick",
+        "self._counters.handover_frames['resent'] += 1",
+        "self._counters.handover_frames['sent'] += 1",
+        _NODE,
+    ),
+    _row(
+        "A refusal is not counted.",
+        "node.handover_leader:Receiver._refuse",
+        "self._counters.handover_refused[refusal.errors[0].code] += 1",
+        "pass",
+        _LEADER,
     ),
 )
