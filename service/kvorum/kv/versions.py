@@ -19,7 +19,7 @@ Below feature level 4 the floor is 0: there is no history, and nothing is kept o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from kvorum.kv.event_log import EventLog
@@ -209,6 +209,12 @@ class Versions:
         if record is None or record.mod_revision <= revision:
             return record
         return _newest(record.older, revision)
+
+    def each_at(self, keys: Sequence[bytes], revision: int, latest: int) -> Iterator[Record | None]:
+        """As :meth:`at`, for each of some keys; ``latest`` is the revision of the store."""
+        if revision == latest:
+            return map(self.records.get, keys)
+        return (self.at(key, revision) for key in keys)
 
     def keys_from(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
         """Return the next keys, ascending: all that may exist at some revision that is kept.
