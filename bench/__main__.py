@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from bench import million
 from bench.cells import CLIENTS, Cell, Idle, Measured, Settings, fill, grpc_cells, http_cells, measure, measure_idle
 from bench.clusters import Cluster, Etcd, Kvorum, System
 from bench.failover import Failover, measure_failovers
@@ -27,6 +28,8 @@ from bench.report import Run, print_report
 from bench.watch import measure_watches
 
 OUT = Path(__file__).parent / "out"
+RESTARTS = 3
+"""Of a follower of each system that has a million keys."""
 ATTEMPTS = 3
 """At each measurement."""
 T = TypeVar("T")
@@ -36,6 +39,8 @@ def main() -> int:
     """Run the benchmark from the command line."""
     options = parse()
     signal.signal(signal.SIGTERM, _on_sigterm)
+    if options.million:
+        return million.run(options.seconds, RESTARTS, options.out.resolve())
     try:
         bench = Bench(options)
         bench.run()
@@ -60,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--value-bytes", type=int, default=defaults.value_bytes, help="default: %(default)s")
     parser.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="default: %(default)s")
     parser.add_argument("--stalls-keys", type=int, default=1_000_000, help="of a store; 0: none (default: %(default)s)")
+    parser.add_argument("--million", action="store_true", help="measure clusters of a million keys, and nothing else")
     parser.add_argument("--no-grpc", action="store_true", help="leave out etcd's own client")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of data and results (default: bench/out)")
     options = parser.parse_args()

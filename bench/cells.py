@@ -36,11 +36,13 @@ class Cell(msgspec.Struct, frozen=True):
     """``http`` or ``grpc``."""
     op: str
     clients: int
+    batch: int = 1
+    """Puts of one transaction, which is one operation; 1: no transactions. Only the generators in Go can do more."""
 
     @property
     def name(self) -> str:
         """What the table and the JSON call it."""
-        return f"{self.op} {self.transport} {self.clients}"
+        return f"{self.op} {self.transport} {self.clients}" + (f" x{self.batch}" if self.batch > 1 else "")
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -95,10 +97,10 @@ class CpuSample(msgspec.Struct, frozen=True):
         return cls(time.monotonic(), servers, machine_busy_seconds())
 
 
-def fill(cluster: Cluster, generator: Generator, settings: Settings) -> Load:
-    """Put every key once, so that every later get finds one."""
+def fill(cluster: Cluster, generator: Generator, settings: Settings, batch: int = 1) -> Load:
+    """Put every key once, so that every later get finds one; in transactions of so many."""
     leader = cluster.wait_until_ready()
-    options = ["-api", cluster.system.api, "-op", "fill", "-clients", "64"]
+    options = ["-api", cluster.system.api, "-op", "fill", "-clients", "64", *_batch(batch)]
     return finish(generator.run(f"127.0.0.1:{cluster.client_ports[leader]}", [*options, *_shape(settings)]), 300)
 
 
@@ -107,6 +109,7 @@ def measure(cluster: Cluster, generator: Generator, cell: Cell, settings: Settin
     leader = cluster.wait_until_ready()
     options = ["-op", cell.op, "-clients", str(cell.clients), "-seed", str(1 + round_)]
     options += ["-seconds", str(settings.seconds), "-warmup", str(settings.warmup_seconds), *_shape(settings)]
+    options += _batch(cell.batch)
     if cell.transport == "http":
         options += ["-api", cluster.system.api]
     process = generator.run(f"127.0.0.1:{cluster.client_ports[leader]}", options)
@@ -173,6 +176,10 @@ def http_cells(clients: Sequence[int]) -> list[Cell]:
 def grpc_cells(clients: Sequence[int]) -> list[Cell]:
     """The cells that etcd runs through its own client, as a second reference."""
     return [Cell("grpc", op, n) for op in ("put", "get") for n in clients]
+
+
+def _batch(batch: int) -> list[str]:
+    return ["-batch", str(batch)] if batch > 1 else []
 
 
 def _shape(settings: Settings) -> list[str]:

@@ -42,6 +42,9 @@ class System(Protocol):
     def put(self, key: str, value: bytes) -> tuple[str, str, bytes]:
         """Return method, path and body of a put over HTTP."""
 
+    def get(self, key: str) -> tuple[str, str, bytes | None]:
+        """Return method, path and body of a linearizable get over HTTP."""
+
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, timeout_s: float = 2.0) -> Any:
     """Return the JSON answer of a node, or None if there is none (or it is not a 200)."""
@@ -110,6 +113,10 @@ class Etcd:
         body = {"key": base64.b64encode(key.encode()).decode(), "value": base64.b64encode(value).decode()}
         return "POST", "/v3/kv/put", json.dumps(body).encode()
 
+    def get(self, key: str) -> tuple[str, str, bytes | None]:
+        """Return method, path and body of a linearizable get over HTTP."""
+        return "POST", "/v3/kv/range", json.dumps({"key": base64.b64encode(key.encode()).decode()}).encode()
+
 
 class Kvorum:
     """Kvorum, by default from this checkout: the ``kvorum`` command beside the running interpreter.
@@ -164,6 +171,10 @@ class Kvorum:
     def put(self, key: str, value: bytes) -> tuple[str, str, bytes]:
         """Return method, path and body of a put over HTTP."""
         return "PUT", f"/v1/kv/{key}", value
+
+    def get(self, key: str) -> tuple[str, str, bytes | None]:
+        """Return method, path and body of a linearizable get over HTTP."""
+        return "GET", f"/v1/kv/{key}", None
 
 
 class Cluster:

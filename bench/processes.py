@@ -27,10 +27,15 @@ def cpu_seconds(pid: int) -> float:
         raise BenchError(f"process {pid} has ended") from None
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a live process."""
+def resident_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Return the resident memory of a live process.
+
+    Args:
+        pid: its id.
+        field: of ``/proc/PID/status``: ``VmRSS`` is all of it, ``RssAnon`` what is not a part of a file.
+    """
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"process {pid} has no resident memory: it has ended")
 
@@ -132,6 +137,21 @@ class Server:
         if self.process is not None and self.process.poll() is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             raise BenchError(f"{self.name} ended with {self.process.returncode}: {' '.join(self.command)}\n{tail}")
+
+    def terminate(self, within_s: float) -> None:
+        """SIGTERM, and wait until it is gone.
+
+        Raises:
+            BenchError: it has not ended in time.
+        """
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{self.name} did not end within {within_s:.0f} s after SIGTERM") from None
+        self.process = None
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -19,7 +19,10 @@ import (
 	"go.uber.org/zap"
 )
 
-const keyBytes = 12
+const (
+	keyBytes = 12
+	stride   = 15485863 // as in bench/loadgen
+)
 
 // config is what the flags say.
 type config struct {
@@ -30,6 +33,7 @@ type config struct {
 	warmup     float64
 	keys       int
 	valueBytes int
+	batch      int
 	seed       uint64
 }
 
@@ -53,6 +57,7 @@ func main() {
 	flag.Float64Var(&c.warmup, "warmup", 1, "seconds of load before measuring")
 	flag.IntVar(&c.keys, "keys", 100000, "size of the key space")
 	flag.IntVar(&c.valueBytes, "value-bytes", 200, "size of a value")
+	flag.IntVar(&c.batch, "batch", 1, "puts of a transaction, which is one operation; 1: no transactions")
 	flag.Uint64Var(&c.seed, "seed", 1, "of the sequence of keys")
 	flag.Parse()
 	if err := run(c); err != nil {
@@ -65,6 +70,9 @@ func main() {
 func run(c config) error {
 	if c.op != "put" && c.op != "get" {
 		return fmt.Errorf("-op must be put or get, not %q", c.op)
+	}
+	if c.batch < 1 || (c.batch > 1 && (c.op != "put" || c.keys%stride == 0 || c.keys < c.batch)) {
+		return fmt.Errorf("-batch must be positive, and goes with put")
 	}
 	workers := make([]*worker, c.clients)
 	for i := range workers {
@@ -102,9 +110,9 @@ func run(c config) error {
 // work asks, and asks again when answered, until the end; what is answered later does not count.
 func (w *worker) work(ctx context.Context, measureAt, endAt time.Time) {
 	for time.Now().Before(endAt) && w.errors < 1000 {
-		key := fmt.Sprintf("key-%08d", splitmix(&w.random)%uint64(w.keys))
+		number := splitmix(&w.random) % uint64(w.keys)
 		begin := time.Now()
-		err := w.do(ctx, key)
+		err := w.do(ctx, number)
 		end := time.Now()
 		switch {
 		case err != nil:
@@ -117,7 +125,11 @@ func (w *worker) work(ctx context.Context, measureAt, endAt time.Time) {
 }
 
 // do is one operation, its answer checked.
-func (w *worker) do(ctx context.Context, key string) error {
+func (w *worker) do(ctx context.Context, number uint64) error {
+	if w.batch > 1 {
+		return w.transact(ctx, number)
+	}
+	key := keyOf(number)
 	if w.op == "put" {
 		copy(w.value, key)
 		_, err := w.client.Put(ctx, key, string(w.value))
@@ -131,6 +143,25 @@ func (w *worker) do(ctx context.Context, key string) error {
 		return fmt.Errorf("not the value of %s", key)
 	}
 	return nil
+}
+
+// transact puts a batch of keys, all different.
+func (w *worker) transact(ctx context.Context, number uint64) error {
+	puts := make([]clientv3.Op, w.batch)
+	for i := range puts {
+		key := keyOf((number + uint64(i)) * stride % uint64(w.keys))
+		copy(w.value, key)
+		puts[i] = clientv3.OpPut(key, string(w.value))
+	}
+	answer, err := w.client.Txn(ctx).Then(puts...).Commit()
+	if err == nil && !answer.Succeeded {
+		err = fmt.Errorf("the transaction did not succeed")
+	}
+	return err
+}
+
+func keyOf(number uint64) string {
+	return fmt.Sprintf("key-%08d", number)
 }
 
 // report merges what the workers measured and prints it as one JSON object.

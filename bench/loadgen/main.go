@@ -34,6 +34,7 @@ type config struct {
 	warmup     float64
 	keys       int
 	valueBytes int
+	batch      int
 	seed       uint64
 }
 
@@ -61,6 +62,7 @@ func main() {
 	flag.Float64Var(&c.warmup, "warmup", 1, "seconds of load before measuring")
 	flag.IntVar(&c.keys, "keys", 100000, "size of the key space")
 	flag.IntVar(&c.valueBytes, "value-bytes", 200, "size of a value")
+	flag.IntVar(&c.batch, "batch", 1, "puts of a transaction, which is one operation; 1: no transactions")
 	flag.Uint64Var(&c.seed, "seed", 1, "of the sequence of keys")
 	flag.Parse()
 	runtime.LockOSThread()
@@ -181,7 +183,7 @@ func (l *load) onReadable(c *connection) error {
 		return l.replace(c, "")
 	}
 	if l.op == "fill" {
-		l.filled++
+		l.filled += l.batch
 	}
 	return l.ask(c)
 }
@@ -217,7 +219,7 @@ func (l *load) replace(c *connection, message string) error {
 		return fmt.Errorf("filling: %s", l.firstError)
 	}
 	if l.op == "fill" {
-		l.filled++
+		l.filled += l.batch
 	}
 	delete(l.connections, int32(c.fd))
 	_ = syscall.Close(c.fd)

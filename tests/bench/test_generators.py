@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 import socketserver
 import sys
@@ -34,7 +36,10 @@ class Node(socketserver.StreamRequestHandler):
                 if header.lower().startswith(b"content-length:"):
                     size = int(header.split(b":")[1])
             body = self.rfile.read(size)
-            if method == "PUT":
+            if method == "POST":
+                self.store.update(puts_of(path, body))
+                self.answer(200, b'{"succeeded":%s}' % (b"false" if self.fault == "fails transactions" else b"true"))
+            elif method == "PUT":
                 self.store[path] = body
                 self.answer(503 if self.fault == "refuses puts" else 200, b"{}")
             else:
@@ -52,6 +57,18 @@ class Node(socketserver.StreamRequestHandler):
             self.wfile.write(b"HTTP/1.1 %d x\r\nTransfer-Encoding: chunked\r\n\r\n%b" % (status, chunks))
         else:
             self.wfile.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+
+def puts_of(path: str, body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return what a transaction puts, as single puts would be kept."""
+    txn = json.loads(body)
+    if path == "/v1/txn":
+        for each in txn["then"]:
+            yield f"/v1/kv/{each['put']['key']}", each["put"]["value"].encode()
+    else:
+        for each in txn["success"]:
+            key, value = (base64.b64decode(each["requestPut"][name]) for name in ("key", "value"))
+            yield f"/v1/kv/{key.decode()}", value
 
 
 @contextmanager
@@ -97,6 +114,28 @@ def test_a_fill_puts_every_key_once_and_gets_find_them(kind: str, fault: str) ->
         assert read.errors == 0
         assert 0 < read.p50_ms <= read.p99_ms <= read.max_ms
         assert read.cpu_seconds > 0
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="needs go")
+@pytest.mark.parametrize("api", ["kvorum", "etcd"])
+def test_a_fill_in_transactions_puts_what_a_fill_of_single_puts_does(api: str) -> None:
+    with node() as (address, store):
+        finish(generator("go").run(address, ["-op", "fill", "-clients", "3", *KEYS]), 30)
+        single = dict(store)
+        store.clear()
+        options = ["-api", api, "-op", "fill", "-batch", "8", "-clients", "3", *KEYS]
+        assert finish(generator("go").run(address, options), 30).ops == 25
+        assert store == single
+        options = ["-api", api, "-op", "put", "-batch", "8", *SHORT]
+        assert finish(generator("go").run(address, options), 30).errors == 0
+        assert store == single
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="needs go")
+def test_a_transaction_that_does_not_succeed_is_an_error() -> None:
+    options = ["-op", "put", "-batch", "8", "-clients", "3", "-seconds", "20", *KEYS]
+    with node("fails transactions") as (address, _), pytest.raises(BenchError, match="did not succeed"):
+        finish(generator("go").run(address, options), 30)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)

@@ -199,10 +199,10 @@ def kept_versions(store: Store, keys: Sequence[bytes]) -> dict[bytes, int]:
     for key in keys:
         newest = store.versions.records.get(key) or store.versions._tombstones.get(key)
         older = newest.older if newest is not None else None
-        count = len(older) if isinstance(older, list) else older is not None
+        count = len(older) if isinstance(older, (tuple, list)) else int(older is not None)
         count += newest is not None and not newest.version
         if count:
-            kept[key] = int(count)
+            kept[key] = count
     return kept
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from kv.kv_support import apply, kept_versions, raise_to, restore, snapshot_of, store_at_level_3, store_at_level_4
 
@@ -20,6 +22,7 @@ from kvorum.kv.commands import (
 from kvorum.kv.limits import TOMBSTONE_OVERHEAD_BYTES, VERSION_OVERHEAD_BYTES
 from kvorum.kv.records import Record
 from kvorum.kv.store import Store
+from kvorum.kv.versions import TUPLE_VERSIONS_MAX
 
 A1 = Record(b"a", b"1", 2, 2, 1)
 A2 = Record(b"a", b"22", 2, 3, 2)
@@ -221,3 +224,33 @@ def test_a_restored_backup_answers_no_revision_of_the_old_cluster() -> None:
     apply(below, Put(b"a", b"1"))
     below.bump_revision(1000)
     assert (below.revision, below.versions.floor) == (1001, 0)
+
+
+def test_the_garbage_collector_does_not_look_at_the_versions_of_a_key_again() -> None:
+    store = store_at_level_4()
+    for number in range(TUPLE_VERSIONS_MAX + 1):
+        apply(store, Put(b"a", b"%d" % number))
+    older = store.versions.records[b"a"].older
+    assert isinstance(older, tuple) and len(older) == TUPLE_VERSIONS_MAX
+    gc.collect(0)
+    assert not gc.is_tracked(older)
+
+
+def test_an_overwrite_of_a_key_with_many_versions_copies_none_of_them() -> None:
+    store = store_at_level_4()
+    for number in range(TUPLE_VERSIONS_MAX + 2):
+        apply(store, Put(b"a", b"%d" % number))
+    older = store.versions.records[b"a"].older
+    apply(store, Put(b"a", b"last"))
+    assert store.versions.records[b"a"].older is older
+    assert [store.get(b"a", revision) is not None for revision in (1, 2, store.revision)] == [False, True, True]
+
+
+def test_a_compaction_leaves_a_tuple_of_few_versions() -> None:
+    store = store_at_level_4()
+    for number in range(2 * TUPLE_VERSIONS_MAX):
+        apply(store, Put(b"a", b"%d" % number))
+    apply(store, Compact(store.revision - 5))
+    store.reclaim(10_000)
+    older = store.versions.records[b"a"].older
+    assert isinstance(older, tuple) and len(older) == 6  # what is visible below the floor, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -247,6 +248,11 @@ class Counted(Versions):
         self.looked_at += 1
         return super().at(key, revision)
 
+    def each_at(self, keys: Sequence[bytes], revision: int, latest: int) -> Iterator[Record | None]:
+        for record in super().each_at(keys, revision, latest):
+            self.looked_at += revision == latest  # otherwise at() counts it
+            yield record
+
     def events(self, position: int, limit: int) -> list[Record]:
         found = super().events(position, limit)
         self.looked_at += len(found)
@@ -301,6 +307,13 @@ def test_a_slice_looks_at_a_bounded_number_of_keys_and_events(query: RangeQuery,
 def test_a_slice_ends_when_it_has_found_many_bytes() -> None:
     versions = Counted().fill(*numbered(100), value=bytes(64 * 1024))
     assert max(found for _, found in counted_slices(versions, RangeQuery(), 512)) <= 8
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_range_with_a_limit_looks_at_one_key_more_than_it_returns(reverse: bool) -> None:
+    versions = Counted().fill(*numbered(3000))
+    slices = counted_slices(versions, RangeQuery(b"0001000", limit=100, reverse=reverse), 512)
+    assert slices == [(101, 100)]
 
 
 def test_a_sorted_range_goes_on_when_its_count_has_taken_a_whole_slice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -29,7 +30,7 @@ class Record(msgspec.Struct, gc=False):
     """The revision of this version."""
     version: int
     """How many puts since the key was created; 1 for a new key, 0: a tombstone."""
-    older: Record | list[Record] | None = None
+    older: Record | Sequence[Record] | None = None
     """Of the newest version of a key: the older ones that are kept, oldest first."""
     lease: int = 0
     """The id of the lease whose end deletes the key (:mod:`kvorum.kv.leases`); 0: none."""

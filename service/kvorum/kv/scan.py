@@ -183,10 +183,12 @@ class Scan:
             )
         if self.query.count_only:
             self.is_done = True
-        elif self.query.sort == "key":
-            self._scan(versions, latest, found)
-        else:
+        elif self.query.sort != "key":
             self._scan_sorted(versions, latest, found)
+        elif self._is_plain and not self.query.delimiter:
+            self._scan_plain(versions, latest, found)
+        else:
+            self._scan(versions, latest, found)
         return found
 
     # --- The count ----------------------------------------------------------------------------------------------
@@ -197,7 +199,9 @@ class Scan:
         self._changes, self._visited, self._visited_to = None, 0, self.query.start
         start, end = self.query.start, self.query.bound
         keys = versions.live.count(start, end)
-        if latest != self.revision:
+        if latest == self.revision:
+            self.count = keys if self.count is None else self.count
+        else:
             keys += versions.dead.count(start, end)
         if self.query.delimiter or (self.count is None and versions.end - versions.position(self.revision + 1) <= keys):
             self._changes = _Changes(versions, self.revision, start, end)
@@ -256,6 +260,36 @@ class Scan:
                     self.is_done = True
                 else:
                     self._pass(keys[-1])
+
+    def _scan_plain(self, versions: Versions, latest: int, found: list[Item]) -> None:
+        """As :meth:`_scan`, for records that are wanted as they are: without a call for each of them."""
+        items, bytes_left, steps = self._items, self._bytes_max - self._bytes, self._steps
+        is_first = not self._bytes
+        while steps > 0 and not self.is_done:
+            # One more than is wanted shows whether there is more.
+            wanted = min(steps, self._items_max - items + 1)
+            keys = self._next_keys(versions, latest, wanted)
+            for key, record in zip(keys, versions.each_at(keys, self.revision, latest), strict=True):
+                steps -= 1
+                if record is not None:
+                    size_bytes = ITEM_BYTES + len(key) + len(record.value)
+                    if items >= self._items_max or (size_bytes > bytes_left and not is_first):
+                        self._stop_before(key)
+                        break
+                    is_first = False
+                    items += 1
+                    bytes_left -= size_bytes
+                    steps -= size_bytes // _BYTES_PER_STEP
+                    found.append(record)
+                if steps <= 0:
+                    self._pass(key)
+                    break
+            else:
+                if len(keys) < wanted:
+                    self.is_done = True
+                else:
+                    self._pass(keys[-1])
+        self._items, self._bytes, self._steps = items, self._bytes_max - bytes_left, steps
 
     def _next_keys(self, versions: Versions, latest: int, wanted: int) -> list[bytes]:
         # A key that is deleted by now is of interest at an older revision only.

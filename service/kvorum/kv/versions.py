@@ -19,13 +19,17 @@ Below feature level 4 the floor is 0: there is no history, and nothing is kept o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from kvorum.kv.event_log import EventLog
 from kvorum.kv.keys import Keys
 from kvorum.kv.limits import INTEGER_MAX, RECORD_OVERHEAD_BYTES, TOMBSTONE_OVERHEAD_BYTES, VERSION_OVERHEAD_BYTES
 from kvorum.kv.records import Record
+
+TUPLE_VERSIONS_MAX = 64
+"""Older versions of one key that are kept as a tuple: the garbage collector looks at a tuple of records once, and at a
+list in each of its full collections. More are kept as a list, to which an append takes no longer the more there are."""
 
 _revision_of = attrgetter("mod_revision")
 
@@ -210,6 +214,12 @@ class Versions:
             return record
         return _newest(record.older, revision)
 
+    def each_at(self, keys: Sequence[bytes], revision: int, latest: int) -> Iterator[Record | None]:
+        """As :meth:`at`, for each of some keys; ``latest`` is the revision of the store."""
+        if revision == latest:
+            return map(self.records.get, keys)
+        return (self.at(key, revision) for key in keys)
+
     def keys_from(self, start: bytes, end: bytes | None, limit: int, *, has_dead: bool = True) -> list[bytes]:
         """Return the next keys, ascending: all that may exist at some revision that is kept.
 
@@ -381,35 +391,41 @@ class Versions:
         return visited
 
 
-def _with_older(old: Record) -> Record | list[Record]:
+def _with_older(old: Record) -> Record | Sequence[Record]:
     """Return what is kept of a key once its newest version is replaced."""
     older = old.older
     if older is None:
         return old
     old.older = None
+    if isinstance(older, Record):
+        return older, old
     if isinstance(older, list):
         older.append(old)
         return older
-    return [older, old]
+    return (*older, old) if len(older) < TUPLE_VERSIONS_MAX else [*older, old]
 
 
-def _newest(older: Record | list[Record] | None, revision: int) -> Record | None:
+def _newest(older: Record | Sequence[Record] | None, revision: int) -> Record | None:
     """Return the newest of the older versions that is not above a revision."""
-    if isinstance(older, list):
-        number = bisect_right(older, revision, key=_revision_of)
-        return older[number - 1] if number else None
-    return older if older is not None and older.mod_revision <= revision else None
+    if older is None:
+        return None
+    if isinstance(older, Record):
+        return older if older.mod_revision <= revision else None
+    number = bisect_right(older, revision, key=_revision_of)
+    return older[number - 1] if number else None
 
 
 def _drop(newest: Record, last: int, limit: int) -> int:
     """Drop at most ``limit`` versions of a key that cannot be seen at revision ``last`` or later; return how many."""
     older = newest.older
-    if not isinstance(older, list):
-        is_seen = older is not None and newest.mod_revision > last and (older.version or older.mod_revision > last)
-        if older is not None and not is_seen:
-            newest.older = None
-            return 1
+    if older is None:
         return 0
+    if isinstance(older, Record):
+        is_seen = newest.mod_revision > last and (older.version or older.mod_revision > last)
+        if is_seen:
+            return 0
+        newest.older = None
+        return 1
     if newest.mod_revision <= last:
         count = len(older)
     else:
@@ -417,29 +433,41 @@ def _drop(newest: Record, last: int, limit: int) -> int:
         if count and older[count - 1].version:
             count -= 1  # the one that is visible at `last`
     count = min(count, limit)
-    del older[:count]
-    if not older:
-        newest.older = None
-    elif len(older) == 1:
-        newest.older = older[0]
+    if count:
+        newest.older = _without(older, 0, count)
     return count
 
 
-def _drop_after(newest: Record, first: int, last: int, limit: int) -> list[Record]:
+def _drop_after(newest: Record, first: int, last: int, limit: int) -> Sequence[Record]:
     """Drop at most ``limit`` versions of a key that came after ``first`` and are replaced at ``last``; return them.
 
     What is visible at ``last`` stays, also if it is a tombstone: below it there may be a version that is not.
     """
     older = newest.older
-    if not isinstance(older, list):
-        if older is not None and first < older.mod_revision and newest.mod_revision <= last:
+    if older is None:
+        return ()
+    if isinstance(older, Record):
+        if first < older.mod_revision and newest.mod_revision <= last:
             newest.older = None
-            return [older]
-        return []
+            return (older,)
+        return ()
     begin = bisect_right(older, first, key=_revision_of)
     end = len(older) if newest.mod_revision <= last else bisect_right(older, last, key=_revision_of) - 1
-    dropped = older[begin : begin + min(max(end - begin, 0), limit)]
-    del older[begin : begin + len(dropped)]
-    if len(older) <= 1:
-        newest.older = older[0] if older else None
+    end = begin + min(max(end - begin, 0), limit)
+    dropped = older[begin:end]
+    if dropped:
+        newest.older = _without(older, begin, end)
     return dropped
+
+
+def _without(older: Sequence[Record], begin: int, end: int) -> Record | Sequence[Record] | None:
+    """Return what is left of the older versions of a key without some of them."""
+    rest: Sequence[Record]
+    if isinstance(older, list):
+        del older[begin:end]
+        rest = older if len(older) > TUPLE_VERSIONS_MAX else tuple(older)
+    else:
+        rest = (*older[:begin], *older[end:])
+    if len(rest) > 1:
+        return rest
+    return rest[0] if rest else None

@@ -106,6 +106,27 @@ MUTANTS = (
         _MACHINE,
     ),
     _row(
+        "The garbage collector visits the versions of all keys that were overwritten: a stall after each snapshot.",
+        "kv.versions:_with_older",
+        "len(older) < TUPLE_VERSIONS_MAX",
+        "False",
+        _RULES,
+    ),
+    _row(
+        "Each overwrite of a key copies all its versions.",
+        "kv.versions:_with_older",
+        "len(older) < TUPLE_VERSIONS_MAX",
+        "True",
+        _RULES,
+    ),
+    _row(
+        "What a compaction leaves of a key with many versions is visited by the garbage collector for ever.",
+        "kv.versions:_without",
+        "tuple(older)",
+        "older",
+        _RULES,
+    ),
+    _row(
         "A tombstone between two versions is kept below the floor.",
         "kv.versions:_drop",
         "count and older[count - 1].version",

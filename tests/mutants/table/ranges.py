@@ -35,6 +35,24 @@ _ROWS = (
         "self._bytes + size_bytes > self._bytes_max",
         "False",
     ),
+    (
+        "A page of records that are wanted as they are has no bound in bytes.",
+        "kv.scan:Scan._scan_plain",
+        "size_bytes > bytes_left",
+        "False",
+    ),
+    (
+        "A slice takes as many large records as small ones.",
+        "kv.scan:Scan._scan_plain",
+        "steps -= size_bytes // _BYTES_PER_STEP",
+        "pass",
+    ),
+    (
+        "A range at an old revision has the latest versions.",
+        "kv.versions:Versions.each_at",
+        "revision == latest",
+        "True",
+    ),
     ("A sorted range has no bound.", "kv.scan:Scan.step", "self.count > SORTED_KEYS_MAX", "False"),
     (
         "A page that ran out of time before its first key is empty, and so is the next one, for ever.",
