@@ -20,6 +20,7 @@ from sim.linearizability import check_history
 POD = "recorder"
 RECORDER = Path(__file__).with_name("recorder.py")
 WRITER = Path(__file__).with_name("writer.py")
+FORWARDER = Path(__file__).with_name("forwarder.py")
 READ_BACK_TIMEOUT_S = 120
 UNRETRIED_WRITES_MIN = 200
 
@@ -43,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def deploy_recorder(kube: Kube, image: str) -> None:
     """Start the pod that recorders run in; on a control plane node if it can, since the others will suffer."""
-    files = [f"--from-file={file}" for file in (RECORDER, WRITER)]
+    files = [f"--from-file={file}" for file in (RECORDER, WRITER, FORWARDER)]
     script = kube.kubectl("create", "configmap", POD, *files, "--dry-run=client", "-o", "json")
     kube.kubectl("apply", "-f", "-", stdin=script)
     container = {
