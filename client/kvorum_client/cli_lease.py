@@ -9,7 +9,7 @@ from typing import Any
 
 from kvorum_client.arguments import TIMEOUT_S_MAX
 from kvorum_client.cli_arguments import add_output, lease_id, whole_number
-from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
+from kvorum_client.cli_output import print_json, print_json_line, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import OutcomeUnknownError, UnavailableError
 from kvorum_client.leases import LOCK_DELAY_S_MAX, RENEWALS, TTL_S_MAX, LeaseInfo, now, shown_id
@@ -65,7 +65,7 @@ async def keep(client: Client, options: argparse.Namespace) -> int:
     options.has_begun = lambda: True
     while True:
         if options.output == "json":
-            print_json({"id": shown_id(options.id), "ttl_s": ttl_s})
+            print_json_line({"id": shown_id(options.id), "ttl_s": ttl_s})
         else:
             print(f"lease {shown_id(options.id)} lives for {ttl_s} s", flush=True)
         if options.once:

@@ -16,7 +16,7 @@ import msgspec
 from kvorum_client.cli_arguments import add_output, name, seconds
 from kvorum_client.cli_guard import EXIT_LOST, Signals, run_command
 from kvorum_client.cli_lease import add_delay, ttl
-from kvorum_client.cli_output import print_json, print_table, printable, say, text_fields
+from kvorum_client.cli_output import print_json, print_json_line, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.elections import Election
 from kvorum_client.errors import ClientError, InvalidArgumentError, LockLostError, UnavailableError
@@ -150,7 +150,7 @@ async def _while_held(holding: Lock | Election, what: str, options: argparse.Nam
     if not options.command:
         if options.output == "json":
             fields = {"fencing_token": token, "lease": shown_id(holding.lease.id)}
-            print_json({**text_fields("name", holding.name), **fields})
+            print_json_line({**text_fields("name", holding.name), **fields})
         else:
             print(token, flush=True)
         await holding.lost.wait()

@@ -20,6 +20,12 @@ def print_json(data: object, stream: BinaryIO | None = None) -> None:
     stream.flush()
 
 
+def print_json_line(data: object) -> None:
+    """Print data as JSON in one line at once, as commands do that go on: a program reads them line by line."""
+    sys.stdout.buffer.write(msgspec.json.encode(data) + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def text_fields(name: str, data: bytes) -> dict[str, str]:
     """Return bytes as a field of JSON: as text, or, if they are not UTF-8, as base64 under another name."""
     try:

@@ -137,6 +137,33 @@ def test_keeping_a_lease_goes_on_until_it_is_gone(out: Out, monkeypatch: pytest.
     run(scenario)
 
 
+def test_commands_that_go_on_print_each_object_of_json_in_a_line(out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs read them line by line."""
+    monkeypatch.setattr("kvorum_client.cli_lease.RENEWALS", 1000)
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        assert await kv("lease", "grant", "30", "--id", "a") == 0
+        out()
+        keeping = asyncio.create_task(kv("lease", "keep", "a", "-o", "json"))
+        holding = asyncio.create_task(kv("lock", "l", "-o", "json"))
+        lines = list[str]()
+
+        def is_held() -> bool:
+            lines.extend(out()[0])
+            return any("fencing_token" in line for line in lines)
+
+        await until("renewed", lambda: renewals(server) > 3)
+        await until("held", is_held)
+        for lease in list(server.node.store.leases):
+            server.node.revoke(lease.id)
+        assert [await keeping, await holding] == [1, 1]
+        printed = [json.loads(line) for line in lines + out()[0]]
+        assert printed.count({"id": "a", "ttl_s": 30}) >= 3
+        assert [set(each) for each in printed if "name" in each] == [{"name", "fencing_token", "lease"}]
+
+    run(scenario)
+
+
 def test_a_transaction_puts_with_a_lease_and_compares_it(out: Out, tmp_path: Path) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         await kv("lease", "grant", "60", "--id", "1a")
