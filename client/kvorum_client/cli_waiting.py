@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 from kvorum_client import cli_backup, cli_lease, cli_lock, cli_status, cli_watch
 from kvorum_client.cli_output import say
-from kvorum_client.client import BACKUP_SILENCE_S, Client
+from kvorum_client.client import Client
+from kvorum_client.streams import BACKUP_SILENCE_S
 from kvorum_client.top import ASK_TIMEOUT_S, top
 
 NO_LEADER = "there is no leader: nothing was done; a majority must be up (kv status)"

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from kvorum_client import forking
 from kvorum_client.backup import Backup
-from kvorum_client.client import CONCURRENT_CALLS_MAX, Client
+from kvorum_client.calls import CONCURRENT_CALLS_MAX
+from kvorum_client.client import Client
 from kvorum_client.errors import ClientError, InvalidArgumentError, OutcomeUnknownError, UnavailableError
 from kvorum_client.ranges import SortBy
 from kvorum_client.results import (

@@ -29,7 +29,10 @@ from kvorum_client import (
     SyncClient,
     UnavailableError,
 )
+from kvorum_client.calls import Caller
+from kvorum_client.cluster_calls import ClusterCalls
 from kvorum_client.sessions import LANES_MAX, WINDOW, Sessions
+from kvorum_client.streams import Streams
 from kvorum_client.transport import Answer, NoAnswerError, Transport
 
 
@@ -548,7 +551,8 @@ def test_mistakes_are_found_before_anything_is_sent() -> None:
 
 
 def test_the_synchronous_twin_has_the_same_methods_and_does_the_same() -> None:
-    public = {name for name in vars(Client) if not name.startswith("_")} - {"endpoints"}
+    kinds = (Client, ClusterCalls, Streams, Caller)
+    public = {name for kind in kinds for name in vars(kind) if not name.startswith("_")} - {"endpoints"}
     assert public == {name for name in vars(SyncClient) if not name.startswith("_")}
 
     async def scenario() -> None:

@@ -11,7 +11,7 @@ from fronts.fake_node import CLUSTER, FakeNode, client_id_of, make_config, servi
 from waiting import until
 
 from kvorum_client import Client, InvalidArgumentError, OutcomeUnknownError, SyncClient, UnavailableError
-from kvorum_client.client import CONCURRENT_CALLS_MAX
+from kvorum_client.calls import CONCURRENT_CALLS_MAX
 from kvorum_client.transport import Answer, Transport
 
 PUT = b'{"revision": 1, "create_revision": 1, "mod_revision": 1, "version": 1}'

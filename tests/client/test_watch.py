@@ -29,8 +29,9 @@ from kvorum_client import (
     UnavailableError,
     Watch,
     WatchEvent,
+    calls,
+    streams,
 )
-from kvorum_client import client as client_module
 from kvorum_client import watch as watch_module
 from kvorum_client.transport import NotSentError, Transport
 from kvorum_client.watch import AttemptEndedError
@@ -345,7 +346,8 @@ def test_the_search_for_a_node_ends_in_time_whatever_the_first_attempt_took(monk
 def test_what_a_node_took_to_name_its_cluster_counts_towards_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
         clock, asked = Clock(), []
-        monkeypatch.setattr(client_module, "time", clock)
+        monkeypatch.setattr(calls, "time", clock)
+        monkeypatch.setattr(streams, "time", clock)
 
         async def learn(self: Client, call: Any, base: str, timeout_s: float) -> bool:
             clock.now_s += timeout_s - 0.1

@@ -23,7 +23,7 @@ OURS, THEIRS = CLUSTER, "d" * 32
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the client from asking others who leads while a node is silent."""
-    monkeypatch.setattr("kvorum_client.client.SUSPECT_S", 1000.0)
+    monkeypatch.setattr("kvorum_client.calls.SUSPECT_S", 1000.0)
 
 
 @contextlib.asynccontextmanager
