@@ -381,7 +381,7 @@ MUTANTS = (
         _FRONT,
     ),
     _row(
-        "Requests with ?forward have a second bound of what watches leave unread.",
+        "Requests with ?forward have handlers of their own for what only reads.",
         "fronts.http.dispatch:_Routes.handing_over",
         "copy(self)",
         "_Routes(service, self._config, self._bodies, health_only=False)",
