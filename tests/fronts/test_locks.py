@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
 import pytest
-from fronts import fake_node
-from fronts.fake_node import Answer, FakeNode, Server, make_config
+from fronts.fake_node import Server
+from fronts.lock_support import held, lock, run, waiting
 from waiting import until
 
 from kvorum.errors import NotServingError
@@ -18,35 +17,6 @@ from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
 from kvorum.service.locks import Locks
 from kvorum.service.requests import AcquireLock
-
-
-def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
-    """Run the scenario against a server with leases 1 to 4 of 10 s."""
-    node = FakeNode(make_config())
-    node.raise_feature_level()
-
-    async def with_leases(http: Server) -> None:
-        for id in range(1, 5):
-            await http("POST", "/v1/leases", json.dumps({"ttl_s": 10, "id": f"{id:x}"}).encode())
-        await scenario(http)
-
-    fake_node.run(with_leases, node)
-
-
-async def lock(http: Server, lease: int, wait_ms: int = 0, name: str = "a", kind: str = "locks") -> Answer:
-    """Ask for a lock."""
-    return await http("POST", f"/v1/{kind}/{name}?lease={lease}" + (f"&wait_ms={wait_ms}" if wait_ms else ""))
-
-
-def held(http: Server, name: str = "a", kind: str = "_locks") -> list[bytes]:
-    """The keys of a queue."""
-    return http.node.store.versions.live.ascending(f"{kind}/{name}/".encode(), f"{kind}/{name}0".encode(), 100)
-
-
-async def waiting(http: Server, count: int) -> None:
-    """Wait until so many places are taken, and those who wait have their two watches each."""
-    hub = http.node.watches.hub
-    await until("the queue is that long", lambda: len(held(http)) >= count and hub.size >= 2 * (count - 1))
 
 
 def test_a_free_lock_is_granted_with_a_token() -> None:

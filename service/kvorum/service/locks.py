@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import groupby
 
+import msgspec
+
 from kvorum.errors import (
     CallerError,
     InvalidRequestError,
@@ -95,6 +97,10 @@ class Locks:
         if not request.wait_ms and (granted := await self._try(principal, attempt)) is not None:
             return granted
         await self._put(principal, attempt)
+        attempt.forget_value()
+        if request.on_placed is not None:
+            request.on_placed()
+        del request  # It has the value.
         try:
             return await self._wait(principal, attempt, deadline_s)
         except asyncio.CancelledError:
@@ -319,6 +325,10 @@ class _Attempt:
         self.token = 0
         self.before: Record | None = None
         """The place before its own, for which it waits."""
+
+    def forget_value(self) -> None:
+        """Let go of the value, which is in the key: a wait is long, and those who wait may be many."""
+        self.request = msgspec.structs.replace(self.request, value=b"")
 
     def granted(self, revision: int) -> LockGrant:
         """Return what the lease has got."""

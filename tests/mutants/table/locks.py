@@ -5,8 +5,8 @@ from __future__ import annotations
 from mutants.mutant import Mutant
 
 
-def _row(fault: str, function: str, code: str, replacement: str) -> Mutant:
-    return Mutant("locks", fault, function, code, replacement, tests="tests/fronts/test_locks.py", simulated=False)
+def _row(fault: str, function: str, code: str, replacement: str, tests: str = "test_locks.py") -> Mutant:
+    return Mutant("locks", fault, function, code, replacement, tests=f"tests/fronts/{tests}", simulated=False)
 
 
 MUTANTS = [
@@ -81,5 +81,26 @@ MUTANTS = [
         "fronts.http.locks:waits",
         "'wait_ms=' in raw_query",
         "False",
+    ),
+    _row(
+        "Whoever waits for an election keeps its share of what bodies may take.",
+        "service.locks:Locks.acquire",
+        "request.on_placed is not None",
+        "False",
+        "test_lock_bounds.py",
+    ),
+    _row(
+        "Whoever waits for an election keeps its value in memory.",
+        "service.locks:_Attempt.forget_value",
+        "msgspec.structs.replace(self.request, value=b'')",
+        "self.request",
+        "test_lock_bounds.py",
+    ),
+    _row(
+        "A body without a length keeps the share of the longest one.",
+        "fronts.http.request:Bodies._keep",
+        "size_bytes - self._taken.get(id(request), 0)",
+        "0",
+        "test_lock_bounds.py",
     ),
 ]

@@ -138,9 +138,17 @@ class LockHandlers:
         """``POST``: wait for the lock; or campaign, with the value in the body."""
         query = Query(raw_query, WAIT_PARAMETERS)
         lease, wait_ms = _lease(query), query.integer(parameters.WAIT_MS) or 0
-        value = await self._value(request)
-        wanted = AcquireLock(self._kind, decode_bytes(raw_name), lease, value, wait_ms, common_parameters(query))
-        granted = self._execute(ANONYMOUS, wanted)
+        name, timeout_ms = decode_bytes(raw_name), common_parameters(query)
+
+        def forget_body() -> None:
+            del request[BODY]
+            self._bodies.release(request)
+
+        # No variable here keeps the value: a wait is long.
+        granted = self._execute(
+            ANONYMOUS,
+            AcquireLock(self._kind, name, lease, await self._value(request), wait_ms, timeout_ms, forget_body),
+        )
         return _granted(await (while_connected(request, granted) if wait_ms else granted))
 
     async def release(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
