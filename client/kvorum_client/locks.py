@@ -264,9 +264,11 @@ class Queueing:
         answer = await self._calls._coordinate(
             "GET", key_path(key), parameters=parameters, timeout_s=attempt_s, attempt_s=attempt_s
         )
-        if answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token:
-            return ""
-        return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
+        if answer.status == 404 or (record := record_of(key, answer)).create_revision != self.fencing_token:
+            return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
+        if record.lease != self._lease.id:
+            return f"somebody put the key of the {self._what} without its lease, so the next one holds it"
+        return ""
 
     # --- Waiting ------------------------------------------------------------------------------------------------
 

@@ -252,6 +252,17 @@ def test_a_holder_learns_that_its_lock_is_lost(cause: str) -> None:
 
 
 @pytest.mark.usefixtures("often")
+def test_a_holder_learns_that_its_key_was_put_without_its_lease() -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        with pytest.raises(LockLostError, match="somebody put the key of the lock without its lease"):
+            async with kv.lock("a") as lock:
+                await kv.put(lock.key, "note")
+                await lock.lost.wait()
+
+    with_node(scenario)
+
+
+@pytest.mark.usefixtures("often")
 def test_a_body_can_be_cancelled_when_the_lock_is_lost() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         with pytest.raises(LockLostError):

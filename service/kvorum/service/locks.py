@@ -14,7 +14,9 @@ attempt: as a put was committed, or behind a read that a quorum has confirmed. S
 point of the log. A holder that has lost its lease may not know it yet: what it writes must carry the token, or the
 lease a lock-delay.
 
-A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``.
+A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``. A key
+that others put, without its lease, is no place and never becomes one: the next attempt of its lease deletes it first. So
+nobody gets an old place, which may be before that of a holder.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from kvorum.errors import (
 from kvorum.kv import commands
 from kvorum.kv.commands import TxnRefused
 from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
-from kvorum.kv.operations import PutOpResult, RangeOpResult
+from kvorum.kv.operations import DeleteRangeOpResult, PutOpResult, RangeOpResult, TxnOp, TxnOpResult
 from kvorum.kv.records import Record
 from kvorum.kv.watch import EventBatch, Interest
 from kvorum.service.access import Principal
@@ -64,6 +66,8 @@ from kvorum.service.transactions import Transactions
 
 PREFIXES: dict[LockKind, bytes] = {"lock": b"_locks/", "election": b"_elections/"}
 """Where the keys of each kind are."""
+_PUTS_MAX = 3
+"""How often an attempt puts its key, if others put it without its lease meanwhile."""
 
 
 class Locks:
@@ -126,7 +130,7 @@ class Locks:
             raise _not_held("election", request.name, request.lease)
         token = queue[0].create_revision
         txn = Txn(
-            (Compare(key, "create_revision", "=", token),),
+            (Compare(key, "create_revision", "=", token), Compare(key, "lease", "=", request.lease)),
             (LeasedPutOp(key, request.value, lease=request.lease),),
             timeout_ms=request.timeout_ms,
         )
@@ -168,10 +172,10 @@ class Locks:
         """
         bounds = attempt.prefix, prefix_end(attempt.prefix)
         compare = Compare(bounds[0], "create_revision", "=", 0, bounds[1])
-        result = await self._do(principal, attempt, (compare,), (RangeOp(*bounds, keys_only=True),))
+        result = await self._do(principal, attempt, compare, RangeOp(*bounds, keys_only=True))
         match result.results:
-            case (PutOpResult(revision, create_revision),):
-                attempt.mod_revision, attempt.token = revision, create_revision
+            case (PutOpResult() as done,):
+                attempt.placed(done)
                 return attempt.granted(result.revision)
             case (RangeOpResult(records=records),):
                 queue = sorted(filter(_is_place, _of(attempt.prefix, records)), key=_place)
@@ -180,23 +184,34 @@ class Locks:
         return None
 
     async def _put(self, principal: Principal, attempt: _Attempt) -> None:
-        """Take a place, or keep the one that the lease has."""
-        result = await self._do(principal, attempt)
-        match result.results:
-            case (PutOpResult(revision, create_revision),):
-                attempt.mod_revision, attempt.token = revision, create_revision
-            case _:
-                raise InvariantViolatedError(f"a put was answered with {result}")
+        """Take a place, or keep the one that the lease has.
+
+        A key that is there and does not have its lease is no place, whatever its revision: it goes first, and the place
+        is a new one.
+
+        Raises:
+            OverloadedError: somebody else puts the key without its lease, again and again. Nothing was done.
+        """
+        put = attempt.put
+        keep = TxnOp((Compare(put.key, "lease", "=", put.lease),), (put,), (DeleteRangeOp(put.key),))
+        for _ in range(_PUTS_MAX):
+            result = await self._do(principal, attempt, Compare(put.key, "create_revision", "=", 0), keep)
+            match result.results:
+                case (PutOpResult() as done,) | (TxnOpResult(results=(PutOpResult() as done,)),):
+                    attempt.placed(done)
+                    return
+                case (TxnOpResult(results=(DeleteRangeOpResult(),)),):
+                    continue
+                case _:
+                    raise InvariantViolatedError(f"a put was answered with {result}")
+        raise OverloadedError(
+            f"somebody else puts the key {_shown(put.key)} without its lease all the time: only this API may put it"
+        )
 
     async def _do(
-        self,
-        principal: Principal,
-        attempt: _Attempt,
-        compares: tuple[Compare, ...] = (),
-        otherwise: tuple[RangeOp, ...] = (),
+        self, principal: Principal, attempt: _Attempt, compare: Compare, otherwise: RangeOp | TxnOp
     ) -> TxnResult:
-        put = LeasedPutOp(attempt.key, attempt.request.value, lease=attempt.request.lease)
-        txn = Txn(compares, (put,), otherwise, timeout_ms=attempt.request.timeout_ms)
+        txn = Txn((compare,), (attempt.put,), (otherwise,), timeout_ms=attempt.request.timeout_ms)
         return await self._transactions.txn(principal, txn)
 
     async def _wait(self, principal: Principal, attempt: _Attempt, deadline_s: float) -> LockGrant:
@@ -229,9 +244,8 @@ class Locks:
         first = self._node.store.revision + 1
         watches = []
         try:
-            for key in (before.key, attempt.key):
-                interest = Interest(key, key + b"\0", puts=False)
-                watches.append(self._node.watch(interest, _Wake(gone), first))
+            for key, lease in ((before.key, before.lease), (attempt.key, attempt.request.lease)):
+                watches.append(self._node.watch(Interest(key, key + b"\0"), _Wake(gone, lease), first))
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await gone
@@ -249,10 +263,13 @@ class Locks:
         if before is None:
             return True
         is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
-        is_waiting = Compare(before.key, "create_revision", "=", before.create_revision)
+        is_waiting = (
+            Compare(before.key, "create_revision", "=", before.create_revision),
+            Compare(before.key, "lease", "=", before.lease),
+        )
         look = RangeOp(key, keys_only=True)
         try:
-            result = await self._transactions.txn(principal, Txn((is_own, is_waiting), (DeleteRangeOp(key),), (look,)))
+            result = await self._transactions.txn(principal, Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (look,)))
         except CallerError:
             return True
         match result.results:
@@ -326,6 +343,15 @@ class _Attempt:
         self.before: Record | None = None
         """The place before its own, for which it waits."""
 
+    @property
+    def put(self) -> LeasedPutOp:
+        """The put of its key, as long as it knows the value."""
+        return LeasedPutOp(self.key, self.request.value, lease=self.request.lease)
+
+    def placed(self, done: PutOpResult) -> None:
+        """Take note of what the put of its key gave."""
+        self.mod_revision, self.token = done.revision, done.create_revision
+
     def forget_value(self) -> None:
         """Let go of the value, which is in the key: a wait is long, and those who wait may be many."""
         self.request = msgspec.structs.replace(self.request, value=b"")
@@ -336,16 +362,22 @@ class _Attempt:
 
 
 class _Wake:
-    """The sink of a watch that only wakes a waiter."""
+    """The sink of the watch of a place, which wakes a waiter when there is none any more.
+
+    Args:
+        gone: what the waiter awaits.
+        lease: whose place it is.
+    """
 
     is_full = False
 
-    def __init__(self, gone: asyncio.Future[None]) -> None:
+    def __init__(self, gone: asyncio.Future[None], lease: int) -> None:
         self._gone = gone
+        self._lease = lease
 
     def take(self, batch: EventBatch) -> None:
-        """The key is gone."""
-        if not self._gone.done():
+        """The key was put again, or it is gone, or it has lost its lease."""
+        if not self._gone.done() and any(not each.version or each.lease != self._lease for each, _ in batch.events):
             self._gone.set_result(None)
 
     def end(self, error: CallerError) -> None:

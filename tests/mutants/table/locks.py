@@ -25,13 +25,13 @@ MUTANTS = [
     _row(
         "A place is removed that another attempt has taken over.",
         "service.locks:Locks._withdraw",
-        "(is_own, is_waiting)",
-        "(is_waiting,)",
+        "(is_own, *is_waiting)",
+        "is_waiting",
     ),
     _row(
         "A place is removed that may be the first one.",
         "service.locks:Locks._withdraw",
-        "(is_own, is_waiting)",
+        "(is_own, *is_waiting)",
         "(is_own,)",
     ),
     _row(
@@ -61,8 +61,8 @@ MUTANTS = [
     _row(
         "A waiter is not told that its own lease has ended.",
         "service.locks:Locks._gone",
-        "(before.key, attempt.key)",
-        "(before.key,)",
+        "((before.key, before.lease), (attempt.key, attempt.request.lease))",
+        "((before.key, before.lease),)",
     ),
     _row(
         "A lock that is held is queued for, also without a wait.",
@@ -102,5 +102,33 @@ MUTANTS = [
         "size_bytes - self._taken.get(id(request), 0)",
         "0",
         "test_lock_bounds.py",
+    ),
+    _row(
+        "A key that is no place becomes one with its old revision, before the place of the holder.",
+        "service.locks:Locks._put",
+        "(DeleteRangeOp(put.key),)",
+        "(put,)",
+        "test_lock_keys.py",
+    ),
+    _row(
+        "Who leads no more, since others put the key without its lease, is made the leader again by what it proclaims.",
+        "service.locks:Locks.proclaim",
+        "(Compare(key, 'create_revision', '=', token), Compare(key, 'lease', '=', request.lease))",
+        "(Compare(key, 'create_revision', '=', token),)",
+        "test_lock_keys.py",
+    ),
+    _row(
+        "A waiter does not notice that the holder's key has lost its lease.",
+        "service.locks:_Wake.take",
+        "not each.version or each.lease != self._lease",
+        "not each.version",
+        "test_lock_keys.py",
+    ),
+    _row(
+        "A place is removed that may be the first one, since the one before has lost its lease.",
+        "service.locks:Locks._withdraw",
+        "Compare(before.key, 'lease', '=', before.lease)",
+        "Compare(before.key, 'version', '>', 0)",
+        "test_lock_keys.py",
     ),
 ]
