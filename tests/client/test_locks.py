@@ -301,15 +301,20 @@ def test_a_cancel_from_elsewhere_is_not_taken_for_a_lost_lock() -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_waiter_whose_place_is_gone_says_so() -> None:
+@pytest.mark.parametrize("cause", ["lease", "place"])
+def test_a_waiter_whose_place_is_gone_says_so(cause: str) -> None:
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lock("a"):
             waiting = kv.lock("a")
             task = asyncio.create_task(waiting.acquire())
             await waiters(kv, 1)
-            server.node.revoke(waiting.lease.id)
+            if cause == "lease":
+                server.node.revoke(waiting.lease.id)
+            else:
+                server.node.remove(f"_locks/a/{waiting.lease.id:x}".encode())
             with pytest.raises(LockLostError, match="the place in the queue is lost"):
                 await task
+            assert waiting.lost.is_set() == (cause == "lease")
 
     with_node(scenario)
 

@@ -15,8 +15,11 @@ point of the log. A holder that has lost its lease may not know it yet: what it 
 lease a lock-delay.
 
 A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``. A key
-that others put, without its lease, is no place and never becomes one: the next attempt of its lease deletes it first. So
-nobody gets an old place, which may be before that of a holder.
+that others put, without its lease, is no place and never becomes one: the next attempt of its lease deletes it first.
+So nobody gets an old place, which may be before that of a holder.
+
+An attempt that fails after its put gives its place up. If that is not known to be done, or must not be done, its
+outcome is unknown: the place may become the first one later.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import groupby
+from typing import Literal
 
 import msgspec
 
@@ -32,7 +36,10 @@ from kvorum.errors import (
     CallerError,
     InvalidRequestError,
     InvariantViolatedError,
+    LeaseError,
     LockError,
+    NotServingError,
+    OutcomeUnknownError,
     OverloadedError,
     RevisionCompactedError,
     TooLargeError,
@@ -77,6 +84,7 @@ class Locks:
         node: the node.
         now: a monotonic clock, in seconds.
         transactions: what makes the changes.
+        handing_over: the same, also where the node does not lead; places are given up through it.
         check_leads: raises an error unless this node can execute writes.
     """
 
@@ -85,11 +93,13 @@ class Locks:
         node: NodePort,
         now: Callable[[], float],
         transactions: Transactions,
+        handing_over: Transactions,
         check_leads: Callable[[], None],
     ) -> None:
         self._node = node
         self._now = now
         self._transactions = transactions
+        self._handing_over = handing_over
         self._check_leads = check_leads
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
@@ -107,6 +117,10 @@ class Locks:
         del request  # It has the value.
         try:
             return await self._wait(principal, attempt, deadline_s)
+        except (LockError, LeaseError, OutcomeUnknownError):
+            raise  # It is settled what became of the place.
+        except CallerError as error:
+            raise await self._failed(principal, attempt, error) from None
         except asyncio.CancelledError:
             await self._withdraw(principal, attempt)
             raise
@@ -220,17 +234,23 @@ class Locks:
         while True:
             self._node.check_serves()
             queue = self._queue(request.kind, request.name)
-            place = next((n for n, each in enumerate(queue) if each.create_revision == attempt.token), None)
-            lease = self._node.store.leases.living(request.lease)
-            if place is None or lease is None:
+            place = next((n for n, each in enumerate(queue) if each.key == attempt.key), None)
+            if self._node.store.leases.living(request.lease) is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
+            if place is None:
+                raise _not_held(request.kind, request.name, request.lease)
+            attempt.token = queue[place].create_revision
             if place:
                 before = attempt.before = queue[place - 1]
                 left_s = deadline_s - self._now()
                 if left_s > 0:
                     await self._gone(before, attempt, left_s)
-                elif await self._withdraw(principal, attempt):
-                    raise self._held(attempt, queue[0])
+                else:
+                    withdrawal = await self._withdraw(principal, attempt)
+                    if withdrawal == "done":
+                        raise self._held(attempt, queue[0])
+                    if withdrawal == "unknown":
+                        raise _unknown(attempt, "the time to wait is over, and the place could not be given up")
                 is_confirmed = False
             elif is_confirmed:
                 return attempt.granted(self._node.store.revision)
@@ -253,30 +273,39 @@ class Locks:
             for watch in watches:
                 watch.close()
 
-    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> bool:
-        """Give the place up; return False if it stays because it may be the first one now.
+    async def _failed(self, principal: Principal, attempt: _Attempt, error: CallerError) -> CallerError:
+        """Give the place up after an error, and return what to answer.
 
-        Then another attempt of the lease may have been told already that it holds the lock. The place stays as well if
-        another attempt has taken it over, or if it cannot be removed; it ends with its lease.
+        At a node that ends, the place stays: the attempt is repeated at another node, and keeps it.
+        """
+        if not isinstance(error, NotServingError) and await self._withdraw(principal, attempt) == "done":
+            return error
+        return _unknown(attempt, str(error))
+
+    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> Literal["done", "first", "unknown"]:
+        """Give the place up, also where this node does not lead any more; say what came of it.
+
+        ``done``: the place is gone, or another attempt of the lease has taken it over. ``first``: it stays, since it
+        may be the first one now. Then another attempt may have been told already that its lease holds the lock.
         """
         before, key = attempt.before, attempt.key
         if before is None:
-            return True
+            return "first"
         is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
         is_waiting = (
             Compare(before.key, "create_revision", "=", before.create_revision),
             Compare(before.key, "lease", "=", before.lease),
         )
-        look = RangeOp(key, keys_only=True)
+        txn = Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (RangeOp(key, keys_only=True),))
         try:
-            result = await self._transactions.txn(principal, Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (look,)))
+            result = await self._handing_over.txn(principal, txn)
         except CallerError:
-            return True
+            return "unknown"
         match result.results:
-            case (RangeOpResult(records=(record,)),):
-                return record.mod_revision != attempt.mod_revision
+            case (RangeOpResult(records=(record,)),) if record.mod_revision == attempt.mod_revision:
+                return "first"
             case _:
-                return True
+                return "done"
 
     def _held(self, attempt: _Attempt, holder: Record) -> LockError:
         request = attempt.request
@@ -442,6 +471,14 @@ def _not_held(kind: LockKind, name: bytes, lease: int) -> LockError:
     what = "hold the lock, nor wait for it" if kind == "lock" else "take part in the election, or is not elected in"
     where = _shown(name)
     return LockError("lock_not_held", f"the lease {lease:x} does not {what}: {where}")
+
+
+def _unknown(attempt: _Attempt, why: str) -> OutcomeUnknownError:
+    request = attempt.request
+    return OutcomeUnknownError(
+        f"the lease {request.lease:x} may have its place in {_shown(request.name)} still, and may get the lock: {why}; "
+        "ask again, release the place, or revoke the lease"
+    )
 
 
 def _shown(name: bytes) -> str:

@@ -13,7 +13,7 @@ MUTANTS = [
     _row(
         "A lock is granted although its lease has ended.",
         "service.locks:Locks._wait",
-        "place is None or lease is None",
+        "self._node.store.leases.living(request.lease) is None",
         "False",
     ),
     _row(
@@ -130,5 +130,33 @@ MUTANTS = [
         "Compare(before.key, 'lease', '=', before.lease)",
         "Compare(before.key, 'version', '>', 0)",
         "test_lock_keys.py",
+    ),
+    _row(
+        "An attempt that fails says that it was refused, and its place stays.",
+        "service.locks:Locks._failed",
+        "not isinstance(error, NotServingError) and await self._withdraw(principal, attempt) == 'done'",
+        "True",
+        "test_lock_failures.py",
+    ),
+    _row(
+        "An attempt whose time is over says that it was refused, and its place stays.",
+        "service.locks:Locks._wait",
+        "withdrawal == 'done'",
+        "withdrawal != 'first'",
+        "test_lock_failures.py",
+    ),
+    _row(
+        "At a node that leads no more, nobody gives up a place.",
+        "service.locks:Locks._withdraw",
+        "self._handing_over.txn",
+        "self._transactions.txn",
+        "test_lock_failures.py",
+    ),
+    _row(
+        "A place that may be the first one now counts as given up.",
+        "service.locks:Locks._withdraw",
+        "record.mod_revision == attempt.mod_revision",
+        "False",
+        "test_lock_failures.py",
     ),
 ]
