@@ -196,8 +196,10 @@ def test_a_refusal_is_one_also_after_a_lost_answer() -> None:
         async with kv.lock("a"):
             seen = lose_a_transaction(server)
             with pytest.raises(LockHeldError):
-                await kv.lock("a", wait_s=0).acquire()
-            assert len(seen) == 2
+                await kv.lock("a", wait_s=0.3).acquire()
+            assert len(seen) >= 2
+            info = await kv.lock_info("a")
+            assert info.waiter_count == 0
 
     with_node(scenario)
 
@@ -315,6 +317,16 @@ def test_a_waiter_whose_place_is_gone_says_so(cause: str) -> None:
             with pytest.raises(LockLostError, match="the place in the queue is lost"):
                 await task
             assert waiting.lost.is_set() == (cause == "lease")
+
+    with_node(scenario)
+
+
+def test_all_pages_of_the_lists_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        monkeypatch.setattr("kvorum.service.queues.LOCK_LIST_BYTES_MAX", 1)
+        async with kv.lock("a"), kv.lock(b"\xff"), kv.election("x", "me"), kv.election("y", "me"):
+            assert [each.name for each in await kv.locks()] == [b"a", b"\xff"]
+            assert [each.name for each in await kv.elections()] == [b"x", b"y"]
 
     with_node(scenario)
 

@@ -337,9 +337,13 @@ class GetLock(msgspec.Struct, frozen=True):
 
 
 class ListLocks(msgspec.Struct, frozen=True):
-    """All locks, or elections, that somebody holds."""
+    """Locks, or elections, that somebody holds, by name."""
 
     kind: LockKind
+    after: bytes | None = None
+    """Only names above this one."""
+    limit: int = 1000
+    """The most of them; from 1 to :data:`kvorum.service.limits.LOCKS_LISTED_MAX`."""
     timeout_ms: int | None = None
 
 
