@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -235,8 +235,18 @@ class Coordination:
         Raises:
             RefusedError, UnavailableError: there is no answer.
         """
-        found = decode((await self._coordinate("GET", LOCKS, timeout_s=timeout_s)).body, wire.LockList)
-        return tuple(lock_info_of(each, found.revision) for each in found.locks)
+        found: list[LockInfo] = []
+        more = True
+        while more:
+            page = decode(await self._page(LOCKS, found, timeout_s), wire.LockList)
+            found += [lock_info_of(each, page.revision) for each in page.locks]
+            more = page.more and bool(page.locks)
+        return tuple(found)
+
+    async def _page(self, path: str, found: Sequence[LockInfo], timeout_s: float | None) -> bytes:
+        """Return the next page of a list of locks or elections."""
+        parameters: dict[str, str | bytes] = {"after": found[-1].name} if found else {}
+        return (await self._coordinate("GET", path, parameters=parameters, timeout_s=timeout_s)).body
 
     # Elections.
 
@@ -255,7 +265,7 @@ class Coordination:
 
         Args:
             name: as of :meth:`lock`.
-            value: what the candidate says of itself, its address for example; up to 1 MiB.
+            value: what the candidate says of itself, its address for example; up to 64 KiB.
             ttl_s: as of :meth:`lock`, and likewise the others.
             wait_s: likewise.
             lock_delay_s: likewise.
@@ -294,8 +304,13 @@ class Coordination:
         Raises:
             RefusedError, UnavailableError: there is no answer.
         """
-        found = decode((await self._coordinate("GET", ELECTIONS, timeout_s=timeout_s)).body, wire.ElectionList)
-        return tuple(lock_info_of(each, found.revision) for each in found.elections)
+        found: list[LockInfo] = []
+        more = True
+        while more:
+            page = decode(await self._page(ELECTIONS, found, timeout_s), wire.ElectionList)
+            found += [lock_info_of(each, page.revision) for each in page.elections]
+            more = page.more and bool(page.elections)
+        return tuple(found)
 
 
 def _check_times(ttl_s: int, lock_delay_s: int) -> None:

@@ -29,6 +29,7 @@ from kvorum_client.errors import (
     LockHeldError,
     LockLostError,
     OutcomeUnknownError,
+    RefusedError,
     UnavailableError,
 )
 from kvorum_client.leases import PAUSE_MAX_S, Lease
@@ -41,7 +42,7 @@ TTL_S = 30
 """Of the lease of a lock, unless told otherwise."""
 WAIT_S = 20.0
 """How long one request waits at a node. The next one is sent when half of it is over."""
-_SETTLED = frozenset({"lock_held", "lease_not_found"})
+_SETTLED = frozenset({"lock_held", "lock_not_held", "lease_not_found"})
 
 
 class LockHolder(msgspec.Struct, frozen=True):
@@ -199,7 +200,7 @@ class Queueing:
 
         Raises:
             LockHeldError: another one still holds it after the wait; the place is given up.
-            LockLostError: the lease was lost meanwhile.
+            LockLostError: the lease was lost meanwhile, or somebody released the place.
             RefusedError, UnavailableError, OutcomeUnknownError: it is not held; the place is given up.
         """
         await self._lease
@@ -264,9 +265,11 @@ class Queueing:
         answer = await self._calls._coordinate(
             "GET", key_path(key), parameters=parameters, timeout_s=attempt_s, attempt_s=attempt_s
         )
-        if answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token:
-            return ""
-        return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
+        if answer.status == 404 or (record := record_of(key, answer)).create_revision != self.fencing_token:
+            return f"the key of the {self._what} is gone: somebody deleted it, or revoked its lease"
+        if record.lease != self._lease.id:
+            return f"somebody put the key of the {self._what} without its lease, so the next one holds it"
+        return ""
 
     # --- Waiting ------------------------------------------------------------------------------------------------
 
@@ -296,6 +299,10 @@ class Queueing:
                         failure = error
                         if not self._requests:
                             next_at = min(next_at, now + PAUSE_MAX_S)
+                    except RefusedError as error:
+                        if error.code != "lock_not_held":
+                            raise
+                        raise LockLostError(f"the place in the queue is lost: {error}") from None
                 if self.lost.is_set():
                     raise LockLostError(f"the place in the queue is lost: {self.lost_reason}")
         finally:

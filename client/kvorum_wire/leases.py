@@ -110,17 +110,19 @@ class LockState(Struct, frozen=True, omit_defaults=True):
 
 
 class LockList(Struct, frozen=True):
-    """The locks that somebody holds, or elections, by name."""
+    """The locks that somebody holds, by name. ``more``: there are others; ask again with ``after`` the last name."""
 
     locks: tuple[LockState, ...]
     revision: int
+    more: bool = False
 
 
 class ElectionList(Struct, frozen=True):
-    """The elections that somebody has won, by name."""
+    """The elections that somebody has won, by name. ``more``: as of locks."""
 
     elections: tuple[LockState, ...]
     revision: int
+    more: bool = False
 
 
 class LockReleased(Struct, frozen=True):

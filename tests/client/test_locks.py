@@ -196,8 +196,10 @@ def test_a_refusal_is_one_also_after_a_lost_answer() -> None:
         async with kv.lock("a"):
             seen = lose_a_transaction(server)
             with pytest.raises(LockHeldError):
-                await kv.lock("a", wait_s=0).acquire()
-            assert len(seen) == 2
+                await kv.lock("a", wait_s=0.3).acquire()
+            assert len(seen) >= 2
+            info = await kv.lock_info("a")
+            assert info.waiter_count == 0
 
     with_node(scenario)
 
@@ -252,6 +254,17 @@ def test_a_holder_learns_that_its_lock_is_lost(cause: str) -> None:
 
 
 @pytest.mark.usefixtures("often")
+def test_a_holder_learns_that_its_key_was_put_without_its_lease() -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        with pytest.raises(LockLostError, match="somebody put the key of the lock without its lease"):
+            async with kv.lock("a") as lock:
+                await kv.put(lock.key, "note")
+                await lock.lost.wait()
+
+    with_node(scenario)
+
+
+@pytest.mark.usefixtures("often")
 def test_a_body_can_be_cancelled_when_the_lock_is_lost() -> None:
     async def scenario(server: Server, kv: Client) -> None:
         with pytest.raises(LockLostError):
@@ -290,15 +303,30 @@ def test_a_cancel_from_elsewhere_is_not_taken_for_a_lost_lock() -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_waiter_whose_place_is_gone_says_so() -> None:
+@pytest.mark.parametrize("cause", ["lease", "place"])
+def test_a_waiter_whose_place_is_gone_says_so(cause: str) -> None:
     async def scenario(server: Server, kv: Client) -> None:
         async with kv.lock("a"):
             waiting = kv.lock("a")
             task = asyncio.create_task(waiting.acquire())
             await waiters(kv, 1)
-            server.node.revoke(waiting.lease.id)
+            if cause == "lease":
+                server.node.revoke(waiting.lease.id)
+            else:
+                server.node.remove(f"_locks/a/{waiting.lease.id:x}".encode())
             with pytest.raises(LockLostError, match="the place in the queue is lost"):
                 await task
+            assert waiting.lost.is_set() == (cause == "lease")
+
+    with_node(scenario)
+
+
+def test_all_pages_of_the_lists_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        monkeypatch.setattr("kvorum.service.queues.LOCK_LIST_BYTES_MAX", 1)
+        async with kv.lock("a"), kv.lock(b"\xff"), kv.election("x", "me"), kv.election("y", "me"):
+            assert [each.name for each in await kv.locks()] == [b"a", b"\xff"]
+            assert [each.name for each in await kv.elections()] == [b"x", b"y"]
 
     with_node(scenario)
 

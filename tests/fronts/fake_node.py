@@ -325,9 +325,10 @@ class Answer(NamedTuple):
 class Server:
     """A running API over a fake node, and a raw HTTP client that adds nothing of its own to what it is told to send."""
 
-    def __init__(self, node: FakeNode, port: int) -> None:
+    def __init__(self, node: FakeNode, port: int, api: ApiServer | None = None) -> None:
         self.node = node
         self.port = port
+        self.api = api
         self.url = f"http://127.0.0.1:{port}"
 
     async def __call__(
@@ -348,6 +349,12 @@ class Server:
             return Answer(answer.status, dict(answer.getheaders()), answer.read())
         finally:
             connection.close()
+
+    @property
+    def body_bytes(self) -> int:
+        """How many bytes of bodies the server counts as in memory."""
+        assert self.api is not None
+        return self.api.bodies.used_bytes
 
     async def raw(self, data: bytes) -> bytes:
         """Send these bytes on a connection of their own and return everything that comes back until it is closed."""
@@ -391,7 +398,7 @@ async def serving(
     server = api_of(node, render_metrics, now)
     await server.start()
     try:
-        yield Server(node, server.addresses[0][1])
+        yield Server(node, server.addresses[0][1], server)
     finally:
         await server.stop()
 

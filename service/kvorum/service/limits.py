@@ -51,6 +51,14 @@ LOCK_WAIT_MS_MAX = 600_000
 """How long one attempt may wait for a lock: 10 minutes. Whoever wants to wait for longer asks again."""
 LOCK_WAITERS_LISTED_MAX = 100
 """Waiters of a lock in one answer."""
+LOCK_PLACES_MAX = 10_000
+"""Leases that hold one lock, or wait for it."""
+LOCKS_LISTED_MAX = 10_000
+"""Locks, or elections, of one answer."""
+LOCK_LIST_BYTES_MAX = 1024 * 1024
+"""Of names and values in one answer, but for the first of them."""
+ELECTION_VALUE_BYTES_MAX = 64 * 1024
+"""Of the value of an election: each candidate has one, and each observer is sent the leader's."""
 TIMEOUT_MS_MIN = 1
 """A request that may not wait at all is a mistake."""
 

@@ -14,35 +14,42 @@ attempt: as a put was committed, or behind a read that a quorum has confirmed. S
 point of the log. A holder that has lost its lease may not know it yet: what it writes must carry the token, or the
 lease a lock-delay.
 
-A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``.
+A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``. A key
+that others put, without its lease, is no place and never becomes one: the next attempt of its lease deletes it first.
+So nobody gets an old place, which may be before that of a holder.
+
+An attempt that fails after its put gives its place up. If that is not known to be done, or must not be done, its
+outcome is unknown: the place may become the first one later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import groupby
+from typing import Literal
+
+import msgspec
 
 from kvorum.errors import (
     CallerError,
     InvalidRequestError,
     InvariantViolatedError,
+    LeaseError,
     LockError,
+    NotServingError,
+    OutcomeUnknownError,
     OverloadedError,
     RevisionCompactedError,
     TooLargeError,
 )
-from kvorum.kv import commands
-from kvorum.kv.commands import TxnRefused
-from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
-from kvorum.kv.operations import PutOpResult, RangeOpResult
-from kvorum.kv.records import Record
+from kvorum.kv.operations import DeleteRangeOpResult, PutOpResult, RangeOpResult, TxnOp, TxnOpResult
 from kvorum.kv.watch import EventBatch, Interest
 from kvorum.service.access import Principal
 from kvorum.service.leases import lease_not_found, leases_barrier
-from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX
+from kvorum.service.limits import ELECTION_VALUE_BYTES_MAX, LOCK_PLACES_MAX, LOCK_WAIT_MS_MAX
 from kvorum.service.node_port import NodePort
+from kvorum.service.queues import Place, Queues, queue_prefix, shown
 from kvorum.service.requests import (
     AcquireLock,
     Compare,
@@ -57,11 +64,11 @@ from kvorum.service.requests import (
     Txn,
     prefix_end,
 )
-from kvorum.service.results import LockGrant, LockHolder, LockList, LockRelease, LockState, TxnResult
+from kvorum.service.results import LockGrant, LockList, LockRelease, LockState, TxnResult
 from kvorum.service.transactions import Transactions
 
-PREFIXES: dict[LockKind, bytes] = {"lock": b"_locks/", "election": b"_elections/"}
-"""Where the keys of each kind are."""
+_PUTS_MAX = 3
+"""How often an attempt puts its key, if others put it without its lease meanwhile."""
 
 
 class Locks:
@@ -71,6 +78,7 @@ class Locks:
         node: the node.
         now: a monotonic clock, in seconds.
         transactions: what makes the changes.
+        handing_over: the same, also where the node does not lead; places are given up through it.
         check_leads: raises an error unless this node can execute writes.
     """
 
@@ -79,15 +87,19 @@ class Locks:
         node: NodePort,
         now: Callable[[], float],
         transactions: Transactions,
+        handing_over: Transactions,
         check_leads: Callable[[], None],
     ) -> None:
         self._node = node
         self._now = now
         self._transactions = transactions
+        self._handing_over = handing_over
+        self._queues = Queues(node)
         self._check_leads = check_leads
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
         """Wait until the lease holds the lock."""
+        _check_value(request.value)
         if not 0 <= request.wait_ms <= LOCK_WAIT_MS_MAX:
             raise InvalidRequestError(f"wait_ms must be a whole number from 0 to {LOCK_WAIT_MS_MAX:,}")
         attempt = _Attempt(request)
@@ -95,8 +107,16 @@ class Locks:
         if not request.wait_ms and (granted := await self._try(principal, attempt)) is not None:
             return granted
         await self._put(principal, attempt)
+        attempt.forget_value()
+        if request.on_placed is not None:
+            request.on_placed()
+        del request  # It has the value.
         try:
             return await self._wait(principal, attempt, deadline_s)
+        except (LockError, LeaseError, OutcomeUnknownError):
+            raise  # It is settled what became of the place.
+        except CallerError as error:
+            raise await self._failed(principal, attempt, error) from None
         except asyncio.CancelledError:
             await self._withdraw(principal, attempt)
             raise
@@ -113,14 +133,15 @@ class Locks:
     async def proclaim(self, principal: Principal, request: ProclaimLeader) -> LockGrant:
         """Change the value of an election. Whoever is first stays that until its key goes."""
         key = _key("election", request.name, request.lease)
+        _check_value(request.value)
         self._check_leads()
         await leases_barrier(self._node, "a lock", request.timeout_ms)
-        queue = self._queue("election", request.name)
+        queue = self._queues.read("election", request.name)
         if not queue or queue[0].key != key:
             raise _not_held("election", request.name, request.lease)
         token = queue[0].create_revision
         txn = Txn(
-            (Compare(key, "create_revision", "=", token),),
+            (Compare(key, "create_revision", "=", token), Compare(key, "lease", "=", request.lease)),
             (LeasedPutOp(key, request.value, lease=request.lease),),
             timeout_ms=request.timeout_ms,
         )
@@ -131,26 +152,19 @@ class Locks:
 
     async def get(self, request: GetLock) -> LockState:
         """Return who holds a lock, and who waits."""
-        _check_name(request.name)
+        queue_prefix(request.kind, request.name)
         await leases_barrier(self._node, "a lock", request.timeout_ms)
-        queue = self._queue(request.kind, request.name)
-        if request.kind == "election" and not queue:
+        state = self._queues.state(request.kind, request.name)
+        if request.kind == "election" and state.holder is None:
             raise LockError(
-                "not_elected", f"nobody is elected in {_shown(request.name)}", revision=self._node.store.revision
+                "not_elected", f"nobody is elected in {shown(request.name)}", revision=self._node.store.revision
             )
-        return self._state(request.name, queue, LOCK_WAITERS_LISTED_MAX)
+        return state
 
     async def list_all(self, request: ListLocks) -> LockList:
-        """Return all that somebody holds."""
+        """Return a page of all that somebody holds."""
         await leases_barrier(self._node, "a lock", request.timeout_ms)
-        prefix = PREFIXES[request.kind]
-        places = [each for each in self._read(prefix, f"{request.kind}s") if _is_place(each)]
-        # A prefix orders names otherwise than a name does: those of `a/b` come before those of `a0`, and after `a`.
-        places.sort(key=_name_of)
-        locks = [
-            self._state(name[len(prefix) :], sorted(queue, key=_place), 0) for name, queue in groupby(places, _name_of)
-        ]
-        return LockList(tuple(locks), self._node.store.revision)
+        return await self._queues.list_all(request)
 
     # --- An attempt ---------------------------------------------------------------------------------------------
 
@@ -160,37 +174,54 @@ class Locks:
         Raises:
             LockError: another lease holds it. Nothing was changed.
         """
-        bounds = attempt.prefix, prefix_end(attempt.prefix)
-        compare = Compare(bounds[0], "create_revision", "=", 0, bounds[1])
-        result = await self._do(principal, attempt, (compare,), (RangeOp(*bounds, keys_only=True),))
-        match result.results:
-            case (PutOpResult(revision, create_revision),):
-                attempt.mod_revision, attempt.token = revision, create_revision
-                return attempt.granted(result.revision)
-            case (RangeOpResult(records=records),):
-                queue = sorted(filter(_is_place, _of(attempt.prefix, records)), key=_place)
-                if queue and all(each.key != attempt.key for each in queue):
-                    raise self._held(attempt, queue[0])
+        request, bounds = attempt.request, (attempt.prefix, prefix_end(attempt.prefix))
+        self._check_leads()
+        if self._queues.is_empty(attempt.prefix):
+            result = await self._do(principal, attempt, Compare(bounds[0], "create_revision", "=", 0, bounds[1]))
+            match result.results:
+                case (PutOpResult() as done,):
+                    attempt.placed(done)
+                    return attempt.granted(result.revision)
+        else:
+            await leases_barrier(self._node, "a lock", request.timeout_ms)
+        queue = self._queues.read(request.kind, request.name)
+        if queue and all(each.key != attempt.key for each in queue):
+            raise self._held(attempt, queue[0])
         return None
 
     async def _put(self, principal: Principal, attempt: _Attempt) -> None:
-        """Take a place, or keep the one that the lease has."""
-        result = await self._do(principal, attempt)
-        match result.results:
-            case (PutOpResult(revision, create_revision),):
-                attempt.mod_revision, attempt.token = revision, create_revision
-            case _:
-                raise InvariantViolatedError(f"a put was answered with {result}")
+        """Take a place, or keep the one that the lease has.
 
-    async def _do(
-        self,
-        principal: Principal,
-        attempt: _Attempt,
-        compares: tuple[Compare, ...] = (),
-        otherwise: tuple[RangeOp, ...] = (),
-    ) -> TxnResult:
-        put = LeasedPutOp(attempt.key, attempt.request.value, lease=attempt.request.lease)
-        txn = Txn(compares, (put,), otherwise, timeout_ms=attempt.request.timeout_ms)
+        A key that is there and does not have its lease is no place, whatever its revision: it goes first, and the place
+        is a new one.
+
+        Raises:
+            TooLargeError: the queue is full. Nothing was done.
+            OverloadedError: somebody else puts the key without its lease, again and again. Nothing was done.
+        """
+        queue = self._queues.read(attempt.request.kind, attempt.request.name)
+        if len(queue) >= LOCK_PLACES_MAX and all(each.key != attempt.key for each in queue):
+            raise TooLargeError(
+                f"there is no place left in the queue of {shown(attempt.request.name)}", LOCK_PLACES_MAX
+            )
+        put = attempt.put
+        keep = TxnOp((Compare(put.key, "lease", "=", put.lease),), (put,), (DeleteRangeOp(put.key),))
+        for _ in range(_PUTS_MAX):
+            result = await self._do(principal, attempt, Compare(put.key, "create_revision", "=", 0), keep)
+            match result.results:
+                case (PutOpResult() as done,) | (TxnOpResult(results=(PutOpResult() as done,)),):
+                    attempt.placed(done)
+                    return
+                case (TxnOpResult(results=(DeleteRangeOpResult(),)),):
+                    continue
+                case _:
+                    raise InvariantViolatedError(f"a put was answered with {result}")
+        raise OverloadedError(
+            f"somebody else puts the key {shown(put.key)} without its lease all the time: only this API may put it"
+        )
+
+    async def _do(self, principal: Principal, attempt: _Attempt, compare: Compare, *otherwise: TxnOp) -> TxnResult:
+        txn = Txn((compare,), (attempt.put,), otherwise, timeout_ms=attempt.request.timeout_ms)
         return await self._transactions.txn(principal, txn)
 
     async def _wait(self, principal: Principal, attempt: _Attempt, deadline_s: float) -> LockGrant:
@@ -198,18 +229,24 @@ class Locks:
         is_confirmed = True  # by the quorum that committed the put
         while True:
             self._node.check_serves()
-            queue = self._queue(request.kind, request.name)
-            place = next((n for n, each in enumerate(queue) if each.create_revision == attempt.token), None)
-            lease = self._node.store.leases.living(request.lease)
-            if place is None or lease is None:
+            queue = self._queues.read(request.kind, request.name)
+            place = next((n for n, each in enumerate(queue) if each.key == attempt.key), None)
+            if self._node.store.leases.living(request.lease) is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
+            if place is None:
+                raise _not_held(request.kind, request.name, request.lease)
+            attempt.token = queue[place].create_revision
             if place:
                 before = attempt.before = queue[place - 1]
                 left_s = deadline_s - self._now()
                 if left_s > 0:
                     await self._gone(before, attempt, left_s)
-                elif await self._withdraw(principal, attempt):
-                    raise self._held(attempt, queue[0])
+                else:
+                    withdrawal = await self._withdraw(principal, attempt)
+                    if withdrawal == "done":
+                        raise self._held(attempt, queue[0])
+                    if withdrawal == "unknown":
+                        raise _unknown(attempt, "the time to wait is over, and the place could not be given up")
                 is_confirmed = False
             elif is_confirmed:
                 return attempt.granted(self._node.store.revision)
@@ -217,15 +254,14 @@ class Locks:
                 await leases_barrier(self._node, "a lock", request.timeout_ms)
                 is_confirmed = True
 
-    async def _gone(self, before: Record, attempt: _Attempt, left_s: float) -> None:
+    async def _gone(self, before: Place, attempt: _Attempt, left_s: float) -> None:
         """Return when the place before that of the attempt is gone, or its own, or the time is over."""
         gone = asyncio.get_running_loop().create_future()
         first = self._node.store.revision + 1
         watches = []
         try:
-            for key in (before.key, attempt.key):
-                interest = Interest(key, key + b"\0", puts=False)
-                watches.append(self._node.watch(interest, _Wake(gone), first))
+            for key, lease in ((before.key, before.lease), (attempt.key, attempt.request.lease)):
+                watches.append(self._node.watch(Interest(key, key + b"\0"), _Wake(gone, lease), first))
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await gone
@@ -233,76 +269,53 @@ class Locks:
             for watch in watches:
                 watch.close()
 
-    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> bool:
-        """Give the place up; return False if it stays because it may be the first one now.
+    async def _failed(self, principal: Principal, attempt: _Attempt, error: CallerError) -> CallerError:
+        """Give the place up after an error, and return what to answer.
 
-        Then another attempt of the lease may have been told already that it holds the lock. The place stays as well if
-        another attempt has taken it over, or if it cannot be removed; it ends with its lease.
+        At a node that ends, the place stays: the attempt is repeated at another node, and keeps it.
+        """
+        if not isinstance(error, NotServingError) and await self._withdraw(principal, attempt) == "done":
+            return error
+        return _unknown(attempt, str(error))
+
+    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> Literal["done", "first", "unknown"]:
+        """Give the place up, also where this node does not lead any more; say what came of it.
+
+        ``done``: the place is gone, or another attempt of the lease has taken it over. ``first``: it stays, since it
+        may be the first one now. Then another attempt may have been told already that its lease holds the lock.
         """
         before, key = attempt.before, attempt.key
         if before is None:
-            return True
+            return "first"
         is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
-        is_waiting = Compare(before.key, "create_revision", "=", before.create_revision)
-        look = RangeOp(key, keys_only=True)
+        is_waiting = (
+            Compare(before.key, "create_revision", "=", before.create_revision),
+            Compare(before.key, "lease", "=", before.lease),
+        )
+        txn = Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (RangeOp(key, keys_only=True),))
         try:
-            result = await self._transactions.txn(principal, Txn((is_own, is_waiting), (DeleteRangeOp(key),), (look,)))
+            result = await self._handing_over.txn(principal, txn)
         except CallerError:
-            return True
+            return "unknown"
         match result.results:
-            case (RangeOpResult(records=(record,)),):
-                return record.mod_revision != attempt.mod_revision
+            case (RangeOpResult(records=(record,)),) if record.mod_revision == attempt.mod_revision:
+                return "first"
             case _:
-                return True
+                return "done"
 
-    def _held(self, attempt: _Attempt, holder: Record) -> LockError:
+    def _held(self, attempt: _Attempt, holder: Place) -> LockError:
         request = attempt.request
         what = "holds the lock" if request.kind == "lock" else "is elected in"
-        shown = self._holder(holder)
+        seen = self._queues.holder(holder)
         return LockError(
             "lock_held",
-            f"the lease {holder.lease:x} {what} {_shown(request.name)}, with the fencing token {shown.fencing_token}; "
-            f"its lease lives for {shown.remaining_ms / 1000:.1f} s more unless it is renewed",
+            f"the lease {holder.lease:x} {what} {shown(request.name)}, with the fencing token {seen.fencing_token}; "
+            f"its lease lives for {seen.remaining_ms / 1000:.1f} s more unless it is renewed",
             lease=f"{holder.lease:x}",
-            fencing_token=shown.fencing_token,
-            remaining_ms=shown.remaining_ms,
+            fencing_token=seen.fencing_token,
+            remaining_ms=seen.remaining_ms,
             revision=self._node.store.revision,
         )
-
-    # --- Reading ------------------------------------------------------------------------------------------------
-
-    def _queue(self, kind: LockKind, name: bytes) -> list[Record]:
-        """Return the places of a queue, the holder's first, as this node has applied them."""
-        prefix = queue_prefix(kind, name)
-        return sorted(filter(_is_place, _of(prefix, self._read(prefix, _shown(name)))), key=_place)
-
-    def _read(self, prefix: bytes, what: str) -> tuple[Record, ...]:
-        read = RangeOp(prefix, prefix_end(prefix))
-        result = self._node.store.read_transaction(commands.Txn(then=(read,)))
-        if isinstance(result, TxnRefused):
-            raise TooLargeError(
-                f"the queues of {what} have too many places, or values, to be read at once", TXN_KEYS_MAX
-            )
-        match result.results:
-            case (RangeOpResult(records=records),):
-                return records
-            case _:
-                raise InvariantViolatedError(f"a range was answered with {result}")
-
-    def _state(self, name: bytes, queue: list[Record], waiters_max: int) -> LockState:
-        holders = [self._holder(each) for each in queue[: 1 + waiters_max]]
-        return LockState(
-            name,
-            holders[0] if holders else None,
-            tuple(holders[1:]),
-            max(len(queue) - 1, 0),
-            self._node.store.revision,
-        )
-
-    def _holder(self, place: Record) -> LockHolder:
-        lease = self._node.store.leases.get(place.lease)
-        remaining_ms = 0 if lease is None else lease.remaining_ms(self._node.now_ms())
-        return LockHolder(place.lease, place.create_revision, remaining_ms, place.value)
 
 
 class _Attempt:
@@ -317,8 +330,21 @@ class _Attempt:
         self.mod_revision = 0
         """Of the key, as this attempt has put it."""
         self.token = 0
-        self.before: Record | None = None
+        self.before: Place | None = None
         """The place before its own, for which it waits."""
+
+    @property
+    def put(self) -> LeasedPutOp:
+        """The put of its key, as long as it knows the value."""
+        return LeasedPutOp(self.key, self.request.value, lease=self.request.lease)
+
+    def placed(self, done: PutOpResult) -> None:
+        """Take note of what the put of its key gave."""
+        self.mod_revision, self.token = done.revision, done.create_revision
+
+    def forget_value(self) -> None:
+        """Let go of the value, which is in the key: a wait is long, and those who wait may be many."""
+        self.request = msgspec.structs.replace(self.request, value=b"")
 
     def granted(self, revision: int) -> LockGrant:
         """Return what the lease has got."""
@@ -326,16 +352,22 @@ class _Attempt:
 
 
 class _Wake:
-    """The sink of a watch that only wakes a waiter."""
+    """The sink of the watch of a place, which wakes a waiter when there is none any more.
+
+    Args:
+        gone: what the waiter awaits.
+        lease: whose place it is.
+    """
 
     is_full = False
 
-    def __init__(self, gone: asyncio.Future[None]) -> None:
+    def __init__(self, gone: asyncio.Future[None], lease: int) -> None:
         self._gone = gone
+        self._lease = lease
 
     def take(self, batch: EventBatch) -> None:
-        """The key is gone."""
-        if not self._gone.done():
+        """The key was put again, or it is gone, or it has lost its lease."""
+        if not self._gone.done() and any(not each.version or each.lease != self._lease for each, _ in batch.events):
             self._gone.set_result(None)
 
     def end(self, error: CallerError) -> None:
@@ -346,17 +378,6 @@ class _Wake:
             self._gone.set_result(None)
         else:
             self._gone.set_exception(error)
-
-
-def queue_prefix(kind: LockKind, name: bytes) -> bytes:
-    """Return what the keys of a queue begin with.
-
-    Raises:
-        InvalidRequestError: there is no name.
-        TooLargeError: the name is too long.
-    """
-    _check_name(name)
-    return PREFIXES[kind] + name + b"/"
 
 
 def _key(kind: LockKind, name: bytes, lease: int) -> bytes:
@@ -371,36 +392,23 @@ def _key(kind: LockKind, name: bytes, lease: int) -> bytes:
     return queue_prefix(kind, name) + b"%x" % lease
 
 
-def _check_name(name: bytes) -> None:
-    if not name:
-        raise InvalidRequestError("the name is empty")
-    longest = KEY_BYTES_MAX - len(PREFIXES["election"]) - 1 - 17
-    if len(name) > longest:
-        raise TooLargeError(f"the name has {len(name)} bytes", longest)
-
-
-def _of(prefix: bytes, records: Iterable[Record]) -> list[Record]:
-    """Return the records of one queue: not those of names that begin with it."""
-    return [each for each in records if b"/" not in each.key[len(prefix) :]]
-
-
-def _is_place(record: Record) -> bool:
-    return bool(record.lease) and record.key.endswith(b"/%x" % record.lease)
-
-
-def _name_of(record: Record) -> bytes:
-    return record.key.rpartition(b"/")[0]
-
-
-def _place(record: Record) -> int:
-    return record.create_revision
+def _check_value(value: bytes) -> None:
+    if len(value) > ELECTION_VALUE_BYTES_MAX:
+        raise TooLargeError(
+            f"the value of an election has {len(value):,} bytes; put what is longer under a key of the lease",
+            ELECTION_VALUE_BYTES_MAX,
+        )
 
 
 def _not_held(kind: LockKind, name: bytes, lease: int) -> LockError:
     what = "hold the lock, nor wait for it" if kind == "lock" else "take part in the election, or is not elected in"
-    where = _shown(name)
+    where = shown(name)
     return LockError("lock_not_held", f"the lease {lease:x} does not {what}: {where}")
 
 
-def _shown(name: bytes) -> str:
-    return repr(name[:64].decode("utf-8", "backslashreplace"))
+def _unknown(attempt: _Attempt, why: str) -> OutcomeUnknownError:
+    request = attempt.request
+    return OutcomeUnknownError(
+        f"the lease {request.lease:x} may have its place in {shown(request.name)} still, and may get the lock: {why}; "
+        "ask again, release the place, or revoke the lease"
+    )

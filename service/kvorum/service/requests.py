@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -305,6 +306,8 @@ class AcquireLock(msgspec.Struct, frozen=True):
     """Give up after so long; 0: at once if another one holds it."""
     timeout_ms: int | None = None
     """For each write and each read on the way."""
+    on_placed: Callable[[], object] | None = None
+    """Called before the wait begins: the key is put, and the value is not kept any more."""
 
 
 class ReleaseLock(msgspec.Struct, frozen=True):
@@ -334,9 +337,13 @@ class GetLock(msgspec.Struct, frozen=True):
 
 
 class ListLocks(msgspec.Struct, frozen=True):
-    """All locks, or elections, that somebody holds."""
+    """Locks, or elections, that somebody holds, by name."""
 
     kind: LockKind
+    after: bytes | None = None
+    """Only names above this one."""
+    limit: int = 1000
+    """The most of them; from 1 to :data:`kvorum.service.limits.LOCKS_LISTED_MAX`."""
     timeout_ms: int | None = None
 
 

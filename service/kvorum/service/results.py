@@ -202,6 +202,8 @@ class LockList(msgspec.Struct, frozen=True):
 
     locks: tuple[LockState, ...]
     revision: int
+    more: bool
+    """The page ends before the last name."""
 
 
 class LockRelease(msgspec.Struct, frozen=True):

@@ -184,7 +184,8 @@ class Service:
         self._hands_over = hands_over
         self._transactions = Transactions(node, now, self._refusals, hands_over=hands_over)
         self._leases = Leases(node, self._refusals, self._draw_lease_id, hands_over=hands_over)
-        self._locks = Locks(node, now, self._transactions, self.check_leads)
+        handing_over = Transactions(node, now, self._refusals, hands_over=True)
+        self._locks = Locks(node, now, self._transactions, handing_over, self.check_leads)
 
     def handing_over(self) -> Service:
         """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do.

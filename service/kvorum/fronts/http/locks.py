@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from kvorum.config import Config
 from kvorum.errors import InvalidRequestError
-from kvorum.fronts.http import operations, parameters
+from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.leases import common_parameters, parse_id, respond, shown_id
 from kvorum.fronts.http.observe import Observation, holder_of, watch_of
@@ -19,7 +19,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_bytes
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.locks import queue_prefix
+from kvorum.service.queues import queue_prefix
 from kvorum.service.requests import AcquireLock, GetLock, ListLocks, LockKind, ProclaimLeader, ReleaseLock
 from kvorum.service.results import LockGrant, LockState
 from kvorum_wire import leases as wire
@@ -31,6 +31,8 @@ PARAMETERS = operations.WRITE_PARAMETERS
 LEASE_PARAMETERS = PARAMETERS | {parameters.LEASE}
 WAIT_PARAMETERS = LEASE_PARAMETERS | {parameters.WAIT_MS}
 GET_PARAMETERS = PARAMETERS | {parameters.OBSERVE}
+LIST_PARAMETERS = PARAMETERS | {parameters.LOCKS_LIMIT}
+LIST_BYTES = (parameters.LOCKS_AFTER,)
 
 _ERRORS = operations.WRITE_ERRORS | {"lease_not_found", "no_space"}
 _NEEDED = frozenset({parameters.LEASE})
@@ -73,7 +75,7 @@ _GET = operations.Operation(
 )
 _LIST = operations.Operation(
     summary="List the locks that somebody holds",
-    parameters=PARAMETERS,
+    parameters=LIST_PARAMETERS | key_ranges.with_twins(LIST_BYTES),
     answers=operations.json_answer(wire.LockList, "The locks.", "X-Kvorum-Revision"),
     errors=operations.READ_ERRORS,
 )
@@ -113,6 +115,7 @@ PROCLAIM = operations.Operation(
 )
 
 _STREAM_HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
+_LISTED = 1000
 _LOOK_S = 1.0
 """How often a request that waits looks whether its client is still there."""
 
@@ -138,9 +141,17 @@ class LockHandlers:
         """``POST``: wait for the lock; or campaign, with the value in the body."""
         query = Query(raw_query, WAIT_PARAMETERS)
         lease, wait_ms = _lease(query), query.integer(parameters.WAIT_MS) or 0
-        value = await self._value(request)
-        wanted = AcquireLock(self._kind, decode_bytes(raw_name), lease, value, wait_ms, common_parameters(query))
-        granted = self._execute(ANONYMOUS, wanted)
+        name, timeout_ms = decode_bytes(raw_name), common_parameters(query)
+
+        def forget_body() -> None:
+            del request[BODY]
+            self._bodies.release(request)
+
+        # No variable here keeps the value: a wait is long.
+        granted = self._execute(
+            ANONYMOUS,
+            AcquireLock(self._kind, name, lease, await self._value(request), wait_ms, timeout_ms, forget_body),
+        )
         return _granted(await (while_connected(request, granted) if wait_ms else granted))
 
     async def release(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
@@ -178,12 +189,15 @@ class LockHandlers:
 
     async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:
         """``GET`` of all that somebody holds."""
-        query = Query(raw_query, PARAMETERS)
-        found = await self._execute(ANONYMOUS, ListLocks(self._kind, common_parameters(query)))
+        given, rest = key_ranges.take_bytes(raw_query, LIST_BYTES)
+        query = Query(rest, LIST_PARAMETERS)
+        limit = query.integer(parameters.LOCKS_LIMIT) or _LISTED
+        wanted = ListLocks(self._kind, given.get(parameters.LOCKS_AFTER), limit, common_parameters(query))
+        found = await self._execute(ANONYMOUS, wanted)
         shown = tuple(map(_state, found.locks))
         if self._kind == "lock":
-            return respond(wire.LockList(shown, found.revision), found.revision)
-        return respond(wire.ElectionList(shown, found.revision), found.revision)
+            return respond(wire.LockList(shown, found.revision, found.more), found.revision)
+        return respond(wire.ElectionList(shown, found.revision, found.more), found.revision)
 
     async def _value(self, request: BaseRequest) -> bytes:
         value = request[BODY] = await self._bodies.read(request, self._body_bytes_max)

@@ -13,6 +13,7 @@ from kvorum.service.limits import (
     INTEGER_MAX,
     LEASES_LISTED_MAX,
     LOCK_WAIT_MS_MAX,
+    LOCKS_LISTED_MAX,
     STALENESS_MS_MAX,
     TIMEOUT_MS_MIN,
 )
@@ -154,6 +155,8 @@ LEASE = Text("lease", "The id of a lease, in hex: up to 16 digits, and not 0.")
 IGNORE_LEASE = Switch("ignore_lease", "Keep the lease that the key has.")
 LEASE_KEYS = Switch("keys", "Also which keys the lease has.")
 AFTER = Text("after", "Only leases above this id.")
+LOCKS_AFTER = Text("after", "Only names above this one.")
+LOCKS_LIMIT = Integer("limit", "The most names of the answer. Default 1,000.", 1, LOCKS_LISTED_MAX)
 LEASES_LIMIT = Integer("limit", "The most leases of the answer. Default 1,000.", 1, LEASES_LISTED_MAX)
 WAIT_MS = Integer(
     "wait_ms", "How long to wait for the lock. 0, the default: not at all if it is held.", 0, LOCK_WAIT_MS_MAX

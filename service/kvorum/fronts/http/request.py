@@ -176,8 +176,9 @@ def parse_etags(text: str, what: str, *, strong: bool = False) -> tuple[int, ...
 class Bodies:
     """Reads the bodies of requests, within one budget for all that are in memory at a time.
 
-    A body takes its share before it is read, and keeps it until its request is answered. Bodies that are still arriving
-    can take three quarters: what arrives at once, as small bodies do, still finds room while others arrive slowly.
+    A body takes its share before it is read, gives back what it turns out not to need, and keeps the rest until its
+    request is answered, or has let go of the body. Bodies that are still arriving can take three quarters: what arrives
+    at once, as small bodies do, still finds room while others arrive slowly.
 
     Args:
         budget_bytes: the most that all bodies may take.
@@ -192,7 +193,7 @@ class Bodies:
         """What each request in hand has taken, by its ``id``: a request is no key of a dict."""
 
     async def read(self, request: BaseRequest, bytes_max: int) -> bytes:
-        """Return the request's whole body; :meth:`release` it when the request is answered.
+        """Return the request's whole body; :meth:`release` it when the request is answered, or the body dropped.
 
         Raises:
             RefusalError: it is encoded, or did not arrive in time, or the client expects what we cannot do.
@@ -220,7 +221,9 @@ class Bodies:
             if expect is not None and request.version >= HttpVersion11 and request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             async with asyncio.timeout(self._timeout_s):
-                return await _read_slowly(request, bytes_max)
+                body = await _read_slowly(request, bytes_max)
+            self._keep(request, len(body))
+            return body
         except TimeoutError:
             raise RefusalError("body_timeout", f"the body did not arrive within {self._timeout_s:g} s") from None
         except (RequestPayloadError, PayloadAccessError, HttpProcessingError) as error:
@@ -234,8 +237,16 @@ class Bodies:
         self.used_bytes += size_bytes
         self._taken[id(request)] = size_bytes
 
+    def _keep(self, request: BaseRequest, size_bytes: int) -> None:
+        """Give back what the body did not need: one without a Content-Length took as much as it may have."""
+        self.used_bytes += size_bytes - self._taken.get(id(request), 0)
+        self._taken[id(request)] = size_bytes
+
     def release(self, request: BaseRequest) -> None:
-        """Give back what the body of an answered request took, if it took anything."""
+        """Give back what the body of a request took, if it took anything. Idempotent.
+
+        Call it when the request is answered, or when nothing keeps its body any more.
+        """
         self.used_bytes -= self._taken.pop(id(request), 0)
 
 
