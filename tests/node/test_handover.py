@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kv.kv_support import CONFIGURATION, MEMBERS, apply, configured, raise_to
-from node.local_cluster import TIMEOUT_MS, running
+from kv.kv_support import CONFIGURATION, apply, configured
+from node.handover_support import LEADER, ME, OTHER, PUT, error, in_loop, store_at
 
 from kvorum.errors import (
     CallerError,
@@ -37,12 +35,11 @@ from kvorum.kv.commands import (
     Txn,
 )
 from kvorum.kv.features import HANDOVER_LEVEL, HIGHEST_LEVEL
-from kvorum.kv.limits import ORIGIN_WINDOW
-from kvorum.kv.operations import LeasedPutOp, PutOp
+from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW
+from kvorum.kv.operations import LeasedPutOp
 from kvorum.kv.store import Store
 from kvorum.node import handover
 from kvorum.node.handover import HandOvers
-from kvorum.node.handover_leader import Receiver
 from kvorum.node.handover_messages import (
     WHOLE_FRAME,
     Frame,
@@ -57,17 +54,6 @@ from kvorum.node.handover_messages import (
 from kvorum.node.proposals import Waiter
 from kvorum.node.state import State
 from kvorum.telemetry.counters import Counters
-
-ME, LEADER, OTHER = MEMBERS
-PUT = Put(b"a", b"v")
-
-
-def store_at(level: int) -> Store:
-    store = Store()
-    store.apply(configured(CONFIGURATION))
-    for each in range(2, level + 1):
-        apply(store, raise_to(each))
-    return store
 
 
 class Origin:
@@ -126,7 +112,7 @@ class Origin:
 
     def refuse(self, frame: Frame, *errors: tuple[int, CallerError]) -> None:
         said = tuple(refused(position, error) for position, error in errors)
-        self.side.refused(Refusal(frame.nonce, frame.number, (frame.attempt,), said))
+        self.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), said))
 
     def install(self, store: Store) -> None:
         """Let a snapshot take the place of the state."""
@@ -134,25 +120,10 @@ class Origin:
         self.side.tick()
 
 
-def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        async def inside() -> None:
-            await test()
-
-        asyncio.run(inside())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
-
-
 def opened(**options: int) -> Origin:
     origin = Origin(**options)
     origin.open()
     return origin
-
-
-def error(waiter: Waiter) -> BaseException | None:
-    return waiter.exception() if waiter.done() else None
 
 
 # --- The nonce ----------------------------------------------------------------------------------------------------
@@ -356,7 +327,8 @@ async def test_a_refusal_of_another_attempt_or_process_says_nothing() -> None:
         Refusal(frame.nonce, frame.number + 1, (frame.attempt,), said),
         Refusal(frame.nonce, frame.number, (frame.attempt + 1,), said),
     ):
-        origin.side.refused(other)
+        origin.side.refused(LEADER, other)
+    origin.side.refused(OTHER, Refusal(frame.nonce, frame.number, (frame.attempt,), said))
     assert not waiter.done()
 
 
@@ -554,97 +526,19 @@ async def test_when_the_node_stops_what_was_not_sent_is_refused_and_the_rest_is_
     assert origin.side._pending >= 0
 
 
-# --- The leader's side --------------------------------------------------------------------------------------------
-
-
-class Leader:
-    """A receiver, and the queue that it fills."""
-
-    def __init__(self) -> None:
-        self.raft = SimpleNamespace(id=LEADER, leader=LEADER, current_term=5)
-        self.queued: list[tuple[object, Waiter]] = []
-        self.said: list[tuple[str, Refusal]] = []
-        self.full: CallerError | None = None
-        self.side = Receiver(
-            cast(Any, self.raft), cast(Any, self), 10, lambda node, refusal: self.said.append((node, refusal))
-        )
-
-    def check(self, command: QueuedCommand, _: int, address: str) -> None:
-        if self.full is not None and isinstance(command, Put):
-            raise self.full
-
-    def enqueue(self, command: object, _size: int, _timeout_s: float) -> Waiter:
-        waiter: Waiter = asyncio.Future()
-        self.queued.append((command, waiter))
-        return waiter
-
-
-def frame_of(attempt: int, *commands: QueuedCommand) -> Frame:
-    return Frame(7, 3, attempt, commands, ("",) * len(commands))
-
-
-@in_loop
-async def test_the_leader_proposes_a_frame_once_while_it_is_under_way() -> None:
-    leader = Leader()
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.side.take(ME, 5, frame_of(2, PUT))
-    [(command, waiter)] = leader.queued
-    assert command == HandedOver(7, 3, (PUT,))
-    waiter.set_exception(OverloadedError("expired"))
-    await asyncio.sleep(0)
-    [(node, refusal)] = leader.said
-    assert (node, refusal.attempts) == (ME, (1, 2)), "both attempts are refused with it"
-    leader.side.take(ME, 5, frame_of(3, PUT))
-    assert len(leader.queued) == 2
-
-
-@in_loop
-async def test_the_leader_says_nothing_of_what_may_be_done() -> None:
-    leader = Leader()
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.queued[0][1].set_exception(OutcomeUnknownError("?"))
-    await asyncio.sleep(0)
-    assert leader.said == []
-
-
-@in_loop
-async def test_it_refuses_the_whole_frame_with_the_error_of_each_command() -> None:
-    leader = Leader()
-    leader.full = NoSpaceError("full", reason="disk", limit=1, used=2)
-    leader.side.take(ME, 5, frame_of(1, PUT, Txn((), (PutOp(b"x", b"y"),), ())))
-    assert leader.queued == []
-    [(_, refusal)] = leader.said
-    assert [(said.position, type(error_of(said))) for said in refusal.errors] == [(0, NoSpaceError)]
-
-
-@pytest.mark.parametrize(("leader_id", "term"), [(OTHER, 5), (LEADER, 6), (None, 5)])
-def test_one_that_does_not_lead_in_that_term_refuses(leader_id: str | None, term: int) -> None:
-    leader = Leader()
-    leader.raft.leader, leader.raft.current_term = leader_id, term
-    leader.side.take(ME, 5, frame_of(1, PUT))
-    leader.side.open(ME, 5, Opening(7, 0))
-    assert leader.queued == []
-    [(_, refusal)] = leader.said
-    assert isinstance(error_of(refusal.errors[0]), NotLeaderError)
-
-
-@in_loop
-async def test_an_opening_is_proposed_once_while_it_is_under_way() -> None:
-    leader = Leader()
-    leader.side.open(ME, 5, Opening(7, 1))
-    leader.side.open(ME, 5, Opening(7, 1))
-    [(command, waiter)] = leader.queued
-    assert command == OpenOrigin(ME, 7, 1)
-    waiter.set_exception(NotLeaderError(None))
-    await asyncio.sleep(0)
-    leader.side.open(ME, 5, Opening(7, 1))
-    assert len(leader.queued) == 2
-
-
 # --- The messages -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", encode_handover(Frame(1, 1, 1, (PUT,), ())), b"\x93\xa1o\x00\x00"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\xa1o\x00\x00",
+        encode_handover(Frame(1, 1, 1, (PUT,), ())),
+        encode_handover(Frame(1, 1, 1, (PUT,) * (BATCH_COMMANDS_MAX + 1), ("",) * (BATCH_COMMANDS_MAX + 1))),
+    ],
+)
 def test_what_is_no_message_is_the_peers_fault(data: bytes) -> None:
     with pytest.raises(MalformedMessageError):
         decode_handover(data, LEADER)
@@ -665,9 +559,6 @@ def test_an_error_arrives_as_it_was(said: CallerError) -> None:
     assert (type(found), found.code, str(found), found.facts) == (type(said), said.code, str(said), said.facts)
 
 
-# --- Real nodes ---------------------------------------------------------------------------------------------------
-
-
 def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "TXN_KEYS_MAX", 3)
 
@@ -680,33 +571,6 @@ def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch:
             origin.apply(Txn(then=puts))
         origin.ask(LeaseRevoke(1), LeaseRevoke(2))
         assert [frame.commands for frame in origin.frames()] == [(LeaseRevoke(1),), (LeaseRevoke(2),)]
-
-    asyncio.run(scenario())
-
-
-def test_every_node_takes_every_write(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(tmp_path) as cluster:
-            leader = await cluster.leader()
-            await leader.finalize(TIMEOUT_MS)
-            await cluster.converge()
-            for node in cluster.nodes.values():
-                name = node.config.name.encode()
-                writes: list[QueuedCommand] = [Put(b"%s-%d" % (name, each), b"v") for each in range(20)]
-                results = await asyncio.gather(
-                    *(node.propose(write, TIMEOUT_MS, hand_over=True) for write in writes),
-                    node.propose(Txn((), (PutOp(name, b"t"),), ()), TIMEOUT_MS, hand_over=True),
-                )
-                assert node.store.get(b"%s-19" % name) is not None, "it has applied it itself"
-                assert len({result.revision for result in results}) == len(results)
-            follower = cluster.others(leader)[0]
-            await follower.set_quota(64 << 20, TIMEOUT_MS, hand_over=True)
-            assert follower.store.quota.limit_bytes == 64 << 20
-            with pytest.raises(NotLeaderError):
-                await follower.propose(PUT, TIMEOUT_MS)
-            await cluster.converge()
-            digests = {node.store.digest for node in cluster.nodes.values()}
-            assert len(digests) == 1
 
     asyncio.run(scenario())
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from sim import invariants, lease_invariants, txn_invariants
+from sim.handed import Handed
 from sim.history import Applied
 from sim.lease_invariants import LeaseTruth
 from sim.watchers import Truth
@@ -120,8 +121,8 @@ class Facts:
         self.log: list[Applied] = []
         self.transactions: dict[tuple[str, int], TxnResult] = {}
         """(client id, sequence) -> what came of the transaction when it was applied."""
-        self.handed_over: set[tuple[int, int]] = set()
-        """(nonce, number) of what was handed over and applied."""
+        self.handed = Handed()
+        """What the nodes hand to leaders."""
         self.truth = Truth()
         """The events that watchers must see."""
         self.leases = LeaseTruth()
@@ -263,7 +264,10 @@ class Facts:
     def on_send(self, node: SimNode, message: Message) -> None:
         """A message leaves a process."""
         if isinstance(message, HandOver):
-            return  # Consensus is not told.
+            # Its recipient does not take over its term. So it may leave before its sender has saved that.
+            invariants.a_write_is_handed_to_a_leader_of_its_term(self, node, message)
+            self.handed.sent(self, message)
+            return
         if message.term > node.durable.hard_state.current_term:
             invariants.a_revealed_term_is_durable(self, node, message)
         if isinstance(message, HeartbeatResponse):
@@ -358,8 +362,7 @@ class Facts:
         """Yield every command with its result, those that were handed over one by one."""
         for command, result in zip(commands, results, strict=True):
             if isinstance(command, HandedOver) and isinstance(result, HandedOverDone):
-                invariants.a_number_is_applied_once(self, command)
-                self.handed_over.add((command.nonce, command.number))
+                self.handed.applied(self, command)
                 yield from zip(command.commands, result.results, strict=True)
             else:
                 yield command, result

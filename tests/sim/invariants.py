@@ -7,7 +7,7 @@ Each looks at one event and at what was seen before, so that all of them togethe
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import TYPE_CHECKING
 
 from sim.damage import is_damaged
@@ -19,7 +19,17 @@ from kvorum.kv.features import HISTORY_LEVEL
 from kvorum.kv.store import Store
 from kvorum.kv.txn_check import has_put
 from kvorum.raft import Raft, Role
-from kvorum.raft.messages import Configuration, Entry, Message, NodeId, RequestVote, RequestVoteResponse, Save, Snapshot
+from kvorum.raft.messages import (
+    Configuration,
+    Entry,
+    HandOver,
+    Message,
+    NodeId,
+    RequestVote,
+    RequestVoteResponse,
+    Save,
+    Snapshot,
+)
 from kvorum.storage.interface import Loaded
 
 if TYPE_CHECKING:
@@ -396,10 +406,29 @@ def state_hashes_agree(node: SimNode, index: int, state_hash: int | None, store:
         raise Broken("state_hashes_agree", f"after entry {index} the state of {node.id} is another")
 
 
-def a_number_is_applied_once(facts: Facts, command: HandedOver) -> None:
+def a_write_is_handed_to_a_leader_of_its_term(facts: Facts, node: SimNode, message: HandOver) -> None:
+    """Writes go to a node that led in the term of the message, and what it answers has that term too."""
+    leader, _ = facts.leaders.get(message.term, ("", 0))
+    if leader not in (message.sender, message.recipient):
+        raise Broken("a_write_is_handed_to_a_leader_of_its_term", f"{node.id} sends {message}; {leader!r} led")
+
+
+def a_number_is_applied_once(applied: Container[tuple[int, int]], command: HandedOver) -> None:
     """What a node hands over under a number is applied at most once, however often it is sent."""
-    if (command.nonce, command.number) in facts.handed_over:
+    if (command.nonce, command.number) in applied:
         raise Broken("a_number_is_applied_once", f"number {command.number} of origin {command.nonce}: {command}")
+
+
+def what_was_refused_is_not_applied(command: HandedOver, attempts: Collection[int], refused: Container[int]) -> None:
+    """Of the attempts that carried what is applied under a number, not every one was refused.
+
+    Args:
+        command: what is applied.
+        attempts: those that carried it.
+        refused: those that a leader has called refused.
+    """
+    if attempts and all(attempt in refused for attempt in attempts):
+        raise Broken("what_was_refused_is_not_applied", f"{command}: the attempts {attempts} were refused")
 
 
 def history_is_counted_alike(node: SimNode, store: Store, model: Store) -> None:

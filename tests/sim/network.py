@@ -8,7 +8,7 @@ from random import Random
 from sim.clock import Clock
 from sim.plan import Plan
 
-from kvorum.raft.messages import HandOver, Message, NodeId
+from kvorum.raft.messages import Message, NodeId
 
 Link = tuple[NodeId, NodeId]
 """(from, to)."""
@@ -57,9 +57,7 @@ class Network:
         plan, draw = self._plan, self._draw
         if plan.drop_per_mille and draw() * 1000 < plan.drop_per_mille:
             return False
-        # A stream delivers once at the most; consensus is ready for more, and who hands something over relies on it.
-        may_be_doubled = plan.duplicate_per_mille and not isinstance(message, HandOver)
-        if may_be_doubled and draw() * 1000 < plan.duplicate_per_mille:
+        if plan.duplicate_per_mille and draw() * 1000 < plan.duplicate_per_mille:
             self._clock.after(
                 self._slowed(plan.latency_us + int(draw() * plan.jitter_us)), self._arrive, (message,), self._clock.now
             )

@@ -33,6 +33,7 @@ from kvorum.kv.sessions import Session, Sessions
 from kvorum.kv.store import Store
 from kvorum.node import set_back
 from kvorum.node.fetch import Fetcher
+from kvorum.node.handover_messages import Frame, Refusal, encode_handover
 from kvorum.node.log_time import LogTime
 from kvorum.node.reads import Reads
 from kvorum.raft import Raft, Role
@@ -44,6 +45,7 @@ from kvorum.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    HandOver,
     Member,
     Read,
     RequestVote,
@@ -282,6 +284,29 @@ def hand_over_twice(scene: Scene) -> None:
     list(scene.facts._each([command], [HandedOverDone(1, (PutResult(1, 1, 1, 1),))]))
 
 
+def hand_over_to_nobody(scene: Scene) -> None:
+    term = scene.raft.current_term
+    leader = scene.leader.id
+    for sender, recipient in (("n9@1", leader), (leader, "n9@1"), ("n8@1", "n9@1")):
+        message = HandOver(term, sender, recipient, data=b"")
+        invariants.a_write_is_handed_to_a_leader_of_its_term(scene.facts, scene.leader, message)
+
+
+def apply_what_was_refused(scene: Scene) -> None:
+    facts, commands, other = scene.facts, (Put(b"a", b"1"),), (Put(b"a", b"2"),)
+
+    def send(message: Frame | Refusal) -> None:
+        facts.handed.sent(facts, HandOver(scene.raft.current_term, "n9@1", "n8@1", data=encode_handover(message)))
+
+    for number, each in enumerate((commands, other, commands), start=1):
+        send(Frame(7, number, number, commands, ("",)))
+        send(Frame(7, number, 10 + number, other, ("",)))
+        send(Refusal(7, number, (number,), ()))
+        if number == 1:
+            send(Frame(7, number, 100, commands, ("",)))
+        facts.handed.applied(facts, HandedOver(7, number, each))
+
+
 def change_the_past(scene: Scene) -> None:
     invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 1, None)
     invariants.the_past_does_not_change(scene.leader, TRUE_LOG, "k", 2, "1")
@@ -324,6 +349,8 @@ def let_log_time_stand_still(scene: Scene) -> None:
 LIES: dict[str, Callable[[Scene], None]] = {
     "history_is_counted_alike": count_no_history,
     "a_number_is_applied_once": hand_over_twice,
+    "a_write_is_handed_to_a_leader_of_its_term": hand_over_to_nobody,
+    "what_was_refused_is_not_applied": apply_what_was_refused,
     "the_past_does_not_change": change_the_past,
     "a_revision_is_refused_for_its_reason": call_any_revision_compacted,
     "a_compaction_that_was_answered_is_in_force": answer_a_compaction_too_early,

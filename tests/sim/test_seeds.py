@@ -11,6 +11,8 @@ from sim.plan import Plan, draw_plan
 from sim.run import Verdict, simulate
 
 from kvorum.errors import InvariantViolatedError
+from kvorum.node.handover_leader import Attempts, Receiver
+from kvorum.node.handover_messages import Frame
 from kvorum.raft.leader import Leader
 from kvorum.raft.messages import HardState, NodeId
 from kvorum.raft.progress import Progress, ReplicationState
@@ -45,6 +47,18 @@ def keeps_old_answers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "set_hard_state", set_hard_state)
 
 
+def takes_copies(patch: pytest.MonkeyPatch) -> None:
+    """A leader takes a copy of a message for another attempt, whatever it has led before."""
+    true = Receiver.take
+
+    def take(self: Receiver, sender: NodeId, term: int, frame: Frame) -> None:
+        self._first_term = -1
+        true(self, sender, term, frame)
+
+    patch.setattr(Receiver, "take", take)
+    patch.setattr(Attempts, "take", lambda _self, _attempt: True)
+
+
 BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "a_follower_behind_the_log_is_offered_the_snapshot_for_ever": (
         offers_without_end,
@@ -56,6 +70,7 @@ BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
         "only_saved_entries_are_acknowledged",
         100,
     ),
+    "a_copy_of_an_attempt_is_refused_or_proposed": (takes_copies, "what_was_refused_is_not_applied", 100),
 }
 """How to put each bug back, which promise it breaks, and in how many runs of its plan at the most."""
 

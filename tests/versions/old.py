@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2", "0.4.0": "7729c71"}
+COMMITS = {"0.1.0": "a91d484", "0.2.0": "50d66c6", "0.3.0": "3fec5b2", "0.4.0": "7729c71", "0.5.0": "18edf5c"}
 """Version -> a commit of it, the last one before the next version."""
 
 CHILD = """

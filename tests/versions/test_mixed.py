@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from acceptance.processes import Answer, Cluster
+from acceptance.writers import clients, end, go_on
 from versions.old import COMMITS, environment
 from waiting import eventually
 
 import kvorum
-from kvorum.kv.features import HIGHEST_LEVEL
+from kvorum.kv.features import HANDOVER_LEVEL, HIGHEST_LEVEL
 
 OLD = "0.1.0"
 NEW = kvorum.__version__
@@ -220,6 +221,22 @@ def test_the_level_is_raised_once_all_are_upgraded_and_the_old_version_is_refuse
         start(cluster, last, NEW)
         wait_until_ready(cluster, last)
         cluster.converge()
+
+
+def test_the_raise_to_the_level_that_hands_writes_over_under_load_loses_and_doubles_none(tmp_path: Path) -> None:
+    """Below the level a request is forwarded to the leader's client port, and at it over the streams of the nodes."""
+    with cluster_of("0.5.0", tmp_path) as cluster:
+        for name in cluster.names:
+            replace(cluster, name, NEW)
+        with clients(cluster) as each:
+            go_on(each)
+            assert levels(cluster, *cluster.names) == {HANDOVER_LEVEL - 1}
+            raised = eventually("the level is raised", lambda: (answer := finalize(cluster)).status == 200 and answer)
+            assert raised.document["feature_level"] >= HANDOVER_LEVEL
+            go_on(each)
+            replace(cluster, cluster.leader(), NEW)
+            go_on(each)
+        end(cluster, each)
 
 
 def finalize(cluster: Cluster, name: str | None = None) -> Answer:

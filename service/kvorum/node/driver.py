@@ -288,6 +288,8 @@ class Driver:
         turns.is_due = False
         if self._proposals.queue:
             self._proposals.flush()
+        if self._handover.receiver.done:
+            self._handover.receiver.settle()
         if self._handover.origin.queue:
             self._handover.origin.flush()
         if self._reads.queue:

@@ -76,8 +76,8 @@ class Outstanding:
         self.waiters = waiters
         self.addresses = addresses
         self.size_bytes = size_bytes
-        self.attempts: set[int] = set()
-        """Those that were not refused."""
+        self.attempts: dict[int, NodeId] = {}
+        """Those that were not refused, and to whom each was sent."""
         self.is_lost = False
         """There were more of them than are remembered."""
         self.sent: tuple[NodeId, int] | None = None
@@ -248,7 +248,7 @@ class HandOvers:
         if len(frame.attempts) >= ATTEMPTS_MAX:
             frame.is_lost = True
             frame.attempts.clear()
-        frame.attempts.add(self._attempt)
+        frame.attempts[self._attempt] = leader
         frame.sent = (leader, self._raft.current_term)
         frame.sent_s = self._clock.monotonic()
         commands, addresses = tuple(frame.commands), tuple(frame.addresses)
@@ -309,12 +309,16 @@ class HandOvers:
 
     # --- From the leader, and from the log ----------------------------------------------------------------------
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, sender: NodeId, refusal: Refusal) -> None:
         """The leader has not proposed these attempts, and will not."""
         frame = self.outstanding.get(refusal.number)
-        if refusal.nonce != self._nonce or frame is None or not frame.attempts.intersection(refusal.attempts):
+        if refusal.nonce != self._nonce or frame is None:
             return
-        frame.attempts.difference_update(refusal.attempts)
+        ended = [attempt for attempt in refusal.attempts if frame.attempts.get(attempt) == sender]
+        if not ended:
+            return
+        for attempt in ended:
+            frame.attempts.pop(attempt, None)
         errors = {said.position: error_of(said) for said in refusal.errors}
         whole = errors.get(WHOLE_FRAME)
         if frame.may_be_done or isinstance(whole, NotLeaderError):

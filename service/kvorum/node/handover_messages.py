@@ -1,7 +1,7 @@
 """What a node that hands writes over says to the leader, and what the leader answers.
 
-They travel as the data of a :class:`~kvorum.raft.messages.HandOver`, on the streams of consensus. A stream delivers a
-message once at the most; what is lost with a stream is sent again by whoever handed it over.
+They travel as the data of a :class:`~kvorum.raft.messages.HandOver`, on the streams of consensus. What is lost with a
+stream is sent again by whoever handed it over, as another attempt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kvorum.errors import (
     SessionError,
 )
 from kvorum.kv.commands import QueuedCommand
-from kvorum.kv.limits import INTEGER_MAX
+from kvorum.kv.limits import BATCH_COMMANDS_MAX, INTEGER_MAX
 
 WHOLE_FRAME = -1
 """The position of an error that concerns all commands."""
@@ -42,8 +42,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     nonce: _Number
     number: _Number
     attempt: _Number
-    """Counts what this origin has sent."""
-    commands: tuple[QueuedCommand, ...] = ()
+    """Counts what this origin has sent: no two messages have the same, unless one is a copy."""
+    commands: Annotated[tuple[QueuedCommand, ...], msgspec.Meta(max_length=BATCH_COMMANDS_MAX)] = ()
     addresses: tuple[str, ...] = ()
     """Of each command the client's address; empty: it is not known."""
 

@@ -33,6 +33,7 @@ class HandOverPort:
 
     Attributes:
         origin: what this node hands over.
+        receiver: what others hand to this node.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class HandOverPort:
         self._raft = raft
         self._peers = peers
         self._turns = turns
-        self._receiver = Receiver(raft, proposals, timeout_s, self._answer)
+        self.receiver = Receiver(raft, state, proposals, timeout_s, self._answer, turns.schedule)
         self.origin = HandOvers(raft, state, counters, pending_max, clock, random, self._post)
 
     def on_message(self, message: HandOver) -> None:
@@ -66,11 +67,11 @@ class HandOverPort:
     def _take(self, sender: NodeId, term: int, message: HandoverMessage) -> None:
         match message:
             case Opening():
-                self._receiver.open(sender, term, message)
+                self.receiver.open(sender, term, message)
             case Frame():
-                self._receiver.take(sender, term, message)
+                self.receiver.take(sender, term, message)
             case Refusal():
-                self.origin.refused(message)
+                self.origin.refused(sender, message)
         self._turns.schedule()
 
     def _post(self, recipient: NodeId, term: int, message: HandoverMessage) -> None:
@@ -79,5 +80,6 @@ class HandOverPort:
         else:
             self._peers.send([HandOver(term, self._raft.id, recipient, data=encode_handover(message))])
 
-    def _answer(self, recipient: NodeId, refusal: Refusal) -> None:
-        self._post(recipient, self._raft.current_term, refusal)
+    def _answer(self, recipient: NodeId, term: int, refusal: Refusal) -> None:
+        # Not in our own term: it may not be durable here yet.
+        self._post(recipient, term, refusal)

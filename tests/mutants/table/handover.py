@@ -6,6 +6,8 @@ from mutants.mutant import Mutant
 
 _STATE = "tests/kv/test_origins.py"
 _NODE = "tests/node/test_handover.py"
+_LEADER = "tests/node/test_handover_leader.py"
+_NODES = "tests/node/test_handover_nodes.py"
 _FRONT = "tests/fronts/test_forward.py"
 
 
@@ -152,6 +154,13 @@ MUTANTS = (
         _NODE,
     ),
     _row(
+        "A member refuses what was sent to another one.",
+        "node.handover:HandOvers.refused",
+        "frame.attempts.get(attempt) == sender",
+        "attempt in frame.attempts",
+        _NODE,
+    ),
+    _row(
         "A frame that a snapshot holds is waited for for ever.",
         "node.handover:HandOvers._follow_state",
         "origin is not None and origin.is_applied(number)",
@@ -177,21 +186,21 @@ MUTANTS = (
         "node.handover_leader:Receiver._leads",
         "self._raft.current_term == term",
         "True",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "The leader calls refused what may still be applied.",
-        "node.handover_leader:Receiver._done",
+        "node.handover_leader:Receiver.settle",
         "not isinstance(error, OutcomeUnknownError)",
         "True",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "A frame is proposed again while it is under way.",
         "node.handover_leader:Receiver.take",
         "attempts is not None",
         "False",
-        _NODE,
+        _LEADER,
     ),
     _row(
         "What the leader refuses is sent again with the rest.",
@@ -199,6 +208,70 @@ MUTANTS = (
         "self._keep_waiting(frame)",
         "pass",
         _NODE,
+    ),
+    # Copies of messages.
+    _row(
+        "A copy of an attempt that was refused is proposed; a copy of one that was proposed is refused.",
+        "node.handover_leader:Attempts.take",
+        "ahead <= -ORIGIN_WINDOW or self._arrived >> -ahead & 1",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A higher attempt makes the leader forget which lower ones have arrived.",
+        "node.handover_leader:Attempts.take",
+        "(self._arrived << min(ahead, ORIGIN_WINDOW) | 1) & _ARRIVED",
+        "1",
+        _LEADER,
+    ),
+    _row(
+        "What an earlier start of the leader's process may have proposed is refused.",
+        "node.handover_leader:Receiver.take",
+        "term <= self._first_term",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A refusal has the term of its sender, which may not be durable.",
+        "node.handover_leader:Receiver.take",
+        "self._answer(sender, term, Refusal(frame.nonce, frame.number, (frame.attempt,), errors))",
+        "self._answer(sender, self._raft.current_term, Refusal(frame.nonce, frame.number, (frame.attempt,), errors))",
+        _LEADER,
+    ),
+    _row(
+        "A leader proposes again what it has applied.",
+        "node.handover_leader:Receiver._is_of_no_use",
+        "origin.is_applied(frame.number)",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A member uses up the numbers of another one.",
+        "node.handover_leader:Receiver._is_of_no_use",
+        "origin.member != sender",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A frame that comes below the feature level is proposed.",
+        "node.handover_leader:Receiver._is_of_no_use",
+        "not self._is_possible",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "An opening that comes below the feature level is proposed.",
+        "node.handover_leader:Receiver.open",
+        "not self._is_possible",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A refusal is sent from the event loop's call, which swallows an error.",
+        "node.handover_leader:Receiver._done",
+        "self._schedule()",
+        "self.settle()",
+        _NODES,
     ),
     # Rule 5: snapshots.
     _row(
@@ -229,6 +302,34 @@ MUTANTS = (
         "self._queued_bytes + size_bytes > QUEUED_BYTES_MAX",
         "False",
         _NODE,
+    ),
+    _row(
+        "Any number of frames without commands waits at the leader.",
+        "node.handover_leader:Receiver._errors",
+        "len(self._under_way) >= FRAMES_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "Any number of attempts waits for a frame.",
+        "node.handover_leader:Receiver.take",
+        "len(attempts) < ATTEMPTS_MAX",
+        "True",
+        _LEADER,
+    ),
+    _row(
+        "The attempts of any number of origins are remembered.",
+        "node.handover_leader:Receiver._is_first",
+        "len(self._attempts) >= ORIGINS_MAX",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "With many origins, what arrived of an open one is forgotten.",
+        "node.handover_leader:Receiver._is_first",
+        "nonce_of(key[0]) == key[1]",
+        "False",
+        _LEADER,
     ),
     _row(
         "A request that was forwarded once is handed over again.",
