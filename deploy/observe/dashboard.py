@@ -162,6 +162,26 @@ def consensus() -> list[Panel]:
             Query("kvorum_raft_proposals_pending{$S}", "{{pod}}"),
         ),
         graph(
+            "Writes handed over",
+            "Frames a second that a pod handed to its leader (sent, resent) or was handed (received), and their writes.",
+            "ops",
+            Query(rate("kvorum_handover_frames_total", "event"), "frames {{event}}"),
+            Query(rate("kvorum_handover_writes_total", "event"), "writes {{event}}"),
+        ),
+        graph(
+            "Handed over and not proposed",
+            "Frames a second that a leader refused, by the code of the error, or ignored: they came twice or late.",
+            "ops",
+            Query(rate("kvorum_handover_refused_total", "reason"), "refused: {{reason}}"),
+            Query(rate("kvorum_handover_ignored_total", "reason"), "ignored: {{reason}}"),
+        ),
+        graph(
+            "Handed over and pending",
+            "Writes that a pod hands to its leader and has not seen applied; at the limit more are refused.",
+            "none",
+            Query("kvorum_handover_pending{$S}", "{{pod}}"),
+        ),
+        graph(
             "Read barrier",
             "Time until a quorum confirmed a round of linearizable reads.",
             "s",

@@ -64,11 +64,12 @@ class Origin:
         self.state = State(store_at(level))
         self.raft = SimpleNamespace(id=ME, leader=LEADER, current_term=5)
         self.sent: list[tuple[str, int, HandoverMessage]] = []
+        self.counters = Counters()
         clock = SimpleNamespace(monotonic=lambda: self.now)
         self.side = HandOvers(
             cast(Any, self.raft),
             self.state,
-            Counters(),
+            self.counters,
             pending_max,
             cast(Any, clock),
             Random(1),
@@ -209,11 +210,29 @@ async def test_a_frame_that_was_not_applied_is_sent_again_with_its_number() -> N
     [again] = origin.frames()
     assert (again.number, again.commands) == (frame.number, frame.commands)
     assert again.attempt != frame.attempt
+    assert origin.counters.handover_frames == {"sent": 2, "resent": 1}
+    assert origin.counters.handover_writes == {"sent": 2}
+    assert origin.side.pending == 1
     revision = origin.state.store.revision
     origin.propose(frame)
     origin.propose(again)
     assert origin.state.store.revision == revision + 1
     assert isinstance(waiter.result(), PutResult)
+
+
+@in_loop
+async def test_a_frame_is_sent_again_ever_later_and_to_another_leader_as_soon_as_the_first_time() -> None:
+    """On a slow network it may still wait in the queue of its stream, with others that were sent again."""
+    origin = opened()
+    origin.ask(PUT, timeout_s=1000)
+    sent = []
+    for second in range(30):
+        if second == 25:
+            origin.raft.leader, origin.raft.current_term = OTHER, 6
+        origin.side.tick()
+        sent += [second] * len(origin.frames())
+        origin.now += 1
+    assert sent == [0, 1, 3, 7, 15, 23, 25, 26, 28]
 
 
 @in_loop
@@ -335,10 +354,10 @@ async def test_a_refusal_of_another_attempt_or_process_says_nothing() -> None:
 @in_loop
 async def test_too_many_attempts_to_remember_are_never_called_refused() -> None:
     origin = opened()
-    [waiter] = origin.ask(PUT, timeout_s=100)
+    [waiter] = origin.ask(PUT, timeout_s=1000)
     frames = origin.frames()
     for _ in range(handover.ATTEMPTS_MAX):
-        origin.now += handover.RESEND_S
+        origin.now += handover.RESEND_MAX_S
         origin.side.tick()
         frames += origin.frames()
     for frame in frames:

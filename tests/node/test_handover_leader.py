@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kv.kv_support import apply
+from kv.kv_support import CONFIGURATION, apply
 from node.handover_support import LEADER, ME, OTHER, PUT, in_loop, store_at
 
 from kvorum.errors import (
@@ -37,21 +37,26 @@ from kvorum.node.handover_messages import (
 )
 from kvorum.node.proposals import Waiter
 from kvorum.node.state import State
+from kvorum.raft.messages import Configuration
+from kvorum.telemetry.counters import Counters
 
 
 class Leader:
     """A receiver, and the queue that it fills."""
 
     def __init__(self, level: int = HIGHEST_LEVEL) -> None:
-        self.raft = SimpleNamespace(id=LEADER, leader=None, current_term=4)
+        self.raft = SimpleNamespace(id=LEADER, leader=None, current_term=4, configuration=CONFIGURATION)
         self.state = State(store_at(level))
         self.queued: list[tuple[object, Waiter]] = []
         self.said: list[tuple[str, Refusal]] = []
         self.terms: list[int] = []
         """Of what was said."""
         self.turns = 0
+        self.counters = Counters()
         self.full: CallerError | None = None
-        self.side = Receiver(cast(Any, self.raft), self.state, cast(Any, self), 10, self.answer, self.schedule)
+        self.side = Receiver(
+            cast(Any, self.raft), self.state, cast(Any, self), self.counters, 10, self.answer, self.schedule
+        )
         self.raft.leader, self.raft.current_term = LEADER, 5
 
     def answer(self, node: str, term: int, refusal: Refusal) -> None:
@@ -209,11 +214,33 @@ async def test_a_member_uses_no_number_of_another_one() -> None:
 
 
 @in_loop
+async def test_a_node_that_is_no_member_hands_nothing_over() -> None:
+    leader = Leader()
+    leader.raft.configuration = Configuration(CONFIGURATION.members[1:])
+    leader.side.take(ME, 5, frame_of(1, PUT))
+    assert (leader.queued, leader.said) == ([], [])
+
+
+@in_loop
 async def test_below_the_level_nothing_is_proposed_that_an_older_version_does_not_know() -> None:
     leader = Leader(HANDOVER_LEVEL - 1)
     leader.side.open(ME, 5, Opening(7, 0))
     leader.side.take(ME, 5, frame_of(1, PUT))
     assert (leader.queued, leader.said) == ([], [])
+
+
+@in_loop
+async def test_the_bytes_that_wait_at_the_leader_are_bounded() -> None:
+    leader, large = Leader(), Put(b"a", bytes(1024 * 1024))
+    count = 0
+    while not leader.said:
+        count += 1
+        leader.side.take(ME, 5, Frame(7, count, count, (large,), ("",)))
+    assert len(leader.queued) == count - 1 == handover_leader.BYTES_MAX // len(large.value)
+    leader.queued[0][1].set_exception(OutcomeUnknownError("?"))
+    await leader.turn()
+    leader.side.take(ME, 5, Frame(7, count, count + 1, (large,), ("",)))
+    assert len(leader.queued) == count
 
 
 @in_loop
@@ -249,3 +276,21 @@ async def test_the_origins_that_are_remembered_are_bounded_and_an_open_one_is_ke
     before = len(leader.queued)
     leader.side.take(ME, 5, frame_of(1, PUT))
     assert len(leader.queued) == before, "a copy of what was refused"
+
+
+@in_loop
+async def test_every_frame_is_counted_by_what_became_of_it() -> None:
+    leader = Leader()
+    counters = leader.counters
+    apply(leader.state.store, OpenOrigin(ME, 7, 0), HandedOver(7, 1, (PUT,)))
+    leader.side.take(ME, 5, Frame(7, 2, 1, (PUT, PUT), ("", "")))
+    leader.side.take(ME, 5, Frame(7, 2, 1, (PUT, PUT), ("", "")))
+    leader.side.take(ME, 5, Frame(7, 1, 2, (PUT,), ("",)))
+    leader.side.take(ME, 4, Frame(7, 3, 3, (PUT,), ("",)))
+    leader.side.take(OTHER, 5, Frame(7, 3, 3, (PUT,), ("",)))
+    leader.full = OverloadedError("full")
+    leader.side.take(ME, 5, Frame(7, 3, 3, (PUT,), ("",)))
+    assert counters.handover_frames == {"received": 6}
+    assert counters.handover_writes == {"received": 2}
+    assert counters.handover_ignored == {"copy": 1, "applied": 1, "stale": 1, "foreign": 1}
+    assert counters.handover_refused == {"overloaded": 1}

@@ -308,6 +308,7 @@ class Driver:
         if self._state.hashes.reported is not None and (index := self._state.hashes.mismatch()) is not None:
             self._integrity.investigate(index)
         self._counters.proposals_pending = self._proposals.pending
+        self._counters.handover_pending = self._handover.origin.pending
         if self._watches.advance():
             turns.schedule()
         if turns.may_have_changed:

@@ -49,7 +49,9 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 ATTEMPTS_MAX = 16
 """Attempts of a frame that are remembered; with more of them its outcome stays unknown until it is applied."""
 RESEND_S = 1.0
-"""A frame is sent again, to the same leader, when it was not seen applied for so long."""
+"""A frame is sent again, to the same leader, when it was not seen applied for so long; then after twice as long."""
+RESEND_MAX_S = 8.0
+"""At the latest after so long. On a slow network a frame may still wait in the queue of its stream."""
 
 Post = Callable[[NodeId, int, HandoverMessage], None]
 """Sends a message to a member, which leads in that term as far as we know."""
@@ -63,6 +65,7 @@ class Outstanding:
         "attempts",
         "commands",
         "is_lost",
+        "resend_s",
         "sent",
         "sent_s",
         "size_bytes",
@@ -83,6 +86,8 @@ class Outstanding:
         self.sent: tuple[NodeId, int] | None = None
         """To whom it was sent last, and in which term; None: it has to be sent again."""
         self.sent_s = 0.0
+        self.resend_s = RESEND_S
+        """After how long it is sent again."""
 
     @property
     def may_be_done(self) -> bool:
@@ -137,6 +142,11 @@ class HandOvers:
         self._attempt = 0
         self._deadlines: Deadlines[Result] = Deadlines(clock)
         self._idle: list[tuple[float, asyncio.Future[None]]] = []
+
+    @property
+    def pending(self) -> int:
+        """How many writes wait to be handed over, or to be seen applied."""
+        return self._pending
 
     @property
     def is_available(self) -> bool:
@@ -199,6 +209,8 @@ class HandOvers:
                 self._next_number += 1
                 self.outstanding[number] = frame
                 self._outstanding_bytes += frame.size_bytes
+                self._counters.handover_frames["sent"] += 1
+                self._counters.handover_writes["sent"] += len(frame.commands)
                 self._send(number, frame, leader)
 
     def _is_open(self, leader: NodeId) -> bool:
@@ -274,7 +286,9 @@ class HandOvers:
             now_s = self._clock.monotonic()
             for number, frame in list(self.outstanding.items()):
                 is_other_leader = frame.sent != (leader, self._raft.current_term)
-                if is_other_leader or now_s - frame.sent_s >= RESEND_S:
+                if is_other_leader or now_s - frame.sent_s >= frame.resend_s:
+                    frame.resend_s = RESEND_S if is_other_leader else min(2 * frame.resend_s, RESEND_MAX_S)
+                    self._counters.handover_frames["resent"] += 1
                     self._send(number, frame, leader)
         elif self.queue and leader is not None:
             self.flush()

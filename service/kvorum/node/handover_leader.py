@@ -18,6 +18,7 @@ from kvorum.node.proposals import Proposals, Waiter, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
+from kvorum.telemetry.counters import Counters
 
 BYTES_MAX = 64 * 1024 * 1024
 """Bytes of frames that wait for a quorum; more are refused."""
@@ -66,6 +67,7 @@ class Receiver:
         raft: the consensus server.
         state: which origins are open, and what they have applied.
         proposals: the leader's writes.
+        counters: where frames are counted.
         timeout_s: how long a frame may wait for its proposal.
         answer: sends a refusal to a member, in the term of its frame.
         schedule: asks for a turn of the driver, which calls :meth:`settle`.
@@ -76,6 +78,7 @@ class Receiver:
         raft: Raft,
         state: State,
         proposals: Proposals,
+        counters: Counters,
         timeout_s: float,
         answer: Callable[[NodeId, int, Refusal], None],
         schedule: Callable[[], None],
@@ -83,6 +86,7 @@ class Receiver:
         self._raft = raft
         self._state = state
         self._proposals = proposals
+        self._counters = counters
         self._timeout_s = timeout_s
         self._answer = answer
         self._schedule = schedule
@@ -114,7 +118,10 @@ class Receiver:
 
     def take(self, sender: NodeId, term: int, frame: Frame) -> None:
         """Propose a frame, or refuse it; ignore one that arrived before, and one that is no use."""
-        if term <= self._first_term or self._is_of_no_use(sender, frame) or not self._is_first(sender, frame):
+        self._counters.handover_frames["received"] += 1
+        why = self._why_ignored(sender, term, frame)
+        if why is not None:
+            self._counters.handover_ignored[why] += 1
             return
         key = (sender, frame.nonce, frame.number)
         attempts = self._under_way.get(key)
@@ -124,21 +131,27 @@ class Receiver:
             return
         errors = self._errors(term, frame)
         if errors:
-            self._answer(sender, term, Refusal(frame.nonce, frame.number, (frame.attempt,), errors))
+            self._refuse(sender, term, Refusal(frame.nonce, frame.number, (frame.attempt,), errors))
             return
         command = HandedOver(frame.nonce, frame.number, frame.commands)
         size_bytes = weight(command)
         self._under_way[key] = [frame.attempt]
         self._bytes += size_bytes
+        self._counters.handover_writes["received"] += len(frame.commands)
         waiter = self._proposals.enqueue(command, size_bytes, self._timeout_s)
         waiter.add_done_callback(partial(self._done, key, term, size_bytes))
 
-    def _is_of_no_use(self, sender: NodeId, frame: Frame) -> bool:
-        """Tell whether its number was applied, its nonce is another member's, or the log must not hold it."""
-        if not self._is_possible:
-            return True
+    def _why_ignored(self, sender: NodeId, term: int, frame: Frame) -> str | None:
+        """Return why a frame is ignored; None: it is not."""
+        if term <= self._first_term or not self._is_possible:
+            return "stale"
         origin = self._state.store.origins.find(frame.nonce)
-        return origin is not None and (origin.member != sender or origin.is_applied(frame.number))
+        is_anothers = origin is not None and origin.member != sender
+        if is_anothers or self._raft.configuration.get(sender) is None:
+            return "foreign"
+        if origin is not None and origin.is_applied(frame.number):
+            return "applied"
+        return None if self._is_first(sender, frame) else "copy"
 
     @property
     def _is_possible(self) -> bool:
@@ -189,4 +202,8 @@ class Receiver:
             error = None if waiter.cancelled() else waiter.exception()
             if isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
                 sender, nonce, number = key
-                self._answer(sender, term, Refusal(nonce, number, tuple(attempts), (refused(WHOLE_FRAME, error),)))
+                self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), (refused(WHOLE_FRAME, error),)))
+
+    def _refuse(self, sender: NodeId, term: int, refusal: Refusal) -> None:
+        self._counters.handover_refused[refusal.errors[0].code] += 1
+        self._answer(sender, term, refusal)

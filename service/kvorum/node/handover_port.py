@@ -52,7 +52,7 @@ class HandOverPort:
         self._raft = raft
         self._peers = peers
         self._turns = turns
-        self.receiver = Receiver(raft, state, proposals, timeout_s, self._answer, turns.schedule)
+        self.receiver = Receiver(raft, state, proposals, counters, timeout_s, self._answer, turns.schedule)
         self.origin = HandOvers(raft, state, counters, pending_max, clock, random, self._post)
 
     def on_message(self, message: HandOver) -> None:

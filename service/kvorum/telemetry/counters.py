@@ -77,6 +77,12 @@ class Counters:
         self.leader_changes = 0
         self.proposals: defaultdict[str, int] = defaultdict(int)  # committed, refused, unknown
         self.proposals_pending = 0
+        # Writes that one node hands to another.
+        self.handover_frames: defaultdict[str, int] = defaultdict(int)  # sent, resent, received
+        self.handover_writes: defaultdict[str, int] = defaultdict(int)  # sent, received
+        self.handover_refused: defaultdict[str, int] = defaultdict(int)  # frames, by the code of the error
+        self.handover_ignored: defaultdict[str, int] = defaultdict(int)  # frames: copy, applied, stale, foreign
+        self.handover_pending = 0
         self.commit_duration = Histogram()  # from proposal to commit on the leader, per batch
         self.apply_duration = Histogram()  # per batch of entries
         self.read_index_duration = Histogram()  # per round

@@ -33,6 +33,9 @@ NO_SPACE_REASONS = ("quota", "disk")
 LEASE_CHANGES = ("granted", "renewed", "revoked", "expired")
 COMPACTION_REASONS = ("age", "bytes", "disk", "quota", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
+HANDOVER_DIRECTIONS = ("sent", "received")
+HANDOVER_REFUSALS = ("not_leader", "overloaded", "no_space", "feature_unavailable", "not_serving", "sessions_full")
+HANDOVER_IGNORED = ("copy", "applied", "stale", "foreign")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
 REQUESTS = tuple((op, code) for op in ("put", "get", "delete") for code in (200, 500, 503, 504))
@@ -518,6 +521,41 @@ def _clients() -> tuple[Instrument, ...]:
             "Watches that ended, by reason: closed by the client; stalled: its client did not read; else an error.",
             lambda s: _by(s.counters.watch_ends, WATCH_END_REASONS),
             "reason",
+        ),
+        _counter(
+            "kvorum.handover.frames",
+            "{frame}",
+            "Frames of writes that this node handed to a leader (sent; resent: again) or was handed (received).",
+            lambda s: _by(s.counters.handover_frames, (*HANDOVER_DIRECTIONS, "resent")),
+            "event",
+        ),
+        _counter(
+            "kvorum.handover.writes",
+            "{write}",
+            "Writes in the frames that were sent for the first time, and in those that were received and proposed.",
+            lambda s: _by(s.counters.handover_writes, HANDOVER_DIRECTIONS),
+            "event",
+        ),
+        _counter(
+            "kvorum.handover.refused",
+            "{frame}",
+            "Frames that this node was handed and did not propose, by the code of the first error.",
+            lambda s: _by(s.counters.handover_refused, HANDOVER_REFUSALS),
+            "reason",
+        ),
+        _counter(
+            "kvorum.handover.ignored",
+            "{frame}",
+            "Frames that this node was handed and ignored: a copy; applied already; stale (of a term before its "
+            "process began, or below the feature level); foreign (of no member, or of another one).",
+            lambda s: _by(s.counters.handover_ignored, HANDOVER_IGNORED),
+            "reason",
+        ),
+        _gauge(
+            "kvorum.handover.pending",
+            "{write}",
+            "Writes that this node hands over and has not seen applied.",
+            lambda s: _one(s.counters.handover_pending),
         ),
     )
 
