@@ -594,6 +594,53 @@ def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch:
     asyncio.run(scenario())
 
 
+@in_loop
+async def test_a_frame_that_is_too_much_for_an_entry_is_split_and_nothing_of_it_is_lost() -> None:
+    origin = opened()
+    puts = [Put(b"%d" % number, b"v" * 100) for number in range(5)]
+    waiters = origin.ask(*puts)
+    [frame] = origin.frames()
+    pending, size_bytes = origin.side.pending, origin.side._outstanding_bytes
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=2))
+    assert (origin.side.pending, len(origin.side.queue)) == (pending, 3)
+    origin.side.flush()
+    origin.side.tick()
+    rest, first = origin.frames()
+    assert (first.number, first.commands) == (frame.number, tuple(puts[:2]))
+    assert (rest.number, rest.commands) == (frame.number + 1, tuple(puts[2:]))
+    assert origin.side._outstanding_bytes == size_bytes
+    origin.propose(first)
+    origin.propose(rest)
+    assert all(isinstance(waiter.result(), PutResult) for waiter in waiters)
+    assert (origin.side.pending, origin.side._outstanding_bytes, origin.side._queued_bytes) == (0, 0, 0)
+
+
+@in_loop
+async def test_a_frame_is_not_split_while_an_attempt_of_it_may_be_done() -> None:
+    origin = opened()
+    origin.ask(PUT, Put(b"b", b"w"))
+    [first] = origin.frames()
+    origin.now += handover.RESEND_S
+    origin.side.tick()
+    [second] = origin.frames()
+    origin.side.refused(LEADER, Refusal(first.nonce, first.number, (second.attempt,), fits=1))
+    assert not origin.side.queue
+    origin.side.refused(LEADER, Refusal(first.nonce, first.number, (first.attempt,), fits=1))
+    assert len(origin.side.queue) == 1
+
+
+@in_loop
+async def test_a_write_that_was_split_off_and_not_sent_in_time_was_not_done() -> None:
+    origin = opened()
+    waiters = origin.ask(PUT, Put(b"b", b"w"), timeout_s=1)
+    [frame] = origin.frames()
+    origin.raft.leader = None
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=1))
+    origin.now += 2
+    origin.side.tick()
+    assert [type(error(waiter)) for waiter in waiters] == [NoLeaderError, OverloadedError]
+
+
 def test_below_the_level_it_is_not_available() -> None:
     assert not Origin(HANDOVER_LEVEL - 1).side.is_available
     assert Origin(HANDOVER_LEVEL).side.is_available

@@ -35,7 +35,7 @@ from kvorum.node.handover_messages import (
     Refusal,
     error_of,
 )
-from kvorum.node.proposals import Waiter
+from kvorum.node.proposals import DoesNotFitError, Waiter
 from kvorum.node.state import State
 from kvorum.raft.messages import Configuration
 from kvorum.telemetry.counters import Counters
@@ -294,3 +294,14 @@ async def test_every_frame_is_counted_by_what_became_of_it() -> None:
     assert counters.handover_writes == {"received": 2}
     assert counters.handover_ignored == {"copy": 1, "applied": 1, "stale": 1, "foreign": 1}
     assert counters.handover_refused == {"overloaded": 1}
+
+
+@in_loop
+async def test_a_frame_that_does_not_fit_into_an_entry_is_to_be_split() -> None:
+    leader = Leader()
+    leader.side.take(ME, 5, frame_of(1, PUT, PUT, PUT))
+    leader.queued[0][1].set_exception(DoesNotFitError(2))
+    await leader.turn()
+    [(_, refusal)] = leader.said
+    assert (refusal.attempts, refusal.errors, refusal.fits) == ((1,), (), 2)
+    assert leader.counters.handover_refused == {"split": 1}

@@ -94,6 +94,12 @@ class Outstanding:
         """Whether an attempt may have been, or may still be, proposed."""
         return self.is_lost or bool(self.attempts)
 
+    def cut(self, fits: int) -> tuple[list[QueuedCommand], list[Waiter], list[str]]:
+        """Keep the first commands only; return the others, their callers and addresses."""
+        others = self.commands[fits:], self.waiters[fits:], self.addresses[fits:]
+        self.keep(range(min(fits, len(self.commands))))
+        return others
+
     def keep(self, positions: Sequence[int]) -> None:
         """Keep these commands only."""
         self.commands = [self.commands[each] for each in positions]
@@ -341,8 +347,19 @@ class HandOvers:
             error = whole or errors.get(position)
             if error is not None:
                 self._tell([waiter], error)
+        if refusal.fits:
+            self._split(frame, refusal.fits)
         self._keep_waiting(frame)
         frame.sent = None
+
+    def _split(self, frame: Outstanding, fits: int) -> None:
+        """Let a frame that certainly is not done carry its first commands only; the others wait for another frame."""
+        for command, waiter, address in reversed(list(zip(*frame.cut(fits), strict=True))):
+            size_bytes = weight(command)
+            self.queue.appendleft((command, waiter, size_bytes, address))
+            self._queued_bytes += size_bytes
+            self._outstanding_bytes -= size_bytes
+            frame.size_bytes -= size_bytes
 
     def applied(self, done: Iterable[tuple[HandedOver, HandedOverDone]]) -> None:
         """Answer the callers of what was applied."""

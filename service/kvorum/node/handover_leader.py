@@ -14,7 +14,7 @@ from kvorum.kv.commands import HandedOver, OpenOrigin
 from kvorum.kv.features import HANDOVER_LEVEL
 from kvorum.kv.limits import ORIGIN_WINDOW
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, Opening, Refusal, Refused, refused
-from kvorum.node.proposals import Proposals, Waiter, weight
+from kvorum.node.proposals import DoesNotFitError, Proposals, Waiter, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
@@ -200,10 +200,12 @@ class Receiver:
             attempts = self._under_way.pop(key)
             self._bytes -= size_bytes
             error = None if waiter.cancelled() else waiter.exception()
-            if isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
-                sender, nonce, number = key
+            sender, nonce, number = key
+            if isinstance(error, DoesNotFitError):
+                self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), fits=error.fits))
+            elif isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
                 self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), (refused(WHOLE_FRAME, error),)))
 
     def _refuse(self, sender: NodeId, term: int, refusal: Refusal) -> None:
-        self._counters.handover_refused[refusal.errors[0].code] += 1
+        self._counters.handover_refused["split" if refusal.fits else refusal.errors[0].code] += 1
         self._answer(sender, term, refusal)

@@ -58,6 +58,20 @@ if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
 
 Waiter = asyncio.Future[Result]
+
+
+class DoesNotFitError(Exception):
+    """A frame that was handed over visits more keys than one entry may: it was not proposed.
+
+    Attributes:
+        fits: so many of its commands, from the first on, may be proposed as one frame; at least one, and not all.
+    """
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(f"only the first {fits} commands of the frame fit into an entry")
+        self.fits = fits
+
+
 KEEPING_SHARE = 2
 """Renewals and revocations of leases are refused only when so many times ``pending_max`` writes wait: a full queue must
 not end leases whose holders live."""
@@ -241,6 +255,7 @@ class Proposals:
 
         All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
         transactions visit, and that its revocations delete, are bounded together (one alone may always be proposed).
+        The waiter of a frame that needs more entries than one gets a :class:`DoesNotFitError`.
         """
         commands: list[ProposedCommand] = []
         waiters: list[Waiter] = []
@@ -265,6 +280,13 @@ class Proposals:
                 carried += len(command.commands)
             if isinstance(command, Txn | LeaseRevoke | HandedOver):
                 visited = visits(command, self._state.store)
+                if visited > TXN_KEYS_MAX and isinstance(command, HandedOver) and len(command.commands) > 1:
+                    # Its origin lags behind, and could not count them.
+                    self.pending -= 1
+                    carried -= len(command.commands)
+                    self._counters.proposals["refused"] += 1
+                    waiter.set_exception(DoesNotFitError(fitting(command.commands, self._state.store)))
+                    continue
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -363,6 +385,16 @@ def visits(command: ProposedCommand, store: Store) -> int:
             return sum(visits(each, store) for each in command.commands)
         case _:
             return 0
+
+
+def fitting(commands: Sequence[QueuedCommand], store: Store) -> int:
+    """Return how many commands, from the first on, one entry may carry by the keys that they visit; at least one."""
+    keys = 0
+    for number, command in enumerate(commands):
+        keys += visits(command, store)
+        if number and keys > TXN_KEYS_MAX:
+            return number
+    return len(commands)
 
 
 def weight(command: ProposedCommand) -> int:

@@ -7,6 +7,7 @@ from mutants.mutant import Mutant
 _STATE = "tests/kv/test_origins.py"
 _NODE = "tests/node/test_handover.py"
 _LEADER = "tests/node/test_handover_leader.py"
+_PROPOSALS = "tests/node/test_txn_proposals.py"
 _NODES = "tests/node/test_handover_nodes.py"
 _FRONT = "tests/fronts/test_forward.py"
 
@@ -16,6 +17,35 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    # One entry visits a bounded number of keys, whatever the origin of a frame knew.
+    _row(
+        "A frame of a node that lags is proposed as one entry, whatever it visits.",
+        "node.proposals:Proposals._take_batch",
+        "visited > TXN_KEYS_MAX and isinstance(command, HandedOver)",
+        "False and isinstance(command, HandedOver)",
+        _PROPOSALS,
+    ),
+    _row(
+        "A frame that is split has more commands than fit.",
+        "node.proposals:fitting",
+        "return number",
+        "return number + 1",
+        _PROPOSALS,
+    ),
+    _row(
+        "A frame that is too much for an entry is refused as it is, and sent again as it is.",
+        "node.handover:HandOvers.refused",
+        "if refusal.fits:",
+        "if False:",
+        _NODE,
+    ),
+    _row(
+        "The commands that are split off have no caller any more.",
+        "node.handover:HandOvers._split",
+        "self.queue.appendleft((command, waiter, size_bytes, address))",
+        "pass",
+        _NODE,
+    ),
     # Rule 1: the nonce.
     _row(
         "An opening that is sent again makes the state forget what it applied.",
@@ -391,7 +421,7 @@ MUTANTS = (
     _row(
         "A refusal is not counted.",
         "node.handover_leader:Receiver._refuse",
-        "self._counters.handover_refused[refusal.errors[0].code] += 1",
+        "self._counters.handover_refused['split' if refusal.fits else refusal.errors[0].code] += 1",
         "pass",
         _LEADER,
     ),
