@@ -21,8 +21,8 @@ MUTANTS = (
     _row(
         "A frame of a node that lags is proposed as one entry, whatever it visits.",
         "node.proposals:Proposals._take_batch",
-        "visited > TXN_KEYS_MAX and isinstance(command, HandedOver)",
-        "False and isinstance(command, HandedOver)",
+        "visited > TXN_KEYS_MAX and isinstance(command, HandedOver) and len(command.commands) > 1",
+        "False",
         _PROPOSALS,
     ),
     _row(
@@ -35,8 +35,8 @@ MUTANTS = (
     _row(
         "A frame that is too much for an entry is refused as it is, and sent again as it is.",
         "node.handover:HandOvers.refused",
-        "if refusal.fits:",
-        "if False:",
+        "self._split(frame, refusal.fits)",
+        "pass",
         _NODE,
     ),
     _row(
