@@ -641,6 +641,84 @@ async def test_a_write_that_was_split_off_and_not_sent_in_time_was_not_done() ->
     assert [type(error(waiter)) for waiter in waiters] == [NoLeaderError, OverloadedError]
 
 
+def ask_batch(origin: Origin, *commands: QueuedCommand, batch: object) -> list[Waiter]:
+    waiters = [origin.side.submit(command, 10, batch=batch) for command in commands]
+    origin.side.flush()
+    return waiters
+
+
+@in_loop
+async def test_a_batch_of_several_frames_is_applied_in_its_order_whatever_is_lost() -> None:
+    origin = opened()
+    puts = [Put(b"k", b"%05d" % number + b"v" * 16_000) for number in range(64)]
+    waiters = ask_batch(origin, *puts, batch=object())
+    [first] = origin.frames()
+    assert 0 < len(first.commands) < len(puts)
+    origin.now += handover.RESEND_S  # It was lost.
+    origin.side.tick()
+    origin.side.flush()
+    [again] = origin.frames()
+    assert again.commands == first.commands, "what follows waits"
+    applied = [again]
+    origin.propose(again)
+    while origin.side.queue:
+        origin.side.flush()
+        [frame] = origin.frames()
+        applied.append(frame)
+        origin.propose(frame)
+    assert [each for frame in applied for each in frame.commands] == puts
+    assert all(isinstance(waiter.result(), PutResult) for waiter in waiters)
+
+
+@in_loop
+async def test_a_batch_of_which_a_command_is_refused_or_split_off_keeps_its_order() -> None:
+    for refusing in ({"errors": (refused(0, OverloadedError("full")),)}, {"fits": 1}):
+        origin = opened()
+        first, second = Put(b"k", b"1"), Put(b"k", b"2")
+        batch = object()
+        ask_batch(origin, first, second, batch=batch)
+        [frame] = origin.frames()
+        ask_batch(origin, Put(b"k", b"3"), batch=batch)
+        origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), **cast(Any, refusing)))
+        origin.side.flush()
+        assert origin.frames() == [], "the frame is outstanding"
+        origin.side.tick()
+        [frame] = origin.frames()
+        origin.propose(frame)
+        origin.side.flush()
+        [frame] = origin.frames()
+        origin.propose(frame)
+        record = origin.state.store.get(b"k")
+        assert record is not None
+        assert record.value == b"3"
+
+
+@in_loop
+async def test_no_frame_takes_a_write_whose_batch_is_outstanding_behind_others() -> None:
+    origin = opened()
+    batch = object()
+    ask_batch(origin, PUT, batch=batch)
+    other = origin.side.submit(Put(b"other", b"v"), 10)
+    ask_batch(origin, Put(b"a", b"later"), batch=batch)
+    first, second = origin.frames()
+    assert (first.commands, second.commands) == ((PUT,), (Put(b"other", b"v"),))
+    origin.propose(second)
+    assert isinstance(other.result(), PutResult)
+    origin.propose(first)
+    origin.side.flush()
+    [third] = origin.frames()
+    assert third.commands == (Put(b"a", b"later"),)
+
+
+@in_loop
+async def test_other_writes_do_not_wait_for_a_frame_of_theirs() -> None:
+    origin = opened()
+    ask_batch(origin, PUT, batch=object())
+    ask_batch(origin, PUT, batch=object())
+    origin.ask(PUT)
+    assert len(origin.frames()) == 3
+
+
 def test_below_the_level_it_is_not_available() -> None:
     assert not Origin(HANDOVER_LEVEL - 1).side.is_available
     assert Origin(HANDOVER_LEVEL).side.is_available

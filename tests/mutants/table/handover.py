@@ -10,6 +10,7 @@ _LEADER = "tests/node/test_handover_leader.py"
 _PROPOSALS = "tests/node/test_txn_proposals.py"
 _NODES = "tests/node/test_handover_nodes.py"
 _FRONT = "tests/fronts/test_forward.py"
+_TXN_FRONT = "tests/fronts/test_txn.py -k own_result"
 
 
 def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
@@ -17,6 +18,28 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    # Rule 6: the order of a batch.
+    _row(
+        "The next frame of a batch is sent while the one before may be lost.",
+        "node.handover:HandOvers.flush",
+        "self._batches |= frame.all_batches",
+        "pass",
+        _NODE,
+    ),
+    _row(
+        "What is split off a frame is sent before the rest of the frame was applied.",
+        "node.handover:HandOvers._take_frame",
+        "self.queue and self.queue[0].batch not in self._batches and (len(writes) < FRAME_COMMANDS_MAX)",
+        "self.queue and len(writes) < FRAME_COMMANDS_MAX",
+        _NODE,
+    ),
+    _row(
+        "The changes of a batch are handed over as if they had nothing to do with one another.",
+        "service.transactions:Transactions._outcome",
+        "self._do(principal, command, timeout_ms, batch)",
+        "self._do(principal, command, timeout_ms)",
+        _TXN_FRONT,
+    ),
     # One entry visits a bounded number of keys, whatever the origin of a frame knew.
     _row(
         "A frame of a node that lags is proposed as one entry, whatever it visits.",
