@@ -19,6 +19,7 @@ from kvorum.errors import (
 )
 from kvorum.kv.commands import (
     HandedOver,
+    LeaseRenew,
     OpenOrigin,
     Put,
     QueuedCommand,
@@ -305,3 +306,16 @@ async def test_a_frame_that_does_not_fit_into_an_entry_is_to_be_split() -> None:
     [(_, refusal)] = leader.said
     assert (refusal.attempts, refusal.errors, refusal.fits) == ((1,), (), 2)
     assert leader.counters.handover_refused == {"split": 1}
+
+
+@in_loop
+async def test_a_leader_where_many_frames_wait_takes_renewals() -> None:
+    leader = Leader()
+    for number in range(1, handover_leader.FRAMES_MAX + 1):
+        leader.side.take(ME, 5, Frame(7, number, number))
+    last = handover_leader.FRAMES_MAX + 1
+    leader.side.take(ME, 5, Frame(7, last, last, (PUT, LeaseRenew(1)), ("", "")))
+    [(_, refusal)] = leader.said
+    assert [each.position for each in refusal.errors] == [0]
+    leader.side.take(ME, 5, Frame(7, last, last + 1, (LeaseRenew(1),), ("",)))
+    assert leader.queued[-1][0] == HandedOver(7, last, (LeaseRenew(1),))

@@ -35,7 +35,7 @@ from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW, TXN_KEYS_MAX
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, HandoverMessage, Opening, Refusal, error_of
 from kvorum.node.ports import Clock
-from kvorum.node.proposals import Waiter, visits, weight
+from kvorum.node.proposals import Waiter, share, visits, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
@@ -196,11 +196,15 @@ class HandOvers:
             raise NotLeaderError(None)
         check_command_level(command, self._state.store.feature_level)
         size_bytes = weight(command)
-        if self._pending >= self._pending_max or self._queued_bytes + size_bytes > QUEUED_BYTES_MAX:
+        times = share(command)
+        is_full = self._pending >= times * self._pending_max
+        if is_full or self._queued_bytes + size_bytes > times * QUEUED_BYTES_MAX:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self._pending} writes already wait to be handed to the leader")
         waiter: Waiter = asyncio.Future()
-        self.queue.append(Queued(command, waiter, size_bytes, address, batch))
+        # What keeps leases does not wait behind a batch, nor behind large writes.
+        add = self.queue.append if times == 1 else self.queue.appendleft
+        add(Queued(command, waiter, size_bytes, address, batch))
         self._queued_bytes += size_bytes
         self._pending += 1
         self._deadlines.add(waiter, timeout_s)

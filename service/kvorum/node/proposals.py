@@ -73,8 +73,8 @@ class DoesNotFitError(Exception):
 
 
 KEEPING_SHARE = 2
-"""Renewals and revocations of leases are refused only when so many times ``pending_max`` writes wait: a full queue must
-not end leases whose holders live."""
+"""Renewals and revocations of leases are refused only when so many times as many writes wait as otherwise: a full queue
+must not end leases whose holders live. This holds for writes that are proposed, handed over, or taken from others."""
 _COMMAND_OVERHEAD_BYTES = 64
 
 
@@ -183,8 +183,7 @@ class Proposals:
         check_command_level(command, store.feature_level)
         if store.feature_level < LEASE_LEVEL and isinstance(command, Txn):
             check_own(command)
-        is_keeping = isinstance(command, LeaseRenew | LeaseRevoke)
-        if self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1):
+        if self.pending >= self._pending_max * share(command):
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         if isinstance(command, Put | Delete | Txn | LeaseGrant):
@@ -385,6 +384,11 @@ def visits(command: ProposedCommand, store: Store) -> int:
             return sum(visits(each, store) for each in command.commands)
         case _:
             return 0
+
+
+def share(command: ProposedCommand) -> int:
+    """Return how many times a limit of what may wait holds for a command: see :data:`KEEPING_SHARE`."""
+    return KEEPING_SHARE if isinstance(command, LeaseRenew | LeaseRevoke) else 1
 
 
 def fitting(commands: Sequence[QueuedCommand], store: Store) -> int:

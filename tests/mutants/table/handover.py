@@ -18,6 +18,35 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    # A full queue does not end leases.
+    _row(
+        "A node whose queue is full hands no renewals over.",
+        "node.handover:HandOvers.submit",
+        "times = share(command)",
+        "times = 1",
+        _NODE,
+    ),
+    _row(
+        "Renewals wait behind all writes that are queued.",
+        "node.handover:HandOvers.submit",
+        "self.queue.append if times == 1 else self.queue.appendleft",
+        "self.queue.append",
+        _NODE,
+    ),
+    _row(
+        "Any number of renewals waits to be handed over.",
+        "node.handover:HandOvers.submit",
+        "self._pending >= times * self._pending_max",
+        "times == 1 and self._pending >= self._pending_max",
+        _NODE,
+    ),
+    _row(
+        "A leader where many frames wait refuses renewals.",
+        "node.handover_leader:Receiver._errors",
+        "self._is_full(share(command))",
+        "self._is_full()",
+        _LEADER,
+    ),
     # Rule 6: the order of a batch.
     _row(
         "The next frame of a batch is sent while the one before may be lost.",
@@ -373,21 +402,21 @@ MUTANTS = (
     _row(
         "Any number of bytes waits to be handed over.",
         "node.handover:HandOvers.submit",
-        "self._queued_bytes + size_bytes > QUEUED_BYTES_MAX",
+        "self._queued_bytes + size_bytes > times * QUEUED_BYTES_MAX",
         "False",
         _NODE,
     ),
     _row(
         "Any number of frames without commands waits at the leader.",
-        "node.handover_leader:Receiver._errors",
-        "len(self._under_way) >= FRAMES_MAX",
+        "node.handover_leader:Receiver._is_full",
+        "len(self._under_way) >= times * FRAMES_MAX",
         "False",
         _LEADER,
     ),
     _row(
         "Any number of bytes waits at the leader.",
-        "node.handover_leader:Receiver._errors",
-        "self._bytes >= BYTES_MAX",
+        "node.handover_leader:Receiver._is_full",
+        "self._bytes >= times * BYTES_MAX",
         "False",
         _LEADER,
     ),

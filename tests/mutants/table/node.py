@@ -564,7 +564,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K1",
         "Writes that wait are not limited.",
         "node.proposals:Proposals.check",
-        "self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1)",
+        "self.pending >= self._pending_max * share(command)",
         "False",
         tests="tests/node/test_node.py -k more_writes",
     ),
