@@ -106,6 +106,7 @@ class FakeNode:
         """The leader understands `?cluster=`."""
         self.proposed: list[ClientCommand] = []
         self.addresses: list[str] = []
+        self.batches: list[object | None] = []
         self.timeouts_ms: list[int] = []
         self.barriers = 0
         self.calls: list[tuple[Any, ...]] = []
@@ -192,12 +193,19 @@ class FakeNode:
             raise NotLeaderError(self.leader[0] if self.leader else None)
 
     async def propose(
-        self, command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+        self,
+        command: ClientCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
     ) -> Result:
         await self._admit(timeout_ms, leaders_only=not (hand_over and self.hands_over))
         check_command_level(command, self.store.feature_level)
         self.proposed.append(command)
         self.addresses.append(address)
+        self.batches.append(batch)
         return self._apply(EntryKind.COMMAND, encode_batch(self.store.applied_index + 1, [command]))[0]
 
     async def set_quota(self, limit_bytes: int, timeout_ms: int, *, hand_over: bool = False) -> None:

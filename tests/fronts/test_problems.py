@@ -76,7 +76,7 @@ async def _too_many_watchers(http: Server) -> Answer:
 async def _sessions_full(http: Server) -> Answer:
     from kvorum.kv.commands import ClientCommand, Result, SessionRefused
 
-    async def full(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
+    async def full(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         return SessionRefused(0, "full")
 
     http.node.propose = full  # type: ignore[method-assign]

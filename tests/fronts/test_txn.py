@@ -295,7 +295,7 @@ def test_a_failed_put_with_options_tells_the_revision_of_the_moment_when_it_fail
         await http("PUT", "/v1/kv/k", b"1")
         propose = http.node.propose
 
-        async def overtaken(command: Any, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Any:
+        async def overtaken(command: Any, timeout_ms: int, address: str = "", **_: object) -> Any:
             result = await propose(command, timeout_ms, address)
             await propose(Put(b"k", b"later"), timeout_ms)
             return result
@@ -418,6 +418,8 @@ def test_each_operation_of_a_batch_has_its_own_result() -> None:
         assert answer.status == 200
         results = answer.json["results"]
         assert [each["status"] for each in results] == [200, 200, 400, 404, 200, 200, 200, 400]
+        [batch] = set(http.node.batches)
+        assert batch is not None, "the node keeps their order"
         # Reads come after all changes.
         [record] = results[0]["range"]["records"]
         assert (record["value"], results[0]["revision"]) == ("2", 3)

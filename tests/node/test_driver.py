@@ -1061,6 +1061,45 @@ def test_a_bug_of_consensus_in_any_callback_ends_the_node(
     asyncio.run(scenario())
 
 
+def test_entries_that_take_long_leave_turns_to_others_and_the_reads_that_wait_for_them_wait() -> None:
+    """An entry of 7 bytes may expire a lease with 10,000 keys: a follower that catches up is handed many."""
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver = node.parts.driver
+        driver.apply_s = 0.0  # Every entry takes too long.
+        early, late = (asyncio.create_task(node.read_barrier(60_000)) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked = peers.take(ReadIndex)
+        late_one = asyncio.create_task(node.read_barrier(60_000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        later = peers.take(ReadIndex)
+        driver.on_messages("b@1", (follows(7, first_index=3),))
+        for request, index in ((asked[0], 4), (later[0], 7)):
+            answer = ReadIndexResponse(1, "b@1", "a@1", context=request.context, index=index)
+            driver.on_messages("b@1", (answer,))
+        await asyncio.sleep(0)
+        storage.complete()
+        seen = [(node.store.applied_index, early.done(), late_one.done())]
+        while storage.pending or node.store.applied_index < 7:
+            await asyncio.sleep(0)
+            assert node.store.applied_index == node.raft.log.applied_index
+            if storage.pending:
+                storage.complete()
+            seen.append((node.store.applied_index, early.done(), late_one.done()))
+        assert [index for index, _, _ in seen if index] == sorted({index for index, _, _ in seen})
+        await asyncio.wait_for(asyncio.gather(early, late, late_one), 10)
+        assert all(index >= 4 for index, is_early, _ in seen if is_early)
+        assert all(index >= 7 for index, _, is_late in seen if is_late)
+        assert any(is_early and index < 7 for index, is_early, _ in seen)
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 def a_node(storage: MemoryStorage, peers: NoPeers, *, seed: int = 1, **settings: int) -> Node:
     identity = Identity("a", "1", "c")
     storage.write_identity(identity)

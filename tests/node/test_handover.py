@@ -26,6 +26,7 @@ from kvorum.kv.commands import (
     BatchCommand,
     HandedOver,
     LeaseGrant,
+    LeaseRenew,
     LeaseRevoke,
     OpenOrigin,
     Put,
@@ -589,9 +590,152 @@ def test_a_frame_is_bounded_by_the_keys_that_its_revocations_delete(monkeypatch:
             puts = tuple(LeasedPutOp(b"%d/%d" % (lease, number), b"v", lease=lease) for number in range(2))
             origin.apply(Txn(then=puts))
         origin.ask(LeaseRevoke(1), LeaseRevoke(2))
-        assert [frame.commands for frame in origin.frames()] == [(LeaseRevoke(1),), (LeaseRevoke(2),)]
+        assert {frame.commands for frame in origin.frames()} == {(LeaseRevoke(1),), (LeaseRevoke(2),)}
 
     asyncio.run(scenario())
+
+
+@in_loop
+async def test_a_frame_that_is_too_much_for_an_entry_is_split_and_nothing_of_it_is_lost() -> None:
+    origin = opened()
+    puts = [Put(b"%d" % number, b"v" * 100) for number in range(5)]
+    waiters = origin.ask(*puts)
+    [frame] = origin.frames()
+    pending, size_bytes = origin.side.pending, origin.side._outstanding_bytes
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=2))
+    assert (origin.side.pending, len(origin.side.queue)) == (pending, 3)
+    origin.side.flush()
+    origin.side.tick()
+    rest, first = origin.frames()
+    assert (first.number, first.commands) == (frame.number, tuple(puts[:2]))
+    assert (rest.number, rest.commands) == (frame.number + 1, tuple(puts[2:]))
+    assert origin.side._outstanding_bytes == size_bytes
+    origin.propose(first)
+    origin.propose(rest)
+    assert all(isinstance(waiter.result(), PutResult) for waiter in waiters)
+    assert (origin.side.pending, origin.side._outstanding_bytes, origin.side._queued_bytes) == (0, 0, 0)
+
+
+@in_loop
+async def test_a_frame_is_not_split_while_an_attempt_of_it_may_be_done() -> None:
+    origin = opened()
+    origin.ask(PUT, Put(b"b", b"w"))
+    [first] = origin.frames()
+    origin.now += handover.RESEND_S
+    origin.side.tick()
+    [second] = origin.frames()
+    origin.side.refused(LEADER, Refusal(first.nonce, first.number, (second.attempt,), fits=1))
+    assert not origin.side.queue
+    origin.side.refused(LEADER, Refusal(first.nonce, first.number, (first.attempt,), fits=1))
+    assert len(origin.side.queue) == 1
+
+
+@in_loop
+async def test_a_write_that_was_split_off_and_not_sent_in_time_was_not_done() -> None:
+    origin = opened()
+    waiters = origin.ask(PUT, Put(b"b", b"w"), timeout_s=1)
+    [frame] = origin.frames()
+    origin.raft.leader = None
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=1))
+    origin.now += 2
+    origin.side.tick()
+    assert [type(error(waiter)) for waiter in waiters] == [NoLeaderError, OverloadedError]
+
+
+def ask_batch(origin: Origin, *commands: QueuedCommand, batch: object) -> list[Waiter]:
+    waiters = [origin.side.submit(command, 10, batch=batch) for command in commands]
+    origin.side.flush()
+    return waiters
+
+
+@in_loop
+async def test_a_batch_of_several_frames_is_applied_in_its_order_whatever_is_lost() -> None:
+    origin = opened()
+    puts = [Put(b"k", b"%05d" % number + b"v" * 16_000) for number in range(64)]
+    waiters = ask_batch(origin, *puts, batch=object())
+    [first] = origin.frames()
+    assert 0 < len(first.commands) < len(puts)
+    origin.now += handover.RESEND_S  # It was lost.
+    origin.side.tick()
+    origin.side.flush()
+    [again] = origin.frames()
+    assert again.commands == first.commands, "what follows waits"
+    applied = [again]
+    origin.propose(again)
+    while origin.side.queue:
+        origin.side.flush()
+        [frame] = origin.frames()
+        applied.append(frame)
+        origin.propose(frame)
+    assert [each for frame in applied for each in frame.commands] == puts
+    assert all(isinstance(waiter.result(), PutResult) for waiter in waiters)
+
+
+@in_loop
+async def test_a_batch_of_which_a_command_is_refused_or_split_off_keeps_its_order() -> None:
+    for refusing in ({"errors": (refused(0, OverloadedError("full")),)}, {"fits": 1}):
+        origin = opened()
+        first, second = Put(b"k", b"1"), Put(b"k", b"2")
+        batch = object()
+        ask_batch(origin, first, second, batch=batch)
+        [frame] = origin.frames()
+        ask_batch(origin, Put(b"k", b"3"), batch=batch)
+        origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), **cast(Any, refusing)))
+        origin.side.flush()
+        assert origin.frames() == [], "the frame is outstanding"
+        origin.side.tick()
+        [frame] = origin.frames()
+        origin.propose(frame)
+        origin.side.flush()
+        [frame] = origin.frames()
+        origin.propose(frame)
+        record = origin.state.store.get(b"k")
+        assert record is not None
+        assert record.value == b"3"
+
+
+@in_loop
+async def test_no_frame_takes_a_write_whose_batch_is_outstanding_behind_others() -> None:
+    origin = opened()
+    batch = object()
+    ask_batch(origin, PUT, batch=batch)
+    other = origin.side.submit(Put(b"other", b"v"), 10)
+    ask_batch(origin, Put(b"a", b"later"), batch=batch)
+    first, second = origin.frames()
+    assert (first.commands, second.commands) == ((PUT,), (Put(b"other", b"v"),))
+    origin.propose(second)
+    assert isinstance(other.result(), PutResult)
+    origin.propose(first)
+    origin.side.flush()
+    [third] = origin.frames()
+    assert third.commands == (Put(b"a", b"later"),)
+
+
+@in_loop
+async def test_other_writes_do_not_wait_for_a_frame_of_theirs() -> None:
+    origin = opened()
+    ask_batch(origin, PUT, batch=object())
+    ask_batch(origin, PUT, batch=object())
+    origin.ask(PUT)
+    assert len(origin.frames()) == 3
+
+
+@in_loop
+async def test_a_full_queue_hands_renewals_and_revocations_over_and_first() -> None:
+    origin = opened(pending_max=3)
+    for number in range(3):
+        origin.side.submit(Put(b"%d" % number, b"v"), 10)
+    for command in (PUT, LeaseGrant(7, 60)):
+        with pytest.raises(OverloadedError):
+            origin.side.submit(command, 10)
+    origin.side.submit(LeaseRenew(7), 10)
+    origin.side.submit(LeaseRevoke(8), 10)
+    origin.side.submit(LeaseRenew(9), 10)
+    with pytest.raises(OverloadedError):
+        origin.side.submit(LeaseRenew(10), 10)
+    origin.side.flush()
+    [frame] = origin.frames()
+    assert set(frame.commands[:3]) == {LeaseRenew(7), LeaseRevoke(8), LeaseRenew(9)}
 
 
 def test_below_the_level_it_is_not_available() -> None:

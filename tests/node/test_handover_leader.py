@@ -19,6 +19,7 @@ from kvorum.errors import (
 )
 from kvorum.kv.commands import (
     HandedOver,
+    LeaseRenew,
     OpenOrigin,
     Put,
     QueuedCommand,
@@ -35,7 +36,7 @@ from kvorum.node.handover_messages import (
     Refusal,
     error_of,
 )
-from kvorum.node.proposals import Waiter
+from kvorum.node.proposals import DoesNotFitError, Waiter
 from kvorum.node.state import State
 from kvorum.raft.messages import Configuration
 from kvorum.telemetry.counters import Counters
@@ -294,3 +295,27 @@ async def test_every_frame_is_counted_by_what_became_of_it() -> None:
     assert counters.handover_writes == {"received": 2}
     assert counters.handover_ignored == {"copy": 1, "applied": 1, "stale": 1, "foreign": 1}
     assert counters.handover_refused == {"overloaded": 1}
+
+
+@in_loop
+async def test_a_frame_that_does_not_fit_into_an_entry_is_to_be_split() -> None:
+    leader = Leader()
+    leader.side.take(ME, 5, frame_of(1, PUT, PUT, PUT))
+    leader.queued[0][1].set_exception(DoesNotFitError(2))
+    await leader.turn()
+    [(_, refusal)] = leader.said
+    assert (refusal.attempts, refusal.errors, refusal.fits) == ((1,), (), 2)
+    assert leader.counters.handover_refused == {"split": 1}
+
+
+@in_loop
+async def test_a_leader_where_many_frames_wait_takes_renewals() -> None:
+    leader = Leader()
+    for number in range(1, handover_leader.FRAMES_MAX + 1):
+        leader.side.take(ME, 5, Frame(7, number, number))
+    last = handover_leader.FRAMES_MAX + 1
+    leader.side.take(ME, 5, Frame(7, last, last, (PUT, LeaseRenew(1)), ("", "")))
+    [(_, refusal)] = leader.said
+    assert [each.position for each in refusal.errors] == [0]
+    leader.side.take(ME, 5, Frame(7, last, last + 1, (LeaseRenew(1),), ("",)))
+    assert leader.queued[-1][0] == HandedOver(7, last, (LeaseRenew(1),))

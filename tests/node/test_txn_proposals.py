@@ -12,12 +12,22 @@ from kv.kv_support import apply, raise_to, store_at_level_3, store_at_level_4
 from node.local_cluster import running
 
 from kvorum.errors import FeatureUnavailableError, NoSpaceError, OverloadedError, TooLargeError
-from kvorum.kv.commands import EndSession, LeaseGrant, LeaseRenew, LeaseRevoke, Put, QueuedCommand, Txn, TxnResult
+from kvorum.kv.commands import (
+    EndSession,
+    HandedOver,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Put,
+    QueuedCommand,
+    Txn,
+    TxnResult,
+)
 from kvorum.kv.limits import TXN_KEYS_MAX
 from kvorum.kv.operations import DeleteRangeOp, Operation, PutOp, RangeOp, RangeOpResult, TxnOp
 from kvorum.kv.quota import Quota
 from kvorum.kv.store import Store
-from kvorum.node.proposals import Proposals
+from kvorum.node.proposals import DoesNotFitError, Proposals
 from kvorum.node.runtime import SystemClock
 from kvorum.node.state import State
 from kvorum.service import Service
@@ -247,3 +257,42 @@ def test_revocations_that_delete_many_keys_do_not_share_an_entry() -> None:
         leading.submit(LeaseRevoke(lease))
 
     assert [leading.proposals._take_batch()[2] for _ in range(2)] == [TXN_KEYS_MAX // 2 + 1] * 2
+
+
+def test_a_frame_of_an_origin_that_lags_is_not_proposed_as_one_entry_if_it_visits_more_keys_than_one_may() -> None:
+    leading = Leading(store_at_level_5())
+    proposals = leading.proposals
+    for lease in range(1, 6):
+        apply(proposals._state.store, LeaseGrant(lease, 10))
+        for number in range(TXN_KEYS_MAX // 2):
+            proposals._state.store.leases.attach(b"%d/%05d" % (lease, number), lease)
+    revocations = tuple(LeaseRevoke(lease) for lease in range(1, 6))
+
+    async def scenario() -> None:
+        frame = proposals.enqueue(HandedOver(7, 1, revocations), 100, 10)
+        later = proposals.enqueue(HandedOver(7, 2, revocations[:2]), 100, 10)
+        commands, waiters, keys = proposals._take_batch()
+        assert (commands, waiters, keys) == ([HandedOver(7, 2, revocations[:2])], [later], TXN_KEYS_MAX)
+        error = frame.exception()
+        assert isinstance(error, DoesNotFitError)
+        assert (error.fits, proposals.pending) == (2, 1)
+
+    asyncio.run(scenario())
+
+
+def test_one_command_is_proposed_whatever_it_visits() -> None:
+    leading = Leading(store_at_level_5())
+    apply(leading.proposals._state.store, LeaseGrant(1, 10))
+    for number in range(TXN_KEYS_MAX + 1):
+        leading.proposals._state.store.leases.attach(b"%05d" % number, 1)
+
+    async def scenario() -> None:
+        alone = HandedOver(7, 1, (LeaseRevoke(1),))
+        leading.proposals.enqueue(alone, 100, 10)
+        waiter = leading.proposals.enqueue(HandedOver(7, 2, (LeaseRevoke(1), LeaseRenew(1))), 100, 10)
+        assert leading.proposals._take_batch()[0] == [alone]
+        error = waiter.exception()
+        assert isinstance(error, DoesNotFitError)
+        assert error.fits == 1
+
+    asyncio.run(scenario())

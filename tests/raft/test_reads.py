@@ -27,7 +27,7 @@ from raft.harness import (
     request_vote,
 )
 
-from kvorum.errors import NoLeaderError
+from kvorum.errors import InvariantViolatedError, NoLeaderError
 from kvorum.raft import Role
 from kvorum.raft.messages import Message, Read, Ready
 from kvorum.raft.reads import ReadRounds, WaitingRead
@@ -443,3 +443,20 @@ def test_draining_gives_up_every_read_once() -> None:
     assert sorted(read.context for read in rounds.drain()) == [1, 2]
     assert rounds.drain() == []
     assert rounds.confirmed(9) == []
+
+
+def test_what_is_given_back_is_handed_over_again_with_the_reads_that_wait_for_it() -> None:
+    server = Server(log("1111"), term=1)
+    raft = server.raft
+    raft.step(heartbeat("b", "a", 1, commit=2))
+    server.ready()
+    raft.read_index(7)
+    raft.step(heartbeat("b", "a", 1, commit=4))
+    handed = server.take(answer_read("b", "a", 1, 7, 4))
+    assert ([entry.index for entry in handed.committed], handed.reads) == ([3, 4], (Read(7, 4),))
+    raft.give_back(3, handed.reads)
+    assert raft.log.applied_index == 3
+    again = server.ready()
+    assert ([entry.index for entry in again.committed], again.reads) == ([4], handed.reads)
+    with pytest.raises(InvariantViolatedError, match="cannot apply from"):
+        raft.give_back(5, ())

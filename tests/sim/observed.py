@@ -19,6 +19,7 @@ from kvorum.raft.messages import (
     Message,
     NodeId,
     PeerMark,
+    Read,
     Ready,
     Snapshot,
 )
@@ -121,6 +122,12 @@ class ObservedRaft(Raft):
         """The state was rebuilt from another member's."""
         super().reapply_from(index)
         self._node.observe(self._node.world.facts.on_rebuilt, self._node, index)
+
+    def give_back(self, index: int, reads: Sequence[Read]) -> None:
+        """The driver has not applied everything."""
+        self._node.world.counts["entries given back"] += 1
+        self._node.world.counts["reads given back"] += len(reads)
+        super().give_back(index, reads)
 
     def read_index(self, context: int, *, can_wait: bool = False) -> None:
         """Begin a read barrier."""

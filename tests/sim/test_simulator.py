@@ -60,6 +60,7 @@ def test_every_kind_of_fault_strikes_and_the_workload_gets_through() -> None:
         "stale reads of a known age", "loads",
         "nodes moved", "clean stops", "states damaged", "states rebuilt", "backups",
         "feature levels finalized", "answers lost", "members refused for their level",
+        "entries given back", "reads given back",
     ):  # fmt: skip
         assert total[what] >= 3, f"{what} never happens: {total}"
     assert total["write ok"] > 2_000

@@ -54,6 +54,7 @@ from kvorum.raft.messages import (
     InstallSnapshot,
     Message,
     NodeId,
+    Read,
     Ready,
     Snapshot,
 )
@@ -67,6 +68,8 @@ log = logging.getLogger("kvorum.raft")
 
 READIES_A_TURN_MAX = 16
 """After this many, the loop gets a turn for its other work."""
+APPLY_S = 0.02
+"""After so much time an entry begins no more in this turn. One alone may take longer, by what an entry may visit."""
 
 
 class Driver:
@@ -157,6 +160,7 @@ class Driver:
         self._space = space
         self._participation = participation
         self._tracer = tracer
+        self.apply_s = APPLY_S
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
         self._is_transferring = False
@@ -298,10 +302,13 @@ class Driver:
             ready = self._raft.ready()
             if ready is None:
                 break
-            self._handle(ready)
+            is_done = self._handle(ready)
             if ready.reads_refused:
                 self._reads.flush()
-            elif not ready.has_more and ready.restore is None:
+            if not is_done:
+                turns.schedule()
+                break
+            if not ready.reads_refused and not ready.has_more and ready.restore is None:
                 break
         else:
             turns.schedule()
@@ -315,7 +322,8 @@ class Driver:
             turns.may_have_changed = False
             self._note_changes()
 
-    def _handle(self, ready: Ready) -> None:
+    def _handle(self, ready: Ready) -> bool:
+        """Do what is to be done; return whether that is all, or entries are left for the next turn."""
         # The leader's entries leave before its own disk is asked for anything (thesis 10.2.1).
         if ready.messages and self._participation.is_active:
             self._peers.send(ready.messages)
@@ -331,10 +339,17 @@ class Driver:
             self._fetcher.begin(ready.fetch)
         if ready.restore is not None:
             self._restore(ready.restore)
-        if ready.committed:
-            self._apply(ready.committed)
-        if ready.reads or ready.reads_refused:
-            self._reads.released(ready.reads, ready.reads_refused)
+        is_done = not ready.committed or self._apply(ready.committed)
+        reads = ready.reads if is_done else self._give_back(ready.reads)
+        if reads or ready.reads_refused:
+            self._reads.released(reads, ready.reads_refused)
+        return is_done
+
+    def _give_back(self, reads: tuple[Read, ...]) -> tuple[Read, ...]:
+        """Give consensus back what was not applied, and the reads that wait for it; return the other reads."""
+        index = self._state.store.applied_index
+        self._raft.give_back(index, [read for read in reads if read.index > index])
+        return tuple(read for read in reads if read.index <= index)
 
     def _saved(self, number: int, messages: tuple[Message, ...]) -> None:
         if self._tracer is not None:
@@ -353,13 +368,14 @@ class Driver:
         self._raft.loaded(entries)
         self._take_turn()
 
-    def _apply(self, entries: tuple[Entry, ...]) -> None:
+    def _apply(self, entries: tuple[Entry, ...]) -> bool:
+        """Apply entries for about :attr:`apply_s`, and at least one; return whether these were all."""
         since = self._clock.monotonic()
         if self._tracer is not None:
             self._tracer.committed(entries)
         state, proposals, waits = self._state, self._proposals, self._waits
         store, hashes = state.store, state.hashes
-        commands, end_before = 0, store.versions.end
+        commands, end_before, last = 0, store.versions.end, entries[-1]
         for entry in entries:
             results = store.apply(entry)
             commands += len(results)
@@ -372,7 +388,10 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
-        if proposals.is_holding_back:
+            if entry is not last and self._clock.monotonic() - since >= self.apply_s:
+                entries = entries[: entry.index - entries[0].index + 1]
+                break
+        if proposals.is_holding_back or self._handover.origin.queue:
             self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
         self._counters.apply_duration.record(self._clock.monotonic() - since)
@@ -380,6 +399,7 @@ class Driver:
             self._tracer.applied(entries)
         self._report_digest()
         self._snapshots.begin_if_due()
+        return entries[-1] is last
 
     def _restore(self, snapshot: Snapshot) -> None:
         self._state.replace(self._fetcher.take(snapshot))

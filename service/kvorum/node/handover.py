@@ -10,6 +10,7 @@ callers when it applies the frame itself, with the results that it computes (:mo
 4. A write is called refused only if every attempt to hand it over was; else its outcome is unknown. After a snapshot
    was installed over a frame, the window says whether it was applied; with what results nobody knows.
 5. What a frame carries changes only after every attempt of it was refused: an earlier one might be applied.
+6. The writes of one batch are applied in their order: no frame takes one while another frame with some is outstanding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
+from typing import NamedTuple
 
 from kvorum.errors import (
     CallerError,
@@ -33,7 +35,7 @@ from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW, TXN_KEYS_MAX
 from kvorum.node.deadlines import Deadlines
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, HandoverMessage, Opening, Refusal, error_of
 from kvorum.node.ports import Clock
-from kvorum.node.proposals import Waiter, visits, weight
+from kvorum.node.proposals import Waiter, share, visits, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
@@ -57,12 +59,24 @@ Post = Callable[[NodeId, int, HandoverMessage], None]
 """Sends a message to a member, which leads in that term as far as we know."""
 
 
+class Queued(NamedTuple):
+    """A write that is not sent yet."""
+
+    command: QueuedCommand
+    waiter: Waiter
+    size_bytes: int
+    address: str
+    batch: object | None
+
+
 class Outstanding:
     """A frame that was not seen applied yet."""
 
     __slots__ = (
         "addresses",
+        "all_batches",
         "attempts",
+        "batches",
         "commands",
         "is_lost",
         "resend_s",
@@ -72,13 +86,14 @@ class Outstanding:
         "waiters",
     )
 
-    def __init__(
-        self, commands: list[QueuedCommand], waiters: list[Waiter], addresses: list[str], size_bytes: int
-    ) -> None:
-        self.commands = commands
-        self.waiters = waiters
-        self.addresses = addresses
-        self.size_bytes = size_bytes
+    def __init__(self, writes: Sequence[Queued]) -> None:
+        self.commands = [each.command for each in writes]
+        self.waiters = [each.waiter for each in writes]
+        self.addresses = [each.address for each in writes]
+        self.batches = [each.batch for each in writes]
+        self.all_batches = frozenset(self.batches) - {None}
+        """Those of which the frame has ever had a write."""
+        self.size_bytes = sum(each.size_bytes for each in writes)
         self.attempts: dict[int, NodeId] = {}
         """Those that were not refused, and to whom each was sent."""
         self.is_lost = False
@@ -94,11 +109,19 @@ class Outstanding:
         """Whether an attempt may have been, or may still be, proposed."""
         return self.is_lost or bool(self.attempts)
 
+    def cut(self, fits: int) -> list[Queued]:
+        """Keep the first commands only; return the others."""
+        columns = (self.commands, self.waiters, map(weight, self.commands), self.addresses, self.batches)
+        others = [Queued(*each) for each in zip(*columns, strict=True)][fits:]
+        self.keep(range(min(fits, len(self.commands))))
+        return others
+
     def keep(self, positions: Sequence[int]) -> None:
         """Keep these commands only."""
         self.commands = [self.commands[each] for each in positions]
         self.waiters = [self.waiters[each] for each in positions]
         self.addresses = [self.addresses[each] for each in positions]
+        self.batches = [self.batches[each] for each in positions]
 
 
 class HandOvers:
@@ -125,8 +148,9 @@ class HandOvers:
         self._clock = clock
         self._random = random
         self._post = post
-        self.queue: deque[tuple[QueuedCommand, Waiter, int, str]] = deque()
-        """Not sent yet: the command, its caller, its size, and the client's address."""
+        self.queue: deque[Queued] = deque()
+        self._batches: set[object] = set()
+        """Those of which a frame is outstanding."""
         self.outstanding: dict[int, Outstanding] = {}
         """Number -> frame, in the order of the numbers."""
         self._queued_bytes = 0
@@ -155,8 +179,12 @@ class HandOvers:
 
     # --- Callers ------------------------------------------------------------------------------------------------
 
-    def submit(self, command: QueuedCommand, timeout_s: float, address: str = "") -> Waiter:
+    def submit(
+        self, command: QueuedCommand, timeout_s: float, address: str = "", batch: object | None = None
+    ) -> Waiter:
         """Queue a write within the limits (:func:`kvorum.kv.limits.check_command`); return the future of its result.
+
+        Writes with the same ``batch`` are applied in the order in which they are submitted.
 
         Whether there is room is the leader's to say: a follower that lags might call a retry refused that was applied.
 
@@ -168,11 +196,15 @@ class HandOvers:
             raise NotLeaderError(None)
         check_command_level(command, self._state.store.feature_level)
         size_bytes = weight(command)
-        if self._pending >= self._pending_max or self._queued_bytes + size_bytes > QUEUED_BYTES_MAX:
+        times = share(command)
+        is_full = self._pending >= times * self._pending_max
+        if is_full or self._queued_bytes + size_bytes > times * QUEUED_BYTES_MAX:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self._pending} writes already wait to be handed to the leader")
         waiter: Waiter = asyncio.Future()
-        self.queue.append((command, waiter, size_bytes, address))
+        # What keeps leases does not wait behind a batch, nor behind large writes.
+        add = self.queue.append if times == 1 else self.queue.appendleft
+        add(Queued(command, waiter, size_bytes, address, batch))
         self._queued_bytes += size_bytes
         self._pending += 1
         self._deadlines.add(waiter, timeout_s)
@@ -202,12 +234,13 @@ class HandOvers:
         leader = self._raft.leader
         if leader is None or self._state.is_given_up or not self._is_open(leader):
             return
-        while self.queue and self._has_room():
+        while self.queue and self.queue[0].batch not in self._batches and self._has_room():
             frame = self._take_frame()
             if frame is not None:
                 number = self._next_number
                 self._next_number += 1
                 self.outstanding[number] = frame
+                self._batches |= frame.all_batches
                 self._outstanding_bytes += frame.size_bytes
                 self._counters.handover_frames["sent"] += 1
                 self._counters.handover_writes["sent"] += len(frame.commands)
@@ -232,26 +265,22 @@ class HandOvers:
         return self._next_number < lowest + ORIGIN_WINDOW and self._outstanding_bytes < OUTSTANDING_BYTES_MAX
 
     def _take_frame(self) -> Outstanding | None:
-        commands: list[QueuedCommand] = []
-        waiters: list[Waiter] = []
-        addresses: list[str] = []
+        writes: list[Queued] = []
         size = keys = 0
-        while self.queue and len(commands) < FRAME_COMMANDS_MAX:
-            command, waiter, size_bytes, address = self.queue[0]
-            visited = visits(command, self._state.store)
-            if commands and (size + size_bytes > FRAME_BYTES_MAX or keys + visited > TXN_KEYS_MAX):
+        while self.queue and self.queue[0].batch not in self._batches and len(writes) < FRAME_COMMANDS_MAX:
+            write = self.queue[0]
+            visited = visits(write.command, self._state.store)
+            if writes and (size + write.size_bytes > FRAME_BYTES_MAX or keys + visited > TXN_KEYS_MAX):
                 break
             self.queue.popleft()
-            self._queued_bytes -= size_bytes
-            if waiter.done():  # Its caller gave up: the write was certainly not done.
+            self._queued_bytes -= write.size_bytes
+            if write.waiter.done():  # Its caller gave up: the write was certainly not done.
                 self._pending -= 1
                 continue
-            size += size_bytes
+            size += write.size_bytes
             keys += visited
-            commands.append(command)
-            waiters.append(waiter)
-            addresses.append(address)
-        return Outstanding(commands, waiters, addresses, size) if commands else None
+            writes.append(write)
+        return Outstanding(writes) if writes else None
 
     def _send(self, number: int, frame: Outstanding, leader: NodeId) -> None:
         if frame.commands and all(waiter.done() for waiter in frame.waiters):
@@ -341,8 +370,19 @@ class HandOvers:
             error = whole or errors.get(position)
             if error is not None:
                 self._tell([waiter], error)
+        if refusal.fits:
+            self._split(frame, refusal.fits)
         self._keep_waiting(frame)
         frame.sent = None
+
+    def _split(self, frame: Outstanding, fits: int) -> None:
+        """Let a frame that certainly is not done carry its first commands only; the others wait for another frame."""
+        others = frame.cut(fits)
+        self.queue.extendleft(reversed(others))
+        size_bytes = sum(each.size_bytes for each in others)
+        self._queued_bytes += size_bytes
+        self._outstanding_bytes -= size_bytes
+        frame.size_bytes -= size_bytes
 
     def applied(self, done: Iterable[tuple[HandedOver, HandedOverDone]]) -> None:
         """Answer the callers of what was applied."""
@@ -366,6 +406,7 @@ class HandOvers:
 
     def _settle(self, number: int, frame: Outstanding) -> None:
         del self.outstanding[number]
+        self._batches -= frame.all_batches
         self._pending -= len(frame.waiters)
         self._outstanding_bytes -= frame.size_bytes
 
@@ -399,8 +440,7 @@ class HandOvers:
 
     def stop(self, reason: str) -> None:
         """Answer every caller: the node stops, or its state is wrong. The numbers stay outstanding."""
-        for _, waiter, _, _ in self.queue:
-            self._tell([waiter], NotServingError(reason))
+        self._tell([each.waiter for each in self.queue], NotServingError(reason))
         self._pending -= len(self.queue)
         self._queued_bytes = 0
         self.queue.clear()

@@ -14,16 +14,16 @@ from kvorum.kv.commands import HandedOver, OpenOrigin
 from kvorum.kv.features import HANDOVER_LEVEL
 from kvorum.kv.limits import ORIGIN_WINDOW
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, Opening, Refusal, Refused, refused
-from kvorum.node.proposals import Proposals, Waiter, weight
+from kvorum.node.proposals import DoesNotFitError, Proposals, Waiter, share, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
 from kvorum.telemetry.counters import Counters
 
 BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of frames that wait for a quorum; more are refused."""
+"""Bytes of frames that wait for a quorum; more are refused, but for renewals and revocations (:func:`share`)."""
 FRAMES_MAX = 8 * ORIGIN_WINDOW
-"""Frames that wait for a quorum; more are refused: those without commands take few bytes."""
+"""Frames that wait for a quorum; more are refused likewise: those without commands take few bytes."""
 ATTEMPTS_MAX = 64
 """Attempts that wait for one frame; more are ignored."""
 ORIGINS_MAX = 64
@@ -172,17 +172,24 @@ class Receiver:
         """Return why the frame cannot be proposed as it is; nothing: it can."""
         if not self._leads(term):
             return (refused(WHOLE_FRAME, NotLeaderError(self._raft.leader)),)
-        if self._bytes >= BYTES_MAX or len(self._under_way) >= FRAMES_MAX:
-            count = len(self._under_way)
-            error = OverloadedError(f"{count} frames of {self._bytes} bytes are already waiting at the leader")
-            return (refused(WHOLE_FRAME, error),)
+        if self._is_full() and not frame.commands:
+            return (refused(WHOLE_FRAME, self._overloaded()),)
         errors = []
         for position, (command, address) in enumerate(zip(frame.commands, frame.addresses, strict=True)):
             try:
+                if self._is_full(share(command)):
+                    raise self._overloaded()
                 self._proposals.check(command, weight(command), address)
             except CallerError as error:
                 errors.append(refused(position, error))
         return tuple(errors)
+
+    def _is_full(self, times: int = 1) -> bool:
+        return self._bytes >= times * BYTES_MAX or len(self._under_way) >= times * FRAMES_MAX
+
+    def _overloaded(self) -> OverloadedError:
+        count = len(self._under_way)
+        return OverloadedError(f"{count} frames of {self._bytes} bytes are already waiting at the leader")
 
     def _leads(self, term: int) -> bool:
         # An attempt of another term may have been refused already, in that term.
@@ -200,10 +207,12 @@ class Receiver:
             attempts = self._under_way.pop(key)
             self._bytes -= size_bytes
             error = None if waiter.cancelled() else waiter.exception()
-            if isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
-                sender, nonce, number = key
+            sender, nonce, number = key
+            if isinstance(error, DoesNotFitError):
+                self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), fits=error.fits))
+            elif isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
                 self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), (refused(WHOLE_FRAME, error),)))
 
     def _refuse(self, sender: NodeId, term: int, refusal: Refusal) -> None:
-        self._counters.handover_refused[refusal.errors[0].code] += 1
+        self._counters.handover_refused["split" if refusal.fits else refusal.errors[0].code] += 1
         self._answer(sender, term, refusal)

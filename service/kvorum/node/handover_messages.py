@@ -64,7 +64,9 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     nonce: _Number
     number: _Number
     attempts: tuple[_Number, ...]
-    errors: tuple[Refused, ...]
+    errors: tuple[Refused, ...] = ()
+    fits: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Not 0: nothing is wrong with the commands, but one entry may carry only so many of them, from the first on."""
 
 
 HandoverMessage = Opening | Frame | Refusal

@@ -240,11 +240,18 @@ class Node:
             raise NotServingError(self.distrusted)
 
     async def propose(
-        self, command: QueuedCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+        self,
+        command: QueuedCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
     ) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
-        ``hand_over``: a node that does not lead hands it to the leader, from feature level 6 on.
+        ``hand_over``: a node that does not lead hands it to the leader, from feature level 6 on. ``batch``: the
+        commands of one batch, proposed in one turn of the loop, are applied in their order.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, NoSpaceError: certainly not
@@ -254,7 +261,7 @@ class Node:
         self.check_takes_part()
         parts = self.parts
         if hand_over and self.raft.leader != self.raft.id and parts.handover.origin.is_available:
-            waiter = parts.handover.origin.submit(command, timeout_ms / 1000, address)
+            waiter = parts.handover.origin.submit(command, timeout_ms / 1000, address, batch)
         else:
             waiter = parts.proposals.submit(command, timeout_ms / 1000, address)
         if self.ports.tracer is not None:

@@ -58,9 +58,23 @@ if TYPE_CHECKING:
     from kvorum.telemetry.tracing import Tracer
 
 Waiter = asyncio.Future[Result]
+
+
+class DoesNotFitError(Exception):
+    """A frame that was handed over visits more keys than one entry may: it was not proposed.
+
+    Attributes:
+        fits: so many of its commands, from the first on, may be proposed as one frame; at least one, and not all.
+    """
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(f"only the first {fits} commands of the frame fit into an entry")
+        self.fits = fits
+
+
 KEEPING_SHARE = 2
-"""Renewals and revocations of leases are refused only when so many times ``pending_max`` writes wait: a full queue must
-not end leases whose holders live."""
+"""Renewals and revocations of leases are refused only when so many times as many writes wait as otherwise: a full queue
+must not end leases whose holders live. This holds for writes that are proposed, handed over, or taken from others."""
 _COMMAND_OVERHEAD_BYTES = 64
 
 
@@ -169,8 +183,7 @@ class Proposals:
         check_command_level(command, store.feature_level)
         if store.feature_level < LEASE_LEVEL and isinstance(command, Txn):
             check_own(command)
-        is_keeping = isinstance(command, LeaseRenew | LeaseRevoke)
-        if self.pending >= self._pending_max * (KEEPING_SHARE if is_keeping else 1):
+        if self.pending >= self._pending_max * share(command):
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self.pending} writes are already waiting")
         if isinstance(command, Put | Delete | Txn | LeaseGrant):
@@ -241,6 +254,7 @@ class Proposals:
 
         All that is proposed and not applied yet may be applied in one turn of the loop, so the keys that its
         transactions visit, and that its revocations delete, are bounded together (one alone may always be proposed).
+        The waiter of a frame that needs more entries than one gets a :class:`DoesNotFitError`.
         """
         commands: list[ProposedCommand] = []
         waiters: list[Waiter] = []
@@ -265,6 +279,13 @@ class Proposals:
                 carried += len(command.commands)
             if isinstance(command, Txn | LeaseRevoke | HandedOver):
                 visited = visits(command, self._state.store)
+                if visited > TXN_KEYS_MAX and isinstance(command, HandedOver) and len(command.commands) > 1:
+                    # Its origin lags behind, and could not count them.
+                    self.pending -= 1
+                    carried -= len(command.commands)
+                    self._counters.proposals["refused"] += 1
+                    waiter.set_exception(DoesNotFitError(fitting(command.commands, self._state.store)))
+                    continue
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))
                     break
@@ -363,6 +384,21 @@ def visits(command: ProposedCommand, store: Store) -> int:
             return sum(visits(each, store) for each in command.commands)
         case _:
             return 0
+
+
+def share(command: ProposedCommand) -> int:
+    """Return how many times a limit of what may wait holds for a command: see :data:`KEEPING_SHARE`."""
+    return KEEPING_SHARE if isinstance(command, LeaseRenew | LeaseRevoke) else 1
+
+
+def fitting(commands: Sequence[QueuedCommand], store: Store) -> int:
+    """Return how many commands, from the first on, one entry may carry by the keys that they visit; at least one."""
+    keys = 0
+    for number, command in enumerate(commands):
+        keys += visits(command, store)
+        if number and keys > TXN_KEYS_MAX:
+            return number
+    return len(commands)
 
 
 def weight(command: ProposedCommand) -> int:

@@ -327,7 +327,7 @@ class Read(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Everything there is to do now, handed over exactly once.
+    """Everything there is to do now, handed over exactly once, unless it is given back (:meth:`Raft.give_back`).
 
     Order: adopt and apply as given; ``messages`` may leave at once; ``messages_after_save`` only when ``save`` is
     durable. ``save`` is None while another save is in flight.

@@ -37,6 +37,7 @@ from kvorum.raft.messages import (
     Message,
     NodeId,
     PeerMark,
+    Read,
     ReadIndex,
     ReadIndexResponse,
     Ready,
@@ -352,6 +353,18 @@ class Raft:
         self.check_reapply(index)
         self.log.applied_index = index
         self._state.is_holding = False
+
+    def give_back(self, index: int, reads: Sequence[Read]) -> None:
+        """Take back what :meth:`ready` has just handed over: the entries after ``index``, and reads that wait for them.
+
+        The next calls hand them over again. A driver does so when it must not apply more for now.
+
+        Raises:
+            InvariantViolatedError: see :meth:`check_reapply`.
+        """
+        self.check_reapply(index)
+        self.log.applied_index = index
+        self._state.reads.give_back(reads)
 
     def check_reapply(self, index: int) -> None:
         """Check that what follows ``index`` can be handed over.

@@ -153,3 +153,7 @@ class OwnReads:
             released = tuple(read for read in self._passed if read.index <= applied_index)
             self._passed = [read for read in self._passed if read.index > applied_index]
         return released, refused
+
+    def give_back(self, reads: Iterable[Read]) -> None:
+        """Let reads that were handed over wait again until their index is applied."""
+        self._passed += reads

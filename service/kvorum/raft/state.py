@@ -313,7 +313,7 @@ class State:
     # --- What there is to do --------------------------------------------------------------------------------------
 
     def ready(self) -> Ready | None:
-        """Hand over everything there is to do now, exactly once; None when there is nothing."""
+        """Hand over everything there is to do now; None when there is nothing. See :class:`Ready`."""
         log = self.log
         save = self._begin_save() if self._save is None else None
         messages, self._messages = tuple(self._messages), []

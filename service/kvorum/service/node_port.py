@@ -185,12 +185,19 @@ class NodePort(Protocol):
         """The id of the node's cluster; empty: it is in none yet."""
 
     async def propose(
-        self, command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+        self,
+        command: ClientCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
     ) -> Result:
         """Replicate a command within the limits (:func:`kvorum.kv.limits.check_command`); return what applying it gave.
 
         ``address``: the client's; empty: not known. ``hand_over``: a node that does not lead hands it to the leader, if
-        the feature level allows it.
+        the feature level allows it. ``batch``: the commands of one batch, proposed in one turn of the loop, are applied
+        in their order.
 
         Raises:
             NotLeaderError, NotServingError, OverloadedError, FeatureUnavailableError, SessionError: certainly not

@@ -96,7 +96,7 @@ class Transactions:
                 return 0 if record is None else record.mod_revision
 
     async def batch(self, principal: Principal, request: Batch) -> BatchResult:
-        """Do every operation by itself. The changes are proposed in one turn of the loop, in their order."""
+        """Do every operation by itself. The changes are proposed in one turn, and applied in their order."""
         items = request.items
         if not 0 < len(items) <= BATCH_OPERATIONS_MAX:
             raise InvalidRequestError(f"a batch has 1 to {BATCH_OPERATIONS_MAX} operations, not {len(items)}")
@@ -111,19 +111,24 @@ class Transactions:
         check_command_level(batch[0], self._node.store.feature_level)
         reads = [number for number, command in enumerate(batch) if is_read_only(command)]
         results: dict[int, TxnResult | CallerError] = {}
+        group = object()
         for numbers in (changes, reads):
-            done = await asyncio.gather(*(self._outcome(principal, batch[each], timeout_ms) for each in numbers))
+            done = await asyncio.gather(*(self._outcome(principal, batch[each], timeout_ms, group) for each in numbers))
             results.update(zip(numbers, done, strict=True))
         ordered = [results[number] for number in range(len(batch))]
         return BatchResult(_within_bounds(ordered, frozenset(changes)))
 
-    async def _outcome(self, principal: Principal, command: commands.Txn, timeout_ms: int) -> TxnResult | CallerError:
+    async def _outcome(
+        self, principal: Principal, command: commands.Txn, timeout_ms: int, batch: object
+    ) -> TxnResult | CallerError:
         try:
-            return await self._do(principal, command, timeout_ms)
+            return await self._do(principal, command, timeout_ms, batch)
         except CallerError as error:
             return error
 
-    async def _do(self, principal: Principal, command: commands.Txn, timeout_ms: int) -> TxnResult:
+    async def _do(
+        self, principal: Principal, command: commands.Txn, timeout_ms: int, batch: object | None = None
+    ) -> TxnResult:
         check_transaction(command)
         if is_read_only(command):
             if command.client_id:
@@ -135,7 +140,9 @@ class Transactions:
             return await self._read(command, timeout_ms)
         started = self._now()
         try:
-            result = await self._node.propose(command, timeout_ms, principal.address, hand_over=self._hands_over)
+            result = await self._node.propose(
+                command, timeout_ms, principal.address, hand_over=self._hands_over, batch=batch
+            )
         except (NotLeaderError, NoSpaceError) as error:
             raise self._refusals.of_proposal(error) from None
         self._counters.writes += 1

@@ -34,7 +34,15 @@ LEASE_CHANGES = ("granted", "renewed", "revoked", "expired")
 COMPACTION_REASONS = ("age", "bytes", "disk", "quota", "request")
 PROPOSAL_RESULTS = ("committed", "refused", "unknown")
 HANDOVER_DIRECTIONS = ("sent", "received")
-HANDOVER_REFUSALS = ("not_leader", "overloaded", "no_space", "feature_unavailable", "not_serving", "sessions_full")
+HANDOVER_REFUSALS = (
+    "not_leader",
+    "overloaded",
+    "no_space",
+    "feature_unavailable",
+    "not_serving",
+    "sessions_full",
+    "split",
+)
 HANDOVER_IGNORED = ("copy", "applied", "stale", "foreign")
 SNAPSHOTS = tuple((op, result) for op in ("create", "send", "install") for result in ("ok", "failed"))
 TIMED_SNAPSHOT_OPS = ("create", "install")
@@ -539,7 +547,8 @@ def _clients() -> tuple[Instrument, ...]:
         _counter(
             "kvorum.handover.refused",
             "{frame}",
-            "Frames that this node was handed and did not propose, by the code of the first error.",
+            "Frames that this node was handed and did not propose, by the code of the first error; split: "
+            "its commands visit more keys than one entry may, and come again in several frames.",
             lambda s: _by(s.counters.handover_refused, HANDOVER_REFUSALS),
             "reason",
         ),

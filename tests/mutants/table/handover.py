@@ -7,8 +7,10 @@ from mutants.mutant import Mutant
 _STATE = "tests/kv/test_origins.py"
 _NODE = "tests/node/test_handover.py"
 _LEADER = "tests/node/test_handover_leader.py"
+_PROPOSALS = "tests/node/test_txn_proposals.py"
 _NODES = "tests/node/test_handover_nodes.py"
 _FRONT = "tests/fronts/test_forward.py"
+_TXN_FRONT = "tests/fronts/test_txn.py -k own_result"
 
 
 def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
@@ -16,6 +18,86 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    # A full queue does not end leases.
+    _row(
+        "A node whose queue is full hands no renewals over.",
+        "node.handover:HandOvers.submit",
+        "times = share(command)",
+        "times = 1",
+        _NODE,
+    ),
+    _row(
+        "Renewals wait behind all writes that are queued.",
+        "node.handover:HandOvers.submit",
+        "self.queue.append if times == 1 else self.queue.appendleft",
+        "self.queue.append",
+        _NODE,
+    ),
+    _row(
+        "Any number of renewals waits to be handed over.",
+        "node.handover:HandOvers.submit",
+        "self._pending >= times * self._pending_max",
+        "times == 1 and self._pending >= self._pending_max",
+        _NODE,
+    ),
+    _row(
+        "A leader where many frames wait refuses renewals.",
+        "node.handover_leader:Receiver._errors",
+        "self._is_full(share(command))",
+        "self._is_full()",
+        _LEADER,
+    ),
+    # Rule 6: the order of a batch.
+    _row(
+        "The next frame of a batch is sent while the one before may be lost.",
+        "node.handover:HandOvers.flush",
+        "self._batches |= frame.all_batches",
+        "pass",
+        _NODE,
+    ),
+    _row(
+        "What is split off a frame is sent before the rest of the frame was applied.",
+        "node.handover:HandOvers._take_frame",
+        "self.queue and self.queue[0].batch not in self._batches and (len(writes) < FRAME_COMMANDS_MAX)",
+        "self.queue and len(writes) < FRAME_COMMANDS_MAX",
+        _NODE,
+    ),
+    _row(
+        "The changes of a batch are handed over as if they had nothing to do with one another.",
+        "service.transactions:Transactions._outcome",
+        "self._do(principal, command, timeout_ms, batch)",
+        "self._do(principal, command, timeout_ms)",
+        _TXN_FRONT,
+    ),
+    # One entry visits a bounded number of keys, whatever the origin of a frame knew.
+    _row(
+        "A frame of a node that lags is proposed as one entry, whatever it visits.",
+        "node.proposals:Proposals._take_batch",
+        "visited > TXN_KEYS_MAX and isinstance(command, HandedOver) and len(command.commands) > 1",
+        "False",
+        _PROPOSALS,
+    ),
+    _row(
+        "A frame that is split has more commands than fit.",
+        "node.proposals:fitting",
+        "return number",
+        "return number + 1",
+        _PROPOSALS,
+    ),
+    _row(
+        "A frame that is too much for an entry is refused as it is, and sent again as it is.",
+        "node.handover:HandOvers.refused",
+        "self._split(frame, refusal.fits)",
+        "pass",
+        _NODE,
+    ),
+    _row(
+        "The commands that are split off have no caller any more.",
+        "node.handover:HandOvers._split",
+        "self.queue.appendleft((command, waiter, size_bytes, address))",
+        "pass",
+        _NODE,
+    ),
     # Rule 1: the nonce.
     _row(
         "An opening that is sent again makes the state forget what it applied.",
@@ -320,21 +402,21 @@ MUTANTS = (
     _row(
         "Any number of bytes waits to be handed over.",
         "node.handover:HandOvers.submit",
-        "self._queued_bytes + size_bytes > QUEUED_BYTES_MAX",
+        "self._queued_bytes + size_bytes > times * QUEUED_BYTES_MAX",
         "False",
         _NODE,
     ),
     _row(
         "Any number of frames without commands waits at the leader.",
-        "node.handover_leader:Receiver._errors",
-        "len(self._under_way) >= FRAMES_MAX",
+        "node.handover_leader:Receiver._is_full",
+        "len(self._under_way) >= times * FRAMES_MAX",
         "False",
         _LEADER,
     ),
     _row(
         "Any number of bytes waits at the leader.",
-        "node.handover_leader:Receiver._errors",
-        "self._bytes >= BYTES_MAX",
+        "node.handover_leader:Receiver._is_full",
+        "self._bytes >= times * BYTES_MAX",
         "False",
         _LEADER,
     ),
@@ -405,7 +487,7 @@ MUTANTS = (
     _row(
         "A refusal is not counted.",
         "node.handover_leader:Receiver._refuse",
-        "self._counters.handover_refused[refusal.errors[0].code] += 1",
+        "self._counters.handover_refused['split' if refusal.fits else refusal.errors[0].code] += 1",
         "pass",
         _LEADER,
     ),
