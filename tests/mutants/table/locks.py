@@ -194,4 +194,25 @@ MUTANTS = [
         "store.get(key)",
         "test_lock_bounds.py",
     ),
+    _row(
+        "The answer to HEAD has a body without end.",
+        "fronts.http.response:Response.write_eof",
+        "request.method == hdrs.METH_HEAD and (self.live is not None or self.stream is not None)",
+        "False",
+        "test_observe.py",
+    ),
+    _row(
+        "An observation does not notice that its client has gone.",
+        "fronts.http.observe:Observation.lost",
+        "self._is_gone = True",
+        "return",
+        "test_observe.py",
+    ),
+    _row(
+        "An observation that cannot begin ends without a word.",
+        "fronts.http.observe:Observation._lines",
+        "problem_of(error)",
+        "(_ for _ in ()).throw(error)",
+        "test_observe.py",
+    ),
 ]

@@ -184,7 +184,7 @@ class LockHandlers:
         start = await self._execute(ANONYMOUS, watch_of(queue_prefix(self._kind, name), timeout_ms))
         headers = f"{_STREAM_HEADERS}X-Kvorum-Revision: {start.revision}\r\n"
         return Response(
-            200, content_type="application/x-ndjson", headers=headers, stream=Observation(self._service, start, name)
+            200, content_type="application/x-ndjson", headers=headers, live=Observation(self._service, start, name)
         )
 
     async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:

@@ -18,6 +18,8 @@ import msgspec
 from aiohttp import HttpVersion, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
 
+from kvorum.errors import CallerError
+
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: " for status in HTTPStatus}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _COALESCE_BYTES_MAX = 64 * 1024
@@ -76,6 +78,19 @@ class Live(Protocol):
         """Write it, and return when the connection shall end."""
 
 
+class Fed(Protocol):
+    """What a connection tells the live body that it carries."""
+
+    def has_room(self) -> None:
+        """The client has read most of what was written."""
+
+    def lost(self) -> None:
+        """The connection has ended, or is about to."""
+
+    def stop(self, error: CallerError) -> None:
+        """End the body, and say why."""
+
+
 class Response(msgspec.Struct, eq=False):
     """One answer. A struct, since making one is cheaper than calling an ``__init__``.
 
@@ -114,6 +129,14 @@ class Response(msgspec.Struct, eq=False):
         """
         request = self._request
         assert request is not None, "prepare() must be called first"  # noqa: S101
+        if request.method == hdrs.METH_HEAD and (self.live is not None or self.stream is not None):
+            # The next request would be answered by what is no answer.
+            try:
+                self._write(request, b"")
+            finally:
+                if self.stream is not None:
+                    self.stream.close()
+            return
         if self.live is not None:
             self.close = True
             self._write(request, b"")

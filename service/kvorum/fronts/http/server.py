@@ -23,8 +23,7 @@ from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import CONNECTIONS_MAX
 from kvorum.fronts.http.problems import problem
 from kvorum.fronts.http.request import Bodies
-from kvorum.fronts.http.response import Response
-from kvorum.fronts.http.watch import Feed
+from kvorum.fronts.http.response import Fed, Response
 from kvorum.resolver import addresses_to_bind
 from kvorum.service import Service
 from kvorum.telemetry.counters import Counters
@@ -242,8 +241,8 @@ class _Connection(LimitedConnection):
         """How much has arrived of a head that is not complete; of what came with an earlier request, nothing."""
         self._is_head_refused = False
         self._is_half_closed = False
-        self.feed: Feed | None = None
-        """The watch that this connection carries."""
+        self.feed: Fed | None = None
+        """The watch, or the observation, that this connection carries."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it; its requests run in the connection's own task."""

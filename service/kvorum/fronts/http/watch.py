@@ -18,7 +18,7 @@ import kvorum_wire as wire
 from kvorum.errors import CallerError, InvalidRequestError, TooLargeError
 from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.request import Query, accepts, combined, parse_integer
-from kvorum.fronts.http.response import Response
+from kvorum.fronts.http.response import Fed, Response
 from kvorum.fronts.http.watch_buffers import Buffers
 from kvorum.fronts.http.watch_lines import NDJSON_LINES, SSE_LINES, Fragment, Lines, fragments
 from kvorum.service import Service
@@ -148,7 +148,7 @@ def _range(given: dict[str, bytes]) -> tuple[bytes, bytes | None]:
 
 
 class _FedConnection(Protocol):
-    feed: Feed | None
+    feed: Fed | None
     writing_paused: bool
 
 
