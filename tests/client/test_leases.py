@@ -49,11 +49,9 @@ def record_leases(node: FakeNode) -> None:
     """Write down the commands about leases, with the calls of the node."""
     propose = node.propose
 
-    async def recorded(
-        command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
-    ) -> Result:
+    async def recorded(command: ClientCommand, timeout_ms: int, address: str = "", **options: Any) -> Result:
         node.calls.append(("lease", command))
-        return await propose(command, timeout_ms, address, hand_over=hand_over)
+        return await propose(command, timeout_ms, address, **options)
 
     node.propose = recorded  # type: ignore[method-assign]
 
@@ -91,8 +89,8 @@ def lose_a_grant(server: Server) -> None:
     """Grant the next lease, and answer as if nobody knew."""
     propose, lost = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
-        result = await propose(command, timeout_ms, address, hand_over=hand_over)
+    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", **options: Any) -> Result:
+        result = await propose(command, timeout_ms, address, **options)
         if isinstance(command, LeaseGrant) and not lost:
             lost.append(command)
             raise ServerOutcomeUnknown("the leader lost its quorum")

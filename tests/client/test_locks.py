@@ -168,8 +168,8 @@ def lose_a_transaction(server: Server) -> list[ClientCommand]:
     """Do the next transaction, and answer as if nobody knew; return a list that all of them are put into."""
     propose, seen = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
-        result = await propose(command, timeout_ms, address, hand_over=hand_over)
+    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", **options: Any) -> Result:
+        result = await propose(command, timeout_ms, address, **options)
         if isinstance(command, Txn):
             seen.append(command)
             if len(seen) == 1:

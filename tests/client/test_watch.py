@@ -130,7 +130,7 @@ def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_t
             for number in range(30):
                 await kv.put("k", b"%d" % number * 1000)
                 if number % 3 == 2:
-                    feeds = [c.feed for c in _connections() if c.feed is not None]
+                    feeds = [c.feed for c in _connections() if isinstance(c.feed, fronts_watch.Feed)]
                     for feed in feeds:
                         feed._write(b'{"revision":99,"ev')
                         feed.lost()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from fronts.fake_node import Server
@@ -63,9 +64,12 @@ def test_a_waiter_is_not_woken_when_the_one_before_asks_again(monkeypatch: pytes
         await waiting(http, 2)
         watches, begin = http.node.watches.hub.size, http.node.watch
         begun: list[bytes] = []
-        monkeypatch.setattr(
-            http.node, "watch", lambda interest, *rest: begun.append(interest) or begin(interest, *rest)
-        )
+
+        def watch(interest: Any, *rest: Any) -> Any:
+            begun.append(interest)
+            return begin(interest, *rest)
+
+        monkeypatch.setattr(http.node, "watch", watch)
         await lock(http, 1)
         await http("GET", "/v1/kv/k")
         assert (begun, http.node.watches.hub.size) == ([], watches)

@@ -432,7 +432,7 @@ def test_a_session_that_is_not_ended_says_why(
 ) -> None:
     node = FakeNode()
 
-    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
@@ -475,7 +475,7 @@ def test_a_write_that_expects_another_revision_is_refused(write: Request) -> Non
 def test_a_session_that_is_refused_says_why(reason: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+    async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         return SessionRefused(3, reason)
 
     monkeypatch.setattr(node, "propose", refuse)
