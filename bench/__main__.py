@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import msgspec
 
@@ -25,23 +21,21 @@ from bench.generators import Generator, etcd_generator, http_generator
 from bench.plot import svg
 from bench.processes import BenchError
 from bench.report import Run, print_report
+from bench.runs import machine, retried, tell
 from bench.watch import measure_watches
 
 OUT = Path(__file__).parent / "out"
 RESTARTS = 3
 """Of a follower of each system that has a million keys."""
-ATTEMPTS = 3
-"""At each measurement."""
-T = TypeVar("T")
 
 
 def main() -> int:
     """Run the benchmark from the command line."""
     options = parse()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    if options.million:
-        return million.run(options.seconds, RESTARTS, options.out.resolve())
     try:
+        if options.million:
+            return million.run(options.seconds, RESTARTS, options.out.resolve())
         bench = Bench(options)
         bench.run()
     except BenchError as error:
@@ -215,40 +209,6 @@ class Bench:
         (self.out / f"{name}.txt").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
         print(f"\nwritten: {self.out}/{name}.json, .svg, .txt")
-
-
-def retried(act: Callable[[], T]) -> T:
-    """Return what ``act`` returns; on an overloaded machine a leader may change under it, and it is tried again."""
-    for left in range(ATTEMPTS - 1, -1, -1):
-        try:
-            return act()
-        except BenchError as error:
-            if not left:
-                raise
-            tell(f"  again: {error}")
-    raise AssertionError("unreachable")
-
-
-def machine(folder: Path) -> dict[str, str]:
-    """Say what this was measured on."""
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    filesystem = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cores": str(len(os.sched_getaffinity(0))),
-        "cpu": models[0] if models else platform.machine(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "filesystem": filesystem.stdout.strip(),
-        "commit": commit.stdout.strip(),
-    }
-
-
-def tell(line: str) -> None:
-    """Say how far we are, on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:

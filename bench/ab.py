@@ -21,12 +21,12 @@ from statistics import median
 
 import msgspec
 
-from bench.__main__ import machine, retried, tell
 from bench.cells import Cell, Measured, Settings, fill, measure
 from bench.checkouts import OUT, Checkout, check_out, end_by_interrupt
 from bench.clusters import Cluster, Kvorum
 from bench.generators import Generator, http_generator
 from bench.processes import BenchError
+from bench.runs import machine, retried, tell
 
 
 class Figure(msgspec.Struct, frozen=True):

@@ -41,10 +41,10 @@ from statistics import mean, median
 
 import msgspec
 
-from bench.__main__ import retried, tell
 from bench.checkouts import OUT, Checkout, check_out, end_by_interrupt
 from bench.clusters import Cluster, Kvorum
 from bench.processes import BenchError
+from bench.runs import retried, tell
 
 COUNTED = Path(__file__).parent / "counted.py"
 OPERATIONS = ("put", "get")

@@ -3,8 +3,9 @@
 Run as ``.venv/bin/python -m bench.million``, or by ``make bench BENCH=--million``: about four minutes. It prints a
 table in Markdown and writes the raw figures to a file. It needs etcd (``$ETCD``, or on the PATH) and Go, and says so.
 
-Each system gets two clusters of three nodes, one after the other: one of 1,000 keys, and one that is filled to a
-million. On the second one, in this order: the fill, memory, puts of single keys, transactions, restarts.
+Each system gets two clusters of three nodes: one of 1,000 keys, and one that is filled to a million. The large clusters
+of both run at the same time, and the systems are measured in turns, one idle while the other works: what drifts on the
+machine meets both. In this order: the fill, memory, puts of single keys, transactions, restarts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -26,12 +29,15 @@ from bench.cells import Cell, Measured, Settings, fill, measure
 from bench.clusters import Cluster, Etcd, Kvorum, System
 from bench.generators import Generator, build, etcd_generator, http_generator
 from bench.processes import BenchError, resident_bytes
+from bench.runs import machine, retried, tell
 
 KEYS = 1_000_000
 FEW_KEYS = 1_000
 VALUE_BYTES = 128
 CLIENTS = 64
 BATCH = 64
+PUT = Cell("http", "put", CLIENTS)
+TXN = Cell("http", "put", CLIENTS, BATCH)
 SETTLE_S = 2.0
 """Between the fill and the reading of memory."""
 WITHIN_S = 60.0
@@ -133,6 +139,7 @@ def rows(etcd: Figures, kvorum: Figures) -> list[Row]:
         made.append(Row("the same, etcd over gRPC", grpc, BATCH * kvorum.txn.ops_per_second, "keys/s"))
     return [
         *made,
+        row(f"processor of the three nodes a key, {txns} over HTTP", lambda f: f.txn.server_us_per_op / BATCH, "us"),
         row("resident memory after the fill, leader", lambda f: f.leader.resident, "MiB", at_most=0.8),
         row(
             "the same, mean of the followers",
@@ -151,7 +158,8 @@ def rows(etcd: Figures, kvorum: Figures) -> list[Row]:
         row("its end after SIGTERM", lambda f: median(each.end for each in f.restarts), "s"),
         row(f"{puts}, {FEW_KEYS:,} keys", lambda f: f.few.ops_per_second, "ops/s"),
         row(f"{puts}, {KEYS:,} keys", lambda f: f.many.ops_per_second, "ops/s"),
-        row("the latter by the former", lambda f: f.kept, "", itself_at_least=0.9),
+        row(f"processor of the three nodes a put, {KEYS:,} keys", lambda f: f.many.server_us_per_op, "us"),
+        row("the throughput of many keys by that of few", lambda f: f.kept, "", itself_at_least=0.9),
     ]
 
 
@@ -173,44 +181,68 @@ def report(etcd: Figures, kvorum: Figures) -> list[str]:
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure_system(
-    system: System, generator: Generator, grpc: Generator | None, settings: Settings, restarts: int, folder: Path
-) -> Figures:
-    """Measure one system in two clusters, one after the other."""
-    put = Cell("http", "put", CLIENTS)
+def measure_all(
+    systems: Sequence[System],
+    generator: Generator,
+    grpc: Generator | None,
+    settings: Settings,
+    restarts: int,
+    folder: Path,
+) -> list[Figures]:
+    """Measure the systems in turns. ``grpc``: etcd's own client, if there is one."""
     few_settings = msgspec.structs.replace(settings, keys=FEW_KEYS)
-    with Cluster(system, folder / f"{system.name}-few") as cluster:
-        fill(cluster, generator, few_settings)
-        few = measure(cluster, generator, put, few_settings, 0)
-    tell(f"{system.name}: {FEW_KEYS:,} keys: {few.ops_per_second:,.0f} puts/s")
-    with Cluster(system, folder / system.name) as cluster:
-        filled = fill(cluster, generator, settings, BATCH)
-        filled_keys_per_s = BATCH * filled.ops / filled.seconds
-        tell(f"{system.name}: filled {settings.keys:,} keys, {filled_keys_per_s:,.0f} keys/s")
-        time.sleep(SETTLE_S)
-        leader = cluster.wait_until_ready()
-        memory = [_memory(server.pid) for server in cluster.servers]
-        tell(f"{system.name}: resident {', '.join(f'{each.resident:,.0f}' for each in memory)} MiB")
-        many = measure(cluster, generator, put, settings, 0)
-        tell(f"{system.name}: {settings.keys:,} keys: {many.ops_per_second:,.0f} puts/s")
-        txn = measure(cluster, generator, msgspec.structs.replace(put, batch=BATCH), settings, 0)
-        tell(f"{system.name}: transactions of {BATCH}: {BATCH * txn.ops_per_second:,.0f} keys/s")
-        over_grpc = None
-        if grpc is not None:
-            over_grpc = measure(cluster, grpc, Cell("grpc", "put", CLIENTS, BATCH), settings, 0)
-        restarted = [_restart(cluster, number) for number in range(restarts)]
-    return Figures(
-        system=system.name,
-        version=system.version(),
-        filled_keys_per_s=filled_keys_per_s,
-        leader=memory[leader],
-        followers=tuple(each for number, each in enumerate(memory) if number != leader),
-        few=few,
-        many=many,
-        txn=txn,
-        txn_grpc=over_grpc,
-        restarts=tuple(restarted),
-    )
+    few: list[Measured] = []
+    for system in systems:
+        with Cluster(system, folder / f"{system.name}-few") as cluster:
+            retried(partial(fill, cluster, generator, few_settings))
+            few.append(_load(cluster, generator, PUT, few_settings))
+    with ExitStack() as stack:
+        clusters = [stack.enter_context(Cluster(system, folder / system.name)) for system in systems]
+        filled = [_fill(cluster, generator, settings) for cluster in clusters]
+        many = [_load(cluster, generator, PUT, settings) for cluster in clusters]
+        txn = [_load(cluster, generator, TXN, settings) for cluster in clusters]
+        over_grpc = [
+            _load(cluster, grpc, msgspec.structs.replace(TXN, transport="grpc"), settings)
+            if grpc is not None and cluster.system.name == "etcd"
+            else None
+            for cluster in clusters
+        ]
+        # In turns, too: the first of each, then the second of each.
+        restarted = [[_restart(cluster, number) for cluster in clusters] for number in range(restarts)]
+    return [
+        Figures(
+            system=system.name,
+            version=system.version(),
+            filled_keys_per_s=filled[number][0],
+            leader=filled[number][1],
+            followers=filled[number][2],
+            few=few[number],
+            many=many[number],
+            txn=txn[number],
+            txn_grpc=over_grpc[number],
+            restarts=tuple(each[number] for each in restarted),
+        )
+        for number, system in enumerate(systems)
+    ]
+
+
+def _fill(cluster: Cluster, generator: Generator, settings: Settings) -> tuple[float, Memory, tuple[Memory, ...]]:
+    """Return keys a second, and the memory of the leader and of the followers."""
+    filled = retried(partial(fill, cluster, generator, settings, BATCH))
+    keys_per_s = BATCH * filled.ops / filled.seconds
+    tell(f"{cluster.system.name}: filled {settings.keys:,} keys, {keys_per_s:,.0f} keys/s")
+    time.sleep(SETTLE_S)
+    leader = cluster.wait_until_ready()
+    memory = [_memory(server.pid) for server in cluster.servers]
+    tell(f"{cluster.system.name}: resident {', '.join(f'{each.resident:,.0f}' for each in memory)} MiB")
+    return keys_per_s, memory[leader], tuple(each for number, each in enumerate(memory) if number != leader)
+
+
+def _load(cluster: Cluster, generator: Generator, cell: Cell, settings: Settings) -> Measured:
+    measured = retried(partial(measure, cluster, generator, cell, settings, 0))
+    what = f"{cluster.system.name}: {cell.name}, {settings.keys:,} keys"
+    tell(f"{what}: {cell.batch * measured.ops_per_second:,.0f} keys/s, {measured.server_us_per_op:,.0f} us/op")
+    return measured
 
 
 def _memory(pid: int) -> Memory:
@@ -257,11 +289,6 @@ def serves(system: System, port: int, key: str) -> bool:
     return response.status == 200 and (key.encode() in content or base64.b64encode(key.encode()) in content)
 
 
-def tell(line: str) -> None:
-    """Say how far we are, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def missing() -> str | None:
     """Say what is not there that is needed; None: nothing."""
     if Etcd.find() is None:
@@ -282,16 +309,14 @@ def run(seconds: float, restarts: int, out: Path) -> int:
     settings = Settings(seconds=seconds, rounds=1, failovers=0, keys=KEYS, value_bytes=VALUE_BYTES)
     folder = Path(tempfile.mkdtemp(prefix="million-", dir=out))
     try:
-        measured = [
-            measure_system(system, http_generator(), grpc, settings, restarts, folder)
-            for system, grpc in ((etcd, etcd_generator()), (Kvorum(), None))
-        ]
+        measured = measure_all((etcd, Kvorum()), http_generator(), etcd_generator(), settings, restarts, folder)
     except BenchError as error:
         tell(f"bench: {error}")
         return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     lines = report(*measured)
+    lines.append(", ".join(f"{key} {value}" for key, value in machine(out).items()))
     name = time.strftime("million-%Y%m%d-%H%M%S")
     (out / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(measured)))
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")

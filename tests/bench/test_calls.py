@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from bench import calls
-from bench.__main__ import retried
 from bench.calls import COUNTED, Counted, Kinds, Labels, ask_all, costs_of, count, kinds_in
 from bench.checkouts import Checkout, check_out
 from bench.processes import BenchError, free_ports
+from bench.runs import retried
 
 SERVER = """
 import asyncio, sys, threading

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bench.__main__ import ATTEMPTS, retried
 from bench.processes import BenchError
+from bench.runs import ATTEMPTS, retried
 
 
 def test_a_measurement_under_which_the_leader_changed_is_made_again() -> None:

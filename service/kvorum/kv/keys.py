@@ -126,7 +126,12 @@ class Keys:
         last, stop = self._end(end)
         if last < number:
             return 0
-        return max(sum(map(len, self._chunks[number:last])) + stop - offset, 0)
+        chunks = self._chunks
+        if 2 * (last - number) <= len(chunks):
+            return max(sum(map(len, chunks[number:last])) + stop - offset, 0)
+        # The chunks outside are fewer.
+        outside = sum(map(len, chunks[:number])) + sum(map(len, chunks[last:]))
+        return self._size - outside + stop - offset
 
     def _find(self, key: bytes) -> tuple[int, int]:
         """Return the chunk where a key is or would be, and the offset in it of the first key that is not below."""

@@ -41,7 +41,7 @@ from kvorum.kv.operations import (
     bound,
 )
 from kvorum.kv.records import Record
-from kvorum.kv.txn_own import Own, own_keys
+from kvorum.kv.txn_own import Own, has_range, own_keys
 from kvorum.kv.versions import Versions
 
 COMPACTED = "compacted"
@@ -87,7 +87,7 @@ def plan_transaction(txn: Txn, state: State) -> Plan | TxnRefused:
 
     The transaction passes :func:`~kvorum.kv.txn_check.check_transaction`.
     """
-    planner = _Planner(state)
+    planner = _Planner(state, has_range=has_range(txn))
     try:
         planner.choose(txn)
         planner.check(txn, iter(planner.branches).__next__)
@@ -139,11 +139,15 @@ class _RefusedError(Exception):
 class _Planner:
     """Looks at the state before the transaction.
 
+    Args:
+        state: the state.
+        has_range: the transaction reads, so what its own operations do matters.
+
     Attributes:
         branches: as :class:`Plan` has them.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, has_range: bool) -> None:
         self.branches: list[bool] = []
         self._revision = state.revision
         self._versions = state.versions
@@ -152,7 +156,7 @@ class _Planner:
         """Lease -> how many keys the transaction gives it that it does not have."""
         self._keys = 0
         self._answer_bytes = 0
-        self._own = Own() if state.feature_level >= LEASE_LEVEL else None
+        self._own = Own() if has_range and state.feature_level >= LEASE_LEVEL else None
 
     def choose(self, txn: Txn | TxnOp) -> None:
         """Evaluate all compares of the branches that run."""

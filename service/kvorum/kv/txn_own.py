@@ -73,6 +73,14 @@ class Own:
         return sum(len(key) + (0 if each.keys_only else size) for key, size in islice(sizes, limit))
 
 
+def has_range(txn: Txn | TxnOp) -> bool:
+    """Tell whether one of its branches, or of those of nested transactions, has a range."""
+    return any(
+        isinstance(each, RangeOp) or (isinstance(each, TxnOp) and has_range(each))
+        for each in (*txn.then, *txn.otherwise)
+    )
+
+
 def own_keys(txn: Txn | TxnOp) -> int:
     """Return how many of the keys that a transaction puts its later ranges visit again, at most.
 

@@ -234,6 +234,13 @@ MUTANTS = (
         _OWN,
     ),
     _row(
+        "What a transaction puts itself is not counted if its ranges are in a nested one.",
+        "kv.txn_own:has_range",
+        "isinstance(each, TxnOp) and has_range(each)",
+        "False",
+        _OWN,
+    ),
+    _row(
         "The values that a transaction itself puts are answered with without a bound.",
         "kv.txn:_Planner._check_put",
         "self._own is not None",
