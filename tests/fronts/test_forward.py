@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fronts.fake_node import FakeNode, make_config, serving
 
+from kvorum.errors import NotLeaderError
 from kvorum.fronts.http.forward import FORWARDED_BY
 from kvorum.kv.commands import Put
 
@@ -94,5 +95,43 @@ def test_below_the_level_a_write_goes_to_its_client_port_as_well() -> None:
             assert (await http("PUT", "/v1/kv/k?forward=true", b"v")).status == 200
             assert len(leader.node.proposed) == 1
             assert node.proposed == []
+
+    asyncio.run(main())
+
+
+REMOVED = [
+    "/v1/elections/x",
+    "/v1/elections/x?watch=true",
+    "/v1/elections/x?watch=true&forward=true",
+    "/v1/elections?limit=5&after64=/w==",
+    "/v1/locks?limit=5&after=%FF",
+    "/v1/leases/1?keys=true",
+    "/v1/leases?after=1&limit=5",
+    "/v1/kv/x?history=true&limit=3",
+    "/v1/kv?key=%FF",
+    "/v1/kv?prefix=%FF&sort=mod",
+    "/v1/watch?prefix=%FF",
+]
+
+
+@pytest.mark.parametrize("target", REMOVED)
+def test_a_node_that_was_removed_redirects_every_read_whatever_its_parameters(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = follower()
+
+    def removed(*_: object) -> None:
+        raise NotLeaderError("n1", leader_name="n1", leader_client_url="http://127.0.0.1:9")
+
+    async def barrier(_: int) -> None:
+        removed()
+
+    monkeypatch.setattr(node, "check_serves", removed)
+    monkeypatch.setattr(node, "read_barrier", barrier)
+
+    async def main() -> None:
+        async with asyncio.timeout(20), serving(node) as http:
+            answer = await http("GET", target)
+            assert (answer.status, answer.headers.get("Location", "")[:18]) == (307, "http://127.0.0.1:9"), answer.body
 
     asyncio.run(main())
