@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fronts.fake_node import FakeNode, make_config, serving
 
+from kvorum.errors import NotLeaderError
 from kvorum.fronts.http.dispatch import Dispatcher
 from kvorum.fronts.http.forward import FORWARDED_BY
 from kvorum.fronts.http.request import Bodies
@@ -119,3 +120,41 @@ def test_handing_over_has_no_second_bound_for_what_only_reads(*, health_only: bo
     assert other._range is own._range
     assert other.keys["PUT"] is not own.keys["PUT"]
     assert [row[:2] for row in other.routes()] == [row[:2] for row in own.routes()]
+
+
+REMOVED = [
+    "/v1/elections/x",
+    "/v1/elections/x?watch=true",
+    "/v1/elections/x?watch=true&forward=true",
+    "/v1/elections?limit=5&after64=/w==",
+    "/v1/locks?limit=5&after=%FF",
+    "/v1/leases/1?keys=true",
+    "/v1/leases?after=1&limit=5",
+    "/v1/kv/x?history=true&limit=3",
+    "/v1/kv?key=%FF",
+    "/v1/kv?prefix=%FF&sort=mod",
+    "/v1/watch?prefix=%FF",
+]
+
+
+@pytest.mark.parametrize("target", REMOVED)
+def test_a_node_that_was_removed_redirects_every_read_whatever_its_parameters(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = follower()
+
+    def removed(*_: object) -> None:
+        raise NotLeaderError("n1", leader_name="n1", leader_client_url="http://127.0.0.1:9")
+
+    async def barrier(_: int) -> None:
+        removed()
+
+    monkeypatch.setattr(node, "check_serves", removed)
+    monkeypatch.setattr(node, "read_barrier", barrier)
+
+    async def main() -> None:
+        async with asyncio.timeout(20), serving(node) as http:
+            answer = await http("GET", target)
+            assert (answer.status, answer.headers.get("Location", "")[:18]) == (307, "http://127.0.0.1:9"), answer.body
+
+    asyncio.run(main())

@@ -8,9 +8,21 @@ import re
 from typing import Any
 
 import pytest
+from fronts import lock_support
 from fronts.fake_node import FakeNode, Server, run, serving
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from kvorum.errors import (
+    CallerError,
+    FeatureUnavailableError,
+    NoLeaderError,
+    NoSpaceError,
+    NotServingError,
+    OutcomeUnknownError,
+    OverloadedError,
+    ReadTimeoutError,
+    TooManyWatchersError,
+)
 from kvorum.fronts.http import dispatch
 from kvorum.fronts.http.operations import Operation
 from kvorum.fronts.http.problems import TABLE
@@ -32,6 +44,16 @@ def fetch() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     return fetch()
+
+
+def codes_of(operation: dict[str, Any]) -> set[str]:
+    """Return the codes that an operation may answer with."""
+    return {
+        code
+        for answer in operation["responses"].values()
+        for part in answer.get("content", {}).get("application/problem+json", {}).get("schema", {}).get("allOf", [])
+        for code in part.get("properties", {}).get("code", {}).get("enum", ())
+    }
 
 
 def sample(template: str) -> str:
@@ -78,17 +100,72 @@ def test_every_registered_route_is_described(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_error_is_of_some_operation(document: dict[str, Any]) -> None:
-    described = set()
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            for answer in operation["responses"].values():
-                schema = answer.get("content", {}).get("application/problem+json", {}).get("schema", {})
-                described |= {
-                    code
-                    for part in schema.get("allOf", [])
-                    for code in part.get("properties", {}).get("code", {}).get("enum", ())
-                }
+    described = {
+        code for methods in document["paths"].values() for operation in methods.values() for code in codes_of(operation)
+    }
     assert described == set(TABLE) - NOT_OF_AN_OPERATION
+
+
+FAULTS: list[CallerError] = [
+    TooManyWatchersError("full"),
+    NotServingError("it ends"),
+    NoLeaderError("nobody leads"),
+    ReadTimeoutError("no quorum"),
+    OverloadedError("full"),
+    OutcomeUnknownError("no quorum"),
+    NoSpaceError("full", reason="disk", limit=1, used=1),
+    FeatureUnavailableError("too old"),
+]
+QUEUES = [
+    ("POST", "/v1/{}/{{name}}", "/v1/{}/a?lease=2&wait_ms=5000"),
+    ("POST", "/v1/{}/{{name}}", "/v1/{}/a?lease=2"),
+    ("GET", "/v1/{}/{{name}}", "/v1/{}/a"),
+    ("GET", "/v1/{}/{{name}}", "/v1/{}/free"),
+    ("GET", "/v1/elections/{{name}}", "/v1/elections/a?watch=true"),
+    ("PUT", "/v1/elections/{{name}}", "/v1/elections/a?lease=2"),
+    ("DELETE", "/v1/{}/{{name}}", "/v1/{}/a?lease=2"),
+    ("GET", "/v1/{}", "/v1/{}"),
+]
+
+
+@pytest.mark.parametrize("kind", ["locks", "elections"])
+@pytest.mark.parametrize(("method", "path", "target"), QUEUES)
+def test_every_code_that_locks_and_elections_answer_is_described(
+    kind: str, method: str, path: str, target: str, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = codes_of(document["paths"][path.format(kind)][method.lower()])
+
+    async def scenario(http: Server) -> None:
+        node = http.node
+        assert (await http("POST", f"/v1/{kind}/a?lease=1")).status == 200
+        for fault in FAULTS:
+
+            def fail(*_: object, fault: CallerError = fault) -> None:
+                raise fault
+
+            # Each of them where a node raises it: before a write or a read, or as a watch begins.
+            is_read_fault = isinstance(fault, NotServingError | NoLeaderError | ReadTimeoutError | OverloadedError)
+            if method == "DELETE" and isinstance(fault, NoSpaceError):
+                continue  # Deletes go on.
+            with monkeypatch.context() as faulty:
+                if is_read_fault or isinstance(fault, TooManyWatchersError):
+                    faulty.setattr(node, "watch", fail)
+                    faulty.setattr(node, "check_watchers", fail)
+                if not isinstance(fault, TooManyWatchersError) and (method != "GET" or is_read_fault):
+                    node.error = fault
+                answer = await http(method, target.format(kind))
+                node.error = None
+            if answer.status >= 400:
+                assert answer.json["code"] in described, (fault, answer)
+
+    lock_support.run(scenario)
+
+
+@pytest.mark.parametrize("kind", ["locks", "elections"])
+def test_that_a_place_was_released_is_described(kind: str, document: dict[str, Any]) -> None:
+    assert {"lock_held", "lock_not_held", "lease_not_found"} <= codes_of(
+        document["paths"][f"/v1/{kind}/{{name}}"]["post"]
+    )
 
 
 def test_a_handler_knows_the_parameters_that_are_described_and_no_others(document: dict[str, Any]) -> None:

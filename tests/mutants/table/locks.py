@@ -78,8 +78,8 @@ MUTANTS = [
     ),
     _row(
         "A wait for a lock is forwarded, and ends with the time of a request.",
-        "fronts.http.locks:waits",
-        "'wait_ms=' in raw_query",
+        "fronts.http.locks:lasts",
+        "not names.isdisjoint(_LASTING)",
         "False",
     ),
     _row(
@@ -214,5 +214,12 @@ MUTANTS = [
         "problem_of(error)",
         "(_ for _ in ()).throw(error)",
         "test_observe.py",
+    ),
+    _row(
+        "A redirect refuses a parameter that its handler knows.",
+        "fronts.http.dispatch:Dispatcher._to_leader",
+        "part.partition('=')[0] in _OF_FORWARDING",
+        "True",
+        "test_forward.py",
     ),
 ]

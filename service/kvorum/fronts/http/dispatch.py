@@ -19,7 +19,6 @@ from kvorum.fronts.http import (
     cluster,
     health,
     history,
-    key_ranges,
     kv,
     leases,
     locks,
@@ -61,15 +60,8 @@ _MEMBERS = "/v1/cluster/members/"
 CLUSTER = istr(CLUSTER_HEADER)
 _CLUSTER_PARAMETER = parameters.CLUSTER
 """The same in the query, where it survives a redirect that an HTTP library follows."""
-_FORWARDABLE = (
-    kv.READ_PARAMETERS
-    | kv.PUT_PARAMETERS
-    | ranges.PARAMETERS
-    | leases.GET_PARAMETERS
-    | leases.LIST_PARAMETERS
-    | locks.WAIT_PARAMETERS
-)
-"""The parameters of everything that may be for the leader only."""
+_OF_FORWARDING = frozenset({parameters.FORWARD, parameters.TIMEOUT_MS})
+"""The parameters that say whether, and for how long, a request is forwarded. Its handler has seen the others."""
 
 
 class Route(NamedTuple):
@@ -373,14 +365,11 @@ class Dispatcher:
         if _CLUSTER_PARAMETER in raw_query:
             raw_query = self._without_cluster(raw_query)
         target = path + ("?" + raw_query if raw_query else "")
-        if path in {kv.PATH, kv.PREFIX} and kv.names_key(raw_query):
-            _, raw_query = kv.decode_key("", raw_query)
-        elif path == kv.PATH:
-            _, raw_query = key_ranges.take_bytes(raw_query, ranges.BYTES)
         # What streams is redirected, and never forwarded: a watch would take a connection of this node for as long as
         # it lasts, so would one that waits for a lock, and of a range this node would have to hold all.
-        is_stream = path == watch.PATH or ranges.wants_stream(request) or locks.waits(path, raw_query)
-        query = Query("" if path == watch.PATH else raw_query, _FORWARDABLE)
+        is_stream = path == watch.PATH or ranges.wants_stream(request) or locks.lasts(path, raw_query)
+        parts = [part for part in raw_query.split("&") if part.partition("=")[0] in _OF_FORWARDING]
+        query = Query("&".join(parts), _OF_FORWARDING)
         if not is_stream and is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)
             return await self._forwarder.forward(

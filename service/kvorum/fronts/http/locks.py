@@ -56,7 +56,7 @@ _ACQUIRE = operations.Operation(
     parameters=WAIT_PARAMETERS,
     required=_NEEDED,
     answers=_GRANTED,
-    errors=_ERRORS | {"lock_held", *operations.BODY_ERRORS},
+    errors=_ERRORS | {"lock_held", "lock_not_held", "too_many_watchers", *operations.BODY_ERRORS},
 )
 _RELEASE = operations.Operation(
     summary="Release a lock, or leave its queue",
@@ -98,7 +98,7 @@ OPERATIONS: dict[LockKind, Operations] = {
                     ("X-Kvorum-Revision",),
                 ),
             ),
-            errors=operations.READ_ERRORS | {"not_elected"},
+            errors=operations.READ_ERRORS | {"not_elected", "too_many_watchers"},
         ),
         replace(_ACQUIRE, summary="Campaign: wait until the lease is elected", body=_VALUE),
         replace(_RELEASE, summary="Resign, or campaign no more"),
@@ -115,6 +115,7 @@ PROCLAIM = operations.Operation(
 )
 
 _STREAM_HEADERS = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
+_LASTING = {parameters.WAIT_MS, parameters.OBSERVE}
 _LISTED = 1000
 _LOOK_S = 1.0
 """How often a request that waits looks whether its client is still there."""
@@ -259,6 +260,7 @@ def _state(state: LockState) -> wire.LockState:
     )
 
 
-def waits(path: str, raw_query: str) -> bool:
-    """Tell whether a request may wait for a lock, for longer than other requests may take."""
-    return path.startswith(tuple(f"{each}/" for each in KINDS)) and "wait_ms=" in raw_query
+def lasts(path: str, raw_query: str) -> bool:
+    """Tell whether a request waits for a lock or observes an election, for longer than other requests may take."""
+    names = {part.partition("=")[0] for part in raw_query.split("&")}
+    return path.startswith(tuple(f"{each}/" for each in KINDS)) and not names.isdisjoint(_LASTING)
