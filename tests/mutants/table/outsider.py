@@ -95,13 +95,6 @@ MUTANTS = (
         f"{_HISTORY} {_RESTORED}",
     ),
     _version(
-        "History gives way by one event too few.",
-        "kv.versions:Versions.revision_to_free",
-        "min(last + 1, revision)",
-        "min(last, revision)",
-        "tests/kv/test_quota.py",
-    ),
-    _version(
         "Nothing is kept any more once a reader has let go.",
         "kv.versions:Versions._release",
         "bool(self.floor or self._pins)",
@@ -295,7 +288,7 @@ MUTANTS = (
         "watcher.cursor < floor - 1",
     ),
     _watch(
-        "A watch from the next revision on gets it with the one after it.",
+        "A watch from the next revision on has no progress.",
         "kv.watch:Hub.turn",
         "self._future[0][0] <= self._next",
         "self._future[0][0] < self._next",
@@ -365,13 +358,7 @@ MUTANTS = (
         "self._node.store.revision + 2",
     ),
     _lock(
-        "A candidate that waits proclaims.",
-        "Locks.proclaim",
-        "not queue or queue[0].key != key",
-        "not queue",
-    ),
-    _lock(
-        "An election proclaims in a term that is not its own.",
+        "A leader that was replaced as it proclaims changes its new place in the queue.",
         "Locks.proclaim",
         "Compare(key, 'create_revision', '=', token)",
         "Compare(key, 'create_revision', '>', 0)",
@@ -391,29 +378,10 @@ MUTANTS = (
         _ORIGINS,
     ),
     _handover(
-        "The opening of an earlier process replaces that of the present one.",
-        "kv.origins:Origins.open",
-        "replaces != self.nonce_of(member)",
-        "False",
-        _ORIGINS,
-    ),
-    _handover(
-        "A write is called refused while another attempt may be done.",
-        "node.handover:HandOvers.refused",
-        "frame.may_be_done or isinstance(whole, NotLeaderError)",
-        "isinstance(whole, NotLeaderError)",
-    ),
-    _handover(
         "A number is used that is a whole window above one outstanding.",
         "node.handover:HandOvers._has_room",
         "self._next_number < lowest + ORIGIN_WINDOW",
         "self._next_number <= lowest + ORIGIN_WINDOW",
-    ),
-    _handover(
-        "A nonce that was forgotten is opened again.",
-        "node.handover:HandOvers._follow_state",
-        "self._was_open and not is_open",
-        "False",
     ),
     _handover(
         "A leader takes an attempt of an earlier term.",
@@ -527,7 +495,7 @@ MUTANTS = (
         "test_locks.py",
     ),
     _client(
-        "A holder does not notice that its key was put by somebody else.",
+        "A holder does not notice that somebody else has put its key anew.",
         "locks:Queueing._check",
         "answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token",
         "answer.status != 404",
