@@ -102,6 +102,35 @@ def test_a_leader_learns_that_it_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     with_node(scenario)
 
 
+def test_a_leader_that_cannot_proclaim_is_none_any_more() -> None:
+    async def scenario(server: Server, kv: Client) -> None:
+        election = await kv.election("e", "me").campaign()
+        server.node.remove(election.key)
+        with pytest.raises(LockLostError):
+            await election.proclaim("not me")
+        assert not election.is_leader and election.lost.is_set()
+        await election.resign()
+
+    with_node(scenario)
+
+
+def test_an_observer_sees_each_leader_once_and_none_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [(5, 3), (4, 2), (6, 3), (7, 6)]
+
+    async def stream(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        for revision, token in shown:
+            leader = f'{{"lease": "{token}", "fencing_token": {token}, "remaining_ms": 1, "value": "same"}}'
+            yield f'{{"revision": {revision}, "leader": {leader}}}\n'.encode()
+
+    async def scenario(server: Server, kv: Client) -> None:
+        monkeypatch.setattr(kv, "_stream", stream)
+        async with contextlib.aclosing(kv.election("e").observe()) as leaders, asyncio.timeout(10):
+            seen = [await anext(leaders) for _ in range(2)]
+        assert [holder.fencing_token for holder in seen if holder is not None] == [3, 6]
+
+    with_node(scenario)
+
+
 async def look_again(server: Server, looked: int) -> None:
     """Wait until another connection has asked who leads."""
     await until("it looked", lambda: server.node.barriers > looked and server.node.watches.hub.size > 0)

@@ -140,6 +140,24 @@ def test_a_renewal_counts_from_when_it_was_sent(monkeypatch: pytest.MonkeyPatch)
     with_node(scenario)
 
 
+def test_a_grant_counts_from_when_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    async def scenario(server: Server, kv: Client) -> None:
+        server.node.gate = asyncio.Event()
+        lease = kv.lease(30)
+        begun = asyncio.ensure_future(lease)
+        await until("the grant is on its way", lambda: server.node.timeouts_ms)
+        clock.now_s += 12
+        gate, server.node.gate = server.node.gate, None
+        gate.set()
+        await begun
+        assert lease.remaining_s == 18
+        await lease.revoke()
+
+    with_node(scenario)
+
+
 @pytest.mark.usefixtures("often")
 def test_a_lease_whose_time_is_over_by_the_local_clock_is_lost_whatever_is_answered_later(
     monkeypatch: pytest.MonkeyPatch,

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 import pytest
-from client.test_leases import lease_commands, with_node
+from client.test_leases import Clock, lease_commands, with_node
 from fronts.fake_node import Server
 from waiting import until
 
@@ -233,7 +233,7 @@ def test_a_waiter_outlives_an_outage_that_is_longer_than_a_call(monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("cause", ["lease", "key"])
+@pytest.mark.parametrize("cause", ["lease", "key", "replaced"])
 def test_a_holder_learns_that_its_lock_is_lost(cause: str) -> None:
     async def scenario(server: Server, kv: Client) -> None:
         told: list[str] = []
@@ -242,13 +242,34 @@ def test_a_holder_learns_that_its_lock_is_lost(cause: str) -> None:
                 if cause == "lease":
                     server.node.revoke(lock.lease.id)
                 else:
-                    server.node.remove(f"_locks/a/{lock.lease.id:x}".encode())
+                    server.node.remove(lock.key)
+                    if cause == "replaced":
+                        server.node.set(lock.key, lock.lease.id)
                 await lock.lost.wait()
                 assert not lock.is_held and lock.remaining_s == 0
         assert told == [str(caught.value)] == [lock.lost_reason]
         gone = "the key of the lock is gone" in lock.lost_reason
         assert gone or (cause == "lease" and "does not exist" in lock.lost_reason)
         assert await kv.leases() == ()
+
+    with_node(scenario)
+
+
+def test_a_lock_that_is_granted_after_the_time_of_its_lease_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    async def scenario(server: Server, kv: Client) -> None:
+        lock = kv.lock("a", ttl_s=30)
+        await lock.lease
+        server.node.gate, asked = asyncio.Event(), len(server.node.timeouts_ms)
+        task = asyncio.create_task(lock.acquire())
+        await until("the lock is asked for", lambda: len(server.node.timeouts_ms) > asked)
+        clock.now_s += 31
+        gate, server.node.gate = server.node.gate, None
+        gate.set()
+        with pytest.raises(LockLostError):
+            await task
+        assert not lock.is_held
 
     with_node(scenario)
 

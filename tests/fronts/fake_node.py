@@ -32,9 +32,11 @@ from kvorum.kv.commands import (
     RaiseFeatureLevel,
     Result,
     SetQuota,
+    Txn,
     encode_batch,
 )
 from kvorum.kv.features import SUPPORTED_LEVELS, check_command_level
+from kvorum.kv.operations import LeasedPutOp
 from kvorum.kv.quota import OPERATOR
 from kvorum.kv.store import Store
 from kvorum.kv.watch import Interest, Sink
@@ -183,6 +185,11 @@ class FakeNode:
     def remove(self, key: bytes) -> None:
         """Delete a key, as somebody else does."""
         self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, [Delete(key)]))
+
+    def set(self, key: bytes, lease: int) -> None:
+        """Set a key that has a lease, as somebody else does."""
+        txn = Txn(then=(LeasedPutOp(key, b"", lease=lease),))
+        self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, [txn]))
 
     def revoke(self, lease: int) -> None:
         """End a lease, as somebody else does."""

@@ -113,6 +113,70 @@ def test_a_waiter_whose_own_lease_ends_is_told_so() -> None:
     run(scenario)
 
 
+def test_a_waiter_whose_lease_is_over_gets_no_lock_while_its_place_is_kept() -> None:
+    async def scenario(http: Server) -> None:
+        await http("POST", "/v1/leases", b'{"ttl_s": 10, "id": "d", "lock_delay_s": 30}')
+        await lock(http, 1)
+        waiter = asyncio.create_task(http("POST", "/v1/locks/a?lease=d&wait_ms=9000"))
+        await waiting(http, 2)
+        http.node.pass_time(11_000)
+        assert held(http) == [b"_locks/a/d"]
+        ended = await waiter
+        assert (ended.status, ended.json["code"]) == (404, "lease_not_found")
+
+    run(scenario)
+
+
+def test_a_single_waiter_wakes_up_when_the_lock_is_free() -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        waiter = asyncio.create_task(lock(http, 2, 60_000))
+        await waiting(http, 2)
+        await http("DELETE", "/v1/locks/a?lease=1")
+        await until("the waiter has the lock, long before its time is over", waiter.done)
+        assert (await waiter).status == 200
+
+    run(scenario)
+
+
+def test_a_holder_that_asks_again_stays_before_those_who_wait() -> None:
+    async def scenario(http: Server) -> None:
+        first = (await lock(http, 1)).json["fencing_token"]
+        waiter = asyncio.create_task(lock(http, 2, 9000))
+        await waiting(http, 2)
+        again = await lock(http, 1, 500)
+        assert (again.status, again.json.get("fencing_token")) == (200, first)
+        assert not waiter.done()
+        await http("DELETE", "/v1/locks/a?lease=1")
+        assert (await waiter).status == 200
+
+    run(scenario)
+
+
+def test_a_leader_that_was_replaced_meanwhile_does_not_proclaim(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1, name="e", kind="elections")
+        propose = http.node.propose
+
+        async def late(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(http.node, "propose", propose)
+            http.node.remove(b"_elections/e/1")
+            await lock(http, 2, name="e", kind="elections")
+            waiter = asyncio.create_task(lock(http, 1, 9000, "e", "elections"))
+            await until("it has a new place", lambda: len(held(http, "e", "_elections")) == 2)
+            waiters.append(waiter)
+            return await propose(*arguments, **options)
+
+        waiters: list[asyncio.Task[Answer]] = []
+        monkeypatch.setattr(http.node, "propose", late)
+        refused = await http("PUT", "/v1/elections/e?lease=1", b"too late")
+        assert (refused.status, refused.json["code"]) == (409, "lock_not_held")
+        await http("DELETE", "/v1/elections/e?lease=2")
+        assert (await waiters[0]).status == 200
+
+    run(scenario)
+
+
 def test_a_waiter_that_gives_up_leaves_the_queue() -> None:
     async def scenario(http: Server) -> None:
         await lock(http, 1)

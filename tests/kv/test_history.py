@@ -57,6 +57,13 @@ def test_a_new_clusters_first_write_is_revision_2() -> None:
     assert apply(store, Put(b"a", b"1")) == [PutResult(2, 2, 2, 1)]
 
 
+def test_history_goes_on_after_a_reader_has_let_go() -> None:
+    store = store_at_level_4()
+    store.pin().release()
+    apply(store, Put(b"a", b"1"), Put(b"a", b"22"))
+    assert store.get(b"a", 2) == A1
+
+
 def test_every_version_since_the_floor_can_be_read() -> None:
     store = written()
     assert [store.get(b"a", revision) for revision in range(1, 6)] == [None, A1, A2, None, A4]

@@ -31,6 +31,8 @@ def test_a_restored_lease_has_its_deadline_delay_and_keys() -> None:
         assert restored.leases.keys(1) == [b"a", b"b"]
         key = next(iter(restored.leases.get(1).keys))  # type: ignore[union-attr]
         assert key is restored.versions.records[key].key, "the bytes of a key are held once"
+        found = restored.get(b"a")
+        assert found is not None and found.lease == 1
         apply(restored, time_ms=NOW + 13_500)
         assert restored.get(b"a") is None and restored.leases.time_ms == NOW + 13_500
 

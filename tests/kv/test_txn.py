@@ -96,6 +96,17 @@ def test_compares_of_nested_transactions_see_the_state_before_the_transaction() 
     assert result.results[1] == TxnOpResult(True, (PutOpResult(2, 2, 1),))
 
 
+def test_transactions_are_nested_in_the_branch_that_runs_whichever_it_is() -> None:
+    store = store_at_level_4()
+    inner = TxnOp((NEVER,), (), (PutOp(b"a", b"inner"),))
+    result = done(store, Txn((NEVER,), (), (TxnOp((), (), ()), TxnOp((NEVER,), (), (inner, PutOp(b"b", b""))))))
+
+    assert result.results == (
+        TxnOpResult(True, ()),
+        TxnOpResult(False, (TxnOpResult(False, (PutOpResult(2, 2, 1),)), PutOpResult(2, 2, 1))),
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "result", "operand", "holds"),
     [

@@ -285,6 +285,7 @@ def test_a_revision_of_the_future_is_awaited_in_silence() -> None:
         drain(hub, history.store)
         assert hub.progress(watcher) in (None, 3)
     assert seen.events == []
+    assert hub.progress(watcher) == 3, "its revision is the next one: it is in step"
     history.put()
     drain(hub, history.store)
     assert seen.revisions == [4]
@@ -441,7 +442,8 @@ def test_a_watch_begins_at_the_floor_and_not_below() -> None:
     assert seen.revisions == [4, 5, 6]
 
 
-def test_the_floor_ends_a_watcher_that_is_behind_it_and_says_so() -> None:
+@pytest.mark.parametrize("floor", [3, 4])
+def test_the_floor_ends_a_watcher_that_is_behind_it_and_says_so(floor: int) -> None:
     history, hub, slow, quick = History(), Hub(), Seen(), Seen()
     watcher = hub.add(history.store, ALL, slow, 2)
     hub.add(history.store, ALL, quick, 2)
@@ -449,10 +451,10 @@ def test_the_floor_ends_a_watcher_that_is_behind_it_and_says_so() -> None:
     for _ in range(4):
         history.put()
     drain(hub, history.store)
-    history.compact(4)
+    history.compact(floor)
     drain(hub, history.store)
     assert isinstance(slow.error, RevisionCompactedError)
-    assert slow.error.facts == {"revision": 5, "floor": 4}
+    assert slow.error.facts == {"revision": 5, "floor": floor}
     assert hub.size == 1
     hub.has_room(watcher)
     hub.remove(watcher)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mutants import killers
 from mutants.mutant import Mutant
-from mutants.runner import PACKAGE, HarnessError, Outcome, Runner, run_seeds
+from mutants.runner import CLIENT, PACKAGE, HarnessError, Outcome, Runner, run_seeds
 from mutants.source import Source, UnmatchedError
 from mutants.table import MUTANTS
 
@@ -38,7 +38,7 @@ def choose(mutants: Iterable[Mutant], only: str, modules: Sequence[str], one_a_b
 
 def unmatched(mutants: Iterable[Mutant]) -> list[str]:
     """Return why mutants do not apply to the package, one text for each that does not."""
-    source = Source(PACKAGE)
+    source = Source(PACKAGE, CLIENT)
     reasons = []
     for mutant in mutants:
         try:

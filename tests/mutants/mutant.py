@@ -14,8 +14,9 @@ class Mutant(msgspec.Struct, frozen=True):
     Attributes:
         bug: what the row belongs to: B1 to B40, K1 to K12, a section of the Raft paper or thesis, or a topic.
         fault: what goes wrong, in one sentence.
-        where: ``module:qualified.name`` below ``kvorum``: a function, a method, a class or a module's variable. When
-            the module does not define the name (any more), the name alone is looked up in the whole package.
+        where: ``module:qualified.name`` below ``kvorum``: a function, a method, a class or a module's variable; of the
+            client ``kvorum_client.module:qualified.name``. When the module does not define the name (any more), the
+            name alone is looked up in the whole package.
         old: the Python that is replaced: one expression, or one or more consecutive statements. It must occur in
             ``where`` exactly once. Syntax trees are compared: layout, comments and quotes do not matter. ``if x: ...``
             is an ``if`` with any body.
@@ -35,7 +36,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
     @property
     def module(self) -> str:
-        """The module below ``kvorum``, as the row names it."""
+        """The module below ``kvorum``, or of the client, as the row names it."""
         return self.where.partition(":")[0]
 
     @property

@@ -30,6 +30,7 @@ from mutants.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "service" / "kvorum"
+CLIENT = ROOT / "client" / "kvorum_client"
 TEST_TIMEOUT_S = 60
 TESTS_TIMEOUT_S = 600
 HANGING = 10
@@ -87,16 +88,16 @@ class Runner:
     def __init__(self, folder: Path, seeds: int, killers: Mapping[str, str], root: Path = ROOT) -> None:
         self._folder = folder
         self._root = root
-        package = root / "service" / "kvorum"
+        packages = [each for each in (root / each.relative_to(ROOT) for each in (PACKAGE, CLIENT)) if each.exists()]
         self._seeds = seeds
         self._killers = dict(killers)
-        self._source = Source(package)
+        self._source = Source(*packages)
         self._limits: dict[str, float] = {}
         self._lock = threading.Lock()
         self._unchanged = folder / "unchanged"
-        copy = self._unchanged / "kvorum"
-        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        compileall.compile_dir(copy, quiet=1)
+        for package in packages:
+            shutil.copytree(package, self._unchanged / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(self._unchanged, quiet=1)
 
     def prepare(self, mutants: Sequence[Mutant]) -> None:
         """Run the remembered killers and the seeds on the copy without a mutant.
@@ -106,7 +107,7 @@ class Runner:
         """
         for path in dict.fromkeys(self._source.find(mutant)[0].path for mutant in mutants):
             # As a mutant's file is printed, without the mutant: the printing must not be what the tests notice.
-            _write(self._unchanged / "kvorum" / path, self._source.text(path))
+            _write(_file(self._unchanged, path), self._source.text(path))
         where = [sys.executable, "-c", "import kvorum; print(kvorum.__file__)"]
         found = subprocess.run(
             where, env=self._environment(self._unchanged), cwd=self._root, capture_output=True, text=True, check=False
@@ -236,9 +237,14 @@ class Runner:
         mutated = self._source.mutate(mutant)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="mutant-") as name:
             copy = Path(name)
-            shutil.copytree(self._unchanged / "kvorum", copy / "kvorum")
-            _write(copy / "kvorum" / mutated.path, mutated.text)
+            shutil.copytree(self._unchanged, copy, dirs_exist_ok=True)
+            _write(_file(copy, mutated.path), mutated.text)
             yield copy
+
+
+def _file(copy: Path, path: Path) -> Path:
+    """Return where a module is in a copy; ``path`` is as :class:`Source` has it."""
+    return copy / path if path.parts[0] == CLIENT.name else copy / PACKAGE.name / path
 
 
 def _write(file: Path, text: str) -> None:

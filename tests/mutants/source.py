@@ -62,17 +62,20 @@ class Source:
     """The syntax trees of all modules of a package.
 
     Args:
-        package: the folder of the package.
+        package: the folder of the package, below which rows name modules.
+        beside: folders of other packages, whose modules are named with the package: ``kvorum_client.watch``.
     """
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, *beside: Path) -> None:
         self._texts: dict[Path, str] = {}
         self._definitions: list[Definition] = []
-        for file in sorted(package.rglob("*.py")):
-            path = file.relative_to(package)
-            self._texts[path] = file.read_text(encoding="utf-8")
-            tree = ast.parse(self._texts[path])
-            self._definitions += [Definition(path, name, node) for name, node in _named(tree, "")]
+        self._beside = frozenset(each.name for each in beside)
+        for folder, root in ((package, package), *((each, each.parent) for each in beside)):
+            for file in sorted(folder.rglob("*.py")):
+                path = file.relative_to(root)
+                self._texts[path] = file.read_text(encoding="utf-8")
+                tree = ast.parse(self._texts[path])
+                self._definitions += [Definition(path, name, node) for name, node in _named(tree, "")]
 
     def text(self, path: Path) -> str:
         """Return a module without any mutant, printed from its tree as a mutant is."""
@@ -85,7 +88,10 @@ class Source:
             UnmatchedError: there is none, or the name is in several modules and in none that the row names.
         """
         function = mutant.function
-        named = [found for found in self._definitions if found.name == function]
+        package = self._package(mutant.module)
+        named = [
+            found for found in self._definitions if found.name == function and self._package(found.module) == package
+        ]
         here = [found for found in named if found.module == mutant.module]
         if here:
             return here
@@ -126,6 +132,11 @@ class Source:
         except SyntaxError as error:
             raise UnmatchedError(f"{mutant.name}\n  The changed module does not compile: {error}") from error
         return Mutated(path, tree, "\n".join(ast.unparse(node) for node in changed))
+
+    def _package(self, module: str) -> str:
+        """Return which of the other packages a module is in; empty: in the package itself."""
+        first = module.partition(".")[0]
+        return first if first in self._beside else ""
 
     def _unmatched(self, mutant: Mutant, old: _Code, found: list[Definition], places: list[ast.AST]) -> str:
         where = f"{found[0].module}:{found[0].name}"

@@ -58,6 +58,17 @@ def test_a_kill_names_the_test_and_a_mutant_that_nothing_notices_survives(root: 
     assert (root / "service/kvorum/raft/log.py").read_text() == MODULE
 
 
+def test_a_mutant_of_the_client_is_put_into_a_copy_of_the_client(root: Path, tmp_path: Path) -> None:
+    (root / "client/kvorum_client").mkdir(parents=True)
+    (root / "client/kvorum_client/__init__.py").write_text("")
+    (root / "client/kvorum_client/log.py").write_text(MODULE)
+    (root / "tests/client").mkdir()
+    (root / "tests/client/test_the_client.py").write_text(TESTS.replace("kvorum.raft", "kvorum_client"))
+    mutant = Mutant("client", "It is.", "kvorum_client.log:last", "-1", "0", tests="tests/client")
+    outcome = runner(root, tmp_path).judge(mutant)
+    assert (outcome.by_test, outcome.error) == ("tests/client/test_the_client.py::test_the_last_one_is_last", "")
+
+
 def test_a_line_of_a_log_is_not_taken_for_the_name_of_the_test(root: Path, tmp_path: Path) -> None:
     logging_test = """
 import logging

@@ -60,6 +60,19 @@ def source(tmp_path: Path) -> Source:
     return Source(tmp_path)
 
 
+def test_a_module_of_another_package_is_named_with_it_and_not_taken_for_one_that_moved(tmp_path: Path) -> None:
+    for name in ("kvorum", "kvorum_client"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "watch.py").write_text(f"def of_{name}():\n    return 1\n\ndef both():\n    return 2\n")
+    source = Source(tmp_path / "kvorum", tmp_path / "kvorum_client")
+    mutated = source.mutate(Mutant("client", "", "kvorum_client.watch:both", "2", "3"))
+    assert mutated.path == Path("kvorum_client/watch.py")
+    assert source.mutate(Mutant("B1", "", "watch:both", "2", "3")).path == Path("watch.py")
+    assert source.mutate(Mutant("B1", "", "moved:both", "2", "3")).path == Path("watch.py")
+    with pytest.raises(UnmatchedError):
+        source.mutate(Mutant("B1", "", "watch:of_kvorum_client", "1", "3"))
+
+
 def changed(source: Source, where: str, old: str, new: str) -> tuple[set[str], set[str]]:
     """Return the lines that a mutant takes away and those that it adds."""
     mutated = source.mutate(Mutant("B1", "", where, old, new))

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from mutants.__main__ import choose
-from mutants.runner import PACKAGE, ROOT
+from mutants.runner import CLIENT, PACKAGE, ROOT
 from mutants.source import Mutated, Source, UnmatchedError
 from mutants.table import MUTANTS
 
@@ -15,7 +15,7 @@ from mutants.table import MUTANTS
 @pytest.fixture(scope="module")
 def changes() -> dict[str, Mutated | str]:
     """For each row the changed module, or why it does not apply."""
-    source = Source(PACKAGE)
+    source = Source(PACKAGE, CLIENT)
     found: dict[str, Mutated | str] = {}
     for mutant in MUTANTS:
         try:

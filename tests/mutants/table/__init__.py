@@ -30,6 +30,7 @@ from mutants.table import (
     locks,
     node,
     openapi,
+    outsider,
     raft,
     ranges,
     service,
@@ -57,4 +58,5 @@ MUTANTS = (
     *txn.MUTANTS,
     *watches.MUTANTS,
     *lease_ticks.MUTANTS,
+    *outsider.MUTANTS,
 )
