@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -13,11 +14,14 @@ from fronts import fake_node
 from fronts.fake_node import Answer, FakeNode, Server, make_config
 from waiting import until
 
-from kvorum.errors import NotServingError
+from kvorum.errors import NoLeaderError, NotServingError
+from kvorum.fronts.http import locks
+from kvorum.kv.limits import TXN_KEYS_MAX, VALUE_BYTES_MAX
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS, Principal
 from kvorum.service.locks import Locks
 from kvorum.service.requests import AcquireLock
+from kvorum.service.results import LockGrant
 
 
 def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
@@ -182,7 +186,28 @@ def test_an_attempt_that_another_one_took_over_does_not_remove_the_place() -> No
 
 
 def test_a_place_that_is_the_first_one_by_then_is_not_given_up() -> None:
-    """Another attempt of the same lease may have been told already that it holds the lock."""
+    """Another attempt of the same lease is told that it holds the lock."""
+
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        service = Service(http.node, perf_counter)
+        wanted = AcquireLock("lock", b"a", 2, wait_ms=9000)
+        first = asyncio.ensure_future(service.execute(ANONYMOUS, wanted))
+        await waiting(http, 2)
+        second = asyncio.ensure_future(service.execute(ANONYMOUS, wanted))
+        await until("both wait", lambda: http.node.watches.hub.size >= 4)
+        http.node.remove(b"_locks/a/1")
+        second.cancel()
+        granted, ended = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(granted, LockGrant)
+        assert isinstance(ended, asyncio.CancelledError)
+        assert held(http) == [b"_locks/a/2"]
+
+    run(scenario)
+
+
+def test_the_only_attempt_of_a_lease_does_not_leave_a_lock_that_nobody_knows_to_hold() -> None:
+    """Its client goes while its turn comes."""
 
     async def scenario(http: Server) -> None:
         await lock(http, 1)
@@ -193,6 +218,21 @@ def test_a_place_that_is_the_first_one_by_then_is_not_given_up() -> None:
         attempt.cancel()
         await asyncio.wait({attempt})
         assert attempt.cancelled()
+        assert not held(http)
+
+    run(scenario)
+
+
+def test_a_lock_that_is_granted_to_a_client_that_is_gone_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        monkeypatch.setattr(locks, "_is_gone", lambda _: True)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await lock(http, 1, 9000)
+        assert not held(http)
+        # An attempt before may have told its client that the lease holds the lock.
+        assert (await lock(http, 2)).status == 200
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await lock(http, 2, 9000)
         assert held(http) == [b"_locks/a/2"]
 
     run(scenario)
@@ -209,6 +249,104 @@ def test_a_lock_that_becomes_free_as_the_time_ends_is_granted(monkeypatch: pytes
 
         monkeypatch.setattr(Locks, "_withdraw", too_late)
         assert (await lock(http, 2, 30)).status == 200
+
+    run(scenario)
+
+
+def test_a_waiter_whose_place_cannot_be_removed_is_not_told_that_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        waiter = asyncio.create_task(lock(http, 2, 50))
+        await waiting(http, 2)
+        http.node.error = NoLeaderError("there is no leader")
+        ended = await waiter
+        assert (ended.status, ended.json["code"]) == (503, "no_leader")
+        assert held(http) == [b"_locks/a/1", b"_locks/a/2"]
+
+    run(scenario)
+
+
+def test_a_waiter_of_a_node_that_does_not_lead_any_more_leaves_the_queue() -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        waiter = asyncio.create_task(lock(http, 2, 300))
+        await waiting(http, 2)
+        http.node.follow("n2", "http://n2:8001")
+        http.node.hands_over = True
+        ended = await waiter
+        assert (ended.status, ended.json["code"]) == (409, "lock_held")
+        assert held(http) == [b"_locks/a/1"]
+
+    run(scenario)
+
+
+def test_large_values_keep_nobody_from_an_election() -> None:
+    async def scenario(http: Server) -> None:
+        value = b"v" * VALUE_BYTES_MAX
+        path = "/v1/elections/e?lease={}&wait_ms=9000"
+        tasks = []
+        for lease in range(1, 7):
+            await http("POST", "/v1/leases", b'{"ttl_s": 10, "id": "%x"}' % lease)
+            tasks.append(asyncio.create_task(http("POST", path.format(lease), value)))
+            await until("it waits", lambda: len(held(http, "e", "_elections")) >= lease)  # noqa: B023
+        assert (await tasks[0]).status == 200
+        shown = (await http("GET", "/v1/elections/e")).json
+        assert (len(shown["holder"]["value"]), shown["waiter_count"]) == (VALUE_BYTES_MAX, 5)
+        assert [each["lease"] for each in shown["waiters"]] == ["2", "3", "4"]
+        assert (await http("PUT", "/v1/elections/e?lease=1", b"small")).status == 200
+        for lease, task in enumerate(tasks[1:], 1):
+            assert (await http("DELETE", f"/v1/elections/e?lease={lease}")).status == 200
+            assert (await task).status == 200
+
+    run(scenario)
+
+
+def test_many_locks_with_longer_names_keep_nobody_from_a_lock() -> None:
+    async def scenario(http: Server) -> None:
+        http.node.put_all(b"_locks/a/%d/1" % number for number in range(TXN_KEYS_MAX + 1))
+        assert (await lock(http, 1)).status == 200
+        assert (await lock(http, 2)).json["code"] == "lock_held"
+        shown = (await http("GET", "/v1/locks/a")).json
+        assert (shown["holder"]["lease"], shown["waiter_count"]) == ("1", 0)
+
+    run(scenario)
+
+
+def test_a_queue_that_is_too_long_is_refused_and_nothing_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvorum.service.locks.LOCK_QUEUE_KEYS_MAX", 2)
+
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        waiter = asyncio.create_task(lock(http, 2, 9000))
+        await waiting(http, 2)
+        refused = await lock(http, 3, 9000)
+        assert (refused.status, refused.json["code"]) == (413, "too_large")
+        assert held(http) == [b"_locks/a/1", b"_locks/a/2"]
+        await http("DELETE", "/v1/locks/a?lease=1")
+        assert (await waiter).status == 200
+
+    run(scenario)
+
+
+def test_a_queue_is_read_once_for_all_who_look_at_it_at_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else thousands whose time is over at once stop the node for seconds."""
+
+    async def scenario(http: Server) -> None:
+        reads = 0
+        places = Locks._places
+
+        def counted(self: Locks, *args: Any, **options: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return places(self, *args, **options)
+
+        monkeypatch.setattr(Locks, "_places", counted)
+        await lock(http, 1)
+        for _ in range(5):
+            assert (await http("GET", "/v1/locks/a")).json["holder"]["lease"] == "1"
+        assert reads == 1
+        http.node.remove(b"_locks/a/1")
+        assert (await http("GET", "/v1/locks/a")).json["holder"] is None
 
     run(scenario)
 

@@ -20,6 +20,8 @@ __all__ = [
     "INTEGER_MAX",
     "KEY_BYTES_MAX",
     "LEASES_LISTED_MAX",
+    "LOCK_PLACES_LISTED_MAX",
+    "LOCK_QUEUE_KEYS_MAX",
     "LOCK_WAITERS_LISTED_MAX",
     "LOCK_WAIT_MS_MAX",
     "STALENESS_MS_MAX",
@@ -51,6 +53,10 @@ LOCK_WAIT_MS_MAX = 600_000
 """How long one attempt may wait for a lock: 10 minutes. Whoever wants to wait for longer asks again."""
 LOCK_WAITERS_LISTED_MAX = 100
 """Waiters of a lock in one answer."""
+LOCK_PLACES_LISTED_MAX = 10_000
+"""Places, the waiters' too, and other keys, among which all locks of one kind are looked for."""
+LOCK_QUEUE_KEYS_MAX = 100_000
+"""Keys among which the places of one queue are looked for: theirs, and those of longer names (``a/b`` for ``a``)."""
 TIMEOUT_MS_MIN = 1
 """A request that may not wait at all is a mistake."""
 

@@ -7,7 +7,8 @@ before its own to go; nobody else is woken.
 
 Every attempt puts the key again. So its ``mod_revision`` names the attempt, and its ``create_revision``, the place,
 stays: an attempt that is repeated, here or at another node, takes the place over, and the earlier one, should it give
-up later, does not remove it any more. Nor does any attempt remove a place that may be the first one by then.
+up later, does not remove it any more. Nor does any attempt remove a place that may be the first one by then, because
+another one may have been told that the lease holds the lock. If the two revisions are equal, there was no other one.
 
 A lock is granted by a state in which the place is the first one and its lease lives, and which was reached during the
 attempt: as a put was committed, or behind a read that a quorum has confirmed. So two leases never hold a lock at one
@@ -15,14 +16,17 @@ point of the log. A holder that has lost its lease may not know it yet: what it 
 lease a lock-delay.
 
 A key counts only if it ends with the id of its own lease: the lock ``a`` does not wait for the lock ``a/b``.
+
+A queue is read by its keys alone, whatever their values, and once for all attempts that look at it at one revision.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import groupby
+from typing import NamedTuple
 
 from kvorum.errors import (
     CallerError,
@@ -33,16 +37,19 @@ from kvorum.errors import (
     RevisionCompactedError,
     TooLargeError,
 )
-from kvorum.kv import commands
-from kvorum.kv.commands import TxnRefused
-from kvorum.kv.limits import KEY_BYTES_MAX, TXN_KEYS_MAX
+from kvorum.kv.limits import KEY_BYTES_MAX, TXN_ANSWER_BYTES_MAX
 from kvorum.kv.operations import PutOpResult, RangeOpResult
 from kvorum.kv.records import Record
 from kvorum.kv.watch import EventBatch, Interest
 from kvorum.service.access import Principal
 from kvorum.service.leases import lease_not_found, leases_barrier
-from kvorum.service.limits import LOCK_WAIT_MS_MAX, LOCK_WAITERS_LISTED_MAX
-from kvorum.service.node_port import NodePort
+from kvorum.service.limits import (
+    LOCK_PLACES_LISTED_MAX,
+    LOCK_QUEUE_KEYS_MAX,
+    LOCK_WAIT_MS_MAX,
+    LOCK_WAITERS_LISTED_MAX,
+)
+from kvorum.service.node_port import NodePort, StoreView
 from kvorum.service.requests import (
     AcquireLock,
     Compare,
@@ -64,6 +71,15 @@ PREFIXES: dict[LockKind, bytes] = {"lock": b"_locks/", "election": b"_elections/
 """Where the keys of each kind are."""
 
 
+class _Place(NamedTuple):
+    """A place in a queue; the order of the tuples is that of the queue."""
+
+    token: int
+    """The revision that created the key."""
+    key: bytes
+    lease: int
+
+
 class Locks:
     """The locks and elections of one node's clients.
 
@@ -71,6 +87,7 @@ class Locks:
         node: the node.
         now: a monotonic clock, in seconds.
         transactions: what makes the changes.
+        withdrawals: what removes places, wherever the leader is: a place that stays would hold the lock one day.
         check_leads: raises an error unless this node can execute writes.
     """
 
@@ -79,12 +96,16 @@ class Locks:
         node: NodePort,
         now: Callable[[], float],
         transactions: Transactions,
+        withdrawals: Transactions,
         check_leads: Callable[[], None],
     ) -> None:
         self._node = node
         self._now = now
         self._transactions = transactions
+        self._withdrawals = withdrawals
         self._check_leads = check_leads
+        self._last_read: tuple[StoreView, bytes, int, list[_Place]] | None = None
+        """The queue that was read last: where, its prefix, at which revision, and its places."""
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
         """Wait until the lease holds the lock."""
@@ -97,14 +118,18 @@ class Locks:
         await self._put(principal, attempt)
         try:
             return await self._wait(principal, attempt, deadline_s)
-        except asyncio.CancelledError:
-            await self._withdraw(principal, attempt)
+        except (asyncio.CancelledError, TooLargeError):
+            with suppress(CallerError):
+                await self._withdraw(principal, attempt, is_abandoned=True)
             raise
 
     async def release(self, principal: Principal, request: ReleaseLock) -> LockRelease:
         """Give up a place."""
         key = _key(request.kind, request.name, request.lease)
-        txn = Txn((Compare(key, "version", ">", 0),), (DeleteRangeOp(key),), timeout_ms=request.timeout_ms)
+        compare = Compare(key, "version", ">", 0)
+        if request.mod_revision:
+            compare = Compare(key, "mod_revision", "=", request.mod_revision)
+        txn = Txn((compare,), (DeleteRangeOp(key),), timeout_ms=request.timeout_ms)
         result = await self._transactions.txn(principal, txn)
         if not result.succeeded:
             raise _not_held(request.kind, request.name, request.lease)
@@ -118,7 +143,7 @@ class Locks:
         queue = self._queue("election", request.name)
         if not queue or queue[0].key != key:
             raise _not_held("election", request.name, request.lease)
-        token = queue[0].create_revision
+        token = queue[0].token
         txn = Txn(
             (Compare(key, "create_revision", "=", token),),
             (LeasedPutOp(key, request.value, lease=request.lease),),
@@ -127,7 +152,7 @@ class Locks:
         result = await self._transactions.txn(principal, txn)
         if not result.succeeded:
             raise _not_held("election", request.name, request.lease)
-        return LockGrant(request.name, key, request.lease, token, result.revision)
+        return LockGrant(request.name, key, request.lease, token, result.revision, result.revision)
 
     async def get(self, request: GetLock) -> LockState:
         """Return who holds a lock, and who waits."""
@@ -144,13 +169,16 @@ class Locks:
         """Return all that somebody holds."""
         await leases_barrier(self._node, "a lock", request.timeout_ms)
         prefix = PREFIXES[request.kind]
-        places = [each for each in self._read(prefix, f"{request.kind}s") if _is_place(each)]
+        places = self._places(prefix, LOCK_PLACES_LISTED_MAX, f"of the {request.kind}s")
         # A prefix orders names otherwise than a name does: those of `a/b` come before those of `a0`, and after `a`.
         places.sort(key=_name_of)
-        locks = [
-            self._state(name[len(prefix) :], sorted(queue, key=_place), 0) for name, queue in groupby(places, _name_of)
-        ]
-        return LockList(tuple(locks), self._node.store.revision)
+        locks = tuple(self._state(name[len(prefix) :], sorted(queue), 0) for name, queue in groupby(places, _name_of))
+        if sum(len(each.holder.value) for each in locks if each.holder) > TXN_ANSWER_BYTES_MAX:
+            raise TooLargeError(
+                f"the values of the {request.kind}s are too large for one answer (bytes); ask for them by their names",
+                TXN_ANSWER_BYTES_MAX,
+            )
+        return LockList(locks, self._node.store.revision)
 
     # --- An attempt ---------------------------------------------------------------------------------------------
 
@@ -162,13 +190,16 @@ class Locks:
         """
         bounds = attempt.prefix, prefix_end(attempt.prefix)
         compare = Compare(bounds[0], "create_revision", "=", 0, bounds[1])
-        result = await self._do(principal, attempt, (compare,), (RangeOp(*bounds, keys_only=True),))
+        try:
+            result = await self._do(principal, attempt, (compare,), (RangeOp(*bounds, keys_only=True),))
+        except TooLargeError:  # more keys than a transaction visits: in this queue, or in those of longer names
+            return None
         match result.results:
             case (PutOpResult(revision, create_revision),):
                 attempt.mod_revision, attempt.token = revision, create_revision
                 return attempt.granted(result.revision)
             case (RangeOpResult(records=records),):
-                queue = sorted(filter(_is_place, _of(attempt.prefix, records)), key=_place)
+                queue = sorted(_place(each) for each in records if _is_place(attempt.prefix, each))
                 if queue and all(each.key != attempt.key for each in queue):
                     raise self._held(attempt, queue[0])
         return None
@@ -199,7 +230,7 @@ class Locks:
         while True:
             self._node.check_serves()
             queue = self._queue(request.kind, request.name)
-            place = next((n for n, each in enumerate(queue) if each.create_revision == attempt.token), None)
+            place = next((n for n, each in enumerate(queue) if each.token == attempt.token), None)
             lease = self._node.store.leases.living(request.lease)
             if place is None or lease is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
@@ -217,7 +248,7 @@ class Locks:
                 await leases_barrier(self._node, "a lock", request.timeout_ms)
                 is_confirmed = True
 
-    async def _gone(self, before: Record, attempt: _Attempt, left_s: float) -> None:
+    async def _gone(self, before: _Place, attempt: _Attempt, left_s: float) -> None:
         """Return when the place before that of the attempt is gone, or its own, or the time is over."""
         gone = asyncio.get_running_loop().create_future()
         first = self._node.store.revision + 1
@@ -233,64 +264,77 @@ class Locks:
             for watch in watches:
                 watch.close()
 
-    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> bool:
+    async def _withdraw(self, principal: Principal, attempt: _Attempt, *, is_abandoned: bool = False) -> bool:
         """Give the place up; return False if it stays because it may be the first one now.
 
         Then another attempt of the lease may have been told already that it holds the lock. The place stays as well if
-        another attempt has taken it over, or if it cannot be removed; it ends with its lease.
+        another attempt has taken it over. An attempt that is abandoned, and was the only one, gives up the first place
+        too: nobody was told, and nobody will be.
+
+        Raises:
+            CallerError: nobody knows whether the place is gone. If it is not, it ends with its lease.
         """
         before, key = attempt.before, attempt.key
-        if before is None:
-            return True
-        is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
-        is_waiting = Compare(before.key, "create_revision", "=", before.create_revision)
-        look = RangeOp(key, keys_only=True)
-        try:
-            result = await self._transactions.txn(principal, Txn((is_own, is_waiting), (DeleteRangeOp(key),), (look,)))
-        except CallerError:
-            return True
+        compares = [Compare(key, "mod_revision", "=", attempt.mod_revision)]
+        if not is_abandoned or attempt.mod_revision != attempt.token:
+            if before is None:
+                return True
+            compares.append(Compare(before.key, "create_revision", "=", before.token))
+        txn = Txn(tuple(compares), (DeleteRangeOp(key),), (RangeOp(key, keys_only=True),))
+        result = await self._withdrawals.txn(principal, txn)
         match result.results:
             case (RangeOpResult(records=(record,)),):
                 return record.mod_revision != attempt.mod_revision
             case _:
                 return True
 
-    def _held(self, attempt: _Attempt, holder: Record) -> LockError:
+    def _held(self, attempt: _Attempt, holder: _Place) -> LockError:
         request = attempt.request
         what = "holds the lock" if request.kind == "lock" else "is elected in"
-        shown = self._holder(holder)
+        remaining_ms = self._remaining_ms(holder)
         return LockError(
             "lock_held",
-            f"the lease {holder.lease:x} {what} {_shown(request.name)}, with the fencing token {shown.fencing_token}; "
-            f"its lease lives for {shown.remaining_ms / 1000:.1f} s more unless it is renewed",
+            f"the lease {holder.lease:x} {what} {_shown(request.name)}, with the fencing token {holder.token}; "
+            f"its lease lives for {remaining_ms / 1000:.1f} s more unless it is renewed",
             lease=f"{holder.lease:x}",
-            fencing_token=shown.fencing_token,
-            remaining_ms=shown.remaining_ms,
+            fencing_token=holder.token,
+            remaining_ms=remaining_ms,
             revision=self._node.store.revision,
         )
 
     # --- Reading ------------------------------------------------------------------------------------------------
 
-    def _queue(self, kind: LockKind, name: bytes) -> list[Record]:
+    def _queue(self, kind: LockKind, name: bytes) -> list[_Place]:
         """Return the places of a queue, the holder's first, as this node has applied them."""
-        prefix = queue_prefix(kind, name)
-        return sorted(filter(_is_place, _of(prefix, self._read(prefix, _shown(name)))), key=_place)
+        store, prefix = self._node.store, queue_prefix(kind, name)
+        if self._last_read is not None:
+            last_store, last_prefix, revision, places = self._last_read
+            if store is last_store and prefix == last_prefix and revision == store.revision:
+                return places
+        places = sorted(self._places(prefix, LOCK_QUEUE_KEYS_MAX, f"of {_shown(name)}", is_one_queue=True))
+        self._last_read = store, prefix, store.revision, places
+        return places
 
-    def _read(self, prefix: bytes, what: str) -> tuple[Record, ...]:
-        read = RangeOp(prefix, prefix_end(prefix))
-        result = self._node.store.read_transaction(commands.Txn(then=(read,)))
-        if isinstance(result, TxnRefused):
+    def _places(self, prefix: bytes, keys_max: int, whose: str, *, is_one_queue: bool = False) -> list[_Place]:
+        """Return the places below a prefix, in the order of their keys."""
+        versions = self._node.store.versions
+        keys = versions.keys_from(prefix, prefix_end(prefix), keys_max + 1, has_dead=False)
+        if len(keys) > keys_max:
             raise TooLargeError(
-                f"the queues of {what} have too many places, or values, to be read at once", TXN_KEYS_MAX
+                f"there are too many keys in the queues {whose}, and in those of longer names", keys_max
             )
-        match result.results:
-            case (RangeOpResult(records=records),):
-                return records
-            case _:
-                raise InvariantViolatedError(f"a range was answered with {result}")
+        found = map(versions.records.__getitem__, keys)
+        return [_place(each) for each in found if _is_place(prefix if is_one_queue else each.key[:0], each)]
 
-    def _state(self, name: bytes, queue: list[Record], waiters_max: int) -> LockState:
-        holders = [self._holder(each) for each in queue[: 1 + waiters_max]]
+    def _state(self, name: bytes, queue: list[_Place], waiters_max: int) -> LockState:
+        holders: list[LockHolder] = []
+        bytes_left = TXN_ANSWER_BYTES_MAX
+        for place in queue[: 1 + waiters_max]:
+            holder = self._holder(place)
+            bytes_left -= len(holder.value)
+            if holders and bytes_left < 0:
+                break
+            holders.append(holder)
         return LockState(
             name,
             holders[0] if holders else None,
@@ -299,10 +343,14 @@ class Locks:
             self._node.store.revision,
         )
 
-    def _holder(self, place: Record) -> LockHolder:
+    def _holder(self, place: _Place) -> LockHolder:
+        record = self._node.store.get(place.key)
+        value = b"" if record is None else record.value
+        return LockHolder(place.lease, place.token, self._remaining_ms(place), value)
+
+    def _remaining_ms(self, place: _Place) -> int:
         lease = self._node.store.leases.get(place.lease)
-        remaining_ms = 0 if lease is None else lease.remaining_ms(self._node.now_ms())
-        return LockHolder(place.lease, place.create_revision, remaining_ms, place.value)
+        return 0 if lease is None else lease.remaining_ms(self._node.now_ms())
 
 
 class _Attempt:
@@ -317,12 +365,12 @@ class _Attempt:
         self.mod_revision = 0
         """Of the key, as this attempt has put it."""
         self.token = 0
-        self.before: Record | None = None
+        self.before: _Place | None = None
         """The place before its own, for which it waits."""
 
     def granted(self, revision: int) -> LockGrant:
         """Return what the lease has got."""
-        return LockGrant(self.request.name, self.key, self.request.lease, self.token, revision)
+        return LockGrant(self.request.name, self.key, self.request.lease, self.token, revision, self.mod_revision)
 
 
 class _Wake:
@@ -379,21 +427,18 @@ def _check_name(name: bytes) -> None:
         raise TooLargeError(f"the name has {len(name)} bytes", longest)
 
 
-def _of(prefix: bytes, records: Iterable[Record]) -> list[Record]:
-    """Return the records of one queue: not those of names that begin with it."""
-    return [each for each in records if b"/" not in each.key[len(prefix) :]]
+def _is_place(prefix: bytes, record: Record) -> bool:
+    """Tell whether a record is a place below a prefix: that of a queue, not one of a name that begins with it."""
+    key, lease = record.key, record.lease
+    return bool(lease) and key.endswith(b"/%x" % lease) and (not prefix or b"/" not in key[len(prefix) :])
 
 
-def _is_place(record: Record) -> bool:
-    return bool(record.lease) and record.key.endswith(b"/%x" % record.lease)
+def _place(record: Record) -> _Place:
+    return _Place(record.create_revision, record.key, record.lease)
 
 
-def _name_of(record: Record) -> bytes:
-    return record.key.rpartition(b"/")[0]
-
-
-def _place(record: Record) -> int:
-    return record.create_revision
+def _name_of(place: _Place) -> bytes:
+    return place.key.rpartition(b"/")[0]
 
 
 def _not_held(kind: LockKind, name: bytes, lease: int) -> LockError:

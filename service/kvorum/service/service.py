@@ -181,7 +181,8 @@ class Service:
         self._transactions = Transactions(node, now, self._elsewhere, _session_error, hands_over=hands_over)
         self._scans = Scans(node, now)
         self._leases = Leases(node, self._elsewhere, draw_lease_id, hands_over=hands_over)
-        self._locks = Locks(node, now, self._transactions, self.check_leads)
+        withdrawals = Transactions(node, now, self._elsewhere, _session_error, hands_over=True)
+        self._locks = Locks(node, now, self._transactions, withdrawals, self.check_leads)
 
     def handing_over(self) -> Service:
         """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do."""

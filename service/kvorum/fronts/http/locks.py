@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import NamedTuple
 
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
 from kvorum.config import Config
-from kvorum.errors import InvalidRequestError
+from kvorum.errors import CallerError, InvalidRequestError
 from kvorum.fronts.http import operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.leases import common_parameters, parse_id, respond, shown_id
@@ -140,8 +141,24 @@ class LockHandlers:
         lease, wait_ms = _lease(query), query.integer(parameters.WAIT_MS) or 0
         value = await self._value(request)
         wanted = AcquireLock(self._kind, decode_bytes(raw_name), lease, value, wait_ms, common_parameters(query))
-        granted = self._execute(ANONYMOUS, wanted)
-        return _granted(await (while_connected(request, granted) if wait_ms else granted))
+        if not wait_ms:
+            return _granted(await self._execute(ANONYMOUS, wanted))
+        granted = await while_connected(request, self._execute(ANONYMOUS, wanted))
+        if _is_gone(request):
+            await self._take_back(granted)
+        return _granted(granted)
+
+    async def _take_back(self, granted: LockGrant) -> None:
+        """Release a lock whose client went while it was granted, unless another attempt of its lease may know of it.
+
+        Raises:
+            ConnectionResetError: always; nobody is left who could be answered.
+        """
+        if granted.mod_revision == granted.fencing_token:
+            kind, at = self._kind, granted.mod_revision
+            with suppress(CallerError):
+                await self._execute(ANONYMOUS, ReleaseLock(kind, granted.name, granted.lease, mod_revision=at))
+        raise ConnectionResetError("the client is gone")
 
     async def release(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
         """``DELETE``: give up the lock, or the place in its queue; resign."""
