@@ -23,6 +23,7 @@ A queue is read by its keys alone, whatever their values, and once for all attem
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import groupby
@@ -230,9 +231,9 @@ class Locks:
         while True:
             self._node.check_serves()
             queue = self._queue(request.kind, request.name)
-            place = next((n for n, each in enumerate(queue) if each.token == attempt.token), None)
-            lease = self._node.store.leases.living(request.lease)
-            if place is None or lease is None:
+            place = bisect_left(queue, attempt.token, key=_token)
+            is_there = place < len(queue) and queue[place].token == attempt.token
+            if not is_there or self._node.store.leases.living(request.lease) is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
             if place:
                 before = attempt.before = queue[place - 1]
@@ -435,6 +436,10 @@ def _is_place(prefix: bytes, record: Record) -> bool:
 
 def _place(record: Record) -> _Place:
     return _Place(record.create_revision, record.key, record.lease)
+
+
+def _token(place: _Place) -> int:
+    return place.token
 
 
 def _name_of(place: _Place) -> bytes:
