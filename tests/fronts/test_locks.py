@@ -147,6 +147,20 @@ def test_a_waiter_whose_own_lease_ends_is_told_so() -> None:
     run(scenario)
 
 
+def test_a_waiter_whose_lease_is_over_is_not_granted_the_lock_during_its_lock_delay() -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        await http("POST", "/v1/leases", b'{"ttl_s": 10, "id": "d", "lock_delay_s": 30}')
+        waiter = asyncio.create_task(http("POST", "/v1/locks/a?lease=d&wait_ms=9000"))
+        await waiting(http, 2)
+        http.node.pass_time(10_100)
+        assert held(http) == [b"_locks/a/d"]
+        ended = await waiter
+        assert (ended.status, ended.json["code"]) == (404, "lease_not_found")
+
+    run(scenario)
+
+
 def test_a_waiter_that_gives_up_leaves_the_queue() -> None:
     async def scenario(http: Server) -> None:
         await lock(http, 1)

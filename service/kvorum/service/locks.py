@@ -200,7 +200,8 @@ class Locks:
                 attempt.mod_revision, attempt.token = revision, create_revision
                 return attempt.granted(result.revision)
             case (RangeOpResult(records=records),):
-                queue = sorted(_place(each) for each in records if _is_place(attempt.prefix, each))
+                found = (each for each in records if _is_in_queue(attempt.prefix, each.key))
+                queue = sorted(map(_place, filter(_is_place, found)))
                 if queue and all(each.key != attempt.key for each in queue):
                     raise self._held(attempt, queue[0])
         return None
@@ -324,8 +325,9 @@ class Locks:
             raise TooLargeError(
                 f"there are too many keys in the queues {whose}, and in those of longer names", keys_max
             )
-        found = map(versions.records.__getitem__, keys)
-        return [_place(each) for each in found if _is_place(prefix if is_one_queue else each.key[:0], each)]
+        if is_one_queue:
+            keys = [key for key in keys if _is_in_queue(prefix, key)]
+        return list(map(_place, filter(_is_place, map(versions.records.__getitem__, keys))))
 
     def _state(self, name: bytes, queue: list[_Place], waiters_max: int) -> LockState:
         holders: list[LockHolder] = []
@@ -428,10 +430,13 @@ def _check_name(name: bytes) -> None:
         raise TooLargeError(f"the name has {len(name)} bytes", longest)
 
 
-def _is_place(prefix: bytes, record: Record) -> bool:
-    """Tell whether a record is a place below a prefix: that of a queue, not one of a name that begins with it."""
-    key, lease = record.key, record.lease
-    return bool(lease) and key.endswith(b"/%x" % lease) and (not prefix or b"/" not in key[len(prefix) :])
+def _is_in_queue(prefix: bytes, key: bytes) -> bool:
+    """Tell whether a key is in the queue with a prefix, and not in that of a name that begins with its name."""
+    return key.find(b"/", len(prefix)) < 0
+
+
+def _is_place(record: Record) -> bool:
+    return bool(record.lease) and record.key.endswith(b"/%x" % record.lease)
 
 
 def _place(record: Record) -> _Place:

@@ -96,14 +96,14 @@ MUTANTS = [
     ),
     _row(
         "A lock waits for one whose name begins with its own.",
-        "service.locks:_is_place",
-        "b'/' not in key[len(prefix):]",
+        "service.locks:_is_in_queue",
+        "key.find(b'/', len(prefix)) < 0",
         "True",
     ),
     _row(
         "Any key below the name of a lock counts as a place.",
         "service.locks:_is_place",
-        "key.endswith(b'/%x' % lease)",
+        "bool(record.lease) and record.key.endswith(b'/%x' % record.lease)",
         "True",
     ),
     _row(
