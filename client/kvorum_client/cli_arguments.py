@@ -56,7 +56,9 @@ def lease_id(text: str) -> int:
     digits = text.removeprefix("-")
     number = int(text, 16) if digits.isalnum() and digits.isascii() and _is_hex(digits) else 0
     if number == 0 or not -(2**63) <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"must be the id of a lease, up to 16 hex digits and not 0, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be the id of a lease, a signed 64-bit number in hex and not 0, not {text!r}"
+        )
     return number
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -181,6 +181,12 @@ class FakeNode:
     def pass_time(self, duration_ms: int) -> None:
         """Let log time pass."""
         self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms + duration_ms, []))
+
+    def put_all(self, keys: Iterable[bytes]) -> None:
+        """Set all of these keys, with an empty value."""
+        puts = [Put(key, b"") for key in keys]
+        for at in range(0, len(puts), 100):
+            self._apply(EntryKind.COMMAND, encode_batch(self.store.time_ms, puts[at : at + 100]))
 
     def remove(self, key: bytes) -> None:
         """Delete a key, as somebody else does."""

@@ -102,6 +102,24 @@ def test_an_id_that_the_node_drew_and_that_is_taken_is_drawn_again(monkeypatch: 
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("000000000000000000000000000002aF", "2af"),
+        ("-00000000000002a", "-2a"),
+        ("7fffffffffffffff", "7fffffffffffffff"),
+        ("-8000000000000000", "-8000000000000000"),
+    ],
+)
+def test_ids_are_signed_numbers_of_64_bits_and_may_have_leading_zeros(given: str, shown: str) -> None:
+    async def scenario(http: Server) -> None:
+        assert (await grant(http, id=given)).json["id"] == shown
+        assert (await http("POST", f"/v1/locks/a?lease={given}")).json["key"] == f"_locks/a/{shown}"
+        assert (await http("GET", f"/v1/leases/{given}")).json["key_count"] == 1
+
+    run(scenario)
+
+
 def test_leases_are_listed_in_pages() -> None:
     async def scenario(http: Server) -> None:
         for id in ("-1", "3", "2", "10"):
@@ -161,7 +179,13 @@ def test_transactions_put_with_a_lease_and_compare_it() -> None:
         ("POST", "/v1/leases", b'{"ttl_s": 9000000001}', "ttl_s must be"),
         ("POST", "/v1/leases", b'{"ttl_s": 1.5}', "the body is not JSON like"),
         ("POST", "/v1/leases", b'{"ttl_s": 5, "id": "0"}', "id is not the id of a lease"),
-        ("POST", "/v1/leases", b'{"ttl_s": 5, "id": "8000000000000000"}', "id is not the id of a lease"),
+        (
+            "POST",
+            "/v1/leases",
+            b'{"ttl_s": 5, "id": "8000000000000000"}',
+            "from -8000000000000000 to 7fffffffffffffff, and not 0",
+        ),
+        ("POST", "/v1/leases", b'{"ttl_s": 5, "id": "-8000000000000001"}', "id is not the id of a lease"),
         ("POST", "/v1/leases", b'{"ttl_s": 5, "lock_delay_s": 61}', "from 0 to 60"),
         ("POST", "/v1/leases", b'{"ttl_s": 5, "colour": 1}', "unknown field"),
         ("GET", "/v1/leases/xyz", None, "not the id of a lease"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import pytest
 from fronts.fake_node import FakeNode, Server, make_config
@@ -19,6 +21,8 @@ from kvorum.raft.messages import EntryKind
 from kvorum.service import Service, locks, queues
 from kvorum.service.access import ANONYMOUS
 from kvorum.service.limits import ELECTION_VALUE_BYTES_MAX as VALUE_BYTES
+from kvorum.service.limits import LOCK_PLACES_MAX
+from kvorum.service.queues import Queues
 from kvorum.service.requests import AcquireLock, ListLocks
 
 MIB = 1024 * 1024
@@ -165,6 +169,55 @@ def test_too_many_keys_that_are_no_places_are_refused_before_a_place_is_taken(mo
         refused = await lock(http, 1, 9000)
         assert (refused.status, refused.json["code"], refused.json["outcome"]) == (413, "too_large", "refused")
         assert http.node.store.revision == revision
+
+    run(scenario)
+
+
+def test_many_locks_with_longer_names_keep_nobody_from_a_lock() -> None:
+    async def scenario(http: Server) -> None:
+        http.node.put_all(b"_locks/a/%d/1" % number for number in range(2 * LOCK_PLACES_MAX + 1))
+        assert (await lock(http, 1)).status == 200
+        assert (await lock(http, 2)).json["code"] == "lock_held"
+        shown = (await http("GET", "/v1/locks/a")).json
+        assert (shown["holder"]["lease"], shown["waiter_count"]) == ("1", 0)
+
+    run(scenario)
+
+
+def test_a_queue_is_read_once_for_all_who_look_at_it_at_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else thousands whose time is over at once stop the node for seconds."""
+
+    async def scenario(http: Server) -> None:
+        read: list[bytes] = []
+        places = Queues._places
+
+        def counted(self: Queues, prefix: bytes) -> Any:
+            read.append(prefix)
+            return places(self, prefix)
+
+        await lock(http, 1)
+        monkeypatch.setattr(Queues, "_places", counted)
+        for path in 2 * ["/v1/locks/a", "/v1/locks/a?forward=true"]:
+            assert (await http("GET", path)).json["holder"]["lease"] == "1"
+        assert read == [b"_locks/a/"]
+        http.node.remove(b"_locks/a/1")
+        assert (await http("GET", "/v1/locks/a")).json["holder"] is None
+        assert (await http("GET", "/v1/locks/b")).json["holder"] is None
+        assert read == [b"_locks/a/", b"_locks/a/", b"_locks/b/"]
+
+    run(scenario)
+
+
+def test_a_queue_that_was_read_does_not_keep_a_state_that_was_replaced() -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        assert (await http("GET", "/v1/locks/a")).json["holder"]["lease"] == "1"
+        left = http.node.store.give_up()
+        before, http.node.store = ref(http.node.store), left
+        # It has the same revision, and no places.
+        assert (await http("GET", "/v1/locks/a")).json["holder"] is None
+        gc.collect()
+        assert before() is None
 
     run(scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -112,5 +113,18 @@ def test_a_place_is_not_given_up_when_the_one_before_lost_its_lease(monkeypatch:
         monkeypatch.setattr(http.node, "propose", late)
         assert (await waiter).status == 200
         assert b"_locks/a/2" in held(http)
+
+    run(scenario)
+
+
+def test_of_two_places_of_one_revision_one_holds_the_lock() -> None:
+    """Somebody else has put both in one transaction."""
+
+    async def scenario(http: Server) -> None:
+        puts = [{"put": {"key": f"_locks/a/{lease}", "value": "", "lease": str(lease)}} for lease in (1, 2)]
+        assert (await http("POST", "/v1/txn", json.dumps({"then": puts}).encode())).status == 200
+        assert (await lock(http, 1)).status == 200
+        assert (await lock(http, 2, 100)).json["code"] == "lock_held"
+        assert held(http) == [b"_locks/a/1"]
 
     run(scenario)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from time import perf_counter
 from typing import Any
 
 import pytest
-from fronts.fake_node import Server
+from fronts.fake_node import Answer, Server
 from fronts.lock_support import held, lock, run, waiting
 from waiting import until
 
 from kvorum.errors import NotServingError
-from kvorum.service import Service
-from kvorum.service.access import ANONYMOUS, Principal
+from kvorum.service.access import Principal
 from kvorum.service.locks import Locks
-from kvorum.service.requests import AcquireLock
 
 
 def test_a_free_lock_is_granted_with_a_token() -> None:
@@ -46,6 +43,7 @@ def test_a_lock_that_another_one_holds_is_refused_at_once_and_nothing_is_written
         assert (refused.status, refused.json["code"], refused.json["outcome"]) == (409, "lock_held", "refused")
         assert (refused.json["lease"], refused.json["fencing_token"]) == ("1", token)
         assert "the lease 1 holds the lock 'a'" in refused.json["detail"]
+        assert "its lease lives for 10.0 s more" in refused.json["detail"]
         assert http.node.store.revision == token
 
     run(scenario)
@@ -95,6 +93,11 @@ def test_a_lock_whose_lease_ends_goes_to_the_next_and_after_the_lock_delay_only(
         assert (refused.status, refused.json["code"]) == (404, "lease_not_found")
         assert not waiter.done()
         assert held(http) == [b"_locks/a/1", b"_locks/a/d"]
+        await http("POST", "/v1/leases", b'{"ttl_s": 10, "id": "e"}')
+        refused = await http("POST", "/v1/locks/a?lease=e")
+        assert (refused.json["code"], refused.json["remaining_ms"]) == ("lock_held", 0)
+        assert "the lease d holds the lock 'a'" in refused.json["detail"]
+        assert refused.json["detail"].endswith("its lease is ending")
         http.node.pass_time(3000)
         assert (await waiter).status == 200
 
@@ -183,51 +186,6 @@ def test_a_waiter_that_gives_up_leaves_the_queue() -> None:
         ended = await lock(http, 2, 50)
         assert (ended.status, ended.json["code"]) == (409, "lock_held")
         assert held(http) == [b"_locks/a/1"]
-
-    run(scenario)
-
-
-def test_a_waiter_whose_client_is_gone_leaves_the_queue() -> None:
-    async def scenario(http: Server) -> None:
-        await lock(http, 1)
-        _, writer = await asyncio.open_connection("127.0.0.1", http.port)
-        writer.write(b"POST /v1/locks/a?lease=2&wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        await waiting(http, 2)
-        writer.transport.abort()
-        await until("the place is given up", lambda: held(http) == [b"_locks/a/1"])
-        assert not http.node.watches.hub.size
-
-    run(scenario)
-
-
-def test_an_attempt_that_another_one_took_over_does_not_remove_the_place() -> None:
-    async def scenario(http: Server) -> None:
-        await lock(http, 1)
-        early = asyncio.create_task(lock(http, 2, 300))
-        await waiting(http, 2)
-        late = asyncio.create_task(lock(http, 2, 9000))
-        await until("both wait", lambda: http.node.watches.hub.size >= 4)
-        assert (await early).status == 409
-        assert held(http) == [b"_locks/a/1", b"_locks/a/2"]
-        await http("DELETE", "/v1/locks/a?lease=1")
-        assert (await late).status == 200
-
-    run(scenario)
-
-
-def test_a_place_that_is_the_first_one_by_then_is_not_given_up() -> None:
-    """Another attempt of the same lease may have been told already that it holds the lock."""
-
-    async def scenario(http: Server) -> None:
-        await lock(http, 1)
-        service = Service(http.node, perf_counter)
-        attempt = asyncio.ensure_future(service.execute(ANONYMOUS, AcquireLock("lock", b"a", 2, wait_ms=9000)))
-        await waiting(http, 2)
-        http.node.remove(b"_locks/a/1")
-        attempt.cancel()
-        await asyncio.wait({attempt})
-        assert attempt.cancelled()
-        assert held(http) == [b"_locks/a/2"]
 
     run(scenario)
 

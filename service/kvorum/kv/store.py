@@ -121,6 +121,7 @@ class Store:
     """
 
     __slots__ = (
+        "__weakref__",
         "_changes",
         "_handed_over",
         "_iterator",

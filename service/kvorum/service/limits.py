@@ -8,7 +8,7 @@ from __future__ import annotations
 from kvorum.config import is_base_url
 from kvorum.errors import InvalidRequestError
 from kvorum.identity import is_name
-from kvorum.kv.limits import INTEGER_MAX, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
+from kvorum.kv.limits import INTEGER_MAX, INTEGER_MIN, KEY_BYTES_MAX, QUOTA_BYTES_MIN, VALUE_BYTES_MAX
 from kvorum.kv.watch import Interest
 from kvorum.service.requests import Watch
 
@@ -18,6 +18,7 @@ __all__ = [
     "HISTORY_VERSIONS",
     "HISTORY_VERSIONS_MAX",
     "INTEGER_MAX",
+    "INTEGER_MIN",
     "KEY_BYTES_MAX",
     "LEASES_LISTED_MAX",
     "LOCK_WAITERS_LISTED_MAX",

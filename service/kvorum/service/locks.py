@@ -7,7 +7,9 @@ before its own to go; nobody else is woken.
 
 Every attempt puts the key again. So its ``mod_revision`` names the attempt, and its ``create_revision``, the place,
 stays: an attempt that is repeated, here or at another node, takes the place over, and the earlier one, should it give
-up later, does not remove it any more. Nor does any attempt remove a place that may be the first one by then.
+up later, does not remove it any more. Nor does any attempt remove a place that may be the first one by then: another
+one may have been told that the lease holds the lock. If the two revisions are equal, there was no other attempt; then
+one whose client has gone removes the place also if it is the first one, since nobody knows of it.
 
 A lock is granted by a state in which the place is the first one and its lease lives, and which was reached during the
 attempt: as a put was committed, or behind a read that a quorum has confirmed. So two leases never hold a lock at one
@@ -25,6 +27,7 @@ outcome is unknown: the place may become the first one later.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -49,7 +52,7 @@ from kvorum.service.access import Principal
 from kvorum.service.leases import lease_not_found, leases_barrier
 from kvorum.service.limits import ELECTION_VALUE_BYTES_MAX, LOCK_PLACES_MAX, LOCK_WAIT_MS_MAX
 from kvorum.service.node_port import NodePort
-from kvorum.service.queues import Place, Queues, queue_prefix, shown
+from kvorum.service.queues import Place, Queues, queue_prefix, rank, shown
 from kvorum.service.requests import (
     AcquireLock,
     Compare,
@@ -69,6 +72,8 @@ from kvorum.service.transactions import Transactions
 
 _PUTS_MAX = 3
 """How often an attempt puts its key, if others put it without its lease meanwhile."""
+_SHOWN_MS_MIN = 50
+"""What remains of a lease and is less would be shown as 0.0 s."""
 
 
 class Locks:
@@ -77,6 +82,7 @@ class Locks:
     Args:
         node: the node.
         now: a monotonic clock, in seconds.
+        queues: the queues as this node has applied them.
         transactions: what makes the changes.
         handing_over: the same, also where the node does not lead; places are given up through it.
         check_leads: raises an error unless this node can execute writes.
@@ -86,6 +92,7 @@ class Locks:
         self,
         node: NodePort,
         now: Callable[[], float],
+        queues: Queues,
         transactions: Transactions,
         handing_over: Transactions,
         check_leads: Callable[[], None],
@@ -94,7 +101,7 @@ class Locks:
         self._now = now
         self._transactions = transactions
         self._handing_over = handing_over
-        self._queues = Queues(node)
+        self._queues = queues
         self._check_leads = check_leads
 
     async def acquire(self, principal: Principal, request: AcquireLock) -> LockGrant:
@@ -118,14 +125,17 @@ class Locks:
         except CallerError as error:
             raise await self._failed(principal, attempt, error) from None
         except asyncio.CancelledError:
-            await self._withdraw(principal, attempt)
+            await self._withdraw(principal, attempt, is_abandoned=True)
             raise
 
     async def release(self, principal: Principal, request: ReleaseLock) -> LockRelease:
         """Give up a place."""
         key = _key(request.kind, request.name, request.lease)
-        txn = Txn((Compare(key, "version", ">", 0),), (DeleteRangeOp(key),), timeout_ms=request.timeout_ms)
-        result = await self._transactions.txn(principal, txn)
+        compare, transactions = Compare(key, "version", ">", 0), self._transactions
+        if request.mod_revision:
+            compare, transactions = Compare(key, "mod_revision", "=", request.mod_revision), self._handing_over
+        txn = Txn((compare,), (DeleteRangeOp(key),), timeout_ms=request.timeout_ms)
+        result = await transactions.txn(principal, txn)
         if not result.succeeded:
             raise _not_held(request.kind, request.name, request.lease)
         return LockRelease(result.revision)
@@ -148,7 +158,7 @@ class Locks:
         result = await self._transactions.txn(principal, txn)
         if not result.succeeded:
             raise _not_held("election", request.name, request.lease)
-        return LockGrant(request.name, key, request.lease, token, result.revision)
+        return LockGrant(request.name, key, request.lease, token, result.revision, result.revision)
 
     async def get(self, request: GetLock) -> LockState:
         """Return who holds a lock, and who waits."""
@@ -230,12 +240,12 @@ class Locks:
         while True:
             self._node.check_serves()
             queue = self._queues.read(request.kind, request.name)
-            place = next((n for n, each in enumerate(queue) if each.key == attempt.key), None)
             if self._node.store.leases.living(request.lease) is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
-            if place is None:
+            own = attempt.place
+            place = bisect_left(queue, rank(own), key=rank)
+            if queue[place : place + 1] != [own]:
                 raise _not_held(request.kind, request.name, request.lease)
-            attempt.token = queue[place].create_revision
             if place:
                 before = attempt.before = queue[place - 1]
                 left_s = deadline_s - self._now()
@@ -278,20 +288,25 @@ class Locks:
             return error
         return _unknown(attempt, str(error))
 
-    async def _withdraw(self, principal: Principal, attempt: _Attempt) -> Literal["done", "first", "unknown"]:
+    async def _withdraw(
+        self, principal: Principal, attempt: _Attempt, *, is_abandoned: bool = False
+    ) -> Literal["done", "first", "unknown"]:
         """Give the place up, also where this node does not lead any more; say what came of it.
 
         ``done``: the place is gone, or another attempt of the lease has taken it over. ``first``: it stays, since it
-        may be the first one now. Then another attempt may have been told already that its lease holds the lock.
+        may be the first one now. Then another attempt may have been told already that its lease holds the lock. An
+        attempt that is abandoned, and was the only one, gives up the first place too: nobody was told, or will be.
         """
         before, key = attempt.before, attempt.key
-        if before is None:
-            return "first"
         is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
-        is_waiting = (
-            Compare(before.key, "create_revision", "=", before.create_revision),
-            Compare(before.key, "lease", "=", before.lease),
-        )
+        is_waiting: tuple[Compare, ...] = ()
+        if not is_abandoned or attempt.mod_revision != attempt.token:
+            if before is None:
+                return "first"
+            is_waiting = (
+                Compare(before.key, "create_revision", "=", before.create_revision),
+                Compare(before.key, "lease", "=", before.lease),
+            )
         txn = Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (RangeOp(key, keys_only=True),))
         try:
             result = await self._handing_over.txn(principal, txn)
@@ -307,10 +322,11 @@ class Locks:
         request = attempt.request
         what = "holds the lock" if request.kind == "lock" else "is elected in"
         seen = self._queues.holder(holder)
+        left = f"lives for {seen.remaining_ms / 1000:.1f} s more unless it is renewed"
         return LockError(
             "lock_held",
             f"the lease {holder.lease:x} {what} {shown(request.name)}, with the fencing token {seen.fencing_token}; "
-            f"its lease lives for {seen.remaining_ms / 1000:.1f} s more unless it is renewed",
+            f"its lease {left if seen.remaining_ms >= _SHOWN_MS_MIN else 'is ending'}",
             lease=f"{holder.lease:x}",
             fencing_token=seen.fencing_token,
             remaining_ms=seen.remaining_ms,
@@ -338,6 +354,11 @@ class _Attempt:
         """The put of its key, as long as it knows the value."""
         return LeasedPutOp(self.key, self.request.value, lease=self.request.lease)
 
+    @property
+    def place(self) -> Place:
+        """The place, once it is put."""
+        return Place(self.key, self.request.lease, self.token)
+
     def placed(self, done: PutOpResult) -> None:
         """Take note of what the put of its key gave."""
         self.mod_revision, self.token = done.revision, done.create_revision
@@ -348,7 +369,7 @@ class _Attempt:
 
     def granted(self, revision: int) -> LockGrant:
         """Return what the lease has got."""
-        return LockGrant(self.request.name, self.key, self.request.lease, self.token, revision)
+        return LockGrant(self.request.name, self.key, self.request.lease, self.token, revision, self.mod_revision)
 
 
 class _Wake:

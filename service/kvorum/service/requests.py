@@ -317,6 +317,8 @@ class ReleaseLock(msgspec.Struct, frozen=True):
     name: bytes
     lease: int
     timeout_ms: int | None = None
+    mod_revision: int = 0
+    """Only if the key of the place is at this revision; 0: whatever it is at."""
 
 
 class ProclaimLeader(msgspec.Struct, frozen=True):

@@ -172,6 +172,8 @@ class LockGrant(msgspec.Struct, frozen=True):
     fencing_token: int
     """Higher than that of every holder before: the revision that created the key."""
     revision: int
+    mod_revision: int
+    """Of the key, as this request has put it. If it is the token, no other attempt of the lease was ever granted."""
 
 
 class LockHolder(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ from kvorum.service.leases import Leases, draw_id
 from kvorum.service.locks import Locks
 from kvorum.service.node_port import NodePort
 from kvorum.service.past import read_past
+from kvorum.service.queues import Queues
 from kvorum.service.refusals import Refusals, session_error
 from kvorum.service.requests import (
     AcquireLock,
@@ -177,6 +178,7 @@ class Service:
         self._now = now
         self._refusals = Refusals(node)
         self._scans = Scans(node, now)
+        self._queues = Queues(node)
         self._compose(hands_over=hands_over)
 
     def _compose(self, *, hands_over: bool) -> None:
@@ -185,12 +187,12 @@ class Service:
         self._transactions = Transactions(node, now, self._refusals, hands_over=hands_over)
         self._leases = Leases(node, self._refusals, self._draw_lease_id, hands_over=hands_over)
         handing_over = Transactions(node, now, self._refusals, hands_over=True)
-        self._locks = Locks(node, now, self._transactions, handing_over, self.check_leads)
+        self._locks = Locks(node, now, self._queues, self._transactions, handing_over, self.check_leads)
 
     def handing_over(self) -> Service:
         """Return the same, which hands writes to the leader: what is left of NotLeaderError is what only it can do.
 
-        Both count towards the same bound of ranges that are being read.
+        Both count towards the same bounds of ranges and lists that are being read.
         """
         other = copy(self)
         other._compose(hands_over=True)

@@ -327,23 +327,13 @@ MUTANTS = (
         "self._is_blocked",
         "tests/fronts/test_watch.py",
     ),
-    _lock(
-        "A lock is granted to a lease that is over.",
-        "Locks._wait",
-        "place is None or lease is None",
-        "place is None",
-    ),
-    _lock(
+    _row(
+        "lock",
         "An attempt that is repeated goes to the end of the queue.",
-        "_place",
+        "service.queues:place_of",
         "record.create_revision",
         "record.mod_revision",
-    ),
-    _lock(
-        "A lock waits for those whose names begin with its own.",
-        "_of",
-        "[each for each in records if b'/' not in each.key[len(prefix):]]",
-        "list(records)",
+        _LOCKS,
     ),
     _lock(
         "A lease that has the lock is told that another one holds it.",

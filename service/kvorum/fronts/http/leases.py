@@ -14,7 +14,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
-from kvorum.service.limits import INTEGER_MAX
+from kvorum.service.limits import INTEGER_MAX, INTEGER_MIN
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseState
 from kvorum_wire import leases as wire
@@ -138,9 +138,10 @@ def parse_id(text: str, what: str) -> int:
         InvalidRequestError: it is not one; ``what`` names the field.
     """
     id = int(text, 16) if len(text) <= 64 and _ID.fullmatch(text) else 0
-    if id == 0 or not -(2**63) <= id < 2**63:
+    if id == 0 or not INTEGER_MIN <= id <= INTEGER_MAX:
         raise InvalidRequestError(
-            f"{what} is not the id of a lease, which is a hexadecimal number from 1 to {INTEGER_MAX:x}"
+            f"{what} is not the id of a lease, which is a hexadecimal number from {INTEGER_MIN:x} to {INTEGER_MAX:x}, "
+            "and not 0"
         )
     return id
 

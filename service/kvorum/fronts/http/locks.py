@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import NamedTuple
 
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
 from kvorum.config import Config
-from kvorum.errors import InvalidRequestError
+from kvorum.errors import CallerError, InvalidRequestError
 from kvorum.fronts.http import key_ranges, operations, parameters
 from kvorum.fronts.http.history import text_or_base64
 from kvorum.fronts.http.leases import common_parameters, parse_id, respond, shown_id
@@ -149,11 +150,28 @@ class LockHandlers:
             self._bodies.release(request)
 
         # No variable here keeps the value: a wait is long.
-        granted = self._execute(
+        attempt = self._execute(
             ANONYMOUS,
             AcquireLock(self._kind, name, lease, await self._value(request), wait_ms, timeout_ms, forget_body),
         )
-        return _granted(await (while_connected(request, granted) if wait_ms else granted))
+        if not wait_ms:
+            return _granted(await attempt)
+        granted = await while_connected(request, attempt)
+        if _is_gone(request):
+            await self._take_back(granted)
+        return _granted(granted)
+
+    async def _take_back(self, granted: LockGrant) -> None:
+        """Release a lock whose client went while it was granted, unless another attempt of its lease may know of it.
+
+        Raises:
+            ConnectionResetError: always; nobody is left who could be answered.
+        """
+        if granted.mod_revision == granted.fencing_token:
+            kind, at = self._kind, granted.mod_revision
+            with suppress(CallerError):  # Then the lock is free when its lease ends.
+                await self._execute(ANONYMOUS, ReleaseLock(kind, granted.name, granted.lease, mod_revision=at))
+        raise ConnectionResetError("the client is gone")
 
     async def release(self, _: BaseRequest, raw_name: str, raw_query: str) -> Response:
         """``DELETE``: give up the lock, or the place in its queue; resign."""

@@ -98,7 +98,11 @@ MEMBER_NAME = Field("name", "The name of the member.", {"type": "string", "minLe
 CHECK_NAME = Field("check", "The name of the check.", {"type": "string", "minLength": 1})
 CLIENT_ID = Field("client_id", "The client id of the session.", {"type": "string", "minLength": 1, "maxLength": 64})
 
-LEASE_ID = Field("id", "The id of the lease, in hex.", {"type": "string", "pattern": "^-?0*[0-9a-fA-F]{1,16}$"})
+LEASE_ID = Field(
+    "id",
+    "The id of the lease, in hex: a signed 64-bit number, and not 0.",
+    {"type": "string", "pattern": "^-?0*[0-9a-fA-F]{1,16}$"},
+)
 LOCK_NAME = Field("name", "The name, percent-encoded once, a slash as well.", {"type": "string", "minLength": 1})
 
 IDEMPOTENCY_KEY = Field(

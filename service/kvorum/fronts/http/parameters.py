@@ -151,7 +151,7 @@ PREV_REVISION = Integer(
 )
 IGNORE_VALUE = Switch("ignore_value", "Keep the value that the key has; the body must be empty.")
 PREV_VALUE = Switch("prev_value", "Answer with the value before as well.")
-LEASE = Text("lease", "The id of a lease, in hex: up to 16 digits, and not 0.")
+LEASE = Text("lease", "The id of a lease, in hex: a signed 64-bit number, and not 0.")
 IGNORE_LEASE = Switch("ignore_lease", "Keep the lease that the key has.")
 LEASE_KEYS = Switch("keys", "Also which keys the lease has.")
 AFTER = Text("after", "Only leases above this id.")
