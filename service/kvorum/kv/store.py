@@ -727,7 +727,7 @@ class Store:
             return self._apply_once(command)
         # What is refused here must not open a session, nor be remembered by one.
         if self.quota.is_full and has_put(command):
-            return NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+            return NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
         plan = plan_transaction(command, self)
         if isinstance(plan, TxnRefused):
             return plan
