@@ -18,6 +18,7 @@ from waiting import until
 from kvorum.errors import NoLeaderError, NotServingError, RevisionCompactedError
 from kvorum.fronts.http import watch as fronts_watch
 from kvorum.fronts.http.server import _Connection
+from kvorum.fronts.http.watch import Feed
 from kvorum_client import (
     Client,
     CompactedError,
@@ -124,7 +125,7 @@ def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_t
             for number in range(30):
                 await kv.put("k", b"%d" % number * 1000)
                 if number % 3 == 2:
-                    feeds = [c.feed for c in _connections() if c.feed is not None]
+                    feeds = [c.feed for c in _connections() if isinstance(c.feed, Feed)]
                     for feed in feeds:
                         feed._write(b'{"revision":99,"ev')
                         feed.lost()

@@ -8,6 +8,8 @@ import pytest
 from fronts.fake_node import Server
 from fronts.lock_support import held, lock, run, waiting
 
+from kvorum.kv.watch import Interest, Sink
+
 
 @pytest.mark.parametrize("wait_ms", [0, 5000])
 def test_a_key_that_is_no_place_does_not_become_an_old_one(wait_ms: int) -> None:
@@ -62,10 +64,13 @@ def test_a_waiter_is_not_woken_when_the_one_before_asks_again(monkeypatch: pytes
         waiter = asyncio.create_task(lock(http, 2, 9000))
         await waiting(http, 2)
         watches, begin = http.node.watches.hub.size, http.node.watch
-        begun: list[bytes] = []
-        monkeypatch.setattr(
-            http.node, "watch", lambda interest, *rest: begun.append(interest) or begin(interest, *rest)
-        )
+        begun: list[object] = []
+
+        def watch(interest: Interest, sink: Sink, first: int) -> object:
+            begun.append(interest)
+            return begin(interest, sink, first)
+
+        monkeypatch.setattr(http.node, "watch", watch)
         await lock(http, 1)
         await http("GET", "/v1/kv/k")
         assert (begun, http.node.watches.hub.size) == ([], watches)
