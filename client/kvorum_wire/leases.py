@@ -110,7 +110,7 @@ class LockState(Struct, frozen=True, omit_defaults=True):
 
 
 class LockList(Struct, frozen=True):
-    """The locks that somebody holds, or elections, by name."""
+    """The locks that somebody holds, by name."""
 
     locks: tuple[LockState, ...]
     revision: int
