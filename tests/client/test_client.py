@@ -313,7 +313,9 @@ def test_no_room_after_a_try_without_an_answer_makes_the_outcome_unknown() -> No
             node = servers[0].node
             apply = node.propose
 
-            async def lose_then_refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+            async def lose_then_refuse(
+                command: ClientCommand, timeout_ms: int, address: str = "", **_: object
+            ) -> Result:
                 await apply(command, timeout_ms, address)
                 node.error = FULL
                 raise ServerOutcomeUnknown("no quorum answered in time")

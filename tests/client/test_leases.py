@@ -48,7 +48,12 @@ def record_leases(node: FakeNode) -> None:
     propose = node.propose
 
     async def recorded(
-        command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False
+        command: ClientCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
     ) -> Result:
         node.calls.append(("lease", command))
         return await propose(command, timeout_ms, address, hand_over=hand_over)
@@ -89,7 +94,14 @@ def lose_a_grant(server: Server) -> None:
     """Grant the next lease, and answer as if nobody knew."""
     propose, lost = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
+    async def lossy(
+        command: ClientCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
+    ) -> Result:
         result = await propose(command, timeout_ms, address, hand_over=hand_over)
         if isinstance(command, LeaseGrant) and not lost:
             lost.append(command)

@@ -168,7 +168,14 @@ def lose_a_transaction(server: Server) -> list[ClientCommand]:
     """Do the next transaction, and answer as if nobody knew; return a list that all of them are put into."""
     propose, seen = server.node.propose, list[ClientCommand]()
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", *, hand_over: bool = False) -> Result:
+    async def lossy(
+        command: ClientCommand,
+        timeout_ms: int,
+        address: str = "",
+        *,
+        hand_over: bool = False,
+        batch: object | None = None,
+    ) -> Result:
         result = await propose(command, timeout_ms, address, hand_over=hand_over)
         if isinstance(command, Txn):
             seen.append(command)

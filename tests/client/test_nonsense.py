@@ -306,7 +306,9 @@ def test_a_write_is_not_made_anew_without_its_session_when_it_may_be_done_alread
         async with serving(FakeNode(make_config(request_timeout_ms=100))) as server:
             tries = []
 
-            async def first_unknown_then_full(command: object, timeout_ms: int, address: str = "", **_: bool) -> object:
+            async def first_unknown_then_full(
+                command: object, timeout_ms: int, address: str = "", **_: object
+            ) -> object:
                 tries.append(command)
                 if len(tries) == 1:
                     from kvorum.errors import OutcomeUnknownError as ServerOutcomeUnknown

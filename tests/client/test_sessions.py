@@ -101,7 +101,7 @@ def test_a_write_that_a_session_refuses_is_made_once_in_another(reason: str) -> 
             apply, refused_id = node.propose, client_id_of(node.proposed[0])
 
             async def refuse_the_old_session(
-                command: ClientCommand, timeout_ms: int, address: str = "", **_: bool
+                command: ClientCommand, timeout_ms: int, address: str = "", **_: object
             ) -> Result:
                 return (
                     SessionRefused(1, reason)
@@ -125,7 +125,7 @@ def test_a_write_that_may_be_pending_is_not_made_again_in_another_session(reason
             apply, tries = node.propose, []
 
             async def first_unknown_then_refused(
-                command: ClientCommand, timeout_ms: int, address: str = "", **_: bool
+                command: ClientCommand, timeout_ms: int, address: str = "", **_: object
             ) -> Result:
                 tries.append(command)
                 if len(tries) == 1:
@@ -148,7 +148,7 @@ def test_a_node_that_refuses_every_session_is_not_asked_without_end(reason: str)
         async with cluster(1) as servers, Client([servers[0].url]) as kv:
             tries = []
 
-            async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+            async def refuse(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
                 tries.append(command)
                 return SessionRefused(1, reason)
 
@@ -164,7 +164,7 @@ def _without_room(server: Server) -> list[ClientCommand]:
     """Have the node refuse every session, and take what comes without one; return what was asked."""
     apply, asked = server.node.propose, []
 
-    async def refuse_sessions(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+    async def refuse_sessions(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         asked.append(command)
         return await apply(command, timeout_ms) if not client_id_of(command) else SessionRefused(0, "full")
 
@@ -200,7 +200,7 @@ def test_a_delete_frees_what_its_key_took_when_the_data_is_above_the_quota() -> 
             assert node.store.quota.is_full
             apply = node.propose
 
-            async def check_room(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+            async def check_room(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
                 if isinstance(command, Put | Delete):
                     node.store.check_room(command)
                 return await apply(command, timeout_ms)

@@ -66,7 +66,7 @@ def lose_answers(node: FakeNode, count: int) -> None:
     propose = node.propose
     left = [count]
 
-    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+    async def lossy(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         result = await propose(command, timeout_ms, address)
         if left[0] > 0:
             left[0] -= 1

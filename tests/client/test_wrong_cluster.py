@@ -96,7 +96,7 @@ def lose_first_answer(server: Server) -> None:
     """Let the node apply its first write, and answer so late that no client waits for it."""
     propose = server.node.propose
 
-    async def late(command: ClientCommand, timeout_ms: int, address: str = "", **_: bool) -> Result:
+    async def late(command: ClientCommand, timeout_ms: int, address: str = "", **_: object) -> Result:
         result = await propose(command, timeout_ms, address)
         if len(server.node.proposed) == 1:
             await asyncio.sleep(1000.0)

@@ -101,7 +101,7 @@ MUTANTS = (
     _row(
         "The commands that are split off have no caller any more.",
         "node.handover:HandOvers._split",
-        "self.queue.appendleft((command, waiter, size_bytes, address))",
+        "self.queue.extendleft(reversed(others))",
         "pass",
         _NODE,
     ),

@@ -1032,7 +1032,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "B24",
         "No log time passes while nobody writes.",
         "node.log_time:LogTime.tick",
-        "self._counted_s += passed_s",
+        "self._counted_s += self._passed_s(now_s)",
         "pass",
         tests="tests/node/test_log_time.py",
         simulated=False,
