@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from client.test_client import run
@@ -18,7 +19,6 @@ from waiting import until
 from kvorum.errors import NoLeaderError, NotServingError, RevisionCompactedError
 from kvorum.fronts.http import watch as fronts_watch
 from kvorum.fronts.http.server import _Connection
-from kvorum.fronts.http.watch import Feed
 from kvorum_client import (
     Client,
     CompactedError,
@@ -29,7 +29,12 @@ from kvorum_client import (
     UnavailableError,
     Watch,
     WatchEvent,
+    calls,
+    streams,
 )
+from kvorum_client import watch as watch_module
+from kvorum_client.transport import NotSentError, Transport
+from kvorum_client.watch import AttemptEndedError
 
 
 def with_nodes(scenario: Callable[[list[Server], Client], Awaitable[None]], count: int = 1) -> None:
@@ -88,6 +93,20 @@ def test_events_are_typed_and_come_in_order() -> None:
     with_nodes(scenario)
 
 
+def test_a_watch_has_come_to_a_revision_when_all_events_of_it_were_returned() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        async with kv.watch(prefix="") as watch:
+            await kv.put("before", "")
+            for number in range(2):
+                servers[0].node.set(b"k%d" % number, 0)
+            await kv.delete_range(prefix="k")
+            assert [event.mod_revision for event in await take(watch, 3)] == [2, 3, 4]
+            seen = [((await take(watch, 1))[0].mod_revision, watch.revision) for _ in range(2)]
+        assert seen == [(5, 4), (5, 5)]
+
+    with_nodes(scenario)
+
+
 def test_a_watch_that_was_entered_sees_every_write_that_begins_later() -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
         await kv.put("k", "before")
@@ -125,7 +144,7 @@ def test_a_connection_that_breaks_in_a_line_is_resumed_from_the_revision_after_t
             for number in range(30):
                 await kv.put("k", b"%d" % number * 1000)
                 if number % 3 == 2:
-                    feeds = [c.feed for c in _connections() if isinstance(c.feed, Feed)]
+                    feeds = [c.feed for c in _connections() if isinstance(c.feed, fronts_watch.Feed)]
                     for feed in feeds:
                         feed._write(b'{"revision":99,"ev')
                         feed.lost()
@@ -307,6 +326,58 @@ def test_the_synchronous_client_watches_as_well() -> None:
                 return [next(events).key, next(iter(events)).key]
 
         assert await asyncio.to_thread(watch) == [b"a", b"b"]
+
+    with_nodes(scenario)
+
+
+class Clock:
+    """A clock that passes only when it is told to."""
+
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_the_search_for_a_node_ends_in_time_whatever_the_first_attempt_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, within = Clock(), []
+    monkeypatch.setattr(watch_module, "time", clock)
+
+    async def connect(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        within.append(within_s)
+        clock.now_s += 6
+        raise AttemptEndedError("no node")
+        yield b""
+
+    async def main() -> None:
+        with pytest.raises(UnavailableError, match="no node"):
+            await anext(Watch(connect, "/v1/watch?key=k", None, 10, None, None))
+
+    asyncio.run(main())
+    assert within == [10, 4]
+
+
+def test_what_a_node_took_to_name_its_cluster_counts_towards_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        clock, asked = Clock(), []
+        monkeypatch.setattr(calls, "time", clock)
+        monkeypatch.setattr(streams, "time", clock)
+
+        async def learn(self: Client, call: Any, base: str, timeout_s: float) -> bool:
+            clock.now_s += timeout_s - 0.1
+            return True
+
+        async def download(self: Any, base: str, target: str, *_: object) -> AsyncGenerator[tuple[bytes, int], None]:
+            asked.append(target)
+            raise NotSentError("gone")
+            yield b"", 0
+
+        monkeypatch.setattr(Client, "_learn_cluster", learn)
+        monkeypatch.setattr(Transport, "download", download)
+        with pytest.raises(AttemptEndedError):
+            await anext(kv._stream("/v1/watch?key=k", 4))
+        [timeout_ms] = [target.rpartition("timeout_ms=")[2] for target in asked]
+        assert int(timeout_ms) <= 90
 
     with_nodes(scenario)
 

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
-from fronts.fake_node import Server
+from fronts.fake_node import Answer, Server
 from fronts.lock_support import held, lock, run, waiting
 from waiting import until
 
