@@ -60,7 +60,7 @@ def test_a_command_whose_sigint_is_ignored_stays_so(command: str) -> None:
 
 def test_a_node_without_its_packages_is_one_line_that_says_what_to_install() -> None:
     result = start("kvorum", "import sys\nsys.modules['sqlitedict'] = None")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("kvorum: ") and result.stderr.count("\n") == 1
     assert "sqlitedict" in result.stderr and "pip install" in result.stderr
 

@@ -96,7 +96,7 @@ def test_a_compaction_whose_answer_is_lost_is_made_again_and_done() -> None:
         node, compact = server.node, server.node.compact
         lost: list[int] = []
 
-        async def lose(revision: int, timeout_ms: int, **_: bool) -> ServerCompacted | CompactRefused:
+        async def lose(revision: int, timeout_ms: int, **_: object) -> ServerCompacted | CompactRefused:
             result = await compact(revision, timeout_ms)
             if not lost:
                 lost.append(revision)

@@ -93,6 +93,20 @@ def test_events_are_typed_and_come_in_order() -> None:
     with_nodes(scenario)
 
 
+def test_a_watch_has_come_to_a_revision_when_all_events_of_it_were_returned() -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        async with kv.watch(prefix="") as watch:
+            await kv.put("before", "")
+            for number in range(2):
+                servers[0].node.set(b"k%d" % number, 0)
+            await kv.delete_range(prefix="k")
+            assert [event.mod_revision for event in await take(watch, 3)] == [2, 3, 4]
+            seen = [((await take(watch, 1))[0].mod_revision, watch.revision) for _ in range(2)]
+        assert seen == [(5, 4), (5, 5)]
+
+    with_nodes(scenario)
+
+
 def test_a_watch_that_was_entered_sees_every_write_that_begins_later() -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
         await kv.put("k", "before")

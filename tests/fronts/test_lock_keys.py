@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 from fronts.fake_node import Server
 from fronts.lock_support import held, lock, run, waiting
+
+from kvorum.kv.watch import Interest, Sink
 
 
 @pytest.mark.parametrize("wait_ms", [0, 5000])
@@ -64,11 +65,11 @@ def test_a_waiter_is_not_woken_when_the_one_before_asks_again(monkeypatch: pytes
         waiter = asyncio.create_task(lock(http, 2, 9000))
         await waiting(http, 2)
         watches, begin = http.node.watches.hub.size, http.node.watch
-        begun: list[bytes] = []
+        begun: list[object] = []
 
-        def watch(interest: Any, *rest: Any) -> Any:
+        def watch(interest: Interest, sink: Sink, first: int) -> object:
             begun.append(interest)
-            return begin(interest, *rest)
+            return begin(interest, sink, first)
 
         monkeypatch.setattr(http.node, "watch", watch)
         await lock(http, 1)

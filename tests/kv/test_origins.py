@@ -28,7 +28,8 @@ from kvorum.kv.limits import BATCH_COMMANDS_MAX, ORIGIN_WINDOW
 from kvorum.kv.origins import Origin, OriginRow
 from kvorum.kv.snapshot import Restorer
 from kvorum.kv.store import Store
-from kvorum.raft.messages import Configuration, Entry, Member
+from kvorum.raft.membership import encode_configuration
+from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
 
 ONE, TWO, THREE = MEMBERS
 PUT = Put(b"a", b"v")
@@ -94,6 +95,11 @@ def test_what_was_handed_over_is_told_until_the_next_entry(log: Log) -> None:
     assert log.store.handed_over == [(frame, done)]
     log.one(frame)
     assert log.store.handed_over == []
+    for kind, data in ((EntryKind.NOOP, b""), (EntryKind.CONFIGURATION, encode_configuration(CONFIGURATION))):
+        frame = HandedOver(7, log.store.applied_index, (PUT,))
+        assert log.store.handed_over == [(frame, log.one(frame))]
+        log.store.apply(Entry(log.store.applied_index + 1, log.store.applied_term, kind, data))
+        assert log.store.handed_over == [], "also by an entry without commands"
 
 
 def test_an_empty_frame_uses_the_number_up(log: Log) -> None:

@@ -347,12 +347,13 @@ def test_when_the_state_is_full_a_transaction_with_a_put_in_any_branch_is_refuse
     keep = Txn((), (PutOp(b"kept", b""),), (), "ann", 1)
     done(store, keep)
     apply(store, SetQuota(1024 * 1024, "operator"), Put(b"a", b"v" * 1024 * 1024))
-    assert store.quota.is_full
+    apply(store, Delete(b"kept"))
+    assert store.quota.is_full and store.history_bytes
     nested_put = Txn((), (DeleteRangeOp(b"a"), TxnOp((NEVER,), (PUT,))), ())
 
     for txn in (then(PUT), Txn((), (), (PUT,)), nested_put, Txn((), (PUT,), (), "ann", 2)):
         [result] = apply(store, txn)
-        assert isinstance(result, NoSpace)
+        assert result == NoSpace(store.revision, store.quota.limit_bytes, store.kept_bytes), "without the history"
         with pytest.raises(NoSpaceError):
             store.check_room(txn)
     store.check_room(keep)

@@ -220,6 +220,14 @@ def test_the_log_is_kept_short_on_a_disk_with_little_room() -> None:
     assert it.space.is_low
 
 
+def test_a_large_state_is_written_less_often() -> None:
+    """A snapshot costs as much as the state, so the log may grow with it."""
+    it = Leading()
+    it.state.store.versions.record_bytes = 3 * it.config.snapshot_bytes
+    it.tick(own=100 * it.space.needed_bytes)
+    assert it.space.log_bytes_due == it.space.state_bytes // 2 > it.config.snapshot_bytes
+
+
 def test_the_disk_is_looked_at_again_and_again() -> None:
     asked: list[int] = []
 

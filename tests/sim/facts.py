@@ -61,11 +61,14 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Proposed(msgspec.Struct, frozen=True, gc=False):
-    """The last entry with a time that a leader proposed: its term, its process, at which tick, and its log time."""
+    """The last entry with a time that a leader proposed: its term and its process, and its log time.
+
+    ``counted_s``: what had passed of its clock since the process began, as far as log time counts it.
+    """
 
     term: int
     starts: int
-    ticks: int
+    counted_s: float
     time_ms: int
     is_settled: bool = True
     """The leader had applied an entry of its own: it knew all times in its log."""
@@ -169,7 +172,7 @@ class Facts:
             if time_ms:
                 self.log_time_from_us = self.log_time_from_us or node.world.clock.now
                 is_settled = node.store.applied_term == node.raft.current_term
-                proposed = Proposed(node.raft.current_term, node.starts, node.ticks, time_ms, is_settled)
+                proposed = Proposed(node.raft.current_term, node.starts, node.counted_s, time_ms, is_settled)
                 invariants.log_time_passes_with_the_ticks(node, self.proposed, proposed)
                 self.proposed = proposed
 

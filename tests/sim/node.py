@@ -77,6 +77,8 @@ PORT = 9001
 CLIENT_PORT = 8001
 MEMORY_BYTES = 64 << 20
 UNIX_MS = 1_700_000_000_000
+STALL_S = 0.25
+"""Log time counts so much of the time between two ticks, at most."""
 
 
 class TimeToLive(msgspec.Struct, frozen=True):
@@ -214,6 +216,7 @@ class SimNode:
         self.copied_members: frozenset[NodeId] = frozenset()
         """The members that the process knew when its disk was copied."""
         self.ticks = 0
+        self._ticked_s = self._counted_s = 0.0
         self.saving_since: int | None = None
         """Since which tick a save is in flight, if one is."""
         self.heard: dict[NodeId, int] = {}
@@ -272,6 +275,7 @@ class SimNode:
         self._is_doomed = False
         self._is_told_to_stop = None
         self.ticks, self.saving_since, self.heard = 0, None, {}
+        self._ticked_s = self._counted_s = 0.0
         self.filled_at_tick = self.led_from_tick = self._led_term = 0
         self._listed = tuple(PeerAddress(n, self.world.host_of(n), PORT) for n in _first_voters(self.plan))
         plan = self.plan
@@ -627,6 +631,17 @@ class SimNode:
         """A membership change was proposed here."""
         self.world.note(self.id, "proposes {}", change)
         self.world.facts.changes.append(change)
+
+    @property
+    def counted_s(self) -> float:
+        """What has passed of the process's clock, without what exceeds :data:`STALL_S` between two ticks."""
+        assert self.loop is not None
+        return self._counted_s + min(self.loop.time() - self._ticked_s, STALL_S)
+
+    def count_tick(self) -> None:
+        """The process ticks."""
+        assert self.loop is not None
+        self._counted_s, self._ticked_s = self.counted_s, self.loop.time()
 
     def on_committed(self, ready: Ready) -> None:
         """The core hands over what is to be applied, or a snapshot in its place."""

@@ -84,6 +84,7 @@ class ObservedRaft(Raft):
         node = self._node
         node.port_called("tick")
         node.ticks += 1
+        node.count_tick()
         super().tick()
         node.observe(node.world.facts.on_tick, node)
         node.on_input()

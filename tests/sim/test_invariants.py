@@ -341,9 +341,9 @@ def back_up_another_past(scene: Scene) -> None:
 def let_log_time_stand_still(scene: Scene) -> None:
     before = Proposed(3, 1, 0, 7)
     with pytest.raises(Broken):
-        invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 1091))
-    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 840))
-    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 20, 7 + 839))
+        invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 1.0, 7 + 993))
+    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 1.0, 7 + 988))
+    invariants.log_time_passes_with_the_ticks(scene.leader, before, Proposed(3, 1, 1.0, 7 + 987))
 
 
 LIES: dict[str, Callable[[Scene], None]] = {
@@ -473,7 +473,7 @@ def test_the_truth_is_no_violation(healthy: Scene) -> None:
     invariants.what_is_handed_over_is_applied(leader, raft)
     invariants.state_hashes_agree(leader, scene.last, leader.store.state_hash)
     invariants.log_time_is_no_faster_than_real_time(facts, leader, facts.model.time_ms)
-    invariants.log_time_passes_with_the_ticks(leader, Proposed(3, 1, 0, 7), Proposed(3, 1, 20, 7 + 990))
+    invariants.log_time_passes_with_the_ticks(leader, Proposed(3, 1, 0, 7), Proposed(3, 1, 1.0, 7 + 990))
 
 
 # --- Broken cores ----------------------------------------------------------------------------------------------------

@@ -199,10 +199,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=64 * KIB,
             le=16 * 1024 * MIB,
-            description="Bytes of log after which a snapshot is taken, unless snapshot_entries comes first.",
+            description="Bytes of log after which a snapshot is taken, unless snapshot_entries comes first; half of "
+            "the data's size if that is more.",
             extra={"unit": "bytes"},
         ),
-    ] = 256 * MIB
+    ] = 64 * MIB
     log_retain_entries: Annotated[
         int,
         Meta(

@@ -2,8 +2,8 @@
 
 ::
 
-    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), OriginsFrame (feature level 6),
-               LeasesFrame+ (feature level 5),
+    snapshot = Header frame, Features frame (format 2), QuotaFrame (feature level 3), LeasesFrame+ (feature level 5),
+               OriginsFrame (feature level 6),
                records, SessionsFrame*, EndedSessionsFrame+ (feature level 3), Trailer frame
     records  = RecordsFrame* (below feature level 4)
              | HistoryFrame, BaseFrame*, EventsFrame* (at it)

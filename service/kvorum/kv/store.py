@@ -444,6 +444,8 @@ class Store:
             raise InvariantViolatedError(
                 f"entry {entry.index} of term {entry.term} does not follow {self.applied_index} of {self.applied_term}"
             )
+        if self._handed_over:
+            self._handed_over = []
         match entry.kind:
             case EntryKind.COMMAND:
                 results = self._apply_batch(self._decode(entry), len(entry.data))
@@ -465,7 +467,8 @@ class Store:
     def begin_snapshot(self) -> SnapshotIterator:
         """Begin to write the state of this moment; the store goes on applying meanwhile. Close the iterator when done.
 
-        Below level 4 it costs a list of all keys, and from then on nothing.
+        It lists the ids of all leases and sessions, and the sessions that have ended; below level 4 also all keys. From
+        then on each change costs what it preserves.
 
         Raises:
             InvariantViolatedError: another iterator is still open.
@@ -536,8 +539,6 @@ class Store:
     def _apply_batch(self, batch: Batch, data_bytes: int) -> list[Result]:
         if batch.time_ms > self.time_ms:
             self.time_ms = batch.time_ms
-        if self._handed_over:
-            self._handed_over = []
         if len(batch.commands) > BATCH_COMMANDS_MAX:
             # One refusal per command: whoever waits for the n-th result finds it.
             results: list[Result] = [SessionRefused(self.revision, INVALID)] * len(batch.commands)
@@ -728,7 +729,7 @@ class Store:
             return self._apply_once(command)
         # What is refused here must not open a session, nor be remembered by one.
         if self.quota.is_full and has_put(command):
-            return NoSpace(self.revision, self.quota.limit_bytes, self.used_bytes)
+            return NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
         plan = plan_transaction(command, self)
         if isinstance(plan, TxnRefused):
             return plan

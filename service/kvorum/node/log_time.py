@@ -5,8 +5,8 @@ clock of the leader passes, and each new leader goes on from the last time in it
 is set, neither makes log time jump nor stops it. Log time may fall behind the time of day, because it does not pass
 while nobody leads; it is a measure of durations, and no date.
 
-Log time must not run ahead of real time, since leases end by it. So it passes at 0.99 of the leader's clock, and by one
-tick of consensus in each tick: by no more ticks than there were, and one.
+Log time must not run ahead of real time, since leases end by it. So it passes at 0.99 of the leader's clock. Between
+two ticks of consensus no more of it passes than :data:`STALL_S`, and what did not count then never counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from kvorum.raft import Raft, Role
 
 MS_PER_S = 990
 """So much log time passes in a second of the leader's clock: a clock that is fast by 1 % ends nothing early."""
+STALL_S = 0.25
+"""So much counts, at most, of the time between two ticks, or two ticks if these are longer. It is an eighth of the
+shortest time to live of a lease: a client that renews after a third of it has more than half of it left when its leader
+begins to stand still.
+"""
 
 
 class LogTime:
     """The log time as this node would write it, were it to propose now.
 
     A leader whose process or event loop stood still has not read what its clients sent meanwhile, renewals of their
-    leases for example. Therefore each tick allows one tick of log time; what passes beyond that never counts. One tick
-    more is allowed in advance, so that a tick which is a little late loses nothing.
+    leases for example. Therefore what passes between two ticks counts up to a bound only. A loop that is busy, so that
+    each of its turns takes several ticks, reads what its clients send in each of these turns, and loses no time.
 
     Args:
         raft: the consensus server.
@@ -37,7 +42,7 @@ class LogTime:
         self._raft = raft
         self._state = state
         self._clock = clock
-        self._tick_s = tick_ms / 1000
+        self._stall_s = max(STALL_S, 2 * tick_ms / 1000)
         self._term = 0
         """The term in which the log time was ``_base_ms`` before ``_counted_s`` and what followed."""
         self._base_ms = 0
@@ -45,8 +50,6 @@ class LogTime:
         """What has passed since the base, up to the last tick."""
         self._ticked_s = 0.0
         """When the last tick was."""
-        self._allowed_s = 0.0
-        """How much may count after the last tick and before the next one."""
 
     @property
     def is_unknown(self) -> bool:
@@ -58,9 +61,7 @@ class LogTime:
         """Let log time pass on the leader, also while nobody writes. Called once a tick of consensus."""
         self.now_ms()
         now_s = self._clock.monotonic()
-        passed_s = self._passed_s(now_s)
-        self._counted_s += passed_s
-        self._allowed_s = min(self._allowed_s - passed_s + self._tick_s, 2 * self._tick_s)
+        self._counted_s += self._passed_s(now_s)
         self._ticked_s = now_s
 
     def now_ms(self) -> int:
@@ -84,10 +85,9 @@ class LogTime:
 
     def _passed_s(self, now_s: float) -> float:
         """Return what has passed since the last tick, as far as it counts."""
-        return min(now_s - self._ticked_s, self._allowed_s)
+        return min(now_s - self._ticked_s, self._stall_s)
 
     def _begin(self, time_ms: int, now_s: float) -> None:
         self._base_ms = time_ms
         self._counted_s = 0.0
-        self._allowed_s = 2 * self._tick_s
         self._ticked_s = now_s

@@ -68,7 +68,6 @@ class Snapshots:
     ) -> None:
         self._space = space
         self._entries_due = config.snapshot_entries
-        self._bytes_due = config.snapshot_bytes
         self._retain_entries = config.log_retain_entries
         self._raft = raft
         self._state = state
@@ -102,8 +101,7 @@ class Snapshots:
         state, snapshot = self._state, self._raft.snapshot
         last = snapshot.last_index if snapshot else 0
         applied = state.store.applied_index
-        bytes_due = min(self._bytes_due, self._space.log_bytes_due)
-        if applied - last < self._entries_due and state.bytes_since_snapshot < bytes_due:
+        if applied - last < self._entries_due and state.bytes_since_snapshot < self._space.log_bytes_due:
             return
         # A newer snapshot than what is applied is being adopted: the log no longer knows this index.
         if not state.may_be_wrong and last <= applied and self._clock.monotonic() >= self._not_before_s:

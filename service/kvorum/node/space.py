@@ -44,6 +44,9 @@ SESSION_BYTES = 512
 """About what a snapshot holds of a session."""
 BATCH_BYTES_MIN = 64 * 1024
 """The least that counts as one of the largest entries."""
+STATE_PARTS = 2
+"""The log may grow by one of so many parts of the state between two snapshots, if that is more than ``snapshot_bytes``:
+the larger the state is, the longer it takes to write, and to read at the next start."""
 LOG_BATCHES = 4
 """The log may grow by so many of the largest entries between two snapshots, however small the state is."""
 MARGIN_BATCHES = 8
@@ -127,6 +130,11 @@ class DiskSpace:
         return store.data_bytes + store.history_bytes + RECORD_BYTES * len(store) + SESSION_BYTES * store.session_count
 
     @property
+    def usual_log_bytes(self) -> int:
+        """How much the log may grow between two snapshots on a disk with enough room."""
+        return max(self._snapshot_bytes_due, self.state_bytes // STATE_PARTS)
+
+    @property
     def log_bytes(self) -> int:
         """How much the log may grow between two snapshots on a disk with little room."""
         return min(self._snapshot_bytes_due, max(self.state_bytes, LOG_BATCHES * self._batch_bytes))
@@ -183,7 +191,7 @@ class DiskSpace:
         raft.set_free_bytes(own)
         self.is_tight = own is not None and own < 2 * needed
         self.is_low = own is not None and own < _wanted(needed)
-        self.log_bytes_due = self.log_bytes if self.is_tight else self._snapshot_bytes_due
+        self.log_bytes_due = self.log_bytes if self.is_tight else self.usual_log_bytes
         if raft.role is not Role.LEADER:
             self._forget()
             return

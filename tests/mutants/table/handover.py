@@ -18,6 +18,13 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    _row(
+        "What was handed over is told again after an entry without commands.",
+        "kv.store:Store.apply",
+        "self._handed_over = []",
+        "self._handed_over = self._handed_over if entry.kind is not EntryKind.COMMAND else []",
+        _STATE,
+    ),
     # A full queue does not end leases.
     _row(
         "A node whose queue is full hands no renewals over.",
@@ -94,7 +101,7 @@ MUTANTS = (
     _row(
         "The commands that are split off have no caller any more.",
         "node.handover:HandOvers._split",
-        "self.queue.appendleft((command, waiter, size_bytes, address))",
+        "self.queue.extendleft(reversed(others))",
         "pass",
         _NODE,
     ),

@@ -487,8 +487,8 @@ MUTANTS = (
     _client(
         "A holder does not notice that somebody else has put its key anew.",
         "locks:Queueing._check",
-        "answer.status != 404 and record_of(key, answer).create_revision == self.fencing_token",
-        "answer.status != 404",
+        "answer.status == 404 or (record := record_of(key, answer)).create_revision != self.fencing_token",
+        "answer.status == 404 or not (record := record_of(key, answer))",
         "test_locks.py",
     ),
     _client(

@@ -16,6 +16,15 @@ def _row(fault: str, where: str, old: str, new: str, tests: str) -> Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "txn",
+        "A refused transaction names another number than the one by which fullness is judged.",
+        "kv.store:Store._txn",
+        "self.kept_bytes",
+        "self.used_bytes",
+        tests="tests/kv/test_txn.py -k full",
+        simulated=False,
+    ),
     _row(
         "A key is put twice in one transaction: twice at one revision.",
         "kv.txn_check:_writes",
@@ -390,7 +399,7 @@ MUTANTS = (
     _row(
         "A transaction that waits for others is proposed with the next one that comes.",
         "node.driver:Driver._apply",
-        "if proposals.is_holding_back: ...",
+        "if proposals.is_holding_back or self._handover.origin.queue: ...",
         "pass",
         _LOG,
     ),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from copy import copy
 from time import perf_counter
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
@@ -368,7 +369,7 @@ class Dispatcher:
         # What streams is redirected, and never forwarded: a watch would take a connection of this node for as long as
         # it lasts, so would one that waits for a lock, and of a range this node would have to hold all.
         is_stream = path == watch.PATH or ranges.wants_stream(request) or locks.lasts(path, raw_query)
-        parts = [part for part in raw_query.split("&") if part.partition("=")[0] in _OF_FORWARDING]
+        parts = [part for part in raw_query.split("&") if unquote(part.partition("=")[0]) in _OF_FORWARDING]
         query = Query("&".join(parts), _OF_FORWARDING)
         if not is_stream and is_forwarding(self._config, request, query):
             timeout_s = self._forward_timeout_s(query)

@@ -209,7 +209,7 @@ class LockHandlers:
     async def list_all(self, _: BaseRequest, __: str, raw_query: str) -> Response:
         """``GET`` of all that somebody holds."""
         given, rest = key_ranges.take_bytes(raw_query, LIST_BYTES)
-        query = Query(rest, LIST_PARAMETERS)
+        query = Query(rest, LIST_PARAMETERS, key_ranges.with_twins(LIST_BYTES))
         limit = query.integer(parameters.LOCKS_LIMIT) or _LISTED
         wanted = ListLocks(self._kind, given.get(parameters.LOCKS_AFTER), limit, common_parameters(query))
         found = await self._execute(ANONYMOUS, wanted)
