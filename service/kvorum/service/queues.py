@@ -33,7 +33,7 @@ PREFIXES: dict[LockKind, bytes] = {"lock": b"_locks/", "election": b"_elections/
 SLICE_KEYS = 1000
 """Keys that are looked at before the event loop has a turn: less than a millisecond."""
 QUEUE_KEYS_MAX = 100_000
-"""Keys that a read of one queue looks at: its own, and those of longer names (``a/b`` for ``a``); about 20 ms."""
+"""Keys that a read of one queue looks at: its own, and those of longer names (``a/b`` for ``a``); about 10 ms."""
 LIST_KEYS_MAX = 200_000
 """Keys that a list of all queues looks at."""
 HISTORY_BYTES_MAX = 16 * 1024 * 1024
