@@ -8,6 +8,7 @@ import json
 import pytest
 from fronts.fake_node import Server
 from fronts.lock_support import held, lock, run, waiting
+from waiting import until
 
 from kvorum.kv.watch import Interest, Sink
 
@@ -33,9 +34,10 @@ def test_a_key_that_is_no_place_does_not_become_an_old_one(wait_ms: int) -> None
 def test_a_holder_whose_key_was_put_without_its_lease_gets_a_new_place_behind_the_others() -> None:
     async def scenario(http: Server) -> None:
         first = await lock(http, 1)
-        next_one = asyncio.create_task(lock(http, 2, 9000))
+        next_one = asyncio.create_task(lock(http, 2, 60_000))
         await waiting(http, 2)
         await http("PUT", "/v1/kv/_locks%2Fa%2F1", b"note")
+        await until("the next one has the lock, long before its time is over", next_one.done)
         second = await next_one
         assert second.json["fencing_token"] > first.json["fencing_token"]
         third = asyncio.create_task(lock(http, 1, 9000))
@@ -51,9 +53,10 @@ def test_a_holder_whose_key_was_put_without_its_lease_gets_a_new_place_behind_th
 def test_a_waiter_whose_key_was_put_without_its_lease_is_told_at_once() -> None:
     async def scenario(http: Server) -> None:
         await lock(http, 1)
-        waiter = asyncio.create_task(lock(http, 2, 9000))
+        waiter = asyncio.create_task(lock(http, 2, 60_000))
         await waiting(http, 2)
         await http("PUT", "/v1/kv/_locks%2Fa%2F2", b"note")
+        await until("it is told, long before its time is over", waiter.done)
         assert (await waiter).status in (404, 409)
 
     run(scenario)
