@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -847,7 +847,8 @@ class SimNode:
                         self.world.counts["reads of a damaged value"] += 1
                         self.observe(self.world.facts.on_damaged_read, self)
                         return Answer("refused")
-                    return Answer("record", record=found.record, revision=found.revision)
+                    # A front encodes an answer at once: what is on its way does not change with the node's memory.
+                    return Answer("record", record=copy(found.record), revision=found.revision)
                 case _:
                     raise TypeError(f"no client sends {command}")
         except CompareFailedError as error:
