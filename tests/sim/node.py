@@ -744,10 +744,7 @@ class SimNode:
     def damage_state(self) -> bool:
         """Change the value of a record in memory, if the state is of a level at which that can be noticed."""
         store = self.store
-        # Not the tellers' accounts, which may stay as they are for long: a node that is far behind would fetch what was
-        # damaged before its source had summed its records once.
-        records = store.versions.records
-        keys = [key for key, each in records.items() if not (is_damaged(each) or key.startswith(b"account"))]
+        keys = [key for key, each in store.versions.records.items() if not is_damaged(each)]
         if self.product is None or store.record_sum is None or not keys:
             return False
         key = self.draw.choice(keys)
