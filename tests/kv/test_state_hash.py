@@ -26,7 +26,7 @@ from kv.kv_support import (
 
 from kvorum.kv.commands import Batch, BatchCommand, Delete, FeatureLevelRaised, Put
 from kvorum.kv.records import Record
-from kvorum.kv.state_hash import Mismatch, StateDigest
+from kvorum.kv.state_hash import SLICE_BYTES, SLICE_KEYS, Mismatch, StateDigest
 from kvorum.kv.store import Store
 from kvorum.kv.sweep import StateSweep
 from kvorum.raft.messages import Configuration, Entry, EntryKind, Member
@@ -217,8 +217,8 @@ def test_digests_are_compared_as_far_as_both_have_them_and_by_one_definition(
 def test_a_store_says_what_is_compared() -> None:
     store = Store()
     store.apply(configured())
+    apply(store, *_many(SLICE_KEYS + 1))
     assert store.digest == StateDigest(1, store.state_hash)
-    apply(store, Put(b"a", b"1"))
     apply(store, raise_to(2))
     assert store.digest == StateDigest(2, store.state_hash)
     assert swept(StateSweep(store)) is None
@@ -228,37 +228,56 @@ def test_a_store_says_what_is_compared() -> None:
 # --- The sum --------------------------------------------------------------------------------------------------------
 
 
-def test_the_sum_counts_at_once_in_an_empty_state_and_after_the_first_sweep_otherwise() -> None:
-    assert store_at_level_2().state_sum == 0
+def _many(keys: int, value: bytes = b"v") -> list[Put]:
+    return [Put(b"%05d" % number, value) for number in range(keys)]
 
+
+def _upgraded(*puts: Put) -> Store:
+    """Return a state of level 2 that held these keys when it was raised."""
     store = Store()
     store.apply(configured())
-    apply(store, *(Put(b"%d" % number, b"v") for number in range(10)))
-    assert apply(store, raise_to(2)) == [FeatureLevelRaised(10, 2)]
+    apply(store, *puts)
+    assert apply(store, raise_to(2)) == [FeatureLevelRaised(len(puts), 2)]
+    return store
+
+
+def _sum_of(store: Store) -> int:
+    hashes = [_hash_of_record(key, record) for key in store.versions.records if (record := store.get(key))]
+    return sum(map(int.from_bytes, hashes)) % 2**128
+
+
+@pytest.mark.parametrize("keys", [0, 1, SLICE_KEYS])
+def test_the_sum_of_a_slice_counts_from_the_raise_on(keys: int) -> None:
+    """Otherwise what memory changes before the first sweep is never found."""
+    store = _upgraded(*_many(keys))
+    assert store.state_sum == _sum_of(store)
+
+    apply(store, Put(b"00000", b"w"), Put(b"new", b"v"))
+    assert store.state_sum == _sum_of(store)
+
+
+@pytest.mark.parametrize("puts", [_many(SLICE_KEYS + 1), _many(10, bytes(SLICE_BYTES // 10))], ids=["keys", "bytes"])
+def test_the_sum_of_more_than_a_slice_counts_after_the_first_sweep(puts: list[Put]) -> None:
+    store = _upgraded(*puts)
     sweep = StateSweep(store)
     for number in range(5):
         assert store.state_sum is None
-        apply(store, Put(b"%d" % number, b"w"), Put(b"%d" % (9 - number), b"x"), Put(b"new-%d" % number, b"v"))
+        apply(store, Put(puts[number].key, b"w"), Put(puts[9 - number].key, b"x"), Put(b"new-%d" % number, b"v"))
         assert sweep.step(max_keys=2) is None
-    assert sweep.step(max_keys=4) is None
+    assert sweep.step(max_keys=len(store) - 11) is None
     assert store.state_sum is None
-    assert sweep.step(max_keys=1) is None  # the last of the fifteen keys
+    assert sweep.step(max_keys=1) is None  # the last key
 
-    keys = list(store.versions.records)
-    expected = [_hash_of_record(key, record) for key in keys if (record := store.get(key))]
-    assert store.state_sum == sum(map(int.from_bytes, expected)) % 2**128
+    assert store.state_sum == _sum_of(store)
 
 
 def test_a_snapshot_taken_before_the_sum_counts_carries_none_and_its_restore_counts() -> None:
-    store = Store()
-    store.apply(configured())
-    apply(store, Put(b"a", b"1"))
-    apply(store, raise_to(2))
+    store = _upgraded(*_many(SLICE_KEYS + 1))
 
     restored = restore(snapshot_of(store))
 
     assert store.state_sum is None
-    assert restored.state_sum == int.from_bytes(_hash_of_record(b"a", Record(b"a", b"1", 1, 1, 1)))
+    assert restored.state_sum == _sum_of(store)
 
 
 def test_a_snapshot_of_a_state_that_memory_changed_is_restored_with_a_mismatch() -> None:

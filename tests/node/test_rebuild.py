@@ -37,7 +37,7 @@ from kvorum.kv.store import Store
 from kvorum.node import Node
 from kvorum.node import integrity as integrity_module
 from kvorum.node.snapshots import load_copy, load_store
-from kvorum.node.state import State
+from kvorum.node.state import SUM_MODULUS, SUSPICIONS_MAX, State
 from kvorum.raft import Role
 from kvorum.raft.messages import TimeoutNow
 from kvorum.storage.interface import SnapshotCopy
@@ -522,10 +522,10 @@ def test_no_snapshot_is_taken_of_a_suspected_state(tmp_path: Path) -> None:
         async with running(tmp_path, 1) as cluster:
             node = await cluster.leader()
             await cluster.put(b"a", b"1")
-            node.parts.state.suspected_shift = 1
+            node.parts.state.suspect(1)
             with pytest.raises(StorageError, match="do not match their sum"):
                 await node.parts.snapshots.begin()
-            node.parts.state.suspected_shift = None
+            node.parts.state.suspected_shifts = ()
             await node.parts.snapshots.begin()
 
     asyncio.run(scenario())
@@ -571,7 +571,36 @@ def test_no_snapshot_is_taken_of_loaded_records_before_the_members_have_decided(
     state = State(store)
 
     assert state.may_be_wrong
-    assert state.expected_sum(StateDigest(2, 1, 2)) == 5
+    assert state.expected_sums(StateDigest(2, 1, 2)) == (5,)
+
+
+def test_a_second_finding_does_not_make_the_first_one_forgotten() -> None:
+    """Memory may hold both changes, or one: the record of the other may have been overwritten since."""
+    state = State(Store())
+    state.suspect(3)
+    assert state.may_be_wrong
+    state.suspect(SUM_MODULUS - 1)
+
+    assert set(state.expected_sums(StateDigest(2, 1, 20))) == {23, 19, 22}
+    assert state.expected_sums(StateDigest(2, 1, None)) == ()
+
+
+def test_a_change_that_is_taken_back_accuses_nobody() -> None:
+    state = State(Store())
+    state.suspect(3)
+    state.suspect(SUM_MODULUS - 3)
+
+    assert 20 not in state.expected_sums(StateDigest(2, 1, 20)), "a member with our own sum is no witness against us"
+
+
+def test_what_is_suspected_is_bounded_and_the_last_finding_is_part_of_it() -> None:
+    state = State(Store())
+    for shift in range(12):
+        state.suspect(1 << shift)
+
+    sums = state.expected_sums(StateDigest(2, 1, 0))
+    assert 1 << 11 in sums
+    assert len(sums) <= SUSPICIONS_MAX
 
 
 def test_a_snapshot_of_changed_memory_is_not_offered_once_a_sweep_has_found_it(

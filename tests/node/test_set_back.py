@@ -725,7 +725,7 @@ def test_a_state_that_memory_has_changed_stays_in_quarantine_when_its_node_takes
         node, _, _ = a_member(Source())
         node.raft.log.commit_to(1)
         node.parts.driver.take_turn()
-        node.parts.state.suspected_shift = 7
+        node.parts.state.suspect(7)
         node.parts.integrity.investigate(1)
         await until("it knows why", lambda: node.distrusted)
         task = node.parts.integrity._task

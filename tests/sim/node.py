@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -759,10 +759,7 @@ class SimNode:
     def damage_state(self) -> bool:
         """Change the value of a record in memory, if the state is of a level at which that can be noticed."""
         store = self.store
-        # Not the tellers' accounts, which may stay as they are for long: a node that is far behind would fetch what was
-        # damaged before its source had summed its records once.
-        records = store.versions.records
-        keys = [key for key, each in records.items() if not (is_damaged(each) or key.startswith(b"account"))]
+        keys = [key for key, each in store.versions.records.items() if not is_damaged(each)]
         if self.product is None or store.record_sum is None or not keys:
             return False
         key = self.draw.choice(keys)
@@ -862,7 +859,8 @@ class SimNode:
                         self.world.counts["reads of a damaged value"] += 1
                         self.observe(self.world.facts.on_damaged_read, self)
                         return Answer("refused")
-                    return Answer("record", record=found.record, revision=found.revision)
+                    # A front encodes an answer at once: what is on its way does not change with the node's memory.
+                    return Answer("record", record=copy(found.record), revision=found.revision)
                 case _:
                     raise TypeError(f"no client sends {command}")
         except CompareFailedError as error:

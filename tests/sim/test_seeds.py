@@ -11,8 +11,11 @@ from sim.plan import Plan, draw_plan
 from sim.run import Verdict, simulate
 
 from kvorum.errors import InvariantViolatedError
+from kvorum.kv.state_hash import RecordSum
+from kvorum.kv.store import Store
 from kvorum.node.handover_leader import Attempts, Receiver
 from kvorum.node.handover_messages import Frame
+from kvorum.node.state import State as ServedState
 from kvorum.raft.leader import Leader
 from kvorum.raft.messages import HardState, NodeId
 from kvorum.raft.progress import Progress, ReplicationState
@@ -59,6 +62,20 @@ def takes_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempts, "take", lambda _self, _attempt: True)
 
 
+def sums_at_the_first_sweep(patch: pytest.MonkeyPatch) -> None:
+    """The raise to level 2 leaves it to the first sweep to sum what is there."""
+    patch.setattr(Store, "_first_sum", lambda self, cluster_id: RecordSum(cluster_id, is_counted=not len(self)))
+
+
+def forgets_the_first_finding(patch: pytest.MonkeyPatch) -> None:
+    """What a sweep finds replaces what was found before."""
+
+    def suspect(self: ServedState, shift: int) -> None:
+        self.suspected_shifts = (shift,)
+
+    patch.setattr(ServedState, "suspect", suspect)
+
+
 BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "a_follower_behind_the_log_is_offered_the_snapshot_for_ever": (
         offers_without_end,
@@ -71,6 +88,8 @@ BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
         100,
     ),
     "a_copy_of_an_attempt_is_refused_or_proposed": (takes_copies, "what_was_refused_is_not_applied", 100),
+    "a_change_before_the_first_sweep_is_never_found": (sums_at_the_first_sweep, "a_damaged_state_is_rebuilt", 20),
+    "a_second_change_makes_the_first_one_forgotten": (forgets_the_first_finding, "a_damaged_state_is_rebuilt", 20),
 }
 """How to put each bug back, which promise it breaks, and in how many runs of its plan at the most."""
 

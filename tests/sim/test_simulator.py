@@ -8,8 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from sim.node import Answer
 from sim.plan import FAULT_KINDS, MS, Fault, Plan, S, draw_plan
 from sim.run import simulate
+from sim.world import World
+
+from kvorum.kv.commands import Put
 
 TESTS = Path(__file__).parent.parent
 
@@ -121,3 +125,19 @@ def test_one_seed_is_told_as_a_story_and_a_violation_is_an_exit_status() -> None
     )
     assert failed.returncode == 1
     assert "failing seeds: 5" in failed.stdout
+
+
+def test_an_answer_on_its_way_does_not_change_with_the_memory_of_its_node() -> None:
+    """A front has encoded it; otherwise a client would read a change of memory that came after its answer."""
+    world = World(Plan(seed=7, finalize_after_s=0))
+    world.clock.run_until(2 * S)
+    leader, answers = world.leaders()[0], list[Answer]()
+    for request in (Put(b"a", b"12345678"), b"a"):
+        leader.ask(request, answers.append)
+        world.clock.run_until(world.clock.now + S)
+
+    assert leader.damage_state()
+
+    assert leader.serves_damage
+    assert [answer.record and answer.record.value for answer in answers] == [None, b"12345678"]
+    world.close()

@@ -84,7 +84,16 @@ from kvorum.kv.quota import SOURCES, Quota, quota_error, resume_bytes
 from kvorum.kv.records import Record
 from kvorum.kv.sessions import AHEAD, FULL, MISMATCH, STALE, Remembered, Session, Sessions, fingerprint
 from kvorum.kv.snapshot_iterator import SnapshotIterator
-from kvorum.kv.state_hash import STATE_SUM_BYTES, Changes, Mismatch, RecordSum, StateDigest, next_hash_of_level_1
+from kvorum.kv.state_hash import (
+    SLICE_BYTES,
+    SLICE_KEYS,
+    STATE_SUM_BYTES,
+    Changes,
+    Mismatch,
+    RecordSum,
+    StateDigest,
+    next_hash_of_level_1,
+)
 from kvorum.kv.txn import Plan, plan_transaction, run_transaction
 from kvorum.kv.txn_check import has_lease, has_put, is_valid
 from kvorum.kv.versions import Pin, Versions
@@ -812,13 +821,22 @@ class Store:
         self.feature_level = level
         if self._changes is None and level >= STATE_HASH_LEVEL:
             self.cluster_id = cluster_id
-            self._changes = Changes(RecordSum(cluster_id, is_counted=not len(self)))
+            self._changes = Changes(self._first_sum(cluster_id))
         if self._changes is not None:
             self._changes.level(level)
         if level == HISTORY_LEVEL:
             self.revision += 1
             self.versions.set_floor(self.revision)
         return FeatureLevelRaised(self.revision, level)
+
+    def _first_sum(self, cluster_id: str) -> RecordSum:
+        """Return the sum of the records; of more than a slice it does not count before the first sweep."""
+        is_counted = len(self) <= SLICE_KEYS and self.versions.record_bytes <= SLICE_BYTES
+        record_sum = RecordSum(cluster_id, is_counted)
+        if is_counted:
+            for key, record in self.versions.records.items():
+                record_sum.add(key, record)
+        return record_sum
 
 
 def _value_is_too_large(command: Command) -> bool:

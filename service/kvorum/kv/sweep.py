@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from kvorum.kv.state_hash import Mismatch
+from kvorum.kv.state_hash import SLICE_BYTES, SLICE_KEYS, Mismatch
 from kvorum.kv.store import Store
-
-SLICE_KEYS = 256
-"""Keys visited in a step unless asked otherwise: less than a millisecond of work."""
-SLICE_BYTES = 1024 * 1024
-"""Bytes visited in a step unless asked otherwise: half a millisecond more."""
 
 
 class StateSweep:

@@ -7,7 +7,7 @@ one at that index asks every member; who is in the minority is wrong. Nothing is
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from kvorum.kv.state_hash import StateDigest
 from kvorum.raft.messages import majority
@@ -59,7 +59,7 @@ def is_wrong(
     ours: StateDigest,
     others: Mapping[str, StateDigest],
     voters: int,
-    expected_sum: int | None = None,
+    expected_sums: Container[int] = (),
     *,
     is_voter: bool = True,
 ) -> bool | None:
@@ -75,8 +75,8 @@ def is_wrong(
         ours: our digest at an index.
         others: the other voters' digests at the same index, as far as they remember them.
         voters: how many voters there are.
-        expected_sum: what our sum would be if memory held what was applied, if a sweep found that it does not. One
-            other node that has it is enough: it and our own account of all changes agree.
+        expected_sums: what our sum may be if memory held what was applied, if sweeps found that it does not. One other
+            node that has such a sum is enough: it and our own account of all changes agree.
         is_voter: whether this node is one of them.
     """
     theirs = [each for each in others.values() if each.version == ours.version]
@@ -86,9 +86,7 @@ def is_wrong(
         return None if chain is None else True
     if ours.records is None:
         return False
-    if expected_sum is not None and any(
-        each.chain == chain and each.records == expected_sum for each in others.values()
-    ):
+    if any(each.chain == chain and each.records in expected_sums for each in others.values()):
         return True
     sums = Counter(each.records for each in comparable if each.chain == chain and each.records is not None)
     records = _agreed(sums, voters if is_voter else voters + 1)

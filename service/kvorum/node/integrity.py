@@ -114,9 +114,9 @@ class Integrity:
 
         Args:
             index: what is applied.
-            shift: see :attr:`State.suspected_shift`.
+            shift: see :meth:`State.suspect`.
         """
-        self._state.suspected_shift = shift
+        self._state.suspect(shift)
         self._snapshots.distrust_all()
         self.investigate(index)
 
@@ -134,7 +134,7 @@ class Integrity:
     async def _investigate(self, index: int) -> None:
         """Ask until a majority decides: as long as nothing is decided, this node may serve a wrong state."""
         # A sweep may find something while the question before it is still being settled.
-        while await self._is_undecided(index) or self._state.suspected_shift is not None:
+        while await self._is_undecided(index) or self._state.suspected_shifts:
             if self._participation.is_distrusted:
                 return
             index = self._state.store.applied_index
@@ -144,26 +144,26 @@ class Integrity:
     async def _is_undecided(self, index: int) -> bool:
         raft, store, voters = self._raft, self._state.store, self._raft.configuration.voters()
         if voters == (raft.id,):
-            if self._state.suspected_shift is not None:
+            if self._state.suspected_shifts:
                 await self._ask_the_disk(index)
             else:
                 # A learner differs, which has no vote: only our own memory can tell.
                 self._state.is_in_doubt = True
             return False
-        ours, shift = self._state.hashes.at(index), self._state.suspected_shift
+        ours, shifts = self._state.hashes.at(index), self._state.suspected_shifts
         if ours is None:
             return False
         others = [voter for voter in voters if voter != raft.id]
         answers = await asyncio.gather(*(self._peers.state_hash(voter, index) for voter in others))
         theirs = {voter: answer for voter, answer in zip(others, answers, strict=True) if answer is not None}
         is_voter = raft.id in voters
-        wrong = is_wrong(ours, theirs, len(voters), self._state.expected_sum(ours), is_voter=is_voter)
-        if wrong is not False and shift is None and await self._is_forked(index, ours, theirs):
+        wrong = is_wrong(ours, theirs, len(voters), self._state.expected_sums(ours), is_voter=is_voter)
+        if wrong is not False and not shifts and await self._is_forked(index, ours, theirs):
             return False
         if self._state.store is not store:
             return False  # What was asked about is not served any more.
         different = [voter for voter, digest in theirs.items() if digest.contradicts(ours)]
-        if self._state.suspected_shift != shift:
+        if self._state.suspected_shifts != shifts:
             return True  # A sweep has found something meanwhile.
         if wrong is None:
             if self._limit.allow() is not None:
@@ -179,7 +179,7 @@ class Integrity:
         if wrong:
             await self._replace(index, different)
         else:
-            self._state.suspected_shift = None
+            self._state.suspected_shifts = ()
             for voter in different:
                 await self._tell(voter, index)
         return False
@@ -252,7 +252,7 @@ class Integrity:
             if self._is_to_be_replaced():
                 await self._tasks.sleep(RETRY_S)
         if self._participation.is_distrusted:
-            if self._state.suspected_shift is not None:
+            if self._state.suspected_shifts:
                 return  # Whatever the others have, memory does not hold what was applied here.
             self._state.is_wrong = False
             self.quarantined = None
@@ -291,7 +291,7 @@ class Integrity:
         await self._quarantine(
             f"the records in memory do not match their sum at index {index}, and this node is the only voter"
         )
-        self._state.suspected_shift = None
+        self._state.suspected_shifts = ()
         kept, wrong = self._files.kept(), dict[int, str]()
         for info in kept:
             try:

@@ -124,7 +124,7 @@ class Node:
         self.parts.ticker.start()
         self.parts.sweeps.start()
         self.parts.space.start()
-        if self.parts.state.suspected_shift is not None:
+        if self.parts.state.suspected_shifts:
             self.parts.integrity.investigate(self.parts.state.store.applied_index)
         log.info(
             "%s is up: cluster %s, term %d, log up to %d, snapshot at %d",

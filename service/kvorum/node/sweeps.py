@@ -6,7 +6,8 @@ import asyncio
 import logging
 from math import ceil
 
-from kvorum.kv.sweep import SLICE_KEYS, StateSweep
+from kvorum.kv.state_hash import SLICE_KEYS
+from kvorum.kv.sweep import StateSweep
 from kvorum.node.integrity import Integrity
 from kvorum.node.ports import Tasks
 from kvorum.node.state import SUM_MODULUS, State
