@@ -32,12 +32,10 @@ class Signals:
 
     Attributes:
         ended_by: the signal that ended the task; 0: none.
-        lost_status: the status of a command that was stopped, since what was held is lost.
     """
 
     def __init__(self) -> None:
         self.ended_by = 0
-        self.lost_status = 0
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._set: list[signal.Signals] = []
@@ -112,10 +110,7 @@ async def run_command(
         if not ended.done():
             _send(process.pid, signal.SIGKILL, to_group=not has_terminal)
             await ended
-    status = 128 - status if status < 0 else status
-    if lost.is_set():
-        signals.lost_status = status
-    return status
+    return 128 - status if status < 0 else status
 
 
 def _send(pid: int, number: signal.Signals, *, to_group: bool) -> None:

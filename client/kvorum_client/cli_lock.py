@@ -138,7 +138,7 @@ async def _hold(client: Client, holding: Lock | Election, what: str, options: ar
                 return await _while_held(holding, what, options, signals)
         except LockLostError as error:
             say(f"the {what} {options.name} is lost: {error}")
-            return signals.lost_status or EXIT_LOST
+            return EXIT_LOST
         except asyncio.CancelledError:
             if not signals.ended_by:
                 raise

@@ -75,6 +75,8 @@ class _Parser(SubcommandParser):
             place = list(args).index("--")
             args, command = args[:place], list(args[place + 1 :])
             self._has_command = True
+            if not command:
+                self.error("there is no COMMAND after --: leave out the -- to hold it until interrupted")
         known, unknown = super().parse_known_args(args, namespace)
         if self.takes_command:
             known.command = command

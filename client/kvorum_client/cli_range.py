@@ -90,7 +90,9 @@ async def get(client: Client, options: argparse.Namespace) -> int:
         if given
     ]
     if options.key is not None:
-        if bounds or only_ranges:
+        if only_ranges and not bounds:
+            raise InvalidArgumentError(f"{only_ranges[0]} is for a range: --prefix, or --from and --to, and no KEY")
+        if bounds:
             raise InvalidArgumentError("give a KEY, or a range (--prefix, or --from and --to), but not both")
         return await get_key(client, options)
     if not bounds:

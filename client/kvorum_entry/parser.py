@@ -56,7 +56,10 @@ class SubcommandParser(argparse.ArgumentParser):
         if commands is not None:
             return "" if self._unknown else f", one of: {', '.join(commands.choices)}"
         if dashed and any(not each.option_strings for each in self._actions):
-            return f"; put -- before an argument that begins with -, as in: {self.prog} -- {shlex.quote(dashed[0])}"
+            # Where there are options as well, they come before the --, and which argument is whose cannot be told here.
+            has_options = len(dashed) < sum(each.startswith("-") for each in self._given)
+            example = shlex.join(dashed[:1] if has_options else self._given)
+            return f"; put -- before an argument that begins with -, as in: {self.prog} -- {example}"
         return ""
 
     def _unknown_options(self) -> list[str]:

@@ -42,6 +42,8 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("lock l1 --tttl 5 true", "did you mean --ttl?"),
         ("elect e --listen v", "unrecognized arguments: v"),
         ("del -dash", "put -- before an argument that begins with -, as in: kv del -- -dash"),
+        ("put k -v", "put -- before an argument that begins with -, as in: kv put -- k -v"),
+        ("lock n --", "there is no COMMAND after --"),
         ("put -dash v", "put -- before an argument that begins with -, as in: kv put -- -dash"),
         ("get --prefx a", "did you mean --prefix?"),
         ("status -x", "unrecognized arguments: -x"),

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -377,6 +378,18 @@ def test_a_second_local_cluster_in_a_folder_is_refused(ports: int, tmp_path: Pat
             assert (result.returncode, "another cluster runs in" in result.stderr) == (serve.EXIT_STORAGE, True)
 
     asyncio.run(scenario())
+
+
+def test_a_local_cluster_whose_output_nobody_reads_stops_its_nodes_and_says_so(ports: int, tmp_path: Path) -> None:
+    """As in `kvorum local | head`."""
+    command = [sys.executable, "-m", "kvorum", "local", "--base-port", str(ports), "--data-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("Starting 3 nodes")
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 1
+    assert said == "kvorum local: the output cannot be written (Broken pipe): all nodes are stopped\n"
 
 
 def test_the_nodes_of_a_local_cluster_die_with_it(ports: int, tmp_path: Path) -> None:

@@ -233,6 +233,18 @@ def test_ticks_that_are_somewhat_late_lose_no_time(store: Store) -> None:
     assert member.passed_ms == 100 * 990
 
 
+def test_the_bound_between_two_ticks_holds_from_the_first_entry_on(store: Store) -> None:
+    """A leader whose first entry comes 250 ms after a tick, and that stands still then, has heard nobody since."""
+    member = Member(store)
+    member.raft.role, member.raft.current_term = Role.LEADER, 2
+    member.apply(Entry(2, 2, EntryKind.NOOP, b""))
+    member.log_time._ticked_s = member.clock.now_s
+    member.clock.now_s += 0.25
+    assert member.passed_ms == 0
+    member.clock.now_s += 5
+    assert member.passed_ms == 742
+
+
 def test_what_is_not_counted_at_once_is_never_counted(store: Store) -> None:
     """A lease that is granted while log time lags, and catches up, would end early by as much."""
     member = Member(store)

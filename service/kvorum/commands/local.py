@@ -216,6 +216,8 @@ class _LocalCluster:
         self._occupied: str | None = None
         """Why the cluster cannot start: a port that another process took meanwhile."""
         self._color = sys.stdout.isatty()
+        self._unwritable = ""
+        """Why nobody can read what the nodes say."""
 
     async def run(self) -> int:
         """Start every node, relay what they say, and stop them all on a signal; return the exit status."""
@@ -223,7 +225,7 @@ class _LocalCluster:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
         for line in _greeting(self._nodes):
-            print_line(line)
+            self._say(line)
         control = await self._listen()
         async with self._tasks as tasks:
             for node in self._nodes:
@@ -233,7 +235,7 @@ class _LocalCluster:
             announcing.cancel()
             if control is not None:
                 control.close()
-            print_line("Stopping all nodes" if self._running else "All nodes have exited")
+            self._say("Stopping all nodes" if self._running else "All nodes have exited")
             tasks.create_task(self._stop())
         if control is not None:
             with contextlib.suppress(OSError):
@@ -241,11 +243,30 @@ class _LocalCluster:
         if self._occupied is not None:
             print_line(f"kvorum local: {self._occupied}; choose another --base-port", sys.stderr)
             return EXIT_ADDRESS
+        if self._unwritable:
+            with contextlib.suppress(OSError):
+                print_line(
+                    f"kvorum local: the output cannot be written ({self._unwritable}): all nodes are stopped",
+                    sys.stderr,
+                )
+            return EXIT_REFUSED
         if self._is_interrupted:
             return 0
         codes = {process.returncode for process in self._processes.values()}
         code = codes.pop() if len(codes) == 1 else None
         return code if code is not None and code >= 0 else EXIT_NODES
+
+    def _say(self, line: str) -> None:
+        """Print a line; stop all nodes if that is not possible: nobody would hear of them."""
+        if self._unwritable:
+            return
+        try:
+            print_line(line)
+        except OSError as error:
+            self._unwritable = error.strerror or str(error)
+            # What is still in the buffer must not fail again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._stopping.set()
 
     def _interrupt(self) -> None:
         self._is_interrupted = True
@@ -334,10 +355,10 @@ class _LocalCluster:
             started.set_result(process.pid)
         if self._stopping.is_set():
             process.terminate()
-        print_line(f"{prefix}process {process.pid}, clients at 127.0.0.1:{node.client_port}")
+        self._say(f"{prefix}process {process.pid}, clients at 127.0.0.1:{node.client_port}")
         assert process.stdout is not None  # noqa: S101
         while line := await process.stdout.readline():
-            print_line(prefix + line.decode("utf-8", "backslashreplace").rstrip("\n"))
+            self._say(prefix + line.decode("utf-8", "backslashreplace").rstrip("\n"))
         code = await process.wait()
         if self._stopping.is_set():
             return
@@ -347,7 +368,7 @@ class _LocalCluster:
             self._stopping.set()
             return
         for text in self._obituary(node, code):
-            print_line(prefix + text)
+            self._say(prefix + text)
         if len(self._processes) == len(self._nodes) and not self._running and not self._told:
             self._stopping.set()
 
@@ -364,7 +385,7 @@ class _LocalCluster:
             while (leader := await _ready_leader(session, urls)) is None or not self._answers_itself():  # noqa: ASYNC110
                 await asyncio.sleep(POLL_INTERVAL_S)
         self._is_ready = True
-        print_line(f"Ready: {len(urls)} nodes, led by {leader}")
+        self._say(f"Ready: {len(urls)} nodes, led by {leader}")
 
     def _answers_itself(self) -> bool:
         """Tell whether it is our own nodes that answer at their ports."""

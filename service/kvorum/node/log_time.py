@@ -89,5 +89,5 @@ class LogTime:
 
     def _begin(self, time_ms: int, now_s: float) -> None:
         self._base_ms = time_ms
-        self._counted_s = 0.0
-        self._ticked_s = now_s
+        # The bound goes on to count from the last tick.
+        self._counted_s = -self._passed_s(now_s)

@@ -1098,6 +1098,15 @@ done = partial(self._guard, self._saved, ready.save.number, ())
     ),
     Mutant(
         "B24",
+        "A leader that stands still after its first entry lets more log time pass than from the last tick on.",
+        "node.log_time:LogTime._begin",
+        "self._counted_s = -self._passed_s(now_s)",
+        "self._counted_s, self._ticked_s = 0.0, now_s",
+        tests="tests/node/test_log_time.py",
+        simulated=False,
+    ),
+    Mutant(
+        "B24",
         "The driver lets no log time pass while nobody writes.",
         "node.driver:Driver._tick",
         "self._log_time.tick()",
