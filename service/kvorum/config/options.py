@@ -230,7 +230,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Applied log entries kept in memory. Older ones are read from disk if a peer needs them.",
             extra={"unit": "bytes"},
         ),
-    ] = 64 * MIB
+    ] = 32 * MIB
     batch_bytes_max: Annotated[
         int,
         Meta(
