@@ -13,7 +13,7 @@ import pytest
 from kvorum.config import Config
 from kvorum.errors import NoSpaceError
 from kvorum.kv.store import Store
-from kvorum.node.space import ADVANCE_S, HAND_OVER_S, SETTLE_S, WRITES_PER_BYTE, DiskSpace
+from kvorum.node.space import ADVANCE_S, HAND_OVER_S, LARGE_LOG_BYTES, SETTLE_S, WRITES_PER_BYTE, DiskSpace
 from kvorum.node.state import State
 from kvorum.raft import Role
 from kvorum.raft.messages import Configuration, HeartbeatResponse, Member
@@ -226,6 +226,9 @@ def test_a_large_state_is_written_less_often() -> None:
     it.state.store.versions.record_bytes = 3 * it.config.snapshot_bytes
     it.tick(own=100 * it.space.needed_bytes)
     assert it.space.log_bytes_due == it.space.state_bytes // 2 > it.config.snapshot_bytes
+    it.state.store.versions.record_bytes = 100 * it.config.snapshot_bytes
+    it.tick(own=100 * it.space.needed_bytes)
+    assert it.space.log_bytes_due == LARGE_LOG_BYTES
 
 
 def test_the_disk_is_looked_at_again_and_again() -> None:

@@ -200,7 +200,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             ge=64 * KIB,
             le=16 * 1024 * MIB,
             description="Bytes of log after which a snapshot is taken, unless snapshot_entries comes first; half of "
-            "the data's size if that is more.",
+            "the data's size if that is more, up to 256 MiB.",
             extra={"unit": "bytes"},
         ),
     ] = 64 * MIB

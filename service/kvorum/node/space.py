@@ -47,6 +47,8 @@ BATCH_BYTES_MIN = 64 * 1024
 STATE_PARTS = 2
 """The log may grow by one of so many parts of the state between two snapshots, if that is more than ``snapshot_bytes``:
 the larger the state is, the longer it takes to write, and to read at the next start."""
+LARGE_LOG_BYTES = 256 << 20
+"""But by no more than this, since a start applies it again."""
 LOG_BATCHES = 4
 """The log may grow by so many of the largest entries between two snapshots, however small the state is."""
 MARGIN_BATCHES = 8
@@ -132,7 +134,7 @@ class DiskSpace:
     @property
     def usual_log_bytes(self) -> int:
         """How much the log may grow between two snapshots on a disk with enough room."""
-        return max(self._snapshot_bytes_due, self.state_bytes // STATE_PARTS)
+        return max(self._snapshot_bytes_due, min(self.state_bytes // STATE_PARTS, LARGE_LOG_BYTES))
 
     @property
     def log_bytes(self) -> int:

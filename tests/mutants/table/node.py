@@ -1294,7 +1294,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K6",
         "A large state is written again after each few bytes of log.",
         "node.space:DiskSpace.usual_log_bytes",
-        "max(self._snapshot_bytes_due, self.state_bytes // STATE_PARTS)",
+        "max(self._snapshot_bytes_due, min(self.state_bytes // STATE_PARTS, LARGE_LOG_BYTES))",
         "self._snapshot_bytes_due",
         tests="tests/node/test_space.py",
         simulated=False,
