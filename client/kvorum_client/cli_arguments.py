@@ -66,6 +66,13 @@ def _is_hex(digits: str) -> bool:
     return len(digits) <= 16 and all(digit in "0123456789abcdefABCDEF" for digit in digits)
 
 
+def add_key(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the argument ``KEY``."""
+    command.add_argument(
+        "key", metavar="KEY", type=key, nargs="?" if optional else None, help="1 to 1024 bytes; text is UTF-8"
+    )
+
+
 def add_output(
     command: argparse.ArgumentParser,
     choices: Sequence[str] = ("table", "json"),

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from kvorum_client.cli_arguments import (
     HISTORY_VERSIONS_MAX,
+    add_key,
     add_output,
     add_revision,
-    key,
     revision_number,
     whole_number,
 )
@@ -24,7 +24,7 @@ VALUE_CHARS_MAX = 60
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     showing = add("history", history, "show the versions of a key that can still be read, newest first")
-    showing.add_argument("key", metavar="KEY", type=key, help="1 to 1024 bytes; text is UTF-8")
+    add_key(showing)
     showing.add_argument(
         "--limit",
         metavar="N",

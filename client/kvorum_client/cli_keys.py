@@ -6,7 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from kvorum_client.cli_arguments import add_output, key, lease_id, prev_revision_number
+from kvorum_client.cli_arguments import (
+    add_key,
+    add_output,
+    lease_id,
+    prev_revision_number,
+)
 from kvorum_client.cli_output import for_terminal, lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError
@@ -17,7 +22,7 @@ VALUE_BYTES_MAX = 1024 * 1024
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command that puts a key."""
     adding = add("put", put, "set a key")
-    adding.add_argument("key", metavar="KEY", type=key, help="1 to 1024 bytes; text is UTF-8")
+    add_key(adding)
     adding.add_argument(
         "value",
         metavar="VALUE",

@@ -11,10 +11,10 @@ import msgspec
 
 from kvorum_client.cli_arguments import (
     KEY_BYTES_MAX,
+    add_key,
     add_output,
     add_range,
     add_revision,
-    key,
     keys_number,
     milliseconds,
     prefix,
@@ -38,7 +38,7 @@ delimiter = text_of_bytes("a delimiter", 1, KEY_BYTES_MAX)
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     getting = add("get", get, "read a key, or a range of keys")
-    getting.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_key(getting, optional=True)
     add_range(getting, "all keys that begin with P, a line each; '' is all keys")
     getting.add_argument("--limit", metavar="N", type=keys_number, help="of a range: show at most N keys")
     getting.add_argument("--keys-only", action="store_true", help="of a range: leave out the values")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from kvorum_client.cli_arguments import (
+    add_key,
     add_output,
     add_range,
     key,
@@ -73,7 +74,7 @@ _FORMS = 'a line begins with "if", "then" or "else"; kv txn --help shows an exam
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
     deleting = add("del", delete, "remove a key, or a range of keys", "delete")
-    deleting.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_key(deleting, optional=True)
     deleting.add_argument(
         "--prev-revision", metavar="N", type=prev_revision_number, help="only if the key's mod_revision is N"
     )

@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvorum_client.cli_arguments import add_output, add_range, key, range_of, revision_number
+from kvorum_client.cli_arguments import (
+    add_key,
+    add_output,
+    add_range,
+    range_of,
+    revision_number,
+)
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, UnavailableError
@@ -18,7 +24,7 @@ from kvorum_client.results import WatchEvent
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command."""
     watching = add("watch", watch, "show every change of a key, or of a range of keys, a line each")
-    watching.add_argument("key", metavar="KEY", type=key, nargs="?", help="1 to 1024 bytes; text is UTF-8")
+    add_key(watching, optional=True)
     add_range(watching, "all keys that begin with P; '' is all keys")
     watching.add_argument(
         "--from-revision",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +29,8 @@ from kvorum_client.transport import Answer
 from kvorum_client.watch import Connect
 from kvorum_client.wire import decode, decode_write
 from kvorum_wire import leases as wire
+
+_Page = TypeVar("_Page", wire.LockList, wire.ElectionList)
 
 LEASES = "/v1/leases"
 LEASES_A_PAGE = 1000
@@ -235,18 +238,21 @@ class Coordination:
         Raises:
             RefusedError, UnavailableError: there is no answer.
         """
+        return await self._list(LOCKS, wire.LockList, lambda page: page.locks, timeout_s)
+
+    async def _list(
+        self, path: str, kind: type[_Page], states: Callable[[_Page], Sequence[wire.LockState]], timeout_s: float | None
+    ) -> tuple[LockInfo, ...]:
+        """Return all locks or elections, page by page; ``states``: what a page has."""
         found: list[LockInfo] = []
         more = True
         while more:
-            page = decode(await self._page(LOCKS, found, timeout_s), wire.LockList)
-            found += [lock_info_of(each, page.revision) for each in page.locks]
-            more = page.more and bool(page.locks)
+            parameters: dict[str, str | bytes] = {"after": found[-1].name} if found else {}
+            answer = await self._coordinate("GET", path, parameters=parameters, timeout_s=timeout_s)
+            page = decode(answer.body, kind)
+            found += [lock_info_of(each, page.revision) for each in states(page)]
+            more = page.more and bool(states(page))
         return tuple(found)
-
-    async def _page(self, path: str, found: Sequence[LockInfo], timeout_s: float | None) -> bytes:
-        """Return the next page of a list of locks or elections."""
-        parameters: dict[str, str | bytes] = {"after": found[-1].name} if found else {}
-        return (await self._coordinate("GET", path, parameters=parameters, timeout_s=timeout_s)).body
 
     # Elections.
 
@@ -304,13 +310,7 @@ class Coordination:
         Raises:
             RefusedError, UnavailableError: there is no answer.
         """
-        found: list[LockInfo] = []
-        more = True
-        while more:
-            page = decode(await self._page(ELECTIONS, found, timeout_s), wire.ElectionList)
-            found += [lock_info_of(each, page.revision) for each in page.elections]
-            more = page.more and bool(page.elections)
-        return tuple(found)
+        return await self._list(ELECTIONS, wire.ElectionList, lambda page: page.elections, timeout_s)
 
 
 def _check_times(ttl_s: int, lock_delay_s: int) -> None:
