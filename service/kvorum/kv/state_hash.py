@@ -44,7 +44,6 @@ SLICE_BYTES = 1024 * 1024
 STATE_SUM_BYTES = 16
 ENTRY_HASH_BYTES = 8
 _SUM_MASK = (1 << 8 * STATE_SUM_BYTES) - 1
-_number = int.from_bytes
 
 _results_encoder = msgspec.msgpack.Encoder()
 _pack_entry_of_level_1 = Struct(">QQQBQI").pack
@@ -134,10 +133,10 @@ class RecordSum:
             to level 2 and the end of the first sweep, because summing everything at once would stall the node.
     """
 
-    __slots__ = ("_begin", "_sweep_total", "is_counted", "sweep_cursor", "total")
+    __slots__ = ("_keyed", "_sweep_total", "is_counted", "sweep_cursor", "total")
 
     def __init__(self, cluster_id: str, is_counted: bool) -> None:
-        self._begin = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record").copy
+        self._keyed = blake2b(digest_size=STATE_SUM_BYTES, key=cluster_id.encode(), person=b"kvorum.record")
         self.total = 0
         self.is_counted = is_counted
         self._sweep_total = 0
@@ -146,7 +145,7 @@ class RecordSum:
     def hash_of(self, key: bytes, record: Record) -> bytes:
         """Return the hash of one record."""
         value = record.value
-        digest = self._begin()
+        digest = self._keyed.copy()
         digest.update(
             _pack_record(record.create_revision, record.mod_revision, record.version, len(value), crc32(value)) + key
         )
@@ -161,9 +160,9 @@ class RecordSum:
         change = 0
         if new is not None:
             digest = self.hash_of(key, new)
-            change = _number(digest, "big")
+            change = int.from_bytes(digest, "big")
         if old is not None:
-            change -= _number(self.hash_of(key, old), "big")
+            change -= int.from_bytes(self.hash_of(key, old), "big")
         self.total = (self.total + change) & _SUM_MASK
         if self.sweep_cursor is not None and key <= self.sweep_cursor:
             self._sweep_total = (self._sweep_total + change) & _SUM_MASK
