@@ -101,8 +101,9 @@ def test_nodes_with_empty_disks_join_what_was_restored(backup: bytes, tmp_path: 
             await cluster.start("n1", "n2")
             first = cluster.nodes["n1"]
             await until("n1 leads alone", lambda: first.raft.can_change_membership)
-            wanted = first.config.advertise_client_url
-            await until("its address is published", lambda: first.raft.configuration.members[0].client_url == wanted)
+            # Where it is now differs from what `restore` wrote by the peer URL only.
+            wanted = first.config.advertise_peer_url
+            await until("its address is published", lambda: first.raft.configuration.members[0].peer_url == wanted)
             await until("that is committed", lambda: first.raft.can_change_membership)
             config = cluster.nodes["n2"].config
             await first.add_member("n2", config.advertise_peer_url, config.advertise_client_url, 5000)
