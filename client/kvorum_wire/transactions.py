@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kvorum_wire import Problem
 
+# What a large body has many of is not tracked by the garbage collector (gc=False): none of it can be in a cycle.
 Text = str | UnsetType
 
 
@@ -41,7 +42,7 @@ class Compare(Range, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """The id of a lease in hex, with the target ``lease``; ``0``: none."""
 
 
-class Put(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Put(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, gc=False):
     """Set a key."""
 
     key: Text = UNSET
@@ -77,7 +78,7 @@ class Read(Range, frozen=True, forbid_unknown_fields=True, omit_defaults=True, k
     sort: Literal["ascending", "descending"] = "ascending"
 
 
-class Operation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Operation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, gc=False):
     """One operation: exactly one of the fields."""
 
     put: Put | UnsetType = UNSET
@@ -109,7 +110,7 @@ class Batch(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     operations: tuple[BatchItem, ...]
 
 
-class Record(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Record(Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """A key as it was read. Neither ``value`` nor ``value_base64``: the value was not asked for."""
 
     key: str | None = None
@@ -123,7 +124,7 @@ class Record(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The id of its lease, in hex."""
 
 
-class PutDone(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class PutDone(Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """What came of a put."""
 
     create_revision: int
@@ -154,7 +155,7 @@ class TxnDone(Struct, frozen=True, kw_only=True):
     results: tuple[OperationDone, ...]
 
 
-class OperationDone(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class OperationDone(Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """What came of one operation: the field that the operation had."""
 
     put: PutDone | UnsetType = UNSET

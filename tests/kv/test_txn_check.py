@@ -9,8 +9,19 @@ from kv.txn_support import DELETE, NEVER, PUT, done, then
 from kvorum.errors import InvalidRequestError, TooLargeError
 from kvorum.kv.commands import SessionRefused, Txn
 from kvorum.kv.limits import TXN_BYTES_MAX
-from kvorum.kv.operations import NO_END, Compare, DeleteRangeOp, Operation, PutOp, RangeOp, TxnOp, prefix_end
-from kvorum.kv.txn_check import check_transaction, has_put, is_read_only, transaction_bytes
+from kvorum.kv.operations import (
+    NO_END,
+    Compare,
+    DeleteRangeOp,
+    LeasedPutOp,
+    Operation,
+    PutOp,
+    RangeOp,
+    TxnOp,
+    prefix_end,
+)
+from kvorum.kv.txn import PLAN_OF_PUTS, plan_transaction
+from kvorum.kv.txn_check import check_transaction, has_put, is_read_only, only_puts, transaction_bytes
 
 DUPLICATES: list[tuple[Operation, ...]] = [
     (PUT, PUT),
@@ -149,3 +160,48 @@ def test_what_a_transaction_is_made_of_is_found_at_any_depth() -> None:
 
 def test_the_end_of_a_prefix() -> None:
     assert [prefix_end(each) for each in (b"a", b"a\xff", b"\xff\xff", b"")] == [b"b", b"b", NO_END, NO_END]
+
+
+ONLY_PUTS = {
+    "one": then(PUT),
+    "128": then(*puts(128)),
+    "the longest key": then(PutOp(b"k" * 1024, b"")),
+    "the largest values": then(PutOp(b"a", b"v" * (1024 * 1024)), PutOp(b"b", b"v" * (512 * 1024 - 2))),
+    "in a session": Txn((), (PUT,), (), "client", 1),
+}
+MORE_THAN_PUTS = {
+    "nothing": Txn(),
+    "a compare": Txn((NEVER,), (PUT,)),
+    "another branch": Txn((), (PUT,), (PUT,)),
+    "a delete": then(PUT, DeleteRangeOp(b"a")),
+    "a range": then(PUT, RangeOp(b"a")),
+    "nested": then(TxnOp((), (PUT,))),
+    "a value that is kept": then(PutOp(b"a", b"", ignore_value=True)),
+    "a record before": then(PutOp(b"a", b"", prev_value=True)),
+    "a lease": then(LeasedPutOp(b"a", b"", lease=7)),
+    "129": then(*puts(129)),
+    "a key twice": then(*puts(2), *puts(1)),
+    "no key": then(PutOp(b"", b"")),
+    "a key too long": then(PutOp(b"k" * 1025, b"")),
+    "a value too large": then(PutOp(b"a", b"v" * (1024 * 1024 + 1))),
+    "too many bytes": then(PutOp(b"a", b"v" * (1024 * 1024)), PutOp(b"b", b"v" * (512 * 1024 - 1))),
+}
+
+
+@pytest.mark.parametrize("txn", ONLY_PUTS.values(), ids=ONLY_PUTS)
+def test_what_only_puts_keys_is_valid_and_planned_alike_on_every_state(txn: Txn) -> None:
+    assert only_puts(txn)
+    check_transaction(txn)
+    store = store_at_level_4()
+    assert plan_transaction(txn, store) == PLAN_OF_PUTS
+    apply(store, txn)
+    assert plan_transaction(txn, store) == PLAN_OF_PUTS
+
+
+@pytest.mark.parametrize("txn", MORE_THAN_PUTS.values(), ids=MORE_THAN_PUTS)
+def test_what_does_more_than_put_keys_or_passes_a_limit_is_checked_in_full(txn: Txn) -> None:
+    assert not only_puts(txn)
+
+
+def test_a_session_that_is_none_is_refused_of_puts_as_well() -> None:
+    assert apply(store_at_level_4(), Txn((), (PUT,), (), "", 1)) == [SessionRefused(1, "invalid")]

@@ -36,7 +36,7 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     end: bytes = ONE_KEY
 
 
-class PutOp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="p"):
+class PutOp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="p", gc=False):
     """Set a key."""
 
     key: bytes
@@ -100,7 +100,7 @@ OPERATION_FIELDS = {
 """Tag of an operation -> the length of its array."""
 
 
-class PutOpResult(msgspec.Struct, frozen=True, array_like=True, tag="p"):
+class PutOpResult(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=False):
     """The key's record after the put; its ``mod_revision`` is ``revision``."""
 
     revision: int

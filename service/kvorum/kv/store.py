@@ -94,8 +94,8 @@ from kvorum.kv.state_hash import (
     StateDigest,
     next_hash_of_level_1,
 )
-from kvorum.kv.txn import Plan, plan_transaction, run_transaction
-from kvorum.kv.txn_check import has_lease, has_put, is_valid
+from kvorum.kv.txn import PLAN_OF_PUTS, Plan, plan_transaction, run_transaction
+from kvorum.kv.txn_check import has_lease, has_put, has_valid_session, is_valid, only_puts
 from kvorum.kv.versions import Pin, Versions
 from kvorum.raft.membership import decode_configuration
 from kvorum.raft.messages import Configuration, Entry, EntryKind
@@ -730,7 +730,10 @@ class Store:
         return DeleteResult(self.revision, 1)
 
     def _txn(self, command: Txn) -> Result:
-        if self._changes is None or self.feature_level < HISTORY_LEVEL or not is_valid(command):
+        if self._changes is None or self.feature_level < HISTORY_LEVEL:
+            return SessionRefused(self.revision, INVALID)
+        is_plain = only_puts(command)
+        if not (has_valid_session(command) if is_plain else is_valid(command)):
             return SessionRefused(self.revision, INVALID)
         if self.feature_level < LEASE_LEVEL and has_lease(command):
             return SessionRefused(self.revision, INVALID)
@@ -739,7 +742,7 @@ class Store:
         # What is refused here must not open a session, nor be remembered by one.
         if self.quota.is_full and has_put(command):
             return NoSpace(self.revision, self.quota.limit_bytes, self.kept_bytes)
-        plan = plan_transaction(command, self)
+        plan = PLAN_OF_PUTS if is_plain else plan_transaction(command, self)
         if isinstance(plan, TxnRefused):
             return plan
         return self._apply_once(command, plan) if command.client_id else run_transaction(command, plan, self)

@@ -76,10 +76,14 @@ class State(Protocol):
         """Remove a key whose record is ``old``; the store's revision is ``revision`` afterwards."""
 
 
-class Plan(msgspec.Struct):
+class Plan(msgspec.Struct, frozen=True):
     """Which branches of a transaction run: one truth value for it and for each nested one that runs, in order."""
 
-    branches: list[bool]
+    branches: tuple[bool, ...]
+
+
+PLAN_OF_PUTS = Plan((True,))
+"""The plan of every transaction that only puts keys (:func:`~kvorum.kv.txn_check.only_puts`), on any state."""
 
 
 def plan_transaction(txn: Txn, state: State) -> Plan | TxnRefused:
@@ -93,7 +97,7 @@ def plan_transaction(txn: Txn, state: State) -> Plan | TxnRefused:
         planner.check(txn, iter(planner.branches).__next__)
     except _RefusedError as refused:
         return TxnRefused(state.revision, refused.reason, refused.key, refused.number)
-    return Plan(planner.branches)
+    return Plan(tuple(planner.branches))
 
 
 def run_transaction(txn: Txn, plan: Plan, state: State) -> TxnResult:

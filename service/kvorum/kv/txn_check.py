@@ -49,9 +49,34 @@ def check_transaction(txn: Txn) -> None:
             that is not one.
     """
     check_session(txn.client_id, txn.sequence)
+    if only_puts(txn):
+        return
     _Check().branches(txn, "", TXN_LIST_MAX, 1)
     _writes(txn.then, "then")
     _writes(txn.otherwise, "else")
+
+
+def only_puts(txn: Txn) -> bool:
+    """Tell whether a transaction only puts keys, each of them once, and passes every limit but those of its session.
+
+    It may be done whatever the state is. Most large transactions are of this kind, and every node asks this of each, so
+    it is a shorter way than the checks of the rest.
+    """
+    then = txn.then
+    if txn.compares or txn.otherwise or not 0 < len(then) <= TXN_LIST_MAX:
+        return False
+    keys = set()
+    size = 0
+    for put in then:
+        # A put with a lease is of a class of its own.
+        if type(put) is not PutOp or put.ignore_value or put.prev_value:
+            return False
+        key, value_bytes = put.key, len(put.value)
+        if not 0 < len(key) <= KEY_BYTES_MAX or value_bytes > VALUE_BYTES_MAX:
+            return False
+        size += len(key) + value_bytes
+        keys.add(key)
+    return size <= TXN_BYTES_MAX and len(keys) == len(then)
 
 
 def is_valid(txn: Txn) -> bool:
@@ -59,6 +84,15 @@ def is_valid(txn: Txn) -> bool:
     try:
         check_transaction(txn)
     except (InvalidRequestError, TooLargeError):
+        return False
+    return True
+
+
+def has_valid_session(txn: Txn) -> bool:
+    """Tell whether :func:`check_transaction` accepts its session."""
+    try:
+        check_session(txn.client_id, txn.sequence)
+    except InvalidRequestError:
         return False
     return True
 

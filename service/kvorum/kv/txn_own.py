@@ -86,6 +86,8 @@ def own_keys(txn: Txn | TxnOp) -> int:
 
     It stops counting above :data:`~kvorum.kv.limits.TXN_KEYS_MAX`.
     """
+    if not has_range(txn):
+        return 0
     reads = _OwnReads()
     reads.transaction(txn)
     return reads.keys

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import assert_never
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar, assert_never
 
 from msgspec import UNSET, UnsetType
 
@@ -33,116 +35,167 @@ from kvorum.service.results import (
 )
 from kvorum_wire import transactions as wire
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 FIRST_KEY = b"\0"
 """No key is below it."""
 _RANGE = "key, prefix, or start and end"
+_DEPTH_MAX = 64
+"""No deeper nesting is looked at: the limit of what is executed is below that."""
 
 
-def transaction_of(txn: wire.Txn, path: str = "$", depth_left: int = 64) -> TxnOp:
+class _WrongError(Exception):
+    """A field is wrong. Paths are made only where one is, since a transaction may have thousands of fields.
+
+    Attributes:
+        text: where it is and what is wrong, from the object on that is being looked at.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+def transaction_of(txn: wire.Txn) -> TxnOp:
     """Return the transaction that a body is.
 
     Raises:
         InvalidRequestError: a field is missing, or contradicts another; the text names it.
     """
+    try:
+        return _transaction(txn, _DEPTH_MAX)
+    except _WrongError as error:
+        raise InvalidRequestError(f"${error.text}") from None
+
+
+def operation_of(operation: wire.Operation, path: str) -> Operation:
+    """Return the operation that an object at ``path`` is. Errors as :func:`transaction_of`."""
+    try:
+        return _operation(operation, _DEPTH_MAX)
+    except _WrongError as error:
+        raise InvalidRequestError(f"{path}{error.text}") from None
+
+
+def _transaction(txn: wire.Txn, depth_left: int) -> TxnOp:
     if depth_left <= 0:
-        raise InvalidRequestError(f"{path}: the transactions are nested too deep")
+        raise _WrongError(": the transactions are nested too deep")
     return TxnOp(
-        tuple(_compare(each, f"{path}.compare[{number}]") for number, each in enumerate(txn.compare)),
-        _operations(txn.then, f"{path}.then", depth_left),
-        _operations(txn.otherwise, f"{path}.else", depth_left),
+        tuple(_each(_compare, txn.compare, ".compare")),
+        tuple(_each(partial(_operation, depth_left=depth_left), txn.then, ".then")),
+        tuple(_each(partial(_operation, depth_left=depth_left), txn.otherwise, ".else")),
     )
 
 
-def _operations(operations: tuple[wire.Operation, ...], path: str, depth_left: int) -> tuple[Operation, ...]:
-    return tuple(operation_of(each, f"{path}[{number}]", depth_left) for number, each in enumerate(operations))
+def _each(convert: Callable[[T], U], items: Sequence[T], path: str) -> list[U]:
+    made: list[U] = []
+    try:
+        for item in items:
+            made.append(convert(item))
+    except _WrongError as error:
+        raise _WrongError(f"{path}[{len(made)}]{error.text}") from None
+    return made
 
 
-def operation_of(operation: wire.Operation, path: str, depth_left: int = 64) -> Operation:
-    """Return the operation that an object is. Errors as :func:`transaction_of`."""
-    given = [name for name in ("put", "delete", "range", "txn") if getattr(operation, name) is not UNSET]
-    if len(given) != 1:
-        found = " and ".join(given) or "none of them"
-        raise InvalidRequestError(f"{path}: an operation is one of put, delete, range and txn; it has {found}")
-    if (put := operation.put) is not UNSET:
-        return _put(put, f"{path}.put")
-    if (delete := operation.delete) is not UNSET:
-        return DeleteRangeOp(*range_of(delete, f"{path}.delete"), delete.prev_values)
-    if (read := operation.range) is not UNSET:
-        key, end = range_of(read, f"{path}.range")
-        descending = read.sort == "descending"
-        return RangeOp(key, end, read.limit, read.revision, read.keys_only, read.count_only, descending)
-    if (txn := operation.txn) is not UNSET:
-        return transaction_of(txn, f"{path}.txn", depth_left - 1)
+def _operation(operation: wire.Operation, depth_left: int) -> Operation:
+    put, delete, read, txn = operation.put, operation.delete, operation.range, operation.txn
+    if (put is UNSET) + (delete is UNSET) + (read is UNSET) + (txn is UNSET) != 3:
+        fields = {"put": put, "delete": delete, "range": read, "txn": txn}
+        found = " and ".join(name for name, field in fields.items() if field is not UNSET) or "none of them"
+        raise _WrongError(f": an operation is one of put, delete, range and txn; it has {found}")
+    name = "put"
+    try:
+        if put is not UNSET:
+            return _put(put)
+        if delete is not UNSET:
+            name = "delete"
+            return DeleteRangeOp(*_range(delete), delete.prev_values)
+        if read is not UNSET:
+            name = "range"
+            key, end = _range(read)
+            descending = read.sort == "descending"
+            return RangeOp(key, end, read.limit, read.revision, read.keys_only, read.count_only, descending)
+        if txn is not UNSET:
+            name = "txn"
+            return _transaction(txn, depth_left - 1)
+    except _WrongError as error:
+        raise _WrongError(f".{name}{error.text}") from None
     raise AssertionError("an operation without a field")
 
 
-def _put(put: wire.Put, path: str) -> PutOp:
-    key = _bytes(put.key, put.key_base64, path, "key")
-    value = _bytes(put.value, put.value_base64, path, "value")
+def _put(put: wire.Put) -> PutOp:
+    key = _bytes(put.key, put.key_base64, "key")
+    value = _bytes(put.value, put.value_base64, "value")
     if key is None:
-        raise InvalidRequestError(f"{path}: the key is missing (key, or key_base64)")
+        raise _WrongError(": the key is missing (key, or key_base64)")
     if (value is None) != put.ignore_value:
-        raise InvalidRequestError(
-            f"{path}: give a value (value, or value_base64), or keep the present one (ignore_value), and not both"
+        raise _WrongError(
+            ": give a value (value, or value_base64), or keep the present one (ignore_value), and not both"
         )
-    options = (key, value or b"", put.ignore_value, put.prev_value)
     if put.lease is UNSET and not put.ignore_lease:
-        return PutOp(*options)
+        return PutOp(key, value or b"", put.ignore_value, put.prev_value)
     if put.lease is not UNSET and put.ignore_lease:
-        raise InvalidRequestError(f"{path}: lease and ignore_lease contradict each other: give one of them")
-    return LeasedPutOp(*options, 0 if put.lease is UNSET else parse_id(put.lease, f"{path}.lease"), put.ignore_lease)
+        raise _WrongError(": lease and ignore_lease contradict each other: give one of them")
+    lease = 0 if put.lease is UNSET else _lease(put.lease)
+    return LeasedPutOp(key, value or b"", put.ignore_value, put.prev_value, lease, put.ignore_lease)
 
 
-def _compare(compare: wire.Compare, path: str) -> Compare:
-    key, end = range_of(compare, path)
-    value = _bytes(compare.value, compare.value_base64, path, "value")
+def _compare(compare: wire.Compare) -> Compare:
+    key, end = _range(compare)
+    value = _bytes(compare.value, compare.value_base64, "value")
     if compare.target == "value":
         if value is None or compare.number is not UNSET:
-            raise InvalidRequestError(f"{path}: the target value is compared with value, or value_base64")
+            raise _WrongError(": the target value is compared with value, or value_base64")
         return Compare(key, "value", compare.result, value, end)
     if compare.target == "lease":
         if compare.lease is UNSET or compare.number is not UNSET or value is not None:
-            raise InvalidRequestError(f'{path}: the target lease is compared with lease, an id ("0": none)')
-        lease = 0 if compare.lease == "0" else parse_id(compare.lease, f"{path}.lease")
-        return Compare(key, "lease", compare.result, lease, end)
+            raise _WrongError(': the target lease is compared with lease, an id ("0": none)')
+        return Compare(key, "lease", compare.result, 0 if compare.lease == "0" else _lease(compare.lease), end)
     if compare.number is UNSET or value is not None:
-        raise InvalidRequestError(f"{path}: the target {compare.target} is compared with number")
+        raise _WrongError(f": the target {compare.target} is compared with number")
     return Compare(key, compare.target, compare.result, compare.number, end)
 
 
-def range_of(keys: wire.Range, path: str) -> tuple[bytes, bytes]:
-    """Return the first key and the end of a range. Errors as :func:`transaction_of`."""
-    key = _bytes(keys.key, keys.key_base64, path, "key")
-    prefix = _bytes(keys.prefix, keys.prefix_base64, path, "prefix")
-    start = _bytes(keys.start, keys.start_base64, path, "start")
-    end = _bytes(keys.end, keys.end_base64, path, "end")
+def _lease(text: str) -> int:
+    try:
+        return parse_id(text, ".lease")
+    except InvalidRequestError as error:
+        raise _WrongError(str(error)) from None
+
+
+def _range(keys: wire.Range) -> tuple[bytes, bytes]:
+    """Return the first key and the end of a range."""
+    key = _bytes(keys.key, keys.key_base64, "key")
+    prefix = _bytes(keys.prefix, keys.prefix_base64, "prefix")
+    start = _bytes(keys.start, keys.start_base64, "start")
+    end = _bytes(keys.end, keys.end_base64, "end")
     kinds = (key is not None) + (prefix is not None) + (start is not None or end is not None)
     if kinds != 1:
-        raise InvalidRequestError(f"{path}: say which keys by one of these: {_RANGE}")
+        raise _WrongError(f": say which keys by one of these: {_RANGE}")
     if key is not None:
         return key, ONE_KEY
     if prefix is not None:
         return prefix or FIRST_KEY, prefix_end(prefix)
     if end == NO_END:
-        raise InvalidRequestError(f"{path}.end is a single zero byte: no key is below it; leave it out for no end")
+        raise _WrongError(".end is a single zero byte: no key is below it; leave it out for no end")
     return start or FIRST_KEY, end or NO_END
 
 
-def _bytes(text: str | UnsetType, encoded: str | UnsetType, path: str, name: str) -> bytes | None:
+def _bytes(text: str | UnsetType, encoded: str | UnsetType, name: str) -> bytes | None:
     """Return what a field holds, or the one for bytes; None: neither is there."""
-    if text is not UNSET and encoded is not UNSET:
-        raise InvalidRequestError(f"{path}: {name} and {name}_base64 contradict each other")
     if text is not UNSET:
+        if encoded is not UNSET:
+            raise _WrongError(f": {name} and {name}_base64 contradict each other")
         try:
             return text.encode()
         except UnicodeEncodeError:
-            raise InvalidRequestError(f"{path}.{name} is not Unicode text; use {name}_base64 for bytes") from None
+            raise _WrongError(f".{name} is not Unicode text; use {name}_base64 for bytes") from None
     if encoded is UNSET:
         return None
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequestError(f"{path}.{name}_base64 is not base64") from None
+        raise _WrongError(f".{name}_base64 is not base64") from None
 
 
 def results_of(
