@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import Any, Self
 
 import msgspec
 from e2e.kube import Kube, eventually
+from e2e.pod_process import PodProcess
 from sim.history import Operation
 from sim.linearizability import check_history
 
@@ -92,20 +91,17 @@ def deploy_recorder(kube: Kube, image: str) -> None:
 def unretried_writes(kube: Kube, url: str, prefix: str) -> Iterator[list[str]]:
     """Write through the Service on new connections while the body runs; the list then holds why writes failed."""
     script = ["python3", "/recorder/writer.py", "--url", url, "--prefix", prefix]
-    process = subprocess.Popen(
-        kube.kubectl_command("exec", "-i", POD, "--", *script),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    answers: list[dict[str, Any]] = []
+    process = PodProcess(kube, POD, script, answers.append)
     failures: list[str] = []
     try:
         yield failures
-        output, _ = process.communicate("stop\n", timeout=60)
+        process.tell("stop")
+        process.wait(60)
     finally:
         process.kill()
-        process.wait(10)
-    answer = json.loads(output)
+    assert len(answers) == 1, f"the writer did not end well: {process.errors}"
+    [answer] = answers
     assert answer["writes"] > UNRETRIED_WRITES_MIN, "too few writes to show anything"
     failures += [f"after {second} s: {reason}" for second, reason in answer["failures"]]
 
@@ -128,23 +124,17 @@ class Recording:
         self._endpoints = endpoints
         self._keep = keep
         self._lines: list[dict[str, Any]] = []
-        self._errors: list[str] = []
         self.last: dict[str, int] = {"acknowledged": 0, "last": 0, "now": 0}
 
     def __enter__(self) -> Self:
         """Start the load, and wait until writes are acknowledged."""
         script = ["python3", "/recorder/recorder.py", "--prefix", self._prefix]
-        command = self._kube.kubectl_command("exec", "-i", POD, "--", *script, "--endpoints", ",".join(self._endpoints))
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
-        for thread in self._threads:
-            thread.start()
+        script += ["--endpoints", ",".join(self._endpoints)]
+        self._process = PodProcess(self._kube, POD, script, self._take)
         try:
             self.wait_for_writes("the load has begun", 20, 60)
         except BaseException:
-            self._end()
+            self._process.kill()
             raise
         return self
 
@@ -154,34 +144,24 @@ class Recording:
         """Stop, read everything back, judge."""
         try:
             if error is None:
-                self._tell("stop")
+                self._process.tell("stop")
                 self._process.wait(READ_BACK_TIMEOUT_S)
         finally:
-            self._end()
+            self._process.kill()
         if error is None:
             self.verdict = self._judge()
 
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(10)
-        for thread in self._threads:
-            thread.join(10)
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
-
     def mark(self, name: str) -> None:
         """Note in the history that something happens now."""
-        self._tell(f"mark {name}")
+        self._process.tell(f"mark {name}")
 
     def wait_for_writes(self, what: str, count: int, timeout_s: float) -> float:
         """Wait until ``count`` further writes are acknowledged; return how long that took."""
         before = self.last["acknowledged"]
 
         def enough() -> bool | str:
-            if self._process.poll() is not None:
-                raise AssertionError("the recorder died: " + "".join(self._errors[-20:]))
+            if self._process.has_ended:
+                raise AssertionError(f"the recorder died: {self._process.errors}")
             done = self.last["acknowledged"] - before
             return done >= count or f"{done} of {count} writes"
 
@@ -206,29 +186,17 @@ class Recording:
         watched_s = (self.last["now"] - first["now"]) / 1e6
         assert watched_s > seconds / 2, f"the recorder was silent itself: it reported {watched_s:.1f} of {seconds} s"
 
-    def _tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            document = json.loads(line)
-            if "second" in document:
-                self.last = document["second"]
-            else:
-                self._lines.append(document)
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        self._errors.extend(self._process.stderr)
+    def _take(self, document: dict[str, Any]) -> None:
+        if "second" in document:
+            self.last = document["second"]
+        else:
+            self._lines.append(document)
 
     def _judge(self) -> Verdict:
         self._keep.parent.mkdir(parents=True, exist_ok=True)
         self._keep.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
         if not self._lines or "summary" not in self._lines[-1]:
-            raise AssertionError("the recorder printed no summary: " + "".join(self._errors[-20:]))
+            raise AssertionError(f"the recorder printed no summary: {self._process.errors}")
         return judge(self._lines)
 
 

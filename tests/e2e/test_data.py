@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 from e2e.kube import eventually
+from e2e.pod_process import PodProcess
 from e2e.recording import POD
 from e2e.system import System
 
@@ -33,54 +32,26 @@ class Running:
 
     def __init__(self, system: System, pod: str, *command: str) -> None:
         self.lines: list[dict[str, Any]] = []
-        self._errors: list[str] = []
-        self._process = subprocess.Popen(
-            system.kube.kubectl_command("exec", "-i", pod, "--", "timeout", str(COMMAND_S), *command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(json.loads(line))
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        self._errors.extend(self._process.stderr)
+        bounded = ["timeout", str(COMMAND_S), *command]
+        self._process = PodProcess(system.kube, pod, bounded, self.lines.append)
 
     def wait_for(self, count: int, what: str, within_s: float) -> None:
         """Wait until so many lines were printed."""
 
         def printed() -> bool | str:
-            assert self._process.poll() is None, f"it has ended: {''.join(self._errors)}"
-            return len(self.lines) >= count or f"{len(self.lines)} of {count} lines; {''.join(self._errors)}"
+            assert not self._process.has_ended, f"it has ended: {self._process.errors}"
+            return len(self.lines) >= count or f"{len(self.lines)} of {count} lines; {self._process.errors}"
 
         eventually(what, printed, within_s)
 
     def end(self) -> None:
         """Tell it to end by a line, and wait."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._process.tell("")
         self._process.wait(60)
-        for thread in self._threads:
-            thread.join()
 
     def kill(self) -> None:
         """End it, however it is."""
         self._process.kill()
-        self._process.wait(10)
-        for thread in self._threads:
-            thread.join(10)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
 
 
 @contextmanager
