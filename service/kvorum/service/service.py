@@ -186,7 +186,7 @@ class Service:
         self._hands_over = hands_over
         self._transactions = Transactions(node, now, self._refusals, hands_over=hands_over)
         self._leases = Leases(node, self._refusals, self._draw_lease_id, hands_over=hands_over)
-        handing_over = Transactions(node, now, self._refusals, hands_over=True)
+        handing_over = self._transactions if hands_over else Transactions(node, now, self._refusals, hands_over=True)
         self._locks = Locks(node, now, self._queues, self._transactions, handing_over, self.check_leads)
 
     def handing_over(self) -> Service:
