@@ -1603,7 +1603,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "K4",
         "A start of a peer's process is not noted.",
         "node.peer_requests:PeerRequests.on_connected",
-        "self._raft.marks.started(greeting.sender, greeting.start)",
+        "self._raft.peer_started(greeting.sender, greeting.start)",
         "pass",
         tests="tests/node/test_set_back.py",
     ),
