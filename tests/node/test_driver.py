@@ -16,13 +16,13 @@ from waiting import until
 from kvorum.config import Config
 from kvorum.errors import NotServingError, OutcomeUnknownError, PeerError, SnapshotFailedError, StorageCorruptError
 from kvorum.identity import Identity
-from kvorum.kv.commands import PutResult, decode_batch
+from kvorum.kv.commands import PutResult, Result, decode_batch, encode_batch
 from kvorum.kv.records import Record
 from kvorum.kv.state_hash import Mismatch
 from kvorum.kv.store import Store
 from kvorum.node import Node, Ports, Supervisor, fetch, snapshots
 from kvorum.node.compose import compose, raft_config
-from kvorum.node.driver import Driver
+from kvorum.node.driver import APPLY_S, Driver
 from kvorum.node.ports import Peers
 from kvorum.node.runtime import LoopTasks, LoopThreads, SystemClock
 from kvorum.node.snapshots import load_store
@@ -1098,6 +1098,51 @@ def test_entries_that_take_long_leave_turns_to_others_and_the_reads_that_wait_fo
         await node.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("entries_a_ready", "applied"), [(1, [2, 4, 6, 7]), (2, [2, 5, 7])])
+def test_the_readies_of_a_turn_share_the_time_of_applying(
+    entries_a_ready: int, applied: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has 1 MiB at most; here it takes just less than the whole time."""
+    value_bytes = (1 << 20) // entries_a_ready - 100
+    entry_s = (APPLY_S - 0.001) / entries_a_ready
+
+    async def scenario() -> None:
+        storage, peers = MemoryStorage(), Recorder()
+        node = await follower(storage, peers)
+        driver, clock, apply = node.parts.driver, SteppedClock(), Store.apply
+
+        def apply_slowly(store: Store, entry: Entry) -> list[Result]:
+            clock.now_s += entry_s
+            return apply(store, entry)
+
+        monkeypatch.setattr(driver, "_clock", clock)
+        monkeypatch.setattr(Store, "apply", apply_slowly)
+        put = encode_batch(1000, [Put(b"k", b"v" * value_bytes)])
+        entries = tuple(Entry(index, 1, EntryKind.COMMAND, put) for index in range(3, 8))
+        appended = AppendEntries(1, "b@1", "a@1", prev_log_index=2, prev_log_term=1, entries=entries, leader_commit=7)
+        driver.on_messages("b@1", (appended,))
+        await asyncio.sleep(0)
+        seen = [node.store.applied_index]
+        while node.store.applied_index < 7:
+            if storage.pending:
+                storage.complete()
+            await asyncio.sleep(0)
+            seen.append(node.store.applied_index)
+        assert sorted(set(seen)) == applied
+        await node.close()
+
+    asyncio.run(scenario())
+
+
+class SteppedClock(SystemClock):
+    """Its seconds pass when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.monotonic = lambda: self.now_s
 
 
 def a_node(storage: MemoryStorage, peers: NoPeers, *, seed: int = 1, **settings: int) -> Node:

@@ -10,6 +10,7 @@ from raft.harness import (
     Server,
     appended,
     commands,
+    heard,
     heartbeat,
     installed,
     leader,
@@ -31,6 +32,51 @@ def test_an_entry_is_committed_when_a_majority_holds_it(voters: str, needed: int
     assert server.raft.log.commit_index == 0
     ready = server.take(appended(voters[needed], "a", 2, 2))
     assert ready.committed == (*log("1", voters), noop(2, 2))
+
+
+def test_what_an_earlier_process_acknowledged_counts_only_when_the_present_one_acknowledges_it() -> None:
+    """The disk may have been set back before the restart; then two of five hold the entry, and not three."""
+    server = leader("1", term=2, voters="abcde")
+    raft = server.raft
+    raft.peer_started("b", "1")
+    server.drain(appended("b", "a", 2, 2))
+    raft.peer_started("b", "2")
+    server.drain(appended("c", "a", 2, 2))
+    assert raft.log.commit_index == 0
+    assert raft.status().progress["b"].match_index == 2  # Heartbeats tell by it that something is missing there.
+    server.drain(appended("b", "a", 2, 1))
+    assert (raft.log.commit_index, raft.status().progress["b"].match_index) == (0, 2)
+    server.drain(appended("b", "a", 2, 2))
+    assert raft.log.commit_index == 2
+
+
+def test_a_stream_that_the_same_process_dials_again_takes_nothing_back() -> None:
+    server = leader("1", term=2, voters="abcde")
+    server.raft.peer_started("b", "1")
+    server.drain(appended("b", "a", 2, 2))
+    server.raft.marks.ended("b")
+    server.raft.peer_started("b", "1")
+    server.drain(appended("c", "a", 2, 2))
+    assert server.raft.log.commit_index == 2
+
+
+def test_a_late_acknowledgement_takes_nothing_back() -> None:
+    """B12: match_index "increases monotonically"."""
+    server = leader("1", term=2, voters="abcde")
+    server.drain(appended("b", "a", 2, 2), appended("b", "a", 2, 1), appended("c", "a", 2, 2))
+    assert server.raft.log.commit_index == 2
+
+
+def test_a_process_that_started_again_is_asked_what_it_holds_although_nothing_is_new() -> None:
+    server = leader("1", term=2, voters="abc", matched="b")
+    server.raft.peer_started("b", "2")
+    for _ in range(2 * HEARTBEAT):
+        server.raft.tick()
+        server.ready()
+    ready = server.take(heard("b", "a", 2, 0))
+    assert [(sent.prev_log_index, sent.entries) for sent in ready.messages if isinstance(sent, AppendEntries)] == [
+        (2, ())
+    ]
 
 
 def test_the_leaders_own_log_counts_only_when_it_is_saved() -> None:

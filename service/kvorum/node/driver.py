@@ -69,7 +69,8 @@ log = logging.getLogger("kvorum.raft")
 READIES_A_TURN_MAX = 16
 """After this many, the loop gets a turn for its other work."""
 APPLY_S = 0.02
-"""After so much time an entry begins no more in this turn. One alone may take longer, by what an entry may visit."""
+"""After so much time of applying, no further entry begins in this turn. One alone may take longer, by what an entry
+may visit."""
 
 
 class Driver:
@@ -161,6 +162,7 @@ class Driver:
         self._participation = participation
         self._tracer = tracer
         self.apply_s = APPLY_S
+        self._applied_s = 0.0  # The time of applying in this turn, over all its Readies.
         self._round_trips = RoundTrips(counters, clock)
         self._role_changes = RoleChanges(raft, counters)
         self._is_transferring = False
@@ -290,6 +292,7 @@ class Driver:
     def _take_turn(self) -> None:
         turns = self._turns
         turns.is_due = False
+        self._applied_s = 0.0
         if self._proposals.queue:
             self._proposals.flush()
         if self._handover.receiver.done:
@@ -309,6 +312,9 @@ class Driver:
                 turns.schedule()
                 break
             if not ready.reads_refused and not ready.has_more and ready.restore is None:
+                break
+            if self._applied_s >= self.apply_s:
+                turns.schedule()
                 break
         else:
             turns.schedule()
@@ -369,8 +375,9 @@ class Driver:
         self._take_turn()
 
     def _apply(self, entries: tuple[Entry, ...]) -> bool:
-        """Apply entries for about :attr:`apply_s`, and at least one; return whether these were all."""
+        """Apply entries until :attr:`apply_s` of the turn is over, and at least one; return whether these were all."""
         since = self._clock.monotonic()
+        until = since + self.apply_s - self._applied_s
         if self._tracer is not None:
             self._tracer.committed(entries)
         state, proposals, waits = self._state, self._proposals, self._waits
@@ -388,13 +395,15 @@ class Driver:
                 self._turns.may_have_changed = True
             if waits.entries:
                 waits.applied(entry)
-            if entry is not last and self._clock.monotonic() - since >= self.apply_s:
+            if entry is not last and self._clock.monotonic() >= until:
                 entries = entries[: entry.index - entries[0].index + 1]
                 break
         if proposals.is_holding_back or self._handover.origin.queue:
             self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
-        self._counters.apply_duration.record(self._clock.monotonic() - since)
+        took_s = self._clock.monotonic() - since
+        self._applied_s += took_s
+        self._counters.apply_duration.record(took_s)
         if self._tracer is not None:
             self._tracer.applied(entries)
         self._report_digest()

@@ -120,7 +120,7 @@ class PeerRequests:
         announces when it is not reached elsewhere. Only a node that has no configuration goes where its
         caller says: it knows nobody else, and is about to take its whole state from there.
         """
-        self._raft.marks.started(greeting.sender, greeting.start)
+        self._raft.peer_started(greeting.sender, greeting.start)
         self._participation.heard(greeting.sender, greeting.marks, greeting.address)
         self._levels.announced(
             greeting.sender, greeting.highest_level, greeting.version, greeting.peer_url, greeting.client_url

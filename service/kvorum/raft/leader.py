@@ -323,6 +323,12 @@ class Leader:
             case HeartbeatResponse():
                 self._on_heartbeat_response(message, progress)
 
+    def peer_restarted(self, node: NodeId) -> None:
+        """Count what a member acknowledged towards no further commit before its present process acknowledges it too."""
+        progress = self.progress.get(node)
+        if progress is not None:
+            progress.restarted()
+
     def _on_match(self, node: NodeId, progress: Progress, index: int) -> None:
         if index > self._log.last_index:
             return  # It claims what was never sent to it: refuse to count it.
@@ -363,7 +369,7 @@ class Leader:
     def _repeat_lost(self, node: NodeId, progress: Progress) -> None:
         """Nothing was sent for a while: what was sent before may be lost."""
         progress.probe_sent = False
-        if progress.state is not ReplicationState.REPLICATE or progress.match_index >= self._log.last_index:
+        if progress.state is not ReplicationState.REPLICATE or progress.confirmed_index >= self._log.last_index:
             return
         if self._log.term(progress.next_index - 1) is None:
             progress.become_probe()  # The log was compacted meanwhile: only a snapshot can be offered.
@@ -379,7 +385,7 @@ class Leader:
         This server's own log counts as far as it is saved: to consensus the local disk is one more voter.
         """
         log = self._log
-        matches = [progress.match_index for progress in self._other_voters.values()]
+        matches = [progress.confirmed_index for progress in self._other_voters.values()]
         index = self._quorum_reached(log.saved_index, matches)
         if index <= log.commit_index or log.term(index) != self._term:
             return

@@ -37,15 +37,21 @@ class PeerMarks:
             self._retire(mark.node)
             self.present[mark.node] = mark
 
-    def started(self, node: NodeId, start: str) -> None:
-        """Take note of the start of its process that a server speaks for from now on."""
+    def started(self, node: NodeId, start: str) -> bool:
+        """Take note of the start of its process that a server speaks for from now on.
+
+        Returns:
+            whether it is another process than the last one that was heard, as far as is known.
+        """
         present = self.present.get(node)
-        if present is not None and present.start != start:
+        is_other = present is None or present.start != start
+        if is_other:
             self._retire(node)
         self._starts.pop(node, None)
         while len(self._starts) >= STARTS_MAX:
             del self._starts[next(iter(self._starts))]
         self._starts[node] = start
+        return is_other
 
     def ended(self, node: NodeId) -> None:
         """Take note that it is not known any more by which start of its process a server speaks."""

@@ -28,6 +28,8 @@ class Progress:
 
     def __init__(self, next_index: int) -> None:
         self.match_index = 0
+        self.confirmed_index = 0
+        """The last entry that its present process acknowledged: its disk may be older than the process before knew."""
         self.next_index = next_index
         self.state = ReplicationState.PROBE
         self.is_pending = True
@@ -81,7 +83,12 @@ class Progress:
         while self._inflight and self._inflight[0][0] <= index:
             self._inflight_bytes -= self._inflight.popleft()[1]
         self.next_index = max(self.next_index, index + 1)
-        if index <= self.match_index:
+        if index <= self.confirmed_index:
             return False
-        self.match_index = index
+        self.confirmed_index = index
+        self.match_index = max(self.match_index, index)
         return True
+
+    def restarted(self) -> None:
+        """Note that another process speaks for the follower: nothing is known to be durable before it says so."""
+        self.confirmed_index = 0

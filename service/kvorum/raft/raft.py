@@ -400,6 +400,15 @@ class Raft:
         if context is not None:
             self._send_read_index(context)
 
+    def peer_started(self, node: NodeId, start: str) -> None:
+        """``node`` called, and speaks for this start of its process from now on.
+
+        Its disk may have been set back before that start. So a leader counts what an earlier process acknowledged
+        towards no further commit.
+        """
+        if self.marks.started(node, start) and isinstance(self._role, Leader):
+            self._role.peer_restarted(node)
+
     def peer_unreachable(self, node: NodeId) -> None:
         """A hint: the connection to ``node`` broke. If it led, do not wait for the whole election timeout.
 
