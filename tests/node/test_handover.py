@@ -602,7 +602,8 @@ async def test_a_frame_that_is_too_much_for_an_entry_is_split_and_nothing_of_it_
     waiters = origin.ask(*puts)
     [frame] = origin.frames()
     pending, size_bytes = origin.side.pending, origin.side._outstanding_bytes
-    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=2))
+    for_old = tuple(refused(position, OverloadedError("does not fit")) for position in range(2, 5))
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), for_old, 2))
     assert (origin.side.pending, len(origin.side.queue)) == (pending, 3)
     origin.side.flush()
     origin.side.tick()

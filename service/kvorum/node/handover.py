@@ -362,7 +362,8 @@ class HandOvers:
             return
         for attempt in ended:
             frame.attempts.pop(attempt, None)
-        errors = {said.position: error_of(said) for said in refusal.errors}
+        said = () if refusal.fits else refusal.errors  # Those beside it are for origins that cannot split a frame.
+        errors = {each.position: error_of(each) for each in said}
         whole = errors.get(WHOLE_FRAME)
         if frame.may_be_done or isinstance(whole, NotLeaderError):
             return  # It is sent to the next leader, if there is one in time.
