@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Literal
 
@@ -111,9 +111,11 @@ class Locks:
             raise InvalidRequestError(f"wait_ms must be a whole number from 0 to {LOCK_WAIT_MS_MAX:,}")
         attempt = _Attempt(request)
         deadline_s = self._now() + request.wait_ms / 1000
-        if not request.wait_ms and (granted := await self._try(principal, attempt)) is not None:
-            return granted
-        await self._put(principal, attempt)
+        if not request.wait_ms:
+            granted = await self._to_its_end(principal, attempt, self._try(principal, attempt))
+            if granted is not None:
+                return granted
+        await self._to_its_end(principal, attempt, self._put(principal, attempt))
         attempt.forget_value()
         if request.on_placed is not None:
             request.on_placed()
@@ -177,6 +179,23 @@ class Locks:
         return await self._queues.list_all(request)
 
     # --- An attempt ---------------------------------------------------------------------------------------------
+
+    async def _to_its_end(
+        self, principal: Principal, attempt: _Attempt, put: Coroutine[object, object, LockGrant | None]
+    ) -> LockGrant | None:
+        """Await what puts the key of an attempt, also if the attempt is cancelled meanwhile: its put may be on its way.
+
+        Then the place is given up once it is known. A request's timeout bounds each put.
+        """
+        task = asyncio.ensure_future(put)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with suppress(CallerError):
+                await task
+            if attempt.mod_revision:
+                await self._withdraw(principal, attempt, is_abandoned=True)
+            raise
 
     async def _try(self, principal: Principal, attempt: _Attempt) -> LockGrant | None:
         """Take the lock if nobody has a place; None: somebody may have it, and perhaps this lease.
