@@ -294,7 +294,7 @@ class Driver:
             self._proposals.flush()
         if self._handover.receiver.done:
             self._handover.receiver.settle()
-        if self._handover.origin.queue:
+        if self._handover.origin.queued:
             self._handover.origin.flush()
         if self._reads.queue:
             self._reads.flush()
@@ -391,7 +391,7 @@ class Driver:
             if entry is not last and self._clock.monotonic() - since >= self.apply_s:
                 entries = entries[: entry.index - entries[0].index + 1]
                 break
-        if proposals.is_holding_back or self._handover.origin.queue:
+        if proposals.is_holding_back or self._handover.origin.queued:
             self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
         self._counters.apply_duration.record(self._clock.monotonic() - since)
