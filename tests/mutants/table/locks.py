@@ -25,14 +25,14 @@ MUTANTS = [
     _row(
         "A place is removed that another attempt has taken over.",
         "service.locks:Locks._withdraw",
-        "(is_own, *is_waiting)",
-        "is_waiting",
+        "(is_own, *_stands(place))",
+        "_stands(place)",
         "test_lock_clients.py",
     ),
     _row(
         "A place is removed that may be the first one.",
         "service.locks:Locks._withdraw",
-        "(is_own, *is_waiting)",
+        "(is_own, *_stands(place))",
         "(is_own,)",
     ),
     _row(
@@ -120,9 +120,16 @@ MUTANTS = [
         "test_lock_bounds.py",
     ),
     _row(
+        "Of many whose time ends together every other one has to try again, and of those every other one.",
+        "service.locks:Locks._wait",
+        "(before, queue[0]) if place > 1 else (before,)",
+        "(before,)",
+        "test_lock_bounds.py",
+    ),
+    _row(
         "Whoever gives up stays in the queue.",
         "service.locks:Locks._withdraw",
-        "before is None",
+        "not attempt.ahead",
         "True",
     ),
     _row(
@@ -218,9 +225,9 @@ MUTANTS = [
     ),
     _row(
         "A place is removed that may be the first one, since the one before has lost its lease.",
-        "service.locks:Locks._withdraw",
-        "Compare(before.key, 'lease', '=', before.lease)",
-        "Compare(before.key, 'version', '>', 0)",
+        "service.locks:_stands",
+        "Compare(place.key, 'lease', '=', place.lease)",
+        "Compare(place.key, 'version', '>', 0)",
         "test_lock_keys.py",
     ),
     _row(
