@@ -58,22 +58,22 @@ def test_of_those_whose_time_ends_together_each_gives_its_place_up_in_one_step()
 
     async def scenario(http: Server) -> None:
         await lock(http, 1)
-        propose, batch, count = http.node.propose, list[asyncio.Event](), 0
+        propose, count = http.node.propose, 0
+        batch: list[tuple[Any, Any, asyncio.Future[Any]]] = []
 
         async def propose_in_batches(*args: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
             if count > 6:
                 return await propose(*args, **options)
-            result = await propose(*args, **options)
-            batch.append(asyncio.Event())
+            batch.append((args, options, asyncio.get_running_loop().create_future()))
+            answer = batch[-1][2]
             if len(batch) == 3:
-                for each in batch:
-                    each.set()
+                results = [await propose(*each, **its_options) for each, its_options, _ in batch]
+                for (_, _, waiter), result in zip(batch, results, strict=True):
+                    waiter.set_result(result)
                 batch.clear()
-            else:
-                await batch[-1].wait()
-            return result
+            return await answer
 
         http.node.propose = propose_in_batches  # type: ignore[method-assign]
         service = Service(http.node, perf_counter)
