@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
 from fronts import fake_node
 from fronts.fake_node import Answer, FakeNode, Server, make_config
 
+from kvorum.errors import NotServingError
+from kvorum.fronts.http import leases as front
 from kvorum.kv.features import LEASE_LEVEL
 from kvorum.kv.limits import LEASES_MAX
+from kvorum.service import Service, leases
+from kvorum.service.access import ANONYMOUS
+from kvorum.service.requests import ListLeases, RevokeLease
+from kvorum.service.results import LeaseState
 
 JSON = {"Accept": "application/json"}
 
@@ -132,6 +140,50 @@ def test_leases_are_listed_in_pages() -> None:
         assert not second["more"]
 
     run(scenario)
+
+
+def test_other_requests_are_answered_while_many_leases_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        for id in range(1, 7):
+            await grant(http, id=f"{id:x}")
+        monkeypatch.setattr(leases, "SLICE_LEASES", 2)
+        service = Service(http.node, perf_counter)
+        listing = asyncio.ensure_future(service.execute(ANONYMOUS, ListLeases(None, 4)))
+        revoking = asyncio.ensure_future(service.execute(ANONYMOUS, RevokeLease(3)))
+        await asyncio.wait({listing, revoking}, return_when=asyncio.FIRST_COMPLETED)
+        assert revoking.done()
+        assert not listing.done()
+        listed = await listing
+        assert ([each.id for each in listed.leases], listed.more) == ([1, 2, 4], True)
+
+    run(scenario)
+
+
+def test_leases_are_not_listed_on_by_a_node_that_serves_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(http: Server) -> None:
+        for id in range(1, 7):
+            await grant(http, id=f"{id:x}")
+        monkeypatch.setattr(leases, "SLICE_LEASES", 2)
+        listing = asyncio.ensure_future(Service(http.node, perf_counter).execute(ANONYMOUS, ListLeases(None, 4)))
+        await asyncio.sleep(0)
+        assert not listing.done()
+        http.node.quarantined = "the state is wrong"
+        with pytest.raises(NotServingError):
+            await listing
+
+    run(scenario)
+
+
+def test_other_requests_are_answered_while_a_long_list_of_leases_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(front, "SLICE_LEASES", 2)
+        writing = asyncio.ensure_future(front._listed([LeaseState(id, 10, 0, 10, 0) for id in range(1, 6)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not writing.done()
+        assert [each.id for each in await writing] == ["1", "2", "3", "4", "5"]
+
+    asyncio.run(scenario())
 
 
 def test_a_key_shows_its_lease_wherever_it_is_read() -> None:

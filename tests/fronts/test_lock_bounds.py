@@ -53,6 +53,41 @@ def test_a_campaign_that_waits_takes_nothing_of_what_bodies_may_take() -> None:
     run(scenario, FakeNode(make_config(inflight_bytes_max=2 * MIB)))
 
 
+def test_of_those_whose_time_ends_together_each_gives_its_place_up_in_one_step() -> None:
+    """Those before it have just done so: it is not the first one while the holder's place stands."""
+
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        propose, count = http.node.propose, 0
+        batch: list[tuple[Any, Any, asyncio.Future[Any]]] = []
+
+        async def propose_in_batches(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > 6:
+                return await propose(*args, **options)
+            batch.append((args, options, asyncio.get_running_loop().create_future()))
+            answer = batch[-1][2]
+            if len(batch) == 3:
+                results = [await propose(*each, **its_options) for each, its_options, _ in batch]
+                for (_, _, waiter), result in zip(batch, results, strict=True):
+                    waiter.set_result(result)
+                batch.clear()
+            return await answer
+
+        http.node.propose = propose_in_batches  # type: ignore[method-assign]
+        service = Service(http.node, perf_counter)
+        attempts = [
+            service.execute(ANONYMOUS, AcquireLock("lock", b"a", each, wait_ms=20 * each)) for each in (2, 3, 4)
+        ]
+        errors = await asyncio.gather(*attempts, return_exceptions=True)
+        assert [getattr(each, "code", each) for each in errors] == ["lock_held"] * 3
+        assert held(http) == [b"_locks/a/1"]
+        assert count == 6, "three puts, three deletions"
+
+    run(scenario)
+
+
 def test_a_body_without_a_length_keeps_what_it_has_and_no_more() -> None:
     async def scenario(http: Server) -> None:
         http.node.gate = asyncio.Event()

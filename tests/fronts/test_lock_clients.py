@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from time import perf_counter
+from typing import Any
 
 import pytest
 from fronts.fake_node import Server
@@ -81,6 +82,35 @@ def test_the_only_attempt_of_a_lease_does_not_leave_a_lock_that_nobody_knows_to_
         await asyncio.wait({attempt})
         assert attempt.cancelled()
         assert not held(http)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("wait_ms", "is_held"), [(0, False), (9000, False), (9000, True)])
+def test_an_attempt_that_is_given_up_while_its_put_is_on_its_way_leaves_no_place(wait_ms: int, is_held: bool) -> None:
+    async def scenario(http: Server) -> None:
+        if is_held:
+            await lock(http, 1)
+        before, propose = held(http), http.node.propose
+        is_put, answers = asyncio.Event(), asyncio.Event()
+
+        async def propose_slowly(*args: Any, **options: Any) -> Any:
+            done = await propose(*args, **options)
+            is_put.set()
+            await answers.wait()
+            return done
+
+        http.node.propose = propose_slowly  # type: ignore[method-assign]
+        wanted = AcquireLock("lock", b"a", 2, wait_ms=wait_ms)
+        attempt = asyncio.ensure_future(Service(http.node, perf_counter).execute(ANONYMOUS, wanted))
+        await asyncio.wait_for(is_put.wait(), 10)
+        assert b"_locks/a/2" in held(http)
+        attempt.cancel()
+        await asyncio.sleep(0)
+        answers.set()
+        await asyncio.wait({attempt})
+        assert attempt.cancelled()
+        assert held(http) == before
 
     run(scenario)
 

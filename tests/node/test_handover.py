@@ -270,10 +270,11 @@ async def test_a_number_stays_outstanding_after_its_callers_have_gone_and_is_sen
 @in_loop
 async def test_no_number_is_used_a_window_above_the_lowest_outstanding_one() -> None:
     origin = opened(pending_max=2 * ORIGIN_WINDOW)
-    for _ in range(ORIGIN_WINDOW + 5):
+    plain = ORIGIN_WINDOW - handover.KEEPING_NUMBERS
+    for _ in range(plain + 5):
         origin.ask(PUT)
     frames = origin.frames()
-    assert len(frames) == ORIGIN_WINDOW
+    assert len(frames) == plain
     for frame in frames[1:]:
         origin.propose(frame)
     origin.side.flush()
@@ -602,8 +603,9 @@ async def test_a_frame_that_is_too_much_for_an_entry_is_split_and_nothing_of_it_
     waiters = origin.ask(*puts)
     [frame] = origin.frames()
     pending, size_bytes = origin.side.pending, origin.side._outstanding_bytes
-    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=2))
-    assert (origin.side.pending, len(origin.side.queue)) == (pending, 3)
+    for_old = tuple(refused(position, OverloadedError("does not fit")) for position in range(2, 5))
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), for_old, 2))
+    assert (origin.side.pending, origin.side.queued) == (pending, 3)
     origin.side.flush()
     origin.side.tick()
     rest, first = origin.frames()
@@ -625,9 +627,9 @@ async def test_a_frame_is_not_split_while_an_attempt_of_it_may_be_done() -> None
     origin.side.tick()
     [second] = origin.frames()
     origin.side.refused(LEADER, Refusal(first.nonce, first.number, (second.attempt,), fits=1))
-    assert not origin.side.queue
+    before = origin.side.queued
     origin.side.refused(LEADER, Refusal(first.nonce, first.number, (first.attempt,), fits=1))
-    assert len(origin.side.queue) == 1
+    assert (before, origin.side.queued) == (0, 1)
 
 
 @in_loop
@@ -662,7 +664,7 @@ async def test_a_batch_of_several_frames_is_applied_in_its_order_whatever_is_los
     assert again.commands == first.commands, "what follows waits"
     applied = [again]
     origin.propose(again)
-    while origin.side.queue:
+    while origin.side.queued:
         origin.side.flush()
         [frame] = origin.frames()
         applied.append(frame)
@@ -734,8 +736,71 @@ async def test_a_full_queue_hands_renewals_and_revocations_over_and_first() -> N
     with pytest.raises(OverloadedError):
         origin.side.submit(LeaseRenew(10), 10)
     origin.side.flush()
+    first, others = origin.frames()
+    assert first.commands == (LeaseRenew(7), LeaseRevoke(8), LeaseRenew(9))
+    assert len(others.commands) == 3
+
+
+@in_loop
+async def test_renewals_are_sent_while_the_window_of_other_writes_is_full() -> None:
+    origin = opened(pending_max=2 * ORIGIN_WINDOW)
+    for _ in range(ORIGIN_WINDOW):
+        origin.ask(PUT)
+    lowest = origin.frames()[0].number
+    for _ in range(handover.KEEPING_NUMBERS + 1):
+        origin.ask(LeaseRenew(7))
+    frames = origin.frames()
+    assert all(frame.commands == (LeaseRenew(7),) for frame in frames)
+    assert frames[-1].number == lowest + ORIGIN_WINDOW - 1
+
+
+@in_loop
+async def test_renewals_do_not_use_up_the_numbers_of_other_writes() -> None:
+    origin = opened(pending_max=2 * ORIGIN_WINDOW)
+    for _ in range(ORIGIN_WINDOW):
+        origin.ask(LeaseRenew(7))
+    renewals = origin.frames()
+    assert len(renewals) == handover.KEEPING_NUMBERS
+    origin.ask(PUT)
+    assert len(origin.frames()) == 1
+    origin.propose(renewals[0])
+    origin.side.flush()
     [frame] = origin.frames()
-    assert set(frame.commands[:3]) == {LeaseRenew(7), LeaseRevoke(8), LeaseRenew(9)}
+    assert set(frame.commands) == {LeaseRenew(7)}
+
+
+@in_loop
+async def test_renewals_are_sent_while_too_many_bytes_are_outstanding() -> None:
+    origin = opened()
+    origin.ask(*[Put(b"a", bytes(1024 * 1024))] * 20)
+    assert len(origin.frames()) == 16
+    [waiter] = origin.ask(LeaseRenew(7))
+    [frame] = origin.frames()
+    assert frame.commands == (LeaseRenew(7),)
+    origin.propose(frame)
+    assert waiter.done()
+    assert origin.side.queued == 4
+
+
+@in_loop
+async def test_a_renewal_that_waits_is_not_behind_what_was_split_off() -> None:
+    origin = opened()
+    ask_batch(origin, PUT, PUT, batch=object())
+    [frame] = origin.frames()
+    origin.side.submit(LeaseRenew(7), 10)
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=1))
+    origin.side.flush()
+    assert [each.commands for each in origin.frames()] == [(LeaseRenew(7),)]
+
+
+@in_loop
+async def test_of_renewals_that_were_split_off_none_is_lost() -> None:
+    origin = opened()
+    origin.ask(LeaseRevoke(7), LeaseRevoke(8), LeaseRevoke(9))
+    [frame] = origin.frames()
+    origin.side.refused(LEADER, Refusal(frame.nonce, frame.number, (frame.attempt,), fits=1))
+    origin.side.flush()
+    assert [each.commands for each in origin.frames()] == [(LeaseRevoke(8), LeaseRevoke(9))]
 
 
 def test_below_the_level_it_is_not_available() -> None:

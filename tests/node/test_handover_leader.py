@@ -223,6 +223,24 @@ async def test_a_node_that_is_no_member_hands_nothing_over() -> None:
 
 
 @in_loop
+async def test_a_node_that_is_no_member_opens_nothing() -> None:
+    leader = Leader()
+    leader.raft.configuration = Configuration(CONFIGURATION.members[1:])
+    leader.side.open(ME, 5, Opening(7, 0))
+    assert leader.queued == []
+    assert leader.counters.handover_ignored == {"foreign": 1}
+
+
+@in_loop
+async def test_a_nonce_that_is_open_is_not_opened_again() -> None:
+    leader = Leader()
+    apply(leader.state.store, OpenOrigin(ME, 7, 0))
+    leader.side.open(ME, 5, Opening(7, 0))
+    assert leader.queued == []
+    assert leader.counters.handover_ignored == {"applied": 1}
+
+
+@in_loop
 async def test_below_the_level_nothing_is_proposed_that_an_older_version_does_not_know() -> None:
     leader = Leader(HANDOVER_LEVEL - 1)
     leader.side.open(ME, 5, Opening(7, 0))
@@ -301,11 +319,12 @@ async def test_every_frame_is_counted_by_what_became_of_it() -> None:
 async def test_a_frame_that_does_not_fit_into_an_entry_is_to_be_split() -> None:
     leader = Leader()
     leader.side.take(ME, 5, frame_of(1, PUT, PUT, PUT))
-    leader.queued[0][1].set_exception(DoesNotFitError(2))
+    leader.queued[0][1].set_exception(DoesNotFitError(2, 3))
     await leader.turn()
     [(_, refusal)] = leader.said
-    assert (refusal.attempts, refusal.errors, refusal.fits) == ((1,), (), 2)
+    assert (refusal.attempts, refusal.fits) == ((1,), 2)
     assert leader.counters.handover_refused == {"split": 1}
+    assert [(said.position, type(error_of(said))) for said in refusal.errors] == [(2, OverloadedError)], "for 0.5.0"
 
 
 @in_loop

@@ -297,7 +297,7 @@ class Driver:
             self._proposals.flush()
         if self._handover.receiver.done:
             self._handover.receiver.settle()
-        if self._handover.origin.queue:
+        if self._handover.origin.queued:
             self._handover.origin.flush()
         if self._reads.queue:
             self._reads.flush()
@@ -398,7 +398,7 @@ class Driver:
             if entry is not last and self._clock.monotonic() >= until:
                 entries = entries[: entry.index - entries[0].index + 1]
                 break
-        if proposals.is_holding_back or self._handover.origin.queue:
+        if proposals.is_holding_back or self._handover.origin.queued:
             self._turns.schedule()
         self._compactions.applied(max(commands, store.versions.end - end_before))
         took_s = self._clock.monotonic() - since

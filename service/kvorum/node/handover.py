@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from random import Random
 from typing import NamedTuple
 
@@ -45,7 +46,9 @@ FRAME_BYTES_MAX = 512 * 1024
 """A frame takes no further command above this; one that is larger has a frame of its own."""
 FRAME_COMMANDS_MAX = BATCH_COMMANDS_MAX // 4
 OUTSTANDING_BYTES_MAX = 16 * 1024 * 1024
-"""While frames of so many bytes are outstanding, no other is sent."""
+"""While frames of so many bytes are outstanding, none is sent but those of renewals and revocations (:func:`share`)."""
+KEEPING_NUMBERS = ORIGIN_WINDOW // 4
+"""The last numbers of the window are for such frames, and no more of them are outstanding: others need numbers too."""
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
 """More are refused."""
 ATTEMPTS_MAX = 16
@@ -79,6 +82,7 @@ class Outstanding:
         "batches",
         "commands",
         "is_lost",
+        "keeps",
         "resend_s",
         "sent",
         "sent_s",
@@ -93,6 +97,8 @@ class Outstanding:
         self.batches = [each.batch for each in writes]
         self.all_batches = frozenset(self.batches) - {None}
         """Those of which the frame has ever had a write."""
+        self.keeps = share(self.commands[0]) > 1
+        """Whether it has renewals and revocations; else it has others."""
         self.size_bytes = sum(each.size_bytes for each in writes)
         self.attempts: dict[int, NodeId] = {}
         """Those that were not refused, and to whom each was sent."""
@@ -148,13 +154,16 @@ class HandOvers:
         self._clock = clock
         self._random = random
         self._post = post
-        self.queue: deque[Queued] = deque()
+        self._keeping: deque[Queued] = deque()
+        """Renewals and revocations of leases. They go first, in frames of their own."""
+        self._others: deque[Queued] = deque()
         self._batches: set[object] = set()
         """Those of which a frame is outstanding."""
         self.outstanding: dict[int, Outstanding] = {}
         """Number -> frame, in the order of the numbers."""
         self._queued_bytes = 0
         self._outstanding_bytes = 0
+        self._keeping_frames = 0
         self._pending = 0
         self._nonce = 0
         """0: not drawn yet."""
@@ -171,6 +180,11 @@ class HandOvers:
     def pending(self) -> int:
         """How many writes wait to be handed over, or to be seen applied."""
         return self._pending
+
+    @property
+    def queued(self) -> int:
+        """How many of them are in no frame."""
+        return len(self._keeping) + len(self._others)
 
     @property
     def is_available(self) -> bool:
@@ -202,13 +216,15 @@ class HandOvers:
             self._counters.proposals["refused"] += 1
             raise OverloadedError(f"{self._pending} writes already wait to be handed to the leader")
         waiter: Waiter = asyncio.Future()
-        # What keeps leases does not wait behind a batch, nor behind large writes.
-        add = self.queue.append if times == 1 else self.queue.appendleft
-        add(Queued(command, waiter, size_bytes, address, batch))
+        self._queue_of(command).append(Queued(command, waiter, size_bytes, address, batch))
         self._queued_bytes += size_bytes
         self._pending += 1
         self._deadlines.add(waiter, timeout_s)
         return waiter
+
+    def _queue_of(self, command: QueuedCommand) -> deque[Queued]:
+        # What keeps leases does not wait behind a batch, nor behind large writes.
+        return self._keeping if share(command) > 1 else self._others
 
     def idle(self, deadline_s: float) -> asyncio.Future[None]:
         """Return a future that completes once no caller waits, at the latest at ``deadline_s``."""
@@ -220,11 +236,14 @@ class HandOvers:
     def _complete_idle(self) -> None:
         now_s = self._clock.monotonic()
         waiting = (waiter for frame in self.outstanding.values() for waiter in frame.waiters)
-        is_idle = all(waiter.done() for waiter in (*(each[1] for each in self.queue), *waiting))
+        is_idle = all(waiter.done() for waiter in chain(self._queued_waiters(), waiting))
         for deadline_s, future in self._idle:
             if (is_idle or now_s >= deadline_s) and not future.done():
                 future.set_result(None)
         self._idle = [each for each in self._idle if not each[1].done()]
+
+    def _queued_waiters(self) -> Iterator[Waiter]:
+        return (each.waiter for each in chain(self._keeping, self._others))
 
     # --- To the leader ------------------------------------------------------------------------------------------
 
@@ -234,14 +253,19 @@ class HandOvers:
         leader = self._raft.leader
         if leader is None or self._state.is_given_up or not self._is_open(leader):
             return
-        while self.queue and self.queue[0].batch not in self._batches and self._has_room():
-            frame = self._take_frame()
+        for queue in (self._keeping, self._others):
+            self._flush(queue, leader)
+
+    def _flush(self, queue: deque[Queued], leader: NodeId) -> None:
+        while self._is_next(queue) and self._has_room(share(queue[0].command)):
+            frame = self._take_frame(queue)
             if frame is not None:
                 number = self._next_number
                 self._next_number += 1
                 self.outstanding[number] = frame
                 self._batches |= frame.all_batches
                 self._outstanding_bytes += frame.size_bytes
+                self._keeping_frames += frame.keeps
                 self._counters.handover_frames["sent"] += 1
                 self._counters.handover_writes["sent"] += len(frame.commands)
                 self._send(number, frame, leader)
@@ -260,19 +284,27 @@ class HandOvers:
             self._post(leader, self._raft.current_term, Opening(self._nonce, replaces))
         return False
 
-    def _has_room(self) -> bool:
-        lowest = next(iter(self.outstanding), self._next_number)
-        return self._next_number < lowest + ORIGIN_WINDOW and self._outstanding_bytes < OUTSTANDING_BYTES_MAX
+    def _is_next(self, queue: deque[Queued]) -> bool:
+        """Tell whether there is a write, and none of its batch is outstanding."""
+        return bool(queue) and queue[0].batch not in self._batches
 
-    def _take_frame(self) -> Outstanding | None:
+    def _has_room(self, times: int) -> bool:
+        """Tell whether a frame may be sent, of writes that have so many times the room of others."""
+        if times > 1 and self._keeping_frames >= KEEPING_NUMBERS:
+            return False
+        lowest = next(iter(self.outstanding), self._next_number)
+        window = ORIGIN_WINDOW if times > 1 else ORIGIN_WINDOW - KEEPING_NUMBERS
+        return self._next_number < lowest + window and self._outstanding_bytes < times * OUTSTANDING_BYTES_MAX
+
+    def _take_frame(self, queue: deque[Queued]) -> Outstanding | None:
         writes: list[Queued] = []
         size = keys = 0
-        while self.queue and self.queue[0].batch not in self._batches and len(writes) < FRAME_COMMANDS_MAX:
-            write = self.queue[0]
+        while self._is_next(queue) and len(writes) < FRAME_COMMANDS_MAX:
+            write = queue[0]
             visited = visits(write.command, self._state.store)
             if writes and (size + write.size_bytes > FRAME_BYTES_MAX or keys + visited > TXN_KEYS_MAX):
                 break
-            self.queue.popleft()
+            queue.popleft()
             self._queued_bytes -= write.size_bytes
             if write.waiter.done():  # Its caller gave up: the write was certainly not done.
                 self._pending -= 1
@@ -319,7 +351,7 @@ class HandOvers:
                     frame.resend_s = RESEND_S if is_other_leader else min(2 * frame.resend_s, RESEND_MAX_S)
                     self._counters.handover_frames["resent"] += 1
                     self._send(number, frame, leader)
-        elif self.queue and leader is not None:
+        elif self.queued and leader is not None:
             self.flush()
         if self._idle:
             self._complete_idle()
@@ -328,7 +360,7 @@ class HandOvers:
         expired = list(self._deadlines.expired())
         if not expired:
             return
-        queued = {each[1] for each in self.queue}
+        queued = set(self._queued_waiters())
         refused = {waiter for frame in self.outstanding.values() if not frame.may_be_done for waiter in frame.waiters}
         for waiter in expired:
             if waiter in queued:
@@ -362,7 +394,8 @@ class HandOvers:
             return
         for attempt in ended:
             frame.attempts.pop(attempt, None)
-        errors = {said.position: error_of(said) for said in refusal.errors}
+        said = () if refusal.fits else refusal.errors  # Those beside it are for origins that cannot split a frame.
+        errors = {each.position: error_of(each) for each in said}
         whole = errors.get(WHOLE_FRAME)
         if frame.may_be_done or isinstance(whole, NotLeaderError):
             return  # It is sent to the next leader, if there is one in time.
@@ -378,7 +411,8 @@ class HandOvers:
     def _split(self, frame: Outstanding, fits: int) -> None:
         """Let a frame that certainly is not done carry its first commands only; the others wait for another frame."""
         others = frame.cut(fits)
-        self.queue.extendleft(reversed(others))
+        for each in reversed(others):
+            self._queue_of(each.command).appendleft(each)
         size_bytes = sum(each.size_bytes for each in others)
         self._queued_bytes += size_bytes
         self._outstanding_bytes -= size_bytes
@@ -409,6 +443,7 @@ class HandOvers:
         self._batches -= frame.all_batches
         self._pending -= len(frame.waiters)
         self._outstanding_bytes -= frame.size_bytes
+        self._keeping_frames -= frame.keeps
 
     def _follow_state(self) -> None:
         """Take note of another state in the place of the last one: its window says what was applied."""
@@ -440,10 +475,11 @@ class HandOvers:
 
     def stop(self, reason: str) -> None:
         """Answer every caller: the node stops, or its state is wrong. The numbers stay outstanding."""
-        self._tell([each.waiter for each in self.queue], NotServingError(reason))
-        self._pending -= len(self.queue)
+        self._tell(self._queued_waiters(), NotServingError(reason))
+        self._pending -= self.queued
         self._queued_bytes = 0
-        self.queue.clear()
+        self._keeping.clear()
+        self._others.clear()
         for frame in self.outstanding.values():
             if frame.may_be_done:
                 self._unknown(frame.waiters, f"{reason}; the write may still be applied")

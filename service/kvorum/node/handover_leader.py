@@ -106,6 +106,12 @@ class Receiver:
         is_full = len(self._openings) >= OPENINGS_MAX
         if not self._is_possible or not self._leads(term) or opening.nonce in self._openings or is_full:
             return
+        if self._raft.configuration.get(sender) is None:
+            self._counters.handover_ignored["foreign"] += 1
+            return
+        if self._state.store.origins.find(opening.nonce) is not None:
+            self._counters.handover_ignored["applied"] += 1
+            return
         command = OpenOrigin(sender, opening.nonce, opening.replaces)
         self._openings.add(opening.nonce)
         waiter = self._proposals.enqueue(command, weight(command), self._timeout_s)
@@ -209,10 +215,20 @@ class Receiver:
             error = None if waiter.cancelled() else waiter.exception()
             sender, nonce, number = key
             if isinstance(error, DoesNotFitError):
-                self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), fits=error.fits))
+                errors = _errors_of_split(error)
+                self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), errors, error.fits))
             elif isinstance(error, CallerError) and not isinstance(error, OutcomeUnknownError):
                 self._refuse(sender, term, Refusal(nonce, number, tuple(attempts), (refused(WHOLE_FRAME, error),)))
 
     def _refuse(self, sender: NodeId, term: int, refusal: Refusal) -> None:
         self._counters.handover_refused["split" if refusal.fits else refusal.errors[0].code] += 1
         self._answer(sender, term, refusal)
+
+
+def _errors_of_split(error: DoesNotFitError) -> tuple[Refused, ...]:
+    """Return what to say of the commands that do not fit. An origin that knows of ``fits`` sends them again.
+
+    Kvorum 0.5.0 does not know of it: it refuses them, and sends the first ones again, which fit.
+    """
+    why = OverloadedError("the writes of one turn visit more keys than one entry may; it was not done, try again")
+    return tuple(refused(position, why) for position in range(error.fits, error.count))

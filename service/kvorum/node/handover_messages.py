@@ -66,7 +66,9 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     attempts: tuple[_Number, ...]
     errors: tuple[Refused, ...] = ()
     fits: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Not 0: nothing is wrong with the commands, but one entry may carry only so many of them, from the first on."""
+    """Not 0: nothing is wrong with the commands, but one entry may carry only so many of them, from the first on.
+
+    Then ``errors`` are of the others, for an origin of Kvorum 0.5.0, which does not know this field."""
 
 
 HandoverMessage = Opening | Frame | Refusal

@@ -65,11 +65,13 @@ class DoesNotFitError(Exception):
 
     Attributes:
         fits: so many of its commands, from the first on, may be proposed as one frame; at least one, and not all.
+        count: how many commands it has.
     """
 
-    def __init__(self, fits: int) -> None:
-        super().__init__(f"only the first {fits} commands of the frame fit into an entry")
+    def __init__(self, fits: int, count: int) -> None:
+        super().__init__(f"only the first {fits} of the {count} commands of the frame fit into an entry")
         self.fits = fits
+        self.count = count
 
 
 KEEPING_SHARE = 2
@@ -284,7 +286,8 @@ class Proposals:
                     self.pending -= 1
                     carried -= len(command.commands)
                     self._counters.proposals["refused"] += 1
-                    waiter.set_exception(DoesNotFitError(fitting(command.commands, self._state.store)))
+                    fits = fitting(command.commands, self._state.store)
+                    waiter.set_exception(DoesNotFitError(fits, len(command.commands)))
                     continue
                 if in_flight + keys > 0 and in_flight + keys + visited > TXN_KEYS_MAX:
                     self.queue.appendleft((command, waiter, size_bytes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from heapq import nsmallest
 from secrets import randbelow
 
 from kvorum.errors import (
@@ -12,6 +12,7 @@ from kvorum.errors import (
     LeaseError,
     NoSpaceError,
     NotLeaderError,
+    ReadTimeoutError,
 )
 from kvorum.kv import commands, leases
 from kvorum.kv.commands import LeaseGranted, LeaseRefused, LeaseRenewed, LeaseRevoked, NoSpace, SessionRefused
@@ -23,6 +24,9 @@ from kvorum.service.node_port import NodePort
 from kvorum.service.refusals import Refusals
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseGrant, LeaseList, LeaseRenewal, LeaseRevocation, LeaseState
+
+SLICE_LEASES = 1000
+"""Leases that a list looks at before the event loop has a turn: about a millisecond."""
 
 _Done = LeaseGranted | LeaseRenewed | LeaseRevoked
 
@@ -55,6 +59,8 @@ class Leases:
         self._draw_id = draw_id
         self._hands_over = hands_over
         self._counters = node.counters
+        self._lists = asyncio.Lock()
+        """Whose turn it is: each list holds a few hundred bytes for each lease."""
 
     async def grant(self, request: GrantLease) -> LeaseGrant:
         """Create a lease; a time to live that is too short is taken as the shortest."""
@@ -120,15 +126,52 @@ class Leases:
         return self._state(lease, with_keys=request.with_keys)
 
     async def list_all(self, request: ListLeases) -> LeaseList:
-        """Return the leases from an id on."""
+        """Return the leases from an id on.
+
+        The event loop has turns meanwhile. Every lease that exists all the time is there, each as it is at some moment
+        of the call, and one that ends or is granted meanwhile may be there.
+
+        Raises:
+            ReadTimeoutError: other lists take too long.
+        """
         if not 1 <= request.limit <= LEASES_LISTED_MAX:
             raise InvalidRequestError(f"limit must be a whole number from 1 to {LEASES_LISTED_MAX:,}")
         await leases_barrier(self._node, "a lease", request.timeout_ms)
+        timeout_ms = bounded_timeout_ms(request.timeout_ms, self._node.config.request_timeout_ms)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000), self._lists:
+                return await self._list(request)
+        except TimeoutError:
+            raise ReadTimeoutError("the leases could not be listed in time: there are many, or many lists") from None
+
+    async def _list(self, request: ListLeases) -> LeaseList:
         store = self._node.store
-        after = INTEGER_MIN - 1 if request.after is None else request.after
-        found = nsmallest(request.limit + 1, (each.id for each in store.leases if each.id > after))
-        states = tuple(self._state(lease) for id in found[: request.limit] if (lease := store.leases.get(id)))
-        return LeaseList(states, len(found) > request.limit, store.revision)
+        revision = store.revision
+        found = await self._lowest(request.after, request.limit + 1)
+        states: list[LeaseState] = []
+        for start in range(0, request.limit, SLICE_LEASES):
+            ids = found[start : min(start + SLICE_LEASES, request.limit)]
+            if not ids:
+                break
+            states.extend(self._state(lease) for id in ids if (lease := store.leases.get(id)))
+            await self._let_others_run()
+        return LeaseList(tuple(states), len(found) > request.limit, revision)
+
+    async def _lowest(self, after: int | None, count: int) -> list[int]:
+        """Return the lowest ids above that one, ascending, at most so many."""
+        above = INTEGER_MIN - 1 if after is None else after
+        leases = list(self._node.store.leases)
+        lowest: list[int] = []
+        for start in range(0, len(leases), SLICE_LEASES):
+            lowest.extend(each.id for each in leases[start : start + SLICE_LEASES] if each.id > above)
+            lowest.sort()
+            del lowest[count:]
+            await self._let_others_run()
+        return lowest
+
+    async def _let_others_run(self) -> None:
+        await asyncio.sleep(0)
+        self._node.check_serves()
 
     def _state(self, lease: Lease, *, with_keys: bool = False) -> LeaseState:
         keys = tuple(sorted(lease.keys)) if with_keys else None

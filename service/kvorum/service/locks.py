@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Literal
 
@@ -111,9 +111,11 @@ class Locks:
             raise InvalidRequestError(f"wait_ms must be a whole number from 0 to {LOCK_WAIT_MS_MAX:,}")
         attempt = _Attempt(request)
         deadline_s = self._now() + request.wait_ms / 1000
-        if not request.wait_ms and (granted := await self._try(principal, attempt)) is not None:
-            return granted
-        await self._put(principal, attempt)
+        if not request.wait_ms:
+            granted = await self._to_its_end(principal, attempt, self._try(principal, attempt))
+            if granted is not None:
+                return granted
+        await self._to_its_end(principal, attempt, self._put(principal, attempt))
         attempt.forget_value()
         if request.on_placed is not None:
             request.on_placed()
@@ -177,6 +179,23 @@ class Locks:
         return await self._queues.list_all(request)
 
     # --- An attempt ---------------------------------------------------------------------------------------------
+
+    async def _to_its_end(
+        self, principal: Principal, attempt: _Attempt, put: Coroutine[object, object, LockGrant | None]
+    ) -> LockGrant | None:
+        """Await what puts the key of an attempt, also if the attempt is cancelled meanwhile: its put may be on its way.
+
+        Then the place is given up once it is known. A request's timeout bounds each put.
+        """
+        task = asyncio.ensure_future(put)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with suppress(CallerError):
+                await task
+            if attempt.mod_revision:
+                await self._withdraw(principal, attempt, is_abandoned=True)
+            raise
 
     async def _try(self, principal: Principal, attempt: _Attempt) -> LockGrant | None:
         """Take the lock if nobody has a place; None: somebody may have it, and perhaps this lease.
@@ -247,7 +266,8 @@ class Locks:
             if queue[place : place + 1] != [own]:
                 raise _not_held(request.kind, request.name, request.lease)
             if place:
-                before = attempt.before = queue[place - 1]
+                before = queue[place - 1]
+                attempt.ahead = (before, queue[0]) if place > 1 else (before,)
                 left_s = deadline_s - self._now()
                 if left_s > 0:
                     await self._gone(before, attempt, left_s)
@@ -297,23 +317,25 @@ class Locks:
         may be the first one now. Then another attempt may have been told already that its lease holds the lock. An
         attempt that is abandoned, and was the only one, gives up the first place too: nobody was told, or will be.
         """
-        before, key = attempt.before, attempt.key
+        key, deletes = attempt.key, (DeleteRangeOp(attempt.key),)
         is_own = Compare(key, "mod_revision", "=", attempt.mod_revision)
-        is_waiting: tuple[Compare, ...] = ()
+        conditions: list[tuple[Compare, ...]] = [(is_own,)]
         if not is_abandoned or attempt.mod_revision != attempt.token:
-            if before is None:
+            if not attempt.ahead:
                 return "first"
-            is_waiting = (
-                Compare(before.key, "create_revision", "=", before.create_revision),
-                Compare(before.key, "lease", "=", before.lease),
-            )
-        txn = Txn((is_own, *is_waiting), (DeleteRangeOp(key),), (RangeOp(key, keys_only=True),))
+            conditions = [(is_own, *_stands(place)) for place in attempt.ahead]
+        otherwise: tuple[TxnOp | RangeOp, ...] = (RangeOp(key, keys_only=True),)
+        for condition in reversed(conditions[1:]):
+            otherwise = (TxnOp(condition, deletes, otherwise),)
+        txn = Txn(conditions[0], deletes, otherwise)
         try:
             result = await self._handing_over.txn(principal, txn)
         except CallerError:
             return "unknown"
         match result.results:
-            case (RangeOpResult(records=(record,)),) if record.mod_revision == attempt.mod_revision:
+            case (RangeOpResult(records=(record,)),) | (TxnOpResult(results=(RangeOpResult(records=(record,)),)),) if (
+                record.mod_revision == attempt.mod_revision
+            ):
                 return "first"
             case _:
                 return "done"
@@ -337,7 +359,7 @@ class Locks:
 class _Attempt:
     """One attempt to get a lock."""
 
-    __slots__ = ("before", "key", "mod_revision", "prefix", "request", "token")
+    __slots__ = ("ahead", "key", "mod_revision", "prefix", "request", "token")
 
     def __init__(self, request: AcquireLock) -> None:
         self.request = request
@@ -346,8 +368,12 @@ class _Attempt:
         self.mod_revision = 0
         """Of the key, as this attempt has put it."""
         self.token = 0
-        self.before: Place | None = None
-        """The place before its own, for which it waits."""
+        self.ahead: tuple[Place, ...] = ()
+        """Places before its own: the one for which it waits, and the first one, if that is another.
+
+        Its own is not the first while either stands. Of many whose time ends together, each gives its place up in one
+        step, whether the one before has done so or not.
+        """
 
     @property
     def put(self) -> LeasedPutOp:
@@ -411,6 +437,14 @@ def _key(kind: LockKind, name: bytes, lease: int) -> bytes:
     if not lease:
         raise InvalidRequestError("say which lease: its keys are the places in the queue")
     return queue_prefix(kind, name) + b"%x" % lease
+
+
+def _stands(place: Place) -> tuple[Compare, ...]:
+    """Return the conditions on which a place is still one."""
+    return (
+        Compare(place.key, "create_revision", "=", place.create_revision),
+        Compare(place.key, "lease", "=", place.lease),
+    )
 
 
 def _check_value(value: bytes) -> None:

@@ -35,9 +35,30 @@ MUTANTS = (
     ),
     _row(
         "Renewals wait behind all writes that are queued.",
-        "node.handover:HandOvers.submit",
-        "self.queue.append if times == 1 else self.queue.appendleft",
-        "self.queue.append",
+        "node.handover:HandOvers._queue_of",
+        "self._keeping if share(command) > 1 else self._others",
+        "self._others",
+        _NODE,
+    ),
+    _row(
+        "Renewals wait while 16 MiB of other writes are outstanding.",
+        "node.handover:HandOvers._has_room",
+        "times * OUTSTANDING_BYTES_MAX",
+        "OUTSTANDING_BYTES_MAX",
+        _NODE,
+    ),
+    _row(
+        "Renewals use up the numbers that other writes need.",
+        "node.handover:HandOvers._has_room",
+        "times > 1 and self._keeping_frames >= KEEPING_NUMBERS",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "Other writes use up the numbers that are for renewals.",
+        "node.handover:HandOvers._has_room",
+        "ORIGIN_WINDOW if times > 1 else ORIGIN_WINDOW - KEEPING_NUMBERS",
+        "ORIGIN_WINDOW",
         _NODE,
     ),
     _row(
@@ -57,7 +78,7 @@ MUTANTS = (
     # Rule 6: the order of a batch.
     _row(
         "The next frame of a batch is sent while the one before may be lost.",
-        "node.handover:HandOvers.flush",
+        "node.handover:HandOvers._flush",
         "self._batches |= frame.all_batches",
         "pass",
         _NODE,
@@ -65,8 +86,8 @@ MUTANTS = (
     _row(
         "What is split off a frame is sent before the rest of the frame was applied.",
         "node.handover:HandOvers._take_frame",
-        "self.queue and self.queue[0].batch not in self._batches and (len(writes) < FRAME_COMMANDS_MAX)",
-        "self.queue and len(writes) < FRAME_COMMANDS_MAX",
+        "self._is_next(queue) and len(writes) < FRAME_COMMANDS_MAX",
+        "queue and len(writes) < FRAME_COMMANDS_MAX",
         _NODE,
     ),
     _row(
@@ -99,9 +120,23 @@ MUTANTS = (
         _NODE,
     ),
     _row(
+        "An origin of 0.5.0, which cannot split a frame, is told nothing: it sends the frame again and again.",
+        "node.handover_leader:Receiver.settle",
+        "_errors_of_split(error)",
+        "()",
+        _LEADER,
+    ),
+    _row(
+        "What an origin of 0.5.0 is told of a frame to be split is told to the callers here.",
+        "node.handover:HandOvers.refused",
+        "() if refusal.fits else refusal.errors",
+        "refusal.errors",
+        _NODE,
+    ),
+    _row(
         "The commands that are split off have no caller any more.",
         "node.handover:HandOvers._split",
-        "self.queue.extendleft(reversed(others))",
+        "self._queue_of(each.command).appendleft(each)",
         "pass",
         _NODE,
     ),
@@ -195,7 +230,7 @@ MUTANTS = (
     _row(
         "Numbers run away from the lowest outstanding one.",
         "node.handover:HandOvers._has_room",
-        "self._next_number < lowest + ORIGIN_WINDOW",
+        "self._next_number < lowest + window",
         "True",
         _NODE,
     ),
@@ -359,6 +394,20 @@ MUTANTS = (
         "A node that is no member hands writes over.",
         "node.handover_leader:Receiver._why_ignored",
         "self._raft.configuration.get(sender) is None",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A node that is no member has an entry proposed each second, to open its nonce.",
+        "node.handover_leader:Receiver.open",
+        "self._raft.configuration.get(sender) is None",
+        "False",
+        _LEADER,
+    ),
+    _row(
+        "A nonce that is open is proposed again.",
+        "node.handover_leader:Receiver.open",
+        "self._state.store.origins.find(opening.nonce) is not None",
         "False",
         _LEADER,
     ),

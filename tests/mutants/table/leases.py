@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutants.mutant import Mutant
 
 _RULES = "tests/kv/test_leases.py"
+_FRONT = "tests/fronts/test_leases.py -k list"
 _SNAPSHOTS = "tests/kv/test_lease_snapshots.py"
 
 
@@ -272,5 +273,26 @@ MUTANTS = (
         "leases.get(lease) is None",
         "False",
         _SNAPSHOTS,
+    ),
+    _row(
+        "A long list of leases holds the event loop.",
+        "service.leases:Leases._let_others_run",
+        "await asyncio.sleep(0)",
+        "pass",
+        _FRONT,
+    ),
+    _row(
+        "A node whose state turned out to be wrong lists leases on.",
+        "service.leases:Leases._let_others_run",
+        "self._node.check_serves()",
+        "pass",
+        _FRONT,
+    ),
+    _row(
+        "The answer with a long list of leases is made in one go.",
+        "fronts.http.leases:_listed",
+        "await asyncio.sleep(0)",
+        "pass",
+        _FRONT,
     ),
 )

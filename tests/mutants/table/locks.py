@@ -25,14 +25,14 @@ MUTANTS = [
     _row(
         "A place is removed that another attempt has taken over.",
         "service.locks:Locks._withdraw",
-        "(is_own, *is_waiting)",
-        "is_waiting",
+        "(is_own, *_stands(place))",
+        "_stands(place)",
         "test_lock_clients.py",
     ),
     _row(
         "A place is removed that may be the first one.",
         "service.locks:Locks._withdraw",
-        "(is_own, *is_waiting)",
+        "(is_own, *_stands(place))",
         "(is_own,)",
     ),
     _row(
@@ -47,6 +47,13 @@ MUTANTS = [
         "service.locks:Locks._withdraw",
         "not is_abandoned or attempt.mod_revision != attempt.token",
         "True",
+        "test_lock_clients.py",
+    ),
+    _row(
+        "An attempt that is given up while its put is on its way leaves a place that nobody knows of.",
+        "service.locks:Locks._to_its_end",
+        "attempt.mod_revision",
+        "False",
         "test_lock_clients.py",
     ),
     _row(
@@ -113,9 +120,16 @@ MUTANTS = [
         "test_lock_bounds.py",
     ),
     _row(
+        "Of many whose time ends together every other one has to try again, and of those every other one.",
+        "service.locks:Locks._wait",
+        "(before, queue[0]) if place > 1 else (before,)",
+        "(before,)",
+        "test_lock_bounds.py",
+    ),
+    _row(
         "Whoever gives up stays in the queue.",
         "service.locks:Locks._withdraw",
-        "before is None",
+        "not attempt.ahead",
         "True",
     ),
     _row(
@@ -151,7 +165,7 @@ MUTANTS = [
     _row(
         "A lock that is held is queued for, also without a wait.",
         "service.locks:Locks.acquire",
-        "not request.wait_ms and (granted := await self._try(principal, attempt)) is not None",
+        "not request.wait_ms",
         "False",
     ),
     _row(
@@ -211,9 +225,9 @@ MUTANTS = [
     ),
     _row(
         "A place is removed that may be the first one, since the one before has lost its lease.",
-        "service.locks:Locks._withdraw",
-        "Compare(before.key, 'lease', '=', before.lease)",
-        "Compare(before.key, 'version', '>', 0)",
+        "service.locks:_stands",
+        "Compare(place.key, 'lease', '=', place.lease)",
+        "Compare(place.key, 'version', '>', 0)",
         "test_lock_keys.py",
     ),
     _row(

@@ -370,8 +370,8 @@ MUTANTS = (
     _handover(
         "A number is used that is a whole window above one outstanding.",
         "node.handover:HandOvers._has_room",
-        "self._next_number < lowest + ORIGIN_WINDOW",
-        "self._next_number <= lowest + ORIGIN_WINDOW",
+        "self._next_number < lowest + window",
+        "self._next_number <= lowest + window",
     ),
     _handover(
         "A leader takes an attempt of an earlier term.",

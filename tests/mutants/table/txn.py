@@ -476,7 +476,7 @@ MUTANTS = (
     _row(
         "A transaction that waits for others is proposed with the next one that comes.",
         "node.driver:Driver._apply",
-        "if proposals.is_holding_back or self._handover.origin.queue: ...",
+        "if proposals.is_holding_back or self._handover.origin.queued: ...",
         "pass",
         _LOG,
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp.web import BaseRequest
@@ -14,6 +16,7 @@ from kvorum.fronts.http.request import BODY, Bodies, Query, decode_json, decode_
 from kvorum.fronts.http.response import Response
 from kvorum.service import Service
 from kvorum.service.access import ANONYMOUS
+from kvorum.service.leases import SLICE_LEASES
 from kvorum.service.limits import INTEGER_MAX, INTEGER_MIN
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseState
@@ -117,7 +120,8 @@ class LeaseHandlers:
         after = None if (text := query.get(parameters.AFTER)) is None else parse_id(text, "after")
         limit = query.integer(parameters.LEASES_LIMIT) or _LISTED
         found = await self._execute(ANONYMOUS, ListLeases(after, limit, common_parameters(query)))
-        return respond(wire.LeaseList(tuple(map(_state, found.leases)), found.more, found.revision), found.revision)
+        listed = wire.LeaseList(await _listed(found.leases), found.more, found.revision)
+        return respond(listed, found.revision)
 
 
 def common_parameters(query: Query) -> int | None:
@@ -148,6 +152,16 @@ def parse_id(text: str, what: str) -> int:
 
 def _path_id(raw: str) -> int:
     return parse_id(decode_text(raw, "the id"), "the last part of the path")
+
+
+async def _listed(states: Sequence[LeaseState]) -> tuple[wire.LeaseState, ...]:
+    """Return what a list shows; the event loop has turns meanwhile."""
+    listed: list[wire.LeaseState] = []
+    for start in range(0, len(states), SLICE_LEASES):
+        if start:
+            await asyncio.sleep(0)
+        listed.extend(map(_state, states[start : start + SLICE_LEASES]))
+    return tuple(listed)
 
 
 def _state(state: LeaseState) -> wire.LeaseState:
