@@ -82,8 +82,8 @@ def test_a_write_never_goes_to_the_cluster_that_has_the_old_ports_now(tmp_path: 
             assert put.returncode == 0, put.stderr
         for number in range(len(ours.names)):
             for key in (f"curl-{number}", f"kv-{number}"):
-                assert ours.get(ours.leader(), key).body == b"ours"
-                assert other.get(other.leader(), key).status == 404
+                assert ours.read(ours.leader(), key).body == b"ours"
+                assert other.read(other.leader(), key).status == 404
         assert (other.status(other.leader()) or {})["revision"] == revision
 
 
@@ -108,7 +108,7 @@ def test_a_node_that_moves_alone_is_found_although_no_other_was_told(tmp_path: P
         eventually("the members list says where it is", lambda: addresses(cluster) == wanted(cluster))
         cluster.put_somewhere("after", b"1", [leader])
         eventually("it follows", lambda: (cluster.status(moving) or {}).get("caught_up") is True)
-        assert cluster.get(moving, "after").body == b"1"
+        assert cluster.read(moving, "after").body == b"1"
         # The leader itself moves as well: the two others elect, and the third of them was never told of anything.
         cluster.kill(leader)
         move(cluster, leader)
