@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
 import random
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +52,7 @@ def machine_busy_seconds() -> float:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on now, all different.
+    """Return ports of loopback that nobody listens on now, all different, and reserve them.
 
     From below those that outgoing connections get: a server that is killed and started again must find its port free.
     """
@@ -62,10 +65,39 @@ def free_ports(count: int) -> list[int]:
                 each.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            if not reserve(port):
+                continue
             found.append(port)
             if len(found) == count:
                 return found
     raise BenchError("no free ports")
+
+
+_reserved: set[int] = set()
+"""The ports that this process has reserved."""
+
+
+def reserve(port: int) -> bool:
+    """Take a port for this process until it ends; return False if it, or another process of this user, has it already.
+
+    Nobody listens on a port before its server has started, and between two starts. Another process that looks for a
+    port then, such as another worker of the tests, would take it.
+    """
+    if port in _reserved:
+        return False
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _reserved.add(port)
+    return True
+
+
+@functools.cache
+def _reservations() -> int:
+    """Open the file of which byte n is locked by the process that has port n. It stays open: closing it unlocks all."""
+    path = Path(tempfile.gettempdir()) / f"kvorum-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def serve_arguments(name: str, client_port: int, peer_ports: Mapping[str, int], data_dir: Path) -> list[str]:

@@ -80,6 +80,9 @@ async def run_command(
         signals: what becomes of those that this process gets.
     """
     has_terminal = sys.stdin is not None and sys.stdin.isatty()
+    # One that ended this task now would have the command killed that has just begun.
+    early: list[signal.Signals] = []
+    signals.pass_on(early.append)
     try:
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, process_group=None if has_terminal else 0
@@ -94,6 +97,8 @@ async def run_command(
         _send(process.pid, number, to_group=not has_terminal)
 
     signals.pass_on(send)
+    for number in early:
+        send(number)
     ended, losing = asyncio.create_task(process.wait()), asyncio.create_task(lost.wait())
     try:
         await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)

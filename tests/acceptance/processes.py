@@ -195,6 +195,16 @@ class Cluster:
         """Get at this node."""
         return self.request(name, "GET", f"/v1/kv/{key}{query}", **options)
 
+    def read(self, name: str, key: str) -> Answer:
+        """Get at this node, trying until it tells what it holds: it refuses while it knows no leader."""
+
+        def attempt() -> Answer | None:
+            answer = self.try_request(name, "GET", f"/v1/kv/{key}")
+            return answer if answer is not None and answer.status in (200, 404) else None
+
+        answer: Answer = eventually(f"{name} reads {key}", attempt)
+        return answer
+
     def status(self, name: str) -> dict[str, Any] | None:
         """Return a node's own account; None when it does not answer."""
         answer = self.try_request(name, "GET", "/v1/cluster")

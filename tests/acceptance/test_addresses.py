@@ -66,7 +66,8 @@ def knows_addresses(cluster: Cluster, name: str) -> bool:
 
 
 def content(status: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str] | None:
-    return status if status.returncode == 0 else None
+    # After a second it says what it waits for, which a busy machine makes it do.
+    return status if status.returncode == 0 and status.stderr == "" else None
 
 
 def test_a_write_never_goes_to_the_cluster_that_has_the_old_ports_now(tmp_path: Path) -> None:
@@ -82,8 +83,8 @@ def test_a_write_never_goes_to_the_cluster_that_has_the_old_ports_now(tmp_path: 
             assert put.returncode == 0, put.stderr
         for number in range(len(ours.names)):
             for key in (f"curl-{number}", f"kv-{number}"):
-                assert ours.get(ours.leader(), key).body == b"ours"
-                assert other.get(other.leader(), key).status == 404
+                assert ours.read(ours.leader(), key).body == b"ours"
+                assert other.read(other.leader(), key).status == 404
         assert (other.status(other.leader()) or {})["revision"] == revision
 
 
@@ -94,7 +95,6 @@ def test_a_moved_cluster_agrees_on_its_new_addresses_and_says_so(tmp_path: Path)
         # Until a peer is asked at its new address, whoever answered at its old one counts as seen.
         status = eventually("kv status is content", lambda: content(kv(ours.addresses["n1"], "status")))
         assert "unreachable" not in status.stdout
-        assert status.stderr == ""
 
 
 def test_a_node_that_moves_alone_is_found_although_no_other_was_told(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_node_that_moves_alone_is_found_although_no_other_was_told(tmp_path: P
         eventually("the members list says where it is", lambda: addresses(cluster) == wanted(cluster))
         cluster.put_somewhere("after", b"1", [leader])
         eventually("it follows", lambda: (cluster.status(moving) or {}).get("caught_up") is True)
-        assert cluster.get(moving, "after").body == b"1"
+        assert cluster.read(moving, "after").body == b"1"
         # The leader itself moves as well: the two others elect, and the third of them was never told of anything.
         cluster.kill(leader)
         move(cluster, leader)

@@ -37,7 +37,7 @@ def fill(cluster: Cluster) -> None:
 
 def assert_filled(cluster: Cluster) -> None:
     for number in range(KEYS):
-        assert cluster.get(cluster.leader(), f"key-{number}").body == b"value-%d" % number
+        assert cluster.read(cluster.leader(), f"key-{number}").body == b"value-%d" % number
 
 
 def test_what_was_backed_up_survives_the_loss_of_everything(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_was_backed_up_survives_the_loss_of_everything(tmp_path: Path) -> N
         eventually("three voters", lambda: len(voters(cluster)) == 3)
         cluster.converge()
         assert_filled(cluster)
-        assert cluster.get(cluster.leader(), "after-the-backup").status == 404
+        assert cluster.read(cluster.leader(), "after-the-backup").status == 404
         assert cluster.put_somewhere("new", b"1").document["revision"] > lost, "a revision was given away twice"
 
 

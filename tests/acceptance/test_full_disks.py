@@ -105,7 +105,7 @@ def test_puts_are_refused_before_equal_disks_are_full_and_return_with_the_room(c
     for name in cluster.names:
         eventually(f"{name} is ready", partial(is_ready, cluster, name))
         assert cluster.get(name, keys[0], "?consistency=stale").body == VALUE
-    assert cluster.get(leader, keys[-1]).body == VALUE
+    assert cluster.read(leader, keys[-1]).body == VALUE
 
     for key in keys[: len(keys) // 2]:
         delete(cluster, key)

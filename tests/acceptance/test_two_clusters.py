@@ -56,7 +56,7 @@ def test_the_same_backup_on_each_node_is_noticed_by_every_node_and_mended_as_the
             cluster.start(name)
         cluster.settled()
         eventually("nobody is foreign", lambda: not any(see_foreign(cluster, name) for name in cluster.names))
-        assert cluster.get("n3", "k").body == b"v"
+        assert cluster.read("n3", "k").body == b"v"
         assert kv(cluster.addresses["n2"], "status").returncode == 0
 
 

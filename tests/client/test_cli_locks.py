@@ -13,6 +13,7 @@ import sys
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client.test_cli import Kv
@@ -389,6 +390,30 @@ def test_a_command_that_has_ended_is_sent_nothing_more(monkeypatch: pytest.Monke
         with Signals() as signals:
             assert await run_command(["sleep", "60"], dict(os.environ), lost, 60.0, signals) == 128 + signal.SIGTERM
         assert sent == [signal.SIGTERM, signal.SIGCONT]
+
+    asyncio.run(scenario())
+
+
+def test_a_signal_that_comes_while_the_command_is_started_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the task, and so the command that had just begun was killed, and `kv` said that it was interrupted."""
+    start = asyncio.create_subprocess_exec
+    script = "trap 'exit 40' USR1 TERM; echo ready; while true; do sleep 0.05; done"
+
+    async def slow(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*command, stdout=subprocess.PIPE, **options)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        os.kill(os.getpid(), signal.SIGTERM)
+        handled = asyncio.Event()
+        asyncio.get_running_loop().call_later(0, handled.set)
+        await handled.wait()
+        return process
+
+    async def scenario() -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+        with Signals() as signals:
+            assert await run_command(["sh", "-c", script], dict(os.environ), asyncio.Event(), 1.0, signals) == 40
+            assert not signals.ended_by
 
     asyncio.run(scenario())
 

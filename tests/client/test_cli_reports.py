@@ -119,6 +119,7 @@ async def first_words(capsys: pytest.CaptureFixture[str], command: asyncio.Task[
     return said
 
 
+@pytest.mark.usefixtures("notice")
 def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         server.node.error = NoLeaderError("no leader is known")
@@ -136,6 +137,7 @@ def test_after_a_second_it_says_what_it_waits_for(capsys: pytest.CaptureFixture[
     run(scenario)
 
 
+@pytest.mark.usefixtures("notice")
 def test_where_nothing_runs_it_hints_how_to_start_a_cluster(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +393,7 @@ def test_the_help_tells_what_the_timeout_of_a_command_is(
 # What a new user met.
 
 
+@pytest.mark.usefixtures("notice")
 def test_a_backup_without_a_quorum_says_what_it_waits_for_and_names_stale(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from kvorum_client import cli_waiting
 __all__ = ["no_process_is_left", "out"]
 
 
+@pytest.mark.usefixtures("notice")
 @pytest.mark.parametrize("command", [("watch", "k"), ("elect", "e", "--listen")])
 def test_a_command_that_lasts_says_what_it_waits_for_until_it_has_begun(command: tuple[str, ...], out: Out) -> None:
     async def scenario(server: Server, kv: Kv) -> None:

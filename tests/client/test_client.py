@@ -240,12 +240,14 @@ def test_a_deadline_with_nothing_sent_is_unavailable(monkeypatch: pytest.MonkeyP
 
 def test_a_deadline_with_something_sent_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        async with cluster(1) as servers, Client([servers[0].url], timeout_s=0.4) as kv:
+        async with cluster(1) as servers, Client([servers[0].url]) as kv:
+            # It has a connection, and knows the cluster: what it does in the short time of a call is to send it.
+            await kv.put("k", "u")
             servers[0].node.gate = asyncio.Event()
             with pytest.raises(OutcomeUnknownError):
-                await kv.put("k", "v")
+                await kv.put("k", "v", timeout_s=0.4)
             with pytest.raises(UnavailableError):
-                await kv.get("k")
+                await kv.get("k", timeout_s=0.4)
             servers[0].node.gate.set()
         monkeypatch.setattr(Transport, "exchange", answering(504, "outcome_unknown", "lost the quorum", "unknown"))
         async with Client(["127.0.0.1:1"], timeout_s=0.3) as kv:

@@ -218,9 +218,10 @@ def test_a_waiter_outlives_an_outage_that_is_longer_than_a_call(monkeypatch: pyt
     monkeypatch.setattr(locks.Queueing, "_request", counted)
 
     async def scenario(server: Server, kv: Client) -> None:
-        async with Client([server.url], timeout_s=0.3) as other, kv.lock("a") as first:
+        async with Client([server.url]) as other, kv.lock("a") as first:
             second = asyncio.create_task(other.lock("a").acquire())
             await waiters(kv, 1)
+            other._timeout_s = 0.3
             server.node.error = NoLeaderError("no leader")
             await until(
                 "two requests failed", lambda: sum(isinstance(each, UnavailableError) for each in failures) >= 2
@@ -364,9 +365,10 @@ def test_an_error_of_the_body_passes_and_the_lock_is_free() -> None:
 
 def test_a_release_that_fails_is_logged_and_the_work_of_the_block_counts(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(server: Server, kv: Client) -> None:
-        async with Client([server.url], timeout_s=0.3) as other:
+        async with Client([server.url]) as other:
             with caplog.at_level(logging.WARNING, "kvorum_client"):
                 async with other.lock("a"):
+                    other._timeout_s = 0.3
                     server.node.error = NoLeaderError("no leader")
             assert "could not be revoked, and ends by itself within 30 s" in caplog.text
         server.node.error = None

@@ -257,11 +257,11 @@ def test_a_session_with_a_write_of_unknown_outcome_is_not_ended() -> None:
         async with cluster(1) as servers:
             node = servers[0].node
             node.raise_feature_level()
-            async with Client([servers[0].url], timeout_s=0.3) as kv:
+            async with Client([servers[0].url]) as kv:
                 await kv.put("k", "v")
                 node.error = ServerOutcomeUnknown("no quorum answered in time")
                 with pytest.raises(OutcomeUnknownError):
-                    await kv.put("k", "w")
+                    await kv.put("k", "w", timeout_s=0.3)
                 node.error = None
             assert node.store.session_count == 1
 

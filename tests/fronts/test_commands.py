@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from acceptance.processes import kvorum
+from bench.processes import reserve
 from waiting import until
 
 from kvorum.__main__ import main
@@ -30,18 +31,20 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 
 
 def free_base_port(count: int, apart: int) -> int:
-    """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher.
+    """Return the first of ``count`` ports in a row that are free now, and so are those ``apart`` higher; reserve them.
 
     Other tests take ports at the same time: where it looks first is drawn.
     """
     for base in random.sample(range(10_000, 30_000 - count - apart), k=1000):
+        wanted = [base + i + shift for i in range(count) for shift in (0, apart)]
         with contextlib.ExitStack() as stack:
             try:
-                for port in [base + i + shift for i in range(count) for shift in (0, apart)]:
+                for port in wanted:
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return base
+            if all(reserve(port) for port in wanted):
+                return base
     raise AssertionError("no free ports")
 
 

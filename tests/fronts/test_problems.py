@@ -374,12 +374,12 @@ def test_asking_to_forward_is_understood_however_it_is_written(switch: str) -> N
 
 def test_a_forwarded_write_waits_no_longer_than_the_client_wants() -> None:
     async def main() -> None:
-        leader_node = FakeNode()
+        leader_node, follower_node = FakeNode(), FakeNode(make_config(request_timeout_ms=60_000))
         leader_node.gate = asyncio.Event()
-        async with asyncio.timeout(20), serving(leader_node) as leader, serving() as follower:
+        async with asyncio.timeout(20), serving(leader_node) as leader, serving(follower_node) as follower:
             follower.node.follow("n2", leader.url)
             # The fake leader waits for ever, whatever its own deadline is.
-            answer = await asyncio.wait_for(follower("PUT", "/v1/kv/k?forward=true&timeout_ms=100", b"v"), 3)
+            answer = await follower("PUT", "/v1/kv/k?forward=true&timeout_ms=100", b"v")
             assert (answer.status, answer.json["outcome"]) == (504, "unknown")
             leader_node.gate.set()
 

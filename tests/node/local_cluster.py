@@ -114,11 +114,14 @@ class LocalCluster:
     async def settled(self) -> Node:
         """Wait for a leader that every running node follows and that has heard from each of them; return it.
 
-        It has nothing more of its own to propose: a new cluster's quota is set.
+        It has applied all that it holds, so the feature level is that of the log, and it has nothing more of its own to
+        propose: a new cluster's quota is set.
         """
 
         def find() -> Node | None:
             for node in self.nodes.values():
+                if node.store.applied_index < node.raft.log.last_index:
+                    continue
                 if node.store.feature_level >= QUOTA_LEVEL and not node.store.quota.limit_bytes:
                     continue
                 peers = [progress.match_index for progress in node.raft.status().progress.values()]

@@ -75,7 +75,7 @@ def test_a_leader_says_where_it_is_itself(tmp_path: Path) -> None:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(cluster.close)
             await cluster.start("n1")
-            await cluster.leader()
+            await cluster.settled()  # The quota is set, and not proposed beside the address.
             await cluster.stop("n1")
             cluster.own["n1"] = {"advertise_client_url": "http://127.0.0.1:4711"}
             await cluster.start("n1")

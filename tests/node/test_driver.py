@@ -367,11 +367,12 @@ def test_a_fetch_that_the_log_has_passed_is_not_tried_again() -> None:
         driver.on_messages("b@1", (follows(12),))
         await until("the log has passed it", lambda: node.raft.log.commit_index == 12)
         source.arrive()
-        for _ in range(100):
+
+        def another_is_wanted() -> bool:
             driver.on_messages("b@1", (offer(20, term=1),))
-            await asyncio.sleep(0.01)
-            if len(source.wanted) > 1:
-                break
+            return len(source.wanted) > 1
+
+        await until("another is wanted", another_is_wanted)
         assert source.wanted == [10, 20]
         await node.close()
 

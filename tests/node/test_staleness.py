@@ -91,10 +91,12 @@ def test_a_follower_that_lags_is_stale_although_it_hears_its_leader(tmp_path: Pa
             lose(leader, lambda m: isinstance(m, AppendEntries) and m.recipient == lagging.raft.id)
             await leader.propose(Put(b"a", b"1"), TIMEOUT_MS)
 
-            await until("it is stale", lambda: (lagging.staleness_ms() or 0) > 2 * FRESH_MS)
-            contact_ms = lagging.status().last_contact_ms
-            assert contact_ms is not None
-            assert contact_ms < 2 * FRESH_MS
+            def is_stale_and_hears() -> bool:
+                contact_ms = lagging.status().last_contact_ms
+                return (lagging.staleness_ms() or 0) > 2 * FRESH_MS and contact_ms is not None and contact_ms < FRESH_MS
+
+            # On a busy machine there are moments in which it hears nothing either.
+            await until("it is stale although it hears its leader", is_stale_and_hears)
             assert lagging.raft.leader == leader.raft.id
 
     asyncio.run(scenario())

@@ -106,7 +106,7 @@ def check(cluster: Cluster, load: Load) -> None:
     """Nothing that was acknowledged is lost, every node has the same state, and none complained about another."""
     cluster.converge()
     for key, number in load.acknowledged.items():
-        answer = cluster.get(cluster.leader(), key)
+        answer = cluster.read(cluster.leader(), key)
         assert answer.status == 200
         assert int(answer.body) >= number
     for name in cluster.names:

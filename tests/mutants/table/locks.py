@@ -321,4 +321,13 @@ MUTANTS = [
         "True",
         "test_forward.py",
     ),
+    Mutant(
+        "locks",
+        "A signal that comes while the command of kv lock is started kills the command.",
+        "kvorum_client.cli_guard:run_command",
+        "signals.pass_on(early.append)",
+        "pass",
+        tests="tests/client/test_cli_locks.py",
+        simulated=False,
+    ),
 ]
