@@ -513,6 +513,20 @@ MUTANTS = (
         "test_elections.py",
     ),
     _client(
+        "An observer is given up at the first loss if the leader was the same for long.",
+        "elections:Election.observe",
+        "not is_lost",
+        "not is_lost and time.monotonic() < deadline",
+        "test_elections.py",
+    ),
+    _client(
+        "The addresses of a name are looked for in no time once a stream has lasted for long.",
+        "streams:Streams._stream",
+        "within_s if has_answered else deadline - time.monotonic()",
+        "deadline - time.monotonic()",
+        "test_watch.py",
+    ),
+    _client(
         "A leader that could not proclaim still takes itself for one.",
         "elections:Election.proclaim",
         "self.lease.lose(str(error))",
