@@ -141,7 +141,7 @@ class Transport:
             raise NotSentError(_reason(base, error)) from None
         except aiohttp.InvalidURL as error:
             raise InvalidArgumentError(f"{base} is not an endpoint: {error}") from None
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             # Which of the two deadlines passed first says nothing when the loop was late for both.
             raise (NoAnswerError if progress.begun else NotSentError)(_reason(base, error)) from None
 
@@ -175,7 +175,7 @@ class Transport:
                     yield chunk, response.content_length or 0
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_reason(base, error)) from None
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise (DownloadInterruptedError if began else NoAnswerError)(_reason(base, error)) from None
 
     def _open(self) -> aiohttp.ClientSession:

@@ -527,6 +527,13 @@ MUTANTS = (
         "test_watch.py",
     ),
     _client(
+        "A change that was never sent is called done when the output fails.",
+        "cli:_run",
+        "run in _WRITES and client.writes_perhaps_sent > 0",
+        "run in _WRITES",
+        "test_cli_environment.py",
+    ),
+    _client(
         "A leader that could not proclaim still takes itself for one.",
         "elections:Election.proclaim",
         "self.lease.lose(str(error))",

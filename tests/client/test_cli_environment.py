@@ -1,0 +1,45 @@
+"""What ``kv`` finds where it runs: descriptors, and variables of the environment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from client.test_cli import Kv, run
+from fronts.fake_node import Server
+
+from kvorum_client import Client, cli
+
+
+@pytest.mark.parametrize("spare", [1, 2, 3, 4])
+@pytest.mark.parametrize("arguments", [["put", "k", "v"], ["get", "k"]])
+def test_a_command_without_descriptors_says_that_nothing_was_done(arguments: list[str], spare: int) -> None:
+    script = """if True:
+        import os, resource, sys
+        from kvorum_client import cli
+        open_now = len(os.listdir("/proc/self/fd")) - 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + int(sys.argv[1]),) * 2)
+        sys.exit(cli.main(sys.argv[2:]))"""
+    command = [sys.executable, "-c", script, str(spare), "--endpoints", "127.0.0.1:1", "--timeout", "0.5", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    reason = "cannot begin, and nothing was done: too many open files (ulimit -n)"
+    said = f"kv: {reason if spare < 4 else 'http://127.0.0.1:1: connection refused'}\n"
+    assert (result.returncode, result.stderr) == (3, said)
+
+
+def test_an_output_that_fails_before_a_change_is_sent_is_not_called_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(self: Client, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(server: Server, kv: Kv) -> None:
+        monkeypatch.setattr(cli, "give_up", lambda stream: None)
+        monkeypatch.setattr(Client, "put", fails)
+        assert await kv("put", "k", "v") == 5
+        assert capsys.readouterr().err == "kv: cannot write the output: No space left on device\n"
+
+    run(scenario)
