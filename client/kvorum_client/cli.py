@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from kvorum_client import cli_backup, cli_cluster, cli_history, cli_keys, cli_lease, cli_txn
-from kvorum_client.cli_endpoints import endpoints_of
+from kvorum_client.cli_endpoints import endpoints_of, misspelt_warning
 from kvorum_client.cli_exit import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -184,6 +184,8 @@ class _Sent:
 
 
 async def _run(options: argparse.Namespace, sent: _Sent) -> int:
+    if not hasattr(options, "endpoints") and (warning := misspelt_warning(os.environ)):
+        warn(warning)
     endpoints, are_default = endpoints_of(options, os.environ)
     async with Client(
         endpoints.split(","),

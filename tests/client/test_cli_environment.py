@@ -11,7 +11,8 @@ import pytest
 from client.test_cli import Kv, run
 from fronts.fake_node import Server
 
-from kvorum_client import Client, cli
+from kvorum.config.sources import CONFIG_FILE_ENV, options
+from kvorum_client import Client, cli, cli_endpoints
 
 
 @pytest.mark.parametrize("spare", [1, 2, 3, 4])
@@ -43,3 +44,38 @@ def test_an_output_that_fails_before_a_change_is_sent_is_not_called_done(
         assert capsys.readouterr().err == "kv: cannot write the output: No space left on device\n"
 
     run(scenario)
+
+
+# Variables.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KVORUM_ENDPOINT",
+        "KVORUM_ENDPONTS",
+        "kvorum_endpoints",
+        "KVORUM_END_POINTS",
+        "KVORUM_ENDPOINTS_",
+        "KVORUM_ENPOINT",
+    ],
+)
+def test_a_misspelt_variable_is_told_unless_the_cluster_is_named(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVORUM_ENDPOINTS", raising=False)
+    monkeypatch.setattr(cli_endpoints, "LOCAL_ENDPOINTS", "127.0.0.1:1")
+    monkeypatch.setenv(name, "127.0.0.1:2")
+    assert cli.main(["get", "k", "--timeout", "0.5"]) == 3
+    warning = f"kv: warning: ignoring unknown environment variables: {name}. Did you mean KVORUM_ENDPOINTS?"
+    assert capsys.readouterr().err.splitlines()[0] == warning
+    assert cli.main(["get", "k", "--timeout", "0.5", "--endpoints", "127.0.0.1:1"]) == 3
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_no_variable_of_a_node_a_pod_or_a_command_under_a_lock_is_taken_for_a_misspelt_one() -> None:
+    names = [CONFIG_FILE_ENV, *(option.env for option in options())]
+    names += ["KVORUM_ENDPOINTS", *(f"KVORUM_{what}_{of}" for what in ("LOCK", "ELECTION") for of in ("NAME", "TOKEN"))]
+    # What Kubernetes sets in a pod beside a Service named kvorum.
+    names += ["KVORUM_SERVICE_HOST", "KVORUM_SERVICE_PORT", "KVORUM_PORT", "KVORUM_PORT_8001_TCP_ADDR"]
+    assert cli_endpoints.misspelt_warning(dict.fromkeys(names, "x")) == ""
