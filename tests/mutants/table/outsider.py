@@ -534,6 +534,13 @@ MUTANTS = (
         "test_cli_environment.py",
     ),
     _client(
+        "Nobody is told that the quota is used up.",
+        "cli_status:_fullness",
+        "latest is None or not latest.quota_exceeded",
+        "True",
+        "test_cli_words.py",
+    ),
+    _client(
         "A leader that could not proclaim still takes itself for one.",
         "elections:Election.proclaim",
         "self.lease.lose(str(error))",
