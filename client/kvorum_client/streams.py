@@ -82,7 +82,7 @@ class Streams(Caller):
                         piece = await anext(pieces, None)
                     while piece is not None:
                         self.has_heard, self.last_failure = True, None
-                        has_answered = True
+                        has_answered, self.streams_from = True, base
                         yield piece[0]
                         piece = await anext(pieces, None)
                 call.reason = f"{base}: the connection ended"

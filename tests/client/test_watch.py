@@ -121,8 +121,10 @@ def test_a_watch_that_was_entered_sees_every_write_that_begins_later() -> None:
 @pytest.mark.parametrize("error", [NotServingError("stopping"), NoLeaderError("alone")])
 def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotServingError | NoLeaderError) -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
-        resumed: list[tuple[int, str]] = []
-        async with kv.watch("k", on_resume=lambda *told: resumed.append(told)) as watch:
+        resumed: list[tuple[int, str, bool]] = []
+        async with kv.watch("k", on_resume=lambda *told: resumed.append((*told, kv.streams_from == began_at))) as watch:
+            began_at = kv.streams_from
+            assert began_at in [server.url for server in servers]
             await kv.put("k", "1")
             advance(servers)
             assert len(await take(watch, 1)) == 1
@@ -133,7 +135,7 @@ def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotSe
             await kv.put("k", "3")
             advance(servers)
             assert [event.value for event in await take(watch, 2)] == [b"2", b"3"]
-        assert resumed == [(3, str(error))]
+        assert resumed == [(3, str(error), False)], "at the other node"
 
     with_nodes(scenario, 2)
 
