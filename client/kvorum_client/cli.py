@@ -26,6 +26,7 @@ from kvorum_client.cli_exit import (
 )
 from kvorum_client.cli_output import give_up, say, warn
 from kvorum_client.cli_parser import Command, build_parser, from_go
+from kvorum_client.cli_threads import DaemonThreads
 from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice
 from kvorum_client.client import Client, logger
 from kvorum_client.errors import (
@@ -129,7 +130,7 @@ def _runner() -> asyncio.Runner:
             # Of an event loop that is made in part, the interpreter complains.
             for _ in range(_DESCRIPTORS_MIN):
                 probed.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        runner.get_loop()
+        runner.get_loop().set_default_executor(DaemonThreads())
     except OSError as error:
         raise UnavailableError(
             f"cannot begin, and nothing was done: {(error.strerror or str(error)).lower()} (ulimit -n)"

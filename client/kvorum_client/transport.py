@@ -123,7 +123,11 @@ class Transport:
             NotSentError: certainly not sent.
             NoAnswerError: perhaps sent.
         """
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_s,
+            sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2),
+            ceil_threshold=float("inf"),  # Otherwise aiohttp rounds up to whole seconds from 5 s on.
+        )
         progress = _Progress()
         try:
             async with self._open().request(

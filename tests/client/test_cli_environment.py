@@ -1,18 +1,27 @@
-"""What ``kv`` finds where it runs: descriptors, and variables of the environment."""
+"""What ``kv`` finds where it runs: descriptors, name servers, and variables of the environment."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import aiohttp
 import pytest
+from aiohttp import helpers
 from client.test_cli import Kv, run
+from client.test_watch import Clock
 from fronts.fake_node import Server
 
 from kvorum.config.sources import CONFIG_FILE_ENV, options
-from kvorum_client import Client, cli, cli_endpoints
+from kvorum_client import Client, Compacted, cli, cli_endpoints, cli_history
+from kvorum_client.transport import NotSentError, Transport
 
 
 @pytest.mark.parametrize("spare", [1, 2, 3, 4])
@@ -44,6 +53,64 @@ def test_an_output_that_fails_before_a_change_is_sent_is_not_called_done(
         assert capsys.readouterr().err == "kv: cannot write the output: No space left on device\n"
 
     run(scenario)
+
+
+# Deadlines.
+
+
+def test_kv_ends_at_its_deadline_though_a_name_server_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, asked = threading.Event(), threading.Event()
+
+    def getaddrinfo(*_: object, **__: object) -> list[object]:
+        asked.set()
+        answers.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            command = threads.submit(cli.main, ["--endpoints", "a.invalid:1", "get", "k", "--timeout", "0.3"])
+            assert command.result(20) == 3, "while nothing has answered"
+            assert asked.is_set()
+    finally:
+        answers.set()
+
+
+def test_both_requests_of_a_compaction_keep_to_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, timeouts = Clock(), []
+    monkeypatch.setattr(cli_history, "time", clock)
+
+    async def page(self: Client, **_: object) -> SimpleNamespace:
+        clock.now_s += 3
+        return SimpleNamespace(revision=100)
+
+    async def compact(self: Client, revision: int, *, timeout_s: float) -> Compacted:
+        timeouts.append(timeout_s)
+        return Compacted(100, revision)
+
+    monkeypatch.setattr(Client, "page", page)
+    monkeypatch.setattr(Client, "compact", compact)
+    assert cli.main(["--endpoints", "127.0.0.1:1", "compact", "--keep", "10", "--timeout", "4"]) == 0
+    assert timeouts == [1]
+
+
+def test_no_deadline_of_a_request_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[aiohttp.ClientTimeout] = []
+
+    def request(*_: object, timeout: aiohttp.ClientTimeout, **__: object) -> None:
+        timeouts.append(timeout)
+        raise aiohttp.ClientError
+
+    async def main() -> None:
+        transport = Transport()
+        monkeypatch.setattr(transport, "_open", lambda: SimpleNamespace(request=request))
+        with pytest.raises(NotSentError):
+            await transport.exchange("http://127.0.0.1:1", "GET", "/", b"", {}, 7.3)
+
+    asyncio.run(main())
+    assert [(each.total, helpers.calculate_timeout_when(0.2, 7.3, each.ceil_threshold)) for each in timeouts] == [
+        (7.3, 7.5)
+    ]
 
 
 # Variables.

@@ -541,6 +541,20 @@ MUTANTS = (
         "test_cli_words.py",
     ),
     _client(
+        "kv waits for a name server beyond its deadline.",
+        "cli:_runner",
+        "runner.get_loop().set_default_executor(DaemonThreads())",
+        "runner.get_loop()",
+        "test_cli_environment.py",
+    ),
+    _client(
+        "aiohttp rounds the deadline of an attempt up to whole seconds.",
+        "transport:Transport.exchange",
+        'float("inf")',
+        "5.0",
+        "test_cli_environment.py",
+    ),
+    _client(
         "A leader that could not proclaim still takes itself for one.",
         "elections:Election.proclaim",
         "self.lease.lose(str(error))",
