@@ -158,6 +158,8 @@ class Caller:
         """Why the latest attempt of any call did not end it."""
         self.has_heard = False
         """Whether any node has answered anything."""
+        self.streams_from = ""
+        """The node that sent the latest piece of a watch or an election; empty: none has."""
         self.writes_perhaps_sent = 0
         """How many attempts to write were made, without those of which certainly nothing was sent."""
         self.lacks_leader = False

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from kvorum_client import cli_backup, cli_cluster, cli_history, cli_keys, cli_lease, cli_txn
-from kvorum_client.cli_endpoints import endpoints_of
+from kvorum_client.cli_endpoints import endpoints_of, misspelt_warning
 from kvorum_client.cli_exit import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -26,6 +26,7 @@ from kvorum_client.cli_exit import (
 )
 from kvorum_client.cli_output import give_up, say, warn
 from kvorum_client.cli_parser import Command, build_parser, from_go
+from kvorum_client.cli_threads import DaemonThreads
 from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice
 from kvorum_client.client import Client, logger
 from kvorum_client.errors import (
@@ -48,6 +49,8 @@ _WRITES = cli_cluster.WRITES | {
     cli_txn.txn,
 }
 """The commands that may be done, or not, when they are interrupted."""
+_DESCRIPTORS_MIN = 4
+"""What an event loop takes, and one connection."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is no reason to end with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    run: object = None
+    sent = _Sent()
     try:
         try:
             options = _two_dashes(build_parser().parse_args(from_go(arguments)))
@@ -69,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The help, or the version, is an answer as well.
             sys.stdout.flush()
             raise
-        run = options.run
-        status = _carry_out(options)
+        status = _carry_out(options, sent)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -79,25 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except OSError as error:
         give_up(sys.stdout)
-        done = "done, but " if run in _WRITES else ""
+        done = "done, but " if sent.is_change else ""
         reason = "stdout is closed" if error.errno == errno.EBADF else error.strerror or error
         return _fail(f"{done}cannot write the output: {reason}", EXIT_OUTPUT)
 
 
-def _carry_out(options: argparse.Namespace) -> int:
+def _carry_out(options: argparse.Namespace, sent: _Sent) -> int:
     """Do what the options say and return the exit status.
 
     Raises:
-        OSError: it is done, but the answer cannot be written.
+        OSError: the answer cannot be written; it is done, if it is a change.
     """
-    sent = _Sent()
     try:
         if options.run is cli_keys.put:
             cli_keys.read_value(options)
         elif options.run is cli_txn.txn:
             cli_txn.read_transaction(options)
-        with _warnings():
-            return asyncio.run(_run(options, sent))
+        with _warnings(), _runner() as runner:
+            return runner.run(_run(options, sent))
     except InvalidArgumentError as error:
         return _fail(str(error), EXIT_USAGE)
     except WrongClusterError as error:
@@ -113,8 +114,28 @@ def _carry_out(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         doubt = ""
         if options.run in _WRITES:
-            doubt = "; it may or may not have been applied" if sent.writes else "; nothing was done"
+            doubt = "; it may or may not have been applied" if sent.is_change else "; nothing was done"
         return _fail(f"interrupted{doubt}", EXIT_INTERRUPTED)
+
+
+def _runner() -> asyncio.Runner:
+    """Return what runs the command, with an event loop.
+
+    Raises:
+        UnavailableError: the system gives too few descriptors.
+    """
+    runner = asyncio.Runner()
+    try:
+        with contextlib.ExitStack() as probed:
+            # Of an event loop that is made in part, the interpreter complains.
+            for _ in range(_DESCRIPTORS_MIN):
+                probed.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        runner.get_loop().set_default_executor(DaemonThreads())
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot begin, and nothing was done: {(error.strerror or str(error)).lower()} (ulimit -n)"
+        ) from None
+    return runner
 
 
 def _wrong_cluster(error: WrongClusterError, options: argparse.Namespace) -> str:
@@ -157,12 +178,15 @@ def _two_dashes(options: argparse.Namespace) -> argparse.Namespace:
 
 
 class _Sent:
-    """What a command that is interrupted has sent."""
+    """What a command that ends otherwise than meant has sent."""
 
-    writes = 0
+    is_change = False
+    """Whether it may have changed something: it is a command that does, and was sent."""
 
 
 async def _run(options: argparse.Namespace, sent: _Sent) -> int:
+    if not hasattr(options, "endpoints") and (warning := misspelt_warning(os.environ)):
+        warn(warning)
     endpoints, are_default = endpoints_of(options, os.environ)
     async with Client(
         endpoints.split(","),
@@ -181,7 +205,7 @@ async def _run(options: argparse.Namespace, sent: _Sent) -> int:
             stale = OR_STALE if run is cli_backup.save and client.has_heard and not options.stale else ""
             raise UnavailableError(f"{reason}{stale}{notice.hint()}") from None
         finally:
-            sent.writes = client.writes_perhaps_sent
+            sent.is_change = run in _WRITES and client.writes_perhaps_sent > 0
         if status == EXIT_UNAVAILABLE and (hint := notice.hint()):
             say(f"no node answers{hint}")
         return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 
 from kvorum_client.cli_arguments import (
@@ -96,10 +97,12 @@ def _short(value: bytes) -> str:
 
 async def compact(client: Client, options: argparse.Namespace) -> int:
     """``kv compact REVISION``, ``kv compact --keep N``."""
-    revision = options.revision
+    revision, timeout_s = options.revision, getattr(options, "timeout", 10.0)
     if revision is None:
+        ends = time.monotonic() + timeout_s
         revision = max((await client.page(limit=1, keys_only=True)).revision - options.keep + 1, 1)
-    return _show(await client.compact(revision), options)
+        timeout_s = max(ends - time.monotonic(), 0.1)
+    return _show(await client.compact(revision, timeout_s=timeout_s), options)
 
 
 def _show(result: Compacted, options: argparse.Namespace) -> int:

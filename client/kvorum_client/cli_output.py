@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ def size_text(size_bytes: float, space: str = " ") -> str:
 
 def give_up(stream: TextIO) -> None:
     """Let what is left in the buffer go nowhere, so that the interpreter does not complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -72,6 +72,8 @@ async def status(client: Client, options: argparse.Namespace) -> int:
     others = _strangers(statuses, client.cluster_id)
     if others:
         say(others)
+    if full := _fullness(statuses, client.cluster_id):
+        warn(full)
     if clusters := _clusters(statuses):
         say(clusters)
     if others or clusters:
@@ -91,6 +93,21 @@ def _strangers(statuses: Sequence[NodeStatus], cluster_id: str) -> str:
 
 def _is_stranger(answer: NodeStatus, cluster_id: str) -> bool:
     return condition_of(answer, cluster_id) is Condition.FOREIGN
+
+
+def _fullness(statuses: Sequence[NodeStatus], cluster_id: str) -> str:
+    """Return why puts are refused, and what to do; empty: there is room."""
+    known = [answer for answer in statuses if condition_of(answer, cluster_id) in (Condition.FULL, Condition.OK)]
+    if disks := next((answer.disks_full for answer in known if answer.disks_full), None):
+        return f"puts are refused: {disks}; make room on the disks, see docs/operations/full-disks.md"
+    latest = max(known, key=lambda answer: answer.applied_index, default=None)
+    if latest is None or not latest.quota_exceeded:
+        return ""
+    used, quota = size_text(latest.used_bytes), size_text(latest.quota_bytes)
+    return (
+        f"puts are refused: the data takes {used}, and the quota is {quota}; delete keys until it takes less than 95 % "
+        "of it, or raise the quota (kv quota set SIZE), see docs/operations/quota.md"
+    )
 
 
 def _clusters(statuses: Sequence[NodeStatus]) -> str:
@@ -204,6 +221,8 @@ async def health(client: Client, options: argparse.Namespace) -> int:
     if missing:
         are = "is" if len(missing) == 1 else "are"
         warn(f"the cluster serves, but {', '.join(missing)} {are} not ready")
+    if full := _fullness(statuses, client.cluster_id):
+        warn(full)
     return 1 if missing and options.all else 0
 
 

@@ -98,7 +98,7 @@ class Notice:
         reason = self._client.last_failure if self.has_begun else None
         if reason is None:
             if self._is_lost and self._options.run is not cli_watch.watch:  # A watch says where it goes on.
-                say("a node answers again; going on")
+                say(f"{self._client.streams_from} answers; going on there")
             self._is_lost = False
         elif self._was_failing and not self._is_lost:
             self._is_lost = True

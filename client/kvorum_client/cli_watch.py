@@ -52,7 +52,7 @@ async def watch(client: Client, options: argparse.Namespace) -> int:
         prev_value=options.prev_value,
         only=options.only,
         timeout_s=getattr(options, "timeout", None),
-        on_resume=_say_resumed,
+        on_resume=lambda revision, reason: _say_resumed(client.streams_from, revision, reason),
     )
     options.has_begun = lambda: watching.has_begun
     try:
@@ -69,8 +69,8 @@ async def watch(client: Client, options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_resumed(revision: int, reason: str) -> None:
-    say(f"went on at revision {revision}, without a gap: {reason}")
+def _say_resumed(node: str, revision: int, reason: str) -> None:
+    say(f"the watch goes on at {node} from revision {revision}, without a gap; why it was interrupted: {reason}")
 
 
 def _json(event: WatchEvent) -> bytes:

@@ -153,14 +153,13 @@ class Election(Queueing):
             UnavailableError: no node could be found in time.
         """
         seen, last = 0, (-1, b"")
-        limit_s = self._elections._timeout_s if timeout_s is None else timeout_s
-        deadline, pause_s = time.monotonic() + limit_s, PAUSE_MIN_S
+        deadline = time.monotonic() + (self._elections._timeout_s if timeout_s is None else timeout_s)
+        is_lost, pause_s = True, PAUSE_MIN_S
         while True:
             try:
                 async with contextlib.aclosing(self._lines(max(0.001, deadline - time.monotonic()))) as lines:
                     async for line in lines:
-                        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-                        pause_s = PAUSE_MIN_S
+                        is_lost, pause_s = False, PAUSE_MIN_S
                         holder = holder_of(line.leader)
                         shown = (0, b"") if holder is None else (holder.fencing_token, holder.value)
                         # Another node may be behind the last one.
@@ -168,7 +167,10 @@ class Election(Queueing):
                             seen, last = line.revision, shown
                             yield holder
             except AttemptEndedError as error:
-                if time.monotonic() >= deadline:
+                if not is_lost:
+                    # The time to go on counts from the loss, however long the leader was the same before.
+                    is_lost, deadline = True, float("inf") if timeout_s is None else time.monotonic() + timeout_s
+                elif time.monotonic() >= deadline:
                     raise UnavailableError(str(error)) from None
             await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, PAUSE_MAX_S)

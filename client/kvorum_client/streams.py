@@ -68,7 +68,7 @@ class Streams(Caller):
 
     async def _stream(self, target: str, within_s: float) -> AsyncGenerator[bytes, None]:
         """Yield what one node sends of a watch, or of an election; see :class:`kvorum_client.watch.Connect`."""
-        deadline = time.monotonic() + within_s
+        deadline, has_answered = time.monotonic() + within_s, False
         call = Call("GET", "/v1/watch", self._deadline(min(within_s, self._attempt_timeout_s)), any_node=True)
         base = await self._router.pick_any(call.remaining_s())
         if self._transport.is_closed:
@@ -82,6 +82,7 @@ class Streams(Caller):
                         piece = await anext(pieces, None)
                     while piece is not None:
                         self.has_heard, self.last_failure = True, None
+                        has_answered, self.streams_from = True, base
                         yield piece[0]
                         piece = await anext(pieces, None)
                 call.reason = f"{base}: the connection ended"
@@ -98,7 +99,9 @@ class Streams(Caller):
             self._router.skip(base)
             raise
         self.last_failure = call.reason
-        await self._router.failed(base, max(0.0, min(deadline - time.monotonic(), self._attempt_timeout_s)))
+        # A stream may have lasted for days: the time to find the next node begins when it is lost.
+        left_s = within_s if has_answered else deadline - time.monotonic()
+        await self._router.failed(base, max(0.0, min(left_s, self._attempt_timeout_s)))
         raise AttemptEndedError(call.reason)
 
     async def backup(

@@ -123,7 +123,11 @@ class Transport:
             NotSentError: certainly not sent.
             NoAnswerError: perhaps sent.
         """
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_s,
+            sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2),
+            ceil_threshold=float("inf"),  # Otherwise aiohttp rounds up to whole seconds from 5 s on.
+        )
         progress = _Progress()
         try:
             async with self._open().request(
@@ -141,7 +145,7 @@ class Transport:
             raise NotSentError(_reason(base, error)) from None
         except aiohttp.InvalidURL as error:
             raise InvalidArgumentError(f"{base} is not an endpoint: {error}") from None
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             # Which of the two deadlines passed first says nothing when the loop was late for both.
             raise (NoAnswerError if progress.begun else NotSentError)(_reason(base, error)) from None
 
@@ -175,7 +179,7 @@ class Transport:
                     yield chunk, response.content_length or 0
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_reason(base, error)) from None
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise (DownloadInterruptedError if began else NoAnswerError)(_reason(base, error)) from None
 
     def _open(self) -> aiohttp.ClientSession:

@@ -13,7 +13,7 @@ from kvorum.commands import local, recover, restore, serve
 from kvorum.commands.confirm import confirm
 from kvorum.config import parse_peers
 from kvorum.config import sources as config_sources
-from kvorum.errors import ConfigError, StorageError, VersionTooOldError
+from kvorum.errors import ConfigError, NothingToRecoverError, StorageError, VersionTooOldError
 from kvorum.storage import datadir
 from kvorum_entry.parser import SubcommandParser
 
@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--accept-older-log",
         action="store_true",
-        help="Recover although another member that answers has a more up-to-date log.",
+        help="Recover although another member that answers has a more up-to-date log, or although the node is the only "
+        "member of its cluster already: a copy of its data becomes a cluster of its own.",
     )
     command.add_argument(
         "--yes",
@@ -200,6 +201,9 @@ def _recover(options: argparse.Namespace) -> int:
             peer_urls={peer.name: peer.url for peer in peers},
             confirm=lambda: confirm("Go on? This cannot be undone.", yes=options.yes),
         )
+    except NothingToRecoverError as error:
+        print(error)
+        return 0
     except StorageError as error:
         print(f"kvorum: {error}", file=sys.stderr)
         return serve.EXIT_STORAGE

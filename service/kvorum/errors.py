@@ -36,6 +36,7 @@
     |   +-- CommitsLostError         the other members lack what is committed here
     +-- ConfigError                  invalid configuration: exit 2
     |   +-- BetterLogError           another member, which answers, has a more up-to-date log than the one to recover
+    |   +-- NothingToRecoverError    the node needs no other: it is the only member of its cluster
     +-- FatalError                   ours: the process ends and its supervisor restarts it
         +-- InvariantViolatedError   a bug in consensus or in the state machine
         +-- MemoryChangedError       memory does not hold what was applied; the disk does
@@ -400,6 +401,10 @@ class ConfigError(KvorumError):
 
 class BetterLogError(ConfigError):
     """Another member that answers has a more up-to-date log than the one that is to be recovered."""
+
+
+class NothingToRecoverError(ConfigError):
+    """The node is the only member of its cluster, so that it needs no other. Nothing was changed."""
 
 
 class FatalError(KvorumError):

@@ -72,7 +72,8 @@ def test_a_watch_goes_on_for_as_long_as_it_takes_unless_told_otherwise() -> None
         assert said.startswith("kv: the connection is lost; trying to go on, until a node answers, or Ctrl-C: ")
         server.node.error = None
         said = await asyncio.to_thread(watching.stderr.readline)
-        assert said.startswith("kv: went on at revision 2, without a gap: ")
+        goes_on = f"kv: the watch goes on at {server.url} from revision 2, without a gap; why it was interrupted: "
+        assert said.startswith(goes_on)
         watching.send_signal(signal.SIGINT)
         assert (await ended(watching))[0] == 130
 

@@ -147,6 +147,37 @@ def test_health_tells_a_cluster_that_serves_from_one_that_does_not(capsys: pytes
     run(scenario)
 
 
+@pytest.mark.parametrize("command", [("status",), ("status", "-o", "json"), ("health",)])
+def test_a_cluster_that_refuses_puts_says_why_and_what_to_do(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario(server: Server, kv: Kv) -> None:
+        status, facts = server.node.status, dict[str, object]()
+        server.node.status = lambda: msgspec.structs.replace(status(), **facts)  # type: ignore[method-assign]
+
+        async def told() -> str:
+            assert await kv(*command) == 0
+            return "".join(line for line in capsys.readouterr().err.splitlines() if "not ready" not in line)
+
+        facts.update(caught_up=True, used_bytes=2 << 20, quota_bytes=1 << 20)
+        assert await told() == ""
+        facts.update(quota_exceeded=True)
+        full = await told()
+        assert full.startswith(
+            "kv: warning: puts are refused: the data takes 2.0 MiB, and the quota is 1.0 MiB; delete "
+        )
+        assert "kv quota set SIZE" in full
+        facts.update(disks_full="n1 and n2 have no room")
+        assert (await told()).startswith(
+            "kv: warning: puts are refused: n1 and n2 have no room; make room on the disks"
+        )
+        facts.update(leader_name=None, state="candidate")
+        assert await kv(*command) in (0, 3)
+        assert "puts are refused" not in capsys.readouterr().err, "a node without a leader does not know"
+
+    run(scenario)
+
+
 def test_what_no_quorum_confirms_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario(server: Server, kv: Kv) -> None:
         for command in (("quota", "get"), ("member", "list", "-o", "json")):

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 from client.test_leases import with_node
+from client.test_watch import Clock
 from fronts.fake_node import Server
 from waiting import until
 
@@ -21,8 +22,11 @@ from kvorum_client import (
     LockLostError,
     RefusedError,
     SyncClient,
+    UnavailableError,
+    elections,
     leases,
 )
+from kvorum_client.watch import AttemptEndedError
 
 Leaders = AsyncGenerator[LockHolder | None, None]
 
@@ -187,3 +191,28 @@ def test_the_synchronous_twin() -> None:
             leaders.close()  # type: ignore[attr-defined]
 
     with_node(scenario)
+
+
+def test_an_observation_has_its_time_to_go_on_from_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, within = Clock(), []
+    monkeypatch.setattr(elections, "time", clock)
+
+    async def stream(target: str, within_s: float) -> AsyncGenerator[bytes, None]:
+        within.append(within_s)
+        if len(within) in (1, 3):
+            yield b'{"revision": 1, "leader": {"lease": "1", "fencing_token": 1, "remaining_ms": 1}}\n'
+            clock.now_s += 3600
+            yield b"\n"
+        else:
+            clock.now_s += 6
+        raise AttemptEndedError("gone")
+
+    async def scenario(server: Server, kv: Client) -> None:
+        monkeypatch.setattr(kv, "_stream", stream)
+        async with contextlib.aclosing(kv.election("e").observe(timeout_s=10)) as leaders, asyncio.timeout(10):
+            assert await anext(leaders) is not None
+            with pytest.raises(UnavailableError, match="gone"):
+                await anext(leaders)
+
+    with_node(scenario)
+    assert within == [10, 10, 4, 10, 4]

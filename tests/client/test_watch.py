@@ -33,7 +33,7 @@ from kvorum_client import (
     streams,
 )
 from kvorum_client import watch as watch_module
-from kvorum_client.transport import NotSentError, Transport
+from kvorum_client.transport import DownloadInterruptedError, NotSentError, Transport
 from kvorum_client.watch import AttemptEndedError
 
 
@@ -121,8 +121,10 @@ def test_a_watch_that_was_entered_sees_every_write_that_begins_later() -> None:
 @pytest.mark.parametrize("error", [NotServingError("stopping"), NoLeaderError("alone")])
 def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotServingError | NoLeaderError) -> None:
     async def scenario(servers: list[Server], kv: Client) -> None:
-        resumed: list[tuple[int, str]] = []
-        async with kv.watch("k", on_resume=lambda *told: resumed.append(told)) as watch:
+        resumed: list[tuple[int, str, bool]] = []
+        async with kv.watch("k", on_resume=lambda *told: resumed.append((*told, kv.streams_from == began_at))) as watch:
+            began_at = kv.streams_from
+            assert began_at in [server.url for server in servers]
             await kv.put("k", "1")
             advance(servers)
             assert len(await take(watch, 1)) == 1
@@ -133,7 +135,7 @@ def test_a_node_that_ends_a_watch_is_left_for_another_without_a_gap(error: NotSe
             await kv.put("k", "3")
             advance(servers)
             assert [event.value for event in await take(watch, 2)] == [b"2", b"3"]
-        assert resumed == [(3, str(error))]
+        assert resumed == [(3, str(error), False)], "at the other node"
 
     with_nodes(scenario, 2)
 
@@ -378,6 +380,30 @@ def test_what_a_node_took_to_name_its_cluster_counts_towards_the_attempt(monkeyp
             await anext(kv._stream("/v1/watch?key=k", 4))
         [timeout_ms] = [target.rpartition("timeout_ms=")[2] for target in asked]
         assert int(timeout_ms) <= 90
+
+    with_nodes(scenario)
+
+
+def test_the_next_node_is_looked_for_in_time_however_long_a_stream_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(servers: list[Server], kv: Client) -> None:
+        clock, within = Clock(), []
+        monkeypatch.setattr(calls, "time", clock)
+        monkeypatch.setattr(streams, "time", clock)
+
+        async def download(self: Any, base: str, target: str, *_: object) -> AsyncGenerator[tuple[bytes, int], None]:
+            yield b"\n", 0
+            clock.now_s += 3600
+            raise DownloadInterruptedError("gone")
+
+        async def failed(base: str, within_s: float) -> None:
+            within.append(within_s)
+
+        monkeypatch.setattr(Transport, "download", download)
+        monkeypatch.setattr(kv._router, "failed", failed)
+        with pytest.raises(AttemptEndedError):
+            async for _ in kv._stream("/v1/watch?key=k", 4):
+                pass
+        assert within == [kv._attempt_timeout_s]
 
     with_nodes(scenario)
 

@@ -421,6 +421,40 @@ def test_it_can_be_done_again_and_again(survivor: Path) -> None:
     assert asyncio.run(serve_alone(survivor))["values"][b"b"] == b"2"
 
 
+def test_of_a_node_that_is_alone_there_is_nothing_to_recover(
+    survivor: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    force_new_cluster(str(survivor))
+    capsys.readouterr()
+    before = read_disk(survivor)
+    assert before.identity is not None
+    command = ["recover", "--data-dir", str(survivor), "--force-new-cluster"]
+
+    assert main([*command, "--peers", "n3=127.0.0.1:1"]) == 0
+    told = capsys.readouterr()
+    says = f"there is nothing to recover: {before.identity.node_id} is the only member of cluster"
+    assert told.out.startswith(f"{says} {before.identity.cluster_id} already")
+    assert "becomes the only member" not in told.err, "and nobody is asked whether to go on"
+
+    request_recovery(survivor)
+    recover_if_requested(str(survivor))
+    assert f"not recovered, starting as before: {says}" in caplog.text
+    assert not (survivor / REQUEST).exists()
+    after = read_disk(survivor)
+    assert (after.identity, after.entries) == (before.identity, before.entries)
+
+    assert main([*command, "--accept-older-log", "--yes"]) == 0
+    copied = read_disk(survivor).identity
+    assert copied is not None and copied.cluster_id != before.identity.cluster_id
+
+
+def test_a_node_that_is_alone_with_a_term_that_leaves_none_for_elections_is_recovered(survivor: Path) -> None:
+    force_new_cluster(str(survivor))
+    save_offline(survivor, Save(1, HardState(INDEX_MAX - 1, None)))
+    force_new_cluster(str(survivor), accept_older_log=False)
+    assert read_disk(survivor).hard_state.current_term < 2**20
+
+
 def test_a_kill_between_the_new_cluster_id_and_the_new_configuration_is_repaired_by_doing_it_again(
     survivor: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from kvorum.bodies import read_bounded
-from kvorum.errors import BetterLogError, ConfigError, MalformedMessageError
+from kvorum.errors import BetterLogError, ConfigError, MalformedMessageError, NothingToRecoverError
 from kvorum.identity import Identity, name_of
 from kvorum.raft import Raft, RaftConfig
 from kvorum.raft.membership import encode_configuration
@@ -108,7 +108,8 @@ def force_new_cluster(
 
     Args:
         data_dir: the node's.
-        accept_older_log: do not ask the other members for the ends of their logs.
+        accept_older_log: do not ask the other members for the ends of their logs, and recover also the only member of a
+            cluster: a copy becomes a cluster of its own.
         peer_urls: where the options say that the peer ports of members are, by name. These are asked in addition to
             the addresses that the log names: a member may have moved when there was no leader to publish it.
         report: where the warning goes, and the names of members that did not answer.
@@ -117,6 +118,7 @@ def force_new_cluster(
     Raises:
         ConfigError: the folder holds no member of a cluster, or it was not confirmed.
         BetterLogError: another member has a more up-to-date log.
+        NothingToRecoverError: it is the only member of its cluster already.
         StorageError: the folder is in use, or cannot be trusted.
     """
     if not Path(data_dir).is_dir():
@@ -136,6 +138,7 @@ async def _force_new_cluster(
     async with offline(data_dir) as folder:
         if folder.loaded.identity is not None and not accept_older_log:
             await _check_no_better_log(folder.loaded.identity, folder.loaded, Path(data_dir), peer_urls, report)
+            _check_not_alone(folder.loaded.identity, folder.loaded)
         identity, save = plan(folder.loaded, data_dir, report)
         confirm()
         if folder.loaded.identity is not None and folder.loaded.identity.cluster_id:
@@ -180,6 +183,23 @@ def _raft_of(node: NodeId, loaded: Loaded) -> Raft:
         entries=loaded.entries,
         on_disk=loaded.on_disk,
     )
+
+
+def _check_not_alone(identity: Identity, loaded: Loaded) -> None:
+    """Check that the node needs others, or lower terms, to have a leader.
+
+    Raises:
+        NothingToRecoverError: it needs neither.
+    """
+    raft = _raft_of(identity.node_id, loaded)
+    member = raft.configuration.get(identity.node_id)
+    is_alone = member is not None and member.voter and len(raft.configuration.members) == 1
+    if is_alone and max(loaded.hard_state.current_term, raft.log.last_term) < _TERM_MAX:
+        raise NothingToRecoverError(
+            f"there is nothing to recover: {identity.node_id} is the only member of cluster {identity.cluster_id} "
+            "already, and leads it when it runs; nothing was changed. To make a copy of its data a cluster of its own, "
+            "repeat the command with --accept-older-log"
+        )
 
 
 def _with_room_for_terms(loaded: Loaded, data_dir: str) -> tuple[Entry, ...]:
@@ -298,8 +318,8 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
 def recover_if_requested(data_dir: str, peer_urls: Mapping[str, str] | None = None) -> None:
     """Do what :func:`kvorum.storage.datadir.request_recovery` asked for, once. Blocking; before the folder is opened.
 
-    If another member that answers has a more up-to-date log, the request is withdrawn, and the node starts as it was:
-    to end instead would be a crash loop, in which nobody can withdraw it.
+    If another member that answers has a more up-to-date log, or the node is the only member already, the request is
+    withdrawn, and the node starts as it was: to end instead would be a crash loop, in which nobody can withdraw it.
 
     Args:
         data_dir: the node's.
@@ -316,6 +336,10 @@ def recover_if_requested(data_dir: str, peer_urls: Mapping[str, str] | None = No
             )
         except BetterLogError as error:
             log.error("not recovered, starting as before: %s", error)
+            withdraw_recovery_request(folder)
+            return
+        except NothingToRecoverError as error:
+            log.warning("not recovered, starting as before: %s", error)
             withdraw_recovery_request(folder)
             return
         log.warning("recovered: %s is now the only member of cluster %s", identity.node_id, identity.cluster_id)

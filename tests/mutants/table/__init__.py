@@ -20,6 +20,7 @@ it is.
 from __future__ import annotations
 
 from mutants.table import (
+    client,
     cluster,
     compactions,
     handover,
@@ -52,6 +53,7 @@ MUTANTS = (
     *storage.MUTANTS,
     *transport.MUTANTS,
     *cluster.MUTANTS,
+    *client.MUTANTS,
     *service.MUTANTS,
     *compactions.MUTANTS,
     *handover.MUTANTS,

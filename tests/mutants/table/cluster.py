@@ -543,6 +543,22 @@ sync_folder(folder)
         tests="tests/cluster/test_places.py",
     ),
     Mutant(
+        "recover",
+        "The only member of a cluster becomes a cluster of another id.",
+        "commands.recover:_check_not_alone",
+        "member is not None",
+        "False",
+        tests="tests/cluster/test_recover.py -k alone",
+    ),
+    Mutant(
+        "recover",
+        "A node that is alone with a term that leaves none for elections cannot be recovered.",
+        "commands.recover:_check_not_alone",
+        "max(loaded.hard_state.current_term, raft.log.last_term) < _TERM_MAX",
+        "True",
+        tests="tests/cluster/test_recover.py -k alone",
+    ),
+    Mutant(
         "K5",
         "A recovered copy still belongs to the original's place.",
         "commands.recover:force_new_cluster",
