@@ -41,8 +41,7 @@ class Signals:
         self._set: list[signal.Signals] = []
 
     def __enter__(self) -> Signals:
-        for number in _ENDING:
-            self._handle(number, self._end)
+        self.end_on()
         return self
 
     def __exit__(
@@ -50,6 +49,14 @@ class Signals:
     ) -> None:
         for number in self._set:
             self._loop.remove_signal_handler(number)
+
+    def end_on(self) -> None:
+        """Let the signals that end a program end the task: there is no command, or none any more."""
+        for number in self._set:
+            self._loop.remove_signal_handler(number)
+        self._set.clear()
+        for number in _ENDING:
+            self._handle(number, self._end)
 
     def pass_on(self, send: Callable[[signal.Signals], None]) -> None:
         """Let signals go to a command from now on."""
@@ -88,6 +95,7 @@ async def run_command(
             *command, env=environment, process_group=None if has_terminal else 0
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
+        signals.end_on()
         say(f"{command[0]}: {getattr(error, 'strerror', None) or error}")
         return 127 if isinstance(error, FileNotFoundError) else 126
 
@@ -97,8 +105,8 @@ async def run_command(
         _send(process.pid, number, to_group=not has_terminal)
 
     signals.pass_on(send)
-    for number in early:
-        send(number)
+    for number in early:  # From the terminal as well: it may have come before the command was there.
+        _send(process.pid, number, to_group=not has_terminal)
     ended, losing = asyncio.create_task(process.wait()), asyncio.create_task(lost.wait())
     try:
         await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)

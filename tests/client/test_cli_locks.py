@@ -394,6 +394,39 @@ def test_a_command_that_has_ended_is_sent_nothing_more(monkeypatch: pytest.Monke
     asyncio.run(scenario())
 
 
+def test_ctrl_c_at_a_terminal_just_before_the_command_begins_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal has sent it to every program that was there, and the command was not."""
+    start = asyncio.create_subprocess_exec
+    script = "trap 'exit 40' INT; echo ready; while true; do sleep 0.05; done"
+
+    async def slow(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        os.kill(os.getpid(), signal.SIGINT)
+        process = await start(*command, stdout=subprocess.PIPE, **options)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        return process
+
+    async def scenario() -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        with Signals() as signals:
+            assert await run_command(["sh", "-c", script], dict(os.environ), asyncio.Event(), 1.0, signals) == 40
+
+    asyncio.run(scenario())
+
+
+def test_a_signal_ends_kv_again_when_the_command_cannot_begin() -> None:
+    async def scenario() -> None:
+        with Signals() as signals:
+            assert await run_command(["/no/such"], dict(os.environ), asyncio.Event(), 1.0, signals) == 127
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(10)
+            assert signals.ended_by == signal.SIGTERM
+
+    asyncio.run(scenario())
+
+
 def test_a_signal_that_comes_while_the_command_is_started_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ended the task, and so the command that had just begun was killed, and `kv` said that it was interrupted."""
     start = asyncio.create_subprocess_exec

@@ -159,6 +159,24 @@ def test_other_requests_are_answered_while_many_leases_are_listed(monkeypatch: p
     run(scenario)
 
 
+def test_a_list_whose_leases_all_ended_meanwhile_goes_on_with_the_next_ones() -> None:
+    """An empty page that says `more` would end the lists of clients, and give no id to go on from."""
+
+    async def scenario(http: Server) -> None:
+        for id in range(1, 4):
+            await grant(http, id=f"{id:x}")
+        service = Service(http.node, perf_counter)
+        listing = asyncio.ensure_future(service.execute(ANONYMOUS, ListLeases(None, 2)))
+        await asyncio.sleep(0)
+        assert not listing.done()
+        for id in (1, 2):
+            await service.execute(ANONYMOUS, RevokeLease(id))
+        listed = await listing
+        assert ([each.id for each in listed.leases], listed.more) == ([3], False)
+
+    run(scenario)
+
+
 def test_leases_are_not_listed_on_by_a_node_that_serves_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(http: Server) -> None:
         for id in range(1, 7):

@@ -20,7 +20,17 @@ from raft.harness import (
 
 from kvorum.raft import RaftConfig, Role
 from kvorum.raft.membership import encode_configuration
-from kvorum.raft.messages import AppendEntries, Configuration, Entry, EntryKind, Heartbeat, Member, Message, Ready
+from kvorum.raft.messages import (
+    AppendEntries,
+    Configuration,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    Member,
+    Message,
+    Ready,
+    TimeoutNow,
+)
 
 
 @pytest.mark.parametrize(("voters", "needed"), [("ab", 1), ("abc", 1), ("abcd", 2), ("abcde", 2), ("abcdefg", 3)])
@@ -77,6 +87,17 @@ def test_a_process_that_started_again_is_asked_what_it_holds_although_nothing_is
     assert [(sent.prev_log_index, sent.entries) for sent in ready.messages if isinstance(sent, AppendEntries)] == [
         (2, ())
     ]
+
+
+def test_the_leadership_goes_to_who_acknowledges_the_log_and_not_to_a_process_that_has_only_begun() -> None:
+    server = leader("1", term=2, voters="abc", matched="bc")
+    raft = server.raft
+    raft.peer_started("b", "2")
+    assert raft.transfer_candidate(lambda _: True) == "c"
+    raft.transfer_leadership("b")
+    assert not [sent for sent in server.ready().messages if isinstance(sent, TimeoutNow)]
+    ready = server.take(appended("b", "a", 2, 2))
+    assert [sent.recipient for sent in ready.messages if isinstance(sent, TimeoutNow)] == ["b"]
 
 
 def test_the_leaders_own_log_counts_only_when_it_is_saved() -> None:

@@ -197,8 +197,8 @@ def _check_not_alone(identity: Identity, loaded: Loaded) -> None:
     if is_alone and max(loaded.hard_state.current_term, raft.log.last_term) < _TERM_MAX:
         raise NothingToRecoverError(
             f"there is nothing to recover: {identity.node_id} is the only member of cluster {identity.cluster_id} "
-            "already, and leads it when it runs; nothing was changed. To make a copy of its data a cluster of its own, "
-            "repeat the command with --accept-older-log"
+            "already, and needs no other to lead it; nothing was changed. To make a copy of its data a cluster of its "
+            "own, or if it runs and takes no part (`kv status`), repeat the command with --accept-older-log"
         )
 
 

@@ -145,7 +145,7 @@ class Leader:
             case AddLearner() | UpdateAddresses():
                 return
             case Promote(node):
-                lag = self._log.last_index - self.progress[node].match_index
+                lag = self._log.last_index - self.progress[node].confirmed_index
                 if not self._has_answered(node) or lag > self._config.promote_lag_max:
                     raise MembershipRefusedError(f"{node} has not caught up: it is {lag} entries behind")
             case Remove(node):
@@ -342,7 +342,7 @@ class Leader:
             term = self._term if index >= self._first_index else self._log.term(index)
             self._state.marks.note(node, self._term, None, index, term)
             self.advance_commit_index()
-        if node == self.transfer_target and progress.match_index == self._log.last_index:
+        if node == self.transfer_target and progress.confirmed_index == self._log.last_index:
             self._send_timeout_now(node)
 
     def _on_refusal(self, progress: Progress, message: AppendEntriesResponse) -> None:
@@ -454,7 +454,7 @@ class Leader:
             raise TransferFailedError(f"{target} does not answer")
         self.transfer_target = target
         self._ticks_since_transfer = 0
-        if self.progress[target].match_index == self._log.last_index:
+        if self.progress[target].confirmed_index == self._log.last_index:
             self._send_timeout_now(target)
         return target
 
@@ -473,7 +473,7 @@ class Leader:
         """Return who should lead next: of the eligible other voters that answer, the one that holds most of the log."""
         voters = self._other_voters.items()
         active = [node for node, progress in voters if self._is_active(progress) and is_eligible(node)]
-        return max(active, key=lambda node: self.progress[node].match_index, default=None)
+        return max(active, key=lambda node: self.progress[node].confirmed_index, default=None)
 
     def _send_timeout_now(self, node: NodeId) -> None:
         self._send(TimeoutNow(self._term, self._id, node))

@@ -25,8 +25,10 @@ from kvorum.service.refusals import Refusals
 from kvorum.service.requests import GetLease, GrantLease, ListLeases, RenewLease, RevokeLease
 from kvorum.service.results import LeaseGrant, LeaseList, LeaseRenewal, LeaseRevocation, LeaseState
 
+SLICE_IDS = 10_000
+"""Ids that a list looks at before the event loop has a turn: about a millisecond."""
 SLICE_LEASES = 1000
-"""Leases that a list looks at before the event loop has a turn: about a millisecond."""
+"""Leases that it returns before the event loop has a turn: about a millisecond."""
 
 _Done = LeaseGranted | LeaseRenewed | LeaseRevoked
 
@@ -43,6 +45,7 @@ class Leases:
         node: the node.
         refusals: makes the errors for what is not proposed or not applied.
         draw_id: draws the id of a lease whose client leaves it to the node.
+        lists: whose turn it is to list leases: each list holds a few hundred bytes for each of them.
         hands_over: a node that does not lead hands the commands to the leader.
     """
 
@@ -50,7 +53,8 @@ class Leases:
         self,
         node: NodePort,
         refusals: Refusals,
-        draw_id: Callable[[], int] = draw_id,
+        draw_id: Callable[[], int],
+        lists: asyncio.Lock,
         *,
         hands_over: bool = False,
     ) -> None:
@@ -59,8 +63,7 @@ class Leases:
         self._draw_id = draw_id
         self._hands_over = hands_over
         self._counters = node.counters
-        self._lists = asyncio.Lock()
-        """Whose turn it is: each list holds a few hundred bytes for each lease."""
+        self._lists = lists
 
     async def grant(self, request: GrantLease) -> LeaseGrant:
         """Create a lease; a time to live that is too short is taken as the shortest."""
@@ -136,34 +139,42 @@ class Leases:
         """
         if not 1 <= request.limit <= LEASES_LISTED_MAX:
             raise InvalidRequestError(f"limit must be a whole number from 1 to {LEASES_LISTED_MAX:,}")
-        await leases_barrier(self._node, "a lease", request.timeout_ms)
         timeout_ms = bounded_timeout_ms(request.timeout_ms, self._node.config.request_timeout_ms)
+        deadline_s = asyncio.get_running_loop().time() + timeout_ms / 1000
+        await leases_barrier(self._node, "a lease", request.timeout_ms)
         try:
-            async with asyncio.timeout(timeout_ms / 1000), self._lists:
+            async with asyncio.timeout_at(deadline_s), self._lists:
                 return await self._list(request)
         except TimeoutError:
             raise ReadTimeoutError("the leases could not be listed in time: there are many, or many lists") from None
 
     async def _list(self, request: ListLeases) -> LeaseList:
-        store = self._node.store
-        revision = store.revision
-        found = await self._lowest(request.after, request.limit + 1)
+        revision, after = self._node.store.revision, request.after
+        while True:
+            found = await self._lowest(after, request.limit + 1)
+            states = await self._states(found[: request.limit])
+            has_more = len(found) > request.limit
+            if states or not has_more:
+                return LeaseList(tuple(states), has_more, revision)
+            # All of them ended meanwhile, and who asks goes on after the last one that is returned.
+            after = found[request.limit - 1]
+
+    async def _states(self, ids: list[int]) -> list[LeaseState]:
+        """Return the leases with these ids that still exist."""
         states: list[LeaseState] = []
-        for start in range(0, request.limit, SLICE_LEASES):
-            ids = found[start : min(start + SLICE_LEASES, request.limit)]
-            if not ids:
-                break
-            states.extend(self._state(lease) for id in ids if (lease := store.leases.get(id)))
+        for start in range(0, len(ids), SLICE_LEASES):
+            leases = self._node.store.leases
+            states.extend(self._state(lease) for id in ids[start : start + SLICE_LEASES] if (lease := leases.get(id)))
             await self._let_others_run()
-        return LeaseList(tuple(states), len(found) > request.limit, revision)
+        return states
 
     async def _lowest(self, after: int | None, count: int) -> list[int]:
         """Return the lowest ids above that one, ascending, at most so many."""
         above = INTEGER_MIN - 1 if after is None else after
         leases = list(self._node.store.leases)
         lowest: list[int] = []
-        for start in range(0, len(leases), SLICE_LEASES):
-            lowest.extend(each.id for each in leases[start : start + SLICE_LEASES] if each.id > above)
+        for start in range(0, len(leases), SLICE_IDS):
+            lowest.extend(each.id for each in leases[start : start + SLICE_IDS] if each.id > above)
             lowest.sort()
             del lowest[count:]
             await self._let_others_run()

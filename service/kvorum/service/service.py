@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Awaitable, Callable
 from copy import copy
@@ -179,13 +180,14 @@ class Service:
         self._refusals = Refusals(node)
         self._scans = Scans(node, now)
         self._queues = Queues(node)
+        self._lease_lists = asyncio.Lock()
         self._compose(hands_over=hands_over)
 
     def _compose(self, *, hands_over: bool) -> None:
         node, now = self._node, self._now
         self._hands_over = hands_over
         self._transactions = Transactions(node, now, self._refusals, hands_over=hands_over)
-        self._leases = Leases(node, self._refusals, self._draw_lease_id, hands_over=hands_over)
+        self._leases = Leases(node, self._refusals, self._draw_lease_id, self._lease_lists, hands_over=hands_over)
         handing_over = self._transactions if hands_over else Transactions(node, now, self._refusals, hands_over=True)
         self._locks = Locks(node, now, self._queues, self._transactions, handing_over, self.check_leads)
 

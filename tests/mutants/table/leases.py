@@ -282,6 +282,13 @@ MUTANTS = (
         _FRONT,
     ),
     _row(
+        "A page of leases that all ended meanwhile is empty and says that there are more: lists of clients end there.",
+        "service.leases:Leases._list",
+        "states or not has_more",
+        "True",
+        _FRONT,
+    ),
+    _row(
         "A node whose state turned out to be wrong lists leases on.",
         "service.leases:Leases._let_others_run",
         "self._node.check_serves()",

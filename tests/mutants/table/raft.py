@@ -350,14 +350,14 @@ MUTANTS = (
         "B9",
         "The transfer target is told to campaign before it has caught up.",
         "raft.leader:Leader._on_match",
-        "node == self.transfer_target and progress.match_index == self._log.last_index",
+        "node == self.transfer_target and progress.confirmed_index == self._log.last_index",
         "node == self.transfer_target",
     ),
     Mutant(
         "B9",
         "A transfer target that lags is told to campaign at once.",
         "raft.leader:Leader.transfer",
-        "self.progress[target].match_index == self._log.last_index",
+        "self.progress[target].confirmed_index == self._log.last_index",
         "True",
     ),
     Mutant(
