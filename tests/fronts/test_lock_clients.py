@@ -86,31 +86,93 @@ def test_the_only_attempt_of_a_lease_does_not_leave_a_lock_that_nobody_knows_to_
     run(scenario)
 
 
+class Slow:
+    """Holds back what the node answers to proposals, and proposals themselves."""
+
+    def __init__(self, http: Server) -> None:
+        self._propose = http.node.propose
+        self.is_put = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.proposals = asyncio.Event()
+        self.proposals.set()
+        self.begun = 0
+        http.node.propose = self._slowly  # type: ignore[method-assign]
+
+    async def _slowly(self, *args: Any, **options: Any) -> Any:
+        self.begun += 1
+        await self.proposals.wait()
+        done = await self._propose(*args, **options)
+        self.is_put.set()
+        await self.answers.wait()
+        return done
+
+
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("wait_ms", "is_held"), [(0, False), (9000, False), (9000, True)])
-def test_an_attempt_that_is_given_up_while_its_put_is_on_its_way_leaves_no_place(wait_ms: int, is_held: bool) -> None:
+def test_an_attempt_that_is_given_up_while_its_put_is_on_its_way_leaves_no_place(
+    wait_ms: int, is_held: bool, times: int
+) -> None:
     async def scenario(http: Server) -> None:
         if is_held:
             await lock(http, 1)
-        before, propose = held(http), http.node.propose
-        is_put, answers = asyncio.Event(), asyncio.Event()
-
-        async def propose_slowly(*args: Any, **options: Any) -> Any:
-            done = await propose(*args, **options)
-            is_put.set()
-            await answers.wait()
-            return done
-
-        http.node.propose = propose_slowly  # type: ignore[method-assign]
+        before, slow = held(http), Slow(http)
         wanted = AcquireLock("lock", b"a", 2, wait_ms=wait_ms)
         attempt = asyncio.ensure_future(Service(http.node, perf_counter).execute(ANONYMOUS, wanted))
-        await asyncio.wait_for(is_put.wait(), 10)
+        await asyncio.wait_for(slow.is_put.wait(), 10)
         assert b"_locks/a/2" in held(http)
-        attempt.cancel()
-        await asyncio.sleep(0)
-        answers.set()
+        for _ in range(times):
+            attempt.cancel()
+            await asyncio.sleep(0)
+        slow.answers.set()
         await asyncio.wait({attempt})
         assert attempt.cancelled()
         assert held(http) == before
+
+    run(scenario)
+
+
+def test_an_attempt_that_took_a_place_over_and_is_given_up_while_its_put_is_on_its_way_leaves_no_place() -> None:
+    """A client that waits loses its connection, asks again, and goes."""
+
+    async def scenario(http: Server) -> None:
+        for lease in (1, 3):
+            http.node.set(b"_locks/a/%d" % lease, lease)
+        service = Service(http.node, perf_counter)
+        wanted = AcquireLock("lock", b"a", 2, wait_ms=9000)
+        first = asyncio.ensure_future(service.execute(ANONYMOUS, wanted))
+        await until("it waits", lambda: http.node.watches.hub.size >= 2)
+        slow = Slow(http)
+        second = asyncio.ensure_future(service.execute(ANONYMOUS, wanted))
+        await asyncio.wait_for(slow.is_put.wait(), 10)
+        for attempt in (first, second):
+            attempt.cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        await asyncio.wait({first, second})
+        assert first.cancelled()
+        assert second.cancelled()
+        assert held(http) == [b"_locks/a/1", b"_locks/a/3"]
+
+    run(scenario)
+
+
+def test_an_attempt_that_is_cancelled_again_while_it_gives_its_place_up_does_so() -> None:
+    async def scenario(http: Server) -> None:
+        await lock(http, 1)
+        service = Service(http.node, perf_counter)
+        attempt = asyncio.ensure_future(service.execute(ANONYMOUS, AcquireLock("lock", b"a", 2, wait_ms=9000)))
+        await waiting(http, 2)
+        slow = Slow(http)
+        slow.proposals.clear()
+        attempt.cancel()
+        await until("the place is being given up", lambda: slow.begun > 0)
+        attempt.cancel()
+        await asyncio.sleep(0)
+        slow.proposals.set()
+        slow.answers.set()
+        await asyncio.wait({attempt})
+        assert attempt.cancelled()
+        assert held(http) == [b"_locks/a/1"]
 
     run(scenario)
 

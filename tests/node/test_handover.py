@@ -338,6 +338,29 @@ async def test_it_is_said_when_the_last_attempt_is_refused() -> None:
 
 
 @in_loop
+async def test_a_frame_without_commands_that_was_refused_is_sent_again_each_second() -> None:
+    origin = opened()
+    origin.ask(PUT)
+    [frame] = origin.frames()
+    origin.refuse(frame, (WHOLE_FRAME, OverloadedError("full")))
+    origin.side.tick()
+    for _ in range(3):
+        [empty] = origin.frames()
+        assert (empty.number, empty.commands) == (frame.number, ())
+        origin.refuse(empty, (WHOLE_FRAME, OverloadedError("full")))
+        origin.now += 0.9 * handover.RESEND_S
+        origin.side.tick()
+        assert origin.frames() == [], "a leader that is full would get it in every tick"
+        origin.now += 0.1 * handover.RESEND_S
+        origin.side.tick()
+    [empty] = origin.frames()
+    origin.refuse(empty, (WHOLE_FRAME, OverloadedError("full")))
+    origin.raft.leader, origin.raft.current_term = OTHER, 6
+    origin.side.tick()
+    assert len(origin.frames()) == 1, "another leader may have room"
+
+
+@in_loop
 async def test_a_refusal_of_another_attempt_or_process_says_nothing() -> None:
     origin = opened()
     [waiter] = origin.ask(PUT)

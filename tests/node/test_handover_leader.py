@@ -36,7 +36,7 @@ from kvorum.node.handover_messages import (
     Refusal,
     error_of,
 )
-from kvorum.node.proposals import DoesNotFitError, Waiter
+from kvorum.node.proposals import KEEPING_SHARE, DoesNotFitError, Waiter
 from kvorum.node.state import State
 from kvorum.raft.messages import Configuration
 from kvorum.telemetry.counters import Counters
@@ -264,12 +264,25 @@ async def test_the_bytes_that_wait_at_the_leader_are_bounded() -> None:
 
 @in_loop
 async def test_frames_without_commands_are_bounded_too() -> None:
-    leader = Leader()
-    for number in range(handover_leader.FRAMES_MAX + 1):
+    leader, most = Leader(), KEEPING_SHARE * handover_leader.FRAMES_MAX
+    for number in range(most + 1):
         leader.side.take(ME, 5, Frame(7, number + 1, number + 1))
-    assert len(leader.queued) == handover_leader.FRAMES_MAX
+    assert len(leader.queued) == most
     [(_, refusal)] = leader.said
-    assert (refusal.number, type(error_of(refusal.errors[0]))) == (handover_leader.FRAMES_MAX + 1, OverloadedError)
+    assert (refusal.number, type(error_of(refusal.errors[0]))) == (most + 1, OverloadedError)
+
+
+@in_loop
+async def test_a_leader_full_of_bytes_takes_frames_without_commands() -> None:
+    """A write that it refuses leaves such a frame. Renewals need its number: the window begins at the lowest one."""
+    leader = Leader()
+    leader.side.take(ME, 5, Frame(7, 1, 1, (Put(b"a", bytes(handover_leader.BYTES_MAX)),), ("",)))
+    leader.side.take(ME, 5, Frame(7, 2, 2, (PUT,), ("",)))
+    [(_, refusal)] = leader.said
+    assert refusal.number == 2
+    leader.side.take(ME, 5, Frame(7, 2, 3))
+    assert leader.queued[-1][0] == HandedOver(7, 2, ())
+    assert len(leader.said) == 1
 
 
 @in_loop

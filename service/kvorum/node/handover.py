@@ -54,7 +54,8 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 ATTEMPTS_MAX = 16
 """Attempts of a frame that are remembered; with more of them its outcome stays unknown until it is applied."""
 RESEND_S = 1.0
-"""A frame is sent again, to the same leader, when it was not seen applied for so long; then after twice as long."""
+"""A frame is sent again, to the same leader, when it was not seen applied for so long; then after twice as long. One
+without commands that was refused is sent again after so long each time."""
 RESEND_MAX_S = 8.0
 """At the latest after so long. On a slow network a frame may still wait in the queue of its stream."""
 
@@ -325,11 +326,8 @@ class HandOvers:
         frame.sent = (leader, self._raft.current_term)
         frame.sent_s = self._clock.monotonic()
         commands, addresses = tuple(frame.commands), tuple(frame.addresses)
-        self._post(
-            leader,
-            self._raft.current_term,
-            Frame(self._nonce, number, self._attempt, commands, addresses),
-        )
+        message = Frame(self._nonce, number, self._attempt, commands, addresses)
+        self._post(leader, self._raft.current_term, message)
 
     def _drop_commands(self, frame: Outstanding) -> None:
         """Let a frame carry nothing any more: its callers have gone, and its number has to be used up."""
@@ -399,6 +397,9 @@ class HandOvers:
         whole = errors.get(WHOLE_FRAME)
         if frame.may_be_done or isinstance(whole, NotLeaderError):
             return  # It is sent to the next leader, if there is one in time.
+        if not frame.commands:
+            frame.resend_s = RESEND_S  # Not in the next tick: it has nothing but a number, and the leader is full.
+            return
         for position, waiter in enumerate(frame.waiters):
             error = whole or errors.get(position)
             if error is not None:

@@ -14,14 +14,15 @@ from kvorum.kv.commands import HandedOver, OpenOrigin
 from kvorum.kv.features import HANDOVER_LEVEL
 from kvorum.kv.limits import ORIGIN_WINDOW
 from kvorum.node.handover_messages import WHOLE_FRAME, Frame, Opening, Refusal, Refused, refused
-from kvorum.node.proposals import DoesNotFitError, Proposals, Waiter, share, weight
+from kvorum.node.proposals import KEEPING_SHARE, DoesNotFitError, Proposals, Waiter, share, weight
 from kvorum.node.state import State
 from kvorum.raft import Raft
 from kvorum.raft.messages import NodeId
 from kvorum.telemetry.counters import Counters
 
 BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of frames that wait for a quorum; more are refused, but for renewals and revocations (:func:`share`)."""
+"""Bytes of frames that wait for a quorum; more are refused. Of renewals, revocations (:func:`share`) and frames without
+commands, :data:`KEEPING_SHARE` times as many are taken: an origin needs the numbers of the latter for the former."""
 FRAMES_MAX = 8 * ORIGIN_WINDOW
 """Frames that wait for a quorum; more are refused likewise: those without commands take few bytes."""
 ATTEMPTS_MAX = 64
@@ -178,7 +179,7 @@ class Receiver:
         """Return why the frame cannot be proposed as it is; nothing: it can."""
         if not self._leads(term):
             return (refused(WHOLE_FRAME, NotLeaderError(self._raft.leader)),)
-        if self._is_full() and not frame.commands:
+        if not frame.commands and self._is_full(KEEPING_SHARE):
             return (refused(WHOLE_FRAME, self._overloaded()),)
         errors = []
         for position, (command, address) in enumerate(zip(frame.commands, frame.addresses, strict=True)):

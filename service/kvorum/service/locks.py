@@ -30,7 +30,7 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -69,6 +69,8 @@ from kvorum.service.requests import (
 )
 from kvorum.service.results import LockGrant, LockList, LockRelease, LockState, TxnResult
 from kvorum.service.transactions import Transactions
+
+T = TypeVar("T")
 
 _PUTS_MAX = 3
 """How often an attempt puts its key, if others put it without its lease meanwhile."""
@@ -127,7 +129,7 @@ class Locks:
         except CallerError as error:
             raise await self._failed(principal, attempt, error) from None
         except asyncio.CancelledError:
-            await self._withdraw(principal, attempt, is_abandoned=True)
+            await self._abandon(principal, attempt)
             raise
 
     async def release(self, principal: Principal, request: ReleaseLock) -> LockRelease:
@@ -192,10 +194,17 @@ class Locks:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             with suppress(CallerError):
-                await task
+                await _whole(task)
             if attempt.mod_revision:
-                await self._withdraw(principal, attempt, is_abandoned=True)
+                await self._abandon(principal, attempt)
             raise
+
+    async def _abandon(self, principal: Principal, attempt: _Attempt) -> None:
+        """Give the place of a cancelled attempt up, also if it took the place over and has not waited yet."""
+        if not attempt.ahead:
+            with suppress(CallerError):
+                attempt.ahead = self._ahead(attempt)
+        await _whole(asyncio.ensure_future(self._withdraw(principal, attempt, is_abandoned=True)))
 
     async def _try(self, principal: Principal, attempt: _Attempt) -> LockGrant | None:
         """Take the lock if nobody has a place; None: somebody may have it, and perhaps this lease.
@@ -258,23 +267,18 @@ class Locks:
         is_confirmed = True  # by the quorum that committed the put
         while True:
             self._node.check_serves()
-            queue = self._queues.read(request.kind, request.name)
             if self._node.store.leases.living(request.lease) is None:
                 raise lease_not_found(request.lease, self._node.store.revision)
-            own = attempt.place
-            place = bisect_left(queue, rank(own), key=rank)
-            if queue[place : place + 1] != [own]:
-                raise _not_held(request.kind, request.name, request.lease)
-            if place:
-                before = queue[place - 1]
-                attempt.ahead = (before, queue[0]) if place > 1 else (before,)
+            ahead = self._ahead(attempt)
+            if ahead:
+                attempt.ahead = ahead
                 left_s = deadline_s - self._now()
                 if left_s > 0:
-                    await self._gone(before, attempt, left_s)
+                    await self._gone(ahead[0], attempt, left_s)
                 else:
                     withdrawal = await self._withdraw(principal, attempt)
                     if withdrawal == "done":
-                        raise self._held(attempt, queue[0])
+                        raise self._held(attempt, ahead[-1])
                     if withdrawal == "unknown":
                         raise _unknown(attempt, "the time to wait is over, and the place could not be given up")
                 is_confirmed = False
@@ -283,6 +287,20 @@ class Locks:
             else:
                 await leases_barrier(self._node, "a lock", request.timeout_ms)
                 is_confirmed = True
+
+    def _ahead(self, attempt: _Attempt) -> tuple[Place, ...]:
+        """Return the place before that of the attempt, and the first one, if that is another; none: it is the first.
+
+        Raises:
+            LockError: the attempt has no place any more.
+            TooLargeError: there are too many keys between the places.
+        """
+        request, own = attempt.request, attempt.place
+        queue = self._queues.read(request.kind, request.name)
+        place = bisect_left(queue, rank(own), key=rank)
+        if queue[place : place + 1] != [own]:
+            raise _not_held(request.kind, request.name, request.lease)
+        return (queue[place - 1], queue[0]) if place > 1 else tuple(queue[:place])
 
     async def _gone(self, before: Place, attempt: _Attempt, left_s: float) -> None:
         """Return when the place before that of the attempt is gone, or its own, or the time is over."""
@@ -425,6 +443,18 @@ class _Wake:
             self._gone.set_result(None)
         else:
             self._gone.set_exception(error)
+
+
+async def _whole(task: asyncio.Future[T]) -> T:
+    """Await a task to its end, however often the caller is cancelled meanwhile. Only for one that is cancelled already.
+
+    Raises:
+        CallerError: the task did.
+    """
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    return task.result()
 
 
 def _key(kind: LockKind, name: bytes, lease: int) -> bytes:

@@ -75,6 +75,27 @@ MUTANTS = (
         "self._is_full()",
         _LEADER,
     ),
+    _row(
+        "A leader that is full refuses the frames whose numbers renewals need.",
+        "node.handover_leader:Receiver._errors",
+        "self._is_full(KEEPING_SHARE)",
+        "self._is_full()",
+        _LEADER,
+    ),
+    _row(
+        "A frame without commands that was refused is sent again in every tick.",
+        "node.handover:HandOvers.refused",
+        "not frame.commands",
+        "False",
+        _NODE,
+    ),
+    _row(
+        "A frame without commands that was refused is sent again ever later.",
+        "node.handover:HandOvers.refused",
+        "frame.resend_s = RESEND_S",
+        "pass",
+        _NODE,
+    ),
     # Rule 6: the order of a batch.
     _row(
         "The next frame of a batch is sent while the one before may be lost.",

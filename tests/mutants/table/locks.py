@@ -57,6 +57,27 @@ MUTANTS = [
         "test_lock_clients.py",
     ),
     _row(
+        "An attempt that took a place over, and is given up while its put is on its way, leaves it in the queue.",
+        "service.locks:Locks._abandon",
+        "attempt.ahead = self._ahead(attempt)",
+        "pass",
+        "test_lock_clients.py",
+    ),
+    _row(
+        "An attempt that is cancelled twice while its put is on its way leaves its place.",
+        "service.locks:Locks._to_its_end",
+        "await _whole(task)",
+        "await task",
+        "test_lock_clients.py",
+    ),
+    _row(
+        "An attempt that is cancelled again while it gives its place up keeps it.",
+        "service.locks:Locks._abandon",
+        "await _whole(asyncio.ensure_future(self._withdraw(principal, attempt, is_abandoned=True)))",
+        "await self._withdraw(principal, attempt, is_abandoned=True)",
+        "test_lock_clients.py",
+    ),
+    _row(
         "A lock that is granted to a client that is gone stays held.",
         "fronts.http.locks:LockHandlers._take_back",
         "granted.mod_revision == granted.fencing_token",
@@ -121,9 +142,9 @@ MUTANTS = [
     ),
     _row(
         "Of many whose time ends together every other one has to try again, and of those every other one.",
-        "service.locks:Locks._wait",
-        "(before, queue[0]) if place > 1 else (before,)",
-        "(before,)",
+        "service.locks:Locks._ahead",
+        "(queue[place - 1], queue[0]) if place > 1 else tuple(queue[:place])",
+        "tuple(queue[place - 1:place])",
         "test_lock_bounds.py",
     ),
     _row(
