@@ -8,6 +8,7 @@ again, after its puts. In between, a teller only reads, without an entry in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -171,7 +172,8 @@ class Teller:
         elif result.results is not None:
             if not self._world.is_forked:
                 txn_invariants.a_transaction_reads_one_revision(facts, node, result.revision, read)
-            self._known = {record.key: record for record in read}
+            # What a client has read does not change with the node's memory, where a fault may damage it.
+            self._known = {record.key: copy(record) for record in read}
         else:
             self._known = None
         kind = "read" if not txn.sequence else "done" if result.succeeded else "compare failed"

@@ -88,7 +88,7 @@ BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
         100,
     ),
     "a_copy_of_an_attempt_is_refused_or_proposed": (takes_copies, "what_was_refused_is_not_applied", 100),
-    "a_change_before_the_first_sweep_is_never_found": (sums_at_the_first_sweep, "a_damaged_state_is_rebuilt", 20),
+    "a_change_before_the_first_sweep_is_never_found": (sums_at_the_first_sweep, "a_damaged_state_is_rebuilt", 100),
     "a_second_change_makes_the_first_one_forgotten": (forgets_the_first_finding, "a_damaged_state_is_rebuilt", 20),
 }
 """How to put each bug back, which promise it breaks, and in how many runs of its plan at the most."""
