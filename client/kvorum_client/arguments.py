@@ -28,7 +28,7 @@ def check_timeout(timeout_s: float) -> float:
     return float(timeout_s)
 
 
-def check_whole_number(number: int, what: str, minimum: int = 0) -> int:
+def check_whole_number(number: int, what: str, minimum: int = 0, maximum: int = INTEGER_MAX) -> int:
     """Return the number as an int.
 
     Raises:
@@ -39,10 +39,8 @@ def check_whole_number(number: int, what: str, minimum: int = 0) -> int:
         whole = minimum - 1 if isinstance(number, bool) else operator.index(number)
     except TypeError:
         whole = minimum - 1
-    if not minimum <= whole <= INTEGER_MAX:
-        raise InvalidArgumentError(
-            f"{what} must be a whole number from {minimum:,} to {INTEGER_MAX:,}, not {number!r:.80}"
-        )
+    if not minimum <= whole <= maximum:
+        raise InvalidArgumentError(f"{what} must be a whole number from {minimum:,} to {maximum:,}, not {number!r:.80}")
     return whole
 
 

@@ -158,6 +158,8 @@ class Caller:
         """Why the latest attempt of any call did not end it."""
         self.has_heard = False
         """Whether any node has answered anything."""
+        self._foreign: dict[str, str] = {}
+        """The endpoints that refused a stream since they belong to another cluster, and which one."""
         self.streams_from = ""
         """The node that sent the latest piece of a watch or an election; empty: none has."""
         self.writes_perhaps_sent = 0
@@ -258,10 +260,18 @@ class Caller:
                 pause_s = min(2 * pause_s, BACKOFF_MAX_S)
         if call.is_write and call.perhaps_done:
             raise OutcomeUnknownError(f"the write may or may not have been applied: {call.reason}")
+        self._check_cluster(call)
+        raise UnavailableError(call.reason)
+
+    def _check_cluster(self, call: Call) -> None:
+        """Check that not every node belongs to another cluster.
+
+        Raises:
+            WrongClusterError: every one does.
+        """
         if self._router.are_endpoints(call.foreign):
             advice = "; if the cluster was recovered or restored, make a new client"
             raise WrongClusterError(call.reason + advice, list(call.foreign.values())[-1], self.cluster_id)
-        raise UnavailableError(call.reason)
 
     @property
     def _attempt_timeout_s(self) -> float:

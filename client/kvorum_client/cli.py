@@ -26,8 +26,8 @@ from kvorum_client.cli_exit import (
 )
 from kvorum_client.cli_output import give_up, say, warn
 from kvorum_client.cli_parser import Command, build_parser, from_go
-from kvorum_client.cli_threads import DaemonThreads
-from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice
+from kvorum_client.cli_threads import use_daemon_threads
+from kvorum_client.cli_waiting import NO_LEADER, OR_STALE, Notice, is_stream
 from kvorum_client.client import Client, logger
 from kvorum_client.errors import (
     ClientError,
@@ -130,7 +130,7 @@ def _runner() -> asyncio.Runner:
             # Of an event loop that is made in part, the interpreter complains.
             for _ in range(_DESCRIPTORS_MIN):
                 probed.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        runner.get_loop().set_default_executor(DaemonThreads())
+        use_daemon_threads(runner.get_loop())
     except OSError as error:
         raise UnavailableError(
             f"cannot begin, and nothing was done: {(error.strerror or str(error)).lower()} (ulimit -n)"
@@ -144,6 +144,11 @@ def _wrong_cluster(error: WrongClusterError, options: argparse.Namespace) -> str
             f"--cluster-id names the cluster {error.expected}, and the nodes belong to {error.cluster_id:.64}; nothing "
             "was done. Check --endpoints, or give the id that `kv status -o json` shows: a cluster that was recovered "
             "or restored has a new one"
+        )
+    if is_stream(options):
+        return (
+            f"the nodes belong to the cluster {error.cluster_id:.64} now, and not to {error.expected}: that one was "
+            "recovered or restored, and its revisions mean nothing here; run the command again, without --from-revision"
         )
     return (
         f"the nodes belong to more than one cluster, {error.expected} and {error.cluster_id:.64}; nothing was done. "

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from kvorum_client.cli_output import say
@@ -74,6 +74,33 @@ class Signals:
             self._task.cancel()
 
 
+@contextlib.contextmanager
+def _watching_by_descriptor() -> Iterator[None]:
+    """Learn of the end of a command by a descriptor (Linux), as Python does from 3.12 on.
+
+    Before, it starts a thread once the command runs. Where no more threads can be had, the command would be left alone.
+    """
+    if sys.version_info >= (3, 12) or sys.platform != "linux" or not _has_process_descriptors():
+        yield
+        return
+    watcher = asyncio.PidfdChildWatcher()
+    watcher.attach_loop(asyncio.get_running_loop())
+    asyncio.set_child_watcher(watcher)
+    try:
+        yield
+    finally:
+        asyncio.set_child_watcher(None)  # type: ignore[arg-type]  # Python makes its own again.
+
+
+def _has_process_descriptors() -> bool:
+    """Tell whether the kernel gives descriptors of processes: Linux from 5.3 on."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
 async def run_command(
     command: Sequence[str], environment: Mapping[str, str], lost: asyncio.Event, grace_s: float, signals: Signals
 ) -> int:
@@ -86,6 +113,13 @@ async def run_command(
         grace_s: see there; in seconds.
         signals: what becomes of those that this process gets.
     """
+    with _watching_by_descriptor():
+        return await _run(command, environment, lost, grace_s, signals)
+
+
+async def _run(
+    command: Sequence[str], environment: Mapping[str, str], lost: asyncio.Event, grace_s: float, signals: Signals
+) -> int:
     has_terminal = sys.stdin is not None and sys.stdin.isatty()
     # One that ended this task now would have the command killed that has just begun.
     early: list[signal.Signals] = []

@@ -90,7 +90,12 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _wait(text: str) -> float:
-    return 0.0 if text.strip("0.") == "" and text.strip(".") else seconds(text)
+    if text.strip("0.") == "" and text.strip("."):
+        return 0.0
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; 0: at once") from None
 
 
 async def lock(client: Client, options: argparse.Namespace) -> int:

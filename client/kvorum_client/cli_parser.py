@@ -205,7 +205,7 @@ def _add_top(add: Callable[..., argparse.ArgumentParser]) -> None:
     live.add_argument(
         "--count",
         metavar="N",
-        type=whole_number("a whole number of frames"),
+        type=whole_number("a whole number of frames", 1),
         default=0,
         help="stop after N frames [default: never]",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,8 +34,24 @@ class DaemonThreads(ThreadPoolExecutor):
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
                 future.set_exception(error)
 
-        threading.Thread(target=run, daemon=True).start()
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        except RuntimeError as error:  # The system gives no more (ulimit -u): the lookup has failed, and nothing else.
+            future.set_exception(OSError(errno.EAGAIN, str(error)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Wait for nothing."""
+
+
+def use_daemon_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Let an event loop run its lookups in such threads, and start none to wait for them at its end.
+
+    That thread may not be had (``ulimit -u``), and what was done by then would be called failed.
+    """
+
+    async def wait_for_nothing(timeout_s: float | None = None) -> None:
+        pass
+
+    loop.set_default_executor(DaemonThreads())
+    loop.shutdown_default_executor = wait_for_nothing  # type: ignore[method-assign]

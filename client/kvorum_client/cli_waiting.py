@@ -17,9 +17,6 @@ OR_STALE = "; add --stale to save what one node has applied, which may lack ackn
 NOTICE_S = 1.0
 """How long a command is silent before it says what it waits for."""
 
-_STREAMS = (cli_watch.watch, cli_lock.elect)
-"""They read what a node sends until they are interrupted."""
-
 DEFAULT_TIMEOUTS_S: Mapping[object, float] = {
     cli_status.status: cli_status.PROBE_TIMEOUT_S * cli_status.STATUS_ROUNDS,
     cli_status.health: cli_status.PROBE_TIMEOUT_S * cli_status.HEALTH_ROUNDS,
@@ -39,6 +36,11 @@ TIMEOUT_HELPS: Mapping[object, str] = {
     "connection is lost [default: for ever]; it exits with 3 when there is none",
     top: f"ignored: a node has {ASK_TIMEOUT_S:g} s for each answer",
 }
+
+
+def is_stream(options: argparse.Namespace) -> bool:
+    """Tell whether a command reads what a node sends until it is interrupted."""
+    return options.run is cli_watch.watch or (options.run is cli_lock.elect and options.listen)
 
 
 class Notice:
@@ -90,7 +92,7 @@ class Notice:
             if run is cli_backup.save:
                 what = f" for a node{'' if self._options.stale else ' and a quorum'}, then for the backup"
             say(f"still waiting, for up to {timeout_s:g} s{what}: {reason}{self.hint()}")
-        if self._options.run in _STREAMS:
+        if is_stream(self._options):
             self._in_a_second(self._look)
 
     def _look(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from kvorum_client.arguments import check_whole_number
 from kvorum_client.elections import ELECTIONS, Election
-from kvorum_client.errors import InvalidArgumentError, LeaseExistsError, LeaseNotFoundError, RefusedError
+from kvorum_client.errors import LeaseExistsError, LeaseNotFoundError, RefusedError
 from kvorum_client.leases import (
     LOCK_DELAY_S_MAX,
     TTL_S_MAX,
@@ -314,7 +314,5 @@ class Coordination:
 
 
 def _check_times(ttl_s: int, lock_delay_s: int) -> None:
-    if check_whole_number(ttl_s, "ttl_s", 1) > TTL_S_MAX:
-        raise InvalidArgumentError(f"ttl_s must be at most {TTL_S_MAX:,} seconds, not {ttl_s!r:.80}")
-    if check_whole_number(lock_delay_s, "lock_delay_s") > LOCK_DELAY_S_MAX:
-        raise InvalidArgumentError(f"lock_delay_s must be at most {LOCK_DELAY_S_MAX} seconds, not {lock_delay_s!r:.80}")
+    check_whole_number(ttl_s, "ttl_s, in seconds,", 1, TTL_S_MAX)
+    check_whole_number(lock_delay_s, "lock_delay_s, in seconds,", 0, LOCK_DELAY_S_MAX)

@@ -19,7 +19,7 @@ from kvorum_client import locks
 from kvorum_client.errors import InvalidArgumentError, LockLostError, RefusedError, UnavailableError
 from kvorum_client.leases import shown_id
 from kvorum_client.locks import LockHolder, Queueing, check_wait, holder_of
-from kvorum_client.watch import PAUSE_MAX_S, PAUSE_MIN_S, AttemptEndedError, Connect, lines_of
+from kvorum_client.watch import PAUSE_MAX_S, PAUSE_MIN_S, STEADY_S, AttemptEndedError, Connect, lines_of
 from kvorum_client.wire import decode, encoded
 from kvorum_wire import Problem
 from kvorum_wire import leases as wire
@@ -156,10 +156,13 @@ class Election(Queueing):
         deadline = time.monotonic() + (self._elections._timeout_s if timeout_s is None else timeout_s)
         is_lost, pause_s = True, PAUSE_MIN_S
         while True:
+            began = time.monotonic()
             try:
                 async with contextlib.aclosing(self._lines(max(0.001, deadline - time.monotonic()))) as lines:
                     async for line in lines:
-                        is_lost, pause_s = False, PAUSE_MIN_S
+                        is_lost = False
+                        if time.monotonic() - began >= STEADY_S:
+                            pause_s = PAUSE_MIN_S
                         holder = holder_of(line.leader)
                         shown = (0, b"") if holder is None else (holder.fencing_token, holder.value)
                         # Another node may be behind the last one.

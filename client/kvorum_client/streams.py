@@ -70,6 +70,7 @@ class Streams(Caller):
         """Yield what one node sends of a watch, or of an election; see :class:`kvorum_client.watch.Connect`."""
         deadline, has_answered = time.monotonic() + within_s, False
         call = Call("GET", "/v1/watch", self._deadline(min(within_s, self._attempt_timeout_s)), any_node=True)
+        call.foreign = self._foreign
         base = await self._router.pick_any(call.remaining_s())
         if self._transport.is_closed:
             raise UnavailableError(CLOSED)
@@ -80,6 +81,8 @@ class Streams(Caller):
                 async with contextlib.aclosing(pieces):
                     async with asyncio.timeout(call.remaining_s()):
                         piece = await anext(pieces, None)
+                    if piece is not None:
+                        self._foreign = {}
                     while piece is not None:
                         self.has_heard, self.last_failure = True, None
                         has_answered, self.streams_from = True, base
@@ -94,6 +97,9 @@ class Streams(Caller):
             self.has_heard = True
             if self._is_ours(call, error.answer) and error.answer.status != 307:
                 self._judge(call, error.answer)
+            nodes = self._router.others("")
+            self._foreign = {node: cluster for node, cluster in call.foreign.items() if node in nodes}
+            self._check_cluster(call)
         except GeneratorExit:
             # The node said that it ends the watch, or nobody wants more of it.
             self._router.skip(base)
@@ -144,6 +150,7 @@ class Streams(Caller):
                 self.has_heard = True
                 if self._is_ours(call, error.answer):
                     self._judge(call, error.answer)
+                self._check_cluster(call)
             except DownloadInterruptedError as error:
                 raise BackupDamagedError(f"the backup broke off after {verifier.size_bytes} bytes: {error}") from None
             self.last_failure = call.reason

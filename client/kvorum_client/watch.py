@@ -28,6 +28,8 @@ LINE_BYTES_MAX = 256 * 1024 * 1024
 """No line is as long: one has 1 MiB of events, or one event more, of which JSON makes six times as much at most."""
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 1.0
+STEADY_S = 1.0
+"""A stream that ended sooner does not end the pauses: a cluster that stops may begin many, and end them at once."""
 _FOR_EVER_S = 365 * 86_400.0
 
 Resumed = Callable[[int, str], object]
@@ -225,11 +227,14 @@ class Watch:
             if remaining_s <= 0:
                 raise UnavailableError(reason or "no node was asked in time")
             try:
+                began = time.monotonic()
                 async with contextlib.aclosing(self._attempt(remaining_s)) as lines:
                     async for line in lines:
                         if reason and self._has_begun and self._on_resume is not None:
                             self._on_resume(self._next, reason)
-                        pause_s, reason = PAUSE_MIN_S, ""
+                        reason = ""
+                        if time.monotonic() - began >= STEADY_S:
+                            pause_s = PAUSE_MIN_S
                         self._has_begun = True
                         yield line
             except AttemptEndedError as error:

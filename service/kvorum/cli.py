@@ -188,7 +188,10 @@ def _recover(options: argparse.Namespace) -> int:
             datadir.request_recovery(Path(options.data_dir), accept_older_log=options.accept_older_log)
         except StorageError as error:
             raise ConfigError(str(error)) from error
-        print("The node recovers at its next start. Restart it now (in Kubernetes: delete its pod).")
+        print(
+            "The node recovers at its next start, unless it is the only member already: its log says so then. "
+            "Restart it now (in Kubernetes: delete its pod)."
+        )
         return 0
     try:
         peers = parse_peers(options.peers) if options.peers else ()

@@ -76,6 +76,26 @@ def test_kv_ends_at_its_deadline_though_a_name_server_does_not_answer(monkeypatc
         answers.set()
 
 
+def test_what_is_done_is_done_though_no_thread_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The event loop began one at its end, so a put that was done ended with a traceback and 1 (ulimit -u)."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def done(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(cli, "_run", done)
+    assert cli.main(["--endpoints", "127.0.0.1:1", "put", "k", "v"]) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert cli.main(["--endpoints", "a.invalid:1", "put", "k", "v", "--timeout", "0.3"]) == 3
+    assert "temporarily unavailable" in capsys.readouterr().err
+
+
 def test_both_requests_of_a_compaction_keep_to_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, timeouts = Clock(), []
     monkeypatch.setattr(cli_history, "time", clock)

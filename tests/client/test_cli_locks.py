@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,20 @@ def test_a_command_that_has_ended_is_sent_nothing_more(monkeypatch: pytest.Monke
         with Signals() as signals:
             assert await run_command(["sleep", "60"], dict(os.environ), lost, 60.0, signals) == 128 + signal.SIGTERM
         assert sent == [signal.SIGTERM, signal.SIGCONT]
+
+    asyncio.run(scenario())
+
+
+def test_a_command_begins_without_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 starts one once the command runs; where none can be had (ulimit -u), it ran on without the lock."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        with Signals() as signals:
+            monkeypatch.setattr(threading.Thread, "start", start)
+            assert await run_command(["sh", "-c", "exit 40"], dict(os.environ), asyncio.Event(), 1.0, signals) == 40
 
     asyncio.run(scenario())
 

@@ -12,7 +12,7 @@ from client.test_client import cluster, elect, run
 from fronts.fake_node import CLUSTER, Server
 from waiting import until
 
-from kvorum.errors import OverloadedError
+from kvorum.errors import NotServingError, OverloadedError
 from kvorum.kv.commands import ClientCommand, Result
 from kvorum_client import Client, OutcomeUnknownError, SyncClient, UnavailableError, WrongClusterError
 from kvorum_client.transport import Answer, NoAnswerError
@@ -77,6 +77,43 @@ def test_nodes_of_another_cluster_are_told_at_once_when_there_are_no_others() ->
                     assert (refused.value.cluster_id, refused.value.expected) == (THEIRS, OURS)
             assert other.node.proposed == []
             assert other.node.calls == []
+
+    run(scenario)
+
+
+def test_streams_end_when_every_node_belongs_to_another_cluster() -> None:
+    """As after a restore: they looked for a node of their cluster for ever."""
+
+    async def scenario() -> None:
+        async with cluster(2) as nodes:
+            for node in nodes:
+                node.node.cluster = THEIRS
+            async with Client([each.url for each in nodes], cluster_id=OURS, timeout_s=1000.0) as kv:
+                with pytest.raises(WrongClusterError) as refused:
+                    await kv.watch("a").__aenter__()
+                assert (refused.value.cluster_id, refused.value.expected) == (THEIRS, OURS)
+                with pytest.raises(WrongClusterError):
+                    await anext(kv.election("e").observe())
+                with pytest.raises(WrongClusterError):
+                    await kv.backup(lambda *_: None)
+
+    run(scenario)
+
+
+def test_a_watch_whose_nodes_were_restored_as_another_cluster_ends() -> None:
+    async def scenario() -> None:
+        async with (
+            cluster(2) as nodes,
+            Client([each.url for each in nodes], timeout_s=1000.0) as kv,
+        ):
+            for node in nodes:
+                node.node.raise_feature_level()
+            watch = await kv.watch("a").__aenter__()
+            for node in nodes:
+                node.node.cluster = THEIRS
+                node.node.watches.end_all(NotServingError("the node is stopping"))
+            with pytest.raises(WrongClusterError):
+                await anext(watch)
 
     run(scenario)
 

@@ -167,7 +167,7 @@ MUTANTS = (
     _client(
         "kv waits for a name server beyond its deadline.",
         "cli:_runner",
-        "runner.get_loop().set_default_executor(DaemonThreads())",
+        "use_daemon_threads(runner.get_loop())",
         "runner.get_loop()",
         "test_cli_environment.py",
     ),

@@ -345,7 +345,7 @@ MUTANTS = [
     Mutant(
         "locks",
         "A signal that comes while the command of kv lock is started kills the command.",
-        "kvorum_client.cli_guard:run_command",
+        "kvorum_client.cli_guard:_run",
         "signals.pass_on(early.append)",
         "pass",
         tests="tests/client/test_cli_locks.py",

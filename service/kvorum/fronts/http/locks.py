@@ -154,9 +154,7 @@ class LockHandlers:
             ANONYMOUS,
             AcquireLock(self._kind, name, lease, await self._value(request), wait_ms, timeout_ms, forget_body),
         )
-        if not wait_ms:
-            return _granted(await attempt)
-        granted = await while_connected(request, attempt)
+        granted = await (while_connected(request, attempt) if wait_ms else attempt)
         if _is_gone(request):
             await self._take_back(granted)
         return _granted(granted)
