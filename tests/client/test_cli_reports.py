@@ -353,7 +353,7 @@ def test_nodes_of_two_clusters_are_told_apart_and_fail_the_status(capsys: pytest
             ["get", "k", "--max-staleness-ms", "soon"],
             "must be a whole number of milliseconds from 0 to 86,400,000, not 'soon'",
         ),
-        (["top", "--count", "-1"], "must be a whole number of frames from 0 to 9,223,372,036,854,775,807, not '-1'"),
+        (["top", "--count", "-1"], "must be a whole number of frames from 1 to 9,223,372,036,854,775,807, not '-1'"),
         (
             ["put", "k", "v", "--prev-revision", "old"],
             "must be a revision, a whole number from 0 to 9,223,372,036,854,775,807, not 'old'",
