@@ -1481,7 +1481,7 @@ done = partial(self._guard, self._saved, ready.save.number, ())
         "The advice stays when it is wrong.",
         "node.set_back:Participation._advise",
         "self._advice = _advice_for(leader, is_lasting=is_lasting)",
-        "self._advice = _advice_for(leader or first, is_lasting=is_lasting)",
+        "self._advice = self._advice if leader is None else _advice_for(leader, is_lasting=is_lasting)",
         tests="tests/node/test_set_back.py",
     ),
     Mutant(
