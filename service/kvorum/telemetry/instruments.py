@@ -556,7 +556,8 @@ def _clients() -> tuple[Instrument, ...]:
             "kvorum.handover.ignored",
             "{frame}",
             "Frames that this node was handed and ignored: a copy; applied already; stale (of a term before its "
-            "process began, or below the feature level); foreign (of no member, or of another one).",
+            "process began, or below the feature level); foreign (of no member, or of another one). "
+            "Requests of such nodes to open an origin, or one that is open, count too.",
             lambda s: _by(s.counters.handover_ignored, HANDOVER_IGNORED),
             "reason",
         ),
