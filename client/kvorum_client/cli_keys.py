@@ -6,12 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from kvorum_client.cli_arguments import (
-    add_key,
-    add_output,
-    lease_id,
-    prev_revision_number,
-)
+from kvorum_client.cli_arguments import add_key, add_output, lease_id, prev_revision_number
 from kvorum_client.cli_output import for_terminal, lease_field, print_json, print_table, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError

@@ -40,9 +40,6 @@ class DaemonThreads(ThreadPoolExecutor):
             future.set_exception(OSError(errno.EAGAIN, str(error)))
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for nothing."""
-
 
 def use_daemon_threads(loop: asyncio.AbstractEventLoop) -> None:
     """Let an event loop run its lookups in such threads, and start none to wait for them at its end.

@@ -8,13 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvorum_client.cli_arguments import (
-    add_key,
-    add_output,
-    add_range,
-    range_of,
-    revision_number,
-)
+from kvorum_client.cli_arguments import add_key, add_output, add_range, range_of, revision_number
 from kvorum_client.cli_output import lease_field, printable, say, text_fields
 from kvorum_client.client import Client
 from kvorum_client.errors import InvalidArgumentError, UnavailableError

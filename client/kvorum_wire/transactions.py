@@ -3,6 +3,8 @@
 Bytes are text where they are UTF-8, and otherwise in the field of the same name that ends in ``_base64``. A range is
 one key (``key``), or all keys that begin with ``prefix``, or those from ``start`` on and before ``end``, either of
 which may be left out.
+
+What a large body has many of is not tracked by the garbage collector (``gc=False``): none of it can be in a cycle.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kvorum_wire import Problem
 
-# What a large body has many of is not tracked by the garbage collector (gc=False): none of it can be in a cycle.
 Text = str | UnsetType
 
 
